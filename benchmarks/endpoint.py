@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
-from artifacts.schema import FrameFit
 from stages.ask import AskItem, AskJob
 from stages.process.events import StageOutcome
 from stages.process.stage_process import StageProcess

@@ -30,8 +30,8 @@ from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.options.commands import CaptionConfig
 from flows.core.pipelines import STAGES
 from flows.core.plan.costs import estimate
-from flows.core.plan.estimate import StageEstimate
 from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import StageEstimate
 from flows.core.plan.workloads import Workload, workload_of
 from stages.decode.generation import DecodeItem
 from stages.models.encoding import EncodeItem

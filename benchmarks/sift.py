@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.digests import digest_of
+from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
-from artifacts.schema import FrameFit, Sampling
+from artifacts.schema import Sampling
 from flows.interfaces.cli.main import main as penstock
 from tests.support.builders.common import Figure, cpu_seconds, in_fresh_process
 from tests.support.builders.planted import (

@@ -46,18 +46,18 @@ if TYPE_CHECKING:
     from penstock.captions import Captions as Captions
     from penstock.captions import caption as caption
     from penstock.cells import Shown as Shown
-    from penstock.cells import correct as correct
     from penstock.cells import show as show
+    from penstock.corrections import correct as correct
+    from penstock.searching import Hits as Hits
+    from penstock.searching import index as index
+    from penstock.searching import search as search
     from penstock.server import ServerProcess as ServerProcess
     from penstock.server import serve as serve
     from penstock.vectors import Embedded as Embedded
     from penstock.vectors import Embeddings as Embeddings
-    from penstock.vectors import Hits as Hits
     from penstock.vectors import Labels as Labels
     from penstock.vectors import embed as embed
-    from penstock.vectors import index as index
     from penstock.vectors import label as label
-    from penstock.vectors import search as search
     from penstock.vectors import sift as sift
     from stages.models import encode as encode
     from stages.models import generate as generate

@@ -1,18 +1,15 @@
 """What a notebook's cell shows of a run, and corrections without a server."""
 
 import html
-import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.json_shapes import read_jsonl
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
 from artifacts.texts.captions import one_line
-from artifacts.texts.edits import ACCEPTED, REJECTED, WORDS
 from artifacts.texts.labels import read_labels
 from artifacts.wording import counted
 from flows.commands.label.files import LINES
@@ -26,7 +23,6 @@ from flows.outputs.media_rows import (
     path_of,
 )
 from flows.outputs.unwritten import decisions_on
-from penstock.arguments import odd
 from penstock.arguments import path_of as path_given
 
 FEW = 5
@@ -35,11 +31,6 @@ MOST = 20
 """Captions that are shown unless told otherwise."""
 SIDE = 240
 """Pixels of the longer side of a thumbnail."""
-Place = tuple[str, float] | tuple[str, float, str]
-"""Name of a medium, second in which the chunk starts, and of several prompts the name of one: as
-`media_path`, `start` and `name` in captions.jsonl."""
-
-TAKEN = 'Give a dict such as {("clip.mp4", 0.0): "A text."}; None as the text rejects a caption'
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,57 +138,3 @@ def _row(each: ShownCaption) -> str:
     picture = f'<img src="{picture}" alt="">' if picture else "-"
     words = f"{html.escape(each.place)}<br>{html.escape(each.text)}"
     return f'<tr><td>{picture}</td><td style="text-align:left;max-width:40em">{words}</td></tr>'
-
-
-def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, store: str = "") -> int:
-    """Correct captions of a run's folder as `penstock review` does, and return how many changed. A
-    caption of a file counts for its exact copies.
-
-    `texts` has the text of each caption by its place; the model's own text accepts it, and None
-    rejects it. The same call of `penstock.caption` then writes the files with the corrections, and
-    `penstock.learn` learns from them. `store`: the store of the run, by which the folder is known
-    as one's own in another session. Nothing is changed if a place has no caption. Raises
-    PenstockError.
-    """
-    from flows.commands.review.captions import EditRefused, ReviewedCaptions
-
-    if not isinstance(texts, Mapping):
-        raise odd("texts", texts, TAKEN)
-    for place, text in texts.items():
-        if not isinstance(text, str | None):
-            raise odd(f"the text of {place}", text, TAKEN)
-    captions = ReviewedCaptions(folder_named(path_given("out", out), "out"), store)
-    changes, places = list[dict[str, Any]](), dict[str, Place]()
-    try:
-        rows = [row for medium in captions.media for row in medium["captions"]]
-        keys = {(row["media_path"], row["start"], row["name"]): row["key"] for row in rows}
-        for place, text in texts.items():
-            is_short = isinstance(place, tuple) and len(place) == 2
-            key = keys.get((*place, "") if is_short else place)
-            if key is None:
-                raise UsageError(
-                    f"{out} has no caption of {place}",
-                    hint="Give media_path and start as in captions.jsonl, and the name of the "
-                    "prompt if there are several",
-                )
-            if (other := places.setdefault(key, place)) != place:
-                if texts[other] != text:
-                    raise UsageError(
-                        f"{place} is a copy of {other}, and has another text",
-                        hint="Give one of them: a text counts for all copies",
-                    )
-                continue
-            is_own = text == captions.rows[key][WORDS]
-            if text is not None and not text.strip() and not is_own:
-                raise odd(f"the text of {place}", text, TAKEN)
-            review = REJECTED if text is None else ACCEPTED if is_own else ""
-            changes.append({"of": key, "caption": text, "review": review})
-        if not changes:
-            return 0
-        request = {"id": secrets.token_hex(8), "does": "correct", "changes": changes}
-        return len(captions.apply(request)["edits"])
-    except EditRefused as error:
-        of = f"the text of {places[error.key]}: " if error.key in places else ""
-        raise UsageError(f"{of}{error}", hint="Nothing was changed") from error
-    finally:
-        captions.close()

@@ -4,10 +4,8 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
 
-from artifacts.disk.paths import folder_named
 from artifacts.schema import values_of
 from artifacts.texts.labels import KINDS as LABEL_KINDS
 from artifacts.texts.labels import Labelled, read_labels
@@ -15,18 +13,11 @@ from artifacts.texts.tables import GROUP_ROWS, table_of
 from flows.commands.label.files import LINES, LabelsWritten
 from flows.commands.label.run import label as run_label
 from flows.commands.label.run import requested_labels
-from flows.commands.search.build import IndexWritten, fill_index
-from flows.commands.search.query import Hit, search_index
-from flows.commands.sift.marks import Sifted
+from flows.commands.sift.result import Sifted
 from flows.commands.sift.run import sift as run_sift
-from flows.core.console.display import Display
 from flows.core.options.vectors import (
-    INDEX,
     EmbedConfig,
-    IndexConfig,
     LabelConfig,
-    SearchPlace,
-    SearchQuery,
     SiftConfig,
 )
 from flows.core.pipelines import EMBED, LABEL
@@ -38,18 +29,14 @@ from penstock.arguments import (
     Sources,
     anchored,
     config_for,
-    config_with,
     display_for,
-    path_of,
 )
 from penstock.background import FinishedRecords, check_start
-from penstock.cells import FEW, Shown, ShownCaption, shown_of
+from penstock.cells import FEW, shown_of
 from penstock.keywords import (
     EmbedOptions,
     LabelRunOptions,
-    SearchOptions,
     SiftRunOptions,
-    VectorOptions,
 )
 
 if TYPE_CHECKING:
@@ -89,40 +76,6 @@ class Labels(FinishedRecords[Labelled, LabelsWritten]):
         return html.escape(repr(self))
 
 
-class Hits(list[Hit]):
-    """The results of a search, best first."""
-
-    def _shown(self) -> Shown:
-        rows = []
-        for hit in self:
-            start, end = hit.time or (0.0, 0.0)
-            place = hit.media_path, start, end, "", f"{hit.score:.3f}", hit.path
-            rows.append(ShownCaption(*place, at=hit.at))
-        return Shown(captions=tuple(rows), total=len(rows), noun="hit")
-
-    def __repr__(self) -> str:
-        return repr(self._shown())
-
-    def _repr_html_(self) -> str:
-        return self._shown()._repr_html_()
-
-    def table(self) -> Any:
-        """Return the hits as a pyarrow table."""
-        kinds = {
-            "rank": "count",
-            "score": "number",
-            "media_path": "text",
-            "path": "text",
-            "time": "numbers",
-            "at": "number",
-            "box": "numbers",
-            "key": "text",
-            "copies": "count",
-            "copy_paths": "texts",
-        }
-        return table_of((hit.to_json() for hit in self), kinds)
-
-
 def embed(
     sources: Sources, *, progress: Progress = "auto", **options: Unpack[EmbedOptions]
 ) -> Embeddings:
@@ -155,16 +108,6 @@ def label(
     )
 
 
-def index(
-    sources: Sources, *, progress: Progress = "auto", **options: Unpack[VectorOptions]
-) -> IndexWritten:
-    """Embed what is new of the sources and add it to an index, as `penstock index build`. Return
-    what was added when it is done. Raises PenstockError."""
-    config = config_for(sources, options, IndexConfig, VectorOptions.__annotations__)
-    config.check_sources()
-    return fill_index(config, display_for(progress))
-
-
 def sift(
     sources: Sources, *, progress: Progress = "auto", **options: Unpack[SiftRunOptions]
 ) -> Sifted:
@@ -173,17 +116,6 @@ def sift(
     config = config_for(sources, options, SiftConfig, SiftRunOptions.__annotations__)
     config.check_sources()
     return run_sift(config, display_for(progress))
-
-
-def search(
-    what: str | PathLike[str], index: str | PathLike[str] = INDEX, **options: Unpack[SearchOptions]
-) -> Hits:
-    """Return what an index holds that is like a text or an image file, as `penstock search`. Raises
-    PenstockError."""
-    build = partial(config_with, options=options, known=SearchOptions.__annotations__)
-    query, place = build(SearchQuery, what=path_of("what", what)), build(SearchPlace)
-    folder = folder_named(path_of("index", index), "index")
-    return Hits(search_index(folder, query, place, Display(quiet=True)))
 
 
 def _labelled(result: LabelsWritten) -> Iterator[Labelled]:

@@ -15,7 +15,7 @@ from flows.core.machine.budget import GPU_SHARE
 from flows.core.options.commands import CaptionConfig
 from flows.core.pipelines import CAPTION, EMBED, parts_of
 from flows.core.plan.choose import PlanRequest, StagePlan, plan_request_of_model
-from flows.core.plan.estimate import Purpose
+from flows.core.plan.stage_estimate import Purpose
 from flows.core.plan.view import TABLE, plans_within
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe

@@ -17,7 +17,7 @@ from stages import (
     summarize,
     tune,
 )
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 Pipeline = tuple[StageSpec, ...]
 """Stages in order. The first reads files; each other one reads records that an earlier one made."""

@@ -11,7 +11,7 @@ from flows.core.ledger.tasks import Medium, Task, unique
 from flows.core.plan.ladder import Rung
 from stages.memory.oom_retry import split_batch
 from stages.models.encoding import FRAMES_PER_BATCH
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,8 +49,9 @@ from flows.execution.stage_loop import Attempt, StageLoop
 from stages import decode
 from stages.process.device import device_used_bytes, lock_path
 from stages.process.events import FEED_NOTE, WAITS_FOR_DEVICE, StageOutcome
-from stages.process.job import RequestPipe, StageSpec
+from stages.process.job import RequestPipe
 from stages.process.stage_process import wait_for_release
+from stages.process.stage_spec import StageSpec
 
 log = logging.getLogger(__name__)
 

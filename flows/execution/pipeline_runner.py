@@ -46,6 +46,7 @@ from flows.outputs.captions import (
     text_sampling_params,
 )
 from flows.outputs.data_sets import is_stale, write_dataset, write_trainers
+from flows.outputs.existing import output_paths
 from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_result import RunEnd, RunResult
 from flows.outputs.run_status import edited_text
@@ -53,7 +54,6 @@ from flows.outputs.write import (
     failures_of,
     missing_error,
     missing_rows,
-    output_paths,
     warned_files,
     write_outputs,
 )

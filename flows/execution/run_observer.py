@@ -34,19 +34,12 @@ from flows.core.plan.plan import ladder_of
 from flows.execution.pipeline_runner import PipelineRunner
 from flows.execution.stage_loop import StageLoop
 from flows.execution.stage_runner import StageRunner
+from flows.outputs.existing import existing_outputs, lost_trigger_note, output_paths, replaced_line
 from flows.outputs.folder.owners import take
 from flows.outputs.record.run_read import history_in, same_work_in
 from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_status import stages_of
-from flows.outputs.write import (
-    existing_outputs,
-    failure_of,
-    lost_trigger_note,
-    media_paths_of,
-    output_paths,
-    replaced_line,
-    write_captions,
-)
+from flows.outputs.write import failure_of, media_paths_of, write_captions
 from stages import summarize, tune
 from stages.process.events import (
     Event,
@@ -56,7 +49,7 @@ from stages.process.events import (
     StageNotes,
     Total,
 )
-from stages.process.job import CHUNK
+from stages.process.stage_spec import CHUNK
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.digests import digest_of
-from artifacts.schema import FrameFit
+from artifacts.frame_fit import FrameFit
 from flows.core.checkpoint.graphs import GraphUse, engines_folder
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings
@@ -41,7 +41,7 @@ from stages.models.encoding import EncodeItem
 from stages.models.graphs.sessions import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.device import device_capability
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 from stages.sound import SoundChunk, SoundItem, SoundJob
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from flows.execution.stage_calls import settings_on
 from flows.outputs.record.run_record import REWRITE_SECONDS, RunRecord
 from stages.process.events import StageOutcome
 from stages.process.exit_diagnosis import is_crash
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

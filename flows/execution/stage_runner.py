@@ -45,7 +45,7 @@ from stages.ask import UNANSWERED
 from stages.frames.job import CRASHED, UNSTORED_KINDS
 from stages.process.events import StageOutcome, TooLarge
 from stages.process.exit_diagnosis import is_crash
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, Any]:

@@ -39,7 +39,8 @@ from flows.core.media.media_file import MediaFile
 from flows.core.options.commands import CaptionConfig, RunOptions
 from flows.core.options.text import EngineOptions, PromptOptions, TextOptions
 from stages.decode.generation import SamplingParams
-from stages.decode.json_schema import columns_of, fields_of, follows, plain_text_of
+from stages.decode.json_schema import fields_of, follows
+from stages.decode.schema_columns import columns_of, plain_text_of
 from stages.summarize import STAGE, SUMMARY
 
 ALL_REASONING = {

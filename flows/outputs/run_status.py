@@ -19,7 +19,7 @@ from flows.outputs.record.rounds import rounds_in, summary_json
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.tuned import TrainingFound, training_in
 from flows.outputs.unwritten import count_unwritten
-from stages.process.job import CHUNK
+from stages.process.stage_spec import CHUNK
 
 RECENT_SECONDS = 60.0
 """Window, in seconds, of the latest speed."""

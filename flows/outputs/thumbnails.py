@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.disk.stamps import Stamp, stamp_of
+from artifacts.frame_fit import FrameFit
 from artifacts.remote.media_cache import open_local
-from artifacts.schema import FrameFit
 
 SIDE = 320
 """Pixels of the longer side of a thumbnail."""

@@ -1,10 +1,8 @@
 """Writes the requested output files from stored captions. Runs no model."""
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -13,10 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from artifacts.disk.files import json_text
-from artifacts.errors import EnvironmentFault, PenstockError
-from artifacts.texts.captions import WRITERS, Caption, Failure, json_lines, write_jsonl
+from artifacts.errors import EnvironmentFault
+from artifacts.texts.captions import Caption, Failure, json_lines, write_jsonl
 from artifacts.texts.edits import ACCEPTED, REJECTED, Chunk, unused_note
-from artifacts.texts.shards import DATASET
 from artifacts.texts.tables import TABLES
 from artifacts.texts.trainers import TRAINERS
 from artifacts.wording import counted
@@ -25,7 +22,7 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Medium
 from flows.core.media.generated_files import GeneratedFiles, digest_at
 from flows.core.media.media_file import MediaFile
-from flows.core.options.text import OutputOptions, PromptOptions, TextOptions
+from flows.core.options.text import OutputOptions
 from flows.core.pipelines import STAGES
 from flows.outputs.captions import (
     ALL_REASONING,
@@ -40,7 +37,6 @@ from flows.outputs.captions import (
 )
 from flows.outputs.file_names import CAPTIONS, MEDIA
 from flows.outputs.marker import write_proved
-from flows.outputs.record.run_read import load_record
 from flows.outputs.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed
 
@@ -129,62 +125,6 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
         "message": event.message,
         "hint": event.hint,
     }
-
-
-def output_paths(job: Job) -> dict[str, str]:
-    """Return the path of each kind of output that exists or will be written."""
-    outputs = OutputOptions.of(job.config)
-    formats = outputs.format
-    found = {"captions": str(job.out / "captions.jsonl")}
-    text_folder = "beside the media" if outputs.beside else str(job.out)
-    found |= dict.fromkeys((form for form in WRITERS if form in formats), text_folder)
-    for form in (*TABLES, *FOLDERS):
-        path = job.out / (form if form in FOLDERS else f"captions.{form}")
-        if form in formats or path.exists():
-            found[form] = str(path)
-    if PromptOptions.of(job.config).summary:
-        found["summaries"] = str(job.out / "summaries.jsonl")
-    return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
-
-
-FOLDERS = (DATASET, *TRAINERS)
-"""Formats written as a folder in `OUT` after all captions."""
-
-
-def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
-    """Return which of these outputs are there before a run that writes them; empty for none. Texts
-    of media are counted when the run ends."""
-    not_named = (*WRITERS, "failures", "logs")
-    paths = [p for name, p in outputs.items() if name not in not_named and _holds(p)]
-    names = [os.path.relpath(path, out) + "/" * os.path.isdir(path) for path in paths]
-    return f"replaces in {out}: {', '.join(names)}" if names else ""
-
-
-def lost_trigger_note(job: Job) -> str:
-    """Return a note on the trigger or prefix of the captions in the output folder if this run,
-    which replaces them, has neither; empty if there is none."""
-    now, before = TextOptions.of(job.config), dict[str, str]()
-    if job.pipeline[-1].writes != "captions" or now.trigger or now.prefix:
-        return ""
-    with suppress(PenstockError):
-        before = load_record(job.out)["plan"].get("words", {})
-    lost = next((name for name in ("trigger", "prefix") if before.get(name)), "")
-    if not lost:
-        return ""
-    place, text = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS), before[lost]
-    words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
-    return f"{job.out / place} had {words} to keep it"
-
-
-def existing_outputs(job: Job) -> list[str]:
-    """Return the outputs of an earlier run that exist when a run begins."""
-    paths, names = output_paths(job), ("captions", *TABLES, *FOLDERS)
-    return [name for name in names if name in paths and _holds(paths[name])]
-
-
-def _holds(path: str) -> bool:
-    """Return whether an output is there, and not an empty file."""
-    return os.path.isdir(path) or (os.path.exists(path) and os.path.getsize(path) > 0)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from transformers import (
 
 from penstock_demo.build import train_tokenizer
 from penstock_demo.dual.batches import PATCH, SIDE
-from penstock_demo.dual.pictures import sample_phrases
+from penstock_demo.dual.phrases import sample_phrases
 
 END: Final = "</s>"
 """The token that ends and pads a text, as in the published models."""

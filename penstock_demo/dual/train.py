@@ -23,7 +23,8 @@ from transformers import SiglipModel, SiglipProcessor
 
 from penstock_demo.dual.batches import FEW, MANY, SIDE, Counts, make_image_batch
 from penstock_demo.dual.build import DualShape, build_dual
-from penstock_demo.dual.pictures import GROUPS, IGNORED, sample_phrases
+from penstock_demo.dual.phrases import IGNORED, sample_phrases
+from penstock_demo.dual.pictures import GROUPS
 from penstock_demo.dual.scenes import (
     PAIRS,
     TRAINED,

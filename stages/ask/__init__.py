@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from artifacts.schema import FrameFit
-from stages.process.job import StageSpec
+from artifacts.frame_fit import FrameFit
+from stages.process.stage_spec import StageSpec
 
 OUTPUT_VERSION = 1
 """Raised when what a server is sent changes for the same inputs; part of every caption's key."""

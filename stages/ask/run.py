@@ -36,12 +36,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.frame_fit import FrameFit
 from artifacts.packages import loop_factory
 from artifacts.records.claims import claims_at
 from artifacts.records.packs import DamagedRecord, Record, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.remote.endpoints import EndpointKeys, endpoints_of, keys_from
-from artifacts.schema import FrameFit
 from stages.ask import QUALITY, UNANSWERED, AskItem, AskJob
 from stages.ask.servers import (
     OVERLOADED,

@@ -1,7 +1,7 @@
 """Generates captions from features and a prompt. Loads only the language half."""
 
 from stages.decode.generation import DecodeJob
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 OUTPUT_VERSION = 5
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""

@@ -2,7 +2,6 @@
 writers."""
 
 import json
-from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,15 +11,10 @@ from artifacts.packages import require
 from stages.decode.schema_bounds import closed, unknown_words
 
 COMPACT = (",", ":")
-WHOLE_NUMBERS = 2**63
-"""Integers of this size or more do not fit a column of counts."""
-BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 ANY_OBJECT = '{"type":"object"}'
 EMPTY_OBJECT = '{"additionalProperties":false,"type":"object"}'
 UNCLOSED = frozenset({ANY_OBJECT, EMPTY_OBJECT})
 """Schemas, of requests only, without known properties: the grammar takes them as they are."""
-KINDS = {"string": "text", "integer": "count", "number": "number", "boolean": "truth"}
-"""Type of a property → column type; every other type becomes JSON text."""
 
 
 @lru_cache(maxsize=8)
@@ -38,13 +32,6 @@ def canonical(text: str) -> str:
         raise UsageError(f"--schema is not JSON: {error}", hint="Give a JSON Schema") from error
     except RecursionError as error:
         raise UsageError("--schema is nested too deeply", hint="Ask for less at once") from error
-
-
-@lru_cache(maxsize=8)
-def columns_of(text: str) -> dict[str, str]:
-    """Return property name → column type."""
-    properties = closed(json.loads(text))["properties"]
-    return {name: _column(each) for name, each in properties.items()}
 
 
 def fields_of(answer: str) -> dict[str, Any]:
@@ -82,17 +69,6 @@ def ignored_note(text: str) -> str:
     found = unknown_words(json.loads(text)) if text else []
     listed = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
     return f"--schema: not a keyword of JSON Schema, so without effect: {listed}" if found else ""
-
-
-def plain_text_of(text: str, fields: Mapping[str, Any]) -> str | None:
-    """Return an answer as plain text if the schema has a single property that is a text or a list
-    of texts; otherwise None."""
-    kinds = [*columns_of(text).values()]
-    value = next(iter(fields.values()), "")
-    if kinds == ["texts"]:
-        return ", ".join(value or ())
-    # Lists of anything else are in a column of texts, too.
-    return value if kinds == ["text"] and isinstance(value, str) else None
 
 
 def grammar_of(text: str) -> str:
@@ -142,47 +118,3 @@ def _sorted(node: Any, *, names: bool = False) -> Any:
         return node
     keys = list(node) if names else sorted(node)
     return {key: _sorted(node[key], names=key == "properties" and not names) for key in keys}
-
-
-def _column(schema: Mapping[str, Any]) -> str:
-    branches = [*_branches(schema)]
-    found = {name for each in branches for name in _types(each)} - {"null"}
-    if found == {"integer", "number"}:
-        found = {"number"}
-    kind = found.pop() if len(found) == 1 else ""
-    if kind == "array" and len(branches) == 1:
-        items = {name for each in _branches(schema.get("items", {})) for name in _types(each)}
-        return "texts" if items == {"string"} else "text"
-    named = [value for each in branches for value in _values(each)]
-    sizes = [each[name] for each in branches for name in BOUNDS if name in each] + named
-    if kind == "integer" and any(abs(size) >= WHOLE_NUMBERS for size in sizes if size is not None):
-        return "text"
-    return KINDS.get(kind, "text")
-
-
-def _branches(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the alternatives of a value's schema."""
-    choices = schema.get("anyOf", schema.get("oneOf"))
-    if choices is None:
-        yield schema
-    for each in choices or ():
-        yield from _branches(each)
-
-
-def _types(schema: Mapping[str, Any]) -> set[str]:
-    """Return the type names that a value may have."""
-    named = {_type(value) for value in _values(schema)}
-    return named or ({schema["type"]} if "type" in schema else set())
-
-
-def _values(schema: Mapping[str, Any]) -> list[Any]:
-    """Return the enumerated values of a property; empty if it has only a type."""
-    named: list[Any] = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    return named
-
-
-def _type(value: Any) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    names = {str: "string", int: "integer", float: "number", list: "array", type(None): "null"}
-    return names.get(type(value), "object")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from artifacts.tiles import OFF
 from stages.models.encoding import FRAMES_PER_BATCH, EncodingJob
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

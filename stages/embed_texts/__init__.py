@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stages.models.half_job import HalfJob
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 class TextsItem(NamedTuple):

@@ -12,7 +12,7 @@ from artifacts.records.model_files import ModelFiles
 from artifacts.schema import Half, Part, Route
 from stages.models.half_job import HalfJob
 from stages.models.shards import SHARD_BYTES
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
 from stages.models.precision.quantize import linears_of, quantizable
 from stages.models.shards.layout import DTYPES
-from stages.models.stored.layers import model_names, stored_settings
+from stages.models.stored.layer_names import model_names, stored_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,7 +50,7 @@ from stages.models.shards.layout import (
     lay_out,
     write_checkpoint,
 )
-from stages.models.stored.layers import model_names
+from stages.models.stored.layer_names import model_names
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 

@@ -1,7 +1,7 @@
 """Cuts media files into chunks of RGB frames."""
 
 from stages.frames.job import FramesJob
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 OUTPUT_VERSION = 12
 """Raised when this stage's output changes for the same inputs; part of every cache key that depends

@@ -44,7 +44,6 @@ from artifacts.disk.faults import fault_of
 from artifacts.errors import EnvironmentFault, MediaError
 from artifacts.remote.media_cache import open_local
 from stages.frames.clip_sound import SoundPart, interleaved, part_of, sound_of, write_with
-from stages.frames.formats import HIGH_DYNAMIC_RANGE, WIDE
 from stages.frames.frame_converter import (
     FILTER,
     SQUARE_ENOUGH,
@@ -58,6 +57,7 @@ from stages.frames.job import ENCODER, TRANSIENT_KINDS, CutItem, CutJob, check_u
 from stages.frames.mp4_boxes import drop_edit_list
 from stages.frames.reader import Reader
 from stages.frames.timeline import SHOWN_SECONDS, VideoPacket, positions
+from stages.frames.to_srgb import HIGH_DYNAMIC_RANGE, WIDE
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 

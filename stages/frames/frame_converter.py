@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.errors import MediaError
-from stages.frames.formats import HIGH_DYNAMIC_RANGE, toned, wide_in_srgb
 from stages.frames.image import TURNS, turn, turned_size, upright_rgb
+from stages.frames.to_srgb import HIGH_DYNAMIC_RANGE, toned, wide_in_srgb
 
 FILTER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 """swscale scales the filter with the image, so downscaling does not alias. Without the flags,

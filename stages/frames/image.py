@@ -20,19 +20,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import MediaError
-from artifacts.schema import MAX_PIXELS, ChunkIndex, FrameFit, MediaIndex, stored_size
+from artifacts.frame_fit import MAX_PIXELS, FrameFit, stored_size
+from artifacts.schema import ChunkIndex, MediaIndex
 from stages.frames import READING_BYTES
 from stages.frames.chunk import Chunk
-from stages.frames.formats import (
-    HIGH_DYNAMIC_RANGE,
-    check_file,
-    curve_of,
-    image_formats,
-    in_srgb,
-    is_heic,
-    toned,
-)
+from stages.frames.formats import check_file, image_formats, is_heic
 from stages.frames.job import NO_ROOM
+from stages.frames.to_srgb import HIGH_DYNAMIC_RANGE, curve_of, in_srgb, toned
 from stages.process.host_memory import host_free_bytes
 from stages.process.memory_limit import room
 

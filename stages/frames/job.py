@@ -8,8 +8,9 @@ from typing import NamedTuple
 from artifacts.disk.regular_files import NotAFile
 from artifacts.disk.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, Stamp, stamp_of
 from artifacts.errors import MediaError
+from artifacts.frame_fit import FrameFit
 from artifacts.remote.media_cache import UNREACHABLE
-from artifacts.schema import FrameFit, Sampling
+from artifacts.schema import Sampling
 
 ENCODER = "libx264"
 """Encoder of exact clips, as FFmpeg names it."""

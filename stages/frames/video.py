@@ -18,15 +18,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import ChunkIndex, MediaIndex, Sampling
 from artifacts.wording import counted
 from stages.frames.chunk import Chunk, Damage
-from stages.frames.formats import BT2020, UNSTATED, UNSTATED_BT2020
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader
 from stages.frames.shots import ShotCutter
 from stages.frames.timeline import ChunkPlan, plan_chunks, plan_stored
+from stages.frames.to_srgb import BT2020, UNSTATED, UNSTATED_BT2020
 
 
 class Video:

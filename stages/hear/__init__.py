@@ -1,7 +1,7 @@
 """Turns sound into features. Loads only the audio half."""
 
 from stages.models.encoding import EncodingJob
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 OUTPUT_VERSION = 1
 """Increased when this stage's output changes for the same inputs; part of every later cache key."""

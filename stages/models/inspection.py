@@ -53,13 +53,9 @@ from stages.models.processors.input_layout import (
     try_processor,
 )
 from stages.models.processors.input_sizes import LONG_EDGES, Probe, black, pixels_per_video, probe
-from stages.models.processors.loading import (
-    control_tokens,
-    load_processor,
-    placeholder_tokens,
-    takes_videos,
-)
+from stages.models.processors.loading import control_tokens, load_processor, takes_videos
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of
+from stages.models.processors.placeholders import placeholder_tokens
 from stages.models.processors.prepare import (
     answer_blank,
     continues_prompt,
@@ -71,7 +67,8 @@ from stages.models.processors.processor_calls import TEMPLATED, Layout, system_f
 from stages.models.processors.side_inputs import hearing_profile
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
 from stages.models.published import with_published_facts
-from stages.models.stored.layers import kind_of, packable, split_targets, stored_layers
+from stages.models.stored.layer_names import stored_layers
+from stages.models.stored.layers import kind_of, packable, split_targets
 from stages.models.stored.layouts import StoredLayer
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter

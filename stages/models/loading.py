@@ -37,7 +37,8 @@ from stages.models.precision.quantize import (
 )
 from stages.models.precision.weights import attention_of, for_half, stored_modules
 from stages.models.processors.loading import load_processor
-from stages.models.stored.layers import FORM, model_names, stored_settings
+from stages.models.stored.layer_names import model_names, stored_settings
+from stages.models.stored.layers import FORM
 from stages.models.streaming.layers import load_pinned
 from stages.models.streaming.load import load_in_turn, load_streamed
 from stages.process.deferred_imports import STAYS, import_asking_cuda, import_transformers

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, get_args
 
 from artifacts.disk.json_shapes import read_record
-from artifacts.schema import FrameFit, Modality, Part, Route
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import Modality, Part, Route
 from stages.models.footprint import BatchCost, RowMemory
 
 FEWEST = 2

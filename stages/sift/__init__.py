@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stages.frames.job import FramesItem
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

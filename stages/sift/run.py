@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifacts.frame_fit import FrameFit
 from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, record_sets_of
 from artifacts.records.store import open_store
-from artifacts.schema import FrameFit
 from stages.frames.formats import image_formats
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.frame_recorder import Watchdog, failing

@@ -7,7 +7,7 @@ from artifacts.disk.stamps import Stamp
 from artifacts.records.keys import item_key
 from artifacts.schema import ChunkIndex
 from stages.frames.job import FramesJob
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 OUTPUT_VERSION = 1
 """Raised when this stage's output changes for the same inputs; part of every cache key that depends

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stages.decode.generation import SamplingParams
 from stages.models.half_job import HalfJob
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 MINUTE, HOUR = 60, 3600
 DASH = "\u2013"

@@ -26,7 +26,7 @@ from stages.models.halves.features import Features
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.models.processors.input_layout import layout_of
-from stages.models.processors.loading import placeholder_tokens
+from stages.models.processors.placeholders import placeholder_tokens
 from stages.models.processors.prepare import channel_of, opens_reasoning, text_inputs
 from stages.models.processors.processor_calls import text_ids
 from stages.process.events import EventReporter

@@ -24,7 +24,7 @@ from artifacts.errors import UsageError
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import as_published_metadata
 from stages.models.stored.codes import PackedLinear
-from stages.tune import AdapterLayout, most_common, new_layout
+from stages.tune.layout import AdapterLayout, most_common, new_layout
 
 NAME = "default"
 """PEFT's name for an unnamed adapter."""

@@ -26,8 +26,9 @@ from stages.process.deferred_imports import import_asking_cuda
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.process.memory import anonymous_bytes
-from stages.tune import EACH, RECORD, SCORE, TuneItem, TuneJob, layout_in
+from stages.tune import EACH, RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
+from stages.tune.layout import layout_in
 from stages.tune.progress import TrainingProgress, resume, save_checkpoint
 from stages.tune.training import (
     Trainer,

@@ -10,7 +10,8 @@ import av
 import pytest
 
 from artifacts.errors import MediaError
-from artifacts.schema import FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import Sampling
 from stages.frames.chunk import Chunk
 from stages.frames.reader import MAX_BAD_PACKETS
 from stages.frames.video import Video

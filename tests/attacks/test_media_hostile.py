@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from artifacts.errors import MediaError, PenstockError
-from artifacts.schema import FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import Sampling
 from flows.commands.label.label_set import label_set
 from flows.core.media.media_file import IMAGE_SUFFIXES
 from stages.decode.json_schema import canonical, follows

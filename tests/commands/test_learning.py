@@ -17,8 +17,9 @@ from artifacts.records.provenance import anybody
 from artifacts.texts.edits import EDITS, StoredEdits, read_edits
 from flows.commands.caption import run as sift_first
 from flows.commands.learn.decisions import decisions_of
+from flows.commands.learn.examples import divide
 from flows.commands.learn.learn_command import _next_steps
-from flows.commands.learn.result import divide, is_better, times_lower
+from flows.commands.learn.result import is_better, times_lower
 from flows.commands.learn.run import learn, preview
 from flows.commands.report.sections import rounds_facts
 from flows.commands.review.captions import ReviewedCaptions

@@ -17,10 +17,10 @@ import transformers
 from PIL import Image
 
 import flows.core.plan.sizes
+from artifacts.frame_fit import MAX_PIXELS, FrameFit, stored_size
 from artifacts.records.keys import content_key, hash_file
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import FolderStore
-from artifacts.schema import MAX_PIXELS, FrameFit, stored_size
 from flows.core.job.prepare import Job, prepare
 from flows.core.ledger.ledger import cut_waves, waves_of
 from flows.core.ledger.tasks import Medium

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.schema import WHOLE_SECONDS, FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import WHOLE_SECONDS, Sampling
 from flows.commands.cache.clean import sampling_text
 from flows.core.checkpoint.models import Model
 from flows.core.ledger.namespaces import variants_of

@@ -21,7 +21,8 @@ from flows.commands.report.facts import limits_of
 from flows.commands.sift import duplicates as sift_duplicates
 from flows.commands.sift import run as running
 from flows.commands.sift.duplicates import Fingerprint, near_pairs, pairs_of
-from flows.commands.sift.marks import MARKS, MarkedFiles, Sifted, kept_of, mark_copies, parse_keep
+from flows.commands.sift.marks import MARKS, MarkedFiles, kept_of, mark_copies, parse_keep
+from flows.commands.sift.result import Sifted
 from flows.commands.sift.run import sift
 from flows.core.console.display import Display
 from flows.core.media.media_file import Selection

@@ -12,9 +12,10 @@ import pytest
 from artifacts.disk.json_shapes import count, number, read_record
 from artifacts.disk.stamps import ModelFileStamp, Stamp
 from artifacts.errors import UsageError
+from artifacts.frame_fit import FrameFit
 from artifacts.index.manifest import Manifest
 from artifacts.records.model_files import ModelFiles
-from artifacts.schema import FrameFit, MediaIndex, Sampling
+from artifacts.schema import MediaIndex, Sampling
 from flows.core.pipelines import STAGES
 from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams
 from stages.embed_texts import TextsItem

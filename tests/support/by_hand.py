@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from artifacts.schema import FrameFit
+from artifacts.frame_fit import FrameFit
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import resolve_settings
 from flows.core.machine.budget import Budget

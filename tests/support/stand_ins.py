@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import Interrupted
+from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
-from artifacts.schema import FrameFit
 from flows.core.machine.launch import StageCall
 from flows.core.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile

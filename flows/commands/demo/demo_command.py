@@ -19,7 +19,8 @@ from flows.core.console.display import Display
 from flows.core.console.lines import duration, escaped, print_lines, size
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.model import DEMO_MODEL, PRECISIONS
+from flows.core.options.model import DEMO_MODEL
+from flows.core.options.precision import PRECISIONS
 from flows.core.options.vectors import LabelConfig
 from flows.core.pipelines import STAGES
 from flows.execution.run import LauncherMaker, caption

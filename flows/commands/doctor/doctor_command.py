@@ -23,7 +23,7 @@ from flows.core.machine.gpus import select_devices
 from flows.core.machine.launch import DirectLauncher, answers, fault_of_api
 from flows.core.machine.versions import cpu_has_bfloat16, package_lines, versions
 from flows.core.options.store import default_store
-from flows.core.plan.sizes import time_graphs
+from flows.core.plan.graph_times import time_graphs
 from stages.process.device import (
     LOCKS,
     VISIBLE,

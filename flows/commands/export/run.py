@@ -42,8 +42,8 @@ from flows.core.machine.launch import DirectLauncher, StageCall, run_with_restar
 from flows.core.options.commands import RunOptions
 from flows.core.options.export import EXPORTED as EXPORTED_RUN
 from flows.core.options.export import NATIVE, ExportConfig
-from flows.core.options.model import TORCH
 from flows.core.options.packages import check_export_packages
+from flows.core.options.precision import TORCH
 from flows.core.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
 from flows.core.pipelines import GRAPHS as GRAPH_EXPORTS
 from flows.core.plan.costs.export import HESSIAN_BYTES
@@ -77,7 +77,7 @@ from stages.export import (
 from stages.models.adapter_modules import LoraAdapter
 from stages.models.graphs.sessions import ONNX
 from stages.process.device import device_name
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 MAX_BYTES = 1 << 30
 """Memory for merging, in bytes above the imports. Parts of tensors take 100 MB, the model without

@@ -34,7 +34,8 @@ from flows.commands.learn.decisions import (
     refuse_missing_media,
     with_media,
 )
-from flows.commands.learn.result import Learned, divide, is_better, times_lower
+from flows.commands.learn.examples import divide
+from flows.commands.learn.result import Learned, is_better, times_lower
 from flows.commands.review.captions import ReviewedCaptions
 from flows.commands.tune.run import train
 from flows.commands.tune.training_data import Example
@@ -73,7 +74,8 @@ from flows.outputs.record.run_record import RunRecord, with_values
 from flows.outputs.record.tuned import RUN
 from flows.outputs.run_result import RunResult
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from stages.tune import EACH, SCORE, layout_of
+from stages.tune import EACH, SCORE
+from stages.tune.layout import layout_of
 
 CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""

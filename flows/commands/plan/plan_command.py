@@ -61,7 +61,7 @@ def show(
         from flows.core.machine.launch import DirectLauncher
         from flows.core.plan.plan import figures, plan_of
         from flows.core.plan.view import explain_lines, plan_lines, what_fits_lines
-        from flows.outputs.write import lost_trigger_note
+        from flows.outputs.existing import lost_trigger_note
 
         if dry_run:
             from flows.outputs.folder.owners import refuse_taking

@@ -24,6 +24,7 @@ from artifacts.disk.regular_files import open_regular
 from artifacts.errors import UsageError
 from artifacts.remote.addresses import is_address
 from artifacts.wording import counted
+from flows.commands.report.parity import parity_facts
 from flows.commands.report.sections import (
     SHEET,
     add_labels,
@@ -31,7 +32,6 @@ from flows.commands.report.sections import (
     label_counts,
     label_run_below,
     labelled_media,
-    parity_facts,
     rounds_facts,
     training_facts,
 )

@@ -46,7 +46,7 @@ from flows.core.job.prepare import Job, prepare_without_media
 from flows.core.machine.launch import DirectLauncher
 from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import PRECISIONS, TORCH
+from flows.core.options.precision import PRECISIONS, TORCH
 from flows.core.options.vectors import EmbedConfig, SearchPlace, SearchQuery, VectorConfig
 from flows.core.pipelines import LABEL
 from flows.execution.run import make_vectors, stopped_in_order

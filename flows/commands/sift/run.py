@@ -29,7 +29,6 @@ from flows.commands.sift.duplicates import COPIES_VERSION, Fingerprint, Pairs, p
 from flows.commands.sift.marks import (
     CHOICES_FILE,
     MarkedFiles,
-    Sifted,
     add_file,
     choices_in,
     kept_of,
@@ -37,6 +36,7 @@ from flows.commands.sift.marks import (
     parse_keep,
     write_tables,
 )
+from flows.commands.sift.result import Sifted
 from flows.core.checkpoint.models import digests_in
 from flows.core.console.display import Display
 from flows.core.job.away import AwayMedia, mounts_now, unread_sources
@@ -60,6 +60,7 @@ from flows.core.pipelines import SIFT
 from flows.execution.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
 from flows.execution.run_observer import OnBegin, only_run_in
 from flows.execution.stage_loop import crash_suspects
+from flows.outputs.existing import replaced_line
 from flows.outputs.file_names import MEDIA
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, output_names
 from flows.outputs.folder.owners import refuse_taking, take
@@ -67,7 +68,7 @@ from flows.outputs.marker import write_proved
 from flows.outputs.record.run_read import history_in
 from flows.outputs.record.run_record import RunRecord
 from flows.outputs.vectors import VectorsWritten, vector_tasks
-from flows.outputs.write import failures_of, media_line, missing_error, replaced_line
+from flows.outputs.write import failures_of, media_line, missing_error
 from stages import sift as stage
 from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
 from stages.process.events import Event, Failed, Item, MemorySample

@@ -47,7 +47,8 @@ from flows.outputs.record.tuned import (
 )
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
-from stages.tune import CHECKPOINT, OUTPUT_VERSION, RECORD, STAGE, TuneItem, TuneJob, layout_in
+from stages.tune import CHECKPOINT, OUTPUT_VERSION, RECORD, STAGE, TuneItem, TuneJob
+from stages.tune.layout import layout_in
 
 BOARD = "tensorboard"
 """Folder of the run for TensorBoard's files."""

@@ -15,7 +15,7 @@ from artifacts.packages import install_command, is_installed
 from artifacts.schema import Half, Part
 from flows.core.machine.versions import machine_identity, versions
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import TORCH, HalfPrecisionOptions
+from flows.core.options.precision import TORCH, HalfPrecisionOptions
 from stages.decode.engines import AUTO
 from stages.export.parity import verdict_in
 from stages.models.graphs import FOLDER

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifacts.errors import UsageError
+from artifacts.frame_fit import FrameFit
 from artifacts.records.keys import DIGESTS, ContentDigests
 from artifacts.records.model_files import ModelFiles
 from artifacts.records.store import Store
-from artifacts.schema import FrameFit, Part, Sampling
+from artifacts.schema import Part, Sampling
 from flows.core.checkpoint.adapters import (
     adapter_for,
     adapter_notes,

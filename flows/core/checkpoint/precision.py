@@ -17,7 +17,7 @@ from flows.core.checkpoint.graphs import GraphUse
 from flows.core.machine.versions import cpu_has_bfloat16
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import QUANTIZED as QUANTIZED
-from flows.core.options.model import HalfPrecisionOptions
+from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.text import EngineOptions
 from stages.decode.engines import AUTO, EngineSpec, accepted_by, engines_for, gguf_engine
 from stages.models.profile import ModelProfile, PartProfile

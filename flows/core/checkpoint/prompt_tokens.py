@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from artifacts.frame_fit import LARGE_EDGE
 from artifacts.options import OptionGroup
-from artifacts.schema import LARGE_EDGE, WHOLE_SECONDS, ChunkIndex, MediaKind, Sampling
+from artifacts.schema import WHOLE_SECONDS, ChunkIndex, MediaKind, Sampling
 from artifacts.tiles import OFF
 from flows.core.options.commands import RunOptions
 from flows.core.options.media import VectorSamplingOptions, VideoSamplingOptions

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from artifacts.digests import digest_of
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store
 from artifacts.remote.endpoints import SERVED, Endpoint, EndpointKeys, endpoints_of, keys_from
-from artifacts.schema import FrameFit
 from flows.core.options.commands import RunOptions
 from flows.core.options.media import VideoSamplingOptions
 from flows.core.options.model import EndpointOptions

@@ -29,8 +29,8 @@ from flows.core.console.lines import (
 )
 from flows.core.pipelines import STAGES
 from stages.process.events import WAITS_FOR_DEVICE, Event, Item, StageNotes, Total, Warned
-from stages.process.job import CHUNK
 from stages.process.output_streams import lasting
+from stages.process.stage_spec import CHUNK
 
 if TYPE_CHECKING:
     from rich.progress import Progress

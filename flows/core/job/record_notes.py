@@ -11,7 +11,7 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.namespaces import Variant, one_shot_namespace
 from flows.core.ledger.namespaces import notes as namespace_notes
 from flows.core.pipelines import encoder_of, parts_of
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 def settings_of(job: Job) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import ignored_note
 from stages.models.profile import PartProfile
 from stages.process.device import device_model, hidden, unused_gpu
-from stages.process.job import CHUNK
+from stages.process.stage_spec import CHUNK
 
 
 def context_note(model: Model, config: RunOptions) -> str:

@@ -55,7 +55,7 @@ from flows.core.pipelines import Pipeline
 from stages import hear, sound
 from stages.decode.engines import ENGINES
 from stages.models.hub.transfer import fetch
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 from stages.sound import SILENCES, sound_key
 
 

@@ -10,9 +10,10 @@ from itertools import product
 from typing import Any
 
 from artifacts.digests import digest_of, digests_by_number
+from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import Store
-from artifacts.schema import FrameFit, Part, Sampling, values_of
+from artifacts.schema import Part, Sampling, values_of
 from artifacts.tiles import OFF
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings
@@ -25,7 +26,7 @@ from flows.core.pipelines import SOUND_KINDS, Pipeline, parts_of, without_hearin
 from stages import hear, sound
 from stages.decode.generation import SamplingParams
 from stages.models.encoding import BATCHES
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 LARGEST_LIMIT = 2048
 """Largest token limit whose captions are looked for when another limit is requested. Trying all

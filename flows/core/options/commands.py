@@ -20,11 +20,10 @@ from flows.core.options.model import (
     EndpointOptions,
     GgufOptions,
     GpuOptions,
-    HalfPrecisionOptions,
     ModelOptions,
-    PrecisionOptions,
     check_served,
 )
+from flows.core.options.precision import HalfPrecisionOptions, PrecisionOptions
 from flows.core.options.store import ResourceOptions, StoreSizeOptions
 from flows.core.options.text import (
     DataSetOptions,

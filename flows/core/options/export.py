@@ -13,10 +13,10 @@ from flows.core.options.media import VideoSamplingOptions
 from flows.core.options.model import (
     MODEL_OPTION,
     AdapterOptions,
-    HalfPrecisionOptions,
     ModelOptions,
     RecordedAdapterOptions,
 )
+from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.store import MemoryOptions, StoreOptions
 from stages.export import BITSANDBYTES, GRAPHS, GROUPS, KINDS, PACKED
 

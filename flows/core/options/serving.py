@@ -9,14 +9,8 @@ from artifacts.option_texts import number
 from artifacts.options import Option, OptionGroup
 from artifacts.tiles import AUTO, check_tiles
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.model import (
-    BACKEND_OPTION,
-    TODAY_OPTION,
-    TORCH,
-    TRUST_HELP,
-    DateOptions,
-    PassOptions,
-)
+from flows.core.options.model import TODAY_OPTION, TRUST_HELP, DateOptions, PassOptions
+from flows.core.options.precision import BACKEND_OPTION, TORCH
 from flows.core.options.store import (
     MEMORY_OPTION,
     PREPARE_WORKERS_OPTION,

@@ -14,10 +14,10 @@ from flows.core.options.model import (
     TRUST_HELP,
     AdapterOptions,
     DateOptions,
-    HalfPrecisionOptions,
     ModelOptions,
     RecordedAdapterOptions,
 )
+from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.store import MemoryOptions, StoreOptions
 from flows.core.options.text import EngineOptions, TrustOptions
 from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8

@@ -12,7 +12,8 @@ from artifacts.options import Option, OptionGroup
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import COCO, GIVE_CONDITION, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
 from flows.core.options.media import VectorSamplingOptions
-from flows.core.options.model import MODEL_OPTION, PRECISION_OPTION, TRUST_HELP, GpuOptions
+from flows.core.options.model import MODEL_OPTION, TRUST_HELP, GpuOptions
+from flows.core.options.precision import PRECISION_OPTION
 from flows.core.options.store import STORE_OPTION, MemoryOptions, StoreOptions, StoreSizeOptions
 from flows.core.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
 

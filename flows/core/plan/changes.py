@@ -14,7 +14,7 @@ from flows.core.console.lines import gib, rounded_up, written
 from flows.core.machine.budget import Budget
 from flows.core.pipelines import STAGES
 from flows.core.plan.choose import PlanRequest, StagePlan, allowed, stage_plans
-from flows.core.plan.estimate import StageEstimate
+from flows.core.plan.stage_estimate import StageEstimate
 from flows.core.plan.workloads import PIXEL_BYTES, Workload, seen_size
 
 MARGIN = 1.1

@@ -34,9 +34,9 @@ from flows.core.options.text import EngineOptions
 from flows.core.pipelines import CAPTION, STAGES, Pipeline
 from flows.core.plan.costs import estimate, rungs_of
 from flows.core.plan.costs.encode import recordings_term
-from flows.core.plan.estimate import StageEstimate
 from flows.core.plan.ladder import Rung
 from flows.core.plan.sizes import Estimate, estimates
+from flows.core.plan.stage_estimate import StageEstimate
 from flows.core.plan.workloads import Workload, smallest_workload, standard_workloads, workloads_of
 from stages.decode.engines.slot_load import SCORE_BYTES
 from stages.decode.generation import SamplingParams

@@ -51,7 +51,7 @@ from flows.core.plan.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
 from flows.core.plan.store_limit import StoreLimit, planned_waves, store_limit
 from flows.core.plan.times import Times, times_of
 from stages.process.device import device_uuid
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:

@@ -10,8 +10,9 @@ from functools import partial
 from flows.core.checkpoint.adapters import NUMBER_BYTES
 from flows.core.checkpoint.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
 from flows.core.console.lines import gib
-from flows.core.plan.estimate import Expected, Purpose, Term
+from flows.core.plan.estimate import Expected
 from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import Purpose, Term
 from flows.core.plan.workloads import COPIES, PIXEL_BYTES, Workload
 from stages.memory.oom_retry import items_per_block
 from stages.models.footprint import at_size

@@ -17,7 +17,7 @@ from flows.core.machine.versions import cpu_line
 from flows.core.plan.sizes import Estimate
 from flows.core.plan.workloads import remaining_items
 from stages.process.device import device_model
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 KIND = "seconds"
 """Kind of the notes in a store."""

@@ -18,10 +18,10 @@ from flows.core.machine.budget import Budget
 from flows.core.pipelines import STAGES
 from flows.core.plan.changes import in_precision
 from flows.core.plan.choose import PlanRequest, StagePlan, allowed, stage_plans
-from flows.core.plan.estimate import Purpose, StageEstimate
 from flows.core.plan.ladder import Rung
 from flows.core.plan.plan import Plan, figures, processes_note
 from flows.core.plan.sizes import SHOT_SECONDS
+from flows.core.plan.stage_estimate import Purpose, StageEstimate
 from stages import tune
 
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)

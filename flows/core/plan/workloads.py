@@ -18,7 +18,7 @@ from flows.core.ledger.ledger import BYTES_PER_TOKEN
 from flows.core.ledger.prompts import added_bytes
 from flows.core.ledger.tasks import Medium
 from flows.core.plan.sizes import UNKNOWN_SIZE, Estimate, frame_counts
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")
 TEMPLATE_TOKENS = 48

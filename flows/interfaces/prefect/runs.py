@@ -35,7 +35,7 @@ from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.options.commands import MediaOptions
 from flows.execution.run import LauncherMaker
 from flows.execution.run_observer import OnBegin
-from flows.interfaces.prefect.config_checks import confine
+from flows.interfaces.prefect.confinement import confine
 from flows.interfaces.prefect.crashed import await_server, close_earlier_attempts, without_retries
 from flows.interfaces.prefect.view import Progress, RunLog, page, show
 from flows.outputs.record.run_record import RunRecord

@@ -56,8 +56,8 @@ from stages import hear, sound
 from stages.embed_texts import STAGE as TEXTS
 from stages.process.fork_client import ForkServer
 from stages.process.host_memory import cores
-from stages.process.job import StageSpec
 from stages.process.stage_process import Listener
+from stages.process.stage_spec import StageSpec
 from stages.sound import LiveSoundJob
 
 

@@ -30,6 +30,7 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.formats import EXACT
 from flows.core.options.text import OutputOptions, OwnerOptions, TrustOptions
 from flows.outputs.clips import check_encoder
+from flows.outputs.existing import FOLDERS
 from flows.outputs.file_names import DATA_SET_MEDIA, MEDIA
 from flows.outputs.folder.foreign_files import refuse_replacing, set_edited_aside
 from flows.outputs.marker import (
@@ -45,7 +46,6 @@ from flows.outputs.marker import (
 )
 from flows.outputs.media_rows import path_of
 from flows.outputs.record.run_record import RunRecord
-from flows.outputs.write import FOLDERS
 from stages.models.adapter_modules import ADAPTER_CONFIG
 
 UNMARKED = {

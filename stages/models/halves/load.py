@@ -27,14 +27,8 @@ from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.hub.transfer import PICKLES
 from stages.models.in_tree.registry import native_of
 from stages.models.published import apply_published_positions
-from stages.models.stored.layers import (
-    StoredWeights,
-    note_form,
-    pack_linears,
-    packable,
-    stored_layers,
-    stored_settings,
-)
+from stages.models.stored.layer_names import stored_layers, stored_settings
+from stages.models.stored.layers import StoredWeights, note_form, pack_linears, packable
 from stages.models.stored.layouts import parts_of
 
 

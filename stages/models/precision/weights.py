@@ -12,7 +12,7 @@ import torch
 from artifacts.schema import Part
 from stages.models.halves.boundary import absent_paths, within
 from stages.models.hub.headers import Header
-from stages.models.stored.layers import model_names
+from stages.models.stored.layer_names import model_names
 from stages.models.stored.layouts import BITSANDBYTES, StoredLayer
 
 

@@ -35,13 +35,8 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.packages import library_needs
 from stages.models.halves.routes import one_line
 from stages.models.processors.blank_clips import Clip, clip_of
-from stages.models.processors.loading import (
-    declared_ids,
-    is_image_output,
-    known,
-    takes_images,
-    takes_videos,
-)
+from stages.models.processors.loading import is_image_output, takes_images, takes_videos
+from stages.models.processors.placeholders import declared_ids, known
 from stages.models.processors.processor_calls import (
     PARTS,
     PLAIN,

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.schema import FrameFit, MediaKind
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import MediaKind
 from stages.models.processors.blank_clips import Clip, black_clip
 from stages.models.processors.loading import is_image_output
 from stages.models.processors.prepare import channel_of, prepare

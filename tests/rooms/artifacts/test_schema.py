@@ -7,7 +7,8 @@ import pytest
 
 from artifacts.disk.json_shapes import read_record
 from artifacts.errors import UsageError
-from artifacts.schema import ChunkIndex, FrameFit, MediaIndex, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import ChunkIndex, MediaIndex, Sampling
 from artifacts.tiles import boxes_of, check_tiles
 
 

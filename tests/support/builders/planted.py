@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from artifacts.schema import FrameFit
+from artifacts.frame_fit import FrameFit
 from stages.frames.image import read_image
 
 Picture = Image.Image

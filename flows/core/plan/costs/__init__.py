@@ -10,16 +10,18 @@ from flows.core.pipelines import Pipeline
 from flows.core.plan.costs import (
     ask,
     decode,
+    decode_rungs,
     embed_texts,
     encode,
+    encode_rungs,
     export,
     frames,
     hear,
     summarize,
     tune,
 )
-from flows.core.plan.estimate import StageEstimate, Term
 from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.process.device_limit import CONTEXT_BYTES
 
@@ -37,11 +39,11 @@ class Cost:
 COSTS: Mapping[str, Cost] = {
     "ask": Cost(rungs=ask.rungs, memory=ask.memory),
     "frames": Cost(rungs=frames.rungs, memory=frames.memory),
-    "encode": Cost(rungs=encode.rungs, memory=encode.memory),
+    "encode": Cost(rungs=encode_rungs.rungs, memory=encode.memory),
     "sound": Cost(rungs=frames.rungs, memory=hear.memory_of_reading),
     "hear": Cost(rungs=hear.rungs, memory=hear.memory),
-    "embed": Cost(rungs=encode.rungs, memory=encode.memory_of_embedding),
-    "decode": Cost(rungs=decode.rungs, memory=decode.memory),
+    "embed": Cost(rungs=encode_rungs.rungs, memory=encode.memory_of_embedding),
+    "decode": Cost(rungs=decode_rungs.rungs, memory=decode.memory),
     "embed_texts": Cost(rungs=embed_texts.rungs, memory=embed_texts.memory),
     "summarize": Cost(rungs=summarize.rungs, memory=summarize.memory),
     "tune": Cost(rungs=tune.rungs, memory=tune.memory),
@@ -78,7 +80,7 @@ def estimate(
     adds the memory of its grammar to decode, `selection` that of selecting tokens with these
     settings, and further `readers` that of what they prepare to a stage that encodes frames."""
     calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
-    if COSTS[rung.stage].rungs is encode.rungs:
+    if COSTS[rung.stage].rungs is encode_rungs.rungs:
         calculate = partial(calculate, readers=readers)
     if rung.stage == "decode":
         calculate = partial(calculate, selection=selection)

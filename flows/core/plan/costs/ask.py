@@ -4,8 +4,8 @@ from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import REQUESTS
 from flows.core.options.text import EngineOptions
-from flows.core.plan.estimate import StageEstimate, Term
 from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.workloads import Workload
 
 WORKSPACE = 32 << 20

@@ -1,26 +1,16 @@
 """Estimates the cost of captioning from features."""
 
 import math
-from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pkgutil import resolve_name
 
 from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import BYTES, PartSettings
-from flows.core.options.commands import RunOptions
-from flows.core.options.model import AdapterOptions
-from flows.core.options.text import EngineOptions
-from flows.core.plan.costs.part import figures_source, free_settings, settings_as_run, with_packed
-from flows.core.plan.estimate import (
-    Expected,
-    Purpose,
-    StageEstimate,
-    Term,
-    decoder_by_dimensions,
-    expected,
-)
-from flows.core.plan.ladder import MLP_CHUNKS, Rung, sizes
+from flows.core.plan.costs.part import figures_source, settings_as_run
+from flows.core.plan.estimate import Expected, decoder_by_dimensions, expected
+from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import Purpose, StageEstimate, Term
 from flows.core.plan.terms import (
     adapter_terms,
     attention_terms,
@@ -32,27 +22,10 @@ from flows.core.plan.terms import (
 )
 from flows.core.plan.workloads import Workload
 from stages.decode.engines.slot_load import SlotLoad, score_bytes
-from stages.models.gguf import ROWS
 from stages.models.prefetch import PREFETCH_BATCHES
-from stages.models.profile import PartProfile
 
 WAITING_BATCHES = 2
 """Batches that are claimed but not started, besides prefetched ones."""
-
-
-def supports_slots(half: PartProfile, settings: PartSettings) -> bool:
-    """Return whether a half may run in slots by its profile. The engine check decides later."""
-    engine = settings.choice[0] if settings.choice else None
-    if engine is None or not engine.slots or settings.kv or half.row_memory is None:
-        return False
-    if settings.precision in engine.refused_precisions:
-        return False
-    kept, layers = half.row_memory.kept, engine.cache_layers
-    if layers is None:
-        return True
-    windows = {kind.window for kind in kept if kind.window}
-    known = all(kind.kind in layers for kind in kept)
-    return known and len(windows) < 2 and any(kind.token_bytes for kind in kept)
 
 
 def slot_terms(load: SlotLoad) -> Iterator[Term]:
@@ -74,80 +47,6 @@ GRAMMAR_BYTES = 1800
 Measured: 258 MiB for 151,000 tokens of 9 bytes."""
 DEFAULT_VOCABULARY = 150_000
 """Assumed vocabulary size of a model with an unknown one."""
-
-
-def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
-    """Return the rungs: fewer slots or smaller batches, chunked prefill, KV cache in host memory,
-    quantized weights, layers loaded one by one."""
-    half, free = model.profile.language, free_settings(model, config, "language")
-    options = EngineOptions.of(config)
-    best = model.best("language")
-    has_states = half.row_memory is not None and half.row_memory.has_states
-    more = best.choice[0].gpu_slots if device.startswith("cuda") and not has_states else 0
-    most = max(config.batch_size, more)
-    found = decode_rungs(
-        config.batch_size,
-        [(each.precision, each.kv) for each in free],
-        kv_offload=device.startswith("cuda") and any(engine.kv for engine in best.choice),
-        # PEFT replaces the layers that would be loaded one by one.
-        offload=config.may_fall_back("language")
-        and not (half.stored_as or best.gguf)
-        and not AdapterOptions.of(config).adapter,
-        in_slots=[each.precision for each in free if supports_slots(half, each)],
-        slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
-        chunked=not best.gguf,
-    )
-    return found if best.gguf else with_packed(half, found)
-
-
-def decode_rungs(
-    batch: int,
-    variants: Sequence[tuple[str, str]],
-    *,
-    kv_offload: bool,
-    offload: bool,
-    in_slots: Container[str] = (),
-    slots: int = 0,
-    chunked: bool = True,
-) -> list[Rung]:
-    """Return the rungs of each variant: smaller batches, chunked prefill, and KV cache offload.
-
-    `variants`: pairs of precision and KV cache, which is `quantized` or empty. `kv_offload`:
-    whether the KV cache may be in host memory. `offload`: whether weights may be loaded layer by
-    layer. `in_slots`: precisions with slots instead of batches. `slots`: maximum number of slots;
-    0: the batch size. `chunked`: whether a prompt may be prefilled in chunks.
-    """
-    found: list[Rung] = []
-    for precision, kv in variants:
-        single = Rung(
-            stage="decode",
-            batch=1,
-            prefill=MLP_CHUNKS[-1],
-            precision=precision,
-            kv=kv,
-            in_slots=not kv and precision in in_slots,
-        )
-        if kv:  # a quantized cache is the last resort of its precision
-            found.append(single)
-            continue
-        largest = slots or batch if single.in_slots else batch
-        found += [replace(single, batch=size, prefill=0) for size in sizes(largest)]
-        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if chunked]
-        if kv_offload:
-            found.append(replace(single, kv="offloaded", in_slots=False))
-    if not offload or not variants:
-        return found
-    # Layers are loaded one by one, so a batch costs hardly more than one item.
-    last = Rung(
-        stage="decode",
-        batch=1,
-        prefill=MLP_CHUNKS[-1],
-        precision=variants[0][0],
-        offload=True,
-        in_slots=variants[0][0] in in_slots,
-    )
-    largest = slots or batch if last.in_slots else batch
-    return found + [replace(last, batch=size) for size in sizes(largest)]
 
 
 def memory(

@@ -8,8 +8,9 @@ from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import BYTES
 from flows.core.options.commands import RunOptions
 from flows.core.plan.costs.part import figures_source, free_settings, settings_as_run
-from flows.core.plan.estimate import StageEstimate, Term, decoder_by_dimensions, expected
+from flows.core.plan.estimate import decoder_by_dimensions, expected
 from flows.core.plan.ladder import Rung, sizes
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.terms import overhead_terms, products, weights
 from flows.core.plan.workloads import Workload
 from stages.embed_texts import TEXTS_PER_BATCH

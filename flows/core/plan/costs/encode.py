@@ -1,18 +1,17 @@
 """Estimates the cost of running frames through the vision half."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
-from flows.core.checkpoint.precision import BYTES, QUANTIZED, PartSettings
-from flows.core.options.commands import RunOptions
+from flows.core.checkpoint.precision import BYTES, PartSettings
 from flows.core.pipelines import STAGES
-from flows.core.plan.costs.part import figures_source, free_settings, settings_as_run, with_packed
-from flows.core.plan.estimate import Expected, StageEstimate, Term, encoder_by_dimensions, expected
-from flows.core.plan.ladder import MLP_CHUNKS, Rung, sizes
+from flows.core.plan.costs.part import figures_source, settings_as_run
+from flows.core.plan.estimate import Expected, encoder_by_dimensions, expected
+from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.terms import (
     LIBRARIES_BYTES,
     attention_terms,
@@ -26,13 +25,9 @@ from flows.core.plan.terms import (
     weights,
 )
 from flows.core.plan.workloads import PIXEL_BYTES, Workload
-from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_PER_BATCH
 from stages.models.half_job import RECORDINGS
 
-BLOCK = 256
-"""Maximum chunks that pass a streamed half together, if they all fit and have no more images than
-allowed by stages/memory/oom_retry.py says."""
 RUNTIME_BYTES = 8 << 20
 """Bytes of a loaded ONNX graph besides its weights: 5 to 8 MiB were measured."""
 PROCESSOR_BYTES = 64 << 20
@@ -40,54 +35,6 @@ PROCESSOR_BYTES = 64 << 20
 EMBED_BYTES = 12 << 20
 """Bytes of the embed stage besides its imports and model. It reads no prompts and its outputs are
 small: 7 to 9 MiB were measured with tokenizers of any size, which load with the imports."""
-
-
-def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
-    """Return the rungs: smaller batches, MLP chunks, streamed layers, quantized weights."""
-    half, settings = model.profile.vision, free_settings(model, config, "vision")
-    # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
-    whole = model.profile.route != "joint" and not settings[0].graph
-    plain = not half.stored_as and settings[0].precision not in QUANTIZED
-    found = encode_rungs(
-        config.batch_size,
-        [each.precision for each in settings],
-        streamed=whole and plain and half.layers > 1,
-        weights=whole,
-        stage=stage,
-    )
-    return with_packed(half, found) if whole else found
-
-
-def encode_rungs(
-    batch: int,
-    precisions: Sequence[str],
-    *,
-    streamed: bool,
-    weights: bool = True,
-    stage: str = "encode",
-) -> list[Rung]:
-    """Return smaller batches, then MLP chunks, then streamed layers; repeat per precision, best
-    first. Only the first precision can be `streamed`. Without `weights` (a model that passes pixels
-    on unchanged), there are only batches."""
-    found: list[Rung] = []
-    for precision in precisions:
-        single = Rung(stage=stage, batch=1, precision=precision)
-        found += [replace(single, batch=size) for size in sizes(batch)]
-        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if weights]
-        if streamed and precision == precisions[0]:
-            found += _streamed(batch, single)
-    return found
-
-
-def _streamed(batch: int, single: Rung) -> list[Rung]:
-    """Return smaller blocks, then smaller batches. The batch size affects output bytes, the block
-    size does not."""
-    found: list[Rung] = []
-    size, block = batch, max(batch, BLOCK)
-    while block:
-        found.append(replace(single, batch=size, block=block, offload=True))
-        size, block = next_sizes(size, block)
-    return found + [replace(found[-1], prefill=tokens) for tokens in MLP_CHUNKS]
 
 
 def memory(

@@ -9,8 +9,8 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.export import SAMPLES
 from flows.core.options.model import AdapterOptions
 from flows.core.plan.costs import decode
-from flows.core.plan.estimate import StageEstimate, Term
 from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.models.shards import SHARD_BYTES
 

@@ -5,8 +5,8 @@ import math
 from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
-from flows.core.plan.estimate import StageEstimate, Term
 from flows.core.plan.ladder import Rung, sizes
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.frames import PACK_BYTES, READING_BYTES
 from stages.process.host_memory import cores

@@ -8,8 +8,9 @@ from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import BYTES
 from flows.core.options.commands import RunOptions
 from flows.core.plan.costs.part import settings_as_run
-from flows.core.plan.estimate import Expected, StageEstimate, Term, encoder_by_dimensions
+from flows.core.plan.estimate import Expected, encoder_by_dimensions
 from flows.core.plan.ladder import Rung, sizes
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.terms import overhead_terms, weights
 from flows.core.plan.workloads import Workload
 

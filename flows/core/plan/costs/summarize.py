@@ -8,8 +8,8 @@ from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.plan.costs import decode
 from flows.core.plan.costs.part import free_settings
-from flows.core.plan.estimate import StageEstimate, Term
 from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.summarize import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
 

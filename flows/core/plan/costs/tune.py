@@ -16,8 +16,8 @@ from flows.core.options.training import LearnedOptions
 from flows.core.plan.architecture import Architecture, pass_bytes, read_architecture
 from flows.core.plan.costs import decode
 from flows.core.plan.costs.part import free_settings, settings_as_run, with_packed
-from flows.core.plan.estimate import StageEstimate, Term
 from flows.core.plan.ladder import Rung, sizes
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.terms import ADDED_BYTES, adapter_terms, overhead_terms, weights
 from flows.core.plan.training.estimate import LOGITS, adapted_layer_bytes, lora_parameters
 from flows.core.plan.training.terms import ADAPTER, OPTIMIZERS

@@ -12,7 +12,7 @@ from flows.core.plan.ladder import Rung
 from flows.execution.stage_loop import Attempt, StageLoop, crash_suspects
 from stages import encode, frames
 from stages.process.events import StageOutcome
-from stages.process.job import StageSpec
+from stages.process.stage_spec import StageSpec
 
 NO_MEMORY = CannotFit("out of memory", hint="")
 CRASHED = StageDied("crashed", hint="", return_code=-11)

@@ -18,10 +18,10 @@ import pytest
 import stages.ask.run
 import stages.ask.servers
 from artifacts.errors import EnvironmentFault, PenstockError, StageDied, UsageError
+from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.remote.endpoints import endpoint_of, keys_from
-from artifacts.schema import FrameFit
 from stages.ask import UNANSWERED, AskItem, AskJob
 from stages.ask.servers import Client, NoReply, Reply, RequestPace
 from stages.process.events import EventReporter, Failed, Warned, event_of

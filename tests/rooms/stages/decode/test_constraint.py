@@ -22,7 +22,8 @@ from penstock_demo import CHECKPOINT
 from stages.decode.constraint import SchemaLogitsProcessor, Vocabulary, answer_text, vocabulary_of
 from stages.decode.generate_kwargs import GenerateKwargs, SeededSampler
 from stages.decode.generation import DecodeItem, SamplingParams
-from stages.decode.json_schema import canonical, columns_of, grammar_of, plain_text_of
+from stages.decode.json_schema import canonical, grammar_of
+from stages.decode.schema_columns import columns_of, plain_text_of
 from stages.models.processors.loading import load_processor
 from tests.support.clips import clips, half_model, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint

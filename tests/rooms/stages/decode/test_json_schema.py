@@ -13,7 +13,8 @@ from jsonschema_specifications import REGISTRY
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from artifacts.errors import UsageError
-from stages.decode.json_schema import canonical, columns_of, grammar_of, ignored_note
+from stages.decode.json_schema import canonical, grammar_of, ignored_note
+from stages.decode.schema_columns import columns_of
 from tests.support.forms import Bytes, babbled
 
 DRAFTS = (

@@ -30,7 +30,7 @@ from stages.export.rounding import (
 )
 from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.precision.quantize import quantizable
-from stages.models.stored.layers import model_names
+from stages.models.stored.layer_names import model_names
 from tests.support.families import checkpoint
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -14,7 +14,8 @@ from PIL import Image
 import artifacts.schema
 from artifacts.disk.json_shapes import read_record
 from artifacts.errors import MediaError
-from artifacts.schema import FrameFit, MediaIndex, Sampling, stored_size
+from artifacts.frame_fit import FrameFit, stored_size
+from artifacts.schema import MediaIndex, Sampling
 from stages.frames import READING_BYTES
 from stages.frames import image as image_module
 from stages.frames.image import STRIP, WRONG_SUMS, read_image

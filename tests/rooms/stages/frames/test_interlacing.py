@@ -17,7 +17,8 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.schema import FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import Sampling
 from flows.outputs.thumbnails import thumbnail
 from stages.frames.reader import Reader, deinterlaced
 from stages.frames.video import Video

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from artifacts.schema import FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import Sampling
 from stages.frames.image import read_image
 from stages.frames.video import Video
 from tests.support.media import picture

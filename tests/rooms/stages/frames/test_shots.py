@@ -10,7 +10,8 @@ import pytest
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from artifacts.schema import FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import Sampling
 from stages.frames.chunk import Chunk
 from stages.frames.shots import MAX_OFFSET, MIN_DISTANCE, FrameDescriptor, distance
 from stages.frames.video import Video

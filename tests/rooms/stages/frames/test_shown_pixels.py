@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.schema import FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import Sampling
 from flows.outputs.thumbnails import thumbnail
 from stages.frames.image import read_image
 from stages.frames.video import Video

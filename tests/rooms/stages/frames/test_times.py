@@ -13,7 +13,8 @@ import av
 import numpy as np
 import pytest
 
-from artifacts.schema import ChunkIndex, FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import ChunkIndex, Sampling
 from flows.outputs.thumbnails import shown_at
 from stages.frames.video import Video
 from stages.sift.run import SampledVideo

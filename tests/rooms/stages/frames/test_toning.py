@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from flows.outputs.thumbnails import thumbnail
-from stages.frames import formats
+from stages.frames import to_srgb
 from stages.frames.image import read_image
 from tests.support.file_classes import hdr_signal
 from tests.support.media import picture
@@ -78,10 +78,10 @@ def test_one_table_serves_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
             return self._real.reformat(frame, **named)
 
     monkeypatch.setattr(reformatter, "VideoReformatter", Noted)
-    formats._toner.cache_clear()
+    to_srgb._toner.cache_clear()
     for height in (40, 60, 300):
         light = np.full((height, 333, 3), 30_000, np.uint16)
-        values = formats.toned(light, CURVES["pq"], 9)
+        values = to_srgb.toned(light, CURVES["pq"], 9)
         assert values.shape == light.shape and len(np.unique(values.reshape(-1, 3), axis=0)) == 1
     assert len(made) == len(shapes) == 1
-    formats._toner.cache_clear()
+    to_srgb._toner.cache_clear()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from artifacts.schema import FrameFit, MediaIndex, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import MediaIndex, Sampling
 from stages.frames.chunk import Chunk
 from stages.frames.image import read_image
 from stages.frames.video import Video

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from artifacts.errors import MissingPackage, UsageError
-from stages.models.processors import prepare as images
+from stages.models.processors import images
 from stages.models.processors.blank_clips import Clip, video_metadata
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import (

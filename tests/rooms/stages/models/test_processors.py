@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from artifacts.schema import FrameFit
+from artifacts.frame_fit import FrameFit
 from stages.decode.generation import SamplingParams
 from stages.decode.prompts import start_ids
 from stages.decode.scoring import caption_of
@@ -23,7 +23,8 @@ from stages.models.halves.offload import new_tokens
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.input_sizes import ASPECTS, COMMON, black, probe, resized
-from stages.models.processors.loading import load_processor, token
+from stages.models.processors.loading import load_processor
+from stages.models.processors.placeholders import token
 from stages.models.processors.prepare import (
     answer_blank,
     answer_ids,

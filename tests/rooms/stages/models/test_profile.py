@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.frame_fit import FrameFit
 from artifacts.records.keys import ContentDigests
 from artifacts.records.store import open_store
-from artifacts.schema import FrameFit
 from flows.core.checkpoint.models import open_model
 from flows.core.checkpoint.profile_loading import custom_code_fields
 from flows.core.machine.launch import DirectLauncher

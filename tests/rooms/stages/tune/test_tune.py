@@ -24,7 +24,7 @@ from flows.core.checkpoint.profile_loading import ModelDigests
 from flows.interfaces.cli.main import main
 from stages.models import load_half
 from stages.models.adapter_modules import ADAPTER_WEIGHTS, BASE, read_adapter
-from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8, RECORD, layout_in, training
+from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8, RECORD, training
 from stages.tune.adapter import (
     add_adapter,
     linear_paths,
@@ -32,6 +32,7 @@ from stages.tune.adapter import (
     numbers_of,
     write_adapter,
 )
+from stages.tune.layout import layout_in
 from stages.tune.progress import TrainingProgress, resume, save_checkpoint
 from stages.tune.run import EpochBatchOrder, run
 from stages.tune.training import (

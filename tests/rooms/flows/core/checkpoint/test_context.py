@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from artifacts.errors import UsageError
-from artifacts.schema import ChunkIndex, FrameFit
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import ChunkIndex
 from flows.core.checkpoint.prompt_tokens import frame_bound, requested_sampling, sampling_of
 from flows.core.job.prepare import pipeline_with_sound
 from flows.core.job.summary import context_note

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import Record
 from artifacts.records.store import FolderStore
-from artifacts.schema import ChunkIndex, FrameFit, MediaIndex
+from artifacts.schema import ChunkIndex, MediaIndex
 from flows.core.console.display import READING, Display
 from flows.core.ledger.ledger import Ledger, cut_waves, lengths_of, stages_with_work, waves_of
 from flows.core.ledger.namespaces import Variant

@@ -9,8 +9,9 @@ from flows.core.checkpoint.precision import PartSettings
 from flows.core.options import model as by_option
 from flows.core.plan import terms as by
 from flows.core.plan.costs.encode import PROCESSOR_BYTES
-from flows.core.plan.estimate import StageEstimate, Term, expected
+from flows.core.plan.estimate import expected
 from flows.core.plan.ladder import Rung
+from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.terms import attention_terms, power_of_two
 from stages.models.half_job import PINNED_LOAD_BYTES
 from stages.models.profile import PartProfile

@@ -18,8 +18,8 @@ from flows.core.options.vectors import EmbedConfig
 from flows.core.plan import ladder
 from flows.core.plan.changes import cannot_fit, changes
 from flows.core.plan.choose import StagePlan, fits, refused, stage_plans
-from flows.core.plan.costs.decode import decode_rungs
-from flows.core.plan.costs.encode import encode_rungs
+from flows.core.plan.costs.decode_rungs import decode_rungs
+from flows.core.plan.costs.encode_rungs import encode_rungs
 from flows.core.plan.ladder import Remembered, Rung, index_of, sizes
 from flows.core.plan.plan import fit_together, plan_of
 from flows.core.plan.view import BUDGETS_GIB, fitting_line, plan_lines, what_fits

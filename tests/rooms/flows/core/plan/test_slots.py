@@ -11,10 +11,11 @@ from flows.core.checkpoint.models import Model
 from flows.core.options.commands import CaptionConfig
 from flows.core.plan.choose import PlanRequest, stage_plans
 from flows.core.plan.costs import estimate
-from flows.core.plan.costs.decode import GRAMMAR_BYTES, rungs, supports_slots
-from flows.core.plan.estimate import StageEstimate
+from flows.core.plan.costs.decode import GRAMMAR_BYTES
+from flows.core.plan.costs.decode_rungs import rungs, supports_slots
 from flows.core.plan.ladder import Rung
 from flows.core.plan.plan import batch_without_slots
+from flows.core.plan.stage_estimate import StageEstimate
 from stages.decode import engines
 from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.pool import SLOT_LAYERS

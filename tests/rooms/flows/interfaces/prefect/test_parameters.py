@@ -35,7 +35,7 @@ from flows.interfaces.prefect.commands import (
     rebuild_features,
     tune_captions,
 )
-from flows.interfaces.prefect.config_checks import REMOTE_CODE, VARIABLE, confine
+from flows.interfaces.prefect.confinement import REMOTE_CODE, VARIABLE, confine
 from flows.interfaces.prefect.sweep import sweep_crashed
 from tests.support.pipeline import ROOT
 

@@ -1,0 +1,73 @@
+"""What a run's outputs replace."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from artifacts.errors import PenstockError
+from artifacts.texts.captions import WRITERS
+from artifacts.texts.shards import DATASET
+from artifacts.texts.tables import TABLES
+from artifacts.texts.trainers import TRAINERS
+from flows.core.job.prepare import Job
+from flows.core.options.text import OutputOptions, PromptOptions, TextOptions
+from flows.outputs.file_names import CAPTIONS
+from flows.outputs.record.run_read import load_record
+
+
+def output_paths(job: Job) -> dict[str, str]:
+    """Return the path of each kind of output that exists or will be written."""
+    outputs = OutputOptions.of(job.config)
+    formats = outputs.format
+    found = {"captions": str(job.out / "captions.jsonl")}
+    text_folder = "beside the media" if outputs.beside else str(job.out)
+    found |= dict.fromkeys((form for form in WRITERS if form in formats), text_folder)
+    for form in (*TABLES, *FOLDERS):
+        path = job.out / (form if form in FOLDERS else f"captions.{form}")
+        if form in formats or path.exists():
+            found[form] = str(path)
+    if PromptOptions.of(job.config).summary:
+        found["summaries"] = str(job.out / "summaries.jsonl")
+    return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
+
+
+FOLDERS = (DATASET, *TRAINERS)
+"""Formats written as a folder in `OUT` after all captions."""
+
+
+def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
+    """Return which of these outputs are there before a run that writes them; empty for none. Texts
+    of media are counted when the run ends."""
+    not_named = (*WRITERS, "failures", "logs")
+    paths = [p for name, p in outputs.items() if name not in not_named and _holds(p)]
+    names = [os.path.relpath(path, out) + "/" * os.path.isdir(path) for path in paths]
+    return f"replaces in {out}: {', '.join(names)}" if names else ""
+
+
+def lost_trigger_note(job: Job) -> str:
+    """Return a note on the trigger or prefix of the captions in the output folder if this run,
+    which replaces them, has neither; empty if there is none."""
+    now, before = TextOptions.of(job.config), dict[str, str]()
+    if job.pipeline[-1].writes != "captions" or now.trigger or now.prefix:
+        return ""
+    with suppress(PenstockError):
+        before = load_record(job.out)["plan"].get("words", {})
+    lost = next((name for name in ("trigger", "prefix") if before.get(name)), "")
+    if not lost:
+        return ""
+    place, text = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS), before[lost]
+    words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
+    return f"{job.out / place} had {words} to keep it"
+
+
+def existing_outputs(job: Job) -> list[str]:
+    """Return the outputs of an earlier run that exist when a run begins."""
+    paths, names = output_paths(job), ("captions", *TABLES, *FOLDERS)
+    return [name for name in names if name in paths and _holds(paths[name])]
+
+
+def _holds(path: str) -> bool:
+    """Return whether an output is there, and not an empty file."""
+    return os.path.isdir(path) or (os.path.exists(path) and os.path.getsize(path) > 0)
