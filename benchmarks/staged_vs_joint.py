@@ -1,9 +1,9 @@
 """Captions a second and peak memory of staged captioning against stock joint `generate`, at equal
 batch and at equal budgets; prints the tables of docs/performance.md.
 
-Every measurement is a process of its own, `tests.support.builders.modes`, and runs of both sides alternate.
-A budget is what a process may take above its libraries, weights included; it is enforced by the
-kernel, and each side takes the largest batch that lives.
+Every measurement is a process of its own, `tests.support.builders.modes`, and runs of both sides
+alternate. A budget is what a process may take above its libraries, weights included; it is enforced
+by the kernel, and each side takes the largest batch that lives.
 
     python -m benchmarks.staged_vs_joint [--quick] [--only demo|large] [--repeat 3]
 """

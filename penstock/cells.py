@@ -1,4 +1,4 @@
-"""What a notebook's cell shows of a run, and corrections without a server."""
+"""What a notebook's cell shows of a run."""
 
 import html
 from collections.abc import Iterator

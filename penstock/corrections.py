@@ -1,4 +1,4 @@
-"""Corrections of captions without a server."""
+"""Corrects captions without a server."""
 
 import secrets
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""`penstock.search` and the index that it reads, in Python."""
+"""Python API for an index: adding vectors and searching it."""
 
 from functools import partial
 from os import PathLike

@@ -1,4 +1,4 @@
-"""Python API for models of the CLIP kind: vectors, labels, an index to search in, and marks."""
+"""Python API for models of the CLIP kind: vectors, labels and marks."""
 
 import html
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ AT_MOST = 120
 """Tests that are worth ordering: more never fit."""
 ALWAYS = {
     "a kill": "kill",
-    "an attack on a server": r"^tests/test_flows_(serving_(openai|clients)|deployments_access)",
+    "an attack on a server": r"^tests/attacks/test_(serving|deployments)",
 }
 """What every sample has, and what in a test's id tells it."""
 ROUTE = re.compile(r"^\| (\w+) \|(?:[^|]*\|){5} (protocol|replay|splice|joint) \|", re.MULTILINE)

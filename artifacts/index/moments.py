@@ -1,4 +1,9 @@
-"""Joins the video frames that a search found to moments."""
+"""Joins the video frames that a search found into moments.
+
+A cosine of 0.3 may be high or low, so scores are compared with that of the mean image, which shows
+how close an average image is to the query. A moment extends from its peak to both sides while the
+neighbouring frames stay above half of the peak's height over that baseline.
+"""
 
 from dataclasses import dataclass
 

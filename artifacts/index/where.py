@@ -1,5 +1,4 @@
-"""Selects the rows of an index that meet a condition, and joins the video frames that a search
-finds into moments.
+"""Selects the rows of an index that meet a condition.
 
 The reader of a condition evaluates nothing but this grammar:
 
@@ -9,10 +8,6 @@ The reader of a condition evaluates nothing but this grammar:
                 column [not] in (value, …)
                 column is [not] null
     value       12.5   'text', with '' for a quote in it
-
-A cosine of 0.3 may be high or low, so scores are compared with that of the mean image, which shows
-how close an average image is to the query. A moment extends from its peak to both sides while the
-neighbouring frames stay above half of the peak's height over that baseline.
 """
 
 import re

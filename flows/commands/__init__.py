@@ -1,1 +1,1 @@
-"""What can be asked: one folder for each command, with its part of the command line."""
+"""The commands: one folder for each, with its part of the command line."""

@@ -1,1 +1,1 @@
-"""Who asks: the command line, servers with their pages, Prefect, and Ray."""
+"""How commands are called: by the command line, servers with pages, Prefect, and Ray."""

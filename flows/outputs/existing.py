@@ -1,4 +1,4 @@
-"""What a run's outputs replace."""
+"""Tells which output files are there before a run, and what the run replaces."""
 
 import os
 import shlex

@@ -1,4 +1,5 @@
-"""Draws phrases about the world at random."""
+"""Draws the texts of one training step, and determines which of them are true of a picture. It
+never draws texts of untrained pairs."""
 
 import random
 from collections.abc import Collection, Sequence

@@ -1,8 +1,5 @@
 """Writes JPEG images from a seed, with their labels in `truth.jsonl`: `python -m
 penstock_demo.dual.pictures FOLDER --kind trained`.
-
-The module also draws the texts of one training step and determines which of them are true of an
-image. It never draws texts of untrained pairs.
 """
 
 import argparse

@@ -285,11 +285,12 @@ class Contexts:
     def tests_for(self, mutant: Mutant) -> list[str]:
         """Return the tests to run, the most likely to fail first: those named for the module, then
         those that call the fewest functions besides."""
-        own = {f"tests/test_{'_'.join(Path(mutant.file).with_suffix('').parts)}"}
+        module = Path(mutant.file)
+        own = f"tests/rooms/{module.parent}/test_{module.stem}"
         ranked = sorted(
             set(self._callers_of(mutant)),
             key=lambda test: (
-                not any(test.startswith(name) for name in own),
+                not test.startswith(own),
                 self.breadth[test] * (1 + self.seconds[test]),
                 test,
             ),

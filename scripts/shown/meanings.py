@@ -73,8 +73,8 @@ NOT_RUN = (
         "needs the checkpoint from the hub; usage.md's convert is run",
     ),
     (
-        r"penstock sift .*--(similar|head) ",
-        "needs a package of an extra, or a head for the model; tests/commands/test_sift.py has them",
+        r"penstock sift .*--similar ",
+        "needs a package of an extra; tests/commands/test_sift.py has it",
     ),
     (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
     (
@@ -90,7 +90,7 @@ NOT_RUN = (
 """Begins of commands that are only parsed, and the reason."""
 
 PAGES_NOT_RUN = {
-    "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; tests/commands/test_gguf.py has it",
+    "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; see tests/commands/test_gguf.py",
     "docs/recipes/clusters.md": "needs a cluster",
     "docs/scale.md": "needs a bucket; tests/commands/test_far.py has one",
     "docs/deploy/README.md": "scripts/follow_deploy.py follows the page in a fresh clone",

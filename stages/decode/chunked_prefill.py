@@ -1,4 +1,10 @@
-"""Reads a prompt a piece at a time, and tests whether a model says the same then."""
+"""Chooses how a language half prefills a long prompt, and where it keeps the KV cache.
+
+Chunked prefill by `generate` itself is best, because it bounds the memory of every layer. Some
+models would silently compute something else: those whose images attend to later tokens, and those
+that place features differently in the prompt. So chunked prefill is first tested on a short prompt.
+Where its result differs, only position-wise modules run in chunks.
+"""
 
 from collections.abc import Mapping
 from typing import Any

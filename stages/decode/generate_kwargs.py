@@ -4,12 +4,6 @@ Decoding is greedy, or samples as the user requested. `generate` and in-flight s
 differently, so a shared random generator would give different captions. Each row therefore has its
 own generator, seeded by its chunk and its prompt. The last logits processor samples one token and
 masks all others. A greedy argmax then picks the sampled token, in every batch and every slot.
-
-The module also chooses how a language half prefills a long prompt and where it keeps the KV cache.
-Chunked prefill by `generate` itself is best, because it bounds the memory of every layer. Some
-models would silently compute something else: those whose images attend to later tokens, and those
-that place features differently in the prompt. So chunked prefill is first tested on a short prompt.
-Where its result differs, only position-wise modules run in chunks.
 """
 
 from collections.abc import Mapping, Sequence

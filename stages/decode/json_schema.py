@@ -1,5 +1,4 @@
-"""Parses the JSON Schema of captions: its canonical text, and the columns it means for readers and
-writers."""
+"""Parses the JSON Schema of captions, and writes its canonical text."""
 
 import json
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Columns and plain text of captions that follow a JSON Schema."""
+"""Derives the columns of a JSON Schema, and the plain text of captions that follow it."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The declaration of a stage, and the JSON by which its job passes from the planner to the worker.
+"""The JSON by which a stage's job passes from the planner to the worker.
 
 A job travels in an in-memory file, which disappears however the processes end. A job is a dataclass
 with nested values: dataclasses travel by field name. Items are NamedTuples and travel as lists of

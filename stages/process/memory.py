@@ -1,6 +1,4 @@
-"""Reads a process's memory and its control group's limits from the kernel, and samples memory over
-time. Makes no CUDA context.
-"""
+"""Reads a process's memory from the kernel, and samples it over time. Makes no CUDA context."""
 
 import contextlib
 import os

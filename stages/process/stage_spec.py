@@ -1,4 +1,4 @@
-"""The declaration of a stage."""
+"""Declares a stage: what it reads and writes, its job, and where its code is."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,10 +1,7 @@
 """Trains an adapter of the language half on stored features. No pixel is read, and no vision
 encoder is loaded.
 
-This module has the job, and the choice of an adapter's layers, rank and alpha.
-
-A training that continues from an adapter keeps all three: the same weights under another alpha
-would have another effect. The module imports no model library.
+This module has the job. It imports no model library.
 """
 
 from dataclasses import dataclass, field

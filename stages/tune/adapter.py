@@ -1,12 +1,7 @@
-"""Adds a LoRA to a language half, writes it in PEFT's format, and saves the progress of its
-training.
+"""Adds a LoRA to a language half, and writes it in PEFT's format.
 
 The LoRA's layers are inserted in place into the linear layers of the half, so the half keeps its
 class and its split strategy. The adapter's weights are in 32 bit, whatever type the half has.
-
-From the saved progress an interrupted training resumes with the same numbers. A checkpoint is one
-file: the trained weights, the optimizer's state of each, and the progress. The order of examples
-follows from the seed, so it is not stored.
 """
 
 import json

@@ -1,4 +1,8 @@
-"""The layout of an adapter: its layers, ranks and scales."""
+"""Chooses the layers, the rank and the alpha of an adapter.
+
+A training that continues from an adapter keeps all three: the same weights under another alpha
+would have another effect. The module imports no model library.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

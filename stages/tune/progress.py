@@ -1,4 +1,8 @@
-"""Saves the progress of a training, and goes on with it."""
+"""Saves the progress of a training, and resumes an interrupted one with the same numbers.
+
+A checkpoint is one file: the trained weights, the optimizer's state of each, and the progress. The
+order of examples follows from the seed, so it is not stored.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -221,7 +221,7 @@ def test_several_prompts_choose_another_engine() -> None:
 MESSAGES = {
     *("flows/commands/demo/demo_command.py", "flows/interfaces/prefect/view.py"),
     "flows/interfaces/studio/runs.py",
-    *("stages/models/gguf/header.py", "stages/process/memory.py"),
+    *("stages/models/gguf/header.py", "stages/process/host_memory.py"),
     "stages/process/exit_diagnosis.py",
 }
 """Files that split messages, logs, files of the kernel, or bytes."""

@@ -54,7 +54,8 @@ def site(wheel: Path, tmp_path: Path) -> Path:
 
 def test_the_program_runs_from_the_wheel_alone(site: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, flows.interfaces.cli.main as cli; assert cli.__file__.startswith(sys.argv.pop(1)); "
+        "import sys, flows.interfaces.cli.main as cli; "
+        "assert cli.__file__.startswith(sys.argv.pop(1)); "
         "from flows.commands.report.facts import page; assert page({}).endswith('</html>\\n'); "
         "sys.argv[0] = 'penstock'; sys.exit(cli.main())"
     )

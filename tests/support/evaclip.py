@@ -41,8 +41,8 @@ class Layout:
     side: int = 28
     """Pixels of a side of a picture."""
     case: str = "eva-clip-8b"
-    """List of the tensors that the hub has of it, in tests/support/builders/plan_cases; empty if it was never
-    there."""
+    """List of the tensors that the hub has of it, in tests/support/builders/plan_cases; empty if it
+    was never there."""
 
 
 LAYOUTS = {

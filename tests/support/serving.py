@@ -1,8 +1,9 @@
 """`penstock serve` as a user starts it, in a process of its own, and what it is asked; knows
 nothing of what an answer should be.
 
-What stands for the vision half makes vectors of a picture's colours (tests/support/builders/card_time.py)
-unless the real one is asked for; decoding, queues, processes and HTTP are the real ones.
+What stands for the vision half makes vectors of a picture's colours
+(tests/support/builders/card_time.py) unless the real one is asked for; decoding, queues, processes
+and HTTP are the real ones.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The report's section of an export: how it compares with the original."""
+"""Gathers the report's section on an export: how it compares with the original."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,5 +1,5 @@
-"""Gathers the report's sections on labels, parity and training from the run's files. Draws nothing
-and opens no media file.
+"""Gathers the report's sections on labels and training from the run's files. Draws nothing and opens no
+media file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

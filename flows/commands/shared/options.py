@@ -1,4 +1,5 @@
-"""Adds the options of commands to their parsers. They are derived from the configuration classes."""
+"""Adds the options of commands to their parsers. They are derived from the configuration
+classes."""
 
 import argparse
 from collections.abc import Collection

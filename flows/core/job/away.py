@@ -2,8 +2,8 @@
 
 1. Each run notes the mount points of its media in `run.json`.
 2. A medium of `media.jsonl` is away if the sources lack it and it was not deleted
-   (`artifacts.disk.mounts`), if it cannot be read, or if its server does not answer. If a file that is
-   new in the folder has its content, it was moved.
+   (`artifacts.disk.mounts`), if it cannot be read, or if its server does not answer. If a file that
+   is new in the folder has its content, it was moved.
 3. The job gets these media with the content and the prompts that they had, so that all outputs have
    what the store has of them. Nothing more is made of them.
 """

@@ -3,8 +3,9 @@
 How it works:
 
 1. The call of such a stage has a copy for each further device. All processes get the same batches,
-   and divide them among themselves by claims (artifacts/disk/locks.py). So records do not depend on the
-   number of GPUs. On a file system without byte locks each copy has batches of its own.
+   and divide them among themselves by claims (artifacts/records/claims.py). So records do not
+   depend on the number of GPUs. On a file system without byte locks each copy has batches of its
+   own.
 2. Until each process has made something, none claims more than its share. A file says that this
    limit holds; it is deleted when all others work, have ended, or wait for a GPU that another job
    uses.

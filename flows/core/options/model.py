@@ -1,4 +1,4 @@
-"""Options for the checkpoint, its precision, resource limits, and models that a server runs."""
+"""Options for the checkpoint, adapters, GPUs, and models that a server runs."""
 
 import contextlib
 import re

@@ -1,4 +1,4 @@
-"""Times graphs against the weights that they were exported from."""
+"""Times a model's graphs against torch, in a separate process, for `--vision-backend auto`."""
 
 from dataclasses import replace
 

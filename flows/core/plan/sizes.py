@@ -1,8 +1,4 @@
-"""Estimates the disk space of a job's media, and measures a model's graphs against torch.
-
-The estimates come from file headers, before any frame is decoded. The measurement runs in a
-separate process, for `--vision-backend auto`.
-"""
+"""Estimates the disk space of a job's media from file headers, before any frame is decoded."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Refuses a configuration that leads out of a worker's folders."""
+"""Refuses a configuration that leads out of the folders of a worker."""
 
 import os
 from pathlib import Path

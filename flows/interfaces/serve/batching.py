@@ -1,4 +1,4 @@
-"""Decides which requests form a batch, when a half gets it, and which halves are on the device.
+"""Decides which requests form a batch, and when a half gets it.
 
 A batch is sent when the half is idle. While it is busy, requests gather in the queue, so the busy
 time is the batching window. An idle half waits for a moment only if more requests are known to be
@@ -10,11 +10,6 @@ identified. A request that was alone both times the process died is not retried.
 
 A request that did not fit is also retried alone, since other requests may have used the memory it
 needed. It gets two attempts alone, because that memory may not have been released at the first.
-
-Halves that fit the memory budget together are loaded on the device at the same time, and stay
-loaded. Otherwise an idle half leaves for one that has requests. A busy half finishes its batch
-first, and then makes room. The device's lock is held while a half is loaded. When none is, the lock
-is released, so that batch jobs can use the device.
 """
 
 import asyncio

@@ -1,4 +1,10 @@
-"""Decides which halves of a server are on the device."""
+"""Decides which halves of a server are on the device.
+
+Halves that fit the memory budget together are loaded on the device at the same time, and stay
+loaded. Otherwise an idle half leaves for one that has requests. A busy half finishes its batch
+first, and then makes room. The device's lock is held while a half is loaded. When none is, the lock
+is released, so that batch jobs can use the device.
+"""
 
 import asyncio
 import time

@@ -7,8 +7,8 @@ The check distinguishes requests of such pages from those of our own pages.
 from collections.abc import Mapping
 
 OWN_HOSTS = ("127.0.0.1", "[::1]", "localhost")
-"""Addresses that only this machine reaches, as Host headers have them before a port. Port forwarding
-changes that."""
+"""Addresses that only this machine reaches, as Host headers have them before a port. Port
+forwarding changes that."""
 
 
 def is_of_other_site(headers: Mapping[str, str]) -> bool:

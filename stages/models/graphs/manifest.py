@@ -1,12 +1,6 @@
-"""The manifest of a checkpoint's graphs, and the opening of graphs with an ONNX Runtime provider.
+"""The manifest of a checkpoint's graphs: their encoders, their calls and their source.
 
-The manifest lists the graphs' encoders, their calls and their source. The module imports no model
-library.
-
-The module lists ONNX Runtime's providers and their settings, and opens graphs with the requested
-one. ONNX Runtime silently falls back to another provider if the requested one is unavailable, and
-logs it at most. Therefore the module checks the session's actual provider. A GPU provider leaves
-shape computations to the CPU by design, so that is allowed.
+The module imports no model library.
 """
 
 import json

@@ -1,4 +1,9 @@
-"""Opens graphs with a provider of ONNX Runtime."""
+"""Lists ONNX Runtime's providers with their settings, and opens graphs with the requested one.
+
+ONNX Runtime silently falls back to another provider if the requested one is unavailable, and
+logs it at most. Therefore the module checks the session's actual provider. A GPU provider leaves
+shape computations to the CPU by design, so that is allowed.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,8 +1,4 @@
-"""Feeds stored features to the language half to generate text, and places layers outside the
-device.
-
-Layers are placed outside the device when the half itself does not fit, and `streaming` brings each
-to the device for its computation. Every forward pass, that is every token, needs all layers.
+"""Feeds stored features to the language half to generate text.
 
 How text is generated:
 

@@ -1,4 +1,8 @@
-"""Places a half's layers outside the device."""
+"""Places the layers of a half outside the device.
+
+Layers are placed outside the device when the half itself does not fit, and `streaming` brings each
+to the device for its computation. Every forward pass, that is every token, needs all layers.
+"""
 
 import itertools
 from collections.abc import Collection, Iterator

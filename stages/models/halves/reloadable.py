@@ -1,4 +1,4 @@
-"""A half that is loaded again when it is wanted."""
+"""Loads a half again, with the modules of the other half that its code turned out to need."""
 
 import contextlib
 from collections.abc import Callable, Iterable

@@ -1,13 +1,5 @@
-"""Finds a checkpoint's model class, and chooses the split strategy by which it runs in two stages.
-
-The choice follows from the model's classes and configuration. No weights are read, and a
-checkpoint's own code is run only with the user's permission. The strategies are:
-
-    protocol  `generate` takes encoder outputs as `mm_encoder_outputs`
-    replay    `generate` calls the model's own `get_*_features`, which then return stored records
-    splice    features go into the embeddings at the placeholders; the reader generates
-    joint     no boundary: the whole model sees pixels and prompt in the second stage
-    dual      no text: each half makes vectors, of images or of texts
+"""Finds a checkpoint's model class. No weights are read, and a checkpoint's own code is run only
+with the user's permission.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The placeholder tokens that stand for pictures and videos in a prompt."""
+"""Finds the placeholder tokens that stand for pictures and videos in a prompt."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

@@ -2,8 +2,8 @@
 
 It answers with the digest of the request, so that a test notices an answer stored under another
 item. What it does depends on a number in the prompt and on how many requests came before: never on
-time or chance. `python -m tests.support.builders.endpoint PORT SECONDS` runs a well-behaved one that takes
-SECONDS for each answer.
+time or chance. `python -m tests.support.builders.endpoint PORT SECONDS` runs a well-behaved one
+that takes SECONDS for each answer.
 """
 
 import asyncio
