@@ -56,7 +56,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in CLIPS:
         shutil.copy(penstock_demo.CLIPS / name, folder / "clips")
     copy, names = patched("stage", folder)
-    assert len(names) <= 7, names
+    assert len(names) <= 8, names
     return copy
 
 
