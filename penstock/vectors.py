@@ -15,6 +15,7 @@ from flows.commands.label.run import label as run_label
 from flows.commands.label.run import requested_labels
 from flows.commands.sift.result import Sifted
 from flows.commands.sift.run import sift as run_sift
+from flows.core.options.formats import ARRAY, ROWS
 from flows.core.options.vectors import (
     EmbedConfig,
     LabelConfig,
@@ -22,7 +23,6 @@ from flows.core.options.vectors import (
 )
 from flows.core.pipelines import EMBED, LABEL
 from flows.execution import run
-from flows.outputs.file_names import ARRAY, ROWS
 from flows.outputs.vectors import VectorsWritten
 from penstock.arguments import (
     Progress,

@@ -12,8 +12,8 @@ from artifacts.texts.shards import DATASET
 from artifacts.texts.tables import TABLES
 from artifacts.texts.trainers import TRAINERS
 from flows.core.job.prepare import Job
+from flows.core.options.formats import CAPTIONS
 from flows.core.options.text import OutputOptions, PromptOptions, TextOptions
-from flows.outputs.file_names import CAPTIONS
 from flows.outputs.record.run_read import load_record
 
 

@@ -24,9 +24,8 @@ from artifacts.records.provenance import Proof, anybody, note, proof_by
 from artifacts.texts.trainers import WITH_SOUND
 from flows.core.media.generated_files import digest_at
 from flows.core.options.commands import RunOptions
-from flows.core.options.formats import COPY, EXACT
+from flows.core.options.formats import CAPTIONS, COPY, DATA_SET_MEDIA, EXACT, MEDIA
 from flows.core.options.text import DataSetOptions, OutputOptions
-from flows.outputs.file_names import CAPTIONS, DATA_SET_MEDIA, MEDIA
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""

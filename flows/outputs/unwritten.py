@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from artifacts.disk.json_shapes import OptionalField, read_jsonl, text
 from artifacts.texts.edits import FixedText, how_to_write, keys_of, lacks_decisions, read_edits
-from flows.outputs.file_names import CAPTIONS
+from flows.core.options.formats import CAPTIONS
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.record.run_read import load_record
 

@@ -17,7 +17,7 @@ from flows.core.job.media_digests import JobFile
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Task
 from flows.core.media.media_file import MediaFile
-from flows.outputs.file_names import ARRAY, MEDIA, ROWS
+from flows.core.options.formats import ARRAY, MEDIA, ROWS
 from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
 from flows.outputs.write import failures_of, media_line, warned_files

@@ -22,6 +22,7 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Medium
 from flows.core.media.generated_files import GeneratedFiles, digest_at
 from flows.core.media.media_file import MediaFile
+from flows.core.options.formats import CAPTIONS, MEDIA
 from flows.core.options.text import OutputOptions
 from flows.core.pipelines import STAGES
 from flows.outputs.captions import (
@@ -35,7 +36,6 @@ from flows.outputs.captions import (
     table_rows,
     unanswered,
 )
-from flows.outputs.file_names import CAPTIONS, MEDIA
 from flows.outputs.marker import write_proved
 from flows.outputs.text_files import TextFileCounts, write_texts
 from stages.process.events import Failed

@@ -18,10 +18,9 @@ from flows.core.job.media_digests import JobFile
 from flows.core.job.prepare import Job
 from flows.core.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
 from flows.core.media.media_file import MediaFile
-from flows.core.options.formats import COCO, COCO_FILE
+from flows.core.options.formats import COCO, COCO_FILE, MEDIA
 from flows.core.options.text import OutputOptions
 from flows.core.pipelines import LABELS
-from flows.outputs.file_names import MEDIA
 from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
 from flows.outputs.run_wording import texts_line

@@ -39,10 +39,10 @@ from flows.commands.sift.marks import DIGITS, KEPT, MARKS, TEXTS
 from flows.core.console.lines import duration, size
 from flows.core.job.summary import computed_by
 from flows.core.media.media_file import writable
+from flows.core.options.formats import MEDIA
 from flows.core.pages.document import SHARED, as_json, document, part, parts
 from flows.core.pipelines import LABELS, SIFT, STAGES
 from flows.outputs.captions import SUMMARIES
-from flows.outputs.file_names import MEDIA
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse_replacing_page
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.media_rows import (

@@ -1,5 +1,5 @@
-"""Gathers the report's sections on labels and training from the run's files. Draws nothing and opens no
-media file.
+"""Gathers the report's sections on labels and training from the run's files. Draws nothing and
+opens no media file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,8 +9,8 @@ from typing import Any
 from artifacts.disk.json_shapes import Nullable, count, number, read_json, read_jsonl, text
 from artifacts.texts.labels import spans_of
 from flows.commands.label.files import LINES, REPORT
+from flows.core.options.formats import MEDIA
 from flows.core.pipelines import LABELS
-from flows.outputs.file_names import MEDIA
 from flows.outputs.media_rows import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
 from flows.outputs.record.export_result import ExportFound
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS

@@ -55,13 +55,13 @@ from flows.core.media.generated_files import GeneratedFiles
 from flows.core.media.media_file import Selection
 from flows.core.media.sources import find_media, left_out_note
 from flows.core.options.commands import RunOptions
+from flows.core.options.formats import MEDIA
 from flows.core.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
 from flows.core.pipelines import SIFT
 from flows.execution.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
 from flows.execution.run_observer import OnBegin, only_run_in
 from flows.execution.stage_loop import crash_suspects
 from flows.outputs.existing import replaced_line
-from flows.outputs.file_names import MEDIA
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, output_names
 from flows.outputs.folder.owners import refuse_taking, take
 from flows.outputs.marker import write_proved

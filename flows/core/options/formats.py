@@ -1,4 +1,5 @@
-"""Names of output formats, of rules for files that users wrote or edited, and of `--help` headings.
+"""Names of output formats and their files, of rules for files that users wrote or edited, and of
+`--help` headings.
 
 Option declarations refer to the headings.
 """
@@ -46,3 +47,9 @@ COPY, NONE = CLIP_SOUNDS = ("copy", "none")
 """The values of `--clip-sound`."""
 KEEP, REPLACE = RULES = ("keep", "replace")
 """The values of `--existing`."""
+
+
+MEDIA, CAPTIONS = "media.jsonl", "captions.jsonl"
+DATA_SET_MEDIA = f".{MEDIA}"
+"""The same in the folder of a data set."""
+ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"

@@ -18,10 +18,9 @@ from artifacts.texts.trainers import TRAINERS
 from flows.core.media.generated_files import GeneratedFiles, digest_at
 from flows.core.media.media_file import Selection
 from flows.core.options.commands import RunOptions
-from flows.core.options.formats import COCO, COCO_FILE
+from flows.core.options.formats import ARRAY, CAPTIONS, COCO, COCO_FILE, MEDIA, ROWS
 from flows.core.options.text import OutputOptions, PromptOptions
 from flows.outputs.clips import CLIPS
-from flows.outputs.file_names import ARRAY, CAPTIONS, MEDIA, ROWS
 from flows.outputs.record.run_record import RUN_RECORD
 
 MARKS_FILE, CHUNKS_FILE = "marks.jsonl", "chunk_marks.jsonl"

@@ -27,11 +27,10 @@ from flows.core.media.generated_files import GeneratedFiles
 from flows.core.media.media_file import Selection
 from flows.core.media.sources import find_media
 from flows.core.options.commands import RunOptions
-from flows.core.options.formats import EXACT
+from flows.core.options.formats import DATA_SET_MEDIA, EXACT, MEDIA
 from flows.core.options.text import OutputOptions, OwnerOptions, TrustOptions
 from flows.outputs.clips import check_encoder
 from flows.outputs.existing import FOLDERS
-from flows.outputs.file_names import DATA_SET_MEDIA, MEDIA
 from flows.outputs.folder.foreign_files import refuse_replacing, set_edited_aside
 from flows.outputs.marker import (
     MARKER,

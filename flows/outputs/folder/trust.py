@@ -23,8 +23,8 @@ from artifacts.remote.addresses import is_address
 from artifacts.texts.edits import read_edits
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import is_terminal, print_lines, printable
+from flows.core.options.formats import CAPTIONS, MEDIA
 from flows.core.options.store import default_store
-from flows.outputs.file_names import CAPTIONS, MEDIA
 from flows.outputs.marker import Marker, inputs_in, own_marker, read_marker
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record
