@@ -123,7 +123,7 @@ class Way:
 
 def static(work: Work, order: Sequence[int], slots: int) -> Way:
     """Batches of so many rows in this order, each until its longest caption ends."""
-    from stages.models.halves.offload import generate, new_tokens, prompt_in
+    from stages.models.halves.generate import generate, new_tokens, prompt_in
 
     way = Way()
     for first in range(0, len(order), slots):

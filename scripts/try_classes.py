@@ -32,7 +32,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from artifacts.errors import MissingPackage
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.loading import load_processor
 

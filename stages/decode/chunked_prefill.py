@@ -15,7 +15,7 @@ from artifacts.errors import CannotFit, UsageError
 from artifacts.records.tensors import make_record
 from stages.models.halves.absent import NeedsWeights, chunk_position_wise
 from stages.models.halves.features import Features, count_tokens
-from stages.models.halves.offload import UNDIVIDED, generate, offloaded_bytes
+from stages.models.halves.generate import UNDIVIDED, generate, offloaded_bytes
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.split_route import choose_route
 from stages.models.processors.input_layout import noise

@@ -24,7 +24,7 @@ from stages.decode.chunked_prefill import relative_difference, tolerance
 from stages.decode.generation import SamplingParams
 from stages.decode.prompts import append_ids, prompts_for
 from stages.models.halves.features import Features
-from stages.models.halves.offload import generate
+from stages.models.halves.generate import generate
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import answer_ids

@@ -26,9 +26,9 @@ from stages.export import CalibrateJob, CaptionedItem
 from stages.export.export_plan import plan_export
 from stages.export.quant_formats import Packed
 from stages.export.rounding import NoInverse, gptq
-from stages.models.halves.offload import waiting
+from stages.models.halves.generate import waiting
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.halves.placement import placement
-from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
 from stages.models.streaming.layers import LayerProvider

@@ -19,7 +19,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import Part
 from artifacts.wording import counted
 from stages.models.halves.load import refuse_pickle
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header, read_headers
 from stages.models.precision.quantize import linears_of, quantizable

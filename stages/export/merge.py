@@ -38,7 +38,7 @@ from stages.models.adapter_modules import (
     read_adapter,
 )
 from stages.models.halves.load import refuse_pickle
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import CONFIG, Checkpoint, incomplete_file, small_files
 from stages.models.hub.headers import Header, TensorPlace, read_headers, read_places
 from stages.models.published import stating_as_published

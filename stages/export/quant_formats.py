@@ -20,7 +20,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from stages.export import BITSANDBYTES, PACKED, ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
 from stages.export.rounding import CannotRound, Rounded, round_to_nearest, unsupported_columns
-from stages.models.halves.routes import config_and_class
+from stages.models.halves.model_class import config_and_class
 from stages.models.hub.checkpoint import CONFIG, json_bytes, small_files
 from stages.models.hub.headers import read_places
 from stages.models.precision.quantize import settings_of

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from stages.models.halves.absent import NeedsWeights as NeedsWeights
     from stages.models.halves.features import Features as Features
     from stages.models.halves.features import encode as encode
+    from stages.models.halves.generate import generate as generate
     from stages.models.halves.load import load_half as load_half
-    from stages.models.halves.offload import generate as generate
     from stages.models.hub.resolve import resolve_model as resolve_model
     from stages.models.inspection import describe as describe
     from stages.models.profile import ModelProfile as ModelProfile

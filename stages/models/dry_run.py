@@ -28,9 +28,9 @@ from stages.models.halves.features import (
     max_text_tokens,
     text_vectors,
 )
-from stages.models.halves.offload import UNDIVIDED, generate
+from stages.models.halves.generate import UNDIVIDED, generate
+from stages.models.halves.model_class import one_line
 from stages.models.halves.placement import outermost_layers
-from stages.models.halves.routes import one_line
 from stages.models.processors.blank_clips import black_clip
 from stages.models.processors.images import prepare_images
 from stages.models.processors.input_sizes import bytes_of

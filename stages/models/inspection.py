@@ -30,10 +30,10 @@ from stages.models.halves.boundary import (
     makes_vectors,
     modules_called,
 )
+from stages.models.halves.generate import ON_HOST
 from stages.models.halves.load import lacks_tensors, refuse_pickle
-from stages.models.halves.offload import ON_HOST
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.halves.own_code import own_code
-from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.halves.split_route import RouteChoice, choose_route, depends_on_prompt
 from stages.models.hub.checkpoint import refuse_impossible
 from stages.models.hub.headers import Header, read_headers

@@ -20,12 +20,12 @@ from stages.models.adapter_injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.boundary import group_windows
+from stages.models.halves.generate import offloaded_bytes
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import offloaded_bytes
+from stages.models.halves.model_class import config_and_class, one_line, skeleton_of
 from stages.models.halves.ranged_reads import NOTE
 from stages.models.halves.recorded import RECORDER, PassRecorder, keep_grids_on_host
 from stages.models.halves.reloadable import ReloadableHalf
-from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import resolve_model
 from stages.models.precision.quantize import (

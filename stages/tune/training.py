@@ -30,7 +30,7 @@ from stages.decode.scoring import (
 )
 from stages.memory.oom_retry import catch_oom, smaller
 from stages.models.halves.features import Features
-from stages.models.halves.offload import forward
+from stages.models.halves.generate import forward
 from stages.models.halves.records import FeatureRecord
 from stages.models.processors.prepare import answer_ids, drop_end_token, full_answer_ids, rebuild
 from stages.models.processors.processor_calls import text_ids

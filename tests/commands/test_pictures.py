@@ -29,7 +29,7 @@ from flows.core.plan.workloads import COPIES, workload_of, workloads_of
 from stages.frames import run as frames_stage
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import read_clip
-from stages.models.halves.offload import new_tokens
+from stages.models.halves.generate import new_tokens
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import to_images
 from stages.process.events import EventReporter

@@ -16,7 +16,7 @@ from flows.core.job.prepare import prepare
 from flows.core.options.commands import CaptionConfig
 from flows.core.plan.sizes import estimates
 from stages.decode.protocol import read_features
-from stages.models.halves.offload import UNDIVIDED
+from stages.models.halves.generate import UNDIVIDED
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import load_processor
 from tests.support.checkpoints import whole_checkpoint

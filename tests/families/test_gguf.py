@@ -25,7 +25,7 @@ from stages.models.gguf import header as library
 from stages.models.gguf.header import read_header
 from stages.models.gguf.mapping import mapping_of
 from stages.models.gguf.masks import blocks_of, pieces_of
-from stages.models.halves.routes import load_config
+from stages.models.halves.model_class import load_config
 from tests.support.gguf_bytes import TENSORS, VALUES, Tensor, gguf_bytes, mutations, text
 from tests.support.pipeline import ROOT
 from tests.support.tiny_families import FAMILIES

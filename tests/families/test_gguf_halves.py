@@ -14,7 +14,7 @@ from stages.decode.engines.inflight.prefill import SharedPrefix, prefill_row
 from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import PIECE_TOKENS, ROWS
 from stages.models.halves.features import encode
-from stages.models.halves.offload import generate
+from stages.models.halves.generate import generate
 from tests.support.tiny_families.for_gguf import VARIANTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]

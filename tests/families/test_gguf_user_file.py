@@ -12,9 +12,9 @@ import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.halves.features import encode
+from stages.models.halves.generate import generate
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import generate
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.loading import stored_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]

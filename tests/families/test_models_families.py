@@ -15,7 +15,7 @@ from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.models.halves.boundary import modules_called
 from stages.models.halves.features import encode, image_vectors, text_vectors
 from stages.models.halves.load import half_class, load_half
-from stages.models.halves.routes import config_and_class
+from stages.models.halves.model_class import config_and_class
 from stages.models.halves.split_route import refuse
 from tests.support import dual_encoders
 from tests.support.dual_encoders import judge as judge_dual

@@ -18,7 +18,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
 from stages.models import describe, encode, generate, load_half
 from stages.models.halves.boundary import absent_paths
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.in_tree.registry import NATIVES, native_of
 from stages.models.loading import ModelJob
 from stages.models.precision.quantize import count, quantizable

@@ -20,7 +20,7 @@ from artifacts.schema import Part
 from stages.models import describe, load_half
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.features import image_vectors, logits, text_vectors
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.in_tree.registry import NATIVES, ORIGINALS, native_of
 from stages.models.loading import ModelJob
 from stages.models.precision.quantize import count, quantizable

@@ -9,9 +9,9 @@ from artifacts.errors import UsageError
 from artifacts.schema import Half
 from stages.models.halves.boundary import hears, modules_called, within
 from stages.models.halves.features import encode, is_content
-from stages.models.halves.offload import generate
+from stages.models.halves.generate import generate
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.halves.reloadable import ReloadableHalf
-from stages.models.halves.routes import config_and_class, skeleton_of
 from tests.support.tiny_families.hearing import HEARING, PLACES, SOUND, hearing
 from tests.support.tiny_families.parts import AUDIO
 from tests.support.tiny_families.sound_verdict import (

@@ -20,7 +20,7 @@ from artifacts.records.tensors import pack_tree
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import encode
-from stages.models.halves.offload import generate, offloaded_bytes
+from stages.models.halves.generate import generate, offloaded_bytes
 from stages.models.halves.split_route import choose_route
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import prepare

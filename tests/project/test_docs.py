@@ -23,7 +23,7 @@ from flows.core.machine.versions import cpu_has_bfloat16
 from scripts.follow_docs import faults, read, run_on_terminal
 from scripts.shown.commands import ROOT, Shown, commands, inline, pages
 from scripts.shown.parsing import wrong, wrong_inline
-from stages.models.halves.routes import config_and_class
+from stages.models.halves.model_class import config_and_class
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.commands import completed
 from tests.support.families import checkpoint

@@ -12,7 +12,7 @@ from torch import nn
 from penstock_demo import CHECKPOINT
 from stages.export import MergeJob
 from stages.export.merge import run
-from stages.models.halves.routes import config_and_class
+from stages.models.halves.model_class import config_and_class
 from stages.models.profile import ModelProfile
 from stages.process.job import job_fields
 from tests.support.families import checkpoint

@@ -17,7 +17,7 @@ from artifacts.records.vectors import vector_record, vectors_in
 from stages.models.halves.boundary import absent_paths
 from stages.models.halves.features import image_vectors, logits, text_vectors
 from stages.models.halves.load import load_half
-from stages.models.halves.routes import config_and_class, one_line
+from stages.models.halves.model_class import config_and_class, one_line
 from stages.models.halves.split_route import choose_route
 from tests.support.builders.clip import PATCH, SIDE, TEXT, VISION
 from tests.support.builders.words import hf, tokenizer

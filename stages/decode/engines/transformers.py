@@ -23,7 +23,7 @@ from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
 from stages.memory.oom_retry import OomRetry
 from stages.models.finite import not_finite
 from stages.models.halves.features import Features
-from stages.models.halves.offload import generate, new_tokens, prompt_in
+from stages.models.halves.generate import generate, new_tokens, prompt_in
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.input_layout import layout_of

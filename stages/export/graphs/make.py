@@ -46,7 +46,7 @@ from stages.models.graphs.onnx_encoder import (
 from stages.models.graphs.sessions import CPU
 from stages.models.halves.absent import MissingModule, NeedsWeights
 from stages.models.halves.features import encode, text_vectors
-from stages.models.halves.routes import PIXELS
+from stages.models.halves.model_class import PIXELS
 from stages.models.processors.blank_clips import Clip, clip_of
 from stages.models.processors.images import prepare_images
 from stages.models.processors.loading import takes_videos

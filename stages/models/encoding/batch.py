@@ -32,7 +32,7 @@ from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
 from stages.models.encoding import pass_check_key
 from stages.models.halves.features import Features, encode, is_pixels, refuse_other_count
-from stages.models.halves.offload import UNDIVIDED
+from stages.models.halves.generate import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
 from stages.models.halves.split_route import AUDIO
 from stages.models.processors.processor_calls import joined

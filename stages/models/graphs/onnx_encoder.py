@@ -48,7 +48,7 @@ from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import Graph, GraphEncoder, HalfGraphs, read_manifest
 from stages.models.graphs.sessions import CPU, Providers, open_session
 from stages.models.halves.absent import MissingModule, MissingWeight
-from stages.models.halves.routes import one_line
+from stages.models.halves.model_class import one_line
 from stages.process.exit_diagnosis import out_of_memory
 
 NAME = "flash_packed"

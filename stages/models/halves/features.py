@@ -23,6 +23,7 @@ from artifacts.records.tensors import make_record
 from artifacts.schema import Half
 from stages.memory.meta_device import tensors
 from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
+from stages.models.halves.model_class import CONTENT, INVERTED, SOUNDS
 from stages.models.halves.recorded import (
     GRIDS,
     RECORDER,
@@ -32,7 +33,6 @@ from stages.models.halves.recorded import (
     without_grids,
 )
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
-from stages.models.halves.routes import CONTENT, INVERTED, SOUNDS
 from stages.models.halves.split_route import AUDIO, encoders
 
 UNREAD = (

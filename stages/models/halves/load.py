@@ -17,8 +17,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import Part
 from artifacts.wording import counted, meant
 from stages.models.halves.boundary import CUT, absent_paths, cut, modules_called
+from stages.models.halves.model_class import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
-from stages.models.halves.routes import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.hub.checkpoint import INDEX, SINGLE, weight_names
 from stages.models.hub.foreign_folders import without_weights
 from stages.models.hub.headers import local_headers

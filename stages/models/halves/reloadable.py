@@ -9,7 +9,7 @@ from artifacts.schema import Part
 from stages.memory.oom_retry import release_memory
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.boundary import extra_module_of
-from stages.models.halves.routes import skeleton_of
+from stages.models.halves.model_class import skeleton_of
 
 Result = TypeVar("Result")
 

@@ -33,7 +33,7 @@ from jinja2 import TemplateSyntaxError
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.packages import library_needs
-from stages.models.halves.routes import one_line
+from stages.models.halves.model_class import one_line
 from stages.models.processors.blank_clips import Clip, clip_of
 from stages.models.processors.loading import is_image_output, takes_images, takes_videos
 from stages.models.processors.placeholders import declared_ids, known

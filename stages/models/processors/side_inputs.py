@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
+from stages.models.halves.model_class import SOUNDS, USE_SOUND
 from stages.models.halves.records import OUTLINE, SOUND, FeatureRecord, RowCount
-from stages.models.halves.routes import SOUNDS, USE_SOUND
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_layout import PROBES, channels_of, layout_of, noise
 from stages.models.processors.loading import is_image_output

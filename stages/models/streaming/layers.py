@@ -39,8 +39,8 @@ from torch import nn
 
 from artifacts.errors import CannotFit
 from artifacts.schema import Part
+from stages.models.halves.generate import dispatching, waiting
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import dispatching, waiting
 from stages.models.halves.placement import placement
 from stages.models.halves.ranged_reads import NOTE, read_into
 from stages.models.hub.headers import TensorPlace

@@ -44,8 +44,8 @@ from torch import nn
 from artifacts.disk.files import own_folder
 from artifacts.errors import CannotFit
 from artifacts.schema import Part
+from stages.models.halves.generate import dispatching, waiting
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import dispatching, waiting
 from stages.models.halves.placement import placement
 from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.shards.layout import DTYPES

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from stages.models.gguf.half import core_names
 from stages.models.gguf.header import HEAD, TABLE
 from stages.models.gguf.mapping import TextMapping, mapping_of
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.loading import stored_weights
 
 F32, F16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16

@@ -27,7 +27,7 @@ from stages.export.graphs import run as graphs_run
 from stages.memory.meta_device import tensors
 from stages.models.graphs.manifest import GraphManifest, read_manifest
 from stages.models.halves.features import encode
-from stages.models.halves.routes import config_and_class
+from stages.models.halves.model_class import config_and_class
 from stages.models.inspection import describe
 from stages.models.loading import ModelJob, warm_source
 from stages.process.device import device_used_bytes

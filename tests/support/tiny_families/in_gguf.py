@@ -12,9 +12,9 @@ from stages.decode.engines.inflight.prefill import prefill_row
 from stages.models.gguf import ROWS
 from stages.models.gguf.half import load_with_gguf
 from stages.models.halves.features import encode
+from stages.models.halves.generate import generate
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import generate
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from tests.support.builders.gguf_writer import write_gguf
 from tests.support.tiny_families.for_gguf import VARIANTS
 from tests.support.tiny_families.in_slots import LIMITS, LONGER, alone, greedy, in_slots, longer

@@ -25,7 +25,7 @@ from stages.memory.oom_retry import OomRetry
 from stages.models.encoding import BATCHES, FIXED_ROWS, KIND
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
 from stages.models.halves.features import Features, encode
-from stages.models.halves.offload import generate, new_tokens, prompt_in
+from stages.models.halves.generate import generate, new_tokens, prompt_in
 from stages.models.halves.split_route import choose_route, encoders
 from stages.models.processors.side_inputs import Prepared
 from tests.support.tiny_families import FAMILIES

@@ -12,11 +12,11 @@ from artifacts.records.tensors import pack_tree, unpack_tree
 from artifacts.schema import Half
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import Features, encode, is_content
+from stages.models.halves.generate import generate
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import generate
+from stages.models.halves.model_class import SOUNDS
 from stages.models.halves.records import FeatureRecord, RowCount, merge_blank, merge_rows
 from stages.models.halves.reloadable import ReloadableHalf
-from stages.models.halves.routes import SOUNDS
 from stages.models.processors.side_inputs import Prepared
 from tests.support.tiny_families.hearing import PLACES, hearing
 from tests.support.tiny_families.parts import AUDIO

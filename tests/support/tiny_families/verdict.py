@@ -15,11 +15,11 @@ from artifacts.records.tensors import pack_tree, unpack_tree
 from artifacts.schema import Half
 from stages.models.halves.boundary import HALVES, modules_called
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
+from stages.models.halves.generate import UNDIVIDED, generate
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import UNDIVIDED, generate
+from stages.models.halves.model_class import config_and_class, one_line, skeleton_of
 from stages.models.halves.records import CannotSplit, FeatureRecord, RowCount, merge_rows, split
 from stages.models.halves.reloadable import ReloadableHalf
-from stages.models.halves.routes import config_and_class, one_line, skeleton_of
 from stages.models.halves.split_route import choose_route
 from tests.support.tiny_families import FAMILIES
 

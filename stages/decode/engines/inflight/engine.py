@@ -73,7 +73,7 @@ from stages.models.finite import not_finite
 from stages.models.gguf import ROWS
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.features import Features
-from stages.models.halves.offload import generate, new_tokens, prompt_in
+from stages.models.halves.generate import generate, new_tokens, prompt_in
 from stages.process.exit_diagnosis import out_of_memory
 
 KIND = "rows"

@@ -32,7 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.models.halves.features import Features, moved, placeholder_ids
-from stages.models.halves.offload import generate
+from stages.models.halves.generate import generate
 from stages.models.halves.split_route import AUDIO, MODALITIES, choose_route
 
 SDPA = "sdpa"

@@ -18,7 +18,7 @@ from stages.decode.generation import DecodeItem, DecodeJob, SamplingParams
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import read_features
 from stages.models.halves.features import Features
-from stages.models.halves.offload import generate, new_tokens, prompt_in
+from stages.models.halves.generate import generate, new_tokens, prompt_in
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.process.job import parse_job
 from tests.support.clips import PROMPTS

@@ -11,10 +11,10 @@ from artifacts.errors import CannotFit, UsageError
 from artifacts.schema import Half
 from penstock_demo import CHECKPOINT
 from stages.decode.chunked_prefill import PrefillOptions, chunked_prefill_matches
-from stages.models.halves import offload
+from stages.models.halves import generate as offload
 from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.features import Features, encode
-from stages.models.halves.offload import generate
+from stages.models.halves.generate import generate
 from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.halves.split_route import choose_route
 from stages.models.loading import ModelJob

@@ -22,7 +22,7 @@ from stages.decode.generation import DecodeItem, DecodeJob
 from stages.decode.protocol import longest_first, rebatch
 from stages.decode.run import open_records
 from stages.models.half_job import HalfJob
-from stages.models.halves.offload import new_tokens
+from stages.models.halves.generate import new_tokens
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import load_processor
 from tests.support.builders.words import hf

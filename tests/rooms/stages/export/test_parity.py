@@ -34,8 +34,8 @@ from stages.export.run import run as write
 from stages.models.encoding.batch import encode_batches
 from stages.models.half_job import HalfJob
 from stages.models.halves.features import Features, placeholder_ids
+from stages.models.halves.generate import generate, new_tokens, prompt_in
 from stages.models.halves.load import load_half
-from stages.models.halves.offload import generate, new_tokens, prompt_in
 from stages.models.loading import ModelJob
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import load_processor

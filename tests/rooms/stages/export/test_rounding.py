@@ -28,7 +28,7 @@ from stages.export.rounding import (
     unrounded,
     unsupported_columns,
 )
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.precision.quantize import quantizable
 from stages.models.stored.layer_names import model_names
 from tests.support.families import checkpoint

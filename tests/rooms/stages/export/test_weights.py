@@ -24,8 +24,8 @@ from stages.export.export_plan import plan_export
 from stages.export.quant_formats import Int8, Nf4, write_file
 from stages.export.run import run
 from stages.models.halves.load import load_half
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.halves.placement import outermost_layers
-from stages.models.halves.routes import config_and_class, skeleton_of
 from stages.models.hub.checkpoint import INDEX
 from stages.models.precision.quantize import keep_to_dtype, plan, quantizable
 from stages.models.streaming.load import load_streamed, streamed_layers

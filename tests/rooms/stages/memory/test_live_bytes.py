@@ -17,8 +17,8 @@ from stages.memory.meta_device import give_data, on_meta_device, without_data
 from stages.models.dry_run import dry_run
 from stages.models.footprint import BatchCost
 from stages.models.halves.features import encode
-from stages.models.halves.offload import generate
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.generate import generate
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.halves.split_route import choose_route
 from stages.models.processors.loading import load_processor
 from tests.support.checkpoints import whole_checkpoint

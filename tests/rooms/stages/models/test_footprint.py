@@ -17,7 +17,7 @@ from stages.models.footprint import (
     kept_bytes,
     peak_bytes,
 )
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.halves.split_route import choose_route
 from stages.models.inspection import frames_per_video
 from stages.models.processors.loading import load_processor

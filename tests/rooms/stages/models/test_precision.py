@@ -18,7 +18,7 @@ from stages.models import adapter_injection, describe, encode, generate, load_ha
 from stages.models.adapter_injection import adapted_modules
 from stages.models.adapter_modules import modules_of, read_adapter
 from stages.models.halves.boundary import HALVES
-from stages.models.halves.routes import config_and_class, skeleton_of
+from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.loading import ModelJob, facts
 from stages.models.precision.quantize import check, plan
 from stages.models.processors.loading import load_processor

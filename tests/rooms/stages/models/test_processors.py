@@ -19,7 +19,7 @@ from stages.decode.generation import SamplingParams
 from stages.decode.prompts import start_ids
 from stages.decode.scoring import caption_of
 from stages.models import describe
-from stages.models.halves.offload import new_tokens
+from stages.models.halves.generate import new_tokens
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.input_sizes import ASPECTS, COMMON, black, probe, resized

@@ -21,9 +21,9 @@ from stages.models import describe, load_half
 from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import Features
-from stages.models.halves.offload import generate
+from stages.models.halves.generate import generate
+from stages.models.halves.model_class import SOUNDS
 from stages.models.halves.records import FeatureRecord
-from stages.models.halves.routes import SOUNDS
 from stages.models.processors.blank_clips import Clip, video_metadata
 from stages.models.processors.loading import load_processor, takes_videos
 from stages.models.processors.prepare import prepare, rebuild

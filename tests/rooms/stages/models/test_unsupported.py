@@ -18,7 +18,7 @@ from flows.core.machine.launch import DirectLauncher
 from flows.interfaces.cli.main import main
 from scripts.tables import unsupported_section
 from stages.models import describe, load_half, resolve_model
-from stages.models.halves.routes import load_config
+from stages.models.halves.model_class import load_config
 from stages.models.hub.checkpoint import CONVERTED, NEAREST, refuse_original
 from stages.models.hub.quantized import ignored_settings, refuse_unread
 from stages.models.hub.resolve import find_model

@@ -38,8 +38,8 @@ from stages.models.halves.features import (
     placeholder_ids,
     twice,
 )
+from stages.models.halves.model_class import SOUNDS, USE_SOUND
 from stages.models.halves.records import RowCount, merge, split
-from stages.models.halves.routes import SOUNDS, USE_SOUND
 from stages.models.halves.split_route import AUDIO, MODALITIES, choose_route
 
 UNDIVIDED = "pixels"
