@@ -82,7 +82,7 @@ NAVIGATION = {
         "docs/demo",
         "docs/performance",
     ],
-    "The project": ["README", "CONTRIBUTING", "CHANGELOG", "docs/log", "docs/moved"],
+    "The project": ["README", "CONTRIBUTING", "CHANGELOG", "docs/log"],
 }
 """Every page of the site, in the order of its menu; a new page is a word here."""
 

@@ -43,7 +43,8 @@ def frames_of(path: Path) -> tuple[Frames, list[float]]:
     wanted = [Fraction(k, FRAMES_PER_SECOND) for k in range(MOST_FRAMES)]
     frames: list[Frames] = []
     shown: Frames | None = None
-    with av.open(str(path)) as container:
+    container: Any = av.open(str(path))
+    with container:
         stream = container.streams.video[0]
         for frame in container.decode(stream):
             time = frame.pts * stream.time_base
@@ -117,7 +118,7 @@ def decode(folder: Path, features: Path, videos: list[Path]) -> dict[str, str]:
     captions = {}
     for video in videos:
         inputs = torch.load(features / f"{video.stem}.pt", weights_only=True)
-        record = [part.to(DEVICE) for part in inputs.pop("features")]
+        record: Any = [part.to(DEVICE) for part in inputs.pop("features")]
         inputs = {name: value.to(DEVICE) for name, value in inputs.items()}
         outputs = {"video": BaseModelOutputWithPooling(pooler_output=record)}
         with torch.inference_mode():

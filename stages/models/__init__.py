@@ -29,7 +29,7 @@ _HOMES = {
     "ModelProfile": "profile",
     "describe": "inspection",
     "encode": "halves.features",
-    "generate": "halves.offload",
+    "generate": "halves.generate",
     "load_half": "halves.load",
     "resolve_model": "hub.resolve",
 }

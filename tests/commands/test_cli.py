@@ -286,14 +286,21 @@ def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[st
 
 
 STARTED = {
-    "artifacts": {"errors", "option_texts", "packages", "plurals"},
-    "flows": {"cli", "cli.main", "console", "console.interrupts", "console.lines"},
+    "artifacts": {"errors", "option_texts", "packages", "wording"},
+    "flows": {
+        *("commands", "commands.shared", "commands.shared.parser"),
+        *("core", "core.console", "core.console.interrupts", "core.console.lines"),
+        *("interfaces", "interfaces.cli", "interfaces.cli.main"),
+    },
     "penstock": {"checked_start", "start"},
     "stages": {"process", "process.output_streams"},
     "rich": set(),
 }
 """Top-level package → its modules that the help may import, which takes most of its time."""
-COMPLETED = {"artifacts": {"paths", "regular_files"}, "flows": {"cli.completion_command"}}
+COMPLETED = {
+    "artifacts": {"disk", "disk.paths", "disk.regular_files"},
+    "flows": {"interfaces.cli.completion_command", "interfaces.cli.elsewhere"},
+}
 """The same of what `completion` may import besides, once its script was made."""
 MODULES = """
 import sys

@@ -122,7 +122,8 @@ def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from artifacts.schema import FrameFit, Sampling
+from artifacts.frame_fit import FrameFit
+from artifacts.schema import Sampling
 from stages.frames.video import Video
 from stages.process.memory import Sampler
 

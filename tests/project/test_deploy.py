@@ -435,13 +435,14 @@ def test_the_server_asks_nothing_and_changes_no_profile(
 
 FEW = """
 name: few
+definitions: {sweep: &sweep "flows/interfaces/prefect/sweep.py:sweep_crashed"}
 build:
   - prefect.deployments.steps.run_shell_script: {id: clone, script: pwd, stream_output: false}
 pull:
   - prefect.deployments.steps.set_working_directory: {directory: "{{ clone.stdout }}"}
 deployments:
-  - {name: one, entrypoint: "flows/interfaces/prefect/sweep.py:sweep_crashed", work_pool: {name: gpu}}
-  - {name: two, entrypoint: "flows/interfaces/prefect/sweep.py:sweep_crashed", work_pool: {name: gpu}}
+  - {name: one, entrypoint: *sweep, work_pool: {name: gpu}}
+  - {name: two, entrypoint: *sweep, work_pool: {name: gpu}}
 """
 
 

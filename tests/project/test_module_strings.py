@@ -52,8 +52,9 @@ NAMED = sorted(
     {
         *in_strings(),
         *(
-            (f"flows.commands.shared.{entry}", "flows/commands/shared/parser.py")
-            for _, entry in COMMANDS.values()
+            (f"{package}.{name}_command:{function}", "flows/commands/shared/parser.py")
+            for name, (_, package) in COMMANDS.items()
+            for function in (f"add_{name}", f"{name}_command")
         ),
         *((f"stages.models.{home}:{name}", "stages/models") for name, home in HALVES.items()),
     }

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.packages import require_extra
-from flows.commands.shared.exit_report import CRASHED
-from flows.core.console.display import Display
-from flows.core.console.lines import shortened
-from flows.core.options.commands import CaptionConfig
 
 if TYPE_CHECKING:
+    from flows.core.console.display import Display
+    from flows.core.options.commands import CaptionConfig
     from flows.outputs.run_result import RunResult
 
 
@@ -23,9 +21,9 @@ def on_cluster(*given: Any, **options: Any) -> Any:
     return run_on_cluster(*given, **options)
 
 
-def with_prefect(config: CaptionConfig, display: Display) -> "RunResult":
-    """Caption as a Prefect flow in this process."""
-    return leave_after(partial(_flow(), config, display))
+def with_prefect(*given: Any) -> "RunResult":
+    """Caption as a Prefect flow in this process, as `run_with_prefect` does."""
+    return leave_after(partial(_flow(), *given))
 
 
 def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
@@ -35,6 +33,8 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
     try:
         from flows.interfaces.prefect.commands import run_with_prefect
     except ValueError as error:
+        from flows.core.console.lines import shortened
+
         text = shortened(" ".join(str(error).split()), 200)
         raise EnvironmentFault(
             f"Prefect refuses its settings: {text}",
@@ -46,6 +46,7 @@ def _flow() -> "Callable[[CaptionConfig, Display], RunResult]":
 def leave_after(run: Callable[[], "RunResult"]) -> "RunResult":
     """Run a flow inside this process. Exit soon after it ends, without waiting for Prefect's
     threads."""
+    from flows.commands.shared.exit_report import CRASHED
     from flows.interfaces.prefect.crashed import leave_within
 
     try:

@@ -72,7 +72,7 @@ def test_an_ordinary_disk_changes_no_name(tmp_path: Path) -> None:
 def test_the_files_of_a_killed_process_go_with_the_next(tmp_path: Path) -> None:
     killing = (
         "import os, signal, sys\n"
-        "from artifacts import names\n"
+        "from artifacts.disk import names\n"
         "os.close = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "names.Naming(sys.argv[1]).part('a:b')\n"
     )

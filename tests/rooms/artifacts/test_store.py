@@ -183,7 +183,7 @@ def test_a_linked_folder_is_part_of_a_store(store: FolderStore, tmp_path: Path) 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from artifacts.disk.locks import Claims
+from artifacts.records.claims import Claims
 assert Claims(Path(sys.argv[1])).take(sys.argv[2:])
 print("held", flush=True)
 time.sleep(60)

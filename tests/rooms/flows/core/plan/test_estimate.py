@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.core.checkpoint.precision import PartSettings
-from flows.core.options import model as by_option
+from flows.core.options import store as by_option
 from flows.core.plan import terms as by
 from flows.core.plan.costs.encode import PROCESSOR_BYTES
 from flows.core.plan.estimate import expected
