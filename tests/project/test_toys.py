@@ -46,7 +46,22 @@ def inside(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return completed([sys.executable, *command], cwd=copy, env=environment)
 
 
+def test_a_command_is_one_folder_and_one_line(tmp_path: Path) -> None:
+    copy, names = patched("command", tmp_path)
+    folder = "flows/commands/count/"
+    assert [name for name in names if not name.startswith(folder)] == [PARSER]
+    old = (ROOT / PARSER).read_text().split("\n")
+    assert [line for line in (copy / PARSER).read_text().split("\n") if line not in old] == [
+        '    "count": ("count the media of a folder", "flows.commands.count"),'
+    ]
+    assert lint(copy).returncode == 0
+    assert penstock(copy, "count", str(penstock_demo.CLIPS)).stdout == "12\n"
+    assert "count the media of a folder" in penstock(copy, "--help").stdout
+
+
 CLIPS = ("clip-01.mp4", "clip-02.mp4", "clip-03.mp4")
+PARSER = "flows/commands/shared/parser.py"
+"""The file that names all commands."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +71,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in CLIPS:
         shutil.copy(penstock_demo.CLIPS / name, folder / "clips")
     copy, names = patched("stage", folder)
-    assert len(names) <= 8, names
+    folders = {"flows/commands/thumb", "stages/thumb"}
+    others = [name for name in names if name.rpartition("/")[0] not in folders]
+    costs = "flows/core/plan/costs/__init__.py"
+    assert sorted(others) == [PARSER, "flows/core/pipelines.py", costs, "pyproject.toml"]
     return copy
 
 
