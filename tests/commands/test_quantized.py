@@ -119,7 +119,7 @@ def test_packed_layers_make_the_same_captions_under_the_same_keys(
     folder = write_quantized(checkpoint("qwen2_5_vl"), tmp_path / layout, layout)
     expected = captions(place, twin_of(folder))
     with monkeypatch.context() as patch:
-        patch.setattr("flows.core.plan.costs.decode.with_packed", only_packed)
+        patch.setattr("flows.core.plan.costs.decode_rungs.with_packed", only_packed)
         assert captions(place, folder) == expected
         notes = record(place, folder)["stages"][-1]["notes"]
         assert notes["stored_weights"].endswith(", unpacked layer by layer")

@@ -221,7 +221,7 @@ def test_copies_have_devices_logs_and_the_same_batches(tmp_path: Path, store: St
 def test_without_byte_locks_batches_are_divided_by_place(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("artifacts.disk.locks.lock_byte", lambda *_: True)  # grants every claim
+    monkeypatch.setattr("artifacts.records.claims.lock_byte", lambda *_: True)  # grants every claim
     assert not can_claim(store)
     call = shared_by(decode_call(tmp_path, batches=5), ["cuda:0", "cuda:1"], store)
     parts = [

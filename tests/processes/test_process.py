@@ -72,7 +72,7 @@ start = partial(started, HERE.stem)
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parent.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parents[2]}")
 
 
 def wait_for(kind: type[Any], heard: list[Event]) -> None:
@@ -151,14 +151,14 @@ def test_stop_ends_a_stage(tmp_path: Path) -> None:
 
 def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; import test_stages_process as t\n"
+        "import sys, time; from pathlib import Path; import test_process as t\n"
         "p = t.start('waits', Path(sys.argv[1])); print(p.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}"},
+        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parents[2]}"},
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())

@@ -67,7 +67,7 @@ def start(
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{tmp_path}:{HERE.parent.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{tmp_path}:{HERE.parents[2]}")
     monkeypatch.setenv(COUNT, str(tmp_path / "imports"))
     # Of the test runner, which changes it from set-up to call.
     monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)

@@ -142,7 +142,7 @@ start = partial(started, HERE.stem, budget=BUDGET)
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parent.parent}")
+    monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parents[2]}")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
 
 

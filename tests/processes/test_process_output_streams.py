@@ -110,6 +110,5 @@ def test_a_stage_whose_log_is_full_goes_on(
 
     monkeypatch.setattr("stages.process.stage_process._appending", full)
     with ForkServer() as server:
-        name = f"tests.{Path(__file__).stem}"
-        outcome = started(name, "printing", tmp_path, forks=server if forked else None).wait()
+        outcome = started(__name__, "printing", tmp_path, forks=server if forked else None).wait()
     assert (outcome.items, outcome.error) == (1, None)

@@ -113,11 +113,16 @@ def test_the_tests_of_a_function_are_those_that_call_it_within_the_limits(tmp_pa
     ]
     assert contexts.tests_for(largest) == ["tests/test_a.py::x"], "the other one takes too long"
     own = Contexts(
-        seconds={"tests/test_b.py::y": 1, "tests/test_artifacts_held.py::z": 9},
+        seconds={"tests/test_b.py::y": 1, "tests/rooms/artifacts/test_held.py::z": 9},
         callers={
-            "artifacts/held.py:Held.open": ["tests/test_b.py::y", "tests/test_artifacts_held.py::z"]
+            "artifacts/held.py:Held.open": [
+                "tests/test_b.py::y",
+                "tests/rooms/artifacts/test_held.py::z",
+            ]
         },
-        breadth={"tests/test_b.py::y": 1, "tests/test_artifacts_held.py::z": 400},
+        breadth={"tests/test_b.py::y": 1, "tests/rooms/artifacts/test_held.py::z": 400},
     )
     module = Mutant(FILE, "<module>", "constant", 0, "")
-    assert own.tests_for(module)[0] == "tests/test_artifacts_held.py::z", "its own tests come first"
+    assert own.tests_for(module)[0] == "tests/rooms/artifacts/test_held.py::z", (
+        "its own tests come first"
+    )

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from artifacts.packages import CORE, EXTRAS, PACKAGES, install_command
+from flows.commands.shared.parser import module_of
 from flows.core.machine.versions import package_lines
 from tests.support.commands import completed
 from tests.support.hidden_modules import hiding
@@ -258,7 +259,7 @@ def test_so_it_is_by_every_command(
 
 def test_what_needs_no_extra_is_imported_without_any(tmp_path: Path) -> None:
     core = ("caption", "plan", "label", "status", "report", "cache", "convert", "doctor", "demo")
-    modules = [f"flows.interfaces.cli.{name}_command" for name in core]
+    modules = [module_of(name).__name__ for name in core]
     modules += ["flows.commands.label.run", "flows.commands.caption.run", "flows.commands.tune.run"]
     modules += ["penstock.api", "penstock.captions", "penstock.vectors"]
     code = f"from importlib import import_module\nfor name in {modules}: import_module(name)"

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import artifacts.schema
+import artifacts.frame_fit
 from artifacts.disk.json_shapes import read_record
 from artifacts.errors import MediaError
 from artifacts.frame_fit import FrameFit, stored_size
@@ -192,7 +192,7 @@ def test_a_heic_of_too_many_pixels_is_kept_at_half_its_sides(
     smooth = np.linspace(0, 255, size[0] * size[1] * 3).reshape(*size, 3).astype(np.uint8)
     path = write_heic(tmp_path / "a.heic", smooth)
     _, whole = read_image(path)
-    for module in (artifacts.schema, image_module):
+    for module in (artifacts.frame_fit, image_module):
         monkeypatch.setattr(module, "MAX_PIXELS", size[0] * size[1] - 1)
     media, chunk = read_image(path)
     assert (media.height, media.width) == size
@@ -212,7 +212,7 @@ def test_a_large_heic_for_which_memory_is_short_fails_in_this_run_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_heic(tmp_path / "a.heic", picture(1, 300, 420))
-    for module in (artifacts.schema, image_module):
+    for module in (artifacts.frame_fit, image_module):
         monkeypatch.setattr(module, "MAX_PIXELS", 100_000)
     needed = READING_BYTES * 300 * 420
     monkeypatch.setattr(image_module, "room", lambda: needed)

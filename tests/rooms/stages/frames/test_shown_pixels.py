@@ -29,7 +29,7 @@ READERS = {
     "stages/frames/shots.py",  # compares frames with each other
     "stages/frames/clip_sound.py",  # takes samples of sound
     "stages/sound/track.py",  # the same
-    "stages/frames/formats.py",  # maps what both decoded
+    "stages/frames/to_srgb.py",  # maps what both decoded
     "stages/sift/run.py",  # looks at the mode only
 }
 """Everything of the program that may decode pixels: others ask the first two."""

@@ -147,7 +147,7 @@ def test_a_lock_that_fails_once_keeps_no_request_waiting(
             raise fault
         return try_hold(path)
 
-    monkeypatch.setattr("flows.interfaces.serve.batching.try_hold", faulty)
+    monkeypatch.setattr("flows.interfaces.serve.device_scheduler.try_hold", faulty)
     assert answer_to(tmp_path, "ab")[0] == ["made a", "made b"]
 
 
