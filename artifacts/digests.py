@@ -23,6 +23,6 @@ def digests_by_number(
     start = hashlib.sha256((ENCODER.encode([*before])[:-1] + comma).encode())
     end = comma * bool(after) + ENCODER.encode([*after])[1:]
     for number in numbers:
-        found = start.copy()
-        found.update(f"{number}{end}".encode())
-        yield number, found.hexdigest()
+        digest = start.copy()
+        digest.update(f"{number}{end}".encode())
+        yield number, digest.hexdigest()

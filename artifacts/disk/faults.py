@@ -21,8 +21,8 @@ def read_fault(error: OSError, where: Path) -> EnvironmentFault:
 
 def is_full(error: BaseException | None) -> bool:
     """Return whether an error, or the one that it was raised from, is that of a full disk."""
-    known = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return known or (error is not None and is_full(error.__cause__))
+    says_so = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return says_so or (error is not None and is_full(error.__cause__))
 
 
 def fault_of(error: OSError, where: Path) -> EnvironmentFault:

@@ -1,12 +1,10 @@
-"""Maintains an index: measures its recall, selects how it searches, checks its bytes, finds its
-rows, and tells deleted files from those that a disk does not show now.
+"""Maintains an index: measures its recall, selects how it searches, finds its rows, and tells
+deleted files from those that a disk does not show now.
 
 Recall is that of the two-step search. Bits are computed relative to the mean of the image vectors,
 and the mean moves as images are added. When an index has doubled since the last measurement, the
 mean and the bits are recomputed. Both are then compared with the exact scan on the index's own
 vectors.
-
-The check reads every byte of an index, and reports damage and its repair. It changes nothing.
 
 Rows are found by file, by folder or by key.
 """
@@ -15,7 +13,7 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from artifacts.disk.mounts import DELETED, Absence, MissingFiles
 from artifacts.disk.paths import required_path
 from artifacts.errors import UsageError
 from artifacts.index.manifest import (
-    IndexFile,
     IndexShard,
     Manifest,
     SearchMethod,
@@ -43,19 +40,15 @@ from artifacts.index.search import (
     Searcher,
     Sort,
     direction,
-    lengths_of,
 )
 from artifacts.index.shard import (
-    COLUMNS,
     SHARD_ROWS,
     Positions,
     mean_of,
-    open_rows,
     write_bits,
 )
 from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
 from artifacts.index.writing import IndexWriter
-from artifacts.records.keys import hash_file
 from artifacts.records.vectors import Vectors
 from artifacts.remote.addresses import is_address
 from artifacts.texts.tables import stored_text, text_stored
@@ -189,83 +182,6 @@ def _sampled(searcher: Searcher) -> list[NDArray[np.float32]]:
     kept = np.flatnonzero(searcher.distinct(searcher.snapshot.live()))
     chosen = kept[np.linspace(0, len(kept) - 1, min(QUERIES, len(kept))).astype(np.int64)]
     return list(searcher.snapshot.vectors(chosen))
-
-
-REMAKE = "`penstock index compact` makes it again from the vectors"
-CHECKED_ROWS = 1 << 14
-"""Vectors whose lengths are checked at once."""
-REBUILD = "build the index anew in another folder: what the store has is not made again"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexDamage:
-    """One file of an index that differs from what was written."""
-
-    path: Path
-    what: str
-    hint: str
-
-    def line(self) -> str:
-        return f"{self.path} {self.what}. {self.hint[0].upper()}{self.hint[1:]}"
-
-
-def verify_index(folder: Path) -> Iterator[IndexDamage]:
-    """Yield what is damaged. Raises UsageError where there is no index that can be read, and
-    EnvironmentFault for a damaged manifest."""
-    manifest = read_manifest(folder)
-    for shard in manifest.shards:
-        sound = True
-        for sort, file in shard.files.items():
-            for damage in _of_file(folder, sort, file):
-                sound = False
-                yield damage
-        if sound:
-            yield from _of_rows(folder / shard.files["rows"].name, shard.rows)
-            yield from _of_vectors(folder / shard.files["embeddings"].name, manifest.maker.width)
-    for file in filter(None, (manifest.deleted, manifest.texts)):
-        yield from _of_file(folder, "", file)
-
-
-def _of_file(folder: Path, sort: str, file: IndexFile) -> Iterator[IndexDamage]:
-    path, hint = folder / file.name, REMAKE if sort == "bits" else REBUILD
-    try:
-        size = path.stat().st_size
-        found = hash_file(path) if size == file.bytes else ""
-    except OSError as error:
-        yield IndexDamage(path=path, what=f"cannot be read ({error.strerror})", hint=hint)
-        return
-    if size != file.bytes:
-        yield IndexDamage(path=path, what=f"has {size:,} bytes of {file.bytes:,}", hint=hint)
-    elif found != file.sha256:
-        yield IndexDamage(path=path, what="holds other bytes than were written", hint=hint)
-
-
-def _of_rows(path: Path, count: int) -> Iterator[IndexDamage]:
-    try:
-        metadata = open_rows(path).metadata
-        columns = tuple(metadata.schema.names)
-    except (OSError, ValueError) as error:
-        yield IndexDamage(path=path, what=f"is no table ({error})", hint=REBUILD)
-        return
-    if metadata.num_rows != count or columns != COLUMNS:
-        yield IndexDamage(
-            path=path, what=f"has {metadata.num_rows:,} rows of {count:,}", hint=REBUILD
-        )
-
-
-def _of_vectors(path: Path, width: int) -> Iterator[IndexDamage]:
-    """Yield what a search would refuse: vectors with NaN, or of another length than 1. Zeros are
-    those of a picture without a direction."""
-    if path.stat().st_size % (2 * width):
-        yield IndexDamage(path=path, what=f"holds no vectors of {width} numbers", hint=REBUILD)
-        return
-    vectors = np.memmap(path, np.float16, "r").reshape(-1, width)
-    broken = 0
-    for at in range(0, len(vectors), CHECKED_ROWS):
-        broken += len(lengths_of(vectors[at : at + CHECKED_ROWS])[1])
-    if broken:
-        what = f"has {counted(broken, 'vector')} of another length than 1"
-        yield IndexDamage(path=path, what=what, hint=REBUILD)
 
 
 def stats_of(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from artifacts.frame_fit import MAX_PIXELS, FrameFit, stored_size
 from artifacts.schema import ChunkIndex, MediaIndex
 from stages.frames import READING_BYTES
 from stages.frames.chunk import Chunk
-from stages.frames.formats import check_file, image_formats, is_heic
+from stages.frames.formats import check_file
+from stages.frames.image_formats import image_formats, is_heic
 from stages.frames.job import NO_ROOM
 from stages.frames.to_srgb import HIGH_DYNAMIC_RANGE, curve_of, in_srgb, toned
 from stages.process.host_memory import host_free_bytes

@@ -21,10 +21,10 @@ from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, record_sets_of
 from artifacts.records.store import open_store
-from stages.frames.formats import image_formats
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.frame_recorder import Watchdog, failing
 from stages.frames.image import TRUNCATED, WRONG_SUMS, read_image
+from stages.frames.image_formats import image_formats
 from stages.frames.job import FramesItem
 from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader

@@ -115,7 +115,7 @@ def compact(given: argparse.Namespace) -> int:
 def verify(given: argparse.Namespace) -> int:
     """Check every byte. Exit with 1 if something is damaged, so that nightly checks notice."""
     from artifacts.index.manifest import read_manifest
-    from artifacts.index.upkeep import verify_index
+    from artifacts.index.verify import verify_index
 
     folder, bad = _folder(given), 0
     for damage in verify_index(folder):

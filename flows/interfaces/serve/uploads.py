@@ -27,7 +27,7 @@ from artifacts.records.keys import content_key
 from artifacts.schema import MediaKind
 from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal, bad_request
-from stages.frames.formats import AVIF_BRANDS, HEIC_BRANDS
+from stages.frames.image_formats import AVIF_BRANDS, HEIC_BRANDS
 
 LOG = logging.getLogger(__name__)
 

@@ -21,15 +21,8 @@ from artifacts.index.manifest import SearchMethod, described, read_manifest, wri
 from artifacts.index.search import Query
 from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.snapshot import open_snapshot, paths_of
-from artifacts.index.upkeep import (
-    GoneFiles,
-    measure,
-    note_texts,
-    rows_gone,
-    rows_named,
-    stats_of,
-    verify_index,
-)
+from artifacts.index.upkeep import GoneFiles, measure, note_texts, rows_gone, rows_named, stats_of
+from artifacts.index.verify import verify_index
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import IndexWriter, compact, merge_small
 from tests.support.indexes import MAKER, WIDTH, drawn, killed_at, paths, row, rows, searcher, write

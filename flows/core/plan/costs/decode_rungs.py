@@ -38,7 +38,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     has_states = half.row_memory is not None and half.row_memory.has_states
     more = best.choice[0].gpu_slots if device.startswith("cuda") and not has_states else 0
     most = max(config.batch_size, more)
-    found = decode_rungs(
+    candidates = decode_rungs(
         config.batch_size,
         [(each.precision, each.kv) for each in free],
         kv_offload=device.startswith("cuda") and any(engine.kv for engine in best.choice),
@@ -50,7 +50,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
         slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
         chunked=not best.gguf,
     )
-    return found if best.gguf else with_packed(half, found)
+    return candidates if best.gguf else with_packed(half, candidates)
 
 
 def decode_rungs(
@@ -70,7 +70,7 @@ def decode_rungs(
     layer. `in_slots`: precisions with slots instead of batches. `slots`: maximum number of slots;
     0: the batch size. `chunked`: whether a prompt may be prefilled in chunks.
     """
-    found: list[Rung] = []
+    candidates: list[Rung] = []
     for precision, kv in variants:
         single = Rung(
             stage="decode",
@@ -81,15 +81,15 @@ def decode_rungs(
             in_slots=not kv and precision in in_slots,
         )
         if kv:  # a quantized cache is the last resort of its precision
-            found.append(single)
+            candidates.append(single)
             continue
         largest = slots or batch if single.in_slots else batch
-        found += [replace(single, batch=size, prefill=0) for size in sizes(largest)]
-        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if chunked]
+        candidates += [replace(single, batch=size, prefill=0) for size in sizes(largest)]
+        candidates += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if chunked]
         if kv_offload:
-            found.append(replace(single, kv="offloaded", in_slots=False))
+            candidates.append(replace(single, kv="offloaded", in_slots=False))
     if not offload or not variants:
-        return found
+        return candidates
     # Layers are loaded one by one, so a batch costs hardly more than one item.
     last = Rung(
         stage="decode",
@@ -100,4 +100,4 @@ def decode_rungs(
         in_slots=variants[0][0] in in_slots,
     )
     largest = slots or batch if last.in_slots else batch
-    return found + [replace(last, batch=size) for size in sizes(largest)]
+    return candidates + [replace(last, batch=size) for size in sizes(largest)]

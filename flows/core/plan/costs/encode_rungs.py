@@ -21,14 +21,14 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
     whole = model.profile.route != "joint" and not settings[0].graph
     plain = not half.stored_as and settings[0].precision not in QUANTIZED
-    found = encode_rungs(
+    candidates = encode_rungs(
         config.batch_size,
         [each.precision for each in settings],
         streamed=whole and plain and half.layers > 1,
         weights=whole,
         stage=stage,
     )
-    return with_packed(half, found) if whole else found
+    return with_packed(half, candidates) if whole else candidates
 
 
 def encode_rungs(
@@ -42,22 +42,22 @@ def encode_rungs(
     """Return smaller batches, then MLP chunks, then streamed layers; repeat per precision, best
     first. Only the first precision can be `streamed`. Without `weights` (a model that passes pixels
     on unchanged), there are only batches."""
-    found: list[Rung] = []
+    candidates: list[Rung] = []
     for precision in precisions:
         single = Rung(stage=stage, batch=1, precision=precision)
-        found += [replace(single, batch=size) for size in sizes(batch)]
-        found += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if weights]
+        candidates += [replace(single, batch=size) for size in sizes(batch)]
+        candidates += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if weights]
         if streamed and precision == precisions[0]:
-            found += _streamed(batch, single)
-    return found
+            candidates += _streamed(batch, single)
+    return candidates
 
 
 def _streamed(batch: int, single: Rung) -> list[Rung]:
     """Return smaller blocks, then smaller batches. The batch size affects output bytes, the block
     size does not."""
-    found: list[Rung] = []
+    candidates: list[Rung] = []
     size, block = batch, max(batch, BLOCK)
     while block:
-        found.append(replace(single, batch=size, block=block, offload=True))
+        candidates.append(replace(single, batch=size, block=block, offload=True))
         size, block = next_sizes(size, block)
-    return found + [replace(found[-1], prefill=tokens) for tokens in MLP_CHUNKS]
+    return candidates + [replace(candidates[-1], prefill=tokens) for tokens in MLP_CHUNKS]
