@@ -15,6 +15,8 @@ from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.commands.cache.rebuild import RebuildOptions, RebuildResult
 from flows.commands.cache.rebuild import rebuild as run
+from flows.commands.export.options import ExportConfig
+from flows.commands.export.result import Exported, refuse_foreign_folder
 from flows.commands.export.run import export as run_export
 from flows.commands.export.samples import evaluation_media
 from flows.commands.learn.result import Learned
@@ -22,6 +24,7 @@ from flows.commands.learn.run import learn as run_learn
 from flows.commands.report.facts import write_report
 from flows.commands.shared.arguments import recorded_run
 from flows.commands.status.status_command import status_lines
+from flows.commands.tune.result import AdapterScore, Tuned
 from flows.commands.tune.run import tune as run_tune
 from flows.core.checkpoint.models import demo_folder
 from flows.core.checkpoint.profile_loading import Converted
@@ -30,14 +33,11 @@ from flows.core.console.display import READING
 from flows.core.console.lines import printable
 from flows.core.machine.launch import DirectLauncher
 from flows.core.options.commands import CaptionConfig, RebuildConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.model import DEMO_MODEL, GIVE_MODEL
 from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.plan.plan import figures, plan_of
 from flows.core.plan.view import plan_lines
 from flows.outputs.folder.trust import command_in
-from flows.outputs.record.export_result import Exported, refuse_foreign_folder
-from flows.outputs.record.tuned import AdapterScore, Tuned
 from flows.outputs.run_status import run_status
 from penstock.arguments import (
     Progress,

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from artifacts.options import Declared, declared
+from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig, RebuildConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.serving import ServeConfig
 from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import (

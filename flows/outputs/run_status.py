@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.wording import counted, first_of
+from flows.commands.export.result import ExportFound, export_in
+from flows.commands.tune.result import TrainingFound, training_in
 from flows.core.console.lines import duration, size
 from flows.core.pipelines import STAGES
-from flows.outputs.record.export_result import ExportFound, export_in
 from flows.outputs.record.rounds import rounds_in, summary_json
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.tuned import TrainingFound, training_in
 from flows.outputs.unwritten import count_unwritten
 from stages.process.stage_spec import CHUNK
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from artifacts.errors import PenstockError
-from flows.commands.plan.training import training_of
+from flows.commands.plan.training.train_plan import training_of
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.parser import CommandParser, parse, parser
 from flows.core.options.commands import CaptionConfig

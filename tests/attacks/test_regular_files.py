@@ -15,6 +15,7 @@ from artifacts.options import declared
 from artifacts.records.store import FolderStore
 from artifacts.remote.endpoints import endpoint_of, keys_from
 from artifacts.texts.edits import read_journal
+from flows.commands.export.options import ExportConfig
 from flows.commands.label.label_set import label_set
 from flows.commands.label.rows import read_examples
 from flows.commands.shared.arguments import config_of
@@ -25,7 +26,6 @@ from flows.core.media.generated_files import HandwrittenTexts
 from flows.core.media.media_file import MediaFile, Selection
 from flows.core.media.sources import find_media
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.serving import ServeConfig
 from flows.core.options.text import read_schema
 from flows.core.options.training import LearnConfig, TuneConfig

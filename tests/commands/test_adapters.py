@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.keys import ContentDigests
+from flows.commands.export.options import ExportConfig
 from flows.commands.export.run import export
 from flows.core.checkpoint.adapters import AdapterUse, adapter_for, read_noted_adapter
 from flows.core.checkpoint.models import Model
@@ -24,7 +25,6 @@ from flows.core.checkpoint.profile_loading import ModelDigests
 from flows.core.console.display import Display
 from flows.core.ledger.namespaces import variant_of
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.export import ExportConfig
 from flows.core.pipelines import CAPTION
 from flows.core.plan.costs.decode_rungs import rungs
 from flows.core.plan.ladder import Rung

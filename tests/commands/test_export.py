@@ -18,15 +18,15 @@ from transformers import AutoModel
 
 import penstock_demo
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from flows.commands.export.options import ExportConfig
+from flows.commands.export.result import Exported
 from flows.commands.export.run import export
 from flows.commands.export.samples import features_job, halves_of
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.export import ExportConfig
 from flows.core.pipelines import EXPORTED_VECTORS
 from flows.execution.run import caption
 from flows.interfaces.cli.main import main
-from flows.outputs.record.export_result import Exported
 from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
 from stages.export import GRAPHS

@@ -10,10 +10,10 @@ import pytest
 import penstock
 from artifacts.errors import UsageError
 from artifacts.options import declared
+from flows.commands.export.options import ExportConfig
 from flows.commands.shared.arguments import config_from
 from flows.commands.shared.parser import parse, parser
 from flows.core.options.commands import CaptionConfig, RebuildConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.serving import RequestLimits, ServeConfig
 from flows.core.options.training import TuneConfig
 from flows.core.options.vectors import (

@@ -18,14 +18,7 @@ from PIL import Image
 from artifacts.errors import ControlWord, EnvironmentFault, UsageError
 from flows.commands.learn.learn_command import _show
 from flows.commands.report.sections import MAX_POINTS, training_facts
-from flows.commands.tune.run import tune
-from flows.commands.tune.training_data import Example
-from flows.core.console.display import Display
-from flows.core.machine.launch import DirectLauncher
-from flows.core.options.commands import CaptionConfig
-from flows.core.options.training import LearnConfig, RecordedRun, TuneConfig
-from flows.interfaces.cli.main import main
-from flows.outputs.record.tuned import (
+from flows.commands.tune.result import (
     RUN,
     AdapterScore,
     TrainingFound,
@@ -34,6 +27,13 @@ from flows.outputs.record.tuned import (
     training_in,
     tuned_in,
 )
+from flows.commands.tune.run import tune
+from flows.commands.tune.training_data import Example
+from flows.core.console.display import Display
+from flows.core.machine.launch import DirectLauncher
+from flows.core.options.commands import CaptionConfig
+from flows.core.options.training import LearnConfig, RecordedRun, TuneConfig
+from flows.interfaces.cli.main import main
 from penstock_demo import CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.adapter_modules import ADAPTER_WEIGHTS

@@ -22,11 +22,11 @@ from artifacts.errors import ModelChanged
 from artifacts.index.manifest import Maker
 from artifacts.index.writing import writing
 from artifacts.records.model_files import ModelFiles
+from flows.commands.export.options import ExportConfig
 from flows.commands.export.run import export
 from flows.commands.label.run import label
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.vectors import LabelConfig, SearchQuery
 from flows.execution.run import embed
 from flows.interfaces.cli.main import main

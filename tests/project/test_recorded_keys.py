@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from artifacts import options
+from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig, RebuildConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.serving import ServeConfig
 from flows.core.options.training import TuneConfig
 from flows.core.options.vectors import (

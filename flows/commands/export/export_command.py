@@ -6,6 +6,8 @@ import argparse
 import shlex
 import sys
 
+from flows.commands.export.options import ExportConfig
+from flows.commands.export.result import Exported, refuse_foreign_folder
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_from
 from flows.commands.shared.exit_report import print_result
@@ -13,9 +15,7 @@ from flows.commands.shared.options import add_options, add_running_options
 from flows.core.console.display import Display
 from flows.core.console.lines import print_lines
 from flows.core.options.commands import RunOptions
-from flows.core.options.export import ExportConfig
 from flows.core.pipelines import EXPORTS, GRAPHS
-from flows.outputs.record.export_result import Exported, refuse_foreign_folder
 from stages.export import PACKED
 
 
@@ -56,7 +56,7 @@ def _print_result(result: Exported, *, graphs: bool) -> None:
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    from flows.core.options.export import JUDGEMENT, ExportConfig
+    from flows.commands.export.options import JUDGEMENT, ExportConfig
 
     groups = add_options(parser, ExportConfig, JUDGEMENT)
     add_running_options(parser, groups, "print what would be written, then exit")

@@ -37,6 +37,7 @@ from flows.commands.learn.decisions import (
 from flows.commands.learn.examples import divide
 from flows.commands.learn.result import Learned, is_better, times_lower
 from flows.commands.review.captions import ReviewedCaptions
+from flows.commands.tune.result import RUN
 from flows.commands.tune.run import train
 from flows.commands.tune.training_data import Example
 from flows.core.console.display import Display
@@ -71,7 +72,6 @@ from flows.outputs.record.rounds import (
     write_round,
 )
 from flows.outputs.record.run_record import RunRecord, with_values
-from flows.outputs.record.tuned import RUN
 from flows.outputs.run_result import RunResult
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.tune import EACH, SCORE

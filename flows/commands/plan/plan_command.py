@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from artifacts.disk.files import encoded
-from flows.commands.plan.train_options import add_train_options, refuse_without_train
+from flows.commands.plan.training.options import add_train_options, refuse_without_train
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.options import add_caption_options
 from flows.core.console.display import READING, Display
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def plan_command(given: argparse.Namespace) -> int:
     """Print the plan of a run. The exit code says whether it fits. Raises PenstockError."""
     if given.train is not None:
-        from flows.commands.plan.training import train_plan
+        from flows.commands.plan.training.train_plan import train_plan
 
         return train_plan(given)
     refuse_without_train(given)

@@ -24,7 +24,8 @@ from artifacts.disk.regular_files import open_regular
 from artifacts.errors import UsageError
 from artifacts.remote.addresses import is_address
 from artifacts.wording import counted
-from flows.commands.report.parity import parity_facts
+from flows.commands.export.report import parity_facts
+from flows.commands.export.result import ExportFound, export_in
 from flows.commands.report.sections import (
     SHEET,
     add_labels,
@@ -36,6 +37,7 @@ from flows.commands.report.sections import (
     training_facts,
 )
 from flows.commands.sift.marks import DIGITS, KEPT, MARKS, TEXTS
+from flows.commands.tune.result import training_in
 from flows.core.console.lines import duration, size
 from flows.core.job.summary import computed_by
 from flows.core.media.media_file import writable
@@ -54,7 +56,6 @@ from flows.outputs.media_rows import (
     embed_thumbnails,
     failed_media,
 )
-from flows.outputs.record.export_result import ExportFound, export_in
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import (
@@ -65,7 +66,6 @@ from flows.outputs.record.run_record import (
     seconds_of,
     sum_of,
 )
-from flows.outputs.record.tuned import training_in
 from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
 from flows.outputs.run_wording import kind_of, made_text, written
 from flows.outputs.thumbnails import data_address

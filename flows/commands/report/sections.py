@@ -8,16 +8,16 @@ from typing import Any
 
 from artifacts.disk.json_shapes import Nullable, count, number, read_json, read_jsonl, text
 from artifacts.texts.labels import spans_of
+from flows.commands.export.result import ExportFound
 from flows.commands.label.files import LINES, REPORT
+from flows.commands.tune.result import TrainingFound
 from flows.core.options.formats import MEDIA
 from flows.core.pipelines import LABELS
 from flows.outputs.media_rows import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
-from flows.outputs.record.export_result import ExportFound
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
 from flows.outputs.record.rounds import Round, corrections_of, exact, loss_of
 from flows.outputs.record.rounds import cells as round_cells
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.tuned import TrainingFound
 from flows.outputs.run_wording import kind_of
 
 RUN_AGAIN = "Run the same `penstock label` again, which rewrites it"

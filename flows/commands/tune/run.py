@@ -17,6 +17,14 @@ from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from artifacts.records.store import open_store
 from artifacts.tiles import AUTO, OFF
 from artifacts.wording import counted
+from flows.commands.tune.result import (
+    RUN,
+    AdapterScore,
+    Tuned,
+    refuse_other_recipe,
+    scored_in,
+    tuned_in,
+)
 from flows.commands.tune.training_data import Example, examples_in, split
 from flows.core.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.core.console.display import Display
@@ -37,14 +45,6 @@ from flows.execution.run import LauncherMaker, prepared
 from flows.execution.run_observer import OnBegin, RunObserver
 from flows.execution.stage_calls import StageCallBuilder
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.tuned import (
-    RUN,
-    AdapterScore,
-    Tuned,
-    refuse_other_recipe,
-    scored_in,
-    tuned_in,
-)
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
 from stages.models.hub.transfer import Announce
 from stages.tune import CHECKPOINT, OUTPUT_VERSION, RECORD, STAGE, TuneItem, TuneJob

@@ -2,8 +2,8 @@
 process or writes anything."""
 
 from artifacts.packages import require, require_extra
+from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import RunOptions
-from flows.core.options.export import ExportConfig
 from flows.core.options.model import QUANTIZED, AdapterOptions, GgufOptions
 from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.text import OutputOptions

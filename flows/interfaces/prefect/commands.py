@@ -22,6 +22,7 @@ from artifacts.records.store import check_format, open_store
 from flows.commands.cache.clean import collect
 from flows.commands.cache.rebuild import RebuildOptions, RebuildResult, rebuild
 from flows.commands.caption.run import caption
+from flows.commands.export.result import Exported
 from flows.commands.export.run import export
 from flows.commands.export.samples import evaluation_media
 from flows.commands.label.run import label
@@ -61,7 +62,6 @@ from flows.interfaces.prefect.runs import (
 from flows.interfaces.prefect.server import FILE, OWN, client_settings, refuses_login
 from flows.interfaces.prefect.view import Progress, page, quiet_console, show
 from flows.interfaces.ray.run import PARTITIONS, run_on_cluster
-from flows.outputs.record.export_result import Exported
 from flows.outputs.record.run_record import RunRecord, command_of, remember, words_of
 from flows.outputs.run_result import RunResult
 

@@ -18,8 +18,8 @@ from pydantic import BeforeValidator, ConfigDict, with_config
 
 from artifacts.errors import UsageError
 from artifacts.options import Declared, Option, check_number, declared
+from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig, RebuildConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
 

@@ -9,8 +9,8 @@ from typing import Any
 from artifacts.errors import UsageError
 from artifacts.options import Declared, OptionGroup, declared
 from artifacts.remote.endpoints import SERVED, listed
+from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.media import SourceOptions
 from flows.core.options.text import SCHEMA_BYTES
 from flows.core.options.training import TuneConfig

@@ -9,9 +9,9 @@ from artifacts.disk.files import refuse_foreign, replace_file, write_text
 from artifacts.disk.names import LONGEST_NAME, SUFFIXES, file_stems
 from artifacts.disk.paths import RealPaths, lies_in, user_cache, user_state
 from artifacts.errors import UsageError
-from flows.core.options.export import ExportConfig
-from flows.outputs.record import export_result
-from flows.outputs.record.export_result import move_into_place, refuse_foreign_folder
+from flows.commands.export import result as export_result
+from flows.commands.export.options import ExportConfig
+from flows.commands.export.result import move_into_place, refuse_foreign_folder
 from stages.export.parity import PARITY
 
 

@@ -28,10 +28,10 @@ import penstock_demo
 from artifacts import packages
 from artifacts.digests import digest_of
 from artifacts.errors import Interrupted, MediaError
+from flows.commands.export.options import ExportConfig
 from flows.commands.shared.arguments import config_from, recorded_run
 from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.serving import ServeConfig
 from flows.core.options.training import TuneConfig
 from flows.core.options.vectors import (

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from flows.commands.export import costs as export
+from flows.commands.tune import costs as tune
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.pipelines import Pipeline
@@ -14,11 +16,9 @@ from flows.core.plan.costs import (
     embed_texts,
     encode,
     encode_rungs,
-    export,
     frames,
     hear,
     summarize,
-    tune,
 )
 from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import StageEstimate, Term

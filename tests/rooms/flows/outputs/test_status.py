@@ -15,11 +15,11 @@ import pytest
 from artifacts.disk.files import write_json
 from artifacts.errors import CannotFit, Interrupted
 from artifacts.texts.captions import Failure
+from flows.commands.export.result import export_in
 from flows.commands.report.facts import facts
 from flows.core.pipelines import SUMMARY
 from flows.execution.run import stopped_in_order
 from flows.interfaces.cli.main import main
-from flows.outputs.record.export_result import export_in
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import TIMELINE_POINTS, RunRecord, coarser
 from flows.outputs.run_status import StageStatus, advice, cells, stages_of

@@ -15,6 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from artifacts.errors import UsageError
+from flows.commands.plan.training.estimate import (
+    LOGITS,
+    adapted_layer_bytes,
+    layer_bytes,
+    lora_layer_bytes,
+    lora_parameters,
+    train_estimate,
+)
+from flows.commands.plan.training.terms import TrainEstimate, Training
 from flows.core.plan.architecture import (
     Architecture,
     Transformer,
@@ -23,15 +32,6 @@ from flows.core.plan.architecture import (
     read_architecture,
     stacks_of,
 )
-from flows.core.plan.training.estimate import (
-    LOGITS,
-    adapted_layer_bytes,
-    layer_bytes,
-    lora_layer_bytes,
-    lora_parameters,
-    train_estimate,
-)
-from flows.core.plan.training.terms import TrainEstimate, Training
 from flows.interfaces.cli.main import main
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header

@@ -18,11 +18,11 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.store import open_store
 from artifacts.remote.endpoints import LISTED
+from flows.commands.export.options import ExportConfig
 from flows.commands.shared.arguments import config_from
 from flows.commands.shared.options import add_options
 from flows.core.job.prepare import out_folder
 from flows.core.options.commands import CaptionConfig, RebuildConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.store import MemoryOptions
 from flows.core.options.training import TuneConfig
 from flows.core.options.vectors import EmbedConfig, IndexConfig, LabelConfig

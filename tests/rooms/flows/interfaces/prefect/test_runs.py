@@ -30,8 +30,8 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, R
 import penstock_demo
 from artifacts.errors import UsageError
 from artifacts.index.manifest import read_manifest
+from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.export import ExportConfig
 from flows.core.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 from flows.interfaces.cli.main import main
 from flows.interfaces.prefect.commands import (

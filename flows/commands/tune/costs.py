@@ -9,6 +9,8 @@ from functools import lru_cache
 
 from artifacts.errors import UsageError
 from artifacts.packages import is_installed
+from flows.commands.plan.training.estimate import LOGITS, adapted_layer_bytes, lora_parameters
+from flows.commands.plan.training.terms import ADAPTER, OPTIMIZERS
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import BYTES, QUANTIZER, PartSettings
 from flows.core.options.commands import RunOptions
@@ -19,8 +21,6 @@ from flows.core.plan.costs.part import free_settings, settings_as_run, with_pack
 from flows.core.plan.ladder import Rung, sizes
 from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.terms import ADDED_BYTES, adapter_terms, overhead_terms, weights
-from flows.core.plan.training.estimate import LOGITS, adapted_layer_bytes, lora_parameters
-from flows.core.plan.training.terms import ADAPTER, OPTIMIZERS
 from flows.core.plan.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
 from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8

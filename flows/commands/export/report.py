@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from artifacts.wording import counted
-from flows.outputs.record.export_result import ExportFound
+from flows.commands.export.result import ExportFound
 from stages.export.parity import FRAMES, GATES, ParityThreshold
 
 COLUMNS = ("figure", "measured", "must be", "")

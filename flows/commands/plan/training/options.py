@@ -4,7 +4,7 @@ import argparse
 from typing import Any, get_args
 
 from artifacts.errors import UsageError
-from flows.core.plan.training.terms import OPTIMIZERS, Method, Training
+from flows.commands.plan.training.terms import OPTIMIZERS, Method, Training
 
 PLAIN = Training(method="lora")
 DEFAULTS: dict[str, Any] = {

@@ -4,9 +4,9 @@ import math
 from dataclasses import replace
 
 from artifacts.wording import counted
+from flows.commands.export.options import SAMPLES
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
-from flows.core.options.export import SAMPLES
 from flows.core.options.model import AdapterOptions
 from flows.core.plan.costs import decode
 from flows.core.plan.ladder import Rung

@@ -9,10 +9,7 @@ from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.wording import counted
-from flows.core.console.lines import gib
-from flows.core.plan.architecture import Architecture, Transformer, pass_bytes
-from flows.core.plan.terms import FRAGMENTATION, GPU_WORKSPACE_BYTES
-from flows.core.plan.training.terms import (
+from flows.commands.plan.training.terms import (
     ADAPTER,
     OPTIMIZERS,
     ZERO,
@@ -21,6 +18,9 @@ from flows.core.plan.training.terms import (
     Training,
     TrainTerm,
 )
+from flows.core.console.lines import gib
+from flows.core.plan.architecture import Architecture, Transformer, pass_bytes
+from flows.core.plan.terms import FRAGMENTATION, GPU_WORKSPACE_BYTES
 from stages.process.device_limit import CONTEXT_BYTES
 
 HALF = 2

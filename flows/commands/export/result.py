@@ -22,8 +22,8 @@ from artifacts.disk.json_shapes import (
 )
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Failure
+from flows.commands.export.options import EXPORTED, NATIVE, REJECTED, RUNS, ExportConfig
 from flows.core.console.lines import size
-from flows.core.options.export import EXPORTED, NATIVE, REJECTED, RUNS, ExportConfig
 from flows.outputs.record.run_record import RUN_RECORD
 from stages.export import GRAPHS
 from stages.export.parity import GATES, PARITY, evaluate_parity, verdict_in
