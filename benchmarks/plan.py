@@ -31,7 +31,7 @@ from flows.core.options.commands import CaptionConfig
 from flows.core.pipelines import STAGES
 from flows.core.plan.costs import estimate
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import StageEstimate
+from flows.core.plan.stage_estimate import Conditions, StageEstimate
 from flows.core.plan.workloads import Workload, workload_of
 from stages.decode.generation import DecodeItem
 from stages.models.encoding import EncodeItem
@@ -247,7 +247,8 @@ class Desk:
             optimizer=case.optimizer if case.rank else "",
             caption=case.new if case.rank else 0,
         )
-        return estimate(model, rung, [workload], self._device, case.new)
+        conditions = Conditions(device=self._device, new_tokens=case.new)
+        return estimate(model, rung, [workload], conditions)
 
     def _workload(self, case: Case, model: Model) -> Workload:
         kind: MediaKind = "video" if case.frames > 1 else "image"

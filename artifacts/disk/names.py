@@ -76,8 +76,10 @@ def path_on_disk(path: str) -> str:
     return found
 
 
-SUFFIXES = (".txt", ".vtt", ".srt")
-"""Suffixes of texts, which `artifacts.texts.captions.WRITERS` writes."""
+TEXT_FORMATS = ("txt", "vtt", "srt")
+"""Formats with one file per medium, which `--beside` puts next to it."""
+SUFFIXES = tuple(f".{form}" for form in TEXT_FORMATS)
+"""Suffixes of these files."""
 LONGEST_SUFFIX = max(map(len, SUFFIXES))
 DIGITS = 8
 """Hex digits that distinguish shortened names."""

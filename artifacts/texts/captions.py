@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from artifacts.disk.files import encoded, write_text
+from artifacts.disk.names import TEXT_FORMATS
 from artifacts.schema import values_of
 
 Ended = Literal["stop", "length"]
@@ -205,5 +206,5 @@ def one_line(text: str) -> str:
     return " ".join(text.split()).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
-WRITERS = {"txt": text_lines, "vtt": vtt_lines, "srt": srt_lines}
-"""Suffix → writer of a format with one file per medium."""
+WRITERS = dict(zip(TEXT_FORMATS, (text_lines, vtt_lines, srt_lines), strict=True))
+"""Format with one file per medium → its writer."""

@@ -1,22 +1,12 @@
 """Defines the pipelines: which stages follow one another."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import chain
 
 from artifacts.schema import Part
-from stages import (
-    ask,
-    decode,
-    embed,
-    embed_texts,
-    encode,
-    export,
-    frames,
-    hear,
-    sift,
-    sound,
-    summarize,
-    tune,
-)
+from flows.core.commands import declarations
+from stages import ask, decode, embed, embed_texts, encode, frames, hear, sift, sound, summarize
 from stages.process.stage_spec import StageSpec
 
 Pipeline = tuple[StageSpec, ...]
@@ -39,36 +29,8 @@ LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of images, and of the labels to compare them with."""
 SIFT: Pipeline = (sift.STAGE,)
 """Marks of files. Its records do not depend on a model, and it has no job as the others have."""
-TUNE: Pipeline = (*REBUILD, tune.STAGE)
-"""Features of files, and an adapter trained on them."""
-EXPORT: Pipeline = (*CAPTION, export.CALIBRATE, export.STAGE, export.JUDGE)
-"""Captions of files, a quantized checkpoint, and the original's logits on those captions."""
-EXPORT_GRAPHS: Pipeline = (*CAPTION, export.TRACE, export.JUDGE)
-"""Captions of files, a checkpoint with graphs, and the original's logits on those captions."""
-EXPORTED: Pipeline = (*REBUILD, export.COMPARE, export.JUDGE)
-"""Features of the same files by the new checkpoint, and its distance from the original."""
-EXPORT_VECTORS: Pipeline = (*EMBED, export.STAGE)
-"""Vectors of files, and a quantized checkpoint."""
-EXPORT_GRAPHS_VECTORS: Pipeline = (*EMBED, export.TRACE)
-"""Vectors of files, and a checkpoint with graphs."""
-EXPORTED_VECTORS: Pipeline = (*EMBED, export.COMPARE)
-"""Vectors of the same files by the new checkpoint, and its distance from the original."""
-PIPELINES = (
-    CAPTION,
-    ASK,
-    SUMMARY,
-    REBUILD,
-    EMBED,
-    LABEL,
-    TUNE,
-    EXPORT,
-    EXPORT_GRAPHS,
-    EXPORTED,
-    EXPORT_VECTORS,
-    EXPORT_GRAPHS_VECTORS,
-    EXPORTED_VECTORS,
-    HEARING,
-)
+PIPELINES = (CAPTION, ASK, SUMMARY, REBUILD, EMBED, LABEL, HEARING, SIFT)
+"""Pipelines that several commands run, and that of `sift`. Others are declared by their command."""
 KEPT = (REBUILD, EMBED)
 """Pipelines whose records are kept for later use, one per sort of model."""
 THUMBNAILS = "thumbnails"
@@ -77,24 +39,39 @@ LARGE = frozenset(
     (THUMBNAILS, *(stage.writes for pipeline in (*KEPT, HEARING) for stage in pipeline))
 )
 """Kinds of records that take nearly all the space of a store. They can be made again."""
-EXPORTS = (EXPORT, EXPORT_VECTORS)
-"""Pipelines that write quantized checkpoints, one per sort of model."""
-GRAPHS = (EXPORT_GRAPHS, EXPORT_GRAPHS_VECTORS)
-"""Pipelines that write checkpoints with graphs, one per sort of model."""
-PURPOSES: Mapping[str, tuple[Pipeline, ...]] = {
-    "caption": (CAPTION, SUMMARY),
-    "embed": (EMBED,),
-    "label": (LABEL,),
-    "export": EXPORTS,
-    "serve": (LABEL, CAPTION),
-}
-"""Purpose of a plan → its pipelines, one per sort of model."""
-STAGES: Mapping[str, StageSpec] = {
-    stage.name: stage for line in (*PIPELINES, SIFT) for stage in line
-}
+
+
+class _Stages(Mapping[str, StageSpec]):
+    """The stages by name. Those that a command declares are imported when one is looked up."""
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, StageSpec]:
+        of_commands = (declaration.pipelines for declaration in declarations())
+        pipelines = chain(PIPELINES, *of_commands)
+        return {stage.name: stage for pipeline in pipelines for stage in pipeline}
+
+    def __getitem__(self, name: str) -> StageSpec:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+STAGES: Mapping[str, StageSpec] = _Stages()
 """Every stage by its name."""
 LABELS = "labels"
 """Product of the label pipeline. No stage makes it; labels result from comparing vectors."""
+
+
+def purposes() -> dict[str, tuple[Pipeline, ...]]:
+    """Return the purposes of a plan, and the pipelines of each, one per sort of model."""
+    found = {"caption": (CAPTION, SUMMARY), "embed": (EMBED,), "label": (LABEL,)}
+    for declaration in declarations():
+        found |= declaration.planned
+    return {**found, "serve": (LABEL, CAPTION)}
 
 
 def product_of(pipeline: Iterable[StageSpec]) -> str:
@@ -130,8 +107,7 @@ def makes_vectors(pipeline: Pipeline) -> bool:
 
 def needs_weights(pipelines: Iterable[Pipeline]) -> bool:
     """Return whether all of these pipelines train a model, or write its weights in another form."""
-    needing = {tune.STAGE, export.STAGE, export.TRACE}
-    every = [not needing.isdisjoint(pipeline) for pipeline in pipelines]
+    every = [any(stage.needs_weights for stage in pipeline) for pipeline in pipelines]
     return bool(every) and all(every)
 
 

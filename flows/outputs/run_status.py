@@ -1,4 +1,4 @@
-"""Collects for programs the state of the run, export or training in a folder, from its record.
+"""Collects for programs the state of the run or the product in a folder, from its record.
 
 The status of a run lists its finished items, rate and remaining time. The module reads files alone
 and starts nothing.
@@ -9,13 +9,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from artifacts.wording import counted, first_of
-from flows.commands.export.result import ExportFound, export_in
-from flows.commands.tune.result import TrainingFound, training_in
 from flows.core.console.lines import duration, size
 from flows.core.pipelines import STAGES
+from flows.outputs.record.product import product_in, run_folder
 from flows.outputs.record.rounds import rounds_in, summary_json
 from flows.outputs.record.run_read import load_record
 from flows.outputs.unwritten import count_unwritten
@@ -205,50 +204,28 @@ def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: path for name, path in found.items() if path}
 
 
-class RunFolder(NamedTuple):
-    """The export or training that a folder holds, and the folder of its last run."""
-
-    export: ExportFound | None
-    training: TrainingFound | None
-    run: Path | None
-    """None: an export that has no run yet."""
-
-
-def run_folder(out: Path) -> RunFolder:
-    """Return what a folder holds. Raises UsageError, EnvironmentFault."""
-    if (export := export_in(out)) is not None:
-        return RunFolder(export, None, export.latest)
-    training = training_in(out)
-    return RunFolder(None, training, out if training is None else training.run)
-
-
 def run_status(out: Path) -> dict[str, Any]:
     """Return the object that `penstock status --json` prints: the progress, and how many decisions
     are not in the files yet. Raises UsageError, EnvironmentFault."""
-    run = run_folder(out).run
+    run = run_folder(out)
     unwritten = {} if run is None else {"unwritten": count_unwritten(run)}
     return {**progress_of(out), **unwritten}
 
 
 def progress_of(out: Path) -> dict[str, Any]:
-    """Return the progress of the run, export or training in a folder. It reads no captions, so a
-    page may ask for it every second. Raises UsageError, EnvironmentFault.
+    """Return the progress of the run or the product in a folder. It reads no captions, so a page
+    may ask for it every second. Raises UsageError, EnvironmentFault.
 
-    An export adds `checkpoint`, a training `training`, and learning `rounds`; the other entries are
-    of the last run.
+    A product adds its own entries, and learning `rounds`; the others are of the last run.
     """
-    export, training, run = run_folder(out)
-    found: dict[str, Any] = {}
-    if export is not None:
-        place = {"folder": str(export.checkpoint), "placed": export.placed}
-        found["checkpoint"] = {"verdict": export.verdict(), **place, "parity": export.parity}
-    if training is not None:
-        found["training"] = None if training.tuned is None else training.tuned.to_json()
+    product = product_in(out)
+    state = {} if product is None else product.to_json()
+    run = out if product is None else product.run
     if run is None:
-        return found
+        return state
     record = load_record(run)
     if rounds := list(summary_json(rounds_in(out))):
-        found["rounds"] = rounds
+        state["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
     record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
-    return {**found, **record, "advice": advice(record)}
+    return {**state, **record, "advice": advice(record)}

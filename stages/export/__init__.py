@@ -163,12 +163,14 @@ class MergeJob(CheckpointJob):
 _stage = partial(StageSpec, of_media=False, output_version=1, counts="")
 STAGE = _stage(
     name="export",
+    needs_weights=True,
     job=ExportJob,
     entry="stages.export.run:run",
     verb="exporting",
 )
 TRACE = _stage(
     name="trace",
+    needs_weights=True,
     job=GraphJob,
     entry="stages.export.graphs.run:run",
     verb="making graphs",

@@ -28,6 +28,8 @@ class StageSpec:
     vectors: bool = False
     """Whether its model part belongs to a dual encoder, which makes vectors, and not to a
     captioning model."""
+    needs_weights: bool = False
+    """Whether it trains a model, or writes its weights in another form."""
     mixes_image_sizes: bool = False
     """Whether images of any sizes may share a batch."""
     shrinks: bool = False

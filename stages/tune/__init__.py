@@ -82,6 +82,7 @@ OUTPUT_VERSION = 3
 STAGE = StageSpec(
     name="tune",
     part="language",
+    needs_weights=True,
     job=TuneJob,
     of_media=False,
     output_version=OUTPUT_VERSION,

@@ -18,13 +18,13 @@ from transformers import AutoModel
 
 import penstock_demo
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from flows.commands.export import EXPORTED_VECTORS
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.result import Exported
 from flows.commands.export.run import export
 from flows.commands.export.samples import features_job, halves_of
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
-from flows.core.pipelines import EXPORTED_VECTORS
 from flows.execution.run import caption
 from flows.interfaces.cli.main import main
 from penstock_demo.clips import write_clips

@@ -17,7 +17,7 @@ from PIL import Image
 
 from artifacts.errors import ControlWord, EnvironmentFault, UsageError
 from flows.commands.learn.learn_command import _show
-from flows.commands.report.sections import MAX_POINTS, training_facts
+from flows.commands.tune.report import MAX_POINTS
 from flows.commands.tune.result import (
     RUN,
     AdapterScore,
@@ -446,9 +446,8 @@ def test_an_adapter_from_elsewhere_is_not_either(tmp_path: Path) -> None:
 def facts_of(place: Path) -> dict[str, Any]:
     training = training_in(place)
     assert isinstance(training, TrainingFound)
-    found = training_facts(training)
-    assert found is not None
-    return found
+    facts: dict[str, Any] = training.sections()["training"]
+    return facts
 
 
 def test_the_report_has_curves_and_what_is_said_before_and_after(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import pytest
 from artifacts import packages
 from artifacts.errors import PenstockError, UsageError
 from artifacts.records.store import FolderStore
+from flows.commands.export import EXPORTS, GRAPHS
+from flows.commands.tune import TUNE
 from flows.core.checkpoint.models import Model, digests_in, open_model
 from flows.core.console.display import Display
 from flows.core.machine.launch import StageCall
 from flows.core.options.commands import CaptionConfig
-from flows.core.pipelines import CAPTION, EXPORTS, GRAPHS, LABEL, TUNE, Pipeline
+from flows.core.pipelines import CAPTION, LABEL, Pipeline
 from flows.execution.run import caption
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.clips import write_clips

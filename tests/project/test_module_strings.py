@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.shared.parser import COMMANDS
+from flows.core.commands import COMMANDS
 from stages.models import _HOMES as HALVES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,9 @@ from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import AdapterOptions
 from flows.core.plan.costs import decode
+from flows.core.plan.costs.cost import Cost
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.models.shards import SHARD_BYTES
 
@@ -34,7 +35,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     return [Rung(stage=stage, batch=1)]
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up one weight file and the current tensor."""
     held = sum(part.stored_bytes for part in model.profile.parts.values()) or SHARD_BYTES
     why = "a weight file, the current tensor, and the headers"
@@ -43,7 +44,7 @@ def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: in
 
 
 def memory_of_tracing(
-    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+    model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
     """Count three copies of the largest half: traced, as a graph, and loaded for the check."""
     profile = model.profile
@@ -56,7 +57,7 @@ def memory_of_tracing(
 
 
 def memory_of_comparing(
-    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+    model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
     """Count the feature rows that are compared."""
     rows = workload.chunks * COMPARED_BYTES * model.profile.feature_width
@@ -74,17 +75,18 @@ def rungs_of_judging(model: Model, config: RunOptions, device: str, stage: str) 
 
 
 def memory_of_judging(
-    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+    model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
     """Return the memory of one prompt with its caption, as in captioning."""
-    return decode.memory(model, rung, replace(workload, chunks=1), device=device, new=new)
+    return decode.memory(model, rung, replace(workload, chunks=1), conditions)
 
 
 def memory_of_calibrating(
-    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+    model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
     """Add the Hessians of one layer. The calibration inverts one Hessian at a time."""
-    found, half = memory_of_judging(model, rung, workload, device=device, new=new), model.profile
+    new = conditions.new_tokens
+    found, half = memory_of_judging(model, rung, workload, conditions), model.profile
     wide = half.language.widest_linear
     narrow = half.language.largest_linear // max(1, wide)
     summed = 4 * (3 * narrow**2 + wide**2)
@@ -95,4 +97,13 @@ def memory_of_calibrating(
     chunks = counted(CALIBRATING, "chunk")
     why = f"{chunks} that pass the layers together x {workload.tokens + new:,}"
     terms.append(Term(part="activation", bytes=rows, why=f"{why} x {half.feature_width:,} x 4"))
-    return StageEstimate(rung=rung, terms=tuple(terms), device=device, workload=workload)
+    return StageEstimate(rung=rung, terms=tuple(terms), device=conditions.device, workload=workload)
+
+
+COSTS = {
+    "export": Cost(rungs=rungs, memory=memory),
+    "trace": Cost(rungs=rungs, memory=memory_of_tracing),
+    "compare": Cost(rungs=rungs, memory=memory_of_comparing),
+    "judge": Cost(rungs=rungs_of_judging, memory=memory_of_judging),
+    "calibrate": Cost(rungs=rungs_of_judging, memory=memory_of_calibrating),
+}

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 
+from flows.commands.export import EXPORTS, GRAPHS
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.result import Exported, refuse_foreign_folder
 from flows.commands.plan.plan_command import show
@@ -15,7 +16,6 @@ from flows.commands.shared.options import add_options, add_running_options
 from flows.core.console.display import Display
 from flows.core.console.lines import print_lines
 from flows.core.options.commands import RunOptions
-from flows.core.pipelines import EXPORTS, GRAPHS
 from stages.export import PACKED
 
 

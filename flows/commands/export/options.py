@@ -7,6 +7,7 @@ from typing import Annotated
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError, excluding
 from artifacts.options import Option
+from artifacts.packages import require_extra
 from artifacts.schema import Part, Route
 from flows.core.options.commands import RunOptions
 from flows.core.options.media import VideoSamplingOptions
@@ -253,3 +254,14 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
         """Return the folder of the model merged with its adapter. It is deleted after a successful
         export."""
         return self.runs / "merged"
+
+
+def check_export_packages(request: ExportConfig) -> None:
+    """Raise MissingPackage if a package that an export needs is not installed."""
+    extras = {
+        "bits": request.to in BITSANDBYTES,
+        "export": request.graphs,
+        "graphs": request.graphs,
+    }
+    for name in (name for name, needed in extras.items() if needed):
+        require_extra(name, f"--to {request.to}")

@@ -4,22 +4,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from artifacts.wording import counted
-from flows.commands.export.result import ExportFound
 from stages.export.parity import FRAMES, GATES, ParityThreshold
 
 COLUMNS = ("figure", "measured", "must be", "")
 MARKS = {True: "✓", False: "✕"}
 
 
-def parity_facts(export: ExportFound) -> dict[str, Any] | None:
-    """Return the verdict, each figure with its bound, and the plots of captions and chunks. None if
-    the checkpoint is not evaluated yet."""
-    if (parity := export.parity) is None:
-        return None
+def parity_facts(verdict: str, parity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the verdict, each figure with its bound, and the plots of captions and chunks."""
     gates = [gate for gate in GATES if f"{gate.group}.{gate.name}" in parity["gates"]]
     return {
         "passed": parity["passed"],
-        "verdict": export.verdict(),
+        "verdict": verdict,
         "columns": COLUMNS,
         "rows": [*(_parity_row(parity, gate) for gate in gates), *_other_figures(parity)],
         "plots": list(_plots(parity)),

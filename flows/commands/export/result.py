@@ -4,7 +4,7 @@ model.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from artifacts.disk.json_shapes import (
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Failure
 from flows.commands.export.options import EXPORTED, NATIVE, REJECTED, RUNS, ExportConfig
+from flows.commands.export.report import parity_facts
 from flows.core.console.lines import size
 from flows.outputs.record.run_record import RUN_RECORD
 from stages.export import GRAPHS
@@ -220,9 +221,43 @@ class ExportFound:
     """Folders of its runs that have a record: the original's first, then the checkpoint's."""
 
     @property
-    def latest(self) -> Path | None:
-        """Return the folder of the run that wrote last."""
+    def run(self) -> Path | None:
+        """Return the folder of the run that wrote last; None: there is none yet."""
         return max(self.runs, key=lambda run: (run / RUN_RECORD).stat().st_mtime, default=None)
+
+    @property
+    def reported_run(self) -> Path:
+        """Return the folder of the original's run. Raises UsageError without one."""
+        if not self.runs:
+            out = self.checkpoint
+            raise UsageError(
+                f"{out} has no record of the runs that compared the checkpoint with its original",
+                hint=f"Name the folder of the export, or see its parity: `penstock status {out}`",
+            )
+        return self.runs[0]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the verdict, and the folder of the last run."""
+        yield self.verdict()
+        if self.run is not None:
+            yield f"last run, into {self.run}:"
+
+    def to_json(self) -> dict[str, Any]:
+        state = {"verdict": self.verdict(), "folder": str(self.checkpoint), "placed": self.placed}
+        return {"checkpoint": {**state, "parity": self.parity}}
+
+    def about(self) -> Iterator[tuple[str, str]]:
+        """Yield the checkpoint's folder and format."""
+        yield "checkpoint", str(self.checkpoint)
+        if recipe := self.parity["recipe"] if self.parity is not None else {}:
+            parts = recipe.get("parts")
+            of = f" of {', '.join(map(str, parts))}" if isinstance(parts, list) else ""
+            group = f", {recipe['group']} columns per scale" if recipe.get("group") else ""
+            yield "written as", f"{recipe.get('kind', '?')}{of}{group}"
+
+    def sections(self) -> dict[str, Any]:
+        """Return its parity, once it is evaluated."""
+        return {"parity": parity_facts(self.verdict(), self.parity)} if self.parity else {}
 
     def verdict(self) -> str:
         """Return the verdict on the checkpoint in one line."""

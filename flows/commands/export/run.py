@@ -16,9 +16,11 @@ from typing import Any
 from artifacts.digests import digest_of
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.schema import Half, Part
+from flows.commands.export import EXPORTED, EXPORTED_VECTORS, EXPORTS
+from flows.commands.export import GRAPHS as GRAPH_EXPORTS
 from flows.commands.export.costs import HESSIAN_BYTES
 from flows.commands.export.options import EXPORTED as EXPORTED_RUN
-from flows.commands.export.options import NATIVE, ExportConfig
+from flows.commands.export.options import NATIVE, ExportConfig, check_export_packages
 from flows.commands.export.result import (
     Exported,
     awaits_acceptance,
@@ -52,10 +54,8 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import fetch_parts
 from flows.core.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.core.options.commands import RunOptions
-from flows.core.options.packages import check_export_packages
 from flows.core.options.precision import TORCH
-from flows.core.pipelines import EXPORTED, EXPORTED_VECTORS, EXPORTS, Pipeline, makes_vectors
-from flows.core.pipelines import GRAPHS as GRAPH_EXPORTS
+from flows.core.pipelines import Pipeline, makes_vectors
 from flows.execution.pipeline_runner import PipelineRunner
 from flows.execution.run import LauncherMaker, prepared
 from flows.execution.run_observer import OnBegin, RunObserver

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.errors import PenstockError, UsageError
-from flows.commands.export.options import ExportConfig
+from flows.commands.export.options import ExportConfig, check_export_packages
 from flows.core.job.prepare import Job
 from flows.core.ledger.prompts import prompt_for
 from flows.core.ledger.tasks import Medium, Task
-from flows.core.options.packages import check_export_packages
 from stages.export import CaptionedItem, FeaturesJob
 
 DEMO_SEED = 0

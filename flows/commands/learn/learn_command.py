@@ -13,10 +13,10 @@ from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_from
 from flows.commands.shared.exit_report import print_result
 from flows.commands.shared.options import add_options, add_running_options
+from flows.commands.tune import TUNE
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines
 from flows.core.options.training import LearnConfig, RecordedRun
-from flows.core.pipelines import TUNE
 
 if TYPE_CHECKING:
     from flows.commands.learn.result import Learned

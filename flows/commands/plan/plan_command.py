@@ -13,7 +13,7 @@ from flows.commands.shared.options import add_caption_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines
 from flows.core.options.commands import CaptionConfig, RunOptions
-from flows.core.pipelines import CAPTION, PURPOSES, Pipeline
+from flows.core.pipelines import CAPTION, Pipeline, purposes
 
 if TYPE_CHECKING:
     from flows.core.job.prepare import Job
@@ -27,7 +27,7 @@ def plan_command(given: argparse.Namespace) -> int:
 
         return train_plan(given)
     refuse_without_train(given)
-    pipelines = PURPOSES[given.purpose] if given.purpose else chain(*PURPOSES.values())
+    pipelines = purposes()[given.purpose] if given.purpose else chain(*purposes().values())
     config = config_of(given, CaptionConfig, sources=False)
     if given.purpose == "serve":
         from flows.core.options.serving import LiveCaptionConfig
@@ -109,7 +109,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     add(
         "--for",
         dest="purpose",
-        choices=PURPOSES,
+        choices=purposes(),
         help="purpose of the model [its first possible one]",
     )
     add("--what-fits", action="store_true", help="table of batch sizes by memory and precision")

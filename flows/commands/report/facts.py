@@ -21,23 +21,17 @@ from urllib.parse import quote
 from artifacts.disk.files import write_text
 from artifacts.disk.json_shapes import read_jsonl
 from artifacts.disk.regular_files import open_regular
-from artifacts.errors import UsageError
 from artifacts.remote.addresses import is_address
 from artifacts.wording import counted
-from flows.commands.export.report import parity_facts
-from flows.commands.export.result import ExportFound, export_in
 from flows.commands.report.sections import (
     SHEET,
     add_labels,
-    export_about,
     label_counts,
     label_run_below,
     labelled_media,
     rounds_facts,
-    training_facts,
 )
 from flows.commands.sift.marks import DIGITS, KEPT, MARKS, TEXTS
-from flows.commands.tune.result import training_in
 from flows.core.console.lines import duration, size
 from flows.core.job.summary import computed_by
 from flows.core.media.media_file import writable
@@ -56,6 +50,7 @@ from flows.outputs.media_rows import (
     embed_thumbnails,
     failed_media,
 )
+from flows.outputs.record.product import product_in
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import (
@@ -423,10 +418,10 @@ def page(data: Any, shared: Sequence[str] = SHARED_SCRIPTS, own: Sequence[str] =
 
 
 def facts(out: Path, folder: Path) -> dict[str, Any]:
-    """Return the data of a page in `folder` about the last run into `out`, a training, or an
-    export's run of the original. Raises UsageError if there was none, EnvironmentFault."""
-    export, training = export_in(out), training_in(out)
-    run = training.run if training else _run_of(export, out)
+    """Return the data of a page in `folder` about the last run into `out`, or the product there.
+    Raises UsageError if there was none, EnvironmentFault."""
+    product = product_in(out)
+    run = out if product is None else product.reported_run
     record = load_record(run)
     is_labels = kind_of(record) == LABELS
     edited = Counter[str]()
@@ -457,14 +452,13 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "totals": list(_totals(record, timeline["seconds"], runs, _tokens(media, summaries))),
         "runs": runs_table(runs),
         "about": [
-            *(export_about(export) if export else ()),
+            *(product.about() if product else ()),
             *_about(record, prompts),
             *((name, f"{count:,}") for name, count in edited.items() if count),
             *(("last run", duration(timeline["seconds"])) for _ in others[:1]),
             ("folder", writable(str(run.absolute()))),
         ],
-        "parity": parity_facts(export) if export else None,
-        "training": training_facts(training) if training else None,
+        **(product.sections() if product else {}),
         "rounds": rounds_facts(rounds_in(out)),
         "stages": stage_table(record, stages_of(record, time.time())),
         "plan": plan_table(record),
@@ -478,18 +472,6 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "labels": label_counts(labels) if labels is not None else None,
         "captioned": not is_labels,
     }
-
-
-def _run_of(export: ExportFound | None, out: Path) -> Path:
-    """Return the folder of the run to report. Raises UsageError for an export without one."""
-    if export is None:
-        return out
-    if not export.runs:
-        raise UsageError(
-            f"{out} has no record of the runs that compared the checkpoint with its original",
-            hint=f"Name the folder of the export, or see its parity: `penstock status {out}`",
-        )
-    return export.runs[0]
 
 
 def _tokens(media: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> int:

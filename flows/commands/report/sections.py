@@ -1,16 +1,14 @@
-"""Gathers the report's sections on labels and training from the run's files. Draws nothing and
+"""Gathers the report's sections on labels and on learning from the run's files. Draws nothing and
 opens no media file.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from artifacts.disk.json_shapes import Nullable, count, number, read_json, read_jsonl, text
 from artifacts.texts.labels import spans_of
-from flows.commands.export.result import ExportFound
 from flows.commands.label.files import LINES, REPORT
-from flows.commands.tune.result import TrainingFound
 from flows.core.options.formats import MEDIA
 from flows.core.pipelines import LABELS
 from flows.outputs.media_rows import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
@@ -116,20 +114,6 @@ def _given(line: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [one for one in line["labels"] if one["passed"]]
 
 
-def export_about(export: ExportFound) -> Iterator[tuple[str, str]]:
-    """Yield the checkpoint's folder and format."""
-    recipe = export.parity["recipe"] if export.parity is not None else {}
-    yield "checkpoint", str(export.checkpoint)
-    if recipe:
-        parts = recipe.get("parts")
-        of = f" of {', '.join(map(str, parts))}" if isinstance(parts, list) else ""
-        group = f", {recipe['group']} columns per scale" if recipe.get("group") else ""
-        yield "written as", f"{recipe.get('kind', '?')}{of}{group}"
-
-
-MAX_POINTS = 600
-"""Maximum points drawn per curve."""
-GIB = 1 << 30
 ROUNDS_LINE = (
     "Scores of held-out corrections against the number of captions that a person corrected or "
     "accepted. The held-out set grows with them."
@@ -166,50 +150,3 @@ def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
 def _scores(round_: Round, name: str) -> tuple[float, float]:
     scores = corrections_of(round_, name)
     return loss_of(scores), exact(scores) / len(scores)
-
-
-TRAINING_COLUMNS = ("reference", "before training", "now")
-
-
-def training_facts(training: TrainingFound) -> dict[str, Any] | None:
-    """Return curves and samples; None before the first step."""
-    if training.tuned is None:
-        return None
-    record = training.tuned.record
-    return {
-        "line": training.tuned.line(),
-        "curves": [_losses(record), _memory(record)],
-        "columns": TRAINING_COLUMNS,
-        "rows": list(_samples(record)),
-    }
-
-
-def _losses(record: Mapping[str, Any]) -> dict[str, Any]:
-    series = [{"name": "trained on", "kind": "trained", "points": _thin(record["losses"])}]
-    if held := record["held_out_losses"]:
-        series.append(
-            {"name": "held out", "kind": "held-out", "points": [list(one) for one in held]}
-        )
-    return {"title": "Loss per token, by step", "series": series}
-
-
-def _memory(record: Mapping[str, Any]) -> dict[str, Any]:
-    values = [value / GIB for value in record["memory_bytes"]]
-    series = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
-    return {"title": "Host memory, GiB, by step", "series": series}
-
-
-def _thin(values: list[float]) -> list[list[float]]:
-    """Return at most MOST_POINTS pairs [step, value]; steps count from 1."""
-    every = max(1, -(-len(values) // MAX_POINTS))
-    points = [[at + 1, value] for at, value in enumerate(values)]
-    return points[::every] + (points[-1:] if (len(points) - 1) % every else [])
-
-
-def _samples(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    if not record["scores"]:
-        return
-    before, after = record["scores"][0]["samples"], record["scores"][-1]["samples"]
-    for one, other in zip(before, after, strict=False):
-        now = other["said"] if len(record["scores"]) > 1 else "-"
-        yield str(one["right"]), str(one["said"]), str(now)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from artifacts.errors import UsageError
 from artifacts.option_texts import GIVE_VALUE, NUMBER_NAMES, NUMBERS, number
 from artifacts.wording import meant
+from flows.core.commands import COMMANDS
 from flows.core.console.lines import print_lines, wrapped
 
 CHOICE = re.compile(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)")
@@ -87,30 +88,6 @@ EPILOG = """exit codes: 0 success · 1 some items failed (listed) · 2 usage · 
 4 interrupted, resumable · 5 environment (disk, store, driver, network)"""
 
 
-COMMANDS = {
-    "caption": ("caption videos and images", "flows.commands.caption"),
-    "plan": ("estimate memory, disk and time; check that it fits", "flows.commands.plan"),
-    "embed": ("compute vectors of images and videos", "flows.commands.embed"),
-    "label": ("label images and videos", "flows.commands.label"),
-    "sift": ("mark media: copies, blur, black and still ones", "flows.commands.sift"),
-    "index": ("build and maintain a search index", "flows.commands.search"),
-    "search": ("search an index", "flows.commands.search"),
-    "tune": ("train an adapter on your captions", "flows.commands.tune"),
-    "learn": ("train on corrected captions, and caption again", "flows.commands.learn"),
-    "serve": ("serve labels, search and captions over HTTP", "flows.interfaces.serve"),
-    "studio": ("do all of it in one page", "flows.interfaces.studio"),
-    "status": ("print the progress of a run", "flows.commands.status"),
-    "report": ("write an HTML report of a run", "flows.commands.report"),
-    "review": ("correct and accept captions", "flows.interfaces.studio"),
-    "cache": ("list, check and clean the store", "flows.commands.cache"),
-    "convert": ("convert a model's pickled weights to safetensors", "flows.commands.export"),
-    "export": ("quantize a model and compare it with the original", "flows.commands.export"),
-    "doctor": ("check GPU, drivers and packages", "flows.commands.doctor"),
-    "completion": ("print a shell completion script", "flows.interfaces.cli"),
-    "demo": ("caption and score demo clips", "flows.commands.demo"),
-}
-"""Command → its help line, and the package of its module: of `caption`, `caption_command.py` with
-`add_caption`, which adds its options, and `caption_command`, which runs it."""
 WITHOUT_EXIT_CODES = ("completion", "demo")
 """Commands without the exit codes of a run."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from artifacts.disk.paths import required_path
 from flows.core.console.display import failed_line
 from flows.core.console.lines import duration, print_lines, size, table_lines
+from flows.outputs.record.product import product_in
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
 from flows.outputs.record.rounds import cells as round_cells
 from flows.outputs.record.rounds import rounds_in
@@ -23,7 +24,6 @@ from flows.outputs.run_status import (
     advice,
     cells,
     output_paths,
-    run_folder,
     run_status,
     stages_of,
 )
@@ -32,7 +32,7 @@ from flows.outputs.unwritten import count_unwritten, unwritten_line
 
 
 def status_command(given: argparse.Namespace) -> int:
-    """Print the progress of a run, an export or a training, and return 0. Raises UsageError if
+    """Print the progress of a run or a product, and return 0. Raises UsageError if
     there is none, EnvironmentFault."""
     out = Path(required_path(given.out))
     if given.json:
@@ -44,15 +44,12 @@ def status_command(given: argparse.Namespace) -> int:
 
 def status_lines(out: Path) -> Iterator[str]:
     """Yield what the command prints of a folder. Raises UsageError, EnvironmentFault."""
-    export, training, run = run_folder(out)
-    if export is not None:
-        yield export.verdict()
-    if training is not None:
-        yield training.line()
+    product = product_in(out)
+    if product is not None:
+        yield from product.lines()
+    run = out if product is None else product.run
     if run is None:
         return
-    if export is not None:
-        yield f"last run, into {run}:"
     record = load_record(run)
     yield from lines(record, stages_of(record, time.time()))
     if count := count_unwritten(run):

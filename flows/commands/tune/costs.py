@@ -17,9 +17,10 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.training import LearnedOptions
 from flows.core.plan.architecture import Architecture, pass_bytes, read_architecture
 from flows.core.plan.costs import decode
+from flows.core.plan.costs.cost import Cost
 from flows.core.plan.costs.part import free_settings, settings_as_run, with_packed
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.terms import ADDED_BYTES, adapter_terms, overhead_terms, weights
 from flows.core.plan.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
@@ -63,12 +64,11 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     return with_packed(model.profile.language, list(dict.fromkeys(found)))
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up frozen weights, trained parameters, and the larger memory of a training step or of
     scoring."""
-    scored = decode.memory(
-        model, rung, replace(workload, chunks=rung.batch), device=device, new=new
-    )
+    device = conditions.device
+    scored = decode.memory(model, rung, replace(workload, chunks=rung.batch), conditions)
     if not rung.rank:
         return scored
     half, settings = model.profile.language, model.best("language")
@@ -143,3 +143,6 @@ def _step_terms(
     if logits > inside:
         what = f"logits of {rung.caption + 1:,} tokens x {vocabulary:,} words, with gradients"
     yield Term(part="activation", bytes=max(logits, inside), why=what)
+
+
+COSTS = {"tune": Cost(rungs=rungs, memory=memory)}

@@ -1,6 +1,6 @@
 """Reads and validates the results of a training run from an adapter's folder. Trains nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from artifacts.disk.json_shapes import MapOf, anything, count, number, read_json
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
+from flows.commands.tune.report import training_facts
 from flows.outputs.record.run_record import RUN_RECORD
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
 from stages.tune import EACH, RECORD, SCORE, STAGE
@@ -164,9 +165,26 @@ class TrainingFound:
     tuned: Tuned | None
     """The training record; None: no step is finished yet."""
 
-    def line(self) -> str:
-        """Return the state in one line."""
-        return self.tuned.line() if self.tuned is not None else "no step is finished yet"
+    @property
+    def reported_run(self) -> Path:
+        return self.run
+
+    def lines(self) -> Iterator[str]:
+        """Yield the state in one line."""
+        yield self.tuned.line() if self.tuned is not None else "no step is finished yet"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"training": None if self.tuned is None else self.tuned.to_json()}
+
+    def about(self) -> Iterator[tuple[str, str]]:
+        """Yield nothing: the run's rows say all."""
+        yield from ()
+
+    def sections(self) -> dict[str, Any]:
+        """Return its curves and samples, once a step is finished."""
+        if self.tuned is None:
+            return {}
+        return {"training": training_facts(self.tuned.line(), self.tuned.record)}
 
 
 def training_in(out: Path) -> TrainingFound | None:

@@ -17,6 +17,7 @@ from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from artifacts.records.store import open_store
 from artifacts.tiles import AUTO, OFF
 from artifacts.wording import counted
+from flows.commands.tune import TUNE
 from flows.commands.tune.result import (
     RUN,
     AdapterScore,
@@ -39,7 +40,6 @@ from flows.core.options.model import AdapterOptions
 from flows.core.options.packages import check_training_packages
 from flows.core.options.store import default_store
 from flows.core.options.training import EPOCHS, TrainingOptions, TuneConfig, TuneRun
-from flows.core.pipelines import TUNE
 from flows.core.plan.ladder import Rung
 from flows.execution.run import LauncherMaker, prepared
 from flows.execution.run_observer import OnBegin, RunObserver

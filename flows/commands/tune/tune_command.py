@@ -10,11 +10,11 @@ from pathlib import Path
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_from
 from flows.commands.shared.options import add_options, add_running_options
+from flows.commands.tune import TUNE
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import json_line, print_lines
 from flows.core.options.formats import MODEL
 from flows.core.options.training import TuneConfig
-from flows.core.pipelines import TUNE
 
 
 def tune_command(given: argparse.Namespace) -> int:

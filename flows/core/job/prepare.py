@@ -56,7 +56,7 @@ from flows.core.options.media import ON, SoundOptions, VectorSamplingOptions, Vi
 from flows.core.options.model import DEMO_MODEL, GpuOptions, is_served
 from flows.core.options.packages import check_packages
 from flows.core.options.text import FolderOptions, OutputOptions, PromptOptions, TrustOptions
-from flows.core.pipelines import CAPTION, PURPOSES, Pipeline, parts_of, with_extras, with_hearing
+from flows.core.pipelines import CAPTION, Pipeline, parts_of, purposes, with_extras, with_hearing
 from stages.decode.generation import SamplingParams
 from stages.embed import KIND, MIN_COSINE, VERDICT
 from stages.models.hub.quantized import refuse_unread
@@ -250,7 +250,7 @@ class NothingToDo(UsageError):
             self.exit_code = EnvironmentFault.exit_code
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        what = next((name for name, of in PURPOSES.items() if pipeline in of), pipeline[-1].name)
+        what = next((name for name, of in purposes().items() if pipeline in of), pipeline[-1].name)
         message = f"nothing to {what}: {first.media_path}: {first.message}{more}"
         super().__init__(message, hint=first.hint)
 

@@ -21,7 +21,7 @@ from typing import Any
 from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults, fault_of
 from artifacts.disk.files import HALF, replace_file, write_text
-from artifacts.disk.names import Naming, one_name
+from artifacts.disk.names import TEXT_FORMATS, Naming, one_name
 from artifacts.disk.regular_files import (
     irreplaceable_kind,
     link_out,
@@ -43,7 +43,6 @@ from artifacts.records.store import Store
 from artifacts.texts.edits import FixedText
 from artifacts.wording import counted
 from flows.core.media.media_file import kind_of
-from flows.core.options.formats import BESIDE
 
 WRITTEN = "written.jsonl"
 """File of a store with the record; in a folder of outputs it is hidden."""
@@ -163,13 +162,13 @@ class GeneratedFiles:
     ) -> bool:
         """Write a file, unless a user wrote or edited it and `replace` is not set. Return whether
         it holds the content. A blank text may always be replaced. Raises EnvironmentFault."""
-        largest = LARGEST_TEXT if form in BESIDE else LARGEST
+        largest = LARGEST_TEXT if form in TEXT_FORMATS else LARGEST
         old_digest, sha256 = digest_at(path, largest), hashlib.sha256(content).hexdigest()
         is_unchanged = old_digest == sha256
         is_users = (
             os.path.lexists(path) and not is_unchanged and not self.has(form, old_digest, about)
         )
-        is_users = is_users and not (form in BESIDE and is_blank(path))
+        is_users = is_users and not (form in TEXT_FORMATS and is_blank(path))
         if path.is_dir() or irreplaceable_kind(path) or (is_users and not replace):
             return False
         self.add(form, sha256, (*about, one_name(path)))

@@ -25,8 +25,6 @@ FORMATS = ("jsonl", "txt", "csv", "vtt", "srt", "parquet", "webdataset", *TRAINE
 COCO = "coco"
 """A format for labels only."""
 COCO_FILE = "labels.coco.json"
-BESIDE = ("txt", "vtt", "srt")
-"""Formats with one file per medium, which `--beside` puts next to it."""
 EXACT, ORIGINAL = MEDIA_MODES = ("exact", "original")
 """The values of `--media`."""
 MADE = {EXACT: ("exact 6", "exact 6 with combs"), ORIGINAL: ("original 5", "original 5")}

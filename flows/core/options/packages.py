@@ -2,13 +2,11 @@
 process or writes anything."""
 
 from artifacts.packages import require, require_extra
-from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import QUANTIZED, AdapterOptions, GgufOptions
 from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.text import OutputOptions
 from flows.core.options.training import StepOptions, TrainedHalfOptions, TuneConfig
-from stages.export import BITSANDBYTES
 from stages.models.graphs.sessions import BACKENDS
 from stages.tune import ADAMW
 
@@ -48,14 +46,3 @@ def check_training_packages(config: StepOptions) -> None:
 def _check_optimizer(options: TrainedHalfOptions) -> None:
     if options.optimizer != ADAMW:
         require_extra("bits", f"--optimizer {options.optimizer}")
-
-
-def check_export_packages(request: ExportConfig) -> None:
-    """Raise MissingPackage if a package that an export needs is not installed."""
-    extras = {
-        "bits": request.to in BITSANDBYTES,
-        "export": request.graphs,
-        "graphs": request.graphs,
-    }
-    for name in (name for name, needed in extras.items() if needed):
-        require_extra(name, f"--to {request.to}")

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from artifacts.disk.names import TEXT_FORMATS
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
 from flows.core.options.formats import (
-    BESIDE,
     CLIP_SOUNDS,
     FILES,
     FORMATS,
@@ -260,10 +260,10 @@ class OutputOptions(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beside and not {*self.format} & {*BESIDE}:
+        if self.beside and not {*self.format} & {*TEXT_FORMATS}:
             raise UsageError(
                 "--beside needs a format with one file per medium",
-                hint=f"Add --format {','.join(BESIDE)}, or one of them",
+                hint=f"Add --format {','.join(TEXT_FORMATS)}, or one of them",
             )
         if self.overwrite and self.existing not in (None, REPLACE):
             raise excluding("--overwrite", f"--existing {self.existing}")

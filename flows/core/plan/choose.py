@@ -36,7 +36,7 @@ from flows.core.plan.costs import estimate, rungs_of
 from flows.core.plan.costs.encode import recordings_term
 from flows.core.plan.ladder import Rung
 from flows.core.plan.sizes import Estimate, estimates
-from flows.core.plan.stage_estimate import StageEstimate
+from flows.core.plan.stage_estimate import Conditions, StageEstimate
 from flows.core.plan.workloads import Workload, smallest_workload, standard_workloads, workloads_of
 from stages.decode.engines.slot_load import SCORE_BYTES
 from stages.decode.generation import SamplingParams
@@ -79,17 +79,15 @@ class PlanRequest:
 
     def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
         params = SamplingParams.of(self.config)
-        return estimate(
-            self.model,
-            rung,
-            workloads,
-            self.device,
-            EngineOptions.of(self.config).max_new_tokens,
-            self.context_bytes,
-            params.schema or ("{}" if self.any_request else ""),
-            self.config.readers(self.device),
-            SCORE_BYTES if self.any_request else params.non_defaults,
+        conditions = Conditions(
+            device=self.device,
+            new_tokens=EngineOptions.of(self.config).max_new_tokens,
+            context_bytes=self.context_bytes,
+            schema=bool(params.schema) or self.any_request,
+            readers=self.config.readers(self.device),
+            selection=SCORE_BYTES if self.any_request else params.non_defaults,
         )
+        return estimate(self.model, rung, workloads, conditions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

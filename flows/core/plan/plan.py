@@ -33,7 +33,7 @@ from flows.core.media.media_file import source_failure
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import GpuOptions
 from flows.core.options.text import EngineOptions, PromptOptions
-from flows.core.pipelines import CAPTION, PURPOSES, STAGES, Pipeline, parts_of, with_extras
+from flows.core.pipelines import CAPTION, STAGES, Pipeline, parts_of, purposes, with_extras
 from flows.core.plan.changes import NAMED, cannot_fit, changes
 from flows.core.plan.choose import (
     PlanRequest,
@@ -283,7 +283,7 @@ def _plan_of(
     pipelines: tuple[Pipeline, ...],
     left_out: Set[str],
 ) -> Plan:
-    every = pipelines or chain.from_iterable(PURPOSES.values())
+    every = pipelines or chain.from_iterable(purposes().values())
     pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
     if config.sources:
         job = prepare(

@@ -1,12 +1,32 @@
 """What a stage is estimated to need: terms in bytes, and their sum."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from flows.core.plan.ladder import Rung
 from flows.core.plan.workloads import Workload
+from stages.process.device_limit import CONTEXT_BYTES
 
 Purpose = Literal["weight", "activation", "kv", "workspace", "context", "host"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """Where a stage runs, and the limits and settings that its memory depends on."""
+
+    device: str
+    """`cpu` or `cuda:N`."""
+    new_tokens: int
+    """Most tokens that are generated for a chunk."""
+    context_bytes: int = CONTEXT_BYTES
+    """Bytes that a GPU's driver takes per process."""
+    schema: bool = False
+    """Whether captions follow a schema, whose grammar takes memory."""
+    selection: Collection[str] = ()
+    """Settings with which tokens are selected."""
+    readers: int = 1
+    """Processes that prepare frames for a stage that encodes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,9 +45,10 @@ from flows.core.options.model import DEMO_MODEL
 from flows.core.options.vectors import PLACE
 from flows.interfaces.studio.values import line_of
 from flows.outputs.folder.foreign_files import KEPT_FILE
+from flows.outputs.record.product import run_folder
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import COMMAND, seconds_of
-from flows.outputs.run_status import progress_of, run_folder
+from flows.outputs.run_status import progress_of
 
 AGAIN = "again"
 """Kind of a run that asks again about some captions of another."""
@@ -327,7 +328,7 @@ class RunQueue:
     def _record(self, run: QueuedRun) -> dict[str, Any] | None:
         """Return the record that a run has written; None if there is none yet."""
         try:
-            found = load_record(run_folder(Path(run.out)).run or Path(run.out))
+            found = load_record(run_folder(Path(run.out)) or Path(run.out))
         except PenstockError:
             return None
         return found if _is_of(run, found) else None

@@ -1,12 +1,12 @@
-"""The cost models of the stages: three functions per stage."""
+"""The cost models of the stages: rungs and memory of each. Those of a command's own stages are in
+its folder."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pkgutil import resolve_name
 
-from flows.commands.export import costs as export
-from flows.commands.tune import costs as tune
 from flows.core.checkpoint.models import Model
+from flows.core.commands import declarations
 from flows.core.options.commands import RunOptions
 from flows.core.pipelines import Pipeline
 from flows.core.plan.costs import (
@@ -20,21 +20,11 @@ from flows.core.plan.costs import (
     hear,
     summarize,
 )
+from flows.core.plan.costs.cost import Cost
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.process.device_limit import CONTEXT_BYTES
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """The cost functions of a stage."""
-
-    rungs: Callable[[Model, RunOptions, str, str], list[Rung]]
-    """Model, command, device and stage → rungs, cheapest first."""
-    memory: Callable[..., StageEstimate]
-    """Model, rung and workload → memory estimate."""
-
 
 COSTS: Mapping[str, Cost] = {
     "ask": Cost(rungs=ask.rungs, memory=ask.memory),
@@ -43,17 +33,20 @@ COSTS: Mapping[str, Cost] = {
     "sound": Cost(rungs=frames.rungs, memory=hear.memory_of_reading),
     "hear": Cost(rungs=hear.rungs, memory=hear.memory),
     "embed": Cost(rungs=encode_rungs.rungs, memory=encode.memory_of_embedding),
-    "decode": Cost(rungs=decode_rungs.rungs, memory=decode.memory),
+    "decode": Cost(rungs=decode_rungs.rungs, memory=decode.memory_of_captions),
     "embed_texts": Cost(rungs=embed_texts.rungs, memory=embed_texts.memory),
     "summarize": Cost(rungs=summarize.rungs, memory=summarize.memory),
-    "tune": Cost(rungs=tune.rungs, memory=tune.memory),
-    "export": Cost(rungs=export.rungs, memory=export.memory),
-    "trace": Cost(rungs=export.rungs, memory=export.memory_of_tracing),
-    "compare": Cost(rungs=export.rungs, memory=export.memory_of_comparing),
-    "judge": Cost(rungs=export.rungs_of_judging, memory=export.memory_of_judging),
-    "calibrate": Cost(rungs=export.rungs_of_judging, memory=export.memory_of_calibrating),
 }
-"""Stage name → cost functions."""
+"""Stage that several commands run → its cost."""
+
+
+def cost_of(stage: str) -> Cost:
+    """Return the cost functions of a stage. Imports those of a command only for its own stages."""
+    if stage in COSTS:
+        return COSTS[stage]
+    own = (d for d in declarations() if any(s.name == stage for p in d.pipelines for s in p))
+    cost: Cost = resolve_name(next(own).costs)[stage]
+    return cost
 
 
 def rungs_of(
@@ -61,33 +54,20 @@ def rungs_of(
 ) -> dict[str, list[Rung]]:
     """Return stage name → rungs that the command allows, cheapest first."""
     return {
-        stage.name: COSTS[stage.name].rungs(model, config, device, stage.name) for stage in stages
+        stage.name: cost_of(stage.name).rungs(model, config, device, stage.name) for stage in stages
     }
 
 
 def estimate(
-    model: Model,
-    rung: Rung,
-    workloads: Sequence[Workload],
-    device: str,
-    max_new_tokens: int,
-    context_bytes: int = CONTEXT_BYTES,
-    schema: str = "",
-    readers: int = 1,
-    selection: Collection[str] = (),
+    model: Model, rung: Rung, workloads: Sequence[Workload], conditions: Conditions
 ) -> StageEstimate:
-    """Return the estimate of a stage on a rung for the workload with the highest peak. A `schema`
-    adds the memory of its grammar to decode, `selection` that of selecting tokens with these
-    settings, and further `readers` that of what they prepare to a stage that encodes frames."""
-    calculate = partial(COSTS[rung.stage].memory, model, rung, device=device, new=max_new_tokens)
-    if COSTS[rung.stage].rungs is encode_rungs.rungs:
-        calculate = partial(calculate, readers=readers)
-    if rung.stage == "decode":
-        calculate = partial(calculate, selection=selection)
-    found = max((calculate(each) for each in workloads), key=lambda found: found.peak_bytes)
-    if schema and rung.stage == "decode":
-        found = found.plus(decode.structure_term(model, device))
-    if context_bytes == CONTEXT_BYTES:
-        return found
-    here = Term(part="context", bytes=context_bytes, why="the driver, measured on this machine")
-    return replace(found, terms=tuple(here if t.part == "context" else t for t in found.terms))
+    """Return the estimate of a stage on a rung for the workload with the highest peak."""
+    memory, size = cost_of(rung.stage).memory, conditions.context_bytes
+    estimates = (memory(model, rung, workload, conditions) for workload in workloads)
+    highest = max(estimates, key=lambda estimate: estimate.peak_bytes)
+    if size == CONTEXT_BYTES:
+        return highest
+    here = Term(part="context", bytes=size, why="the driver, measured on this machine")
+    return replace(
+        highest, terms=tuple(here if term.part == "context" else term for term in highest.terms)
+    )

@@ -5,7 +5,7 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.model import REQUESTS
 from flows.core.options.text import EngineOptions
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 
 WORKSPACE = 32 << 20
@@ -17,7 +17,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     return [Rung(stage=stage, batch=EngineOptions.of(config).slots or REQUESTS)]
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up the frames of a chunk as stored and resized, and those of the requests."""
     why = f"2 chunks as pixels, and {rung.batch} as JPEG in base64, a quarter of their bytes"
     total = (2 + rung.batch // 4) * workload.frame_bytes

@@ -1,7 +1,7 @@
 """Estimates the cost of captioning from features."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pkgutil import resolve_name
 
 from artifacts.wording import counted
@@ -10,7 +10,7 @@ from flows.core.checkpoint.precision import BYTES, PartSettings
 from flows.core.plan.costs.part import figures_source, settings_as_run
 from flows.core.plan.estimate import Expected, decoder_by_dimensions, expected
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import Purpose, StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, Purpose, StageEstimate, Term
 from flows.core.plan.terms import (
     adapter_terms,
     attention_terms,
@@ -49,17 +49,9 @@ DEFAULT_VOCABULARY = 150_000
 """Assumed vocabulary size of a model with an unknown one."""
 
 
-def memory(
-    model: Model,
-    rung: Rung,
-    workload: Workload,
-    *,
-    device: str,
-    new: int,
-    selection: Iterable[str] = (),
-) -> StageEstimate:
-    """Add up weights, KV cache, prefill activations and, in slots, token selection with these
-    settings."""
+def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
+    """Add up weights, KV cache, prefill activations and, in slots, token selection."""
+    device, new = conditions.device, conditions.new_tokens
     half, rows = model.profile.language, workload.rows(rung.batch)
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
@@ -77,7 +69,7 @@ def memory(
             new_tokens=new,
             prompt_bytes=math.ceil(costs.peak_bytes),
             device=device,
-            score_bytes=score_bytes(selection),
+            score_bytes=score_bytes(conditions.selection),
             direct=settings.attention == "sdpa",
             gguf=settings.gguf.shape if settings.gguf else None,
         )
@@ -101,7 +93,15 @@ def memory(
     )
 
 
-def structure_term(model: Model, device: str) -> Term:
+def memory_of_captions(
+    model: Model, rung: Rung, workload: Workload, conditions: Conditions
+) -> StageEstimate:
+    """Return that memory and, with a schema, that of its grammar."""
+    found = memory(model, rung, workload, conditions)
+    return found.plus(grammar_term(model, conditions.device)) if conditions.schema else found
+
+
+def grammar_term(model: Model, device: str) -> Term:
     """Return the memory of schema-constrained decoding: the grammar's copy of the vocabulary."""
     memory = model.profile.language.row_memory
     words = memory.words if memory else DEFAULT_VOCABULARY

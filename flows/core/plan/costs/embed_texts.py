@@ -10,7 +10,7 @@ from flows.core.options.commands import RunOptions
 from flows.core.plan.costs.part import figures_source, free_settings, settings_as_run
 from flows.core.plan.estimate import decoder_by_dimensions, expected
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.terms import overhead_terms, products, weights
 from flows.core.plan.workloads import Workload
 from stages.embed_texts import TEXTS_PER_BATCH
@@ -26,9 +26,9 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     return [replace(rung, batch=size) for rung in single for size in sizes(TEXTS_PER_BATCH)]
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up weights and activations for texts of the maximum length."""
-    half, rows = model.profile.language, rung.batch
+    half, rows, device = model.profile.language, rung.batch, conditions.device
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
     each, known = BYTES.get(settings.dtype, 4), half.batch_costs

@@ -11,7 +11,7 @@ from flows.core.pipelines import STAGES
 from flows.core.plan.costs.part import figures_source, settings_as_run
 from flows.core.plan.estimate import Expected, encoder_by_dimensions, expected
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.terms import (
     LIBRARIES_BYTES,
     attention_terms,
@@ -41,16 +41,14 @@ def memory(
     model: Model,
     rung: Rung,
     workload: Workload,
-    *,
-    device: str,
-    new: int,
+    conditions: Conditions,
     libraries: int = LIBRARIES_BYTES,
     processor: int = PROCESSOR_BYTES,
-    readers: int = 1,
 ) -> StageEstimate:
     """Add up weights, pixels and activations; for a joint model, only pixels. `libraries`: bytes of
     the stage besides its imports and model. `processor`: bytes of a copy of the processor, which
-    each of the `readers` but the first has."""
+    each reader but the first has."""
+    device = conditions.device
     half, passes = model.profile.vision, passes_of(model, workload, rung)
     rows, each, at_once = passes.rows, passes.input, passes.at_once
     settings = settings_as_run(model.best("vision"), half, rung)
@@ -87,7 +85,7 @@ def memory(
         block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
     )
     terms += overhead_terms(terms, device, prefetch, libraries)
-    terms += reader_terms(workload, max(rows, rung.block), readers, processor, device)
+    terms += reader_terms(workload, max(rows, rung.block), conditions.readers, processor, device)
     flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
     guessed = costs is not None and not costs.known
     return StageEstimate(

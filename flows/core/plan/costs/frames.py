@@ -6,7 +6,7 @@ from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.frames import PACK_BYTES, READING_BYTES
 from stages.process.host_memory import cores
@@ -24,7 +24,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     return [Rung(stage=stage, batch=batch) for batch in sizes(cores())]
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up the chunks of the files decoded at once, and the decoders' memory."""
     height, width = workload.shown
     files = max(1, min(rung.batch, workload.chunks))

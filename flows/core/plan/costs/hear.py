@@ -10,7 +10,7 @@ from flows.core.options.commands import RunOptions
 from flows.core.plan.costs.part import settings_as_run
 from flows.core.plan.estimate import Expected, encoder_by_dimensions
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.terms import overhead_terms, weights
 from flows.core.plan.workloads import Workload
 
@@ -31,9 +31,9 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     return [replace(single, batch=size) for size in sizes(config.batch_size)]
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up weights, the sound of a chunk, and activations."""
-    half = model.profile.parts["audio"]
+    half, device = model.profile.parts["audio"], conditions.device
     settings = settings_as_run(model.best("audio"), half, rung)
     costs = _costs(model, workload)
     terms = list(weights(half, settings, rung, device))
@@ -64,7 +64,7 @@ def _costs(model: Model, workload: Workload) -> Expected:
 
 
 def memory_of_reading(
-    model: Model, rung: Rung, workload: Workload, *, device: str, new: int
+    model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
     """Add up the files that are read at once."""
     files = max(1, min(rung.batch, workload.chunks))

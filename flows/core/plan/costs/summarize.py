@@ -9,7 +9,7 @@ from flows.core.options.commands import RunOptions
 from flows.core.plan.costs import decode
 from flows.core.plan.costs.part import free_settings
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.summarize import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
 
@@ -34,12 +34,12 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     ]
 
 
-def memory(model: Model, rung: Rung, workload: Workload, *, device: str, new: int) -> StageEstimate:
+def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up weights, and the memory of one prompt and answer at a time."""
-    tokens = rung.context - min(new, rung.context // ANSWERS)
+    tokens = rung.context - min(conditions.new_tokens, rung.context // ANSWERS)
     reading = replace(workload, chunks=1, tokens=tokens, text_tokens=tokens, feature_bytes=0)
-    found = decode.memory(model, rung, reading, device=device, new=new)
-    if device != "cpu":
+    found = decode.memory(model, rung, reading, conditions)
+    if conditions.device != "cpu":
         return found
     lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
     why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"

@@ -15,7 +15,7 @@ from flows.core.plan.costs.decode import GRAMMAR_BYTES
 from flows.core.plan.costs.decode_rungs import rungs, supports_slots
 from flows.core.plan.ladder import Rung
 from flows.core.plan.plan import batch_without_slots
-from flows.core.plan.stage_estimate import StageEstimate
+from flows.core.plan.stage_estimate import Conditions, StageEstimate
 from stages.decode import engines
 from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.pool import SLOT_LAYERS
@@ -43,8 +43,12 @@ def decode_rungs_of(card: Model, device: str = "cuda:0", **options: Any) -> list
     return rungs(card, CaptionConfig(sources=("a",), **options), device, "decode")
 
 
+def on(device: str, new: int = 256, **more: Any) -> Conditions:
+    return Conditions(device=device, new_tokens=new, **more)
+
+
 def planned(card: Model, rung: Rung, tokens: int = 1000, new: int = 256) -> StageEstimate:
-    return estimate(card, rung, [images(64, tokens)], "cuda:0", new)
+    return estimate(card, rung, [images(64, tokens)], on("cuda:0", new))
 
 
 def part(found: StageEstimate, name: str) -> list[int]:
@@ -60,9 +64,11 @@ def test_the_names_of_what_has_slots_are_those_of_the_engine() -> None:
 def test_a_form_takes_what_its_tokens_do() -> None:
     card = with_memory(FULL)
     rung, load = decode_rungs_of(card)[0], [images(64, 1000)]
-    plain, formed = (estimate(card, rung, load, "cpu", 256, schema=form) for form in ("", "{}"))
+    plain, formed = (estimate(card, rung, load, on("cpu", schema=form)) for form in (False, True))
     assert formed.peak_bytes - plain.peak_bytes == WORDS * GRAMMAR_BYTES
-    plain, formed = (estimate(card, rung, load, "cuda:0", 256, schema=form) for form in ("", "{}"))
+    plain, formed = (
+        estimate(card, rung, load, on("cuda:0", schema=form)) for form in (False, True)
+    )
     assert formed.peak_bytes == plain.peak_bytes
     assert formed.host_bytes - plain.host_bytes == WORDS * GRAMMAR_BYTES
 
@@ -151,7 +157,7 @@ def test_a_recorded_step_takes_another_step_and_its_graph() -> None:
     card = with_memory(FULL)
     rung = next(each for each in decode_rungs_of(card, "cuda:0") if each.batch == 8)
     devices = ("cpu", "cuda:0")
-    found = {d: estimate(card, rung, [images(64, 1000)], d, 256) for d in devices}
+    found = {d: estimate(card, rung, [images(64, 1000)], on(d)) for d in devices}
     terms = {
         d: [term for term in each.terms if "recorded" in term.why] for d, each in found.items()
     }
@@ -168,7 +174,8 @@ def test_selecting_tokens_counts_where_it_takes_more_than_a_prompt() -> None:
 
     def computing(tokens: int, selection: tuple[str, ...] = ()) -> int:
         load = [images(64, tokens)]
-        return estimate(card, rung, load, "cuda:0", 256, selection=selection).bytes_of("activation")
+        found = estimate(card, rung, load, on("cuda:0", selection=selection))
+        return found.bytes_of("activation")
 
     # 64 rows: 4 bytes per logit, 26 of top-p.
     assert computing(10, ("seed", "top_p")) == 64 * WORDS * 30 > computing(10)

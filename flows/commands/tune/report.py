@@ -1,0 +1,51 @@
+"""Gathers the report's section on a training: its losses, its memory, and captions before and
+after."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAX_POINTS = 600
+"""Maximum points drawn per curve."""
+GIB = 1 << 30
+TRAINING_COLUMNS = ("reference", "before training", "now")
+
+
+def training_facts(line: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return curves and samples of a training whose result is this line."""
+    return {
+        "line": line,
+        "curves": [_losses(record), _memory(record)],
+        "columns": TRAINING_COLUMNS,
+        "rows": list(_samples(record)),
+    }
+
+
+def _losses(record: Mapping[str, Any]) -> dict[str, Any]:
+    series = [{"name": "trained on", "kind": "trained", "points": _thin(record["losses"])}]
+    if held := record["held_out_losses"]:
+        series.append(
+            {"name": "held out", "kind": "held-out", "points": [list(one) for one in held]}
+        )
+    return {"title": "Loss per token, by step", "series": series}
+
+
+def _memory(record: Mapping[str, Any]) -> dict[str, Any]:
+    values = [value / GIB for value in record["memory_bytes"]]
+    series = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
+    return {"title": "Host memory, GiB, by step", "series": series}
+
+
+def _thin(values: list[float]) -> list[list[float]]:
+    """Return at most MAX_POINTS pairs [step, value]; steps count from 1."""
+    every = max(1, -(-len(values) // MAX_POINTS))
+    points = [[at + 1, value] for at, value in enumerate(values)]
+    return points[::every] + (points[-1:] if (len(points) - 1) % every else [])
+
+
+def _samples(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    if not record["scores"]:
+        return
+    before, after = record["scores"][0]["samples"], record["scores"][-1]["samples"]
+    for one, other in zip(before, after, strict=False):
+        now = other["said"] if len(record["scores"]) > 1 else "-"
+        yield str(one["right"]), str(one["said"]), str(now)
