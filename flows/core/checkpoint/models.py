@@ -1,7 +1,7 @@
 """Collects what a run needs to know about its checkpoint. Imports no model library."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -139,6 +139,10 @@ class Model:
         kept = {part: self.settings[part][: 1 if alone else None] for part in parts}
         return replace(self, settings=kept)
 
+    def serving(self, served: ServedModel) -> "Model":
+        """Return the model as a server was found to run it."""
+        return replace(self, served=served, notes=(served.line, *served.notes))
+
     def precision(self) -> dict[str, str]:
         return {part: settings[0].label for part, settings in self.settings.items()}
 
@@ -222,16 +226,14 @@ def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
 
 
 def _open_served(config: RunOptions, announce: Announce | None) -> Model:
-    served = open_served(config, announce)
-    return Model(
+    nothing = Model(
         name=config.model,
         checkpoint=Checkpoint(name=config.model, folder=NOWHERE),
         profile=served_profile(config),
         digests={},
         settings={},
-        notes=(served.line, *served.notes),
-        served=served,
     )
+    return nothing.serving(open_served(config, announce))
 
 
 def digests_in(store: Store) -> ContentDigests:
@@ -284,8 +286,7 @@ def open_model(
     with io_errors_as_fault(config.model):
         files.note_folder(checkpoint)
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
-        requested = DateOptions.of(config).today
-        today = template_date(store, folder, small, requested)
+        today = template_date(store, folder, small, DateOptions.of(config).today)
     as_published = as_published_by(adapter or recorded_adapter(config), folder)
     describer = Describer(
         config=config,
@@ -298,20 +299,17 @@ def open_model(
     profile = read_profile(describer, small, as_published, today)
     check_pixels(config, profile)
     digest = files.of if read_weights else files.known
-    names = sorted({shard for part in profile.parts.values() for shard in part.shards})
     with io_errors_as_fault(config.model):
-        weights = {s: checkpoint.digest(s) or digest(folder / s) for s in names}
+        weights = _weight_digests(checkpoint, profile, digest)
         code = custom_code_fields(folder, trusted=config.trust_remote_code)
         graphs = graphs_for(config, folder, profile, digest, weights, device)
         gguf = gguf_for(describer, profile, small, digest, *pipelines)
     settings = resolve_settings(config, profile, device, graphs.uses)
     if gguf is not None:
-        language = with_gguf(config, settings["language"][0], gguf)
-        settings = {**settings, "language": (language,)}
+        settings = {**settings, "language": (with_gguf(config, settings["language"][0], gguf),)}
     if adapter is not None:
         settings = with_adapter(settings, adapter_for(adapter, config, profile, files))
-    ignored = ignored_settings(folder)
-    no_date = f"--today has no effect: {config.model} writes no date into prompts"
+    notes = _notes(config, profile, graphs.note, folder, today=today)
     return Model(
         name=config.model,
         checkpoint=checkpoint,
@@ -319,19 +317,30 @@ def open_model(
         digests=digests_of_parts(profile, small, weights, code, today),
         settings=settings,
         weights=weights,
-        notes=(
-            *filter(
-                None,
-                [
-                    graphs.note,
-                    unplanned_note(config, profile),
-                    no_date if requested and not today else "",
-                    ignored,
-                ],
-            ),
-            *adapter_notes(adapter, checkpoint, weights),
-        ),
+        notes=(*notes, *adapter_notes(adapter, checkpoint, weights)),
         read=all(weights.values()),
         files=files.files,
         today=today,
     )
+
+
+def _weight_digests(
+    checkpoint: Checkpoint, profile: ModelProfile, digest: Callable[[Path], str]
+) -> dict[str, str]:
+    """Return weight file → its digest: the published one, else what `digest` returns."""
+    names = sorted({shard for part in profile.parts.values() for shard in part.shards})
+    return {name: checkpoint.digest(name) or digest(checkpoint.folder / name) for name in names}
+
+
+def _notes(
+    config: RunOptions, profile: ModelProfile, graphs_note: str, folder: Path, *, today: str
+) -> Iterator[str]:
+    """Yield what users should know of a checkpoint as they use it."""
+    if graphs_note:
+        yield graphs_note
+    if note := unplanned_note(config, profile):
+        yield note
+    if DateOptions.of(config).today and not today:
+        yield f"--today has no effect: {config.model} writes no date into prompts"
+    if note := ignored_settings(folder):
+        yield note

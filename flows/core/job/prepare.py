@@ -279,25 +279,22 @@ def prepare(
     announce: Announce | None = None,
     *pipelines: Pipeline,
     progress: Progress | None = None,
-    fetch: bool = True,
-    read_weights: bool = True,
+    dry: bool = False,
     alone: bool = False,
     left_out: Set[str] = frozenset(),
 ) -> Job:
     """Return everything a run must know before it starts a stage. The job takes the first of
     `pipelines` that suits its model (default: captions); with `alone`, only its best variant. Files
-    whose place is in `left_out` are not part of it.
-    `announce` is called for slow steps, and `progress` while media are downloaded. `fetch`
-    downloads media with unknown digests; `read_weights` is as in `open_model`. Raises
-    PenstockError."""
+    whose place is in `left_out` are not part of it. `announce` is called for slow steps, and
+    `progress` while media are downloaded. With `dry`, no medium is downloaded, and weights are read
+    as without `read_weights` of `open_model`. Raises PenstockError."""
     prompting = PromptOptions.of(config)
     pipelines = with_extras(pipelines or (CAPTION,), summary=prompting.summary)
     config.check_sources()
     check_packages(config)
     if (folder := Path(config.model).expanduser()).is_dir():
         refuse_unread(config.model, folder)
-    store = open_store(config.store_url)
-    files, failures = media_of(config)
+    store, (files, failures) = open_store(config.store_url), media_of(config)
     files = [file for file in files if file.place not in left_out]
     away = AwayMedia(config, files, failures, left_out)
     if left_out and not files and not failures:
@@ -305,21 +302,16 @@ def prepare(
     if not files and not away:  # reported before a model is resolved or downloaded
         raise NothingToDo(pipelines[0], failures)
     check_beside(files, config)
+    check_devices(config)
     model, pipeline, digests = model_for(
-        config,
-        launcher,
-        store,
-        pipelines,
-        announce,
-        files=files,
-        read_weights=read_weights,
-        alone=alone,
+        config, launcher, store, pipelines, announce, files=files, read_weights=not dry
     )
+    if alone:
+        model = model.of_parts(model.settings, alone=True)
     if model.served is not None and any(file.kind == "video" for file in files):
-        served = model.served.with_video_support(store, announce)
-        model = replace(model, served=served, notes=(served.line, *served.notes))
+        model = model.serving(model.served.with_video_support(store, announce))
     readable, unreadable = read_contents(
-        files, digests, store, progress, fetch=fetch, again=config.check_media
+        files, digests, store, progress, fetch=not dry, again=config.check_media
     )
     prompts = Prompts(config, model, store)
     job_files = tuple(
@@ -332,20 +324,15 @@ def prepare(
     failures = away.failures(media_away, failures)
     if not job_files and not media_away:
         raise NothingToDo(pipeline, failures)
-    notes = [] if fetch else unfetched_note(readable)
-    notes += [] if config.check_media else inode_note(readable)
     check_summary(config, model)
     base = _job_of(config, store, model, pipeline)
-    notes = [*base.notes, *prompts.notes(), *notes]
+    notes = [*base.notes, *prompts.notes()]
+    notes += unfetched_note(readable) if dry else []
+    notes += [] if config.check_media else inode_note(readable)
     job_files = away.job_files(media_away, job_files, base.ledger)
     notes += away.gone_note(job_files, pipeline[-1].writes)
-    return replace(
-        base,
-        files=job_files,
-        failures=tuple(failures),
-        notes=tuple(notes),
-        before=away.contents,
-    )
+    failed = tuple(failures)
+    return replace(base, files=job_files, failures=failed, notes=tuple(notes), before=away.contents)
 
 
 def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:
@@ -353,8 +340,16 @@ def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pi
     Raises PenstockError."""
     check_packages(config)
     store = open_store(config.store_url)
+    check_devices(config)
     model, pipeline, _ = model_for(config, launcher, store, pipelines)
     return _job_of(config, store, model, pipeline)
+
+
+def check_devices(config: RunOptions) -> None:
+    """Test that each device of a run can compute, before any download or decoding. Raises
+    EnvironmentFault."""
+    for device in select_devices(GpuOptions.of(config).gpus).devices:
+        check_device(device)
 
 
 def model_for(
@@ -366,16 +361,11 @@ def model_for(
     *,
     files: Iterable[MediaFile] | None = None,
     read_weights: bool = True,
-    check_devices: bool = True,
-    alone: bool = False,
 ) -> tuple[Model, Pipeline, ContentDigests]:
     """Return the model of a run, the pipeline that suits it and its `files`, and the known
-    digests. `check_devices`: test first that each device can compute."""
+    digests."""
     prepare_store(store)
-    devices = select_devices(GpuOptions.of(config).gpus).devices
-    for device in devices if check_devices else ():
-        check_device(device)  # before any download or decoding
-    device = devices[0]
+    device = select_devices(GpuOptions.of(config).gpus).devices[0]
     digests = digests_in(store)
     model = open_model(
         config,
@@ -393,7 +383,7 @@ def model_for(
     if any(stage.uses_token_limit for stage in pipeline):
         check_fixed_texts(config, model)
     # If no stage loads weights, the notes of a store still record the model.
-    model = model.of_parts(parts_of(pipeline) or model.settings, alone=alone)
+    model = model.of_parts(parts_of(pipeline) or model.settings)
     if VectorSamplingOptions.of(config).tiles == OFF and any(stage.shrinks for stage in pipeline):
         fit = replace(model.profile.fit_image, shrinks=True)
         model = replace(model, profile=replace(model.profile, fit_image=fit))

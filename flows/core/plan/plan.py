@@ -286,15 +286,7 @@ def _plan_of(
     every = pipelines or chain.from_iterable(purposes().values())
     pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
     if config.sources:
-        job = prepare(
-            config,
-            launcher,
-            announce,
-            *pipelines,
-            fetch=False,
-            read_weights=False,
-            left_out=left_out,
-        )
+        job = prepare(config, launcher, announce, *pipelines, dry=True, left_out=left_out)
         expected = tuple(estimates(job))
         unusable = _unusable(job, expected)
         if len(unusable) == len(job.by_file):
@@ -305,9 +297,7 @@ def _plan_of(
         return replace(plan, unusable=tuple(unusable))
     store = open_store(config.store_url)
     # The plan of a model alone needs no working driver.
-    model, pipeline, _ = model_for(
-        config, launcher, store, pipelines, announce, read_weights=False, check_devices=False
-    )
+    model, pipeline, _ = model_for(config, launcher, store, pipelines, announce, read_weights=False)
     devices = select_devices(GpuOptions.of(config).gpus).devices
     check_summary(config, model)
     request = plan_request_of_model(model, config, devices[0], pipeline)
