@@ -65,7 +65,7 @@ class PenstockError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         # A path or an option may hold what no log can: lone surrogates.
         message, hint = (
-            redacted(each).encode(errors="backslashreplace").decode() for each in (message, hint)
+            redacted(text).encode(errors="backslashreplace").decode() for text in (message, hint)
         )
         super().__init__(message, hint)
         self.message = message

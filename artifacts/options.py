@@ -85,7 +85,7 @@ class Declared:
     @property
     def kind(self) -> Any:
         """Return its type without None; of a list or a dict, only the container: `int`, `tuple`."""
-        kinds = [each for each in get_args(self.type) if each is not NoneType]
+        kinds = [member for member in get_args(self.type) if member is not NoneType]
         single = kinds[0] if NoneType in get_args(self.type) else self.type
         return get_origin(single) or single
 
@@ -106,49 +106,49 @@ def declared(config: type[Any]) -> tuple[Declared, ...]:
 @cache
 def _declared(config: type[Any]) -> tuple[Declared, ...]:
     hints = get_type_hints(config, include_extras=True)
-    found = []
+    specs = []
     for field in fields(config):
-        for each in getattr(hints[field.name], "__metadata__", ()):
-            if isinstance(each, Option):
-                found.append(Declared(field=field, type=hints[field.name].__origin__, option=each))
-    return tuple(found)
+        for mark in getattr(hints[field.name], "__metadata__", ()):
+            if isinstance(mark, Option):
+                specs.append(Declared(field=field, type=hints[field.name].__origin__, option=mark))
+    return tuple(specs)
 
 
-def check_number(each: Declared, value: Any) -> None:
+def check_number(spec: Declared, value: Any) -> None:
     """Raise UsageError for a value of an option with a number that is none, or not finite."""
-    if each.kind not in NUMBERS:
+    if spec.kind not in NUMBERS:
         return
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    is_real = each.kind is float and isinstance(value, float) and math.isfinite(value)
+    is_real = spec.kind is float and isinstance(value, float) and math.isfinite(value)
     if not (is_whole or is_real):
         shown = value if isinstance(value, float) else repr(value)
-        raise UsageError(f"invalid {each.flag} {shown}", hint=f"Give {NUMBER_NAMES[each.kind]}")
+        raise UsageError(f"invalid {spec.flag} {shown}", hint=f"Give {NUMBER_NAMES[spec.kind]}")
 
 
 def check(config: Any) -> None:
     """Raise UsageError for a value that its option does not accept."""
-    for each in declared(type(config)):
-        value, option = getattr(config, each.name), each.option
+    for spec in declared(type(config)):
+        value, option = getattr(config, spec.name), spec.option
         if value is None:
             continue
-        shown = option.metavar or each.name if option.positional else each.flag
-        check_number(each, value)
+        shown = option.metavar or spec.name if option.positional else spec.flag
+        check_number(spec, value)
         check_text(option, value, shown)
         written = str(value).removesuffix(".0")  # which the caller may have written
         if option.above is not None and not option.above < value < float("inf"):
             raise UsageError(
-                f"invalid {each.flag} {written}", hint=f"Give a number above {option.above:g}"
+                f"invalid {spec.flag} {written}", hint=f"Give a number above {option.above:g}"
             )
         low, high = option.least, option.most
         if not (low is None or low <= value < float("inf")) or not (high is None or value <= high):
-            raise UsageError(f"invalid {each.flag} {written}", hint=f"Give {_range(option)}")
+            raise UsageError(f"invalid {spec.flag} {written}", hint=f"Give {_range(option)}")
         given = value if isinstance(value, tuple) else (value,)
         if unknown := [str(one) for one in given if option.values and one not in option.values]:
             names = ", ".join(str(one) for one in option.values if one != "")
             shown = ",".join(unknown)
-            message = f"unknown {each.flag} {shown}" if shown else f"{each.flag} is empty"
+            message = f"unknown {spec.flag} {shown}" if shown else f"{spec.flag} is empty"
             raise UsageError(message, hint=f"Choose from {names}")
-        if "" in texts_of(value) and (option.not_empty or each.field.default != ""):
+        if "" in texts_of(value) and (option.not_empty or spec.field.default != ""):
             raise UsageError(f"{shown} is empty", hint=option.not_empty or GIVE_VALUE)
 
 

@@ -52,15 +52,15 @@ def boxes_of(height: int, width: int, tiles: str, edge: int) -> tuple[Box, ...]:
     """Return the boxes of an image that are embedded. `edge` is the side of the model's input in
     pixels."""
     short = min(height, width)
-    found = [Box(0, 0, 0, width, height)]
+    boxes = [Box(0, 0, 0, width, height)]
     for level in _levels(short, tiles, edge):
         side = max(1, short // level)
-        found += [
+        boxes += [
             Box(level, left, top, left + side, top + side)
             for top in _starts(height, side)
             for left in _starts(width, side)
         ]
-    return tuple(found)
+    return tuple(boxes)
 
 
 def _levels(short: int, tiles: str, edge: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ def first_of(names: Sequence[str]) -> str:
 
 def reasons(counts: Mapping[str, int]) -> str:
     """Return reasons with their counts, the most frequent first: `turned 2, HEIC 1`."""
-    ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(f"{reason} {count:,}" for reason, count in ordered)
 
 

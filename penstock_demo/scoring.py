@@ -82,9 +82,9 @@ class Scoreboard:
 def _group(name: str, pairs: list[tuple[Truth, str]]) -> Group:
     hits: dict[str, list[bool]] = {column: [] for column in COLUMNS}
     for truth, output in pairs:
-        for column, found in score(output, truth.caption).items():
-            hits[column].extend(found)
-    tallies = {column: Tally(hits=sum(found), tries=len(found)) for column, found in hits.items()}
+        for column, matches in score(output, truth.caption).items():
+            hits[column].extend(matches)
+    tallies = {column: Tally(hits=sum(tries), tries=len(tries)) for column, tries in hits.items()}
     return Group(name=name, clips=len(pairs), tallies=tallies)
 
 

@@ -123,18 +123,18 @@ def _tracks(rng: random.Random, sentence: Sentence, aspect: float) -> tuple[Trac
         sample_track(rng, t.size, a, aspect)
         for t, a in zip(sentence.things, timed[sentence.structure], strict=True)
     ]
-    found = [track for track in tracks if track is not None]
-    if len(found) < len(tracks):
+    sampled = [track for track in tracks if track is not None]
+    if len(sampled) < len(tracks):
         return None
-    if len(found) == 2:
+    if len(sampled) == 2:
         ordered = sentence.structure in (Structure.WHILE, Structure.STILL)
-        if not apart(found[0], found[1], ordered):
+        if not apart(sampled[0], sampled[1], ordered):
             return None
         if sentence.structure is Structure.WHILE and all(
             a in ("appears", "disappears") for a in acts
         ):
-            found[1] = at_same_instant(found[0], found[1])
-    return tuple(found)
+            sampled[1] = at_same_instant(sampled[0], sampled[1])
+    return tuple(sampled)
 
 
 def _sample(

@@ -262,7 +262,7 @@ def is_spare(target: Path) -> bool:
     """Return whether deleting `target` loses nothing: it is absent, or the file has another
     name."""
     try:
-        found = target.lstat()
+        status = target.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return True
-    return stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1)
+    return stat.S_ISLNK(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1)

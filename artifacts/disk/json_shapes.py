@@ -234,12 +234,12 @@ def _refuse_unknown(declared: Any, value: Any, place: str) -> None:
         for name, one in value.items():
             _refuse_unknown(types[name], one, f"{place}.{name}")
     elif get_origin(declared) in (Union, UnionType):
-        for each in get_args(declared):
-            _refuse_unknown(each, value, place)
+        for inner in get_args(declared):
+            _refuse_unknown(inner, value, place)
     elif _has_fields(declared) and isinstance(value, Mapping | list | tuple):
         for one in value.values() if isinstance(value, Mapping) else value:
-            for each in get_args(declared):
-                _refuse_unknown(each, one, place)
+            for inner in get_args(declared):
+                _refuse_unknown(inner, one, place)
 
 
 @cache

@@ -62,18 +62,18 @@ def one_name(path: str | os.PathLike[str]) -> str:
 def path_on_disk(path: str) -> str:
     """Return the existing path that differs from this one only in how its letters are composed, as
     names of a Mac do (NFD); empty if there is none, or more than one."""
-    found = ""
+    existing = ""
     for part in Path(path).parts:
-        place = os.path.join(found, part)
+        place = os.path.join(existing, part)
         if not os.path.lexists(place):
             name, alike = normalize("NFC", part), list[str]()
             with contextlib.suppress(OSError, ValueError):
-                alike = [n for n in os.listdir(found or ".") if normalize("NFC", n) == name]
+                alike = [n for n in os.listdir(existing or ".") if normalize("NFC", n) == name]
             if len(alike) != 1:
                 return ""
-            place = os.path.join(found, alike[0])
-        found = place
-    return found
+            place = os.path.join(existing, alike[0])
+        existing = place
+    return existing
 
 
 TEXT_FORMATS = ("txt", "vtt", "srt")

@@ -22,10 +22,10 @@ def matcher_of(grammar: str) -> Any:
     unsupported grammar, such as one with a look-ahead."""
     from llguidance import LLMatcher
 
-    found = LLMatcher(_bytes(), grammar, log_level=0)
-    if found.is_error():
-        raise ValueError(" ".join(found.get_error().split())[:200])
-    return found
+    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    if matcher.is_error():
+        raise ValueError(" ".join(matcher.get_error().split())[:200])
+    return matcher
 
 
 def accepts(grammar: str, text: str) -> bool:
@@ -99,8 +99,8 @@ def _grammar(expression: str) -> str:
             alternatives[-1] += piece
     return LLMatcher.grammar_from_regex(
         "|".join(
-            f"({each.lstrip('^')})" if each.startswith("^") else rf"(.*\.)?({each})"
-            for each in alternatives
+            f"({branch.lstrip('^')})" if branch.startswith("^") else rf"(.*\.)?({branch})"
+            for branch in alternatives
         )
     )
 

@@ -51,10 +51,10 @@ def odd_thing(path: str | os.PathLike[str]) -> str:
     """Return what lies at a path, links followed. Return an empty string for a file or folder, and
     if nothing is there or access is denied."""
     try:
-        found = odd_kind(os.stat(path).st_mode)
+        kind = odd_kind(os.stat(path).st_mode)
     except (OSError, ValueError):
         return ""
-    return "" if found == "a folder" else found
+    return "" if kind == "a folder" else kind
 
 
 def irreplaceable_kind(path: str | os.PathLike[str]) -> str:
@@ -142,22 +142,22 @@ def guard(folder: Path) -> None:
 
 def refuse_links(path: Path) -> None:
     """Raise EnvironmentFault if a path, or a folder above it, is a link below a guarded folder."""
-    if found := _link_in(path):
-        raise EnvironmentFault(f"{found}: {LINK}", hint="Move it away")
+    if link := _link_in(path):
+        raise EnvironmentFault(f"{link}: {LINK}", hint="Move it away")
 
 
 def _link_in(path: Path) -> Path | None:
     path = Path(os.path.abspath(path))
     parts = [path, *path.parents]
-    below = max((at for at, each in enumerate(parts) if each in _guarded), default=0)
-    return next((each for each in parts[:below] if os.path.islink(each)), None)
+    below = max((at for at, part in enumerate(parts) if part in _guarded), default=0)
+    return next((part for part in parts[:below] if os.path.islink(part)), None)
 
 
 def open_below(path: Path, flags: int, mode: int = 0o666) -> int:
     """Open a file in place. Raises OSError; NotAFile if it, or a folder above it and below a
     guarded one, is a link, also for a hard link: an archive can make either."""
-    if found := _link_in(path.parent):
-        raise NotAFile(errno.ELOOP, LINK, str(found))
+    if link := _link_in(path.parent):
+        raise NotAFile(errno.ELOOP, LINK, str(link))
     try:
         file = os.open(path, flags | FILE, mode)
     except OSError as error:

@@ -51,10 +51,10 @@ def own_secret(path: Path, noun: str, hint: str, new: Callable[[], bytes]) -> by
         sync_folder(path.parent)
     finally:
         Path(half).unlink(missing_ok=True)
-    found = stored_secret(path, noun, hint)
-    if found is None:
+    secret = stored_secret(path, noun, hint)
+    if secret is None:
         raise FileNotFoundError(path)
-    return found
+    return secret
 
 
 SECRET_BYTES = 32

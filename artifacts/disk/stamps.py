@@ -62,10 +62,10 @@ class Stamp(NamedTuple):
 
 def stamp_of(path: str | Path | int) -> Stamp:
     """Return the stamp of a file, by path or descriptor. Raises OSError, including NotAFile."""
-    found = os.stat(path)
-    refuse_odd(found.st_mode, str(path))
-    inode = found.st_ino if keeps_inodes(found.st_dev) else 0
-    return Stamp(size=found.st_size, modified=found.st_mtime_ns, inode=inode)
+    status = os.stat(path)
+    refuse_odd(status.st_mode, str(path))
+    inode = status.st_ino if keeps_inodes(status.st_dev) else 0
+    return Stamp(size=status.st_size, modified=status.st_mtime_ns, inode=inode)
 
 
 class ModelFileStamp(NamedTuple):
@@ -94,9 +94,9 @@ class ModelFileStamp(NamedTuple):
 
 def model_stamp_of(path: str | Path) -> ModelFileStamp:
     """Return the stamp of a model file. Raises OSError, including NotAFile."""
-    found = os.stat(path)
-    refuse_odd(found.st_mode, str(path))
-    return _model_stamp(found)
+    status = os.stat(path)
+    refuse_odd(status.st_mode, str(path))
+    return _model_stamp(status)
 
 
 def link_stamp_of(path: str | Path) -> ModelFileStamp | None:
@@ -104,11 +104,11 @@ def link_stamp_of(path: str | Path) -> ModelFileStamp | None:
     return _model_stamp(os.lstat(path)) if os.path.islink(path) else None
 
 
-def _model_stamp(found: os.stat_result) -> ModelFileStamp:
+def _model_stamp(status: os.stat_result) -> ModelFileStamp:
     return ModelFileStamp(
-        size=found.st_size,
-        modified=found.st_mtime_ns,
-        changed=found.st_ctime_ns,
-        inode=found.st_ino,
-        hard_links=found.st_nlink,
+        size=status.st_size,
+        modified=status.st_mtime_ns,
+        changed=status.st_ctime_ns,
+        inode=status.st_ino,
+        hard_links=status.st_nlink,
     )

@@ -38,28 +38,28 @@ def moments(searcher: Searcher, query: Query, count: int) -> list[Moment]:
     """Return the `count` best moments, fewer where there are not as many."""
     wanted = count
     while True:
-        found = searcher.find(query, wanted)
-        made = _joined(searcher, query, found, count)
-        if len(made) >= count or len(found.positions) < wanted:
+        hits = searcher.find(query, wanted)
+        made = _joined(searcher, query, hits, count)
+        if len(made) >= count or len(hits.positions) < wanted:
             return made
         wanted *= WIDER
 
 
-def single(searcher: Searcher, found: Found) -> list[Moment]:
+def single(searcher: Searcher, hits: Found) -> list[Moment]:
     """Return each row by itself: a frame has the time at which it is seen."""
-    rows = searcher.snapshot.read(found.positions)
-    numbers = zip(found.positions.tolist(), rows, found.scores.tolist(), strict=True)
+    rows = searcher.snapshot.read(hits.positions)
+    numbers = zip(hits.positions.tolist(), rows, hits.scores.tolist(), strict=True)
     return [
         Moment(position=position, row=row, score=score, start=row.time, end=row.time)
         for position, row, score in numbers
     ]
 
 
-def _joined(searcher: Searcher, query: Query, found: Found, count: int) -> list[Moment]:
+def _joined(searcher: Searcher, query: Query, hits: Found, count: int) -> list[Moment]:
     made: list[Moment] = []
     media: dict[str, _Frames] = {}
     taken: set[int] = set()
-    for position, score in zip(found.positions.tolist(), found.scores.tolist(), strict=True):
+    for position, score in zip(hits.positions.tolist(), hits.scores.tolist(), strict=True):
         if position in taken:
             continue
         (row,) = searcher.snapshot.read(np.array([position]))

@@ -99,7 +99,7 @@ def stars(
     while len(order):
         graphs = [
             (nodes, *_neighbours(pairs, len(order)), np.full(len(order), -1), complete)
-            for nodes, pairs, complete in (each.among(order) for each in copies)
+            for nodes, pairs, complete in (kind.among(order) for kind in copies)
         ]
         for at in range(min(complete for *_, complete in graphs)):
             is_copy = [bool(owners[nodes[at]] >= 0) for nodes, _, _, owners, _ in graphs]
@@ -108,9 +108,9 @@ def stars(
                     near = others[bounds[nodes[at]] : bounds[nodes[at] + 1]]
                     for new in (near, nodes[at : at + 1]):
                         owners[new[owners[new] < 0]] = at
-        found = np.stack([owners[nodes] for nodes, _, _, owners, _ in graphs])
-        flags[:, order] = (found >= 0) & (found != np.arange(len(order)))
-        owner = found.max(axis=0)
+        stacked = np.stack([owners[nodes] for nodes, _, _, owners, _ in graphs])
+        flags[:, order] = (stacked >= 0) & (stacked != np.arange(len(order)))
+        owner = stacked.max(axis=0)
         best[order[owner >= 0]] = order[owner[owner >= 0]]
         order = order[owner < 0]
     return best, flags
@@ -212,14 +212,14 @@ class _Comparison:
         import numkong
 
         scaled = _wide(self._vectors[rows]) * self._scales[rows, None]
-        found: Halves = np.asarray(numkong.astype(scaled, "float16"))
-        return found
+        units: Halves = np.asarray(numkong.astype(scaled, "float16"))
+        return units
 
     def _centred(self, rows: Numbers) -> Vectors:
         """Return rows at length one without what all of them share: lists near to that would be
         near to every row."""
-        found: Vectors = _wide(self._units(rows)) - self._mean
-        return found
+        centred: Vectors = _wide(self._units(rows)) - self._mean
+        return centred
 
     def _lists(self) -> Iterator[tuple[Numbers, int]]:
         """Yield for each list who looks there, as `row * lists looked into + rank of this one`, and
@@ -262,10 +262,10 @@ class _Comparison:
         homes, others = (
             means.index.search(part, min(count, MOST_LISTS))[1] for part in (sample, moved)
         )
-        found = (homes == others[:, :1]) | (others == homes[:, :1])
-        shares = np.logical_or.accumulate(found, axis=1).mean(axis=0)
+        reached = (homes == others[:, :1]) | (others == homes[:, :1])
+        shares = np.logical_or.accumulate(reached, axis=1).mean(axis=0)
         probes = int(np.searchsorted(shares, LEAST_FOUND)) + 1
-        return means.index, min(probes, found.shape[1])
+        return means.index, min(probes, reached.shape[1])
 
 
 def _wide(rows: AnyVectors) -> Vectors:
@@ -282,5 +282,5 @@ def _scales(rows: Vectors) -> Vectors:
     """Return what makes each row as long as one; zero for one that has no direction."""
     lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
     usable = np.isfinite(lengths) & (lengths > 0)
-    found: Vectors = np.divide(1, lengths, out=np.zeros_like(lengths), where=usable)
-    return found
+    scales: Vectors = np.divide(1, lengths, out=np.zeros_like(lengths), where=usable)
+    return scales

@@ -105,23 +105,23 @@ class Searcher:
         total = int(kept.sum())
         wide = max(method.candidates, CANDIDATES_PER_HIT * count) if method.candidates else total
         while True:
-            found = self._found(query, kept, min(wide, total), method.centre)
-            found = found if parts else self._pooled(found)
-            if len(found.positions) >= count or wide >= total:
-                self._check_lengths(found.positions[:count])
-                return Found(positions=found.positions[:count], scores=found.scores[:count])
+            hits = self._found(query, kept, min(wide, total), method.centre)
+            hits = hits if parts else self._pooled(hits)
+            if len(hits.positions) >= count or wide >= total:
+                self._check_lengths(hits.positions[:count])
+                return Found(positions=hits.positions[:count], scores=hits.scores[:count])
             wide *= WIDER
 
     def method(self, sort: Sort) -> SearchMethod:
         """Return the method that finds enough: the exact one where that was not measured."""
-        found = self.snapshot.manifest.measured.get(sort)
-        return found if found is not None and found.recall >= LEAST_RECALL else EXACT
+        measured = self.snapshot.manifest.measured.get(sort)
+        return measured if measured is not None and measured.recall >= LEAST_RECALL else EXACT
 
     def scores(self, vector: NDArray[np.float32], positions: Positions) -> NDArray[np.float32]:
         """Return how near the rows at these positions are: cosines."""
-        found = self._scores([vector], positions)
-        self._check_numbers(found, positions)
-        scores: NDArray[np.float32] = found[0]
+        cosines = self._scores([vector], positions)
+        self._check_numbers(cosines, positions)
+        scores: NDArray[np.float32] = cosines[0]
         return scores
 
     def ordinary(self, vector: NDArray[np.float32]) -> float:
@@ -162,11 +162,11 @@ class Searcher:
             )
             raise damaged_file(self.snapshot.vectors_file(at), f"is damaged: {what}")
 
-    def _pooled(self, found: Found) -> Found:
+    def _pooled(self, hits: Found) -> Found:
         """Return the nearest part of each picture."""
-        pictures = self.snapshot.identities_at(PICTURE, found.positions)
+        pictures = self.snapshot.identities_at(PICTURE, hits.positions)
         first = np.sort(np.unique(pictures, return_index=True)[1])
-        return Found(positions=found.positions[first], scores=found.scores[first])
+        return Found(positions=hits.positions[first], scores=hits.scores[first])
 
     def _first_pass(
         self, vector: NDArray[np.float32], centre: str, kept: Kept, wide: int
@@ -220,8 +220,8 @@ def _cosines(wanted: Halves, rows: Halves) -> NDArray[np.float32]:
     # Its `out_dtype` would first convert all rows: 110 ms for 65,536 rows of 768 instead of 5.
     import numkong  # reports import this module for its conditions, and need no extra
 
-    found = np.asarray(numkong.cdist(rows, wanted, "dot"), np.float32)
-    return found.reshape(len(rows), len(wanted)).T
+    products = np.asarray(numkong.cdist(rows, wanted, "dot"), np.float32)
+    return products.reshape(len(rows), len(wanted)).T
 
 
 def _halves(vectors: Sequence[NDArray[np.float32]]) -> Halves:
@@ -230,5 +230,5 @@ def _halves(vectors: Sequence[NDArray[np.float32]]) -> Halves:
 
 def direction(vector: Vectors) -> NDArray[np.float32]:
     """Return a vector at length one, rounded as those of the index are."""
-    found: NDArray[np.float32] = unit(np.asarray(vector, np.float32)[None])[0].astype(np.float32)
-    return found
+    rounded: NDArray[np.float32] = unit(np.asarray(vector, np.float32)[None])[0].astype(np.float32)
+    return rounded

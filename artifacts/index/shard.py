@@ -66,17 +66,17 @@ class IndexRow:
 def identities_of(rows: Sequence[IndexRow]) -> Identities:
     """Return 64 bits that tell rows apart, then contents, then media. Two of a million rows are
     alike by chance once in 37 million such indexes."""
-    found = np.empty((IDENTITIES, len(rows)), np.uint64)
+    identities = np.empty((IDENTITIES, len(rows)), np.uint64)
     for at, row in enumerate(rows):
         content = [row.key, row.time, row.box]
         picture = _number(content[:2])
-        found[:, at] = (
+        identities[:, at] = (
             _number([*content, row.path]),
             _number(content),
             picture,
             medium_of(row.path),
         )
-    return found
+    return identities
 
 
 def medium_of(path: str) -> int:
@@ -110,13 +110,13 @@ def rows_at(parquet: Any, numbers: Sequence[int]) -> list[IndexRow]:
 
 def times_at(parquet: Any, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the times of the rows of these numbers, in order; those of pictures are NaN."""
-    found = np.empty(len(numbers))
+    seconds = np.empty(len(numbers))
     of = numbers // GROUP_ROWS
     for group in np.unique(of).tolist():
         table = parquet.read_row_group(group, columns=["time"], use_threads=False)
         times = table.column("time").to_numpy()
-        found[of == group] = times[numbers[of == group] % GROUP_ROWS]
-    return found
+        seconds[of == group] = times[numbers[of == group] % GROUP_ROWS]
+    return seconds
 
 
 def row_of(values: dict[str, Any]) -> IndexRow:
@@ -161,8 +161,8 @@ class StoredFile:
             raise self._damaged("has not the size of its rows")
 
     def _stamp_now(self) -> tuple[int, int]:
-        found = os.fstat(self._file)
-        return found.st_size, found.st_mtime_ns
+        status = os.fstat(self._file)
+        return status.st_size, status.st_mtime_ns
 
     def read(self, out: NDArray[Any], at: int) -> None:
         """Fill an array from the bytes at `at`. Raises EnvironmentFault if the file cannot be read,
@@ -178,13 +178,13 @@ class StoredFile:
     def read_each(self, places: NDArray[np.int64], size: int) -> bytes:
         """Return `size` bytes from each of these places, joined. Raises EnvironmentFault."""
         try:
-            found = b"".join([os.pread(self._file, size, at) for at in places.tolist()])
+            content = b"".join([os.pread(self._file, size, at) for at in places.tolist()])
         except OSError as error:
             raise self._damaged(f"cannot be read ({error.strerror})") from error
         self.check()
-        if len(found) != size * len(places):
+        if len(content) != size * len(places):
             raise self._damaged("cannot be read to its end")
-        return found
+        return content
 
     def check(self) -> None:
         """Raise EnvironmentFault if the file was overwritten since it was opened."""
@@ -221,8 +221,8 @@ class StoredRows:
         first, last = int(which.min()), int(which.max())
         if (last - first) * self._row_bytes <= READ_BYTES * len(which):
             return self[first : last + 1][which - first]
-        found = self._file.read_each(self._start + which * self._row_bytes, self._row_bytes)
-        return np.frombuffer(found, self.dtype).reshape(-1, *self._row_shape)
+        content = self._file.read_each(self._start + which * self._row_bytes, self._row_bytes)
+        return np.frombuffer(content, self.dtype).reshape(-1, *self._row_shape)
 
     def read(self, start: int, out: NDArray[Any]) -> None:
         """Fill an array with the rows from `start`. Raises EnvironmentFault."""
@@ -286,8 +286,8 @@ def bits_of(centred: NDArray[np.float32]) -> Words:
     rows)."""
     rows, width = centred.shape
     packed = np.zeros((rows, words_of(width) * WORD_BITS // 8), np.uint8)
-    found = np.packbits(centred > 0, axis=1, bitorder="little")
-    packed[:, : found.shape[1]] = found
+    bits = np.packbits(centred > 0, axis=1, bitorder="little")
+    packed[:, : bits.shape[1]] = bits
     return np.ascontiguousarray(packed.view("<u8").T)
 
 
@@ -300,10 +300,10 @@ def differences(bits: Words, query: Words) -> NDArray[np.uint16]:
         np.empty(size, np.uint8),
         np.empty(size, np.uint8),
     )
-    found = np.zeros(rows, np.uint16)
+    counts = np.zeros(rows, np.uint16)
     for start in range(0, rows, BLOCK_ROWS):
         end = min(rows, start + BLOCK_ROWS)
-        here, total = slice(0, end - start), found[start:end]
+        here, total = slice(0, end - start), counts[start:end]
         for first in range(0, words, WORDS_PER_BYTE):
             group[here] = 0
             for word in range(first, min(words, first + WORDS_PER_BYTE)):
@@ -311,7 +311,7 @@ def differences(bits: Words, query: Words) -> NDArray[np.uint16]:
                 np.bitwise_count(differing[here], out=ones[here])
                 np.add(group[here], ones[here], out=group[here])
             total += group[here]
-    return found
+    return counts
 
 
 SHARD_ROWS = 1 << 16
@@ -355,8 +355,8 @@ def unit(vectors: Vectors) -> Halves:
     lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
     usable = np.isfinite(lengths) & (lengths > 0)
     scaled = np.divide(wide, lengths, out=np.zeros_like(wide), where=usable)
-    found: Halves = scaled.astype(np.float16)
-    return found
+    directions: Halves = scaled.astype(np.float16)
+    return directions
 
 
 def blocks_of(vectors: StoredRows) -> Iterator[tuple[int, Vectors]]:
@@ -396,7 +396,7 @@ def write_shard(
             write_group()
     with whole_file(names["identities"]) as file:
         file.write(np.concatenate(identities, axis=1).astype("<u8").tobytes())
-    count = sum(found.shape[1] for found in identities)
+    count = sum(part.shape[1] for part in identities)
     width = names["embeddings"].stat().st_size // 2 // count
     written = stored(names["embeddings"], "<f2", count, width)
     centre = mean_of([written]) if mean is None else mean
@@ -430,9 +430,9 @@ def open_shard(folder: Path, shard: IndexShard, start: int, width: int, *, bits:
     """Open a shard whose first row is at this position, its `bits` only when asked for. Raises
     FileNotFoundError, and EnvironmentFault for a file that has not the size it was written with."""
     for file in (file for sort, file in shard.files.items() if bits or sort != "bits"):
-        found = (folder / file.name).stat().st_size
-        if found != file.bytes:
-            raise damaged_file(folder / file.name, f"has {found:,} bytes of {file.bytes:,}")
+        size = (folder / file.name).stat().st_size
+        if size != file.bytes:
+            raise damaged_file(folder / file.name, f"has {size:,} bytes of {file.bytes:,}")
     paths = {sort: folder / file.name for sort, file in shard.files.items()}
     try:
         parquet = open_rows(paths["rows"])

@@ -60,18 +60,18 @@ class Snapshot:
 
     def identities_at(self, plane: int, positions: Positions) -> NDArray[np.uint64]:
         """Return the identities of the rows at these positions."""
-        found = np.empty(len(positions), np.uint64)
+        identities = np.empty(len(positions), np.uint64)
         for shard, inside, places in self._by_shard(positions):
-            found[places] = shard.identities[plane][inside]
-        return found
+            identities[places] = shard.identities[plane][inside]
+        return identities
 
     def positions_of(self, plane: int, identity: int) -> Positions:
         """Return where rows of this identity are that were not removed, ascending."""
-        found = [
+        by_shard = [
             np.flatnonzero(shard.identities[plane][:] == np.uint64(identity)) + shard.start
             for shard in self.shards
         ]
-        every = np.concatenate(found) if found else np.empty(0, np.int64)
+        every = np.concatenate(by_shard) if by_shard else np.empty(0, np.int64)
         return np.setdiff1d(every, self.deleted, assume_unique=True)
 
     def vectors(self, positions: Positions) -> Vectors:
@@ -80,28 +80,28 @@ class Snapshot:
 
     def halves(self, positions: Positions) -> Halves:
         """Return the vectors at these positions as they are kept, shape (positions, width)."""
-        found = np.empty((len(positions), self.manifest.maker.width), np.float16)
+        vectors = np.empty((len(positions), self.manifest.maker.width), np.float16)
         for shard, inside, places in self._by_shard(positions):
-            found[places] = shard.vectors[inside]
-        return found
+            vectors[places] = shard.vectors[inside]
+        return vectors
 
     def read(self, positions: Positions) -> list[IndexRow]:
         """Return the rows at these positions. Raises EnvironmentFault for a damaged file."""
-        found: dict[int, IndexRow] = {}
+        by_place: dict[int, IndexRow] = {}
         for shard, inside, places in self._by_shard(positions):
             with self._reading(shard):
                 rows = rows_at(shard.parquet, inside.tolist())
-            found.update(zip(places.tolist(), rows, strict=True))
-        return [found[at] for at in range(len(positions))]
+            by_place.update(zip(places.tolist(), rows, strict=True))
+        return [by_place[at] for at in range(len(positions))]
 
     def times(self, positions: Positions) -> NDArray[np.float64]:
         """Return the times at these positions in seconds, of pictures NaN. Raises EnvironmentFault
         for a damaged file."""
-        found = np.empty(len(positions))
+        times = np.empty(len(positions))
         for shard, inside, places in self._by_shard(positions):
             with self._reading(shard):
-                found[places] = times_at(shard.parquet, inside)
-        return found
+                times[places] = times_at(shard.parquet, inside)
+        return times
 
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
         """Yield the first position and some columns of every row, removed ones among them, in
@@ -183,19 +183,19 @@ def _deleted(folder: Path, file: IndexFile | None, count: int) -> Positions:
     if file is None:
         return np.empty(0, np.int64)
     path = folder / file.name
-    found = np.fromfile(path, "<i8")
-    if len(found) != count:
-        raise damaged_file(path, f"names {len(found):,} removed rows of {count:,}")
-    return found
+    positions = np.fromfile(path, "<i8")
+    if len(positions) != count:
+        raise damaged_file(path, f"names {len(positions):,} removed rows of {count:,}")
+    return positions
 
 
 def _texts(folder: Path, file: IndexFile | None, width: int) -> Vectors | None:
     if file is None:
         return None
-    found = np.fromfile(folder / file.name, "<f4")
-    if found.nbytes != file.bytes or len(found) % width:
-        raise damaged_file(folder / file.name, f"has {found.nbytes:,} bytes of {file.bytes:,}")
-    return np.asarray(found, np.float32).reshape(-1, width)
+    vectors = np.fromfile(folder / file.name, "<f4")
+    if vectors.nbytes != file.bytes or len(vectors) % width:
+        raise damaged_file(folder / file.name, f"has {vectors.nbytes:,} bytes of {file.bytes:,}")
+    return np.asarray(vectors, np.float32).reshape(-1, width)
 
 
 def of_all(snapshot: Snapshot, plane: int) -> NDArray[np.uint64]:

@@ -159,11 +159,11 @@ def recall_of(
     for candidates in WIDTHS:
         for centre in dict.fromkeys((sort, "pictures")):
             method = replace(best, recall=1.0, candidates=candidates, centre=centre)
-            found = [
+            shares = [
                 _share(searcher, Query(vector=vector, sort=sort), method, limit)
                 for vector, limit in zip(queries, limits, strict=True)
             ]
-            recall = float(np.mean(found))
+            recall = float(np.mean(shares))
             if recall >= LEAST_RECALL:
                 return replace(method, recall=recall)
             best = replace(best, recall=max(recall, best.recall))
@@ -173,8 +173,8 @@ def recall_of(
 def _share(searcher: Searcher, query: Query, method: SearchMethod, limit: float) -> float:
     """Return the share of the nearest that are found. What is as near as the last of them counts:
     between equals there is no order."""
-    found = searcher.find(query, NEAREST, method, parts=True)
-    return float(np.mean(found.scores >= limit - 1e-6))
+    hits = searcher.find(query, NEAREST, method, parts=True)
+    return float(np.mean(hits.scores >= limit - 1e-6))
 
 
 def _sampled(searcher: Searcher) -> list[NDArray[np.float32]]:
@@ -199,7 +199,7 @@ def stats_of(folder: Path) -> dict[str, Any]:
         "small_shards": sum(shard.rows < SHARD_ROWS for shard in manifest.shards),
         "bytes": sum(file.bytes for file in manifest.files()),
         "bytes_a_row": sum(file.bytes for file in manifest.files()) // max(manifest.rows, 1),
-        "measured": {sort: asdict(found) for sort, found in manifest.measured.items()},
+        "measured": {sort: asdict(method) for sort, method in manifest.measured.items()},
         "measured_rows": manifest.measured_rows,
     }
 
@@ -218,8 +218,8 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
     kept = np.zeros(snapshot.rows, np.bool_)
     left = list(dict.fromkeys(required_path(name, "name") for name in names))
     for kind in KINDS if names else ():
-        rows, found = _rows_of(snapshot, kind, left)
-        for name, paths in found.items() if kind == "media_path" else ():
+        rows, paths_of = _rows_of(snapshot, kind, left)
+        for name, paths in paths_of.items() if kind == "media_path" else ():
             if len(paths) > 1:
                 listed = ", ".join(paths[:SHOWN]) + ", …" * (len(paths) > SHOWN)
                 raise UsageError(
@@ -227,7 +227,7 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
                     hint="Give the path of each that is meant; nothing was removed",
                 )
         kept |= rows
-        left = [name for name in left if name not in found]
+        left = [name for name in left if name not in paths_of]
     if left:
         raise UsageError(
             f"no row of {snapshot.folder} is of {left[0]}",
@@ -260,7 +260,8 @@ def _rows_of(
         for text in {os.path.abspath(name), name} if column == "path" else (name,):
             value = os.path.join(text, "") if kind == "folder" else text
             spelled[stored_text(value)].append(name)
-    live, kept, found = snapshot.live(), np.zeros(snapshot.rows, np.bool_), dict[str, list[str]]()
+    live, kept = snapshot.live(), np.zeros(snapshot.rows, np.bool_)
+    paths_of: dict[str, list[str]] = {}
     for start, batch in snapshot.batches(list({"path", column})):
         values, of = batch.column(column), dict(spelled)
         if kind == "folder":
@@ -270,12 +271,12 @@ def _rows_of(
         here = slice(start, start + len(batch))
         rows = pc.is_in(values, wanted).to_numpy(zero_copy_only=False) & live[here]
         kept[here] = rows
-        pairs = (each.filter(rows).to_pylist() for each in (values, batch.column("path")))
+        pairs = (cells.filter(rows).to_pylist() for cells in (values, batch.column("path")))
         for value, path in zip(*pairs, strict=True):
-            for paths in (found.setdefault(name, []) for name in of[value]):
+            for paths in (paths_of.setdefault(name, []) for name in of[value]):
                 if len(paths) <= SHOWN and text_stored(path) not in paths:
                     paths.append(text_stored(path))
-    return kept, found
+    return kept, paths_of
 
 
 def _above(folder: str, spelled: Mapping[str, list[str]]) -> list[str]:

@@ -51,13 +51,13 @@ def _of_file(folder: Path, sort: str, file: IndexFile) -> Iterator[IndexDamage]:
     path, hint = folder / file.name, REMAKE if sort == "bits" else REBUILD
     try:
         size = path.stat().st_size
-        found = hash_file(path) if size == file.bytes else ""
+        digest = hash_file(path) if size == file.bytes else ""
     except OSError as error:
         yield IndexDamage(path=path, what=f"cannot be read ({error.strerror})", hint=hint)
         return
     if size != file.bytes:
         yield IndexDamage(path=path, what=f"has {size:,} bytes of {file.bytes:,}", hint=hint)
-    elif found != file.sha256:
+    elif digest != file.sha256:
         yield IndexDamage(path=path, what="holds other bytes than were written", hint=hint)
 
 

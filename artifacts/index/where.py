@@ -112,10 +112,10 @@ class Condition:
             self._joins[word] = list(zip(texts, tests, strict=True))
 
         def joined(batch: Any) -> Mask:
-            found = tests[0](batch)
+            mask = tests[0](batch)
             for test in tests[1:]:
-                found = _call(function, found, test(batch))
-            return found
+                mask = _call(function, mask, test(batch))
+            return mask
 
         return joined
 
@@ -215,7 +215,7 @@ def _tokens(text: str, table: Table) -> list[tuple[str, str]]:
             f"{table.option} has {len(text):,} characters of at most {LONGEST:,}",
             hint="Give a simpler condition",
         )
-    found, at, text = [], 0, text.rstrip()
+    tokens, at, text = [], 0, text.rstrip()
     while at < len(text):
         match = TOKEN.match(text, at)
         if match is None:
@@ -226,13 +226,13 @@ def _tokens(text: str, table: Table) -> list[tuple[str, str]]:
         kind, at = str(match.lastgroup), match.end()
         token = match[kind]
         small = token.lower()
-        found.append((kind, small if kind == "word" and small in WORDS else token))
-    return found
+        tokens.append((kind, small if kind == "word" and small in WORDS else token))
+    return tokens
 
 
 def _array(mask: Mask) -> Kept:
-    found: Kept = mask.fill_null(False).to_numpy(zero_copy_only=False)
-    return found
+    array: Kept = mask.fill_null(False).to_numpy(zero_copy_only=False)
+    return array
 
 
 def _call(function: str, *given: Any) -> Any:
@@ -249,7 +249,7 @@ def _values(batch: Any, column: str, *given: Literal) -> Any:
     """Return a column to be compared with these: in NFD, as names of a Mac are, if they have other
     letters than ASCII. That takes a second for a million paths. pyarrow 18 has no right NFC."""
     values = batch.column(column)
-    is_other = any(isinstance(each, str) and not each.isascii() for each in given)
+    is_other = any(isinstance(literal, str) and not literal.isascii() for literal in given)
     return _call("utf8_normalize", values, "NFD") if is_other else values
 
 
@@ -262,7 +262,7 @@ def _is_in(column: str, values: list[Literal]) -> Test:
         import pyarrow as pa
 
         there = _values(batch, column, *values)
-        found = _call("is_in", there, pa.array(values, there.type))
-        return _call("if_else", there.is_valid(), found, None)
+        mask = _call("is_in", there, pa.array(values, there.type))
+        return _call("if_else", there.is_valid(), mask, None)
 
     return test

@@ -230,8 +230,8 @@ def within(numbers: NDArray[np.uint64], known: NDArray[np.uint64]) -> list[bool]
     if not len(known):
         return [False] * len(numbers)
     at = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
-    found: list[bool] = (known[at] == numbers).tolist()
-    return found
+    flags: list[bool] = (known[at] == numbers).tolist()
+    return flags
 
 
 MOST_SMALL = 32

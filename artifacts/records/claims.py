@@ -192,8 +192,8 @@ def can_claim(store: Store) -> bool:
 
 def refuse_unclaimable(store: Store, record_sets: Iterable[RecordSet]) -> None:
     """Raise EnvironmentFault if the work on one of these record sets cannot be claimed."""
-    for each in record_sets:
-        Claims(store.local / FOLDER / each.folder).close()
+    for record_set in record_sets:
+        Claims(store.local / FOLDER / record_set.folder).close()
 
 
 @contextlib.contextmanager

@@ -208,9 +208,9 @@ class ContentDigests:
         groups = [paths[at : at + LOOKUP_GROUP] for at in range(0, len(paths), LOOKUP_GROUP)]
         with ThreadPoolExecutor(max(1, workers)) as pool:
             known = list(chain.from_iterable(pool.map(remembered, groups)))
-            unknown = (p for p, found in zip(paths, known, strict=True) if found is None)
+            unknown = (p for p, content in zip(paths, known, strict=True) if content is None)
             hashed = pool.map(one, unknown)
-            return [next(hashed) if found is None else found for found in known]
+            return [next(hashed) if content is None else content for content in known]
 
     def _remembered(self, name: str) -> Content | None:
         """Return the cached content of a file that has not changed since."""

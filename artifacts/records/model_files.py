@@ -43,7 +43,7 @@ def small_names(folder: str | Path) -> list[str]:
     """Return the names of a model folder's files that loading reads, weights excluded. Raises
     OSError."""
     with os.scandir(folder) as entries:
-        return sorted(each.name for each in entries if is_read(each.name) and each.is_file())
+        return sorted(child.name for child in entries if is_read(child.name) and child.is_file())
 
 
 _digest_at = cache(lambda path, stamp: hash_file(Path(path)))

@@ -115,10 +115,10 @@ def read_header(store: Store, name: str) -> Iterator[tuple[str, Place]]:
 def places_in(store: Store, name: str, header: bytes) -> Iterator[tuple[str, Place]]:
     """Yield the records listed in a pack's head. A damaged pack is quarantined. Raises
     DamagedRecord."""
-    found = _parsed(name, header)
-    if found is None:
+    places = _parsed(name, header)
+    if places is None:
         raise damaged(store, name)
-    yield from found
+    yield from places
 
 
 def header_extent(start: bytes) -> int:
@@ -168,12 +168,12 @@ def is_whole(store: Store, name: str) -> bool:
     them."""
     store.renew(name)
     try:
-        found = _parsed(name, header_of(store, name, header_extent))
-        end = max((place.offset + place.length for _, place in found or ()), default=0)
+        places = _parsed(name, header_of(store, name, header_extent))
+        end = max((place.offset + place.length for _, place in places or ()), default=0)
         return (
-            found is not None
+            places is not None
             and not store.get(name, end, 1)
-            and all(place.fits(store.get(name, place.offset, place.length)) for _, place in found)
+            and all(place.fits(store.get(name, place.offset, place.length)) for _, place in places)
         )
     except FileNotFoundError:
         return False
@@ -201,10 +201,10 @@ def _parsed(name: str, header: bytes) -> list[tuple[str, Place]] | None:
     if magic != MAGIC or hashlib.sha256(text).digest() != checksum:
         return None
     try:
-        found = list(_places(name, json.loads(text)["records"], LEAD.size + length))
+        places = list(_places(name, json.loads(text)["records"], LEAD.size + length))
     except (ValueError, TypeError, KeyError, RecursionError):  # intact, but not written by Penstock
         return None
-    return found if name == pack_name(name.rsplit("/", 2)[0], (key for key, _ in found)) else None
+    return places if name == pack_name(name.rsplit("/", 2)[0], (key for key, _ in places)) else None
 
 
 def _places(
@@ -484,14 +484,14 @@ class RecordUnion:
     def read_several(self, keys: Sequence[str]) -> list[Record]:
         """Read and check these records. Adjacent ones are read with one request. All are in memory
         together. Raises KeyError, DamagedRecord."""
-        found: dict[str, Record] = {}
+        records: dict[str, Record] = {}
         for record_set in self.record_sets:
-            left = (key for key in keys if key not in found and key in record_set)
+            left = (key for key in keys if key not in records and key in record_set)
             mine = {key: record_set.place(key) for key in left}
             for run in side_by_side(mine):
-                found |= {record.key: record for record in _read_run(record_set.store, run)}
+                records |= {record.key: record for record in _read_run(record_set.store, run)}
             record_set.touch(mine)
-        return [found.get(key) or self.read(key) for key in keys]
+        return [records.get(key) or self.read(key) for key in keys]
 
     def publish(self, records: Sequence[Record]) -> list[str]:
         return self.record_sets[0].publish(records)
@@ -516,16 +516,16 @@ class RecordUnion:
         return sum(record_set.remove(gone) for record_set in self.record_sets)
 
     def _of(self, key: str) -> RecordSet:
-        found = next((record_set for record_set in self.record_sets if key in record_set), None)
-        if found is None:
+        holder = next((record_set for record_set in self.record_sets if key in record_set), None)
+        if holder is None:
             raise KeyError(key)
-        return found
+        return holder
 
 
 def side_by_side(places: Mapping[str, Place]) -> Iterator[list[tuple[str, Place]]]:
     """Yield the places in runs that are adjacent in one pack."""
     run: list[tuple[str, Place]] = []
-    for key, place in sorted(places.items(), key=lambda each: (each[1].pack, each[1].offset)):
+    for key, place in sorted(places.items(), key=lambda pair: (pair[1].pack, pair[1].offset)):
         last = run[-1][1] if run else None
         if last and (last.pack, last.offset + last.length) != (place.pack, place.offset):
             yield run
@@ -586,8 +586,8 @@ class Pack:
 
     def is_used_again(self, store: Store) -> bool:
         """Return whether the pack was used since it was listed."""
-        found = store.stat(self.name)
-        return found is not None and found.modified > self.stat.modified
+        current = store.stat(self.name)
+        return current is not None and current.modified > self.stat.modified
 
 
 def packs(stored: Mapping[str, ObjectStat]) -> list[Pack]:
@@ -603,16 +603,16 @@ def sizes_in(store: Store, stored: Mapping[str, ObjectStat]) -> dict[str, int]:
     """Return the bytes of all files and objects by name: the size of a store wherever it is shown
     or limited. Half-written files and the number of the format are none of it. In a folder store,
     objects are files, too: merging by name counts each once."""
-    found = {}
+    sizes = {}
     for place, folders, names in os.walk(store.local):
         if TEMPORARY in folders and Path(place) == store.local:
             folders.remove(TEMPORARY)
         for path in (Path(place, name) for name in names):
             with contextlib.suppress(FileNotFoundError):
-                found[path.relative_to(store.local).as_posix()] = path.lstat().st_size
-    found |= {name: stat.size for name, stat in stored.items()}
-    found.pop(NAME, None)
-    return found
+                sizes[path.relative_to(store.local).as_posix()] = path.lstat().st_size
+    sizes |= {name: stat.size for name, stat in stored.items()}
+    sizes.pop(NAME, None)
+    return sizes
 
 
 def half_written_in(store: Store) -> tuple[dict[str, int], int]:

@@ -77,24 +77,24 @@ RECORDS_LEVELS = 3
 def check_format(store: Store) -> bool:
     """Return whether a store has its number. Raises UsageError if it has records of another format,
     and EnvironmentFault if it cannot be read."""
-    found = _number(store)
-    if not found and _has_records(store):
-        found = _number(store) or "none"  # another process may have put it since
-    if found and not found.isdecimal():
+    number = _number(store)
+    if not number and _has_records(store):
+        number = _number(store) or "none"  # another process may have put it since
+    if number and not number.isdecimal():
         where = f"{store.url}/{NAME}"
         raise UsageError(
-            f"{where} is {'missing' if found == 'none' else 'damaged'}, and there are records",
+            f"{where} is {'missing' if number == 'none' else 'damaged'}, and there are records",
             hint=f"If this version of Penstock made them, write {FORMAT} into {where}: each is "
             "checked when it is read. Else give another --store, or delete them: penstock cache "
             f"clear --store {store.url}",
         )
-    if found not in ("", str(FORMAT)):
+    if number not in ("", str(FORMAT)):
         raise UsageError(
-            f"{store.url} has records of another format ({found}; this version reads {FORMAT})",
+            f"{store.url} has records of another format ({number}; this version reads {FORMAT})",
             hint="Give another --store, or delete its records: penstock cache clear "
             f"--store {store.url}",
         )
-    return bool(found)
+    return bool(number)
 
 
 def prepare_store(store: Store) -> None:

@@ -191,18 +191,18 @@ def _record_class(name: str) -> type[Any]:
     from importlib import import_module
 
     module, _, qualname = name.partition(":")
-    found: Any = None
+    record_class: Any = None
     if module.startswith(RECORD_HOMES):
         try:
-            found = getattr(import_module(module), qualname)
+            record_class = getattr(import_module(module), qualname)
         except (ImportError, AttributeError) as error:
             raise _gone(name) from error
-    if not (isinstance(found, type) and issubclass(found, Mapping | dict)):
+    if not (isinstance(record_class, type) and issubclass(record_class, Mapping | dict)):
         raise UsageError(
             f"{name} is not an output record of transformers, so it cannot be stored or read",
             hint="Use a model that is part of transformers",
         )
-    return found
+    return record_class
 
 
 def _gone(name: str, package: str = "transformers") -> RecordGone:

@@ -26,8 +26,8 @@ def vector_record(key: str, vectors: Vectors) -> Record:
 
 def vectors_in(record: Record) -> Vectors:
     shape = (int(record.meta["vectors"]), int(record.meta["width"]))
-    found: Vectors = np.frombuffer(record.payload, STORED, math.prod(shape)).reshape(shape)
-    return found
+    vectors: Vectors = np.frombuffer(record.payload, STORED, math.prod(shape)).reshape(shape)
+    return vectors
 
 
 def write_npy(path: Path, shape: tuple[int, int], parts: Iterable[Vectors]) -> None:

@@ -55,7 +55,7 @@ def unsigned(address: str) -> str:
     before, _, query = address.partition("#")[0].partition("?")
     rest = before.partition("://")[2]
     host, slash, path = rest.partition("/")
-    kept = "&".join(each for each in query.split("&") if each and not SIGNATURE.match(each))
+    kept = "&".join(part for part in query.split("&") if part and not SIGNATURE.match(part))
     shown = f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
     return f"{shown}?{kept}" if kept else shown
 

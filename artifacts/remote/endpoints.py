@@ -76,18 +76,18 @@ def endpoint_of(text: str, *, insecure: bool = False) -> Endpoint:
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     usual = 443 if scheme == "https" else 80
-    found = Endpoint(scheme, host, usual if port is None else port, path)
-    if scheme == "http" and not found.is_local and not insecure:
+    endpoint = Endpoint(scheme, host, usual if port is None else port, path)
+    if scheme == "http" and not endpoint.is_local and not insecure:
         raise UsageError(
-            f"--endpoint {found.url}: http to another machine is not encrypted",
+            f"--endpoint {endpoint.url}: http to another machine is not encrypted",
             hint="Use https, or add --insecure-endpoint in a network that you trust",
         )
-    return found
+    return endpoint
 
 
 def endpoints_of(given: Iterable[str], *, insecure: bool = False) -> list[Endpoint]:
     """Parse addresses, each once. Raises UsageError."""
-    return list(dict.fromkeys(endpoint_of(each, insecure=insecure) for each in given))
+    return list(dict.fromkeys(endpoint_of(address, insecure=insecure) for address in given))
 
 
 def listed() -> list[Endpoint]:
@@ -97,10 +97,10 @@ def listed() -> list[Endpoint]:
 
 def refuse_unlisted(given: Sequence[str]) -> None:
     """Raise UsageError for an address that PENSTOCK_ENDPOINTS does not list."""
-    for each in endpoints_of(given, insecure=True):
-        if each not in listed():
+    for endpoint in endpoints_of(given, insecure=True):
+        if endpoint not in listed():
             raise UsageError(
-                f"`endpoint` {each.url} is not allowed on this worker",
+                f"`endpoint` {endpoint.url} is not allowed on this worker",
                 hint=f"The owner of the machine can add it to {LISTED} in its environment",
             )
 
@@ -132,7 +132,7 @@ def keys_from(file: str) -> EndpointKeys:
         return EndpointKeys(_read(Path(file).expanduser()))
     if not (key := os.environ.get(KEY, "")):
         return EndpointKeys({})
-    hosts = {each.host for each in listed()}
+    hosts = {endpoint.host for endpoint in listed()}
     if len(hosts) != 1 or not VISIBLE.fullmatch(key):
         raise UsageError(
             f"{KEY} must hold one key, of the one host that {LISTED} names ({len(hosts)} here)",
@@ -148,7 +148,7 @@ def _read(path: Path) -> dict[str, str]:
             f"--endpoint-keys {path}: other users of this machine may read it",
             hint=f"Run: chmod 600 {path}",
         )
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         host, _, key = (part.strip() for part in line.partition("="))
         if not host or host.startswith("#"):
@@ -158,5 +158,5 @@ def _read(path: Path) -> dict[str, str]:
                 f"--endpoint-keys {path}, line {number}: not of the form `host = key`",
                 hint="Write the host of the address alone, or host:port, then = and its key",
             )
-        found[host.lower()] = key
-    return found
+        keys[host.lower()] = key
+    return keys

@@ -91,11 +91,11 @@ def remote_files_below(address: str, recursive: bool) -> Iterator[tuple[str, Rem
     be listed because of such a name, which ends with a slash. Hidden names are left out. Raises
     UsageError, EnvironmentFault."""
     folder = Bucket(address)
-    for each in sorted(_listed(folder, recursive), key=lambda each: _walked(each.name)):
-        if is_odd(each.name):
-            yield each.name, None
-        elif not any(map(is_hidden, each.name.split("/"))):
-            yield each.name, _remote_file(f"{folder.url}/{each.name}", each)
+    for listing in sorted(_listed(folder, recursive), key=lambda file: _walked(file.name)):
+        if is_odd(listing.name):
+            yield listing.name, None
+        elif not any(map(is_hidden, listing.name.split("/"))):
+            yield listing.name, _remote_file(f"{folder.url}/{listing.name}", listing)
 
 
 def _listed(folder: Bucket, recursive: bool) -> list[Listed]:
@@ -143,25 +143,25 @@ def remote_files_matching(pattern: str) -> Iterator[tuple[str, RemoteFile | None
             yield (remote.name if remote else name), remote
 
 
-def _same(remote: RemoteFile, found: Listed) -> None:
+def _same(remote: RemoteFile, listing: Listed) -> None:
     """Raise FileChanged unless this is what was found."""
-    version = _version(found)
-    if found.size != remote.size or (version and version != remote.version):
+    version = _version(listing)
+    if listing.size != remote.size or (version and version != remote.version):
         raise FileChanged(remote.place)
 
 
-def _remote_file(address: str, found: Listed) -> RemoteFile:
+def _remote_file(address: str, listing: Listed) -> RemoteFile:
     return RemoteFile(
         address=address,
-        size=found.size,
-        version=_version(found) or f"{ONCE}{uuid.uuid4().hex}",
+        size=listing.size,
+        version=_version(listing) or f"{ONCE}{uuid.uuid4().hex}",
     )
 
 
-def _version(found: Listed) -> str:
+def _version(listing: Listed) -> str:
     """Return what tells this content from others; empty where the server tells nothing."""
-    dated = found.version != f"{found.size} {found.modified}" or found.modified != 0.0
-    return found.version.strip('"') if dated else ""
+    dated = listing.version != f"{listing.size} {listing.modified}" or listing.modified != 0.0
+    return listing.version.strip('"') if dated else ""
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:

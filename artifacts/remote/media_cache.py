@@ -196,8 +196,8 @@ def _all() -> Iterator[tuple[float, int, Path]]:
         with contextlib.suppress(OSError):
             for path in note.parent.iterdir():
                 if is_copy(path) and not path.name.startswith(HALF):
-                    found = path.stat()
-                    yield found.st_mtime, found.st_size, path
+                    status = path.stat()
+                    yield status.st_mtime, status.st_size, path
 
 
 def _remove(path: Path) -> None:

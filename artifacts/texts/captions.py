@@ -125,7 +125,7 @@ def has_tags(text: str) -> bool:
 
 def ends_inside(text: str) -> str:
     """Return the opening tag that a text does not close; empty if it closes all."""
-    inside = (each for each in TAGS if text.rfind(each) > text.rfind(TAGS[each]))
+    inside = (tag for tag in TAGS if text.rfind(tag) > text.rfind(TAGS[tag]))
     return next(inside, "")
 
 

@@ -141,7 +141,7 @@ def keys_of(features: str, name: str, prompt: str, original: str) -> tuple[str, 
     """Return the identities whose edits apply to a caption, its own first. A prompt that was given
     a name, because others joined it, keeps the edits of the time when it was alone."""
     names = (name, "") if name else ("",)
-    return tuple(key_of(features, each, prompt, original) for each in names)
+    return tuple(key_of(features, prompt_name, prompt, original) for prompt_name in names)
 
 
 @dataclass(slots=True)
@@ -186,8 +186,8 @@ class Edits:
             self.done.remove(target)
             self.undone.append(target)
             self.now.clear()
-            for each in self.done:
-                self._take(each)
+            for past in self.done:
+                self._take(past)
             return _keys(target)
         if action["does"] == REDO:
             self.undone.remove(target)
@@ -204,8 +204,8 @@ class Edits:
         if action["does"] not in (UNDO, REDO):
             return action
         among = self.done if action["does"] == UNDO else self.undone
-        found = (each for each in reversed(among) if action.get("of", each["id"]) == each["id"])
-        target = next(found, None)
+        targets = (past for past in reversed(among) if action.get("of", past["id"]) == past["id"])
+        target = next(targets, None)
         # Undo stops at a round of `penstock learn`: before it, captions had other words, so an undo
         # would only remove decisions from the new ones.
         return None if target is None or "round" in target else target

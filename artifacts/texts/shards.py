@@ -170,7 +170,7 @@ def read_index(folder: Path) -> list[Shard]:
 def clips_in(folder: Path) -> dict[str, Media]:
     """Return the key of each clip in the shards of a folder, and in those that stopped runs left →
     its bytes there. Raises EnvironmentFault."""
-    found: dict[str, Media] = {}
+    clips: dict[str, Media] = {}
     there = (folder / shard.name for shard in read_index(folder) if _is_there(folder, shard))
     for path in (*there, *_left(folder)):
         members: dict[str, tarfile.TarInfo] = {}
@@ -188,7 +188,7 @@ def clips_in(folder: Path) -> dict[str, Media]:
                 line = json.loads(file.read(member.size))
                 if clip := line.get("clip"):
                     media = members[key]
-                    found[str(clip)] = Media(
+                    clips[str(clip)] = Media(
                         path=path,
                         suffix=media_suffix(media.name),
                         start=float(line["media_start"]),
@@ -196,7 +196,7 @@ def clips_in(folder: Path) -> dict[str, Media]:
                         at=media.offset_data,
                         size=media.size,
                     )
-    return found
+    return clips
 
 
 def _left(folder: Path) -> list[Path]:

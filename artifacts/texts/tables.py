@@ -74,12 +74,12 @@ def read_csv(
     would be cut: it goes to `refused`, or raises UsageError. `place`: what the text is."""
     # splitlines would also split at unusual line separators inside a cell.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names, found = list[str](), list[tuple[int, dict[str, str]]]()
+    names, rows = list[str](), list[tuple[int, dict[str, str]]]()
     while True:
         line = reader.line_num + 1
         try:
             if (row := next(reader, None)) is None:
-                return names, found
+                return names, rows
             while row and not row[-1].strip():
                 row.pop()
             if names and (surplus := ",".join(row[len(names) :])):
@@ -92,7 +92,7 @@ def read_csv(
             refused.append(bad)
             continue
         if names and row:
-            found.append((line, dict(zip_longest(names, row, fillvalue=""))))
+            rows.append((line, dict(zip_longest(names, row, fillvalue=""))))
         elif twice := [name for at, name in enumerate(row) if name.strip() and name in row[:at]]:
             raise UsageError(f"{place}: two columns are named {twice[0]!r}", hint="Rename one")
         names = names or row
@@ -164,13 +164,13 @@ def stored_text(value: Any) -> Any:
     """Return a text as a table keeps it that is read back: bytes of a path that are no UTF-8 are a
     NUL, which no path holds, and two hex digits each. `text_stored` undoes it."""
     if isinstance(value, str):
-        return UNSTORED.sub(lambda found: f"\0{ord(found[0]) & 0xFF:02x}", value)
+        return UNSTORED.sub(lambda match: f"\0{ord(match[0]) & 0xFF:02x}", value)
     return value
 
 
 def text_stored(value: str) -> str:
     """Return the text that `stored_text` was given."""
-    return STORED.sub(lambda found: os.fsdecode(bytes.fromhex(found[1])), value)
+    return STORED.sub(lambda match: os.fsdecode(bytes.fromhex(match[1])), value)
 
 
 def utf8(value: Any) -> Any:

@@ -145,7 +145,7 @@ frame_buckets = [1, 33]
     files: dict[str, str] = {}
     for _, name, rows in by_kind(entries):
         # ASCII: the trainer opens the file in whatever encoding its machine has.
-        captions = {row.name: [one_line(each.caption) for each in row.rows] for row in rows}
+        captions = {row.name: [one_line(caption.caption) for caption in row.rows] for row in rows}
         files[f"{name}/{CAPTIONS}"] = json.dumps(captions, indent=1) + "\n"
         config += f"\n[[directory]]\npath = {toml_text(str(folder / name))}\nnum_repeats = 1\n"
     return {**files, DIFFUSION_PIPE_CONFIG: config}
@@ -174,7 +174,7 @@ def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
     files: dict[str, str] = {}
     for kind, name, rows in by_kind(entries):
         # The reader wants the same columns in every line.
-        named = sorted({each.name for row in rows for each in row.rows if each.name})
+        named = sorted({caption.name for row in rows for caption in row.rows if caption.name})
         lines = "".join(json_line(_line(row, named)) for row in rows)
         content = hashlib.sha256(lines.encode("utf-8", errors="replace")).hexdigest()
         files[f"{name}/{HF_METADATA}"] = lines
@@ -183,7 +183,7 @@ def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
 
 
 def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, object]:
-    row, texts = entry.row, {each.name: one_line(each.caption) for each in entry.rows}
+    row, texts = entry.row, {caption.name: one_line(caption.caption) for caption in entry.rows}
     line: dict[str, object] = {
         "file_name": entry.name,
         "text": utf8(entry.caption),

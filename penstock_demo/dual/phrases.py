@@ -61,12 +61,12 @@ class Phrases:
                 return 1.0
             return IGNORED if any(getattr(thing, kind) == name for thing in cut) else 0.0
 
-        found = [truth(pair, "pair") for pair in TRAINED]
-        found += [truth(colour, "colour", colours) for colour in COLOURS]
-        found += [truth(shape, "shape", shapes) for shape in SHAPES]
-        found += [float(scene.ground == kind) for kind in BACKGROUNDS]
-        found.append(IGNORED if cut and not whole else float(not scene.things))
-        return found + [0.0] * (len(self.texts) - len(found))
+        truths = [truth(pair, "pair") for pair in TRAINED]
+        truths += [truth(colour, "colour", colours) for colour in COLOURS]
+        truths += [truth(shape, "shape", shapes) for shape in SHAPES]
+        truths += [float(scene.ground == kind) for kind in BACKGROUNDS]
+        truths.append(IGNORED if cut and not whole else float(not scene.things))
+        return truths + [0.0] * (len(self.texts) - len(truths))
 
 
 def _noise(rng: random.Random) -> str:

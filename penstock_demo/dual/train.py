@@ -59,10 +59,10 @@ def comparison_loss(logits: Tensor, truths: Tensor) -> Tensor:
     """Return the loss of logits (image, text): a choice within each group of texts, and a yes or no
     for each text."""
     known = truths != IGNORED
-    each = functional.binary_cross_entropy_with_logits(
+    losses = functional.binary_cross_entropy_with_logits(
         logits, truths.clamp(min=0), reduction="none"
     )
-    total = SIGMOID_WEIGHT * (each * known).sum() / len(logits)
+    total = SIGMOID_WEIGHT * (losses * known).sum() / len(logits)
     for group, weight in zip(GROUPS, GROUP_WEIGHTS, strict=True):
         right = truths[:, group].clamp(min=0)
         has_truth = right.sum(1) > 0
@@ -100,16 +100,16 @@ class ImageHeads(nn.Module):
         shape loss of patches that show one."""
         total = vectors.new_zeros((), dtype=torch.float32)
         shown = 0.0
-        colours, shapes = (each.clamp(min=0) for each in classes.flatten(2))
+        colours, shapes = (labels.clamp(min=0) for labels in classes.flatten(2))
         # A pair that never occurs is not counted against its colour or its shape either.
         closed = NEVER.T[shapes], NEVER[colours]
         for head, target, never, weight in zip(
             self.patches, classes.flatten(2), closed, DENSE_WEIGHTS, strict=True
         ):
             read = head(states).float().masked_fill(never, CLOSED).transpose(1, 2)
-            each = functional.cross_entropy(read, target, ignore_index=IGNORE, reduction="none")
-            shown_loss = each[target > 0].mean()
-            total = total + weight * (shown_loss + EMPTY_WEIGHT * each[target == 0].mean())
+            losses = functional.cross_entropy(read, target, ignore_index=IGNORE, reduction="none")
+            shown_loss = losses[target > 0].mean()
+            total = total + weight * (shown_loss + EMPTY_WEIGHT * losses[target == 0].mean())
             shown = shown_loss.item()
         present = torch.cat([truths[:, GROUPS[1]], truths[:, GROUPS[2]]], 1)
         whole_loss = functional.binary_cross_entropy_with_logits(
@@ -181,8 +181,8 @@ def try_images(model: SiglipModel, processor: Any, pairs: Sequence[Pair], seed: 
         pixels[index] = np.clip(image, 0, 255).astype(np.uint8)
     with torch.no_grad():
         texts = read_texts(model, processor, [f"a photo of {c} {s}" for c, s in PAIRS])
-        found = (model.vision_model(as_input(pixels)).pooler_output @ texts.T).argmax(1)
-    hits = [PAIRS[at] == scene.things[0].pair for at, scene in zip(found, scenes, strict=True)]
+        nearest = (model.vision_model(as_input(pixels)).pooler_output @ texts.T).argmax(1)
+    hits = [PAIRS[at] == scene.things[0].pair for at, scene in zip(nearest, scenes, strict=True)]
     return round(100 * sum(hits) / TRIED, 1)
 
 
@@ -241,8 +241,8 @@ class DualTraining:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.done += 1
-        found = {"compared": compared.item(), "composed": composed.item()}
-        return found | {"dense": dense.item(), "patch_shape": shape}
+        losses = {"compared": compared.item(), "composed": composed.item()}
+        return losses | {"dense": dense.item(), "patch_shape": shape}
 
     def state(self) -> dict[str, Any]:
         """Return everything that a step changes."""
@@ -269,11 +269,11 @@ class DualTraining:
         """Return the accuracy on images of trained and of untrained pairs."""
         self.model.eval()
         both = {"trained": TRAINED, "never": sorted(NEVER_TRAINED)}
-        found = {
+        accuracies = {
             name: try_images(self.model, self.processor, pairs, 101) for name, pairs in both.items()
         }
         self.model.train()
-        return found
+        return accuracies
 
 
 def train_dual(recipe: DualRecipe, folder: Path, shape: DualShape) -> None:

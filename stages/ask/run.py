@@ -210,10 +210,10 @@ def error_in(body: bytes, keys: EndpointKeys) -> str:
     """Return what the body of an error says, in one line."""
     text = body.decode(errors="replace")
     try:
-        found = json.loads(text)
-        while isinstance(found, Mapping):
-            found = next(found[n] for n in ("error", "message", "detail", "object") if n in found)
-        text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+        reply = json.loads(text)
+        while isinstance(reply, Mapping):
+            reply = next(reply[n] for n in ("error", "message", "detail", "object") if n in reply)
+        text = reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False)
     except (ValueError, StopIteration, RecursionError):
         pass
     return keys.cleaned(text)
@@ -408,9 +408,9 @@ class Asking:
                     async with asyncio.TaskGroup() as tasks:
                         following = partial(loop.run_in_executor, reader, next, work, None)
                         ready.extend(following() for _ in range(AHEAD))
-                        while found := await ready.popleft():
+                        while prepared := await ready.popleft():
                             ready.append(following())
-                            items, media = found
+                            items, media = prepared
                             taken = min(most, 1 + len(media) // PLACE_BYTES)
                             for item in items:
                                 for _ in range(taken):
@@ -420,8 +420,8 @@ class Asking:
                     writing.cancel()
             finally:
                 self._claims.end()  # the reader may wait for another run
-                for each in ready:
-                    each.cancel()
+                for future in ready:
+                    future.cancel()
                 await self._flush()
 
     async def _item(

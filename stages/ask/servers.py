@@ -270,7 +270,7 @@ class ModelServer:
         self.answers += 1
         now = [model, fingerprint]
         if self.seen and self.seen != now:
-            before, after = (" ".join(filter(None, each)) for each in (self.seen, now))
+            before, after = (" ".join(filter(None, identity)) for identity in (self.seen, now))
             raise EnvironmentFault(
                 f"the model changed while it was used: {self.client.endpoint.origin} answered as "
                 f"{before}, then as {after}",
@@ -304,8 +304,8 @@ class ModelServers:
         say: Callable[[str], object] = bool,
     ) -> None:
         self._every = [
-            ModelServer(Client(each, keys, say), at_once, seen.get(each.url, ()))
-            for each in endpoints
+            ModelServer(Client(endpoint, keys, say), at_once, seen.get(endpoint.url, ()))
+            for endpoint in endpoints
         ]
         self._waiting: deque[tuple[asyncio.Future[ModelServer], ModelServer | None]] = deque()
         """Requests that wait for a server, in order, and the server each would rather not get."""
@@ -341,10 +341,10 @@ class ModelServers:
             turn, last = self._waiting[0]
             if turn.cancelled():
                 self._waiting.popleft()
-            elif found := self._free(last, now):
-                found.in_flight += 1
+            elif server := self._free(last, now):
+                server.in_flight += 1
                 self._waiting.popleft()
-                turn.set_result(found)
+                turn.set_result(server)
             else:
                 break
         if self._timer:

@@ -106,8 +106,8 @@ def open_pickle(path: Path) -> Pickle:
         raise EnvironmentFault(
             f"{path} cannot be read ({error.strerror or error})", hint="Check the file"
         ) from error
-    found = _state(_unpickled(path))
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    state = _state(_unpickled(path))
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise UsageError(
             f"{path} has no named tensors, so it is not the weights of a model",
@@ -122,7 +122,7 @@ def open_pickle(path: Path) -> Pickle:
 
 def _entries(path: Path) -> tuple[dict[int, zipfile.ZipInfo], str]:
     """Return offset of the data → archive entry, and a digest of the listing."""
-    found = {}
+    by_start = {}
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         for entry in entries:
@@ -136,8 +136,8 @@ def _entries(path: Path) -> tuple[dict[int, zipfile.ZipInfo], str]:
             file.seek(entry.header_offset)
             name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             start = entry.header_offset + LOCAL_HEADER.size + name + extra
-            found[start] = entry
-    return found, digest_of([(e.filename, e.file_size, e.CRC) for e in entries])
+            by_start[start] = entry
+    return by_start, digest_of([(e.filename, e.file_size, e.CRC) for e in entries])
 
 
 def _no_archive(path: Path) -> EnvironmentFault | UsageError:
@@ -192,15 +192,15 @@ def _unpickled(path: Path) -> Any:
         ) from error
 
 
-def _state(found: Any) -> Mapping[str, Any]:
+def _state(content: Any) -> Mapping[str, Any]:
     """Return the named tensors from inside the wrappers of training code."""
-    while isinstance(found, Mapping):
+    while isinstance(content, Mapping):
         inner = next(
-            (found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), None
+            (content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None
         )
-        if inner is None or any(isinstance(value, torch.Tensor) for value in found.values()):
-            return {str(name): value for name, value in found.items()}
-        found = inner
+        if inner is None or any(isinstance(value, torch.Tensor) for value in content.values()):
+            return {str(name): value for name, value in content.items()}
+        content = inner
     return {}
 
 
@@ -303,13 +303,13 @@ def _files(folder: Path) -> tuple[Path, ...]:
                 hint=DOWNLOAD_HINT,
             )
         return tuple(parts)
-    found = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
-    if len(found) == 1:
-        return (found[0],)
-    names = ", ".join(path.name for path in found[:3])
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+    if len(pickles) == 1:
+        return (pickles[0],)
+    names = ", ".join(path.name for path in pickles[:3])
     raise UsageError(
-        f"{folder} holds {'several pickles: ' + names if found else 'no pickled weights'}",
-        hint="Give the file that holds the model" if found else "Check which folder it is",
+        f"{folder} holds {'several pickles: ' + names if pickles else 'no pickled weights'}",
+        hint="Give the file that holds the model" if pickles else "Check which folder it is",
     )
 
 
@@ -419,17 +419,17 @@ def _called(
 def _origins(pickles: Sequence[Pickle], original: ModuleType | None) -> dict[str, PickledTensor]:
     """Return tensor name → its source. Tensors that share memory are all written, because only the
     class of the model knows which can be left out."""
-    found: dict[str, PickledTensor] = {}
+    sources: dict[str, PickledTensor] = {}
     for archive in pickles:
         for name, tensor in archive.tensors.items():
             for new, meta in _called(name, tensor, original):
-                if new in found:
+                if new in sources:
                     raise EnvironmentFault(
-                        f"tensor {new} is in {found[new].pickle.path.name} and in {archive.path}",
+                        f"tensor {new} is in {sources[new].pickle.path.name} and in {archive.path}",
                         hint="The files belong to different models: give one of them",
                     )
-                found[new] = PickledTensor(archive, name, meta)
-    return found
+                sources[new] = PickledTensor(archive, name, meta)
+    return sources
 
 
 def _spec(name: str, meta: torch.Tensor, dtype: torch.dtype | None) -> TensorSpec:
@@ -455,8 +455,8 @@ def _small_files(
     dtype: torch.dtype | None,
 ) -> dict[str, bytes]:
     """Return the other files of the model. Raises UsageError without a configuration."""
-    found = small_files(source.folder, *([COMPANION_FILES] if original else []))
-    small = {n: content for n, content in found.items() if Path(n).suffix not in PICKLES}
+    files = small_files(source.folder, *([COMPANION_FILES] if original else []))
+    small = {n: content for n, content in files.items() if Path(n).suffix not in PICKLES}
     dtype_name = str(dtype or "").removeprefix("torch.")
     if original is not None:
         shapes = {n: tuple(t.shape) for pickle in pickles for n, t in pickle.tensors.items()}

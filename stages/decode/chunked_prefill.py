@@ -141,13 +141,13 @@ def _resized(value: Any, tokens: int) -> Any:
 def _within_an_image(half: Any, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
     """Return a chunk length that ends inside an image's tokens. Raises ValueError if `generate`
     would not find those tokens."""
-    found: list[int] = []
+    places: list[int] = []
     for modality, record in features.items():
         where = (ids[0] == getattr(half.config, f"{modality}_token_id")).nonzero().flatten()
         if len(where) != count_tokens(record):
             raise ValueError(f"{modality} features have no placeholder token")
-        found += where.tolist()
-    return max(1, sorted(found)[len(found) // 2] if found else ids.shape[1] // 2)
+        places += where.tolist()
+    return max(1, sorted(places)[len(places) // 2] if places else ids.shape[1] // 2)
 
 
 def _computed(output: Any) -> list[torch.Tensor]:
@@ -177,8 +177,8 @@ def _refuse_other_attention(half: Any) -> None:
     text = half.config.get_text_config(decoder=True)
     others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})
     if half.config.is_encoder_decoder or others:
-        found = ", ".join(others) or "an encoder of its own"
+        obstacle = ", ".join(others) or "an encoder of its own"
         raise CannotFit(
-            f"{type(half).__name__} cannot quantize its KV cache (it has {found})",
+            f"{type(half).__name__} cannot quantize its KV cache (it has {obstacle})",
             hint="Try a smaller batch, or --language-precision int8",
         )

@@ -70,10 +70,10 @@ class Confidence:
     @classmethod
     def of(cls, scores: Sequence[Sequence[float]]) -> "Confidence":
         """Sum up the scores of a caption's tokens, of shape [tokens, 2]."""
-        found = cls()
-        for each in scores:
-            found.add(*each)
-        return found
+        confidence = cls()
+        for pair in scores:
+            confidence.add(*pair)
+        return confidence
 
     def add(self, log_probability: float, margin: float) -> None:
         self.total += log_probability
@@ -152,5 +152,5 @@ class LogitsWatch:
         seen = self._tokens[:steps]
         if not seen or not torch.equal(torch.stack(seen, dim=1).cpu(), new):
             return [None] * len(new)
-        found = torch.stack(self._scores[:steps], dim=1).tolist()
-        return [Confidence.of(row[:count]) for row, count in zip(found, counts, strict=True)]
+        rows = torch.stack(self._scores[:steps], dim=1).tolist()
+        return [Confidence.of(row[:count]) for row, count in zip(rows, counts, strict=True)]

@@ -66,19 +66,19 @@ class Masks(NamedTuple):
         """Return masked scores, of shape [rows, vocabulary]."""
         bits = torch.arange(8, dtype=torch.uint8, device=scores.device)
         allowed = _on(scores.device, self.allowed).unsqueeze(-1) >> bits & 1
-        found = scores.masked_fill(allowed.flatten(1)[:, : scores.shape[1]] == 0, -torch.inf)
+        masked = scores.masked_fill(allowed.flatten(1)[:, : scores.shape[1]] == 0, -torch.inf)
         if self.closing is None:
-            return found
+            return masked
         closing = _on(scores.device, self.closing).unsqueeze(1)
-        lost = (found.amax(1, keepdim=True) == -torch.inf) & (closing >= 0)
+        lost = (masked.amax(1, keepdim=True) == -torch.inf) & (closing >= 0)
         closing = closing.clamp(min=0)
-        return found.scatter(1, closing, torch.where(lost, 0.0, found.gather(1, closing)))
+        return masked.scatter(1, closing, torch.where(lost, 0.0, masked.gather(1, closing)))
 
 
 def _on(device: torch.device, array: Any) -> torch.Tensor:
     """Return an array as a tensor on a device. A copy to a GPU waits for nothing there."""
-    found = torch.from_numpy(array)
-    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class HostMaskProcessor(LogitsProcessor, ABC):
@@ -286,9 +286,9 @@ class SchemaLogitsProcessor(HostMaskProcessor):
 
 def eos_ids_of(half: Any, processor: Any) -> frozenset[int]:
     """Return the end tokens of a caption. Raises UsageError if there are none."""
-    if not (found := end_ids_of(half)):
+    if not (end_ids := end_ids_of(half)):
         raise _unfit(processor.tokenizer, "the model has no token that ends a caption")
-    return frozenset(found)
+    return frozenset(end_ids)
 
 
 def answer_text(vocabulary: Vocabulary, row: Sequence[int]) -> str:
@@ -329,19 +329,19 @@ def is_letter(character: str) -> bool:
 def token_bytes(tokenizer: Any) -> list[bytes]:
     """Return the bytes that each token adds to a text; none for special tokens."""
     try:
-        found = list(vocabulary_of(tokenizer).bytes)
+        by_token = list(vocabulary_of(tokenizer).bytes)
     except UsageError:  # such as one of word pieces, whose decoder puts blanks between words
         first = tokenizer.encode(".", add_special_tokens=False)[-1:]
         before = tokenizer.decode(first)
         pairs = [[*first, token] for token in range(len(tokenizer))]
         options = {"clean_up_tokenization_spaces": False}
         texts = tokenizer.batch_decode(pairs, **options)
-        found = [text.removeprefix(before).encode() for text in texts]
+        by_token = [text.removeprefix(before).encode() for text in texts]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     for token in special.union(tokenizer.all_special_ids):
-        if token < len(found):
-            found[token] = b""
-    return found
+        if token < len(by_token):
+            by_token[token] = b""
+    return by_token
 
 
 class AvoidedPhrases:
@@ -351,7 +351,7 @@ class AvoidedPhrases:
         self.bytes = token_bytes(tokenizer)
         variants = {form for text in phrases for form in (text, text[:1].upper() + text[1:])}
         self._phrases = {
-            each.encode(): (is_letter(each[0]), is_letter(each[-1])) for each in sorted(variants)
+            form.encode(): (is_letter(form[0]), is_letter(form[-1])) for form in sorted(variants)
         }
         """Bytes of a phrase → whether its first and last characters are letters."""
         self.longest = max(map(len, self._phrases))
@@ -377,9 +377,9 @@ class AvoidedPhrases:
         if key not in self._allowed:
             if len(self._allowed) >= STATES:
                 self._allowed.clear()
-            found = {t for beginning in state for t in self._completing(*beginning)}
+            completing = {t for beginning in state for t in self._completing(*beginning)}
             self._allowed[key] = np.full(-(-len(self.bytes) // 8), ALL, np.uint8)
-            _clear_bits(self._allowed[key], [*found, *self._within])
+            _clear_bits(self._allowed[key], [*completing, *self._within])
         return self._allowed[key]
 
     def _completing(self, beginning: bytes, alone: bool) -> Iterator[int]:
@@ -430,8 +430,8 @@ class AvoidedLogitsProcessor(HostMaskProcessor):
         for mask, (phrases, start), token_ids in zip(allowed, rows, tokens, strict=True):
             spelled = phrases.bytes
             known = (spelled[token] for token in token_ids if token < len(spelled))
-            found = phrases.allowed(start + b"".join(known))[: len(mask)]
-            mask[: len(found)] = found
+            bits = phrases.allowed(start + b"".join(known))[: len(mask)]
+            mask[: len(bits)] = bits
         return Masks(allowed)
 
 

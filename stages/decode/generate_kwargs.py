@@ -97,8 +97,8 @@ class CheckpointSettings:
     @property
     def stop(self) -> tuple[str, ...]:
         """Return the stop strings of the half whose settings were read."""
-        found = self._settings.get(STOP_STRINGS) or ()
-        return (found,) if isinstance(found, str) else tuple(found)
+        strings = self._settings.get(STOP_STRINGS) or ()
+        return (strings,) if isinstance(strings, str) else tuple(strings)
 
 
 class GenerateKwargs:
@@ -127,8 +127,8 @@ class GenerateKwargs:
         """Return the kwargs for an item: those of its own settings, if it has any."""
         if not (text := item.settings):
             return self
-        found = RequestSettings.from_text(text)
-        return GenerateKwargs(found.generation, found.max_new_tokens, found.stop, self._settings)
+        own = RequestSettings.from_text(text)
+        return GenerateKwargs(own.generation, own.max_new_tokens, own.stop, self._settings)
 
     def bounded(
         self, half: Any, inputs: Mapping[str, Any], items: Items, *, whole: bool
@@ -188,7 +188,7 @@ class GenerateKwargs:
     def stopped(self, processor: Any, token_ids: Sequence[int]) -> bool:
         """Return whether the text of these new tokens contains a stop string."""
         text = _decoded(processor, [token_ids], self.generation)[0] if self.stop else ""
-        return any(each in text for each in self.stop)
+        return any(string in text for string in self.stop)
 
     def texts_of(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the captions of these new tokens, the forced beginning included, up to a stop

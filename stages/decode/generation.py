@@ -117,8 +117,8 @@ class SamplingParams(OptionGroup):
     def non_defaults(self) -> dict[str, Any]:
         """Return the settings that differ from their defaults, for a job, a cache key and a record.
         The seed counts only with sampling."""
-        found = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
-        non_defaults = {name: value for name, (value, default) in found.items() if value != default}
+        pairs = {f.name: (getattr(self, f.name), f.default) for f in fields(SamplingParams)}
+        non_defaults = {name: value for name, (value, default) in pairs.items() if value != default}
         if not self.is_sampled:
             non_defaults.pop("seed", None)
         if not self.presence_penalty:
@@ -253,11 +253,11 @@ class RequestSettings:
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
     """Return a text up to the first stop string that occurs in it."""
-    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
+    return text[: min((at for string in stop if (at := text.find(string)) >= 0), default=len(text))]
 
 
 def held_back(text: str, stop: Sequence[str]) -> int:
     """Return how many characters at the end of a text may be the beginning of a stop string."""
     longest = max(map(len, stop), default=1) - 1
     tails = range(min(longest, len(text)), 0, -1)
-    return next((n for n in tails if any(each.startswith(text[-n:]) for each in stop)), 0)
+    return next((n for n in tails if any(string.startswith(text[-n:]) for string in stop)), 0)

@@ -65,9 +65,9 @@ def _validator(text: str) -> Any:
 @lru_cache(maxsize=8)
 def ignored_note(text: str) -> str:
     """Return a note on words of a schema that are no keywords; empty: there are none."""
-    found = unknown_words(json.loads(text)) if text else []
-    listed = ", ".join(found[:5]) + (" …" if len(found) > 5 else "")
-    return f"--schema: not a keyword of JSON Schema, so without effect: {listed}" if found else ""
+    unknown = unknown_words(json.loads(text)) if text else []
+    listed = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
+    return f"--schema: not a keyword of JSON Schema, so without effect: {listed}" if unknown else ""
 
 
 def grammar_of(text: str) -> str:
@@ -112,7 +112,7 @@ def _no_number(name: str) -> Any:
 def _sorted(node: Any, *, names: bool = False) -> Any:
     """Return a schema with sorted keys; property names keep their order."""
     if isinstance(node, list):
-        return [_sorted(each) for each in node]
+        return [_sorted(child) for child in node]
     if not isinstance(node, dict):
         return node
     keys = list(node) if names else sorted(node)

@@ -67,7 +67,7 @@ class Answers:
     def record_sets(self) -> list[RecordSet]:
         """Return all record sets, the captions of the engine that runs first."""
         first = self._records[self.made_by]
-        others = (each for each in self._records.values() if each is not first)
+        others = (union for union in self._records.values() if union is not first)
         return [record_set for union in (first, *others) for record_set in union.record_sets]
 
     def key(self, item: DecodeItem) -> str:
@@ -98,9 +98,9 @@ def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, RecordUnion, 
     engines = [engine for engine, namespace in namespaces.items() if namespace]
     places = [(kind, namespaces[e]) for e in engines for kind in ("captions", "failures")]
     heard = [("heard", job.heard_namespace)] if job.heard_namespace else []
-    features, *found = record_sets_of(store, ("features", job.features_namespace), *heard, *places)
-    heard_sets = [found.pop(0) for _ in heard]
-    pairs = (found[at : at + 2] for at in range(0, len(found), 2))
+    features, *rest = record_sets_of(store, ("features", job.features_namespace), *heard, *places)
+    heard_sets = [rest.pop(0) for _ in heard]
+    pairs = (rest[at : at + 2] for at in range(0, len(rest), 2))
     answers = Answers(dict(zip(engines, map(RecordUnion, pairs), strict=True)))
     return features, RecordUnion(heard_sets), answers
 
@@ -189,7 +189,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
 
     engine.set_on_partial(send_partial)
     oom_retry = OomRetry(report, lambda: engine.generate_batch(requests[:1]), faults)
-    later_batches = (found for _, found in prefetched(batches, read))
+    later_batches = (later for _, later in prefetched(batches, read))
     with contextlib.closing(later_batches):
         request_batches = filter(None, chain([requests], later_batches))
         for some, outputs in engine.run(request_batches, oom_retry):

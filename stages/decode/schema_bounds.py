@@ -198,7 +198,7 @@ def _value(given: Any, place: SchemaPlace) -> Schema:
             return _choice(word, node[word], place)
     kind = node.get("type")
     if isinstance(kind, list):
-        return _choice("anyOf", [{**node, "type": each} for each in kind], place)
+        return _choice("anyOf", [{**node, "type": name} for name in kind], place)
     if not isinstance(kind, str) or kind not in _TYPES:
         problem = "it has no type" if kind is None else f"unknown type {kind}"
         raise place.error(problem, f"Use one of {', '.join(_TYPES)}, or an enum")
@@ -227,7 +227,7 @@ def _enumerated(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
 def _choice(word: str, options: Any, place: SchemaPlace) -> Schema:
     if not isinstance(options, list) or not options:
         raise place.error(f"{word} is empty", "List the alternatives")
-    return {word: [_value(each, place) for each in options]}
+    return {word: [_value(option, place) for option in options]}
 
 
 def _object(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
@@ -243,7 +243,7 @@ def _object(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
         raise place.error(f"{unknown[0]} is required but not a property", "Add it to properties")
     return {
         "type": "object",
-        "properties": {name: _value(each, place.at(name)) for name, each in properties.items()},
+        "properties": {name: _value(schema, place.at(name)) for name, schema in properties.items()},
         "required": required,
         "additionalProperties": False,
     }

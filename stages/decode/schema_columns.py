@@ -18,7 +18,7 @@ KINDS = {"string": "text", "integer": "count", "number": "number", "boolean": "t
 def columns_of(text: str) -> dict[str, str]:
     """Return property name → column type."""
     properties = closed(json.loads(text))["properties"]
-    return {name: _column(each) for name, each in properties.items()}
+    return {name: _column(schema) for name, schema in properties.items()}
 
 
 def plain_text_of(text: str, fields: Mapping[str, Any]) -> str | None:
@@ -34,15 +34,15 @@ def plain_text_of(text: str, fields: Mapping[str, Any]) -> str | None:
 
 def _column(schema: Mapping[str, Any]) -> str:
     branches = [*_branches(schema)]
-    found = {name for each in branches for name in _types(each)} - {"null"}
-    if found == {"integer", "number"}:
-        found = {"number"}
-    kind = found.pop() if len(found) == 1 else ""
+    types = {name for branch in branches for name in _types(branch)} - {"null"}
+    if types == {"integer", "number"}:
+        types = {"number"}
+    kind = types.pop() if len(types) == 1 else ""
     if kind == "array" and len(branches) == 1:
-        items = {name for each in _branches(schema.get("items", {})) for name in _types(each)}
+        items = {name for branch in _branches(schema.get("items", {})) for name in _types(branch)}
         return "texts" if items == {"string"} else "text"
-    named = [value for each in branches for value in _values(each)]
-    sizes = [each[name] for each in branches for name in BOUNDS if name in each] + named
+    named = [value for branch in branches for value in _values(branch)]
+    sizes = [branch[name] for branch in branches for name in BOUNDS if name in branch] + named
     if kind == "integer" and any(abs(size) >= WHOLE_NUMBERS for size in sizes if size is not None):
         return "text"
     return KINDS.get(kind, "text")
@@ -53,8 +53,8 @@ def _branches(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     choices = schema.get("anyOf", schema.get("oneOf"))
     if choices is None:
         yield schema
-    for each in choices or ():
-        yield from _branches(each)
+    for choice in choices or ():
+        yield from _branches(choice)
 
 
 def _types(schema: Mapping[str, Any]) -> set[str]:

@@ -46,8 +46,8 @@ def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
     if not rows:
         return
     wide, narrow = (_vectors(replace(source, dtype=d), spec, rows) for d in ("float32", "float16"))
-    found = float(torch.nn.functional.cosine_similarity(wide.double(), narrow.double()).min())
-    cosine = found if math.isfinite(found) else 0.0  # beyond the range of fp16
+    least = float(torch.nn.functional.cosine_similarity(wide.double(), narrow.double()).min())
+    cosine = least if math.isfinite(least) else 0.0  # beyond the range of fp16
     holds, images = cosine >= MIN_COSINE, len(wide)
     meta = {"holds": holds, "cosine": cosine, "images": images}
     RecordSet(open_store(job.store), KIND, job.fp16_check).publish([Record(key=VERDICT, meta=meta)])
@@ -74,7 +74,7 @@ def _vectors(source: ModelJob, spec: EncodeSpec, rows: list[Prepared]) -> torch.
     """Return the vectors of all images, one row per image, by a half that is released after it."""
     half = source.load_reloadable("vision")
     made = half.call(lambda model: spec.encode(model, [[row] for row in rows]))
-    vectors = [each.features["image"]["pooler_output"].float().cpu() for (each,) in made]
+    vectors = [record.features["image"]["pooler_output"].float().cpu() for (record,) in made]
     del half, made
     release_memory()
     return torch.cat(vectors)
@@ -124,7 +124,7 @@ def encode_parts(
     """Encode like `encode_batches`, but at most `max_parts` images of a row per pass."""
     rows = [row for batch in batches for row in batch]
     pieces = [_pieces(row, max_parts) for row in rows]
-    made = iter(encode_batches(half, [[piece] for found in pieces for piece in found]))
+    made = iter(encode_batches(half, [[piece] for row_pieces in pieces for piece in row_pieces]))
     whole = iter(
         [_joined(row, [next(made)[0] for _ in f]) for row, f in zip(rows, pieces, strict=True)]
     )
@@ -144,7 +144,7 @@ def _pieces(row: Prepared, max_parts: int) -> list[Prepared]:
 
 
 def _joined(row: Prepared, made: Sequence[FeatureRecord]) -> FeatureRecord:
-    vectors = torch.cat([each.features["image"]["pooler_output"] for each in made])
+    vectors = torch.cat([record.features["image"]["pooler_output"] for record in made])
     features = {"image": {**made[0].features["image"], "pooler_output": vectors}}
     return replace(made[0], features=features, count=row.count)
 

@@ -93,8 +93,8 @@ class _Half:
         states = self._norm(states, "text_model.final_layer_norm")
         ends = [at.start + self._end(ids) for at, ids in zip(texts_at, tokens, strict=True)]
         head = "text_projection" if self._is_clip else "text_model.head"
-        found = self._linear(states[ends], head)
-        unit: Numbers = found / np.linalg.norm(found, axis=1, keepdims=True)
+        vectors = self._linear(states[ends], head)
+        unit: Numbers = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
 
     def _end(self, ids: Sequence[int]) -> int:
@@ -125,20 +125,20 @@ class _Half:
             scores += np.triu(np.full((tokens, tokens), -np.inf, np.float32), 1)
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         seen = scores / scores.sum(axis=-1, keepdims=True) @ value
-        found: Numbers = seen.swapaxes(0, 1).reshape(tokens, width)
-        return found
+        joined: Numbers = seen.swapaxes(0, 1).reshape(tokens, width)
+        return joined
 
     def _linear(self, states: Numbers, name: str) -> Numbers:
-        found: Numbers = states @ self._weights.read(f"{name}.weight").T
+        product: Numbers = states @ self._weights.read(f"{name}.weight").T
         bias = f"{name}.bias"
-        return found + self._weights.read(bias) if bias in self._weights else found
+        return product + self._weights.read(bias) if bias in self._weights else product
 
     def _norm(self, states: Numbers, name: str) -> Numbers:
         above = states - states.mean(axis=-1, keepdims=True)
         spread = np.sqrt((above**2).mean(axis=-1, keepdims=True) + self._config["layer_norm_eps"])
         weight, bias = (self._weights.read(f"{name}.{part}") for part in ("weight", "bias"))
-        found: Numbers = above / spread * weight + bias
-        return found
+        scaled: Numbers = above / spread * weight + bias
+        return scaled
 
 
 class _Weights:
@@ -161,24 +161,24 @@ class _Weights:
         if row is not None:
             rows, shape = shape[0], shape[1:]
             start += range(rows)[row] * math.prod(shape) * kind.itemsize
-        found = np.fromfile(path, kind, math.prod(shape), offset=start).reshape(shape)
+        numbers = np.fromfile(path, kind, math.prod(shape), offset=start).reshape(shape)
         if dtype == "BF16":
-            return (found.astype(np.uint32) << 16).view(np.float32)
-        return found.astype(np.float32, copy=False)
+            return (numbers.astype(np.uint32) << 16).view(np.float32)
+        return numbers.astype(np.float32, copy=False)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _quick_gelu(x: Numbers) -> Numbers:
-    found: Numbers = x / (1 + np.exp(-1.702 * x))
-    return found
+    activated: Numbers = x / (1 + np.exp(-1.702 * x))
+    return activated
 
 
 def _gelu(x: Numbers) -> Numbers:
-    erf = np.array([math.erf(each) for each in (x / math.sqrt(2)).flat], np.float32)
+    erf = np.array([math.erf(number) for number in (x / math.sqrt(2)).flat], np.float32)
     bent: Numbers = erf.reshape(x.shape)
     return x * (bent + np.float32(1)) * np.float32(0.5)
 

@@ -41,13 +41,13 @@ def fit_logit_scale(
     towards = texts[torch.arange(PROBES) % len(texts)].float()
     length = towards.norm(dim=1, keepdim=True)
     probes = share * towards + (1 - share.abs()) * length * drawn / drawn.norm(dim=1, keepdim=True)
-    found = logits(half, inputs, probes).double().cpu()
-    if not is_finite(found):
+    scores = logits(half, inputs, probes).double().cpu()
+    if not is_finite(scores):
         raise NotFinite("the scores of texts are NaN or infinite")
     given = probes.to(half.dtype).double()
     cosines = torch.cosine_similarity(given[:, None], texts[None], dim=2).flatten()
     table = torch.stack([cosines, torch.ones_like(cosines)], dim=1)
-    values = found.flatten()
+    values = scores.flatten()
     fitted = torch.linalg.lstsq(table, values[:, None]).solution[:, 0]
     residual = (table @ fitted - values).abs().max().item()
     allowed = max(EXACT, ROUNDED * torch.finfo(half.dtype).eps) * max(
@@ -100,8 +100,8 @@ class TextReader:
         if not self.max_tokens:
             return False
         bare, padded = (
-            text_vectors(half, self.inputs([PROBE_TEXT], padded=each)).float()
-            for each in (False, True)
+            text_vectors(half, self.inputs([PROBE_TEXT], padded=is_padded)).float()
+            for is_padded in (False, True)
         )
         return bool(torch.cosine_similarity(bare, padded).item() < ALIKE)
 
@@ -124,15 +124,15 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         report.item(job.key)
         return
     for line in read_requests(job.live):
-        for each in items_of(TextsItem, line):
+        for request in items_of(TextsItem, line):
             # A text may be of any length, and the others may fit.
             with contextlib.suppress(CannotFit):
                 try:
-                    records.publish([encoder.record(each.key, each.groups)])
-                    report.send(Published(keys=(each.key,)))
+                    records.publish([encoder.record(request.key, request.groups)])
+                    report.send(Published(keys=(request.key,)))
                 except (UsageError, StageDied) as error:
-                    report.failure(each.key, "model", error.message, error.hint)
-            records.forget([each.key])
+                    report.failure(request.key, "model", error.message, error.hint)
+            records.forget([request.key])
 
 
 class _TextEncoder:

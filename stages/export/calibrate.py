@@ -138,7 +138,7 @@ class _HessianCollector:
         self._linears = linears
         self._max_bytes = max_bytes
         self._round_weight = round_weight
-        self._open = {number for number, found in enumerate(linears) if found}
+        self._open = {number for number, of_layer in enumerate(linears) if of_layer}
         self._sums: dict[str, _InputStats] = {}
         """Path of a linear layer → its input statistics."""
         self._calls = Counter[str]()
@@ -155,8 +155,8 @@ class _HessianCollector:
             for number, layer in enumerate(layers):
                 leave = partial(self._leave, number)
                 hooks.callback(layer.register_forward_hook(leave).remove)
-            for number, found in enumerate(self._linears):
-                for path, linear in found.items():
+            for number, of_layer in enumerate(self._linears):
+                for path, linear in of_layer.items():
                     see = partial(self._see, number, path)
                     hooks.callback(linear.register_forward_pre_hook(see, with_kwargs=True).remove)
             yield
@@ -169,11 +169,11 @@ class _HessianCollector:
     def round_layer(self, number: int) -> None:
         """Quantize the linear layers of a layer, and drop their Hessians."""
         for path, linear in self._linears[number].items():
-            found = self._sums.pop(path, None)
+            stats = self._sums.pop(path, None)
             hessian, reason = (None, UNSEEN)
-            if found is not None and found.tokens:
-                agreed = self._calls[path] == found.calls
-                hessian, reason = (found.hessian, found.reason) if agreed else (None, NOT_SHARED)
+            if stats is not None and stats.tokens:
+                agreed = self._calls[path] == stats.calls
+                hessian, reason = (stats.hessian, stats.reason) if agreed else (None, NOT_SHARED)
             self._round_weight(path, linear.weight, hessian, reason)
         self._open.discard(number)
 
@@ -195,7 +195,7 @@ class _HessianCollector:
             return
         given: torch.Tensor = args[0] if args else kwargs["input"]
         self._given = [entry for entry in self._given if entry[0]() is not None]
-        same = next((found for ref, found in self._given if ref() is given), None)
+        same = next((stats for ref, stats in self._given if ref() is given), None)
         own = self._sums.get(path)
         if own is None:
             own = self._sums[path] = same or self._new(path, given)

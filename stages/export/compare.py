@@ -46,11 +46,11 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 
 
 def nearness(
-    reference: torch.Tensor, found: torch.Tensor, counts: Sequence[tuple[str, int]]
+    reference: torch.Tensor, compared: torch.Tensor, counts: Sequence[tuple[str, int]]
 ) -> dict[str, Any]:
     """Compare rows [rows, width] with reference rows; `counts` are the keys and row counts of the
     chunks, in order."""
-    first, second = reference.double(), found.double()
+    first, second = reference.double(), compared.double()
     mean = first.mean(0)
     plain = cosine_similarity(first, second, dim=-1)
     first, second = first - mean, second - mean
@@ -76,8 +76,8 @@ def _nearest(rows: torch.Tensor) -> list[list[int]]:
     """Return the numbers of the nearest rows of each row."""
     unit = normalize(rows, dim=-1)
     likeness = (unit @ unit.T).fill_diagonal_(-2)
-    found: list[list[int]] = likeness.topk(min(NEIGHBOURS, len(rows) - 1)).indices.tolist()
-    return found
+    indices: list[list[int]] = likeness.topk(min(NEIGHBOURS, len(rows) - 1)).indices.tolist()
+    return indices
 
 
 def _rows(kind: str, records: RecordSet, key: str) -> torch.Tensor:
@@ -86,8 +86,8 @@ def _rows(kind: str, records: RecordSet, key: str) -> torch.Tensor:
     if kind == "embeddings":
         return torch.from_numpy(vectors_in(record).copy())
     tree = FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
-    found = [part for fields in tree.features.values() for part in _main(fields)]
-    return torch.cat([part.reshape(-1, part.shape[-1]).float() for part in found])
+    parts = [part for fields in tree.features.values() for part in _main(fields)]
+    return torch.cat([part.reshape(-1, part.shape[-1]).float() for part in parts])
 
 
 def _main(fields: Any) -> Iterator[torch.Tensor]:

@@ -105,18 +105,18 @@ def plan_export(
         _tensor(folder, header, path, skeleton, dtype, quantized_paths)
         for header, path in zip(headers, paths, strict=True)
     )
-    found = ExportPlan(
+    plan = ExportPlan(
         tensors=tensors,
         dtype=dtype,
         unquantized=tuple(path for path in linears_of(skeleton) if path not in quantized_paths),
     )
-    if missing := sorted(set(quantized_paths) - set(found.modules)):
+    if missing := sorted(set(quantized_paths) - set(plan.modules)):
         raise UsageError(
             f"{folder} stores {counted(len(missing), 'linear layer')} in another form than the "
             f"model uses, such as {missing[0]}",
             hint="Quantize such a model when it is loaded: --language-precision nf4",
         )
-    return found
+    return plan
 
 
 def _tensor(
@@ -155,15 +155,15 @@ def _loaded_as(
     for pattern, kept in skeleton._get_dtype_plan(dtype).items():
         if re.search(pattern.replace("*", ".*"), path):
             return kept if isinstance(kept, torch.dtype) else stored
-    found: torch.dtype = place.dtype
-    return found if found.is_floating_point else stored
+    computed: torch.dtype = place.dtype
+    return computed if computed.is_floating_point else stored
 
 
 def _dtype_of(config: Any, headers: Collection[Header]) -> torch.dtype:
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
     types = (DTYPES[header.dtype] for header in headers)
-    return next((found for found in types if found.is_floating_point), torch.float32)
+    return next((dtype for dtype in types if dtype.is_floating_point), torch.float32)
 
 
 def refuse_unwritable(folder: Path, config: Any, headers: Collection[Header]) -> None:

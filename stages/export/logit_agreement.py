@@ -67,11 +67,11 @@ def _replace(read: Read, linear: nn.Module, given: tuple[torch.Tensor, ...]) -> 
 def _read(
     files: dict[str, Path], name: str, bits: int, group: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    found = []
+    tensors = []
     for extra in ("packed", "scale"):
         with safe_open(files[f"{name}_{extra}"], "pt", backend="pread") as file:
-            found.append(file.get_tensor(f"{name}_{extra}"))
-    packed, scales = found
+            tensors.append(file.get_tensor(f"{name}_{extra}"))
+    packed, scales = tensors
     return unrounded(Rounded(unpack(packed, bits), scales.float()), group, dtype)
 
 
@@ -87,9 +87,9 @@ class LogitAgreement:
         self.divergence = 0.0
         self._by_caption: dict[str, float] = {}
 
-    def add(self, key: str, reference: torch.Tensor, found: torch.Tensor) -> None:
+    def add(self, key: str, reference: torch.Tensor, compared: torch.Tensor) -> None:
         """Add one caption; both are logits [tokens, vocabulary]."""
-        first, second = (logits.double().log_softmax(-1) for logits in (reference, found))
+        first, second = (logits.double().log_softmax(-1) for logits in (reference, compared))
         divergence = float((first.exp() * (first - second)).sum())
         agreeing = first.argmax(-1) == second.argmax(-1)
         self.divergence += divergence
@@ -148,13 +148,13 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
     ready: dict[Any, Callable[[Any, Any, ForcedCaption], torch.Tensor]] = {}
     for first in range(0, len(left), CAPTIONS_PER_PASS):
         items = left[first : first + CAPTIONS_PER_PASS]
-        for item, found in zip(items, held.call(partial(logits_of_all, items)), strict=True):
+        for item, logits in zip(items, held.call(partial(logits_of_all, items)), strict=True):
             path = folder / item.key
             if job.compared:
-                agreement.add(item.key, load_file(path)["logits"], found)
+                agreement.add(item.key, load_file(path)["logits"], logits)
             else:
                 with whole_file(path) as file:
-                    file.write(save({"logits": found}))
+                    file.write(save({"logits": logits}))
             report.item(item.key)
     if job.compared:
         report.note(agreement=agreement.to_json())

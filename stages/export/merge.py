@@ -77,31 +77,31 @@ def changes_of(
     headers = read_headers(Checkpoint(name=str(folder), folder=folder))
     refuse_unwritable(folder, config, headers)
     targets = _Targets(adapter, folder, skeleton_of(config, cls), headers)
-    found: dict[str, TensorChange] = {}
+    changes: dict[str, TensorChange] = {}
     for path, tensor in adapter.whole.items():
         header, _ = targets.find(path)
         targets.check_shape(path, header, adapter.places[tensor].shape)
-        _once(found, header, path, adapter)
-        found[header.name] = TensorChange(whole=tensor)
+        _once(changes, header, path, adapter)
+        changes[header.name] = TensorChange(whole=tensor)
     for path, low_rank in adapter.low_rank.items():
         header, module = targets.find(f"{path}.weight")
         transposed = low_rank.embedding or _is_transposed(module, adapter)
         rows, columns = low_rank.shape
         shape = (columns, rows) if transposed else (rows, columns)
         targets.check_shape(path, header, shape)
-        before = found.get(header.name, TensorChange())
+        before = changes.get(header.name, TensorChange())
         if before.low_rank is not None:
-            _once(found, header, path, adapter)
-        found[header.name] = TensorChange(
+            _once(changes, header, path, adapter)
+        changes[header.name] = TensorChange(
             whole=before.whole, low_rank=low_rank, transposed=transposed
         )
-    return headers, found
+    return headers, changes
 
 
 def _once(
-    found: Mapping[str, TensorChange], header: Header, path: str, adapter: LoraAdapter
+    changes: Mapping[str, TensorChange], header: Header, path: str, adapter: LoraAdapter
 ) -> None:
-    if header.name in found:
+    if header.name in changes:
         raise UsageError(
             f"{adapter.folder} changes {header.name} twice, the second time as {path}",
             hint=MERGE_FIRST,
@@ -174,7 +174,7 @@ class _Targets:
     def check_shape(self, path: str, header: Header, shape: tuple[int, ...]) -> None:
         """Raise UsageError for a change with another shape than its tensor."""
         if header.shape != shape:
-            ours, other = (" x ".join(map(str, each)) for each in (header.shape, shape))
+            ours, other = (" x ".join(map(str, sides)) for sides in (header.shape, shape))
             reason = f"changes {path} of {other}, which is {ours} in {self._folder}"
             raise of_another_model(self._adapter, reason)
 

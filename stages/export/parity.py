@@ -71,8 +71,8 @@ nothing, because a different word may be as good."""
 def verdict_in(folder: Path) -> dict[str, Any]:
     """Return the verdict of a checkpoint; empty if there is none."""
     try:
-        found: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        verdict: dict[str, Any] = json.loads((folder / PARITY).read_text(encoding="utf-8"))
+        return verdict if isinstance(verdict, dict) else {}
     except (OSError, ValueError):
         return {}
 

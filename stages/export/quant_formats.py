@@ -103,7 +103,7 @@ class Nf4(_BitsAndBytes):
             state2=second,
         )
         extras: dict[str, torch.Tensor] = state.as_dict(packed=True)
-        packed = torch.cat([found for found, _ in pieces])
+        packed = torch.cat([codes for codes, _ in pieces])
         return {name: packed, **{f"{name}.{key}": value for key, value in extras.items()}}
 
 
@@ -234,8 +234,8 @@ class Packed:
 
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         if self._rounded is not None and (path := self._rounded / name).exists():
-            found: dict[str, torch.Tensor] = load_file(path)
-            return found
+            stored: dict[str, torch.Tensor] = load_file(path)
+            return stored
         try:
             rounded = round_to_nearest(weight, self.bits, self.group, weight.dtype)
         except CannotRound as error:
@@ -298,17 +298,17 @@ def write_file(
             form.tensors(spec.name, weight.mT.contiguous() if tensor.transposed else weight)
         )
     specs = [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in made.items()]
-    widest_first = sorted(specs, key=lambda found: -found.dtype.itemsize)
+    widest_first = sorted(specs, key=lambda tensor_spec: -tensor_spec.dtype.itemsize)
     exact = WeightShard(name=file.name, tensors=tuple(widest_first))
-    write_shard(folder, exact, lambda found: tensor_chunks(made[found.name]), confirm)
+    write_shard(folder, exact, lambda tensor_spec: tensor_chunks(made[tensor_spec.name]), confirm)
 
 
 def read_tensor(tensor: StoredTensor) -> torch.Tensor:
     """Return a tensor in the type in which it is loaded."""
     # Not mapped: a writable map counts fully against a memory limit.
     with safe_open(tensor.file, "pt", backend="pread") as file:
-        found: torch.Tensor = file.get_tensor(tensor.name)
-    return found.to(tensor.dtype)
+        loaded: torch.Tensor = file.get_tensor(tensor.name)
+    return loaded.to(tensor.dtype)
 
 
 def as_written(path: Path) -> WeightShard:

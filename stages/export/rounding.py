@@ -103,9 +103,9 @@ def nearest(values: torch.Tensor, scales: torch.Tensor, bits: int) -> torch.Tens
     """Return the integers [rows, columns] nearest to values divided by their scales [rows,
     groups]."""
     rows, columns = values.shape
-    found = values.reshape(rows, scales.shape[1], -1) / scales.unsqueeze(-1)
-    found = found.round_().clamp_(-max_int(bits) - 1, max_int(bits))
-    return found.reshape(rows, columns).to(torch.int8)
+    scaled = values.reshape(rows, scales.shape[1], -1) / scales.unsqueeze(-1)
+    scaled = scaled.round_().clamp_(-max_int(bits) - 1, max_int(bits))
+    return scaled.reshape(rows, columns).to(torch.int8)
 
 
 def max_int(bits: int) -> int:
@@ -173,19 +173,19 @@ def gptq(
     for some in row_blocks(rows, columns, CALIBRATION_NUMBERS):
         # Columns are processed one by one; as rows of the transposed weight they are contiguous.
         transposed = finite(weight[some].to(hessian.device, torch.float32)).t().contiguous()
-        found = torch.empty(transposed.shape, dtype=torch.int8, device=hessian.device)
+        rounded = torch.empty(transposed.shape, dtype=torch.int8, device=hessian.device)
         for first in range(0, columns, LAZY):
             end = min(first + LAZY, columns)
             scales[some, first // group : end // group] = _round_columns(
-                transposed, found, factor, first, end, bits, group, dtype
+                transposed, rounded, factor, first, end, bits, group, dtype
             )
-        numbers[some] = found.t()
+        numbers[some] = rounded.t()
     return Rounded(numbers, scales)
 
 
 def _round_columns(
     transposed: torch.Tensor,
-    found: torch.Tensor,
+    rounded: torch.Tensor,
     factor: torch.Tensor,
     first: int,
     end: int,
@@ -204,7 +204,7 @@ def _round_columns(
         number = (
             torch.div(transposed[column], scale).round_().clamp_(-max_int(bits) - 1, max_int(bits))
         )
-        found[column] = number
+        rounded[column] = number
         loss = losses[column - first]
         torch.sub(transposed[column], number.mul_(scale), out=loss).div_(factor[column, column])
         transposed[column + 1 : end].addr_(factor[column, column + 1 : end], loss, alpha=-1)
@@ -234,12 +234,12 @@ def _factor(hessian: torch.Tensor, damp: float) -> torch.Tensor:
 def _rotated_inverse(lower: torch.Tensor) -> torch.Tensor:
     """Return the inverse of a lower triangular matrix, rotated by 180°."""
     size = len(lower)
-    found = torch.empty_like(lower, memory_format=torch.contiguous_format)
+    inverse = torch.empty_like(lower, memory_format=torch.contiguous_format)
     for first in range(0, size, AT_ONCE):
         end = min(first + AT_ONCE, size)
         ones = torch.zeros(size, end - first, device=lower.device)
         ones[first:end].fill_diagonal_(1)
         # Solve with the whole matrix; a slice of it would be copied.
         part = torch.linalg.solve_triangular(lower, ones, upper=False)
-        found[:, size - end : size - first] = part.flip(0, 1)
-    return found
+        inverse[:, size - end : size - first] = part.flip(0, 1)
+    return inverse

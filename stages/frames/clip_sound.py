@@ -317,14 +317,14 @@ class SoundPart:
                 if seeks:
                     with contextlib.suppress(FFmpegError):
                         container.seek(begin, stream=stream)
-                found = cast(Iterator[AudioPacket], packets(container, cast(Any, stream)))
-                first = next(found, None)
+                remaining = cast(Iterator[AudioPacket], packets(container, cast(Any, stream)))
+                first = next(remaining, None)
                 is_there = first is not None and first.pts is not None and first.pts <= begin
                 if seeks and not is_there:
                     continue
                 if first is not None:
                     yield first
-                yield from found
+                yield from remaining
                 return
 
     @contextlib.contextmanager

@@ -129,7 +129,7 @@ class ExactCutter:
         self._stream_rates = (stream.average_rate, stream.base_rate, stream.guessed_rate)
         self._codec = stream.codec_context.name
         streams = self._reader.decoder.container.streams.video
-        covers = sum(bool(each.disposition & Disposition.attached_pic) for each in streams)
+        covers = sum(bool(s.disposition & Disposition.attached_pic) for s in streams)
         self._is_alone = len(streams) - covers == 1
         aspect = stream.sample_aspect_ratio
         self._stated = stream.frames
@@ -243,15 +243,15 @@ class ExactCutter:
     def _frames(self, index: int, span: _Span) -> Iterator[tuple[int, VideoFrame]]:
         pts = self._timeline.pts
         if self._requested_from is None or span.low < self._requested_from:
-            wanted = {at for each in self._spans[index:] for at in range(each.low, each.high)}
+            wanted = {at for later in self._spans[index:] for at in range(later.low, later.high)}
             self._reader.request(array("q", pts[sorted(wanted)].tolist()))
         self._requested_from = span.high
         first, beyond, last = int(pts[span.low]), int(pts[span.high - 1]) + 1, None
         for ticks in pts[span.low : span.high].tolist():
-            found = self._reader.at(ticks, first, beyond)
-            if found is not None and (last is None or found[0] > last):
-                last = found[0]
-                yield found
+            decoded = self._reader.at(ticks, first, beyond)
+            if decoded is not None and (last is None or decoded[0] > last):
+                last = decoded[0]
+                yield decoded
 
     def _planes(self, frame: VideoFrame) -> VideoFrame:
         """Return a frame in 4:2:0, of the clip's size, with its matrix and range."""
@@ -438,9 +438,9 @@ def copy_picture(path: Path, to: Path, damaged: bool, *, always: bool) -> dict[s
     """Write an exact copy of a picture to `to` plus a suffix, if readers would show another one, if
     it is `damaged`, or `always`. Return what became of it. Raises MediaError, OSError."""
     why = differs(path) or DAMAGED * damaged
-    found: dict[str, Any] = {"why": why, "plain": not why}
+    outcome: dict[str, Any] = {"why": why, "plain": not why}
     if not why and not always:
-        return found
+        return outcome
     _, chunk = read_image(path)
     image, lossless = Image.fromarray(chunk.pixels[0]), is_lossless(path)
     made = to.with_name(f"{to.name}.{'png' if lossless else 'jpg'}")
@@ -450,7 +450,7 @@ def copy_picture(path: Path, to: Path, damaged: bool, *, always: bool) -> dict[s
     else:
         image.save(half, "JPEG", quality=QUALITY, subsampling="4:4:4")
     half.replace(made)  # a finished copy of a killed run is taken over
-    return {**found, "file": made.name}
+    return {**outcome, "file": made.name}
 
 
 def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:

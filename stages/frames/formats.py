@@ -84,9 +84,9 @@ def check_file(path: Path) -> None:
         ) from error
     if not start:
         raise MediaError(f"{path} is empty", kind="empty", hint="Copy or download the file again")
-    if found := playlist_in(start):
+    if playlist := playlist_in(start):
         raise MediaError(
-            f"{path} is {found}, which refers to other files",
+            f"{path} is {playlist}, which refers to other files",
             kind="playlist",
             hint="Give those files, or convert it: ffmpeg -i LIST -c copy OUT.mkv",
         )

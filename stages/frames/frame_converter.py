@@ -90,7 +90,7 @@ class FrameConverter:
 def opaque(frame: VideoFrame) -> VideoFrame:
     """Return a frame on white in its own size; the frame itself if nothing in it is transparent."""
     form = frame.format
-    if not form.has_palette and not any(each.is_alpha for each in form.components):
+    if not form.has_palette and not any(component.is_alpha for component in form.components):
         return frame
     matrix = matrix_of(frame)
     planar = frame.reformat(
@@ -125,7 +125,7 @@ def orientation_of(frame: VideoFrame) -> int:
     mirrored = determinant < 0
     # FFmpeg derives the rotation from the x axis, which mirroring reverses.
     turns = (round(frame.rotation / 90) + 2 * mirrored) % 4
-    return next(number for number, each in TURNS.items() if each == (mirrored, turns))
+    return next(number for number, pair in TURNS.items() if pair == (mirrored, turns))
 
 
 def shown_size(frame: VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:

@@ -144,8 +144,8 @@ class FrameRecorder:
             return True
         indexes = medium.chunk_indexes
         if indexes is None:
-            found = read_record(MediaIndex, self.media.meta(medium.digest))
-            indexes = [chunk.index for chunk in found.chunks]
+            index = read_record(MediaIndex, self.media.meta(medium.digest))
+            indexes = [chunk.index for chunk in index.chunks]
         return any(self.key(medium, at) not in self.frames for at in indexes)
 
     def failing(self, medium: FramesItem) -> contextlib.AbstractContextManager[Path]:

@@ -129,7 +129,7 @@ def read_image(
         try:
             # Given a name, Pillow maps a TIFF into memory and then turns it wrongly.
             with open_regular(path) as file:
-                height, width, pixels, found = _decode(path, file, formats, fit, max_pixels)
+                height, width, pixels, notes = _decode(path, file, formats, fit, max_pixels)
         except OSError as error:
             whole = path.read_bytes()
             if error.errno is not None or not whole.startswith(JPEG_START):
@@ -137,7 +137,7 @@ def read_image(
             # With an end marker appended, libjpeg fills the missing part with grey.
             repaired = io.BytesIO(whole + JPEG_END)
             height, width, pixels, _ = _decode(path, repaired, formats, fit, max_pixels)
-            found = (TRUNCATED,)
+            notes = (TRUNCATED,)
     except Image.DecompressionBombError as error:
         raise MediaError(
             f"{path} has too many pixels ({error})",
@@ -162,7 +162,7 @@ def read_image(
         width=width,
         duration=0.0,
         chunks=(index,),
-        warnings=found,
+        warnings=notes,
         shrunk=fit.divisor(height, width),
     )
     return media, Chunk(index=index, pixels=pixels[None])
@@ -220,14 +220,14 @@ def _decode(
         flat, warning = in_srgb(flat, curve, primaries)
         by = fit.divisor(height, width)
         pixels = upright_rgb(_divided(on_white(flat), size, by) if by > 1 else flat, turn)
-    found = [f"only the first of its {count} images is used"] if count > 1 else []
-    found += [warning] if warning else []
-    found += [WRONG_SUMS] if image.format == "PNG" and not _has_right_sums(source) else []
+    notes = [f"only the first of its {count} images is used"] if count > 1 else []
+    notes += [warning] if warning else []
+    notes += [WRONG_SUMS] if image.format == "PNG" and not _has_right_sums(source) else []
     if curve in HIGH_DYNAMIC_RANGE:
         pixels = toned(pixels.astype(np.uint16) * 257, curve, primaries)
     if bits > 8 and pixels.max(initial=0) < DARK:
-        found.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")
-    return height, width, pixels, tuple(found)
+        notes.append(f"almost black: it uses less than a sixteenth of its {bits}-bit range")
+    return height, width, pixels, tuple(notes)
 
 
 def _has_right_sums(source: IO[bytes]) -> bool:
@@ -352,14 +352,14 @@ def _bits(image: Image.Image) -> int:
     if isinstance(image, TiffImageFile):
         return int(max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))))
     # Pillow names layouts such as L;4 or RGB;16B; in a BMP, BGR;16 is 16 bits per pixel.
-    found = re.search(r"'(?:L|LA|I|RGB|RGBA);(\d+)", str(getattr(image, "tile", "")))
-    return int(found[1]) if found else 16 if image.mode.startswith(("I", "F")) else 8
+    match = re.search(r"'(?:L|LA|I|RGB|RGBA);(\d+)", str(getattr(image, "tile", "")))
+    return int(match[1]) if match else 16 if image.mode.startswith(("I", "F")) else 8
 
 
 def _key_in_8_bits(key: int | tuple[int, ...], bits: int) -> int | tuple[int, ...]:
     """Return the transparent grey or colour of a PNG as Pillow returns its pixels."""
     if isinstance(key, tuple):
-        return tuple(each >> bits - 8 for each in key)
+        return tuple(channel >> bits - 8 for channel in key)
     return key * (255 // ((1 << bits) - 1))
 
 

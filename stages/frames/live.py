@@ -89,9 +89,9 @@ def _cut_video(job: FramesJob, sets: FrameRecorder, medium: FramesItem) -> Media
                 hint="Send a part of it, or use a command without this limit: "
                 "penstock caption FILE",
             )
-        found = []
+        indexes = []
         for chunk in video.chunks(plans, job.fit_video):
             sets.store([(medium, chunk)])
-            found.append(chunk.index)
+            indexes.append(chunk.index)
             del chunk
-        return video.media_index(found)
+        return video.media_index(indexes)

@@ -138,7 +138,7 @@ def open_container(path: Path) -> InputContainer:
 
 def default_track(tracks: Sequence[AudioStream]) -> int:
     """Return the index of the sound track that the file marks as default, else 0."""
-    marked = (at for at, each in enumerate(tracks) if each.disposition & Disposition.default)
+    marked = (at for at, track in enumerate(tracks) if track.disposition & Disposition.default)
     return next(marked, 0)
 
 
@@ -382,29 +382,29 @@ def survey(
     assert stream.time_base is not None
     resets, hides = container.format.name in RESET, stream.codec_context.name == "vp8"
     streamed, cut = container.format.name in STREAMED, False
-    found = PacketTimes(stream.time_base, hides=hides, resets=resets)
+    times = PacketTimes(stream.time_base, hides=hides, resets=resets)
     for packet in stream_packets:
         if packet.is_corrupt and not streamed:  # the file ends within it
             cut = True
-            found.count += 1
+            times.count += 1
         else:
-            found.add(packet)
-    if found.untimed or not found.pts or _only_counts(found.pts, container, stream):
+            times.add(packet)
+    if times.untimed or not times.pts or _only_counts(times.pts, container, stream):
         return None
-    odd = found.remove_wrong_times(stream.time_base, to_the_end=streamed)
-    del found.dts, found.ordinals  # megabytes for hours of video
-    key_pts, key_dts, ordinals = found.keys
-    ticks = _ascending(found.pts)
-    if len(ticks) < len(found.pts) and container.format.name == GUESSED:
+    odd = times.remove_wrong_times(stream.time_base, to_the_end=streamed)
+    del times.dts, times.ordinals  # megabytes for hours of video
+    key_pts, key_dts, ordinals = times.keys
+    ticks = _ascending(times.pts)
+    if len(ticks) < len(times.pts) and container.format.name == GUESSED:
         return None
     # Two packets with one time may be two fields of one frame; a seek must not separate them.
-    ordered = len(ticks) == len(found.pts) and all(a < b for a, b in pairwise(key_pts))
+    ordered = len(ticks) == len(times.pts) and all(a < b for a, b in pairwise(key_pts))
     keyframes = Keyframes(pts=key_pts, dts=key_dts, ordinals=ordinals)
     late = key_pts[0] - key_dts[0] if key_pts and container.format.name == "avi" else 0
     first = (int(ticks[0]) - late) * stream.time_base
     offset, warnings = _offset(container, first)
-    if found.jumps:
-        jumps = counted(len(found.jumps), "time")
+    if times.jumps:
+        jumps = counted(len(times.jumps), "time")
         warnings.append(f"its clock is reset {jumps}; times continue from there")
     warnings += [CUT_OFF] * cut
     if odd:
@@ -412,10 +412,10 @@ def survey(
     return Timeline(
         pts=ticks,
         time_base=stream.time_base,
-        last_ticks=_last_ticks(found.pts, found.last[1], stream, resets=resets),
+        last_ticks=_last_ticks(times.pts, times.last[1], stream, resets=resets),
         offset=offset,
-        keyframes=keyframes if ordered and key_pts and not found.jumps else None,
-        jumps=tuple(found.jumps),
+        keyframes=keyframes if ordered and key_pts and not times.jumps else None,
+        jumps=tuple(times.jumps),
         disbelieved=odd,
         # Without a header FFmpeg derives the length from the doubtful times.
         announced_seconds=(

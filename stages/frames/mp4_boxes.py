@@ -87,7 +87,7 @@ def has_no_base_layer(path: Path) -> bool:
     with open_regular(path) as file:
         head = file.read(MATROSKA_BYTES)
         if MATROSKA.match(head):
-            records = [each[1] for each in MAPPING.finditer(head)]
+            records = [match[1] for match in MAPPING.finditer(head)]
         elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide"):
             walk = islice(boxes(file, file.seek(0, os.SEEK_END), DOLBY_CONTAINERS), MOST_BOXES)
             records = [_read(file, at, RECORD_BYTES) for name, at in walk if name in RECORDS]

@@ -199,7 +199,7 @@ class Decoder:
             self.is_damaged |= self._entry_failures > 0 and frame.pts != self._entry
             self._entry, self._entry_failures = None, 0
         if self._entry is None:
-            self.is_damaged |= any(each.is_corrupt for each in (frame, *self._ready))
+            self.is_damaged |= any(ready.is_corrupt for ready in (frame, *self._ready))
         return frame
 
     def _feed(self) -> None:
@@ -320,7 +320,7 @@ def deinterlaced(
     if it is not marked, or too small for the filter. None: there is no such frame."""
     if not frame.interlaced_frame:
         return frame
-    before, after = (each if each and _alike(each, frame) else None for each in (before, after))
+    before, after = (near if near and _alike(near, frame) else None for near in (before, after))
     if before is None and after is None:
         after = frame  # at the end, the filter would take the other field as it is
     # The filter predicts its first marked frame from that frame alone. An unmarked one does not
@@ -343,8 +343,8 @@ def deinterlaced(
             graph.add("buffersink"),
         )
         graph.link_nodes(*nodes).configure()
-        for each in fed:
-            graph.push(each)
+        for fed_frame in fed:
+            graph.push(fed_frame)
         if after is None:
             graph.push(None)
         for _ in range(len(fed) - (after is not None)):
@@ -445,32 +445,32 @@ class Reader:
         from `first` on, or the next one before `beyond`; else None. No time may be before the one
         of the last call."""
         if not self._needs_neighbours:
-            found = self._marked(ticks, first, beyond)
-            if found is None or not self._deinterlaces:
-                return found
-            return found[0], deinterlaced(found[1])
+            decoded = self._marked(ticks, first, beyond)
+            if decoded is None or not self._deinterlaces:
+                return decoded
+            return decoded[0], deinterlaced(decoded[1])
         pts = self.timeline.pts
         at = int(np.searchsorted(pts, ticks))
         before = self._exactly(int(pts[at - 1])) if at else None
-        found = self._marked(ticks, first, beyond)
-        if found is None or found[0] != ticks:
-            return found and (found[0], deinterlaced(found[1]))
-        self._around[ticks] = found[1]
+        decoded = self._marked(ticks, first, beyond)
+        if decoded is None or decoded[0] != ticks:
+            return decoded and (decoded[0], deinterlaced(decoded[1]))
+        self._around[ticks] = decoded[1]
         after = self._exactly(int(pts[at + 1])) if at + 1 < len(pts) else None
         self._around = {t: frame for t, frame in self._around.items() if t >= ticks}
-        return ticks, deinterlaced(found[1], before, after)
+        return ticks, deinterlaced(decoded[1], before, after)
 
     def _exactly(self, ticks: int) -> VideoFrame | None:
         """Return the frame of `ticks`, maybe one that `at` has passed; None: it is undecodable."""
         if ticks not in self._around:
-            found = self._at(ticks, ticks, ticks + 1)
-            self._around[ticks] = found and found[1]
+            decoded = self._at(ticks, ticks, ticks + 1)
+            self._around[ticks] = decoded and decoded[1]
         return self._around[ticks]
 
     def _marked(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
-        found = self._at(ticks, first, beyond)
-        self.returned_damaged = found is not None and self._damaged.get(found[0], False)
-        return found
+        decoded = self._at(ticks, first, beyond)
+        self.returned_damaged = decoded is not None and self._damaged.get(decoded[0], False)
+        return decoded
 
     def _at(self, ticks: int, first: int, beyond: int) -> tuple[int, VideoFrame] | None:
         """Do the same with frames as they are decoded."""

@@ -127,22 +127,22 @@ class FrameDescriptor:
             )
         down, along = -(-frame.height // ROWS), -(-frame.width // COLUMNS)
         planes: Any = frame.planes
-        lines = [np.frombuffer(each, np.uint8).reshape(-1, each.line_size) for each in planes]
+        lines = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in planes]
         return [
-            each[: plane.height : down, : plane.width : along]
-            for each, plane in zip(lines, planes, strict=True)
+            pixels[: plane.height : down, : plane.width : along]
+            for pixels, plane in zip(lines, planes, strict=True)
         ]
 
 
 @lru_cache(maxsize=8)
 def _places(shapes: tuple[tuple[int, ...], ...]) -> NDArray[np.intp]:
     """Return where the histogram of each point's block begins, for the points of all planes."""
-    found = []
+    places = []
     for plane, shape in enumerate(shapes):
         rows, columns = (np.arange(n) * BLOCKS // n for n in shape)
         blocks = (plane * BLOCKS + rows[:, None]) * BLOCKS + columns
-        found.append((blocks * BINS).reshape(-1))
-    return np.concatenate(found)
+        places.append((blocks * BINS).reshape(-1))
+    return np.concatenate(places)
 
 
 def distance(one: FrameFeatures, other: FrameFeatures) -> float:
@@ -355,11 +355,11 @@ class ShotCutter:
         waiting: deque[tuple[int, VideoFrame, bool]] = deque()
         for at in range(since, len(pts)):
             ticks = int(pts[at])
-            found = self._reader.at(ticks, ticks, ticks + 1)
-            if found is None:
+            decoded = self._reader.at(ticks, ticks, ticks + 1)
+            if decoded is None:
                 continue
-            waiting.append((at, found[1], self._reader.returned_damaged))
-            begins = finder.add(self._timeline.seconds(ticks), descriptor.describe(found[1]))
+            waiting.append((at, decoded[1], self._reader.returned_damaged))
+            begins = finder.add(self._timeline.seconds(ticks), descriptor.describe(decoded[1]))
             if begins is not None:
                 yield from self._pass(*waiting.popleft(), begins)
         while waiting:

@@ -163,7 +163,7 @@ class Timeline:
             f"truncated: its frames end at {self.end:.2f} s of the stated "
             f"{self.offset + (self.announced_seconds or 0.0):.2f} s; read up to there"
         )
-        return (*(each for each in self.warnings if each != CUT_OFF), missing)
+        return (*(warning for warning in self.warnings if warning != CUT_OFF), missing)
 
 
 SHOWN_SECONDS = 0.5
@@ -312,7 +312,7 @@ class SeekPlan:
         A seek must skip at least as many packets as there are threads, because it drains their
         pipeline.
         """
-        self._ticks = array("q", (each for each, _ in groupby(ticks)))  # two chunks may share one
+        self._ticks = array("q", (tick for tick, _ in groupby(ticks)))  # two chunks may share one
         self._keys = keyframes
         self._min_skipped = threads
         self._next = 0

@@ -101,8 +101,8 @@ def curve_of(image: Image.Image, file: IO[bytes]) -> tuple[int, int]:
         if image.format == "PNG":
             return _of_png(file)
         if image.format == "AVIF":
-            found = NCLX.search(file.read(HEAD_BYTES))
-            primaries, curve = struct.unpack(">HH", found[1]) if found else (0, 0)
+            match = NCLX.search(file.read(HEAD_BYTES))
+            primaries, curve = struct.unpack(">HH", match[1]) if match else (0, 0)
             return curve, primaries
     finally:
         file.seek(at)

@@ -110,18 +110,18 @@ class Video:
         Skipped packets are among it: the chunk that meets them depends on where decoding began.
         """
         timeline = self._reader.timeline
-        found = list(timeline.all_warnings())
+        warnings = list(timeline.all_warnings())
         first = self._reader.first_frame
         if first.color_primaries == BT2020 and first.color_trc in UNSTATED:
-            found.append(UNSTATED_BT2020)
+            warnings.append(UNSTATED_BT2020)
         if any(damage.passed_over for damage in self._damage.values()):
-            found.append("packets could not be decoded and were skipped")
+            warnings.append("packets could not be decoded and were skipped")
         if self._lost:
-            found.append(
+            warnings.append(
                 f"left out without a decodable frame: {counted(len(self._lost), 'chunk')}, "
                 f"the first at {min(self._lost.values()):.2f} s"
             )
-        return tuple(found)
+        return tuple(warnings)
 
     def damage(self) -> tuple[str, ...]:
         """Return the damage of all chunks so far, one sentence for each kind."""
@@ -148,12 +148,12 @@ class Video:
         missed: list[int] = []
         damaged: list[int] = []
         for ticks in plan.ticks:
-            found = self._reader.at(ticks, plan.first, plan.beyond)
-            if found is None or found[0] != ticks:
+            decoded = self._reader.at(ticks, plan.first, plan.beyond)
+            if decoded is None or decoded[0] != ticks:
                 missed.append(ticks)
-            if found is None or (taken and found[0] <= taken[-1]):
+            if decoded is None or (taken and decoded[0] <= taken[-1]):
                 continue
-            ticks, frame = found
+            ticks, frame = decoded
             converter.convert(frame, pixels[len(taken)])
             taken.append(ticks)
             if self._reader.returned_damaged:
@@ -191,12 +191,12 @@ class Video:
         self._last_taken = max(self._last_taken, index.times[-1])
         return Chunk(index=index, pixels=pixels, damage=damage)
 
-    def _sentences(self, found: Sequence[Damage], last_taken: float) -> tuple[str, ...]:
+    def _sentences(self, damages: Sequence[Damage], last_taken: float) -> tuple[str, ...]:
         """Say the damage of chunks whose last frame is at `last_taken` seconds."""
         sentences = []
         missed = [
             seconds
-            for seconds in chain.from_iterable(damage.missed for damage in found)
+            for seconds in chain.from_iterable(damage.missed for damage in damages)
             # The missing end of a truncated file has its own warning.
             if seconds < last_taken or not self._reader.timeline.is_short
         ]
@@ -205,7 +205,7 @@ class Video:
                 f"{len(missed)} of the requested frames could not be decoded, "
                 f"the first at {missed[0]:.2f} s"
             )
-        damaged = list(chain.from_iterable(damage.damaged for damage in found))
+        damaged = list(chain.from_iterable(damage.damaged for damage in damages))
         if damaged:
             sentences.append(
                 f"{counted(len(damaged), 'decoded frame')} damaged, the first at {damaged[0]:.2f} s"

@@ -127,7 +127,7 @@ class MetaMemoryCounter:
         self.reset_peak()
         made = compute()
         rises = (*self._rises, (self.peak - base, -1))
-        found = MemoryUse(
+        use = MemoryUse(
             rises=rises,
             rise_outside=(self.outside - base, self.outside_32 - base_32),
             rise_32=self.peak_32 - base_32,
@@ -137,8 +137,8 @@ class MetaMemoryCounter:
         self.positions = max(self.positions, positions)
         self.peak, self.peak_32, self.inside, self.flops = peak, peak_32, inside, flops
         self._base, self._rises = 0, []
-        self._rise(found, base, base_32)
-        return made, found
+        self._rise(use, base, base_32)
+        return made, use
 
     def repeat(self, use: MemoryUse, make: Callable[[], Any]) -> Any:
         """Return the result of `make`, counted with the memory use of an identical layer."""
@@ -219,9 +219,9 @@ class MetaMemoryCounter:
         self, tensor: torch.Tensor, size: int, cast_of: torch.Tensor | None
     ) -> TensorStorage:
         if cast_of is not None and tensor.is_floating_point() and cast_of.is_floating_point():
-            found = self._held.get(cast_of.untyped_storage()._cdata)
-            if found is not None:
-                return found[1]
+            held = self._held.get(cast_of.untyped_storage()._cdata)
+            if held is not None:
+                return held[1]
         return TensorStorage(size=_size_32(tensor, size))
 
 

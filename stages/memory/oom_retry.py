@@ -333,8 +333,8 @@ def catch_oom(compute: Callable[[], Made]) -> tuple[list[Made], str | None]:
 
 def requested_bytes(message: str) -> int:
     """Return the size of the failed allocation from an allocator's message; 0 if unknown."""
-    found = ALLOCATION.search(message)
-    return int(float(found[1]) * (1 << UNITS[found[2].lower()])) if found else 0
+    match = ALLOCATION.search(message)
+    return int(float(match[1]) * (1 << UNITS[match[2].lower()])) if match else 0
 
 
 def release_memory() -> None:

@@ -63,15 +63,15 @@ def _in_groups(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Yield the tensors of an adapter by their names in the half, a few layers at a time, so that
     they are never all in memory twice."""
-    found: dict[str, torch.Tensor] = {}
+    group: dict[str, torch.Tensor] = {}
     for path, of in adapter.low_rank.items():
         for side, name in (("A", of.a), ("B", of.b)):
-            found[f"{modules[path]}.lora_{side}.weight"] = read_matrix(adapter, name)
-        if sum(matrix.nbytes for matrix in found.values()) > GROUP_BYTES:
-            yield found
-            found = {}
-    if found:
-        yield found
+            group[f"{modules[path]}.lora_{side}.weight"] = read_matrix(adapter, name)
+        if sum(matrix.nbytes for matrix in group.values()) > GROUP_BYTES:
+            yield group
+            group = {}
+    if group:
+        yield group
 
 
 def adapted_modules(half: Any) -> int:
@@ -83,10 +83,10 @@ def read_matrix(adapter: LoraAdapter, name: str) -> torch.Tensor:
     """Return a tensor of an adapter in 32 bit. Raises UsageError if it contains values that are not
     finite."""
     with safe_open(adapter.weights, "pt", backend="pread") as file:
-        found: torch.Tensor = file.get_tensor(name)
-    if not found.isfinite().all():
+        matrix: torch.Tensor = file.get_tensor(name)
+    if not matrix.isfinite().all():
         raise UsageError(
             f"tensor {name} of {adapter.weights} contains values that are not finite",
             hint="Its training went wrong: use an earlier checkpoint of it",
         )
-    return found.float()
+    return matrix.float()

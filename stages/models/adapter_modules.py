@@ -49,27 +49,27 @@ def _of_module(
 ) -> float:
     """Return a setting for a module: the value of the first pattern that matches the end of its
     path, else the general value."""
-    found, by_pattern = settings.get(name), settings.get(patterns) or {}
+    number, by_pattern = settings.get(name), settings.get(patterns) or {}
     if not isinstance(by_pattern, dict) or len(by_pattern) > MAX_PATTERNS:
         raise UsageError(
             f"{config}: {patterns} must map at most {MAX_PATTERNS:,} names to numbers",
             hint=COPY_HINT,
         )
-    if sum(not LITERAL.fullmatch(each) for each in by_pattern) > MAX_EXPRESSIONS:
+    if sum(not LITERAL.fullmatch(key) for key in by_pattern) > MAX_EXPRESSIONS:
         raise UsageError(
             f"{config}: {patterns} has more than {MAX_EXPRESSIONS} expressions",
             hint="Use module names there",
         )
     try:
-        found = next((by_pattern[each] for each in by_pattern if ends_with(each, path)), found)
+        number = next((by_pattern[key] for key in by_pattern if ends_with(key, path)), number)
     except ValueError as error:
         raise UsageError(
             f"{config}: {patterns} cannot be matched: {error}",
             hint="Use module names there, or another adapter",
         ) from error
-    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < LARGEST:
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < LARGEST:
         raise UsageError(f"{config}: no valid {name}, which determines the scale", hint=COPY_HINT)
-    return found
+    return number
 
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -171,8 +171,8 @@ def read_adapter(folder: Path) -> LoraAdapter:
         else:
             side = (match["embedding"] or "") + match["side"]
             matrices.setdefault(match["path"], {})[side] = name
-    found = {p: _low_rank(folder, settings, p, of, places) for p, of in matrices.items()}
-    if not (found or whole):
+    low_rank = {p: _low_rank(folder, settings, p, of, places) for p, of in matrices.items()}
+    if not (low_rank or whole):
         raise UsageError(f"{path} contains no tensors", hint=COPY_HINT)
     _check_saved(folder, settings, whole)
     return LoraAdapter(
@@ -180,7 +180,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
         base=str(settings.get("base_model_name_or_path") or ""),
         transposed=bool(settings.get("fan_in_fan_out")),
         places=places,
-        low_rank=found,
+        low_rank=low_rank,
         whole=whole,
         as_published=None if stated is None else stated == AS_PUBLISHED,
         base_digest=metadata.get(BASE, ""),
@@ -190,18 +190,18 @@ def read_adapter(folder: Path) -> LoraAdapter:
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / ADAPTER_CONFIG
     if not path.exists():
-        inside = sorted(found.parent for found in folder.glob(f"*/{ADAPTER_CONFIG}"))
+        inside = sorted(file.parent for file in folder.glob(f"*/{ADAPTER_CONFIG}"))
         hint = f"Give {inside[-1]}" if inside else "Give the folder that PEFT or ms-swift saved"
         raise UsageError(f"{folder} has no {ADAPTER_CONFIG}: it is not an adapter", hint=hint)
     try:
-        found = json.loads(read_text(path, JSON_BYTES))
+        settings = json.loads(read_text(path, JSON_BYTES))
     except OSError as error:
         raise EnvironmentFault(f"{path}: {error.strerror}", hint=COPY_HINT) from error
     except (ValueError, RecursionError) as error:
         raise EnvironmentFault(f"{path} cannot be read as JSON", hint=COPY_HINT) from error
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise EnvironmentFault(f"{path} is not a JSON object of settings", hint=COPY_HINT)
-    return found
+    return settings
 
 
 def _refuse_more_than_lora(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -263,7 +263,7 @@ def _low_rank(
 def _check_saved(folder: Path, settings: Mapping[str, Any], whole: Mapping[str, str]) -> None:
     """Refuse an adapter without a module that was trained whole. Raises EnvironmentFault."""
     modules = settings.get("modules_to_save") or []
-    if not isinstance(modules, list) or not all(isinstance(each, str) for each in modules):
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise UsageError(
             f"{folder / ADAPTER_CONFIG}: modules_to_save is not a list of names", hint=COPY_HINT
         )
@@ -283,7 +283,7 @@ def modules_of(adapter: LoraAdapter, profile: ModelProfile) -> dict[str, str]:
     if adapter.whole:
         raise _refused(adapter, f"holds {next(iter(adapter.whole))}, which was trained whole")
     language, vision = (_by_name(profile.parts[part]) for part in ("language", "vision"))
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for path, low_rank in adapter.low_rank.items():
         if low_rank.embedding:
             raise _refused(adapter, f"changes {path}, an embedding table")
@@ -297,13 +297,13 @@ def modules_of(adapter: LoraAdapter, profile: ModelProfile) -> dict[str, str]:
             shapes = [" x ".join(map(str, shape)) for shape in (low_rank.shape, ours)]
             why = f"changes {path} of {shapes[0]}, which is {shapes[1]} in {profile.folder}"
             raise of_another_model(adapter, why)
-        if layer.path in found.values():
+        if layer.path in modules.values():
             raise UsageError(
                 f"{adapter.folder} changes {layer.path} twice, the second time as {path}",
                 hint=MERGE_FIRST,
             )
-        found[path] = layer.path
-    return found
+        modules[path] = layer.path
+    return modules
 
 
 def _by_name(part: PartProfile) -> Mapping[str, AdaptableLayer]:

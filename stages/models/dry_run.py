@@ -273,17 +273,17 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_per_video: int =
     """Return the computing costs of the halves of the model over `skeleton`. The skeleton cannot be
     used for anything else afterwards."""
     with quiet():
-        found = _costs_of(skeleton, processor, route, frames_per_video)
+        costs = _costs_of(skeleton, processor, route, frames_per_video)
         if route == "dual":
-            return found
+            return costs
         config = skeleton.config
         fields = {
             "context_tokens": context_tokens(config),
             "is_encoder_decoder": bool(config.is_encoder_decoder),
-            "needs_pictures": "" if found.why else text_only_refusal(skeleton, processor),
-            "batch_costs_unknown": found.why,
+            "needs_pictures": "" if costs.why else text_only_refusal(skeleton, processor),
+            "batch_costs_unknown": costs.why,
         }
-        return found._replace(profile_fields=fields)
+        return costs._replace(profile_fields=fields)
 
 
 def _costs_of(skeleton: Any, processor: Any, route: Route, frames_per_video: int) -> DryRun:
@@ -412,8 +412,8 @@ def _decoder_inputs(
         return drop_end_token(skeleton, rebuild(processor, [row] * len(message), prompts))
 
     few, more = (_tokens(inputs_of(count)) for count in WORD_COUNTS)
-    each = max(1.0, (more - few) / (WORD_COUNTS[1] - WORD_COUNTS[0]))
-    some, many = (max(1, round(tokens / each)) for tokens in TOKENS)
+    per_word = max(1.0, (more - few) / (WORD_COUNTS[1] - WORD_COUNTS[0]))
+    some, many = (max(1, round(tokens / per_word)) for tokens in TOKENS)
     # Rows of different lengths, because the mask of a padded batch needs memory.
     batches = [(WORD_COUNTS[0],), (some,), (many,), (some, WORD_COUNTS[0]), (many, some)]
     made = [inputs_of(*message) for message in batches]

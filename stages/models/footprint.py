@@ -103,20 +103,20 @@ def kept_bytes(
 ) -> int:
     """Return the bytes of the features of `rows` rows (encoder), or of their KV cache with `units`
     tokens per row (decoder)."""
-    found = _at(batch_costs, kind, rows, units, lambda w: w.kept_bytes)
-    return max(0, round(item_bytes / ITEM_BYTES * found))
+    fitted = _at(batch_costs, kind, rows, units, lambda w: w.kept_bytes)
+    return max(0, round(item_bytes / ITEM_BYTES * fitted))
 
 
 def at_size(
     batch_costs: Sequence[BatchCost],
-    each: Callable[[BatchCost], int],
+    figure: Callable[[BatchCost], int],
     *,
     kind: Kind,
     rows: int,
     units: int,
 ) -> int:
     """Return one figure of the dry runs, fitted for a size."""
-    return max(0, round(_at(batch_costs, kind, rows, units, each)))
+    return max(0, round(_at(batch_costs, kind, rows, units, figure)))
 
 
 def _at(
@@ -124,7 +124,7 @@ def _at(
     kind: Kind,
     rows: int,
     units: int,
-    each: Callable[[BatchCost], int],
+    figure: Callable[[BatchCost], int],
 ) -> float:
     """Return the fitted value at a size, using the terms that the runs can distinguish. A negative
     growth term is dropped: it only shows that two runs peak at different places."""
@@ -142,18 +142,18 @@ def _at(
         if _rank([[row[i] for i in (*chosen, index)] for row in terms]) == len(chosen) + 1:
             chosen.append(index)
     # Relative errors count, so that small sizes are fitted as well as large ones.
-    measures = [max(1.0, float(each(work))) for work in known]
-    values = [each(work) / measure for work, measure in zip(known, measures, strict=True)]
+    measures = [max(1.0, float(figure(work))) for work in known]
+    values = [figure(work) / measure for work, measure in zip(known, measures, strict=True)]
     while True:
         pairs = zip(terms, measures, strict=True)
         table = [[row[i] / measure for i in chosen] for row, measure in pairs]
-        found = _least_squares(table, values)
-        growing = [(value, i) for value, i in zip(found, chosen, strict=True) if i in GROWING]
+        factors = _least_squares(table, values)
+        growing = [(value, i) for value, i in zip(factors, chosen, strict=True) if i in GROWING]
         worst = min(growing, default=(0.0, -1))
         if worst[0] >= 0:
             break
         chosen.remove(worst[1])
-    return sum(v * TERMS[i](rows, units) / scales[i] for v, i in zip(found, chosen, strict=True))
+    return sum(v * TERMS[i](rows, units) / scales[i] for v, i in zip(factors, chosen, strict=True))
 
 
 TERMS: tuple[Callable[[int, int], float], ...] = (
@@ -220,14 +220,14 @@ class LayerMemory:
     state_bytes_32: int = 0
     """The same if the half computes in 32 bit."""
 
-    def bytes(self, tokens: int, each: int) -> int:
-        """Return the bytes that one layer uses for so many tokens, in numbers of `each` bytes."""
+    def bytes(self, tokens: int, item_bytes: int) -> int:
+        """Return the bytes that one layer uses for so many tokens, in numbers of `item_bytes`."""
         seen = min(tokens, self.window) if self.window else tokens
-        return seen * self.token_bytes * each // ITEM_BYTES
+        return seen * self.token_bytes * item_bytes // ITEM_BYTES
 
-    def states(self, each: int) -> int:
-        """Return the bytes of its states, in numbers of `each` bytes."""
-        return self.state_bytes_32 if each > ITEM_BYTES else self.state_bytes
+    def states(self, item_bytes: int) -> int:
+        """Return the bytes of its states, in numbers of `item_bytes`."""
+        return self.state_bytes_32 if item_bytes > ITEM_BYTES else self.state_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,26 +238,26 @@ class RowMemory:
     words: int
     """Vocabulary size: one logit per entry is computed for the next token."""
 
-    def bytes(self, tokens: int, each: int) -> int:
+    def bytes(self, tokens: int, item_bytes: int) -> int:
         """Return the bytes that all layers use for so many tokens, without states."""
-        return sum(kind.layers * kind.bytes(tokens, each) for kind in self.kept)
+        return sum(kind.layers * kind.bytes(tokens, item_bytes) for kind in self.kept)
 
-    def states(self, each: int) -> int:
+    def states(self, item_bytes: int) -> int:
         """Return the bytes of all states of a row."""
-        return sum(kind.layers * kind.states(each) for kind in self.kept)
+        return sum(kind.layers * kind.states(item_bytes) for kind in self.kept)
 
     @property
     def has_states(self) -> bool:
         """Return whether each row of a step has states, used or not. Such a model has few rows."""
         return any(kind.state_bytes or kind.state_bytes_32 for kind in self.kept)
 
-    def largest(self, tokens: int, each: int) -> int:
+    def largest(self, tokens: int, item_bytes: int) -> int:
         """Return the bytes of the layer that uses most for so many tokens."""
-        return max((kind.bytes(tokens, each) for kind in self.kept), default=0)
+        return max((kind.bytes(tokens, item_bytes) for kind in self.kept), default=0)
 
-    def largest_states(self, each: int) -> int:
+    def largest_states(self, item_bytes: int) -> int:
         """Return the state bytes of the layer with the largest states."""
-        return max((kind.states(each) for kind in self.kept), default=0)
+        return max((kind.states(item_bytes) for kind in self.kept), default=0)
 
 
 NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -272,14 +272,14 @@ def context_tokens(config: Any) -> int:
     """Return how many tokens a language half can hold, prompt and answer together, with its RoPE
     scaling; 0 if its configuration does not state it."""
     text = config.get_text_config(decoder=True)
-    found = (getattr(text, name, None) for name in NAMES)
-    stated = next((value for value in found if isinstance(value, int) and value > 0), 0)
+    limits = (getattr(text, name, None) for name in NAMES)
+    stated = next((value for value in limits if isinstance(value, int) and value > 0), 0)
     scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
     if not stated or not isinstance(scaling, Mapping):
         return stated
-    by_layer = [each for each in scaling.values() if isinstance(each, Mapping)]
+    by_layer = [rope for rope in scaling.values() if isinstance(rope, Mapping)]
     # If layers have different limits, the smallest limit applies.
-    return min(_scaled(stated, each) for each in by_layer or [scaling])
+    return min(_scaled(stated, rope) for rope in by_layer or [scaling])
 
 
 def _scaled(stated: int, scaling: Mapping[str, Any]) -> int:

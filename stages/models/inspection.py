@@ -105,11 +105,11 @@ def halves_of(
         own[of[0] if of else halves[-1]].append(layer)
     return {
         half: replace(
-            _part_profile(skeleton, half, found, layers),
+            _part_profile(skeleton, half, part_weights, layers),
             extra_modules=extra_modules[half],
             adaptable=tuple(own[half]),
         )
-        for half, found in held.items()
+        for half, part_weights in held.items()
     }
 
 
@@ -155,8 +155,8 @@ def _refuse_left_over(skeleton: Any, headers: list[Header], weights: list[Weight
     ignored = _any_of(skeleton._keys_to_ignore_on_load_unexpected)
     layers: dict[tuple[str, str], set[str]] = {}
     for name in names - used:
-        if (found := IN_LAYER.match(name)) and not ignored.search(name):
-            layers.setdefault((found[1], found[2]), set()).add(found[3])
+        if (match := IN_LAYER.match(name)) and not ignored.search(name):
+            layers.setdefault((match[1], match[2]), set()).add(match[3])
     for (stack, number), endings in layers.items():
         if {f"{stack}.0.{ending}" for ending in endings} <= used:
             raise EnvironmentFault(
@@ -174,14 +174,14 @@ def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
     """Return the linear layers of a model, with their names in the model and in the files."""
     ending = ".weight"
     stored = {w.path: w.name for w in weights if w.name.endswith(ending)}
-    found = []
+    layers = []
     for path, module in linears_of(skeleton).items():
         rows, columns = module.weight.shape
         if not isinstance(module, nn.Linear):  # Conv1D stores its weight transposed
             rows, columns = columns, rows
         name = stored.get(f"{path}{ending}", "").removesuffix(ending)
-        found.append(AdaptableLayer(path, name, rows, columns))
-    return found
+        layers.append(AdaptableLayer(path, name, rows, columns))
+    return layers
 
 
 def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
@@ -305,15 +305,15 @@ def _describe_dual(folder: Path, headers: list[Header], skeleton: Any, load: Loa
     halves = halves_of(skeleton, headers)
     processor = load()
     width = vector_width(skeleton, processor)
-    found = dry_run(skeleton, processor, choice.route)
+    dry = dry_run(skeleton, processor, choice.route)
     seen = probe(load(), "image", prepare_images)
     return ModelProfile(
         **_common_fields(folder, skeleton, choice, seen, seen),
         modalities=("image",),
-        parts=_with_costs(halves, found),
+        parts=_with_costs(halves, dry),
         sampling=SamplingProfile(),
         feature_width=width,
-        batch_costs_unknown=found.why,
+        batch_costs_unknown=dry.why,
     )
 
 
@@ -340,10 +340,10 @@ def _common_fields(
     }
 
 
-def _with_costs(parts: Mapping[Part, PartProfile], found: DryRun) -> dict[Part, PartProfile]:
-    if found.why:
-        logger.warning("computing costs are unknown: %s", found.why)
-    costs, row = found.batch_costs, {"language": found.row_memory}
+def _with_costs(parts: Mapping[Part, PartProfile], dry: DryRun) -> dict[Part, PartProfile]:
+    if dry.why:
+        logger.warning("computing costs are unknown: %s", dry.why)
+    costs, row = dry.batch_costs, {"language": dry.row_memory}
     return {
         part: replace(half, batch_costs=costs.get(part, ()), row_memory=row.get(part))
         for part, half in parts.items()
@@ -369,12 +369,12 @@ def _describe_captioner(
     hearing = hearing_profile(processor) if takes_sound else None
     if hearing is None:
         halves.pop("audio", None)
-    found = dry_run(skeleton, processor, choice.route, frames_per_video(processor))
+    dry = dry_run(skeleton, processor, choice.route, frames_per_video(processor))
     fresh = load() if probing is None else None
     image, video = probing.result() if probing is not None else _probes(fresh)
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
-    parts = _with_costs(profile.parts, found)
-    return replace(profile, parts=parts, hearing=hearing, **found.profile_fields)
+    parts = _with_costs(profile.parts, dry)
+    return replace(profile, parts=parts, hearing=hearing, **dry.profile_fields)
 
 
 def _start_probing(
@@ -405,12 +405,12 @@ def frames_per_video(processor: Any) -> int:
     """Return the number of frames that a video must have, for a processor that always writes the
     same number of placeholders. It is 0 if the processor counts frames, or does not state the
     placeholders per frame."""
-    each = getattr(processor, "num_query_tokens", None)
-    if not each or not takes_videos(processor):
+    per_frame = getattr(processor, "num_query_tokens", None)
+    if not per_frame or not takes_videos(processor):
         return 0
     clips = [black(processor, "video", 1.0, EDGE, count) for count in FEW_AND_MANY]
     few, many = (prepare(processor, clip).count.tokens for clip in clips)
-    return int(few // each) if few == many else 0
+    return int(few // per_frame) if few == many else 0
 
 
 CHAT_MARK = re.compile(r"im_start|start_header_id|start_of_turn|INST\]|<\|(user|assistant)\|>")
@@ -441,15 +441,15 @@ def _profile(
     return ModelProfile(
         **_common_fields(folder, skeleton, choice, image, video),
         modalities=modalities,
-        images_per_prompt=int(any(each.alone for each in layouts)),
+        images_per_prompt=int(any(layout.alone for layout in layouts)),
         frames_per_video=frames_per_video(processor),
         continues_prompt=not prompted and continues_prompt(processor, skeleton),
         prompted=prompted,
         parts=halves,
         sampling=default_sampling(processor),
         lacks_template=lacks_template(processor, layouts),
-        opens_reasoning=any(bool(opens_reasoning(processor, each, "?")) for each in layouts),
-        takes_system=all(system_form(processor, each.form) for each in layouts),
+        opens_reasoning=any(bool(opens_reasoning(processor, layout, "?")) for layout in layouts),
+        takes_system=all(system_form(processor, layout.form) for layout in layouts),
         placeholders=tuple(sorted(placeholder_tokens(processor))),
         control_tokens=tuple(sorted(control_tokens(processor))),
         answer_blank=answer_blank(processor),
@@ -506,6 +506,6 @@ def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
         check_tokens(header, processor.tokenizer, placeholder_tokens(processor))
     expected = expected_shapes(skeleton, mapping)
     replaced = sum(prod(shape) for name, shape in expected.items() if name in header.tensors)
-    found = {"bytes": header.path.stat().st_size, "parameters": header.parameters}
-    found |= {"replaced": replaced, **mapping.dimensions}
-    report.note(file={"kind": kind_of(header), **found})
+    numbers = {"bytes": header.path.stat().st_size, "parameters": header.parameters}
+    numbers |= {"replaced": replaced, **mapping.dimensions}
+    report.note(file={"kind": kind_of(header), **numbers})

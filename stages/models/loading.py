@@ -227,10 +227,10 @@ class ModelJob(HalfJob):
         """Apply the job's MLP chunking and group windows, after checking that the half computes the
         attention that is part of its cache key. Extra modules of the other half may use another
         implementation. Raises EnvironmentFault."""
-        found = attention_of(half)
-        if self.attention not in (None, found) and not any(extra_modules):
+        attention = attention_of(half)
+        if self.attention not in (None, attention) and not any(extra_modules):
             raise EnvironmentFault(
-                f"{self.attention} attention was requested, but the model uses {found}",
+                f"{self.attention} attention was requested, but the model uses {attention}",
                 hint="Run the same command again after upgrading transformers, or report this",
             )
         if keep == "vision" and self.mlp_chunk:
@@ -314,7 +314,7 @@ def facts(half: Any) -> dict[str, Any]:
         "quantized_modules": dict(quantized),
         "linear_modules": plain + quantized.total(),
         "load_seconds": half.__dict__.get(LOAD_SECONDS, 0.0),
-        **({"adapted_modules": found} if (found := adapted_modules(half)) else {}),
+        **({"adapted_modules": modules} if (modules := adapted_modules(half)) else {}),
         **({"unpinned": why} if (why := half.__dict__.get(NOTE)) else {}),
         **({"stored_weights": form} if (form := half.__dict__.get(FORM)) else {}),
         "bytes_fetched_a_pass": offloaded_bytes(half),

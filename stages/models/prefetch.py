@@ -41,12 +41,12 @@ def prefetched(
         waiting = deque(pool.submit(following) for _ in range(count))
         while True:
             idle.begin()
-            found = waiting.popleft().result()
+            pair = waiting.popleft().result()
             idle.end()
-            if found is None:
+            if pair is None:
                 return
             waiting.append(pool.submit(following))
-            yield found
+            yield pair
     finally:
         # Do not wait for the thread: after an error, the next requested batch may never arrive.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -49,11 +49,11 @@ class PixelBounds:
         """Return the minimum and maximum pixels, as the processor counts them, for a video of
         `frames` frames."""
         share = self.per_video / frames if self.per_video else 0
-        each = min(filter(None, (self.per_frame, share)), default=0)
-        if not each:
+        per_frame = min(filter(None, (self.per_frame, share)), default=0)
+        if not per_frame:
             return self.least, self.most
         # An odd number of frames is counted as an even one, which may be higher or lower.
-        limit = int(each * max(1, self.times or min(frames, self.counted(frames))))
+        limit = int(per_frame * max(1, self.times or min(frames, self.counted(frames))))
         limit = max(FEWEST, limit)
         if not self.beyond:
             limit = min(limit, self.most)

@@ -64,12 +64,12 @@ def _read() -> dict[str, FamilyFacts]:
     table: dict[str, dict[str, Any]] = json.loads(
         files(__package__).joinpath(TABLE).read_text(encoding="utf-8")
     )
-    found = {}
+    families = {}
     for family, facts in table.items():
         if (edges := facts.get("pixels_per_frame")) is not None:
             facts["pixels_per_frame"] = (edges[0], edges[1])
-        found[family] = FamilyFacts(**facts)
-    return found
+        families[family] = FamilyFacts(**facts)
+    return families
 
 
 FACTS: Mapping[str, FamilyFacts] = _read()
@@ -181,10 +181,10 @@ def is_before(version: object, release: str) -> bool:
     from packaging.version import InvalidVersion, Version
 
     try:
-        found = Version(version if isinstance(version, str) else "")
+        parsed = Version(version if isinstance(version, str) else "")
     except InvalidVersion:
         return False
-    return Version(found.base_version) < Version(release)
+    return Version(parsed.base_version) < Version(release)
 
 
 def published_bounds(folder: Path, as_published: bool | None = None) -> PixelBounds | None:

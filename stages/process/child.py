@@ -127,7 +127,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
     code = 0
     still = memory_limit.DeadlockDetector()
 
-    def each(now: ProcessMemory) -> None:
+    def watch(now: ProcessMemory) -> None:
         is_still, is_short = still.is_stuck(), memory_limit.update(now)
         if is_short:
             memory_limit.rearm_alarm()
@@ -136,7 +136,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
             report.send(STUCK)
             os._exit(1)
 
-    sampler = Sampler(job["device"], report.send, each, own=job["is_persistent"], started=started)
+    sampler = Sampler(job["device"], report.send, watch, own=job["is_persistent"], started=started)
     with sampler as memory:
         try:
             with gc_frozen():

@@ -90,17 +90,17 @@ def with_cached_structure(
 def _structure(folder: Path, state: str, define: Callable[[], Structure]) -> list[Any]:
     """Return the cached structure for files in this state. If there is none, make and store it."""
     name = f"{digest_of(str(folder))[:16]}.json"
-    found = read_kept(machine_cache() / "imports" / name, FORMAT) or {}
-    made = found.get("structure")
-    if found.get("state") == state and found.get("digest") == digest_of(made):
+    cached = read_kept(machine_cache() / "imports" / name, FORMAT) or {}
+    made = cached.get("structure")
+    if cached.get("state") == state and cached.get("digest") == digest_of(made):
         return list(made or ())
     made = [
         [sorted(needed), {module: sorted(names) for module, names in modules.items()}]
         for needed, modules in define().items()
     ]
     with contextlib.suppress(PenstockError):  # a full disk
-        found = {"format": FORMAT, "state": state, "digest": digest_of(made), "structure": made}
-        write_json(machine_cache() / "imports" / name, found)
+        cached = {"format": FORMAT, "state": state, "digest": digest_of(made), "structure": made}
+        write_json(machine_cache() / "imports" / name, cached)
     return made
 
 
@@ -204,7 +204,7 @@ class LazyModule(ModuleType):
             return PlaceholderType
         module = _real_module(self.__name__)
         if name == "__all__":  # for `import *`
-            return getattr(module, name, [each for each in vars(module) if each[0] != "_"])
+            return getattr(module, name, [key for key in vars(module) if key[0] != "_"])
         return getattr(module, name)
 
     def _mark(self, mark: str, function: Any) -> Any:
@@ -252,10 +252,10 @@ class Deferring:
         root = _root(name)
         if root == name or not isinstance(sys.modules.get(root), LazyModule):
             return None
-        if (found := PathFinder.find_spec(name, path)) is None:
+        if (spec := PathFinder.find_spec(name, path)) is None:
             return None
-        part = ModuleSpec(name, self, origin=found.origin)  # type: ignore[arg-type]
-        part.submodule_search_locations = found.submodule_search_locations
+        part = ModuleSpec(name, self, origin=spec.origin)  # type: ignore[arg-type]
+        part.submodule_search_locations = spec.submodule_search_locations
         return part
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -290,7 +290,7 @@ def _spec_of(name: str) -> ModuleSpec | None:
 
 def _root(name: str) -> str:
     """Return the deferred module that this module is or belongs to; itself if there is none."""
-    return next((each for each in ON_CALL if f"{name}.".startswith(f"{each}.")), name)
+    return next((deferred for deferred in ON_CALL if f"{name}.".startswith(f"{deferred}.")), name)
 
 
 def _on_call(name: str, function: str) -> Callable[..., Any]:
@@ -319,9 +319,9 @@ def _real_module(name: str) -> Any:
     with _lock:
         lazy = sys.modules.get(root)
         if isinstance(lazy, LazyModule):
-            for each in [each for each in sys.modules if f"{each}.".startswith(f"{root}.")]:
-                parent, _, child = each.rpartition(".")
-                if isinstance(sys.modules.pop(each), LazyModule) and parent in sys.modules:
+            for loaded in [key for key in sys.modules if f"{key}.".startswith(f"{root}.")]:
+                parent, _, child = loaded.rpartition(".")
+                if isinstance(sys.modules.pop(loaded), LazyModule) and parent in sys.modules:
                     vars(sys.modules[parent]).pop(child, None)
             module = importlib.import_module(root)
             for mark, function in lazy.marked:

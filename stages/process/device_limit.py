@@ -108,12 +108,12 @@ def check_same_card(device: str) -> None:
     import torch
 
     expected = device_uuid(device)
-    found = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    used = getattr(torch.cuda.get_device_properties(device), "uuid", None)
     # For a MIG device, torch may report the uuid of the device or of its card.
-    if found is None or not expected.startswith("GPU-") or expected == f"GPU-{found}":
+    if used is None or not expected.startswith("GPU-") or expected == f"GPU-{used}":
         return
     raise EnvironmentFault(
-        f"torch uses GPU-{found}, but memory was measured on {expected}",
+        f"torch uses GPU-{used}, but memory was measured on {expected}",
         hint=f"Set {VISIBLE}={expected}",
     )
 

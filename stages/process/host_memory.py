@@ -21,16 +21,16 @@ process."""
 def host_free_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the memory that processes of this group can still allocate. It is the smaller of what
     the machine has available and what the tightest surrounding group has left."""
-    found = [kib * 1024 for kib in _numbers_after(proc / "meminfo", "MemAvailable:")]
-    found += [left for left in map(_left, groups(proc, system)) if left is not None]
-    return max(0, min(found, default=0))
+    available = [kib * 1024 for kib in _numbers_after(proc / "meminfo", "MemAvailable:")]
+    available += [left for left in map(_left, groups(proc, system)) if left is not None]
+    return max(0, min(available, default=0))
 
 
 def host_total_bytes(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the memory of the machine, or the tightest limit around this group if that is
     smaller."""
-    found = [kib * 1024 for kib in _numbers_after(proc / "meminfo", "MemTotal:")]
-    return min([*found, *(limit for g in groups(proc, system) for limit in _limits(g))], default=0)
+    limits = [kib * 1024 for kib in _numbers_after(proc / "meminfo", "MemTotal:")]
+    return min([*limits, *(limit for g in groups(proc, system) for limit in _limits(g))], default=0)
 
 
 def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
@@ -47,14 +47,14 @@ def oom_kills(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup"))
 def cores(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the number of cores that this process may use. It is the smaller of its CPU affinity
     and its CPU quota in cores, rounded up."""
-    found = [len(os.sched_getaffinity(0))]
+    counts = [len(os.sched_getaffinity(0))]
     for group in groups(proc, system, "cpu", QUOTAS):
         values = [word for name in QUOTAS for word in "".join(_lines(group / name)).split()]
         if len(values) == 1:  # version 1 has the period in a separate file
             values += _lines(group / "cpu.cfs_period_us")
         if len(values) == 2 and all(word.isdigit() for word in values) and int(values[1]):
-            found.append(max(1, math.ceil(int(values[0]) / int(values[1]))))
-    return min(found)
+            counts.append(max(1, math.ceil(int(values[0]) / int(values[1]))))
+    return min(counts)
 
 
 def groups(
@@ -76,9 +76,9 @@ def groups(
         path = top / places[top].strip("/")
         # In a container the folder may show its own group as the outermost, under a longer name.
         inner = path if path.is_dir() else top
-        found = [inner, *(p for p in inner.parents if p == top or top in p.parents)]
-        if any((group / name).exists() for group in found for name in signs):
-            return found
+        folders = [inner, *(p for p in inner.parents if p == top or top in p.parents)]
+        if any((group / name).exists() for group in folders for name in signs):
+            return folders
     return []
 
 
@@ -95,8 +95,8 @@ def _left(group: Path) -> int | None:
 
 
 def _limits(group: Path) -> list[int]:
-    found = (_number(group / name) for name in LIMITS)
-    return [limit for limit in found if limit is not None and limit < UNLIMITED]
+    numbers = (_number(group / name) for name in LIMITS)
+    return [limit for limit in numbers if limit is not None and limit < UNLIMITED]
 
 
 def _number(path: Path) -> int | None:

@@ -48,8 +48,8 @@ J = TypeVar("J")
 def job_fields(job: Any) -> dict[str, Any]:
     """Return the fields of a job by name, for JSON. Unlike `asdict`, it does not copy the items of
     every batch."""
-    found = {field.name: getattr(job, field.name) for field in fields(job)}
-    return {n: job_fields(value) if is_dataclass(value) else value for n, value in found.items()}
+    values = {field.name: getattr(job, field.name) for field in fields(job)}
+    return {n: job_fields(value) if is_dataclass(value) else value for n, value in values.items()}
 
 
 def job_descriptor(job: dict[str, Any]) -> int:

@@ -41,17 +41,17 @@ FIELDS = {b"RssAnon": 0, b"VmData": 1, b"Threads": 2}
 
 def process_memory(pid: int | str = "self") -> ProcessMemory:
     """Return the host memory of a process; zeros if there is no such process."""
-    found = [0, 0, 0]
+    numbers = [0, 0, 0]
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
             for line in status:
                 name, _, value = line.partition(b":")
                 if name in FIELDS:
                     number = int(value.split()[0])
-                    found[FIELDS[name]] = number if name == b"Threads" else number * 1024
+                    numbers[FIELDS[name]] = number if name == b"Threads" else number * 1024
     except OSError:
         pass
-    return ProcessMemory(*found)
+    return ProcessMemory(*numbers)
 
 
 def anonymous_bytes(pid: int | str = "self") -> int:

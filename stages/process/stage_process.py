@@ -283,8 +283,8 @@ class StageProcess:
             case StageError():
                 outcome.error = event
             case StageEnded():
-                for each in fields(event):
-                    setattr(outcome, each.name, getattr(event, each.name))
+                for field in fields(event):
+                    setattr(outcome, field.name, getattr(event, field.name))
 
     def _warn(self, text: str) -> None:
         self.outcome.warnings.append(text)

@@ -78,7 +78,7 @@ class Marked:
         """Return it as a record."""
         looks = [[len(look.packed), *look.shape] for look in self.looks]
         shapes = {"looks": looks, "brightest": list(self.brightest.shape)}
-        arrays = [part for each in self.looks for part in (each.thumb, each.colours, each.packed)]
+        arrays = [part for look in self.looks for part in (look.thumb, look.colours, look.packed)]
         payload = b"".join(bytes(part) for part in (*arrays, self.brightest, self.series))
         return Record(key=key, meta={**self.meta, **shapes}, payload=payload)
 
@@ -253,7 +253,7 @@ def row_of(time: float, grey: Grey, thumb: Grey, before: tuple[float, Grey] | No
     """Return the sample of a picture in the order of SERIES, without sharpness. `before` is the
     time and the thumbnail of the sample before."""
     low, high = CLIPPED
-    found = {
+    sample = {
         "time": time,
         "exposure": float(grey.mean()) / 255,
         "clipped": float(((grey < low) | (grey > high)).mean()),
@@ -263,17 +263,17 @@ def row_of(time: float, grey: Grey, thumb: Grey, before: tuple[float, Grey] | No
         now, then = thumb.astype(np.float32), before[1].astype(np.float32)
         side = SIDE // BLOCKS
         blocks = np.abs(now - then).reshape(BLOCKS, side, BLOCKS, side).mean((1, 3))
-        found["change"] = float(blocks.max())
+        sample["change"] = float(blocks.max())
         moved = _moved(now, then) * np.array(grey.shape)[:, None, None] / max(grey.shape)
-        found["motion"] = float(np.hypot(*moved).mean()) / max(time - before[0], 1e-3)
-    return [found.get(name, float("nan")) for name in SERIES]
+        sample["motion"] = float(np.hypot(*moved).mean()) / max(time - before[0], 1e-3)
+    return [sample.get(name, float("nan")) for name in SERIES]
 
 
 def _moved(now: Points, then: Points) -> Points:
     """Return by how much of a side each of FLOW_BLOCKS x FLOW_BLOCKS blocks moved down and to the
     right [2, blocks, blocks], by least squares (Lucas and Kanade 1981). A block that moved by more
     than a point at a small size is not looked at in larger ones, where it would not be found."""
-    found = np.zeros((2, FLOW_BLOCKS, FLOW_BLOCKS), np.float32)
+    moved = np.zeros((2, FLOW_BLOCKS, FLOW_BLOCKS), np.float32)
     for size in FLOW_SIZES:
         ways = _blurs(size)
         slopes = ways @ (now + then) @ ways.T
@@ -285,8 +285,8 @@ def _moved(now: Points, then: Points) -> Points:
         a, b = a + FLOW_NOISE, b + FLOW_NOISE
         here = np.stack([b * p - c * q, a * q - c * p]) / ((a * b - c * c) * size)
         here = here.repeat(times, 1).repeat(times, 2)
-        found = np.where(np.hypot(*found) * size <= 2, here, found)
-    return found
+        moved = np.where(np.hypot(*moved) * size <= 2, here, moved)
+    return moved
 
 
 @cache

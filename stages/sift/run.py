@@ -102,16 +102,16 @@ class SampledVideo:
         """Yield these parts, ascending. Raises MediaError if no sample can be decoded."""
         # Each part needs the sample before it, to see what changed since.
         wanted = [range(max(0, at * PART - 1), (at + 1) * PART) for at in parts]
-        numbers = sorted({n for each in wanted for n in each if n < len(self._ticks)})
+        numbers = sorted({n for span in wanted for n in span if n < len(self._ticks)})
         self._reader.request(array("q", (int(self._ticks[n]) for n in numbers)))
         before: tuple[int, float, Grey] | None = None
         for part in parts:
-            found = _Part(self._small.size)
+            samples = _Part(self._small.size)
             for number in range(max(0, part * PART - 1), min((part + 1) * PART, len(self._ticks))):
                 if before is not None and before[0] == number:
                     continue  # the last sample of the part before
-                before = self._take(found, number, before, own=number >= part * PART)
-            yield part, found.marked()
+                before = self._take(samples, number, before, own=number >= part * PART)
+            yield part, samples.marked()
 
     def _take(
         self, part: "_Part", number: int, before: tuple[int, float, Grey] | None, *, own: bool
@@ -121,24 +121,25 @@ class SampledVideo:
         first = int(self._ticks[number - 1]) + 1 if number else self._timeline.start
         last = number + 1 == len(self._ticks)
         beyond = int(self._timeline.pts[-1]) + 1 if last else int(self._ticks[number + 1])
-        found = self._reader.at(tick, first, beyond)
-        if found is None:
+        decoded = self._reader.at(tick, first, beyond)
+        if decoded is None:
             part.faults += own
             return before
-        part.faults += own * (found[0] != tick or found[1].is_corrupt or self._reader.passed_over)
+        actual, frame = decoded
+        part.faults += own * (actual != tick or frame.is_corrupt or self._reader.passed_over)
         self._reader.passed_over = False
-        time = self._timeline.since_first(found[0])
-        grey = self._small.convert(found[1])
+        time = self._timeline.since_first(actual)
+        grey = self._small.convert(frame)
         thumb = thumb_of(grey)
         if own:
             row = row_of(time, grey, thumb, None if before is None else before[1:])
             looks = self._looks_at.count(number)
-            sharp = self._sharp.convert(found[1]) if looks or number % SHARP_EVERY == 0 else None
+            sharp = self._sharp.convert(frame) if looks or number % SHARP_EVERY == 0 else None
             if sharp is not None and number % SHARP_EVERY == 0:
                 row[SERIES.index("sharpness")] = sharpness(sharp)
             look = []
             if sharp is not None and looks:
-                look = [look_of(grey, sharp, Image.fromarray(self._colours.convert(found[1])))]
+                look = [look_of(grey, sharp, Image.fromarray(self._colours.convert(frame)))]
             part.add(row, grey, look * looks)
         return number, time, thumb
 
@@ -247,9 +248,9 @@ class Marking:
                     claimed.append(medium.digest)
                     with failing(medium, self.failures, self._report, self._watchdog) as path:
                         of_image = medium.kind == "image"
-                        found = image_marks(path) if of_image else self._video(medium, path)
+                        marked = image_marks(path) if of_image else self._video(medium, path)
                         medium.check()
-                        done.append(found.record(medium.digest))
+                        done.append(marked.record(medium.digest))
             new = set(self.marks.publish(done))
             self.failures.drop([one.key for one in done if one.key in self.failures])
             for medium in group:

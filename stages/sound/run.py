@@ -118,8 +118,8 @@ class Reading:
     def _missing(self, item: SoundItem) -> list[str]:
         """Return the keys of chunks that have neither a record nor a failure."""
         keys = dict.fromkeys(chunk.key for chunk in item.chunks)
-        found = (self.sounds, self.silences, self.failures)
-        return [key for key in keys if not any(key in records for records in found)]
+        record_sets = (self.sounds, self.silences, self.failures)
+        return [key for key in keys if not any(key in records for records in record_sets)]
 
     def _read_video(self, item: SoundItem) -> None:
         """Store the missing chunks of a video, or record why they have no sound."""
@@ -159,6 +159,6 @@ def publish_sounds(
         Record(key=key, meta=sound.meta, payload=sound.samples.view(np.uint8).data)
         for key, sound in made
     ]
-    heard = [each.meta["seconds"] >= LEAST_SECONDS for each in records]
+    heard = [record.meta["seconds"] >= LEAST_SECONDS for record in records]
     of_silence = silences.publish(list(compress(records, map(not_, heard))))
     return [*of_silence, *sounds.publish(list(compress(records, heard)))]

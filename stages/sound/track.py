@@ -145,8 +145,8 @@ class MonoResampler:
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
             assert isinstance(frame, AudioFrame)
-            found = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
-            yield self._next(found.mean(axis=1))
+            samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+            yield self._next(samples.mean(axis=1))
 
     def _next(self, samples: Samples) -> Block:
         first = self._made
@@ -294,18 +294,18 @@ def _cut(blocks: Iterator[Pcm], spans: Sequence[tuple[int, int]]) -> Iterator[Pc
     """Yield the samples of each span (first, beyond) of what the blocks hold together."""
     block, at = np.zeros(0, np.int16), 0
     for first, beyond in spans:
-        found = bytearray()
+        samples = bytearray()
         while True:
-            found += block[max(0, first - at) : max(0, beyond - at)].tobytes()
+            samples += block[max(0, first - at) : max(0, beyond - at)].tobytes()
             if at + len(block) >= beyond:
                 break
             following = next(blocks, None)
             if following is None:
                 break
             block, at = following, at + len(block)
-        if found:  # frames may be stated before time 0, where no sound is
-            found[:0] = bytes(block.itemsize * max(0, -first))
-        yield np.frombuffer(found, np.int16)
+        if samples:  # frames may be stated before time 0, where no sound is
+            samples[:0] = bytes(block.itemsize * max(0, -first))
+        yield np.frombuffer(samples, np.int16)
 
 
 Placed: TypeAlias = tuple[AudioFrame, Fraction, bool]

@@ -55,9 +55,9 @@ def pack_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]
             low = middle + 1
     few = -(-len(counts) // group_count) if counts else max_texts
     even = _greedy_groups(counts, high, few)
-    found = even if len(even) == group_count else _greedy_groups(counts, high, max_texts)
-    assert [at for group in found for at in group] == list(range(len(counts)))
-    return found
+    groups = even if len(even) == group_count else _greedy_groups(counts, high, max_texts)
+    assert [at for group in groups for at in group] == list(range(len(counts)))
+    return groups
 
 
 def _greedy_groups(counts: Sequence[int], room: int, max_texts: int) -> list[range]:

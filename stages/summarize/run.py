@@ -95,7 +95,7 @@ class Summarizer:
         system = self._generation.system
         self._opened = bool(opens_reasoning(processor, layout, CHAPTER, system, media=0))
         self._places = sorted(placeholder_tokens(processor), key=len, reverse=True)
-        self._longest = max((CHAPTER, job.asked), key=lambda each: self._read(f"{each}\n\n"))
+        self._longest = max((CHAPTER, job.asked), key=lambda text: self._read(f"{text}\n\n"))
         prompt_tokens = self._read(f"{self._longest}\n\n")
         room = job.context - prompt_tokens
         self._answer = min(job.max_new_tokens, room // ANSWERS)
@@ -170,7 +170,7 @@ class Summarizer:
         return key, make
 
     def _prompt(self, group_texts: Sequence[TimedText], question: str) -> str:
-        return "\n".join([question, "", *(each.line for each in group_texts)])
+        return "\n".join([question, "", *(text.line for text in group_texts)])
 
     def _inputs(self, prompt: str, length: int = 0) -> dict[str, Any]:
         system = self._generation.system
@@ -187,24 +187,24 @@ class Summarizer:
         return int(text_ids(self._inputs(prompt)).shape[1])
 
     def _ids(self, text: str) -> list[int]:
-        found: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+        ids: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _fit_texts(self, timed: Sequence[TimedText]) -> tuple[list[TimedText], int]:
         """Return the texts without image placeholders, each truncated so that two fit, and the
         number of truncated texts."""
-        found, cut = [], 0
-        for each in timed:
-            text = each.text
+        fitted, cut = [], 0
+        for timed_text in timed:
+            text = timed_text.text
             for word in self._places:
                 text = text.replace(word, "")
-            short = each._replace(text=text)
+            short = timed_text._replace(text=text)
             while (over := len(self._ids(f"{short.line}\n")) - self._room // 2) > 0 and short.text:
                 kept = self._ids(short.text)[: -over or None]
                 short = short._replace(text=self._decoded(kept, short.text))
             cut += short.text != text
-            found.append(short)
-        return found, cut
+            fitted.append(short)
+        return fitted, cut
 
     def _decoded(self, ids: Sequence[int], whole: str) -> str:
         """Return the text of the first tokens of `whole`, shorter than `whole` in any case."""
@@ -214,12 +214,12 @@ class Summarizer:
     def _group(self, timed: Sequence[TimedText]) -> list[range]:
         """Return the ranges of texts that form a node and leave room for its answer. Raises
         UsageError if the texts are too long."""
-        counts = [len(self._ids(f"{each.line}\n")) for each in timed]
+        counts = [len(self._ids(f"{text.line}\n")) for text in timed]
         room = self._room
         while True:
             groups = pack_groups(counts, room, MAX_TEXTS)
             texts = (timed[group.start : group.stop] for group in groups)
-            longest = max(self._read(self._prompt(each, self._longest)) for each in texts)
+            longest = max(self._read(self._prompt(node, self._longest)) for node in texts)
             over = longest + self._answer - self._job.context
             if over <= 0 and (len(groups) < len(timed) or len(timed) == 1):
                 return groups

@@ -124,10 +124,10 @@ def numbers_of(half: Any) -> dict[str, torch.Tensor]:
     """Return the adapter's weights, by PEFT's names in a file."""
     from peft import get_peft_model_state_dict
 
-    found: Mapping[str, torch.Tensor] = get_peft_model_state_dict(half, adapter_name=NAME)
+    weights: Mapping[str, torch.Tensor] = get_peft_model_state_dict(half, adapter_name=NAME)
     return {
         f"{PREFIX}{name}": value.detach().cpu().contiguous()
-        for name, value in sorted(found.items())
+        for name, value in sorted(weights.items())
     }
 
 

@@ -44,13 +44,13 @@ def new_layout(paths: Iterable[str], rank: int) -> AdapterLayout:
 def layout_in(folder: Path, rank: int) -> AdapterLayout:
     """Return the layout of the adapter in a folder, from which a training with that rank continues.
     Raises UsageError if the ranks differ."""
-    found = layout_of(folder)
-    if found.rank != rank:
+    layout = layout_of(folder)
+    if layout.rank != rank:
         raise UsageError(
-            f"--lora-rank is {rank}, but the adapter in {folder} has rank {found.rank}",
-            hint=f"Give --lora-rank {found.rank} with --resume, or another --out",
+            f"--lora-rank is {rank}, but the adapter in {folder} has rank {layout.rank}",
+            hint=f"Give --lora-rank {layout.rank} with --resume, or another --out",
         )
-    return found
+    return layout
 
 
 def layout_of(folder: Path) -> AdapterLayout:

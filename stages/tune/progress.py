@@ -41,7 +41,7 @@ class TrainingProgress:
     @property
     def best_step(self) -> int:
         """Return the step of the lowest held-out loss; 0 without held-out examples."""
-        return min(self.held_out, key=lambda each: each[1], default=(0, 0.0))[0]
+        return min(self.held_out, key=lambda pair: pair[1], default=(0, 0.0))[0]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,8 +100,8 @@ def resume(
     for at, parameter in enumerate(trained):
         with torch.no_grad():
             parameter.copy_(numbers.pop(f"{at}.value"))
-    found = json.loads(metadata["progress"])
-    found["held_out"] = [(step, loss) for step, loss in found["held_out"]]
+    progress = json.loads(metadata["progress"])
+    progress["held_out"] = [(step, loss) for step, loss in progress["held_out"]]
     best = [numbers.pop(f"{at}.{BEST}", None) for at in range(len(trained))]
     kept = numbers if metadata.get("optimizer") == type(optimizer).__name__ else {}
     for name, value in kept.items():
@@ -109,7 +109,7 @@ def resume(
         parameter = trained[int(at)]
         on = value if what == "step" else value.to(parameter.device)
         optimizer.state[parameter][what] = on
-    return TrainingProgress(**found, best=[value for value in best if value is not None])
+    return TrainingProgress(**progress, best=[value for value in best if value is not None])
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -60,13 +60,13 @@ def losses_by_example(
     half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int
 ) -> list[float]:
     """Return the summed loss of each of these examples, in order."""
-    found: dict[int, float] = {}
+    by_id: dict[int, float] = {}
     with torch.no_grad():
         for some in group_batches(examples, rows):
-            losses = loss_of(half, processor, some, each=True).tolist()
+            losses = loss_of(half, processor, some, per_caption=True).tolist()
             refuse_not_finite(sum(losses), "the loss of captions that are not trained")
-            found |= {id(example): loss for example, loss in zip(some, losses, strict=True)}
-    return [found[id(example)] for example in examples]
+            by_id |= {id(example): loss for example, loss in zip(some, losses, strict=True)}
+    return [by_id[id(example)] for example in examples]
 
 
 def captions_of(
@@ -74,14 +74,14 @@ def captions_of(
 ) -> list[str]:
     """Return the generated captions of these examples, in order."""
     make_greedy(half, processor)
-    found: dict[int, str] = {}
+    by_id: dict[int, str] = {}
     for some in group_batches(examples, rows):
         shown = [example.row for example in some]
         captions = generate_rows(
-            half, processor, shown, [each.prompt for each in some], max_new_tokens
+            half, processor, shown, [example.prompt for example in some], max_new_tokens
         )
-        found |= {id(each): one.caption for each, one in zip(some, captions, strict=True)}
-    return [found[id(example)] for example in examples]
+        by_id |= {id(example): one.caption for example, one in zip(some, captions, strict=True)}
+    return [by_id[id(example)] for example in examples]
 
 
 def score(
@@ -95,7 +95,7 @@ def score(
     share of common words, samples, and the loss, tokens and exactness of each caption."""
     captions = captions_of(half, processor, examples, rows, max_new_tokens)
     losses = losses_by_example(half, processor, examples, rows)
-    each = [
+    by_caption = [
         {"loss": loss, "tokens": len(example.ids), "exact": one == example.caption}
         for loss, one, example in zip(losses, captions, examples, strict=True)
     ]
@@ -105,7 +105,7 @@ def score(
         "exact": sum(one == other for one, other in pairs) / max(1, len(pairs)),
         "words": sum(alike(one, other) for one, other in pairs) / max(1, len(pairs)),
         "samples": [{"said": one, "right": other} for one, other in pairs[:SHOWN]],
-        EACH: each,
+        EACH: by_caption,
     }
 
 
@@ -162,11 +162,11 @@ class HeldOutEvaluation:
             return
         limits = (self.job.rows, self.job.max_new_tokens)
         compute = partial(score, self.half, self.processor, self.examples, *limits)
-        found = without_gradients(self.half, compute)
-        del found[EACH]
+        scores = without_gradients(self.half, compute)
+        del scores[EACH]
         at = progress.best_step or progress.step
-        progress.scores.append({"step": at if progress.step else 0, **found})
-        report.note(score=found["exact"])
+        progress.scores.append({"step": at if progress.step else 0, **scores})
+        report.note(score=scores["exact"])
 
 
 WINDOW = 16
@@ -194,12 +194,12 @@ class EpochBatchOrder:
         order = list(range(len(self._alike)))
         draw.shuffle(order)
         first = {kind: at for at, kind in reversed(list(enumerate(self._alike)))}
-        found, window = list[list[int]](), WINDOW * self._batch
+        batches, window = list[list[int]](), WINDOW * self._batch
         for start in range(0, len(order), window):
             some = sorted(order[start : start + window], key=lambda at: first[self._alike[at]])
-            found += [some[at : at + self._batch] for at in range(0, len(some), self._batch)]
-        draw.shuffle(found)
-        return found
+            batches += [some[at : at + self._batch] for at in range(0, len(some), self._batch)]
+        draw.shuffle(batches)
+        return batches
 
 
 SEEDS = 1 << 20
@@ -235,9 +235,9 @@ def _score(
     end = end_token_of(half, processor, examples)
     examples = [with_end_token(example, end) for example in examples]
     arguments = (half, processor, examples, job.rows, job.max_new_tokens)
-    found = without_gradients(half, lambda: score(*arguments))
+    scores = without_gradients(half, lambda: score(*arguments))
     confirm()
-    write_json(Path(job.folder) / SCORE, {"captions": len(examples), "end_token": end, **found})
+    write_json(Path(job.folder) / SCORE, {"captions": len(examples), "end_token": end, **scores})
     report.item("score")
 
 
@@ -265,7 +265,7 @@ def _tune(
         half.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = Trainer(half, processor, trained, optimizer, report, job.rows)
     evaluation = HeldOutEvaluation(half=half, processor=processor, examples=held_out, job=job)
-    order = EpochBatchOrder([each.joins_with for each in examples], job.batch, job.seed)
+    order = EpochBatchOrder([example.joins_with for example in examples], job.batch, job.seed)
     store = partial(save_checkpoint, folder, job.recipe, progress, trained, optimizer)
     record = partial(_record, job, progress, half, end)
     if job.resume and begins:  # otherwise a killed run would start from its own output
@@ -316,8 +316,8 @@ def is_written(job: TuneJob) -> bool:
 def _record(
     job: TuneJob, progress: TrainingProgress, half: Any, end: int, *, finished: bool
 ) -> dict[str, Any]:
-    held = [each for each in half.parameters() if each.device.type != "meta"]
-    trained = sum(each.numel() for each in held if each.requires_grad)
+    held = [parameter for parameter in half.parameters() if parameter.device.type != "meta"]
+    trained = sum(parameter.numel() for parameter in held if parameter.requires_grad)
     return {
         "recipe": job.recipe,
         "finished": finished,
@@ -327,7 +327,7 @@ def _record(
         "precision": job.half.precision,
         "optimizer": job.optimizer,
         "trained_parameters": trained,
-        "frozen_parameters": sum(each.numel() for each in held) - trained,
+        "frozen_parameters": sum(parameter.numel() for parameter in held) - trained,
         "end_token": end,
         "losses": progress.losses,
         "memory_bytes": progress.memory,
@@ -342,15 +342,15 @@ def _examples(
     job: TuneJob, processor: Any, half: Any, items: list[TuneItem]
 ) -> list[TrainingExample]:
     store, namespaces = open_store(job.store), [job.features_namespace, *job.other_features]
-    features = RecordUnion([RecordSet(store, "features", each) for each in namespaces])
+    features = RecordUnion([RecordSet(store, "features", namespace) for namespace in namespaces])
     return [
         make_example(
             half,
             processor,
-            partial(read_features, features, each.features),
-            each.prompt,
-            each.caption,
-            each.is_cut,
+            partial(read_features, features, example.features),
+            example.prompt,
+            example.caption,
+            example.is_cut,
         )
-        for each in items
+        for example in items
     ]

@@ -105,22 +105,23 @@ def group_batches(
 
 
 def loss_of(
-    half: Any, processor: Any, examples: Sequence[TrainingExample], *, each: bool = False
+    half: Any, processor: Any, examples: Sequence[TrainingExample], *, per_caption: bool = False
 ) -> torch.Tensor:
-    """Return the summed loss of all tokens of these captions, or with `each` those of each caption
-    [examples]. Their prompts have equal lengths."""
-    length = max(len(example.ids) for example in examples)
-    caption_ids = torch.stack([pad(each.ids, (0, length - len(each.ids))) for each in examples])
-    targets = [pad(each.ids, (0, length - len(each.ids)), value=IGNORED) for each in examples]
+    """Return the summed loss of all tokens of these captions, or of each caption [examples] with
+    `per_caption`. Their prompts have equal lengths."""
+    ids = [example.ids for example in examples]
+    length = max(map(len, ids))
+    caption_ids = torch.stack([pad(row, (0, length - len(row))) for row in ids])
+    targets = [pad(row, (0, length - len(row)), value=IGNORED) for row in ids]
     logits = logits_of(half, processor, examples, caption_ids[:, :-1], length)
     expected = torch.stack(targets).to(logits.device)
     losses = cross_entropy(
         logits.flatten(0, 1).float(),
         expected.flatten(),
         ignore_index=IGNORED,
-        reduction="none" if each else "sum",
+        reduction="none" if per_caption else "sum",
     )
-    return losses.view(len(examples), -1).sum(1) if each else losses
+    return losses.view(len(examples), -1).sum(1) if per_caption else losses
 
 
 def logits_of(
@@ -153,8 +154,8 @@ def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None
         )
     expected = forced_logits(half, processor, caption)
     with torch.no_grad():
-        found = logits_of(half, processor, [example], example.ids[None], len(example.ids) + 1)
-    if relative_difference([found[0].float().cpu()], [expected]) > tolerance(half.dtype):
+        logits = logits_of(half, processor, [example], example.ids[None], len(example.ids) + 1)
+    if relative_difference([logits[0].float().cpu()], [expected]) > tolerance(half.dtype):
         raise UsageError(
             f"{type(half).__name__} {problem}: a forward pass differs from generation",
             hint="Please report this model; docs/tune.md lists trainable models",
@@ -164,7 +165,7 @@ def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None
 def end_token_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> int:
     """Return the end token of captions. If the half stops at several tokens, return the one that is
     most likely after these captions."""
-    ends, whole = end_ids_of(half), [each for each in examples if not each.is_cut]
+    ends, whole = end_ids_of(half), [candidate for candidate in examples if not candidate.is_cut]
     if len(ends) == 1:
         return ends[0]
     likely = torch.zeros(len(ends))
@@ -239,14 +240,14 @@ class Trainer:
         """
         while True:
             self.optimizer.zero_grad(set_to_none=True)
-            found, message = catch_oom(lambda: self._gradients(examples))
+            losses, message = catch_oom(lambda: self._gradients(examples))
             if message is None:
                 break
             if self.rows == 1:
                 raise MemoryError(message)
             failed, self.rows = self.rows, smaller(self.rows)
             self.report.batch_shrunk(self.rows, failed=failed, error=message[:200])
-        refuse_not_finite(loss := found.pop(), f"the loss of step {number}")
+        refuse_not_finite(loss := losses.pop(), f"the loss of step {number}")
         if self._gradients_are_finite():
             norm = float(nn.utils.clip_grad_norm_(self.trained, MAX_NORM))
             refuse_not_finite(norm, f"the gradient of step {number}")
@@ -260,7 +261,7 @@ class Trainer:
         skipped. Raises UsageError after MAX_SKIPPED skipped steps in a row."""
         if self.scale == 1.0:
             return True
-        gradients = [each.grad for each in self.trained if each.grad is not None]
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         for gradient in gradients:
             gradient /= self.scale
         if all(bool(gradient.isfinite().all()) for gradient in gradients):

@@ -53,7 +53,7 @@ REGION = re.compile(r"[A-Za-z0-9-]*")
 
 def variables() -> tuple[tuple[str, str], ...]:
     """Return the variables that say where services are and who may use them."""
-    return tuple(each for each in os.environ.items() if each[0].startswith(SERVICES))
+    return tuple(variable for variable in os.environ.items() if variable[0].startswith(SERVICES))
 
 
 def allows_http() -> bool:
@@ -359,10 +359,10 @@ class BucketLeases:
                 return version
             # Just removed by another process, or written by this one although the response was
             # lost.
-            found = self._bucket.head(name)
+            head = self._bucket.head(name)
             with contextlib.suppress(FileNotFoundError):
-                if found is not None and self._bucket.get(name)[0] == body:
-                    return found.version
+                if head is not None and self._bucket.get(name)[0] == body:
+                    return head.version
                 self._bucket.delete([name])
         return ""
 
@@ -375,10 +375,10 @@ class BucketLeases:
     def ages(self) -> Iterator[tuple[str, float]]:
         """Yield every lease with the seconds since its renewal, by the service's clock. Raises
         EnvironmentFault."""
-        found = list(self._bucket.below(FOLDER))
-        others = [one for one in found if one.name not in self._own]
+        leases = list(self._bucket.below(FOLDER))
+        others = [one for one in leases if one.name not in self._own]
         now = self._now() if others else 0.0
-        for one in found:
+        for one in leases:
             self._seen[one.name] = one
             yield one.name, max(0.0, now - one.modified) if one in others else 0.0
 
@@ -405,11 +405,11 @@ class BucketLeases:
             probe = f"{TEMPORARY}/{uuid.uuid4().hex}"
             self._bucket.write(probe, b"")
             requested_at = time.monotonic()
-            found = self._bucket.head(probe)
+            head = self._bucket.head(probe)
             self._bucket.delete([probe])
-            if found is None:
+            if head is None:
                 return time.time()
-            self._ahead = found.modified - requested_at
+            self._ahead = head.modified - requested_at
         return self._ahead + time.monotonic()
 
 
@@ -440,8 +440,8 @@ def all_listed(url: str, recursive: bool) -> Iterator[Listed]:
         query |= {"start-after": last} if last else {}
         page = ElementTree.fromstring(_page(parts.netloc, query))
         space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
-        for each in page.iter(f"{space}Contents"):
-            fields = {item.tag.removeprefix(space): item.text or "" for item in each}
+        for element in page.iter(f"{space}Contents"):
+            fields = {item.tag.removeprefix(space): item.text or "" for item in element}
             last = unquote_plus(fields["Key"])
             yield Listed(
                 name=last.removeprefix(prefix).removesuffix("/"),

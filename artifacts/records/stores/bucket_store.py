@@ -89,8 +89,8 @@ class Catalogs:
                     return read[name] if name in read else header_of(self._store, name, extent)
                 return None
 
-            found = dict(zip(names, pool.map(head, names), strict=True))
-            there = {name: text for name, text in found.items() if text is not None}
+            heads = dict(zip(names, pool.map(head, names), strict=True))
+            there = {name: text for name, text in heads.items() if text is not None}
             self._join(folder, there, pool)
         yield from there.items()
 
@@ -132,7 +132,7 @@ class Catalogs:
         new = {n: h for n, h in headers.items() if self._lacks(folder, n, h.version)}
         if len(new) < JOINED:
             return
-        small = [found.name for found in listed if found.size < SMALL_BYTES]
+        small = [catalog.name for catalog in listed if catalog.size < SMALL_BYTES]
         merged = small if len(small) >= MERGED else []
         held = set[tuple[str, str]]().union(*(self._seen[folder][name] for name in merged))
         new = {n: h for n, h in there.items() if (n, h.version) in held} | new
@@ -234,11 +234,11 @@ class BucketStore:
 
     def _fetched(self, name: str, offset: int, length: int | None) -> bytes:
         """Return bytes that no copy holds, and keep one if they begin the object."""
-        body, found = self._bucket.get(name, offset, length)
-        self._known[name] = found = _plain(found)
+        body, listed = self._bucket.get(name, offset, length)
+        self._known[name] = listed = _plain(listed)
         if offset == 0:
-            whole = len(body) == found.size
-            self._copies.add(name, found.version + ("" if whole else HEAD), body)
+            whole = len(body) == listed.size
+            self._copies.add(name, listed.version + ("" if whole else HEAD), body)
         return body
 
     def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:
@@ -264,9 +264,9 @@ class BucketStore:
         body = b"".join(parts)
         version = self._bucket.create(name, body)
         if version:
-            found = Listed(name=name, size=len(body), modified=time.time(), version=version)
-            self._known[name] = found = _plain(found)
-            self._copies.add(name, found.version, body)
+            listed = Listed(name=name, size=len(body), modified=time.time(), version=version)
+            self._known[name] = listed = _plain(listed)
+            self._copies.add(name, listed.version, body)
         return version is not None
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
@@ -279,9 +279,9 @@ class BucketStore:
         return unique(merge(far, self._here.list(prefix, levels)))
 
     def _below(self, prefix: str) -> Iterator[str]:
-        for found in map(_plain, self._bucket.below(prefix)):
-            self._known[found.name] = found
-            yield found.name
+        for listed in map(_plain, self._bucket.below(prefix)):
+            self._known[listed.name] = listed
+            yield listed.name
 
     def lists(self, folders: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Return the names below each of these folders: of a small store by a list of all there is,
@@ -303,23 +303,23 @@ class BucketStore:
         first = list(islice(self._bucket.below(prefix), PAGE))
         if len(first) < PAGE:
             last = levels + (prefix.count("/") + 1 if prefix else 0)
-            yield from unique("/".join(found.name.split("/")[:last]) for found in first)
+            yield from unique("/".join(listed.name.split("/")[:last]) for listed in first)
             return
         folders, objects = self._bucket.inside(prefix)
-        for name in sorted([*folders, *(found.name for found in objects)]):
+        for name in sorted([*folders, *(listed.name for listed in objects)]):
             yield from self._levels(name, levels - 1) if levels > 1 else [name]
 
     def stat(self, name: str) -> ObjectStat | None:
         if _stays(name):
             return self._here.stat(name)
-        found = self._bucket.head(name)
-        return ObjectStat(size=found.size, modified=found.modified) if found else None
+        listed = self._bucket.head(name)
+        return ObjectStat(size=listed.size, modified=listed.modified) if listed else None
 
     def stats(self) -> Iterator[tuple[str, ObjectStat]]:
-        for found in self._bucket.below(""):
-            if found.name == PROBE:
+        for listed in self._bucket.below(""):
+            if listed.name == PROBE:
                 continue
-            yield found.name, ObjectStat(size=found.size, modified=found.modified)
+            yield listed.name, ObjectStat(size=listed.size, modified=listed.modified)
         yield from self._here.stats()
 
     def delete(self, name: str) -> None:
@@ -359,9 +359,9 @@ def _in_header(offset: int, length: int | None) -> bool:
     return length is not None and offset + length <= FIRST_READ
 
 
-def _plain(found: Listed) -> Listed:
+def _plain(listed: Listed) -> Listed:
     """Return the same with a version that is written as all services write it everywhere."""
-    return replace(found, version=found.version.strip('"'))
+    return replace(listed, version=listed.version.strip('"'))
 
 
 def unique(names: Iterable[str]) -> Iterator[str]:

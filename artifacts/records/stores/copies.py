@@ -46,14 +46,14 @@ class CopyRoom:
         self,
         folder: Path,
         limit: int | None,
-        found: Callable[[], Iterable[tuple[float, int, Path]]],
+        list_copies: Callable[[], Iterable[tuple[float, int, Path]]],
         remove: Callable[[Path], None] = Path.unlink,
     ) -> None:
         """Take the folder, the most bytes to be kept in it, what finds the copies in it as (last
         use, bytes, path), and what deletes one or raises OSError."""
         self._folder = folder
         self._limit = limit
-        self._found = found
+        self._list_copies = list_copies
         self._remove = remove
         self._look_bytes = LOOK_BYTES if limit is None else min(LOOK_BYTES, limit // LOOKS)
         self._added = self._look_bytes
@@ -76,7 +76,7 @@ class CopyRoom:
         with contextlib.suppress(OSError):
             disk = shutil.disk_usage(self._folder)
             limit = disk.total // SHARE if self._limit is None else self._limit
-            there = sorted(self._found())
+            there = sorted(self._list_copies())
             left = sum(size for _, size, _ in there) + coming
             limit = min(limit, left - coming + disk.free - SPARE_BYTES)
             if left <= limit:
@@ -107,10 +107,10 @@ class Copies:
                 there = os.fstat(file.fileno()).st_size - offset
                 want = max(0, there if length is None else min(length, there))
                 file.seek(offset)
-                found = file.read(want)
+                content = file.read(want)
             with contextlib.suppress(OSError):
                 os.utime(path)
-            return found
+            return content
         except OSError:
             return None
 
@@ -144,5 +144,5 @@ class Copies:
     def _all(self) -> Iterator[tuple[float, int, Path]]:
         for path in self._folder.glob("*/*"):
             with contextlib.suppress(OSError):
-                found = path.stat()
-                yield found.st_mtime, found.st_size, path
+                status = path.stat()
+                yield status.st_mtime, status.st_size, path

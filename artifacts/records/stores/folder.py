@@ -99,15 +99,15 @@ class FolderStore:
 
     def stat(self, name: str) -> ObjectStat | None:
         try:
-            found = os.stat(self._root / name)
+            status = os.stat(self._root / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return ObjectStat(size=found.st_size, modified=found.st_mtime)
+        return ObjectStat(size=status.st_size, modified=status.st_mtime)
 
     def stats(self) -> Iterator[tuple[str, ObjectStat]]:
         for name in self.list():
-            if (found := self.stat(name)) is not None:
-                yield name, found
+            if (stat := self.stat(name)) is not None:
+                yield name, stat
 
     def delete(self, name: str) -> None:
         (self._root / name).unlink(missing_ok=True)

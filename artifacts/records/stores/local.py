@@ -68,10 +68,10 @@ def left_behind(folder: Path, within: str = TEMPORARY) -> Iterator[Path]:
     now = clock_of(folder) if paths else 0.0
     for path in paths:
         with contextlib.suppress(OSError):  # another run swept first
-            found = path.lstat()
+            status = path.lstat()
             # One that is empty may not be locked yet.
-            is_ours = bool(found.st_size and boot_suffix()) and path.name.endswith(boot_suffix())
-            if found.st_mtime < now - STALE_SECONDS or (is_ours and _is_unlocked(path)):
+            is_ours = bool(status.st_size and boot_suffix()) and path.name.endswith(boot_suffix())
+            if status.st_mtime < now - STALE_SECONDS or (is_ours and _is_unlocked(path)):
                 yield path
 
 

@@ -86,9 +86,9 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     kept = tuple(replace(kind, window=0) for kind in load.memory.kept)
     memory = replace(load.memory, kept=kept)
     columns = -(-(load.tokens + load.new_tokens) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-    each = memory.bytes(columns, number)
-    why = f"{counted(sequences, 'sequence')} x {columns:,} tokens x {each / columns:,.0f} bytes"
-    yield SlotTerm("kv", sequences * (each + memory.states(WIDE)), why)
+    cache = memory.bytes(columns, number)
+    why = f"{counted(sequences, 'sequence')} x {columns:,} tokens x {cache / columns:,.0f} bytes"
+    yield SlotTerm("kv", sequences * (cache + memory.states(WIDE)), why)
     waiting = memory.bytes(load.tokens, number)
     why = f"the cache of one prompt of {load.tokens:,} tokens, on its way to its row"
     yield SlotTerm("kv", 2 * waiting, why)

@@ -70,8 +70,8 @@ class TransformersEngine:
         for a chat template without such tags."""
         system = self.generate_kwargs.of(request.item).generation.system
         layout = layout_of(self.processor, request.features.channel)
-        found = opens_reasoning(self.processor, layout, request.item.prompt, system)
-        return {} if found is None else {"opened": found}
+        opened = opens_reasoning(self.processor, layout, request.item.prompt, system)
+        return {} if opened is None else {"opened": opened}
 
     def caption_fields(self) -> dict[str, int]:
         return {}
@@ -97,7 +97,7 @@ class TransformersEngine:
         return self.half.call(partial(self._generate, requests))
 
     def _generate(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
-        found: dict[int, CaptionOutput] = {}
+        by_index: dict[int, CaptionOutput] = {}
         for indexes in _groups(requests):
             group = [requests[index] for index in indexes]
             try:
@@ -109,8 +109,8 @@ class TransformersEngine:
                     outputs = [CaptionOutput("", 0, "stop", fault=error) for _ in group]
                 else:
                     raise
-            found.update(zip(indexes, outputs, strict=True))
-        return [found[index] for index in range(len(requests))]
+            by_index.update(zip(indexes, outputs, strict=True))
+        return [by_index[index] for index in range(len(requests))]
 
     def _generate_group(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
         """Return the captions of rows with the same settings, from one call of `generate`."""
@@ -244,10 +244,10 @@ def _generate_watched(
 def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:
     """Yield the indexes of rows that can be decoded together. Images and videos cannot, nor can
     rows with different settings."""
-    found: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[tuple[str, ...], list[int]] = {}
     for index, one in enumerate(requests):
-        found.setdefault((one.features.joins_with(), *_settings(one)), []).append(index)
-    yield from found.values()
+        groups.setdefault((one.features.joins_with(), *_settings(one)), []).append(index)
+    yield from groups.values()
 
 
 def _settings(one: DecodeRequest) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ def trials(
 def texts_of(processor: Any) -> list[str]:
     """Return texts of words from the model's vocabulary, as users write them in searches."""
     known = sorted(processor.tokenizer.get_vocab())
-    known_words = [found for token in known if (found := LETTERS.sub("", token)).isalpha()]
+    known_words = [letters for token in known if (letters := LETTERS.sub("", token)).isalpha()]
     known_words = [word for word in known_words if len(word) >= SHORTEST] or list(TEXTS)
     drawn = np.random.default_rng(0).integers(len(known_words), size=(PARITY_TEXTS, 2))
     return [f"a photo of {known_words[first]} and {known_words[second]}" for first, second in drawn]
@@ -149,10 +149,10 @@ compared later."""
 KEPT = "Run this model's vision half in torch: its classes cannot be exported"
 
 
-def difference(reference: Any, found: Any) -> float:
+def difference(reference: Any, other: Any) -> float:
     """Return the largest difference of one half's features from another's, relative to the largest
     number. It is infinite for other shapes or NaN."""
-    first, second = list(_of(reference)), list(_of(found))
+    first, second = list(_of(reference)), list(_of(other))
     if [one.shape for one in first] != [one.shape for one in second]:
         return float("inf")
     pairs = zip(first, second, strict=True)
@@ -352,7 +352,7 @@ class _GraphRequest(NamedTuple):
 
 def _graph_requests(half: Any, calls: Sequence[EncoderCall]) -> list[_GraphRequest]:
     """Return the calls, each with the inputs of its graph and their varying axes."""
-    found, kinds = [], dict[str, list[GraphInputs]]()
+    grouped, kinds = [], dict[str, list[GraphInputs]]()
     packed: dict[str, bool] = {}
     for call in calls:
         encoder = half.get_submodule(call.path)
@@ -361,17 +361,17 @@ def _graph_requests(half: Any, calls: Sequence[EncoderCall]) -> list[_GraphReque
         axes = {name: value.ndim for name, value in given.tensors.items()}
         kind = kinds.setdefault(f"{call.path} {sorted(axes.items())} {given.fixed}", [])
         kind.append(given)
-        found.append((call, row, given, kind))
-    return [_GraphRequest(call, row, given, _varying(kind)) for call, row, given, kind in found]
+        grouped.append((call, row, given, kind))
+    return [_GraphRequest(call, row, given, _varying(kind)) for call, row, given, kind in grouped]
 
 
 def _varying(kind: Sequence[GraphInputs]) -> Varying:
     """Return the axes whose lengths differ."""
-    found: dict[str, tuple[int, ...]] = {}
+    axes: dict[str, tuple[int, ...]] = {}
     for name, first in kind[0].tensors.items():
         shapes = [given.tensors[name].shape for given in kind]
-        found[name] = tuple(a for a in range(first.ndim) if len({shape[a] for shape in shapes}) > 1)
-    return found
+        axes[name] = tuple(a for a in range(first.ndim) if len({shape[a] for shape in shapes}) > 1)
+    return axes
 
 
 def _add_graph(

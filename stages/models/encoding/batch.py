@@ -69,19 +69,19 @@ def encode_batches(
         return list(zip(groups, made, strict=True))
 
     groups = _groups if part == "vision" else _alone
-    together = encoded([(at, found) for at, b in enumerate(batches) for found in groups(b)])
-    mixed = [(at, [i]) for (at, found), made in together if made is None for i in found]
+    together = encoded([(at, members) for at, b in enumerate(batches) for members in groups(b)])
+    mixed = [(at, [i]) for (at, members), made in together if made is None for i in members]
     records: list[dict[int, FeatureRecord]] = [{} for _ in batches]
     for (at, indexes), made in [*together, *encoded(mixed)]:
         records[at].update(zip(indexes, made or (), strict=False))
-    return [[found[index] for index in range(len(found))] for found in records]
+    return [[by_index[index] for index in range(len(by_index))] for by_index in records]
 
 
 def _groups(batch: Sequence[Prepared]) -> Iterator[list[int]]:
-    found: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for index, row in enumerate(batch):
-        found.setdefault(passes_with(row), []).append(index)
-    yield from found.values()
+        groups.setdefault(passes_with(row), []).append(index)
+    yield from groups.values()
 
 
 def _alone(batch: Sequence[Prepared]) -> Iterator[list[int]]:
@@ -103,12 +103,12 @@ def _encode_together(
     counts = [row.count for row in rows]
     if part == AUDIO:
         refuse_other_count(half, made[AUDIO], counts[0].tokens)
-    found: list[dict[str, Any]] = [{} for _ in rows]
+    by_row: list[dict[str, Any]] = [{} for _ in rows]
     rules: dict[str, Any] = {}
     try:
         for modality, output in made.items():
             pieces, rules[modality] = split(output, counts)
-            for features, piece in zip(found, pieces, strict=True):
+            for features, piece in zip(by_row, pieces, strict=True):
                 features[modality] = piece
     except CannotSplit:
         return None
@@ -123,7 +123,7 @@ def _encode_together(
             count=row.count,
             blank={name: list(row.inputs[name].shape) for name in made.blank},
         )
-        for features, row in zip(found, rows, strict=True)
+        for features, row in zip(by_row, rows, strict=True)
     ]
 
 
@@ -142,7 +142,7 @@ class PassRow:
     @property
     def size_class(self) -> int:
         """Return the base-2 logarithm of its number of values, rounded up."""
-        return sum(each.numel() for each in tensors(self.prepared.inputs)).bit_length()
+        return sum(tensor.numel() for tensor in tensors(self.prepared.inputs)).bit_length()
 
 
 class PassChecks:
@@ -167,8 +167,8 @@ class PassChecks:
 
     def unchecked(self, rows: Sequence[PassRow]) -> list[PassRow]:
         """Return one row of each class without a result."""
-        found = (row for row in map(self.decided, rows) if self.result(row) is None)
-        return [*{self.key(row): row for row in found}.values()]
+        unchecked = (row for row in map(self.decided, rows) if self.result(row) is None)
+        return [*{self.key(row): row for row in unchecked}.values()]
 
     def keep(self, row: PassRow, *, holds: bool) -> None:
         """Store a result. Raises HalfChecked if the half has no result that can be repeated."""
@@ -188,10 +188,10 @@ def encode_passes(half: Any, rows: Sequence[PassRow], checks: PassChecks) -> lis
     rows = [checks.decided(row) for row in rows]
     passes = list(_passes(rows))
     whole = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
-    found: dict[int, FeatureRecord] = {}
+    by_row: dict[int, FeatureRecord] = {}
     for some, records in zip(passes, encode_batches(half, whole), strict=True):
-        found.update(zip(some, records, strict=False))
-    return [found[at] for at in range(len(rows))]
+        by_row.update(zip(some, records, strict=False))
+    return [by_row[at] for at in range(len(rows))]
 
 
 def _holds(half: Any, row: PassRow) -> bool:
@@ -213,8 +213,8 @@ def _passes(rows: Sequence[PassRow]) -> Iterator[list[int]]:
     together: dict[tuple[int, str], list[int]] = {}
     for at, row in enumerate(rows):
         together.setdefault((row.rows, passes_with(row.prepared)), []).append(at)
-    for (size, _), found in together.items():
-        yield from (found[start : start + size] for start in range(0, len(found), size))
+    for (size, _), indexes in together.items():
+        yield from (indexes[start : start + size] for start in range(0, len(indexes), size))
 
 
 def _filled(some: list[Prepared], size: int) -> list[Prepared]:

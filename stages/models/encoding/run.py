@@ -397,11 +397,11 @@ class EncodeRun:
             return self._readers.finish(*pairs[0])
 
         run_one = self._read_retry.run_batch
-        found = [
+        batches = [
             [(pair[0], row) for pair in batch for _, row in run_one([pair], _key, finish)]
             for batch in some
         ]
-        return [batch for batch in found if batch]
+        return [batch for batch in batches if batch]
 
     def _missing_keys(self, some: Sequence[Sequence[EncodeItem]]) -> list[str]:
         keys = [item.key for batch in some for item in batch]
@@ -444,9 +444,9 @@ class EncodeRun:
         self, rows: Mapping[str, tuple[EncodeItem, object]], made: Sequence[Record]
     ) -> None:
         """Publish the results for the requesting process, and delete their inputs."""
-        for some in [[each] for each in made] if self._spec.publish_each else [made]:
+        for some in [[record] for record in made] if self._spec.publish_each else [made]:
             self._records.publish(some)
-        self._report.send(Published(keys=tuple(each.key for each in made)))
+        self._report.send(Published(keys=tuple(record.key for record in made)))
         self._records.forget(rows)
         self._failures.drop(rows)
         self._frames.drop(item.frames for item, _ in rows.values())
@@ -470,8 +470,8 @@ def _encoded(
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
     elif checks is not None:
-        found = [(m.rows, row) for b in batches for m, row in b if isinstance(row, Prepared)]
-        made = [half.call(lambda model: _encoded_in_passes(model, spec, checks, found))]
+        pass_rows = [(m.rows, row) for b in batches for m, row in b if isinstance(row, Prepared)]
+        made = [half.call(lambda model: _encoded_in_passes(model, spec, checks, pass_rows))]
     else:
         made = half.call(lambda model: spec.encode(model, rows))
     records = [record for of_batch in made for record in of_batch]

@@ -54,11 +54,11 @@ def check() -> None:
         write_tiny(path)
         context = GgufContext(path, threads=1)
         try:
-            found = _logits(context)
+            logits = _logits(context)
         finally:
             context.close()
     expected = np.array(EXPECTED, np.float32)
-    worst = {way: np.abs(row - expected).max() / expected.std() for way, row in found.items()}
+    worst = {way: np.abs(row - expected).max() / expected.std() for way, row in logits.items()}
     if wrong := [way for way, error in worst.items() if not error <= TOLERANCE]:
         raise EnvironmentFault(
             f"engine gguf: this llama.cpp computes wrong logits ({wrong[0]})",
@@ -135,8 +135,8 @@ class TensorRows:
         overwritten."""
         places = self._start + self._size * np.asarray(rows, np.int64)
         read = np.frombuffer(self._file.read_each(places, self._size), np.uint8)
-        found = gguf.dequantize(read.reshape(-1, self._size), self._kind)
-        return np.ascontiguousarray(found, np.float32)
+        floats = gguf.dequantize(read.reshape(-1, self._size), self._kind)
+        return np.ascontiguousarray(floats, np.float32)
 
 
 class GgufEmbedding(nn.Module):
@@ -155,8 +155,8 @@ class GgufEmbedding(nn.Module):
         return self._table.numbers(ids) * self._scale
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        found = torch.from_numpy(self.rows(ids.reshape(-1).tolist()))
-        return found.reshape(*ids.shape, -1)
+        rows = torch.from_numpy(self.rows(ids.reshape(-1).tolist()))
+        return rows.reshape(*ids.shape, -1)
 
 
 class GgufHead(nn.Module):
@@ -280,11 +280,11 @@ class GgufDecoder(MissingModule):
         """Return the embeddings of tokens as llama.cpp takes them, of shape [tokens, width]."""
         return self._with_deepstack(torch.from_numpy(self.embed_tokens.rows(ids)))
 
-    def positions(self, found: torch.Tensor | None, order: Ints) -> Ints:
+    def positions(self, position_ids: torch.Tensor | None, order: Ints) -> Ints:
         """Return positions as llama.cpp takes them, [axes, tokens], from those of transformers,
         [..., tokens]. `order`: the place of each token in its sequence."""
         count = len(order)
-        placed = order[None] if found is None else found.reshape(-1, count).numpy()
+        placed = order[None] if position_ids is None else position_ids.reshape(-1, count).numpy()
         placed = placed.astype(np.int32)
         if self.context.axes == 1:
             return placed[-1:]
@@ -346,11 +346,11 @@ def core_names(skeleton: Any, mapping: TextMapping) -> dict[str, str | None]:
     layers = mapping.config.num_hidden_layers
     names = gguf.get_tensor_name_map(architectures[mapping.architecture], layers)
     decoder, head = core_paths(skeleton)
-    found = {
+    gguf_names = {
         f"{path}.{own}": names.get_name(f"{inner}.{own}", try_suffixes=(".weight", ".bias"))
         for path, inner in ((decoder, "model"), (head, "lm_head"))
         for own, _ in skeleton.get_submodule(path).named_parameters()
     }
     if mapping.made.tied:  # the architecture has none, but a checkpoint may store one
-        found[f"{head}.weight"] = HEAD
-    return found
+        gguf_names[f"{head}.weight"] = HEAD
+    return gguf_names

@@ -110,8 +110,8 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        found = self.values.get("general.architecture", "")
-        return found if isinstance(found, str) else ""
+        name = self.values.get("general.architecture", "")
+        return name if isinstance(name, str) else ""
 
     @property
     def parameters(self) -> int:
@@ -171,14 +171,14 @@ class _HeaderReader:
         )
 
     def _values(self, count: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for _ in range(count):
             key = self._text("the name of a metadata key", PIECE).decode()
-            if key in found or not key or not (key.isascii() and key.isprintable()):
+            if key in values or not key or not (key.isascii() and key.isprintable()):
                 raise self._damaged(f"it has the metadata key {key!r} twice, or as no name")
             kind = self._number("I", key)
-            found[key] = self._list(key) if kind == LIST else self._value(kind, key)
-        return found
+            values[key] = self._list(key) if kind == LIST else self._value(kind, key)
+        return values
 
     def _value(self, kind: int, key: str) -> Any:
         if kind == STRING:
@@ -217,19 +217,19 @@ class _HeaderReader:
         return fits
 
     def _tensors(self, count: int, alignment: int) -> dict[str, GgufTensor]:
-        found: dict[str, GgufTensor] = {}
+        tensors: dict[str, GgufTensor] = {}
         expected = 0
         for _ in range(count):
             name = self._text("the name of a tensor", NAME_BYTES).decode()
-            if name in found or not name or not name.isprintable():
+            if name in tensors or not name or not name.isprintable():
                 raise self._damaged(f"it has the tensor {name!r} twice, or as no name")
-            found[name] = tensor = self._tensor(name)
+            tensors[name] = tensor = self._tensor(name)
             if tensor.offset != expected:
                 raise self._damaged(
                     f"tensor {name} lies at byte {tensor.offset} of the data instead of {expected}"
                 )
             expected += aligned(tensor.bytes, alignment)
-        return found
+        return tensors
 
     def _tensor(self, name: str) -> GgufTensor:
         count = self._number("I", name)
@@ -246,25 +246,25 @@ class _HeaderReader:
         return GgufTensor(shape=sizes[::-1], type=kind, offset=offset, bytes=held)
 
     def _count(self, what: str, most: int, least: int = 0) -> int:
-        found = int(self._number("Q", f"the number of {what}"))
-        if not least <= found <= most:
-            raise self._damaged(f"it states {found:,} {what}")
-        return found
+        count = int(self._number("Q", f"the number of {what}"))
+        if not least <= count <= most:
+            raise self._damaged(f"it states {count:,} {what}")
+        return count
 
     def _number(self, form: str, what: str) -> Any:
-        (found,) = struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}"), what))
-        return found
+        (number,) = struct.unpack(f"<{form}", self._take(struct.calcsize(f"<{form}"), what))
+        return number
 
     def _text(self, what: str, most: int = HEADER_BYTES) -> bytes:
         """Return the bytes of a text, which are UTF-8."""
         length = self._number("Q", what)
         if length > most:
             raise self._damaged(f"{what} is {length:,} bytes long")
-        found = self._take(length, what)
+        encoded = self._take(length, what)
         try:
             for at in range(0, length, PIECE):
-                self._utf8.decode(found[at : at + PIECE], at + PIECE >= length)
-            return found
+                self._utf8.decode(encoded[at : at + PIECE], at + PIECE >= length)
+            return encoded
         except UnicodeDecodeError as error:
             raise self._damaged(f"{what} is no UTF-8 text") from error
 
@@ -274,9 +274,9 @@ class _HeaderReader:
             raise self._damaged(f"it ends within {what}")
         if self._at > HEADER_BYTES:
             raise self._damaged(f"its header is larger than {HEADER_BYTES >> 20} MiB")
-        if len(found := self._file.read(count)) < count:
+        if len(content := self._file.read(count)) < count:
             raise self._damaged("it became shorter while it was read")
-        return found
+        return content
 
     def _damaged(self, why: str) -> UsageError:
         return UsageError(f"{self._path} is damaged: {in_line(why)}", hint=HINT)
@@ -284,7 +284,7 @@ class _HeaderReader:
 
 def in_line(text: str) -> str:
     """Return a text that may contain names from a file, as a short line for a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in text)[:SHOWN]
+    return "".join(character if character.isprintable() else "?" for character in text)[:SHOWN]
 
 
 def aligned(size: int, alignment: int) -> int:
@@ -320,25 +320,25 @@ def library() -> Any:
     os.environ.pop("LLAMA_CPP_LIB_PATH", None)
     require_extra("gguf", "llama.cpp")
     try:
-        found = import_module(BINDING)
+        binding = import_module(BINDING)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         why = f"{error}".splitlines()[0]
         raise EnvironmentFault(
             f"engine gguf: {why}", hint=f"Install it: {how_to_install()}"
         ) from error
-    _probe(found)
-    found.llama_log_set(_keep_line(found), ctypes.c_void_p(0))
-    found.llama_backend_init()
-    return found
+    _probe(binding)
+    binding.llama_log_set(_keep_line(binding), ctypes.c_void_p(0))
+    binding.llama_backend_init()
+    return binding
 
 
-def _probe(found: Any) -> None:
+def _probe(binding: Any) -> None:
     """Compare the sizes of structures. Raises EnvironmentFault."""
     if platform.machine() != "x86_64":
         return  # elsewhere a structure is not returned through a pointer that can be given
     for function, structure in PROBED.items():
-        expected = ctypes.sizeof(getattr(found, structure))
-        written = _bytes_written(found._lib, function)
+        expected = ctypes.sizeof(getattr(binding, structure))
+        written = _bytes_written(binding._lib, function)
         if not expected - PADDING < written <= expected:
             raise EnvironmentFault(
                 f"engine gguf: this libllama writes {written} bytes of {structure}, and the "
@@ -370,10 +370,10 @@ def without_tokenizer(api: Any, header: GgufHeader) -> Any:
 
 
 @cache
-def _keep_line(found: Any) -> Any:
+def _keep_line(binding: Any) -> Any:
     """Return the callback that keeps the last warnings and errors of the log."""
 
-    @found.llama_log_callback  # type: ignore[untyped-decorator]
+    @binding.llama_log_callback  # type: ignore[untyped-decorator]
     def keep(level: int, text: bytes, _: Any) -> None:
         if WARNING <= level < CONTINUED:
             _log.append(text.decode(errors="replace").strip())
@@ -384,6 +384,6 @@ def _keep_line(found: Any) -> Any:
 
 def last_words() -> str:
     """Return the last warnings and errors of llama.cpp in one line, and forget them."""
-    found = in_line(" ".join("; ".join(filter(None, _log)).split()))
+    reason = in_line(" ".join("; ".join(filter(None, _log)).split()))
     _log.clear()
-    return found or "llama.cpp gave no reason"
+    return reason or "llama.cpp gave no reason"

@@ -215,20 +215,20 @@ class GgufContext:
         batch.embd = embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         batch.pos = position.ctypes.data_as(pointer)
         batch.n_seq_id = ones.ctypes.data_as(pointer)
-        each = (ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count))
-        batch.seq_id = (pointer * count)(*each)
+        pointers = (ctypes.cast(ids.ctypes.data + 4 * at, pointer) for at in range(count))
+        batch.seq_id = (pointer * count)(*pointers)
         batch.logits = needs_logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
         last_words()
         if code := self._api.llama_decode(self._context, batch):
             raise MemoryError(f"llama.cpp could not decode ({code}): {last_words()}")
 
     def _logits(self, row: int) -> Floats:
-        found = self._api.llama_get_logits_ith(self._context, row)
-        if not found:
+        logits = self._api.llama_get_logits_ith(self._context, row)
+        if not logits:
             raise EnvironmentFault(
                 f"llama.cpp returned no logits: {last_words()}", hint="Please report this model"
             )
-        return np.ctypeslib.as_array(found, (self.words,)).copy()
+        return np.ctypeslib.as_array(logits, (self.words,)).copy()
 
     def state(self, seq: int) -> bytes:
         """Return what the cache holds of a sequence."""

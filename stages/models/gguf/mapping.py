@@ -231,17 +231,17 @@ def mapping_of(config: Any, name: str) -> TextMapping:
 
 def _rope_of(text: Any) -> Mapping[str, Any]:
     given = text.rope_parameters or {}
-    found: Mapping[str, Any] = given.get("full_attention", given)
-    return found
+    rope: Mapping[str, Any] = given.get("full_attention", given)
+    return rope
 
 
 def _unmapped(text: Any, made: GgufArchitecture) -> str:
     """Return what of a text configuration is not mapped; empty if all is."""
     rope = _rope_of(text)
     near = (text.rope_parameters or {}).get("sliding_attention", {})
-    for each, known in ((rope, made.ropes), (near, ("default",))):
-        if each.get("rope_type", "default") not in known:
-            return f"its rotary positions are scaled ({each['rope_type']})"
+    for layer_rope, known in ((rope, made.ropes), (near, ("default",))):
+        if layer_rope.get("rope_type", "default") not in known:
+            return f"its rotary positions are scaled ({layer_rope['rope_type']})"
     if rope.get("partial_rotary_factor", 1.0) != 1.0 and not made.partial:
         return "only a part of its heads is rotated"
     act = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)

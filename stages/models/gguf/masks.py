@@ -21,7 +21,7 @@ def blocks_of(masks: Any, count: int, after: int, window: int, causal: bool) -> 
     sliding window see `window` tokens. A prompt without a mask of truths is read as `causal` says.
     Raises UsageError for any other mask."""
     by_kind = masks if isinstance(masks, dict) else {"full_attention": masks}
-    seen = {kind: found for kind, mask in by_kind.items() if (found := _seen(mask)) is not None}
+    seen = {kind: truths for kind, mask in by_kind.items() if (truths := _seen(mask)) is not None}
     place, columns = torch.arange(after, after + count)[:, None], torch.arange(after + count)
     whole = seen.get("full_attention", (columns <= place) | (not causal))
     if whole.shape != (count, after + count):

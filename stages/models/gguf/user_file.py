@@ -86,11 +86,11 @@ def compared(
 def _check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None:
     """Compare metadata and tensors with those that the checkpoint's decoder has. Raises
     UsageError."""
-    found, own = header.architecture, mapping.architecture
+    stated, own = header.architecture, mapping.architecture
     known = [own, *(name for name, same in EQUIVALENT.items() if same == own)]
-    if found not in known:
+    if stated not in known:
         raise unfit(
-            header, f"its architecture is {found or 'not stated'}, and not {' or '.join(known)}"
+            header, f"its architecture is {stated or 'not stated'}, and not {' or '.join(known)}"
         )
     if header.values.get("split.count", 0) not in (0, 1):  # merged parts state 0
         raise unfit(header, "it is a part of a split file", "Merge the parts: llama-gguf-split")
@@ -135,31 +135,31 @@ def _check_metadata(header: GgufHeader, mapping: TextMapping) -> None:
         layers = range(1, expected["block_count"] + 1)
         implied[WINDOWED] = tuple(layer % period > 0 for layer in layers)
     for key in sorted((expected.keys() | stated.keys()) - UNREAD):
-        found = stated.get(key, implied.get(key) if key in expected else None)
+        actual = stated.get(key, implied.get(key) if key in expected else None)
         wanted = expected.get(key, NEUTRAL.get(key))
-        if not _equal(key, found, wanted):
-            has = "is missing" if found is None else f"is {found}"
+        if not _equal(key, actual, wanted):
+            has = "is missing" if actual is None else f"is {actual}"
             needs = "has none" if wanted is None else f"needs {wanted}"
             raise unfit(header, f"its {prefix}{key} {has}, and the checkpoint's decoder {needs}")
 
 
-def _equal(key: str, found: Any, wanted: Any) -> bool:
-    if key == SECTIONS and isinstance(found, tuple) and wanted is not None:
-        return [n for n in found if n] == [n for n in wanted if n]
-    if isinstance(found, tuple):
-        return isinstance(wanted, list | tuple) and list(found) == list(wanted)
-    if isinstance(found, float | int) and isinstance(wanted, float | int):
-        return math.isclose(found, wanted, rel_tol=1e-6)
-    return type(found) is type(wanted) and bool(found == wanted)
+def _equal(key: str, actual: Any, wanted: Any) -> bool:
+    if key == SECTIONS and isinstance(actual, tuple) and wanted is not None:
+        return [n for n in actual if n] == [n for n in wanted if n]
+    if isinstance(actual, tuple):
+        return isinstance(wanted, list | tuple) and list(actual) == list(wanted)
+    if isinstance(actual, float | int) and isinstance(wanted, float | int):
+        return math.isclose(actual, wanted, rel_tol=1e-6)
+    return type(actual) is type(wanted) and bool(actual == wanted)
 
 
 def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int, ...]]:
     """Return the tensors of the decoder and the output head: name in a GGUF file → shape."""
-    found = {
+    shapes = {
         name: tuple(mapping.changed(path, weight).shape)
         for name, path, weight in _weights(skeleton, mapping)
     }
-    return found | {name: tuple(values.shape) for name, values in mapping.added().items()}
+    return shapes | {name: tuple(values.shape) for name, values in mapping.added().items()}
 
 
 def _weights(skeleton: Any, mapping: TextMapping) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -185,11 +185,11 @@ def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[st
     if not isinstance(ended, bytearray):
         return
     tokens = ended.split(END, last + 1)[:-1]
-    for token, at in sorted(vocabulary.items(), key=lambda each: each[1]):
-        found = tokens[at].decode() if at < len(tokens) else None
+    for token, at in sorted(vocabulary.items(), key=lambda pair: pair[1]):
+        actual = tokens[at].decode() if at < len(tokens) else None
         # llama.cpp's converter writes spaces as such in tokens that were added to the vocabulary.
-        if found not in (token, token.replace("▁", " ")) and token not in placeholders:
-            raise unfit(header, f"its token {at} is {found!r}, and the tokenizer's {token!r}")
+        if actual not in (token, token.replace("▁", " ")) and token not in placeholders:
+            raise unfit(header, f"its token {at} is {actual!r}, and the tokenizer's {token!r}")
 
 
 def _check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stored: Stored) -> None:
@@ -202,9 +202,9 @@ def _check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stor
             # Without a head of its own, the file's embedding table is the head.
             _check_table(header, name if name in header.tensors else TABLE, file, own)
         elif weight.ndim == 1 and name.endswith("norm.weight"):
-            found = TensorRows(header, name).numbers()[0]
+            actual = TensorRows(header, name).numbers()[0]
             wanted = mapping.changed(path, _rows(file, own, None)).numpy()
-            if not np.allclose(found, wanted, ROUNDING, ROUNDING * np.abs(wanted).max()):
+            if not np.allclose(actual, wanted, ROUNDING, ROUNDING * np.abs(wanted).max()):
                 raise unfit(header, f"its {name} {ANOTHER}")
 
 
@@ -216,9 +216,9 @@ def _check_table(header: GgufHeader, name: str, file: Path, own: str) -> None:
         return  # quantized
     rows = min(shape[0], tensor.shape[0])
     ids = np.unique(np.linspace(0, rows - 1, SAMPLES).astype(np.int64)).tolist()
-    found, wanted = TensorRows(header, name).numbers(ids), _rows(file, own, ids).numpy()
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-    cosines = (found * wanted).sum(1)[lengths > 0] / lengths[lengths > 0]
+    actual, wanted = TensorRows(header, name).numbers(ids), _rows(file, own, ids).numpy()
+    lengths = np.linalg.norm(actual, axis=1) * np.linalg.norm(wanted, axis=1)
+    cosines = (actual * wanted).sum(1)[lengths > 0] / lengths[lengths > 0]
     _, block, size = TYPES[tensor.type]
     least = CLOSE if 8 * size >= 4 * block else CLOSE_IN_FEW_BITS
     if not len(cosines) or not np.median(cosines) > least:

@@ -85,8 +85,8 @@ def packed_attention(
         key, value = (part.repeat_interleave(sharing, dim=1) for part in (key, value))
     if cu_seq_lens_q is None:
         mask, scale = attention_mask, scaling
-        found = attend(query, key, value, attn_mask=mask, scale=scale)
-        return found.transpose(1, 2).contiguous(), None
+        attended = attend(query, key, value, attn_mask=mask, scale=scale)
+        return attended.transpose(1, 2).contiguous(), None
     if max_length_q is None:
         max_length_q = int((cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max())
     longest = max_length_q.shape[0] if isinstance(max_length_q, torch.Tensor) else max_length_q
@@ -355,8 +355,8 @@ class GraphSession:
             binding.bind_output(name, self._device.type, self._device.index or 0)
         self._run(binding)
         made = (value._ortvalue.to_dlpack() for value in binding.get_outputs())
-        found = zip(map(from_dlpack, made), self._outputs.values(), strict=True)
-        return [out.view(torch.bool) if dtype is torch.bool else out for out, dtype in found]
+        outputs = zip(map(from_dlpack, made), self._outputs.values(), strict=True)
+        return [out.view(torch.bool) if dtype is torch.bool else out for out, dtype in outputs]
 
     def _run(self, binding: Any) -> None:
         """Run the graph. A GPU provider has its own stream, so both streams are synchronized."""
@@ -405,8 +405,8 @@ class OnnxEncoder(MissingModule):
         graph, run = self._graph_for(given)
         tensors = {name: given.tensors[name.removeprefix("input.")] for name in graph.inputs}
         with torch.inference_mode():
-            found = self._compute(run, tensors)
-            made = [out.to(like) if out.is_floating_point() else out for out in found]
+            outputs = self._compute(run, tensors)
+            made = [out.to(like) if out.is_floating_point() else out for out in outputs]
         return place_tensors(graph.output, dict(zip(graph.names, made, strict=True)))
 
     def _graph_for(self, given: GraphInputs) -> tuple[Graph, Run]:

@@ -95,9 +95,9 @@ def open_session(path: Path, providers: Providers, threads: int) -> Any:
 
 def check_provider(session: Any, name: str) -> None:
     """Raise EnvironmentFault unless a session uses the requested provider."""
-    found = session.get_providers()
-    if found[:1] != [name]:
-        raise _unavailable(name, f"ONNX Runtime used {', '.join(found) or 'none'} instead")
+    providers = session.get_providers()
+    if providers[:1] != [name]:
+        raise _unavailable(name, f"ONNX Runtime used {', '.join(providers) or 'none'} instead")
 
 
 def _unavailable(name: str, why: str) -> EnvironmentFault:

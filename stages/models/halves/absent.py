@@ -63,8 +63,8 @@ class MissingModule(nn.Module):
     @property
     def skeleton(self) -> nn.Module:
         """Return the module that this one replaces, without storage."""
-        found: nn.Module = self.__dict__["_skeleton"]
-        return found
+        skeleton: nn.Module = self.__dict__["_skeleton"]
+        return skeleton
 
     def weight_at(self, path: str) -> Any:
         """Return the stand-in for one of its parameters."""
@@ -106,8 +106,8 @@ class MissingWeight:
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> NoReturn:
         lists = [part for part in args if isinstance(part, list | tuple)]
-        found = [p for part in (args, *lists) for p in part if isinstance(p, cls)]
-        raise found[0]._needed() if found else NeedsWeights("a parameter")
+        missing = [p for part in (args, *lists) for p in part if isinstance(p, cls)]
+        raise missing[0]._needed() if missing else NeedsWeights("a parameter")
 
 
 WIDENING = 2

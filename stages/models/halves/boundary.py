@@ -85,12 +85,12 @@ class Windows:
         self.back: torch.Tensor | None = None
         """Where the tokens are in the concatenation of all groups; None for a single group."""
         places = [
-            (torch.tensor(found)[:, None] + torch.arange(length)).flatten()
-            for length, found in starts.items()
+            (torch.tensor(firsts)[:, None] + torch.arange(length)).flatten()
+            for length, firsts in starts.items()
         ]
-        for (length, found), place in zip(starts.items(), places, strict=True):
+        for (length, group), place in zip(starts.items(), places, strict=True):
             index = place.to(device, non_blocking=True) if len(places) > 1 else None
-            self.groups.append(WindowGroup(length, len(found), index))
+            self.groups.append(WindowGroup(length, len(group), index))
         if len(places) > 1:
             self.back = torch.cat(places).argsort().to(device, non_blocking=True)
 
@@ -103,8 +103,8 @@ def windows_of(boundaries: torch.Tensor) -> Windows:
     """Return the windows with these boundaries."""
     if boundaries not in _known:
         _known[boundaries] = Windows(boundaries)
-    found: Windows = _known[boundaries]
-    return found
+    windows: Windows = _known[boundaries]
+    return windows
 
 
 def group_windows(half: Any) -> int:
@@ -244,13 +244,13 @@ def reached(
 ) -> set[str]:
     """Return everything that `read` finds in the methods `start` of a class, and in the methods of
     the class itself that they refer to, except `beyond`."""
-    todo, seen, found = set(start), set(beyond), set[str]()
+    todo, seen, collected = set(start), set(beyond), set[str]()
     while todo := {name for name in todo - seen if inspect.isfunction(getattr(cls, name, None))}:
         seen |= todo
         names = set[str]().union(*(read(getattr(cls, name)) for name in todo))
-        found |= names
+        collected |= names
         todo = {name for name in names if name in vars(cls)}
-    return found
+    return collected
 
 
 def _calls(argument: int | None) -> bool:
@@ -447,21 +447,21 @@ def modules_called(model: nn.Module, keep: Part) -> tuple[str, ...]:
     if keep in METHODS:
         called = reached(cls, METHODS[keep], called_in)
         embeddings = _path_of(model, _call(model, "get_input_embeddings"))
-        found = [embeddings] if embeddings and "get_input_embeddings" in called else []
-        found = [path for path in found if any(within(path, p) for p in left_out)]
+        paths = [embeddings] if embeddings and "get_input_embeddings" in called else []
+        paths = [path for path in paths if any(within(path, p) for p in left_out)]
     else:
         beyond = (*METHODS["vision"], *METHODS["audio"])
         called = reached(cls, ["forward"], called_in, beyond)
         called |= reached(class_of(model), ["forward"], called_in, beyond)
-        found = []
-    return tuple([*found, *(unit for unit in left_out if _called_part(owner, unit) in called)])
+        paths = []
+    return tuple([*paths, *(unit for unit in left_out if _called_part(owner, unit) in called)])
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
     """Return the class that defines a module's methods; a half's class names it in `CUT`."""
     cls = type(module)
-    found: type[nn.Module] = vars(cls).get(CUT, cls)
-    return found
+    defining: type[nn.Module] = vars(cls).get(CUT, cls)
+    return defining
 
 
 def _called_part(owner: str, path: str) -> str:

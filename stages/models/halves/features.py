@@ -77,12 +77,12 @@ class Features(dict[str, Any]):
     @classmethod
     def of(cls, rows: Sequence[FeatureRecord]) -> "Features":
         """Return the features of rows with equal `joins_with`, with what was heard of them."""
-        found = cls(merge_rows(rows), rows[0].needs, merge_blank(rows))
+        features = cls(merge_rows(rows), rows[0].needs, merge_blank(rows))
         heard = [row.heard for row in rows if row.heard is not None]
         if not heard:
-            return found
+            return features
         tokens = [one.count.tokens for one in heard]
-        return found.with_sound(
+        return features.with_sound(
             cls(merge_rows(heard), heard[0].needs, merge_blank(heard), heard_tokens=tokens)
         )
 
@@ -218,8 +218,8 @@ def refuse_other_count(half: Any, record: Any, tokens: int) -> None:
 def placeholder_ids(config: Any, kinds: Sequence[str] = ("image", "video")) -> set[int]:
     """Return the ids of the tokens that stand in for the features of these modalities."""
     names = [f"{kind}_token_{end}" for kind in kinds for end in ("id", "index")]
-    found = {getattr(config, name, None) for name in names}
-    return {value for value in found if isinstance(value, int)}
+    ids = {getattr(config, name, None) for name in names}
+    return {value for value in ids if isinstance(value, int)}
 
 
 def moved(value: Any, device: torch.device, floats: torch.dtype | None = None) -> Any:
@@ -267,10 +267,10 @@ def max_text_tokens(processor: Any, half: Any) -> int:
 def one_each(made: Any, half: Any, count: int) -> torch.Tensor:
     """Return the vectors in an output record. Raises UsageError unless there are `count` vectors,
     one per image or text."""
-    found = made if isinstance(made, torch.Tensor) else getattr(made, "pooler_output", None)
-    if isinstance(found, torch.Tensor) and found.ndim == 2 and len(found) == count:
-        return found
-    shape = list(found.shape) if isinstance(found, torch.Tensor) else "none"
+    vectors = made if isinstance(made, torch.Tensor) else getattr(made, "pooler_output", None)
+    if isinstance(vectors, torch.Tensor) and vectors.ndim == 2 and len(vectors) == count:
+        return vectors
+    shape = list(vectors.shape) if isinstance(vectors, torch.Tensor) else "none"
     raise UsageError(
         f"{type(half).__name__} gives vectors of shape {shape} for {count} inputs, not one each",
         hint="Choose a model of the CLIP kind: docs/embed.md lists them",
@@ -285,8 +285,8 @@ def logits(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> torch
     blank = {n: torch.zeros(s, device=half.device) for n, s in BLANK.items() if n in taken}
     with torch.inference_mode():
         made = model(**blank, **_texts(half, "forward", inputs), return_dict=True)
-    found: torch.Tensor = made.logits_per_image
-    return found
+    per_image: torch.Tensor = made.logits_per_image
+    return per_image
 
 
 def _texts(half: Any, method: str, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,8 +175,8 @@ def _by_protocol(
 
 def _of(model: Any, method: str) -> Callable[..., Any]:
     """Return a method of a model. For a forward pass it is the model itself, so that hooks run."""
-    found: Callable[..., Any] = model if method == FORWARD else getattr(model, method)
-    return found
+    function: Callable[..., Any] = model if method == FORWARD else getattr(model, method)
+    return function
 
 
 def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
@@ -266,8 +266,8 @@ def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], o
         ids, torch.tensor(sorted(placeholder_ids(half.config)), device=ids.device)
     )
     if features:  # without features, the input is text alone
-        found = [r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()]
-        seen = torch.cat(found).to(embeddings.dtype)
+        vectors = [r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()]
+        seen = torch.cat(vectors).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(standing.unsqueeze(-1), seen)
     given = {"inputs_embeds": embeddings, "attention_mask": text["attention_mask"]}
     if not reader.config.is_encoder_decoder and method == GENERATE:

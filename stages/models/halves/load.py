@@ -46,8 +46,8 @@ def present_weights(folder: Path) -> Iterator[Path]:
             if path.name not in {INDEX, *absent}:
                 (view / path.name).symlink_to(path.resolve())
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        found = {name: file for name, file in index["weight_map"].items() if file not in absent}
-        (view / INDEX).write_text(json.dumps({**index, "weight_map": found}), encoding="utf-8")
+        listed = {name: file for name, file in index["weight_map"].items() if file not in absent}
+        (view / INDEX).write_text(json.dumps({**index, "weight_map": listed}), encoding="utf-8")
         yield view
 
 
@@ -111,12 +111,12 @@ def load_half(
         _reads(present, places, bool(quantized), stored) as note,
         _known_options(options),
     ):
-        model, found = own.from_pretrained(
+        model, loading_info = own.from_pretrained(
             present, config=config, output_loading_info=True, **options
         )
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loading_info["missing_keys"])
     if missing and fetch_rest(folder):  # an extra module's file had not been downloaded
-        del model, found
+        del model, loading_info
         return load_half(path, keep, **given)
     if missing:
         named = "model" if keep == "whole" else f"{keep} half"
@@ -154,8 +154,8 @@ def _stored_weights(
     layers = stored_layers(skeleton, headers)
     if not is_read_here(settings):
         return None
-    for each in (config, config.get_text_config(decoder=True)):
-        each.__dict__.pop("quantization_config", None)
+    for part_config in (config, config.get_text_config(decoder=True)):
+        part_config.__dict__.pop("quantization_config", None)
     stated = config.dtype or torch.float32
     return StoredWeights(
         layers=layers,

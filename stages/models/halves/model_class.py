@@ -133,8 +133,8 @@ def _stock_classes(config: Any) -> list[type[Any]]:
         auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING,
     )
-    found = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
-    return [cls[0] if isinstance(cls, tuple) else cls for cls in found]
+    classes = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    return [cls[0] if isinstance(cls, tuple) else cls for cls in classes]
 
 
 @contextlib.contextmanager

@@ -21,16 +21,16 @@ def placement(
     """Return path → place of everything that the part keeps: layers away, the rest on the device.
     Raises CannotFit for a part without layers."""
     absent = set(absent_paths(skeleton, keep, extra_modules))
-    found: dict[str, str] = {}
-    _place(skeleton, "", absent, device, away, found)
+    places: dict[str, str] = {}
+    _place(skeleton, "", absent, device, away, places)
     for first in _first_weights(skeleton, absent):
-        found.update({p: device for p in found if first.startswith(f"{p}.")})
-    if away not in found.values():
+        places.update({p: device for p in places if first.startswith(f"{p}.")})
+    if away not in places.values():
         raise CannotFit(
             f"{type(skeleton).__name__} has no layers that could be loaded one by one",
             hint="Give it more memory, or choose a lower precision",
         )
-    return found
+    return places
 
 
 def _first_weights(skeleton: Any, absent: Collection[str]) -> Iterator[str]:
@@ -43,9 +43,9 @@ def _first_weights(skeleton: Any, absent: Collection[str]) -> Iterator[str]:
 
 
 def _place(
-    module: nn.Module, path: str, absent: set[str], device: str, away: str, found: dict[str, str]
+    module: nn.Module, path: str, absent: set[str], device: str, away: str, places: dict[str, str]
 ) -> None:
-    """Fill `found` for one module: as a whole, or part by part if some parts are elsewhere."""
+    """Fill `places` for one module: as a whole, or part by part if some parts are elsewhere."""
     if path in absent:
         return
     whole = (
@@ -54,16 +54,16 @@ def _place(
         and not any(p.startswith(f"{path}.") for p in absent)
     )
     if whole:
-        found[path] = device
+        places[path] = device
         return
     prefix, layers = f"{path}." if path else "", _layers(module)
     for name, child in module.named_children():
         if name in layers:
-            found[prefix + name] = away
+            places[prefix + name] = away
         else:
-            _place(child, prefix + name, absent, device, away, found)
+            _place(child, prefix + name, absent, device, away, places)
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    found.update({prefix + name: device for name, _ in own if prefix + name not in absent})
+    places.update({prefix + name: device for name, _ in own if prefix + name not in absent})
 
 
 def outermost_layers(model: nn.Module) -> Iterator[nn.Module]:

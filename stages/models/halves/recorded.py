@@ -81,11 +81,11 @@ class HostGrid(torch.Tensor):
         """Compute on the host if all tensors are there, numbers of the host among them, and the
         result is no floating-point number or is written into host memory; else on the device."""
         given = (args, dict(kwargs or {}))
-        found = list(tensors(*given))
-        device = next(tensor.device for tensor in found if isinstance(tensor, cls))
+        operands = list(tensors(*given))
+        device = next(tensor.device for tensor in operands if isinstance(tensor, cls))
         first = func._schema.arguments[0].alias_info
         in_place = first is not None and first.is_write and _is_on_host(args[0])
-        if in_place or all(isinstance(t, cls) or (_is_on_host(t) and not t.ndim) for t in found):
+        if in_place or all(isinstance(t, cls) or (_is_on_host(t) and not t.ndim) for t in operands):
             places: list[torch.device] = []
             changed(places.append, given, torch.device)
             args, kwargs = changed(_in_host_memory, changed(lambda _: HOST, given, torch.device))
@@ -189,10 +189,10 @@ class PassRecorder:
         if not self._known:
             made = function(inputs)
         else:
-            found, message = catch_oom(lambda: function(inputs))
+            outputs, message = catch_oom(lambda: function(inputs))
             if message is not None:
                 self._stop(message)
-            made = function(inputs) if message is not None else found[0]
+            made = function(inputs) if message is not None else outputs[0]
         if shape in self._seen and not PassRecorder.reason:
             self._record(function, shape, inputs, made)
         self._seen[shape] = None
@@ -209,14 +209,14 @@ class PassRecorder:
         memory = next((known.graph.pool() for known in self._known.values()), None)
 
         def recorded() -> _Recording:
-            found = _Recording(function, inputs, memory)
-            made, wanted = list(tensors(found.replay(inputs))), list(tensors(expected))
+            candidate = _Recording(function, inputs, memory)
+            made, wanted = list(tensors(candidate.replay(inputs))), list(tensors(expected))
             if len(made) != len(wanted) or not all(map(same_bits, made, wanted)):
                 raise NotRecordable("a replayed pass gives other features")
-            return found
+            return candidate
 
-        if (found := self._tried(recorded)) is not None:
-            self._known[shape] = found
+        if (fresh := self._tried(recorded)) is not None:
+            self._known[shape] = fresh
             PassRecorder.recordings += 1
 
     def _tried(self, compute: Callable[[], Any]) -> Any:
@@ -369,11 +369,11 @@ def _decisive(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor] | None:
 def _placed(values: torch.Tensor, indexes: Any) -> list[Any]:
     """Return indexes on the device of the values, with the places where a mask is true instead of
     the mask."""
-    found: list[Any] = []
+    expanded: list[Any] = []
     for one in indexes:
         mask = isinstance(one, torch.Tensor) and one.dtype in MASKS
-        found += one.nonzero(as_tuple=True) if mask else [one]
-    return [changed(lambda index: index.to(values.device), one) for one in found]
+        expanded += one.nonzero(as_tuple=True) if mask else [one]
+    return [changed(lambda index: index.to(values.device), one) for one in expanded]
 
 
 def _memory(value: torch.Tensor) -> StorageWeakRef:

@@ -195,9 +195,9 @@ def _sizes(tensor: torch.Tensor, rows: Sequence[RowCount]) -> list[int] | None:
     if length == sum(tokens):
         return tokens
     if tensor.ndim > 2 and length and _tokens(tensor) == sum(tokens):
-        each = sum(tokens) // length
-        if all(count % each == 0 for count in tokens):
-            return [count // each for count in tokens]
+        per_element = sum(tokens) // length
+        if all(count % per_element == 0 for count in tokens):
+            return [count // per_element for count in tokens]
     media = [row.media for row in rows]
     return media if length == sum(media) else None
 

@@ -154,5 +154,5 @@ def _asks_for_features(model: Any) -> bool:
 def _reader(model: Any) -> nn.Module | None:
     """Return the module that reads features, if it can generate by itself."""
     path = reader_path(model, owner_path(model) or "")
-    found = None if path is None else model.get_submodule(path)
-    return found if found is not None and hasattr(type(found), "generate") else None
+    reader = None if path is None else model.get_submodule(path)
+    return reader if reader is not None and hasattr(type(reader), "generate") else None

@@ -88,10 +88,10 @@ def weight_names(folder: Path) -> list[str]:
 def weight_map(index: Path) -> dict[str, str]:
     """Return tensor → file from a weight index. Raises EnvironmentFault for an invalid index."""
     try:
-        found: dict[str, str] = dict(json.loads(read_text(index, JSON_BYTES))["weight_map"])
-        if not all(_is_inside(name) for name in found.values()):
+        files: dict[str, str] = dict(json.loads(read_text(index, JSON_BYTES))["weight_map"])
+        if not all(_is_inside(name) for name in files.values()):
             raise ValueError("a name leads out of the folder")
-        return found
+        return files
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise incomplete_file(index, "index of weights") from error
 
@@ -104,7 +104,7 @@ def _is_inside(name: str) -> bool:
 def small_files(folder: Path, patterns: Iterable[str] = (*SMALL, *ALONG)) -> dict[str, bytes]:
     """Return the files of a model without weights whose names match the patterns, those in
     TEMPLATES, too. Raises EnvironmentFault for one that cannot be read."""
-    found = {}
+    files = {}
     for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*.jinja")]):
         name = path.relative_to(folder).as_posix()
         taken = any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
@@ -112,22 +112,22 @@ def small_files(folder: Path, patterns: Iterable[str] = (*SMALL, *ALONG)) -> dic
             continue
         try:
             with open_regular(path) as file:
-                found[name] = file.read()
+                files[name] = file.read()
         except OSError as error:
             raise EnvironmentFault(
                 f"{path} cannot be read ({error.strerror})", hint="Check the file"
             ) from error
-    return found
+    return files
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """Return config.json, or another JSON file; empty if it cannot be read, which its reader
     reports."""
     try:
-        found = json.loads(read_text(folder / name, JSON_BYTES))
+        config = json.loads(read_text(folder / name, JSON_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return config if isinstance(config, dict) else {}
 
 
 def refuse_impossible(folder: Path, tensors: int | None = None) -> None:
@@ -150,7 +150,7 @@ def refuse_impossible(folder: Path, tensors: int | None = None) -> None:
                 hint="Download the checkpoint again, or choose another",
             )
         left += value.items() if isinstance(value, dict) else ()
-        left += [(name, each) for each in value] if isinstance(value, list) else ()
+        left += [(name, child) for child in value] if isinstance(value, list) else ()
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
@@ -221,8 +221,8 @@ def refuse_original(name: str, folder: Path) -> None:
     """Refuse a checkpoint called `name` whose configuration, in `folder`, belongs to the original
     code. A checkpoint with its own code may still run by that. Raises UsageError."""
     config = read_config(folder)
-    found = _class_of(config)
-    if not found or config.get("auto_map"):
+    class_name = _class_of(config)
+    if not class_name or config.get("auto_map"):
         return
     short = Path(name).name.lower()
     same, near = CONVERTED.get(short), NEAREST.get(short)
@@ -236,8 +236,8 @@ def refuse_original(name: str, folder: Path) -> None:
             "convert_llava*_weights_to_hf.py"
         )
     raise UsageError(
-        f"{name} is in the form of the original LLaVA code ({found}), for which transformers would "
-        "initialize the vision encoder at random",
+        f"{name} is in the form of the original LLaVA code ({class_name}), for which transformers "
+        "would initialize the vision encoder at random",
         hint=hint,
     )
 
@@ -245,7 +245,7 @@ def refuse_original(name: str, folder: Path) -> None:
 def _class_of(config: dict[str, Any]) -> str:
     """Return the class of the original code that a configuration names; empty for others."""
     classes = class_names(config)
-    if found := next(filter(CLASS.fullmatch, classes), ""):
-        return found
+    if class_name := next(filter(CLASS.fullmatch, classes), ""):
+        return class_name
     foreign = VISION_TOWER_SETTING in config and not isinstance(config.get("vision_config"), dict)
     return next(iter(classes), VISION_TOWER_SETTING) if foreign else ""

@@ -59,11 +59,11 @@ def read_headers(checkpoint: Checkpoint) -> list[Header]:
         refuse_offline(checkpoint, list(absent.values()))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         requests = {name: pool.submit(_ask_hub, checkpoint, file) for name, file in absent.items()}
-        found = [
+        by_file = [
             requests[name].result() if name in requests else _read_header(checkpoint.folder / name)
             for name in weight_names(checkpoint.folder)
         ]
-    return [header for headers in found for header in headers]
+    return [header for headers in by_file for header in headers]
 
 
 def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
@@ -73,7 +73,7 @@ def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
     with hub_errors(checkpoint.name, checkpoint.commit):
         for seconds in (*transfer.WAITS, None):
             try:
-                found = HfApi().parse_safetensors_file_metadata(
+                metadata = HfApi().parse_safetensors_file_metadata(
                     checkpoint.name, file.name, revision=checkpoint.commit
                 )
                 break
@@ -83,7 +83,7 @@ def _ask_hub(checkpoint: Checkpoint, file: WeightFile) -> list[Header]:
                 time.sleep(seconds)
     return [
         Header(name, file.name, str(t.dtype), tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
-        for name, t in found.tensors.items()
+        for name, t in metadata.tensors.items()
     ]
 
 
@@ -108,7 +108,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def read_places(path: Path) -> dict[str, TensorPlace]:
     """Return tensor → place in a local file. Raises EnvironmentFault if the file is too short."""
-    found = {}
+    places = {}
     with _read(path) as (size, first, entries):
         for tensor, entry in entries.items():
             if tensor != "__metadata__":
@@ -117,10 +117,10 @@ def read_places(path: Path) -> dict[str, TensorPlace]:
                 numbers = (start, end, *shape)
                 if not all(type(n) is int and 0 <= n < MAX_NUMBER for n in numbers) or start > end:
                     raise incomplete_file(path)
-                found[tensor] = TensorPlace(str(entry["dtype"]), shape, first + start, first + end)
+                places[tensor] = TensorPlace(str(entry["dtype"]), shape, first + start, first + end)
                 if first + end > size:
                     raise incomplete_file(path)
-    return found
+    return places
 
 
 @contextlib.contextmanager

@@ -23,26 +23,26 @@ COMPRESSED = (
 
 def _value(settings: Settings, *names: str) -> str:
     """Return the first of these settings that is stated, in small letters."""
-    found = next((settings[n] for n in names if settings.get(n) not in (None, "")), "")
-    return str(found).lower()
+    stated = next((settings[n] for n in names if settings.get(n) not in (None, "")), "")
+    return str(stated).lower()
 
 
 def _groups(settings: Settings) -> list[Settings]:
     """Return the settings of each group of layers."""
     groups = settings.get("config_groups")
     every = groups.values() if isinstance(groups, Mapping) else ()
-    return [each for each in every if isinstance(each, Mapping)]
+    return [group for group in every if isinstance(group, Mapping)]
 
 
 def _formats(settings: Settings) -> Iterator[str]:
-    yield from (str(each.get("format") or "dense") for each in (settings, *_groups(settings)))
+    yield from (str(group.get("format") or "dense") for group in (settings, *_groups(settings)))
 
 
 def _is_sparse(settings: Settings) -> bool:
     sparsity = settings.get("sparsity_config")
     stated = sparsity.get("format", "dense") if isinstance(sparsity, Mapping) else "dense"
     formats = [str(stated), *_formats(settings)]
-    return any("24" in each or "sparse" in each for each in formats)
+    return any("24" in form or "sparse" in form for form in formats)
 
 
 def _is_mlx(settings: Any) -> bool:
@@ -131,13 +131,13 @@ def refuse_unread(name: str, folder: Path) -> None:
 def ignored_settings(folder: Path) -> str:
     """Return a note on settings of a quantized checkpoint that have no effect; empty if none."""
     settings = settings_in(read_config(folder)) or {}
-    inputs = [each.get("input_activations") for each in _groups(settings)]
+    inputs = [group.get("input_activations") for group in _groups(settings)]
     method = _value(settings, "quant_method")
-    found = ["its KV cache scales (kv_cache_scheme)"] * bool(settings.get("kv_cache_scheme"))
+    unused = ["its KV cache scales (kv_cache_scheme)"] * bool(settings.get("kv_cache_scheme"))
     if any(inputs) or method == "fbgemm_fp8" or "activation_scheme" in settings:
-        found.append("the 8-bit activations that it was made for")
-    if not found:
+        unused.append("the 8-bit activations that it was made for")
+    if not unused:
         return ""
     return (
-        f"{' and '.join(found)} are not used: activations and caches keep the computing precision"
+        f"{' and '.join(unused)} are not used: activations and caches keep the computing precision"
     )

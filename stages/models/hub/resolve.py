@@ -72,10 +72,10 @@ def cached(name: str, revision: str | None) -> Checkpoint | None:
         return None
     listing = _listing_here(folder)
     if listing is None:  # a snapshot of another version of the hub's client
-        found = Checkpoint(name=name, folder=folder, commit=folder.name)
-        return found if is_complete(folder) else None
-    found = _checkpoint(name, folder, listing)
-    return found if all(file.digest for file in found.missing()) else None
+        checkpoint = Checkpoint(name=name, folder=folder, commit=folder.name)
+        return checkpoint if is_complete(folder) else None
+    checkpoint = _checkpoint(name, folder, listing)
+    return checkpoint if all(file.digest for file in checkpoint.missing()) else None
 
 
 def download_bytes(name: str, seconds: float) -> int:
@@ -85,11 +85,11 @@ def download_bytes(name: str, seconds: float) -> int:
     from huggingface_hub import HfApi
     from huggingface_hub.utils._paths import filter_repo_objects
 
-    if (found := cached(name, None)) is not None:
-        return sum(file.size for file in found.missing())
+    if (checkpoint := cached(name, None)) is not None:
+        return sum(file.size for file in checkpoint.missing())
     with hub_errors(name, None):
         info = HfApi().model_info(name, files_metadata=True, timeout=seconds)
-    sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
     wanted = {*filter_repo_objects(sizes, allow_patterns=[*SMALL, *ALONG])}
     return sum(size for file, size in sizes.items() if file in wanted or _is_weight(file))
 
@@ -143,11 +143,11 @@ def hub_id_of(folder: Path) -> str:
 
 
 def _ask_listing(api: Any, name: str, commit: str) -> Listing:
-    found: Listing = {}
+    listing: Listing = {}
     for entry in api.list_repo_tree(name, recursive=True, revision=commit):
         if hasattr(entry, "blob_id"):  # files have one, folders do not
-            found[entry.path] = (entry.size, entry.lfs.sha256 if entry.lfs else "")
-    return found
+            listing[entry.path] = (entry.size, entry.lfs.sha256 if entry.lfs else "")
+    return listing
 
 
 def _listing_here(snapshot: Path) -> Listing | None:
@@ -192,9 +192,9 @@ def resolve_model(
 ) -> Path:
     """Return the folder of a model with all its weights, downloading missing ones. The model is
     given as a folder or a hub id. Raises and announces what `find_model` and `fetch` do."""
-    found = find_model(name, revision, announce)
-    fetch(found, announce=announce)
-    return found.folder
+    checkpoint = find_model(name, revision, announce)
+    fetch(checkpoint, announce=announce)
+    return checkpoint.folder
 
 
 def check_name(name: str | Path) -> None:
@@ -235,9 +235,9 @@ def find_model(
         refuse_revision(f"{folder}, a folder,", revision)
         refuse_unusable(str(folder), folder)
         return Checkpoint(name=str(name), folder=folder.absolute())
-    found = cached(str(name), revision) or bring_small(str(name), revision, announce)
-    refuse_unusable(found.name, found.folder)
-    return found
+    checkpoint = cached(str(name), revision) or bring_small(str(name), revision, announce)
+    refuse_unusable(checkpoint.name, checkpoint.folder)
+    return checkpoint
 
 
 def refuse_unusable(name: str, folder: Path) -> None:
@@ -273,10 +273,10 @@ def fetch_rest(folder: Path) -> bool:
     """Download all missing weights of a hub snapshot. Return False if none are missing. Raises what
     `fetch` does."""
     name = hub_id_of(folder)
-    found = cached(name, folder.name) if name else None
-    if found is None or not found.missing():
+    checkpoint = cached(name, folder.name) if name else None
+    if checkpoint is None or not checkpoint.missing():
         return False
-    fetch(found)
+    fetch(checkpoint)
     return True
 
 

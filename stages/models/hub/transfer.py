@@ -123,8 +123,8 @@ def _readable_fault(
 
     # The client's error about a missing cache entry hides the cause.
     if isinstance(error, (LocalEntryNotFoundError, RevisionResolutionError)):
-        found = error.__cause__
-        error = found if isinstance(found, Exception) else error
+        cause = error.__cause__
+        error = cause if isinstance(cause, Exception) else error
     if isinstance(error, GatedRepoError):
         return UsageError(
             f"{name} may only be downloaded by users who accepted its terms",
@@ -420,8 +420,8 @@ def _fetch_one(checkpoint: Checkpoint, file: WeightFile, watch: TransferWatch) -
 def _here(checkpoint: Checkpoint, file: WeightFile) -> int:
     """Return the bytes of a file that are already local."""
     blob = _blob(checkpoint, file)
-    found = next((path for path in (blob, partial(blob)) if path.exists()), None)
-    return 0 if found is None else min(found.stat().st_size, file.size)
+    local = next((path for path in (blob, partial(blob)) if path.exists()), None)
+    return 0 if local is None else min(local.stat().st_size, file.size)
 
 
 def _blob(checkpoint: Checkpoint, file: WeightFile) -> Path:

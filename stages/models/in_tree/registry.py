@@ -50,8 +50,8 @@ class InTreeFamily:
         return config
 
     def model_class(self) -> type[Any]:
-        found: type[Any] = resolve_name(self.model)
-        return found
+        cls: type[Any] = resolve_name(self.model)
+        return cls
 
     def load_processor(self, folder: Path) -> Any:
         """Load the processor. Raises OSError or ValueError if a required file is missing."""

@@ -121,11 +121,11 @@ def check(half: Any, planned: Quantization) -> None:
     """Check that exactly the planned modules are quantized. Raises EnvironmentFault if not."""
     absent = [path for path, module in half.named_modules() if isinstance(module, MissingModule)]
     here = [path for path in planned.modules if not any(within(path, a) for a in absent)]
-    found = count(half)
+    counts = count(half)
     expected = Counter({planned.kind: len(here)}) if planned.kind else Counter[str]()
-    if found == expected:
+    if counts == expected:
         return
-    got = ", ".join(f"{number} in {kind}" for kind, number in sorted(found.items())) or "none"
+    got = ", ".join(f"{number} in {kind}" for kind, number in sorted(counts.items())) or "none"
     raise EnvironmentFault(
         f"planned {len(here)} modules in {planned.kind or 'no quantization'}, found {got}",
         hint="Check that config.json and the weights belong to one checkpoint, or leave out "
@@ -136,17 +136,17 @@ def check(half: Any, planned: Quantization) -> None:
 def count(half: Any) -> Counter[str]:
     """Return `int8`, `nf4`, `fp4` or another stored kind → number of modules of a loaded model with
     such weights. The weights' scales decide, not the modules' class."""
-    found = Counter[str]()
+    counts = Counter[str]()
     for module in half.modules():
         name, weight = type(module).__name__, module._parameters.get("weight")
         state = getattr(weight, "quant_state", None)
         if name == "Linear8bitLt" and weight is not None and weight.dtype == torch.int8:
-            found["int8"] += 1
+            counts["int8"] += 1
         elif name == "Linear4bit" and state is not None:
-            found[state.quant_type] += 1
+            counts[state.quant_type] += 1
         elif isinstance(module, PackedLinear):
-            found[module.layer.kind] += 1
-    return found
+            counts[module.layer.kind] += 1
+    return counts
 
 
 def keep_to_dtype(half: Any) -> None:

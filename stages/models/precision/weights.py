@@ -36,12 +36,12 @@ def for_half(skeleton: Any, keep: Part, implementation: str) -> dict[str, Any]:
 
 def _choices(config: Any, kept: set[int], implementation: str) -> dict[str, Any]:
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
-    found: dict[str, Any] = {
+    choices: dict[str, Any] = {
         name: _choices(part, kept, implementation)
         for name, part in parts.items()
         if part is not None
     }
-    return {**found, "": implementation} if id(config) in kept else found
+    return {**choices, "": implementation} if id(config) in kept else choices
 
 
 def _kept(model: Any, keep: Part) -> list[Any]:
@@ -84,12 +84,12 @@ def weights_of(
     are those that another program than bitsandbytes quantized."""
     names = [header.name for header in headers]
     kinds = {} if layers else quantized_weights(names)
-    parts = {part.name: each for each in layers.values() for part in each.parts.values()}
+    parts = {part.name: layer for layer in layers.values() for part in layer.parts.values()}
     # The weight that a tensor belongs to: itself, unless it is the scale of another.
     homes = [_of(n) if BITSANDBYTES.search(n) and _of(n) in kinds else n for n in names]
     homes = [parts[n].name if n in parts else home for n, home in zip(names, homes, strict=True)]
-    kinds |= {each.name: each.kind for each in layers.values()}
-    found = []
+    kinds |= {layer.name: layer.kind for layer in layers.values()}
+    weights = []
     for header, home, path in zip(headers, homes, model_names(skeleton, homes), strict=True):
         if path is None:
             continue
@@ -98,8 +98,8 @@ def weights_of(
             codes = layers[home].main.name if home in layers else home
             numbers = skeleton.get_parameter(path).numel() if codes == header.name else 0
         kind = kinds.get(home, "")
-        found.append(Weight(header.name, header.shard, path, numbers, header.size, kind))
-    return found
+        weights.append(Weight(header.name, header.shard, path, numbers, header.size, kind))
+    return weights
 
 
 def has_codes(headers: Iterable[Header]) -> bool:
@@ -109,12 +109,12 @@ def has_codes(headers: Iterable[Header]) -> bool:
 
 def quantized_weights(names: Iterable[str]) -> dict[str, str]:
     """Return the quantized weights: name in the checkpoint → kind."""
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for name in names:
         match = BITSANDBYTES.search(name)
         if match and (kind := "int8" if match["row_scales"] else match["kind"]):
-            found[_of(name)] = kind
-    return found
+            kinds[_of(name)] = kind
+    return kinds
 
 
 def stored_modules(skeleton: Any, names: Iterable[str]) -> dict[str, str]:

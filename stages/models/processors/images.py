@@ -42,8 +42,8 @@ def _takes_arrays(processor: Any) -> bool:
     frames = np.random.default_rng(0).integers(0, 255, TRIED, dtype=np.uint8)
     try:
         image, array = (
-            dict(processor(images=each, return_tensors="pt"))
-            for each in (to_images(frames), list(frames))
+            dict(processor(images=images, return_tensors="pt"))
+            for images in (to_images(frames), list(frames))
         )
         return image.keys() == array.keys() and all(
             torch.equal(image[name], array[name]) for name in image
@@ -79,7 +79,7 @@ def _of_bounded_size(part: NDArray[np.uint8]) -> Any:
         return to_images(part[None])[0]
     rows = by * max(1, STRIP // by)
     strips = (np.ascontiguousarray(part[top : top + rows]) for top in range(0, high, rows))
-    small = np.concatenate([np.asarray(Image.fromarray(each).reduce(by)) for each in strips])
+    small = np.concatenate([np.asarray(Image.fromarray(strip).reduce(by)) for strip in strips])
     # The last row and column may represent fewer pixels than the others.
     inside = (0.0, 0.0, wide / by, high / by)
     size = round(wide / by), round(high / by)

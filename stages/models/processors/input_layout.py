@@ -176,8 +176,8 @@ def _with_placeholders(processor: Any, layout: Layout, outputs: dict[str, Any]) 
     spelled = replace(layout, form=WITH_PLACEHOLDERS)
     if layout.form == PLAIN[0] and declared_ids(processor):
         with contextlib.suppress(Exception):  # the processor may fail in any way
-            found = run(processor, spelled, [noise(layout.channel)] * 2, PROBES)
-            if torch.equal(text_ids(found), text_ids(outputs)):
+            spelled_outputs = run(processor, spelled, [noise(layout.channel)] * 2, PROBES)
+            if torch.equal(text_ids(spelled_outputs), text_ids(outputs)):
                 return spelled
     return layout
 
@@ -190,7 +190,7 @@ def _with_rate(processor: Any, layout: Layout) -> Layout:
     rated = replace(layout, options=(*layout.options, RATE))
     clip = replace(noise(layout.channel), times=SLOW_TIMES, seconds=SLOW_SECONDS)
     try:
-        stated, assumed = (run(processor, each, [clip], PROBES[:1]) for each in (rated, layout))
+        stated, assumed = (run(processor, form, [clip], PROBES[:1]) for form in (rated, layout))
     except Exception as error:  # the processor may fail in any way on an option
         if out_of_memory(error):
             raise
@@ -204,7 +204,7 @@ def _takes_one_image(processor: Any, layout: Layout) -> bool:
     two = replace(one, frames=np.concatenate([one.frames] * 2), times=(0.0, 0.0))
     try:
         outputs = [run(processor, layout, [clip], PROBES[:1]) for clip in (one, two)]
-        counts = [places(processor, found, media) for media, found in enumerate(outputs, 1)]
+        counts = [places(processor, tensors, media) for media, tensors in enumerate(outputs, 1)]
     except Exception as error:  # the processor may fail in any way
         if out_of_memory(error):
             raise
@@ -250,5 +250,5 @@ def try_processor(processor: Any, folder: Path) -> None:
 
 
 def _template(folder: Path) -> Path:
-    found = (folder / name for name in TEMPLATES if (folder / name).exists())
-    return next(found, folder)
+    folders = (folder / name for name in TEMPLATES if (folder / name).exists())
+    return next(folders, folder)

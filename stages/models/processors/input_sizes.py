@@ -158,7 +158,7 @@ def _made(
 
 def _rounding(made: Iterable[Made]) -> int:
     """Return the step in pixels to which the processor rounds all sides; 0 if it does not round."""
-    sides = {side for _, each in made for side in each}
+    sides = {side for _, sizes in made for side in sizes}
     step = math.gcd(*sides)
     return step if len(sides) > 1 and step <= LARGEST_STEP else 0
 

@@ -94,8 +94,8 @@ def bounds_of(processor: Any, edge: int, tokens: int) -> PixelBounds | None:
 
 
 def _parts(processor: Any) -> list[Any]:
-    found = (getattr(processor, name, None) for name in ("image_processor", "video_processor"))
-    return [part for part in found if part is not None]
+    parts = (getattr(processor, name, None) for name in ("image_processor", "video_processor"))
+    return [part for part in parts if part is not None]
 
 
 def _limited(part: Any) -> bool:

@@ -37,14 +37,14 @@ def placeholder_tokens(processor: Any) -> set[str]:
 
 def declared_ids(processor: Any, kinds: Sequence[str] = ("image", "video")) -> set[int]:
     """Return the token ids that the processor declares as placeholders of these kinds."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for kind in kinds:
         number = getattr(processor, f"{kind}_token_id", None)
         if number is None and (word := token(processor, kind)):
             number = processor.tokenizer.convert_tokens_to_ids(word)
         if isinstance(number, int):
-            found.add(number)
-    return found
+            ids.add(number)
+    return ids
 
 
 def count_places(processor: Any, ids: list[int], media: int) -> int:

@@ -153,9 +153,9 @@ def _seen(layout: Layout, clip: Clip) -> Clip:
 
 def _refuse_placeholders(processor: Any, prompts: Sequence[str]) -> None:
     placeholders = placeholder_tokens(processor)
-    if found := [word for prompt in prompts for word in placeholders if word in prompt]:
+    if words := [word for prompt in prompts for word in placeholders if word in prompt]:
         raise UsageError(
-            f"the prompt contains {found[0]}, which this model reads as a placeholder",
+            f"the prompt contains {words[0]}, which this model reads as a placeholder",
             hint="Leave it out: images and sound are placed before the prompt",
         )
 
@@ -218,7 +218,7 @@ def answer_ids(processor: Any, text: str) -> list[int]:
     of the prompt."""
     prompt, blank = known(processor, "blank before answers", lambda: _before_answer(processor))
     if blank and text:
-        begins, whole = (_ids(processor, each) for each in (prompt, f"{prompt}{blank}{text}"))
+        begins, whole = (_ids(processor, string) for string in (prompt, f"{prompt}{blank}{text}"))
         if whole[: len(begins)] == begins:
             return whole[len(begins) :]
     return _ids(processor, text)
@@ -270,5 +270,5 @@ def _generation_prompt(processor: Any) -> str:
 
 
 def _ids(processor: Any, text: str) -> list[int]:
-    found: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    ids: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

@@ -92,12 +92,12 @@ def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
     for keep in (keep_answers, keep_shapes, keep_outline):
         try:
             row = keep(processor, layout, clip, "")
-            found = restore(processor, layout, [row] * 2, PROBES)
+            restored = restore(processor, layout, [row] * 2, PROBES)
         except Exception as error:  # a processor may fail in any way on what was kept
             if out_of_memory(error):
                 raise
             continue
-        if same(found, expected):
+        if same(restored, expected):
             return keep
     raise _unseparable(processor)
 
@@ -158,8 +158,8 @@ def keep_answers(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Pre
 
 
 def keep_shapes(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
-    row, found = _answers(processor, layout, clip, prompt)
-    shapes = {name: list(value.shape) for name, value in found.items() if is_image_output(name)}
+    row, returned = _answers(processor, layout, clip, prompt)
+    shapes = {name: list(value.shape) for name, value in returned.items() if is_image_output(name)}
     return replace(row, side={**row.side, SHAPES: shapes})
 
 
@@ -186,12 +186,12 @@ def _outline(
         return outline
     small = {**outline, "shape": [count, *(math.ceil(side * scale) for side in size)]}
     try:
-        found = run(processor, layout, [Clip.blank(small)], [prompt])
+        reduced = run(processor, layout, [Clip.blank(small)], [prompt])
     except Exception as error:  # a processor may fail in any way
         if out_of_memory(error):
             raise
         return outline
-    return small if same(without_images(found), without_images(outputs)) else outline
+    return small if same(without_images(reduced), without_images(outputs)) else outline
 
 
 def _answers(
@@ -200,8 +200,8 @@ def _answers(
     """Return the row, and everything that the processor's method returned."""
     with remembered(processor, HOOKS[layout.channel]) as kept:
         outputs = run(processor, layout, [clip], [prompt])
-    ((found, replacements),) = kept
-    side = {n: v for n, v in found.items() if not is_image_output(n) and n not in NEVER_KEPT}
+    ((returned, replacements),) = kept
+    side = {n: v for n, v in returned.items() if not is_image_output(n) and n not in NEVER_KEPT}
     row = Prepared(
         inputs=_image_outputs(outputs),
         channel=layout.channel,
@@ -209,7 +209,7 @@ def _answers(
         replacements=tuple(replacements),
         count=_count(processor, layout, clip, outputs),
     )
-    return row, found
+    return row, returned
 
 
 def without_images(outputs: dict[str, Any]) -> dict[str, Any]:
@@ -271,11 +271,11 @@ def _prepared(processor: Any, samples: NDArray[np.float32], width: int = 0) -> P
     clip = replace(noise(channel), sound=samples)
     with remembered(processor, HOOK, **padding) as kept:
         outputs = run(processor, layout, [clip], PROBES[:1])
-    ((found, replacements),) = kept
+    ((returned, replacements),) = kept
     return Prepared(
-        inputs={name: value for name, value in outputs.items() if name in found},
+        inputs={name: value for name, value in outputs.items() if name in returned},
         channel=SOUND,
-        side={name: _kept(value, width) for name, value in found.items() if name not in SOUNDS},
+        side={name: _kept(value, width) for name, value in returned.items() if name not in SOUNDS},
         replacements=tuple(replacements),
         count=RowCount(tokens=sound_places(processor, outputs), media=1),
     )

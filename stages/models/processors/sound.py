@@ -129,9 +129,9 @@ def remembered(
     compute = getattr(processor, hook)
 
     def remember(*args: Any, **kwargs: Any) -> Any:
-        found, replacements = compute(*args, **kwargs, **options)
-        kept.append((dict(found), [*replacements]))
-        return found, replacements
+        returned, replacements = compute(*args, **kwargs, **options)
+        kept.append((dict(returned), [*replacements]))
+        return returned, replacements
 
     with answering(processor, hook, remember):
         yield kept

@@ -257,8 +257,8 @@ def write_rest(folder: Path, shards: Sequence[WeightShard], small: Mapping[str, 
 
 
 def _bytes(piece: torch.Tensor) -> memoryview:
-    found: memoryview = piece.reshape(-1).view(torch.uint8).numpy().data
-    return found
+    view: memoryview = piece.reshape(-1).view(torch.uint8).numpy().data
+    return view
 
 
 def tensor_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -97,11 +97,11 @@ def _numbers(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
         return octets[:, :count]
     shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
     weights = (1 << torch.arange(bits, device=packed.device)).to(torch.uint8)
-    found = torch.empty(len(packed), count, dtype=torch.uint8, device=packed.device)
-    for rows, into in zip(octets.split(CPU_ROWS), found.split(CPU_ROWS), strict=True):
+    numbers = torch.empty(len(packed), count, dtype=torch.uint8, device=packed.device)
+    for rows, into in zip(octets.split(CPU_ROWS), numbers.split(CPU_ROWS), strict=True):
         ones = ((rows.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, : count * bits]
         into.copy_((ones.unflatten(1, (count, bits)) * weights).sum(-1, dtype=torch.uint8))
-    return found
+    return numbers
 
 
 def _rows_of_words(layer: StoredLayer, words: torch.Tensor) -> torch.Tensor:
@@ -240,7 +240,7 @@ def _kernel_agrees(layer: StoredLayer, held: Codes, dtype: torch.dtype) -> bool:
     layer of a shape say so, unless a CUDA graph is being captured."""
     if not held.codes.is_cuda:
         return False
-    beside = tuple(None if each is None else each.dtype for each in held)
+    beside = tuple(None if part is None else part.dtype for part in held)
     shape = (layer.kind, layer.block, layer.table[1], layer.columns, beside, dtype)
     if shape not in AGREES and not torch.cuda.is_current_stream_capturing():
         rows = min(layer.rows, TRIED_ROWS)

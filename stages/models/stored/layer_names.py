@@ -11,8 +11,8 @@ from stages.models.stored.layouts import Places, StoredLayer, recognized
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
     """Return the settings of a checkpoint that was saved quantized; None for others."""
-    found = settings_in(config.to_dict())
-    return None if found is None else dict(found)
+    settings = settings_in(config.to_dict())
+    return None if settings is None else dict(settings)
 
 
 def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
@@ -30,13 +30,13 @@ def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     places = skeleton.state_dict()
     prefix = skeleton.base_model_prefix
-    found: list[str | None] = []
+    loader_names: list[str | None] = []
     for stored in names:
         name, _ = rename_source_key(stored, renamings, converters, prefix, places)
         if name not in places and stored in places:
             name = stored
-        found.append(name if name in places else None)
-    return found
+        loader_names.append(name if name in places else None)
+    return loader_names
 
 
 def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:

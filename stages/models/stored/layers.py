@@ -100,10 +100,10 @@ class StoredWeights:
                 if layer.name not in self._waiting:
                     self._waiting[layer.name] = self._codes(layer, read, device)
                 waiting = self._waiting[layer.name]
-                found = waiting.pop(local)
+                tensor = waiting.pop(local)
                 if not waiting:
                     del self._waiting[layer.name]
-                return found
+                return tensor
             # In 16 bit, the loader casts: it knows which weights a model keeps in 32 bit.
             wide = self.computed == torch.float32
             codes = codes_of(layer, _read_all(layer, read, device))

@@ -169,7 +169,7 @@ class Settings:
         names = (layer.stem, layer.module)
         exact = [scheme for target, scheme in self.targets if target in names]
         # compressed-tensors takes patterns by their text, GPTQModel in their order.
-        targets = sorted(self.targets, key=lambda each: each[0]) if self.by_text else self.targets
+        targets = sorted(self.targets, key=lambda pair: pair[0]) if self.by_text else self.targets
         by_pattern = [s for target, s in targets if _finds(layer, target, names)]
         classes = ("Embedding", "Linear") if layer.is_embedding else ("Linear",)
         by_class = [s for name in classes for target, s in self.targets if target == name]
@@ -270,8 +270,8 @@ class StoredLayer:
         """Return the bytes that it takes in memory while it is packed."""
         cells = math.prod(self.table)
         scales = self.parts[self.scales]
-        each = scales.size // max(1, math.prod(scales.shape))
-        beside = cells * (each + self.has_zeros) + 4 * self.columns * self.has_index
+        scale_bytes = scales.size // max(1, math.prod(scales.shape))
+        beside = cells * (scale_bytes + self.has_zeros) + 4 * self.columns * self.has_index
         return self.rows * self.columns // (1 + self.pairs) + beside
 
     def damaged(self, what: str) -> EnvironmentFault:
@@ -416,10 +416,10 @@ def recognized(
 def _refuse_experts(headers: Iterable[Header]) -> None:
     """Refuse quantized experts of a mixture: a model holds them as one tensor, which a class of its
     own computes with. Raises UsageError."""
-    found = next((h for h in headers if ".experts." in h.name and h.dtype not in FLOATS), None)
-    if found:
+    header = next((h for h in headers if ".experts." in h.name and h.dtype not in FLOATS), None)
+    if header:
         raise UsageError(
-            f"the experts of this mixture are quantized ({found.name} is {found.dtype}), and "
+            f"the experts of this mixture are quantized ({header.name} is {header.dtype}), and "
             "Penstock reads experts in 16 bit only",
             hint="Use its original in 16 bit, or a model without experts",
         )
@@ -454,10 +454,10 @@ def _refuse_unlike(layers: Iterable[StoredLayer]) -> None:
     first: dict[tuple[str, Scheme], StoredLayer] = {}
     for layer in layers:
         other = first.setdefault((layer.kind, layer.scheme), layer)
-        types, others = ({n: p.dtype for n, p in each.parts.items()} for each in (layer, other))
+        types, others = ({n: p.dtype for n, p in side.parts.items()} for side in (layer, other))
         if unlike := sorted(types.items() ^ others.items()):
             name = unlike[0][0]
-            words = [each.get(name, "missing") for each in (types, others)]
+            words = [dtypes.get(name, "missing") for dtypes in (types, others)]
             raise layer.unreadable(f"its {name} is {words[0]}, and {words[1]} in {other.stem}")
 
 
@@ -553,14 +553,15 @@ def _pack(layer: StoredLayer) -> StoredLayer:
     if scheme.bits not in (0, bits) or not fits:
         raise layer.unreadable(f"it has codes of shape {list(packed)} for {columns} columns")
     layer.expect("weight_packed", ("I32",), (rows, math.ceil(columns * bits / 32)))
-    found = _scaled(replace(layer, bits=bits), "weight_scale", FLOATS)
+    scaled = _scaled(replace(layer, bits=bits), "weight_scale", FLOATS)
     layer.may_have("weight_shape", ("I64", "I32"), (2,))
     layer.may_have("weight_g_idx", ("I32", "I64"), (columns,), stated=scheme.has_index)
-    words, whole = (math.ceil(rows * bits / 32), found.table[1]), found.parts["weight_scale"].shape
+    words = (math.ceil(rows * bits / 32), scaled.table[1])
+    whole = scaled.parts["weight_scale"].shape
     zeros = layer.parts.get("weight_zero_point")
     shape = words if zeros is not None and zeros.dtype == "I32" else whole
     layer.may_have("weight_zero_point", ("I32", "I8"), shape, stated=scheme.has_zeros)
-    return replace(found, kind=f"w{bits}a16")
+    return replace(scaled, kind=f"w{bits}a16")
 
 
 def _scaled(layer: StoredLayer, name: str, dtypes: Collection[str]) -> StoredLayer:
@@ -586,10 +587,10 @@ def _byte(layer: StoredLayer) -> StoredLayer:
     if layer.scheme.bits not in (0, 8):
         raise layer.unreadable(f"its weight is {weight.dtype}")
     name = "weight_scale_inv" if "weight_scale_inv" in layer.parts else "weight_scale"
-    found = _scaled(layer, name, (*FLOATS, *EXPONENTS))
+    scaled = _scaled(layer, name, (*FLOATS, *EXPONENTS))
     shape, has_zeros = layer.parts[name].shape, layer.scheme.has_zeros
     layer.may_have("weight_zero_point", ("I8",), shape, stated=has_zeros)
-    return replace(found, kind="w8a8" if kind == "int" else "fp8")
+    return replace(scaled, kind="w8a8" if kind == "int" else "fp8")
 
 
 def _fp4(layer: StoredLayer) -> StoredLayer:

@@ -142,8 +142,8 @@ class FileLayer(Layer):
             return
         running = [readers.submit(read_into, *part) for part in parts]
         wait(running)  # also of a failed read: the buffer may be filled again then
-        for each in running:
-            each.result()
+        for future in running:
+            future.result()
 
     @property
     def largest_cast(self) -> int:

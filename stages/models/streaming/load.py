@@ -191,7 +191,7 @@ def _layer(
     places: Mapping[str, Mapping[str, TensorPlace]],
     device: str,
 ) -> FileLayer:
-    found: list[FileTensor] = []
+    tensors: list[FileTensor] = []
     size, aligned = 0, ALIGNED[device.partition(":")[0]]
     for owner, name, prefix, empty in _empty(module, path):
         entry = index.get(prefix + name)
@@ -203,7 +203,7 @@ def _layer(
         as_is = device == "cpu" and DTYPES[place.dtype] == empty.dtype
         offset = place.start % aligned if as_is else 0
         at = -(-size // aligned) * aligned + (offset if offset % empty.dtype.itemsize == 0 else 0)
-        found.append(
+        tensors.append(
             FileTensor(
                 owner=owner,
                 name=name,
@@ -215,7 +215,7 @@ def _layer(
             )
         )
         size = at + empty.numel() * empty.dtype.itemsize
-    return FileLayer(module=module, tensors=tuple(found), size=size)
+    return FileLayer(module=module, tensors=tuple(tensors), size=size)
 
 
 def _empty(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
@@ -247,8 +247,8 @@ class StreamedLayers:
 
 def streamed_layers(half: Any) -> StreamedLayers | None:
     """Return the layers of a half that was loaded by `load_streamed`; None for any other half."""
-    found = half.__dict__.get(ATTRIBUTE)
-    return found if isinstance(found, StreamedLayers) else None
+    layers = half.__dict__.get(ATTRIBUTE)
+    return layers if isinstance(layers, StreamedLayers) else None
 
 
 def run_calls(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:

@@ -341,9 +341,9 @@ BELOW = (r"^model\.(embed_tokens|layers|norm)\.", r"model.language_model.\1.")
 def register(name: str, *, experts: bool) -> None:
     """Register the weight renaming for the model class `name`. A layer with visual experts keeps
     its own names; others get a Llama layer's names."""
-    found: list[WeightConverter | WeightRenaming] = [WeightRenaming(*BELOW)]
+    renamings: list[WeightConverter | WeightRenaming] = [WeightRenaming(*BELOW)]
     if not experts:
-        found += [
+        renamings += [
             WeightRenaming("language_expert_dense", "o_proj"),
             WeightRenaming(r"mlp\.language_mlp\.", "mlp."),
             WeightConverter(
@@ -352,7 +352,7 @@ def register(name: str, *, experts: bool) -> None:
                 operations=[Split(dim=0)],
             ),
         ]
-    register_checkpoint_conversion_mapping(name, found, overwrite=True)
+    register_checkpoint_conversion_mapping(name, renamings, overwrite=True)
 
 
 LANGUAGE: Mapping[bool, type[LlamaModel]] = {False: LlamaModel, True: CogVLM2ExpertModel}
@@ -469,12 +469,12 @@ class CogVLMVideoModel(CogVLM2Model):
 
         The frames of all videos [frames, 3, height, width] are concatenated;
         `video_frame_counts` gives the number of frames per video."""
-        found = self.vision(pixel_values_videos)
+        features = self.vision(pixel_values_videos)
         counts = [len(pixel_values_videos)]
         if video_frame_counts is not None:
             counts = video_frame_counts.flatten().tolist()
-        found.pooler_output = [v.flatten(0, 1) for v in found.pooler_output.split(counts)]
-        return found
+        features.pooler_output = [v.flatten(0, 1) for v in features.pooler_output.split(counts)]
+        return features
 
 
 class CogVLMImageModel(CogVLM2Model):
@@ -482,9 +482,9 @@ class CogVLMImageModel(CogVLM2Model):
 
     def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> Any:
         """Return one [tokens, width] feature tensor per image [images, 3, height, width]."""
-        found = self.vision(pixel_values)
-        found.pooler_output = list(found.pooler_output)
-        return found
+        features = self.vision(pixel_values)
+        features.pooler_output = list(features.pooler_output)
+        return features
 
 
 class CogVLM2ForConditionalGeneration(CogVLM2PreTrainedModel, GenerationMixin):
@@ -529,8 +529,8 @@ class CogVLM2ForConditionalGeneration(CogVLM2PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             mm_encoder_outputs = {"image": self.model.get_image_features(pixel_values)}
         if pixel_values_videos is not None:
-            found = self.model.get_video_features(pixel_values_videos, video_frame_counts)
-            mm_encoder_outputs = {"video": found}
+            features = self.model.get_video_features(pixel_values_videos, video_frame_counts)
+            mm_encoder_outputs = {"video": features}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

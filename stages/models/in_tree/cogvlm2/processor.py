@@ -82,12 +82,12 @@ class CogVLM2VideoChat(ProcessorMixin):
     """The processor of the video models."""
 
     def __init__(
-        self, video_processor: Any, tokenizer: Any, *, chat_template: str, place: str, each: int
+        self, video_processor: Any, tokenizer: Any, *, chat_template: str, place: str, tokens: int
     ) -> None:
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
         self.video_token = place
         self.video_token_id = tokenizer.convert_tokens_to_ids(place)
-        self.tokens_per_frame = each
+        self.tokens_per_frame = tokens
 
     def replace_video_token(self, video_inputs: Any, video_idx: int, **_: Any) -> str:
         frame = self.video_token * self.tokens_per_frame
@@ -99,12 +99,12 @@ class CogVLM2ImageChat(ProcessorMixin):
     """The processor of the image model, which takes one image per prompt."""
 
     def __init__(
-        self, image_processor: Any, tokenizer: Any, *, chat_template: str, place: str, each: int
+        self, image_processor: Any, tokenizer: Any, *, chat_template: str, place: str, tokens: int
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.image_token = place
         self.image_token_id = tokenizer.convert_tokens_to_ids(place)
-        self.tokens_per_image = each
+        self.tokens_per_image = tokens
 
     def validate_inputs(self, images: Any = None, text: Any = None, *args: Any, **kw: Any) -> None:
         super().validate_inputs(images, text, *args, **kw)
@@ -145,5 +145,5 @@ def _parts(folder: Path) -> tuple[CogVLM2VisionConfig, Any, dict[str, Any]]:
     # Published files use the placeholder as padding token; padding would then look like images.
     tokenizer.pad_token = end
     template = TEMPLATE.format(begin=begin, place=place)
-    prompt_parts = {"chat_template": template, "place": place, "each": seen.tokens_per_image}
+    prompt_parts = {"chat_template": template, "place": place, "tokens": seen.tokens_per_image}
     return seen, tokenizer, prompt_parts

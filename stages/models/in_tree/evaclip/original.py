@@ -58,16 +58,16 @@ def recognises(names: Collection[str]) -> bool:
 
 def rename(name: str, tensor: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
     """Return the converted tensors of an original one, without copying."""
-    found = list(_named(name))
-    parts = tensor.chunk(3) if len(found) > 1 else (_shaped(found[0], tensor),) if found else ()
-    return zip(found, parts, strict=True)
+    names = list(_named(name))
+    parts = tensor.chunk(3) if len(names) > 1 else (_shaped(names[0], tensor),) if names else ()
+    return zip(names, parts, strict=True)
 
 
 def _named(name: str) -> Iterator[str]:
     """Yield the converted names of a tensor: three of a fused one, none of an unknown one."""
     for pattern, layers in FUSED:
-        if found := re.match(pattern, name):
-            yield from (f"{layers}{found[1]}.self_attn.{part}_proj.{found[2]}" for part in "qkv")
+        if match := re.match(pattern, name):
+            yield from (f"{layers}{match[1]}.self_attn.{part}_proj.{match[2]}" for part in "qkv")
             return
     for pattern, place in RENAMED:
         if re.match(pattern, name):
@@ -128,4 +128,4 @@ def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
 
 
 def _layers(pattern: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    return 1 + max(int(found[1]) for name in shapes if (found := re.match(pattern, name)))
+    return 1 + max(int(match[1]) for name in shapes if (match := re.match(pattern, name)))
