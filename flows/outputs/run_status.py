@@ -195,14 +195,14 @@ def edited_text(names: Sequence[str]) -> str:
 
 def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the name and path of each output of a run, and its store."""
-    found = {**record["outputs"], "store": record["plan"].get("store", "")}
+    paths = {**record["outputs"], "store": record["plan"].get("store", "")}
     if record["state"] not in ("running", "done"):  # it did not come to write all of them
-        found = {n: p for n, p in found.items() if not os.path.isabs(p) or os.path.lexists(p)}
+        paths = {n: p for n, p in paths.items() if not os.path.isabs(p) or os.path.lexists(p)}
     why = dict.fromkeys(record["earlier"], "from an earlier run")
     why |= {name: edited_text(names) for name, names in record.get("edited", {}).items()}
     for name, text in why.items():
-        found[name] = f"{found.get(name, '')} ({text})"
-    return {name: path for name, path in found.items() if path}
+        paths[name] = f"{paths.get(name, '')} ({text})"
+    return {name: path for name, path in paths.items() if path}
 
 
 class RunFolder(NamedTuple):
@@ -238,17 +238,17 @@ def progress_of(out: Path) -> dict[str, Any]:
     of the last run.
     """
     export, training, run = run_folder(out)
-    found: dict[str, Any] = {}
+    progress: dict[str, Any] = {}
     if export is not None:
         place = {"folder": str(export.checkpoint), "placed": export.placed}
-        found["checkpoint"] = {"verdict": export.verdict(), **place, "parity": export.parity}
+        progress["checkpoint"] = {"verdict": export.verdict(), **place, "parity": export.parity}
     if training is not None:
-        found["training"] = None if training.tuned is None else training.tuned.to_json()
+        progress["training"] = None if training.tuned is None else training.tuned.to_json()
     if run is None:
-        return found
+        return progress
     record = load_record(run)
     if rounds := list(summary_json(rounds_in(out))):
-        found["rounds"] = rounds
+        progress["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
     record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
-    return {**found, **record, "advice": advice(record)}
+    return {**progress, **record, "advice": advice(record)}
