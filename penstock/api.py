@@ -92,8 +92,8 @@ def plan(sources: Sources = (), **options: Unpack[CaptionOptions]) -> dict[str, 
     config = config_for(sources, options, CaptionConfig, CaptionOptions.__annotations__)
     with closing(display_for("auto")) as display:
         display.doing(READING)
-        found = plan_of(config, DirectLauncher(display.on_event), display.print_line)
-    return Printed(figures(found), plan_lines(found))
+        planned = plan_of(config, DirectLauncher(display.on_event), display.print_line)
+    return Printed(figures(planned), plan_lines(planned))
 
 
 def status(out: str | PathLike[str] = "penstock-out") -> dict[str, Any]:

@@ -57,7 +57,7 @@ def checked(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of keywords as the fields of a configuration hold them. Raises UsageError
     for one of another type."""
     types = get_type_hints(kind)
-    paths = {each.name for each in declared(kind) if each.option.path}
+    paths = {declaration.name for declaration in declared(kind) if declaration.option.path}
     return {n: _checked(n, value, types[n], n in paths) for n, value in given.items()}
 
 
@@ -66,7 +66,7 @@ def sources_of(given: Any) -> tuple[str, ...]:
     one = isinstance(given, str | PathLike)
     if not one and (isinstance(given, bytes | Mapping) or not isinstance(given, Iterable)):
         raise odd("sources", given, ONE_SOURCE)
-    return tuple(path_of("a source", each, ONE_SOURCE) for each in ([given] if one else given))
+    return tuple(path_of("a source", source, ONE_SOURCE) for source in ([given] if one else given))
 
 
 def path_of(name: str, given: Any, hint: str = "Give a path") -> str:
@@ -84,7 +84,7 @@ def _checked(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     value = _taken(name, given, wanted, is_path)
     if not _is_of(value, wanted):
         kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
-        words = [ACCEPTED[get_origin(each) or each] for each in kinds]
+        words = [ACCEPTED[get_origin(kind) or kind] for kind in kinds]
         raise odd(name, given, f"Give {' or '.join(words)}{ALSO.get(name, '')}")
     return value
 
@@ -101,9 +101,9 @@ def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     if name == "labels" and isinstance(given, list | tuple):
         return _joined(given)
     if name in WHOLE:
-        each = [given] if isinstance(given, str | PathLike) else given
-        if isinstance(each, list | tuple):
-            return tuple(path_of(name, one) if isinstance(one, PathLike) else one for one in each)
+        paths = [given] if isinstance(given, str | PathLike) else given
+        if isinstance(paths, list | tuple):
+            return tuple(path_of(name, one) if isinstance(one, PathLike) else one for one in paths)
     if get_origin(wanted) is tuple and isinstance(given, str):
         return members(name, given)
     if type(given) is int and abs(given) <= EXACT and float in (wanted, *get_args(wanted)):
@@ -141,12 +141,12 @@ def _is_of(value: Any, wanted: Any) -> bool:
     and a bool is none."""
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin in (Union, UnionType):
-        return any(_is_of(value, each) for each in inner)
+        return any(_is_of(value, kind) for kind in inner)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_is_of(each, inner[0]) for each in value)
+        return isinstance(value, tuple) and all(_is_of(member, inner[0]) for member in value)
     if origin is dict:
         items = value.items() if isinstance(value, dict) else [(None, None)]
-        return all(_is_of(key, inner[0]) and _is_of(each, inner[1]) for key, each in items)
+        return all(_is_of(key, inner[0]) and _is_of(member, inner[1]) for key, member in items)
     if wanted in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if wanted is float else wanted)
@@ -189,9 +189,9 @@ def config_with(kind: type[K], options: Mapping[str, Any], known: Iterable[str],
             f"unknown option {unknown[0]}{meant(unknown[0], known)}",
             hint="Options are those of the command: --max-new-tokens 64 is max_new_tokens=64",
         )
-    own = {each.name for each in declared(kind)}
+    own = {declaration.name for declaration in declared(kind)}
     given = {name: value for name, value in {**fixed, **options}.items() if name in own}
-    for each in declared(kind):
-        if each.is_required and each.name not in given:
-            raise UsageError(f"{each.name} is missing", hint=f"Give {each.name}=")
+    for declaration in declared(kind):
+        if declaration.is_required and declaration.name not in given:
+            raise UsageError(f"{declaration.name} is missing", hint=f"Give {declaration.name}=")
     return kind(**checked(kind, given))

@@ -134,12 +134,12 @@ class Captions(BackgroundRun[Caption, RunResult]):
         assert self._feed is not None
         job, first = self._feed.job, 0
         for group in job.by_file:
-            found = [
+            pairs = [
                 (place, row)
-                for place, each in enumerate(group, first)
-                for row in captions_of(job, each)
+                for place, job_file in enumerate(group, first)
+                for row in captions_of(job, job_file)
             ]
-            for place, row in sorted(found, key=lambda each: each[1].start):  # as in the file
+            for place, row in sorted(pairs, key=lambda pair: pair[1].start):  # as in the file
                 self._give(place, row)
             first += len(group)
 
@@ -180,5 +180,5 @@ class _Feed:
         self._known.clear()
         for place, of in enumerate(self.job.files):
             for task in self.job.ledger.tasks([of.medium]):
-                for each in self.job.ledger.equivalent_tasks(task):
-                    self._known.setdefault(each[self._kind], []).append((place, of.file, each))
+                for same in self.job.ledger.equivalent_tasks(task):
+                    self._known.setdefault(same[self._kind], []).append((place, of.file, same))

@@ -72,7 +72,7 @@ class Shown:
     noun: str = "caption"
 
     def __repr__(self) -> str:
-        lines = [f"{each.place}: {one_line(each.text)}" for each in self.captions]
+        lines = [f"{caption.place}: {one_line(caption.text)}" for caption in self.captions]
         return "\n".join(map(printable, [*lines, self._last_line, *self.failures]))
 
     def _repr_html_(self) -> str:
@@ -101,14 +101,14 @@ def shown_of(out: Path, most: int) -> Shown:
         raise UsageError(
             f"{out} has no captions", hint="Run penstock.caption first, and give its out"
         )
-    failures = tuple(f"{each['media_path']}: {each['message']}" for each in failed_media(out))
+    failures = tuple(f"{row['media_path']}: {row['message']}" for row in failed_media(out))
     noun = "image or frame" if labels else "caption"
     return Shown(captions=tuple(rows[:most]), total=len(rows), failures=failures, noun=noun)
 
 
 def _labels(out: Path) -> Iterator[ShownCaption]:
     entries = read_jsonl(out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
-    paths = {each["media_path"]: "" if is_other(each) else path_of(each) for each in entries}
+    paths = {m["media_path"]: "" if is_other(m) else path_of(m) for m in entries}
     for row in read_labels(out / LINES):
         text = ", ".join(row.given) or f"none; the nearest is {row.top}"
         path = paths.get(row.media_path, "")
@@ -130,11 +130,11 @@ def _captions(out: Path) -> Iterator[ShownCaption]:
             yield ShownCaption(*where, text, path, review)
 
 
-def _row(each: ShownCaption) -> str:
+def _row(caption: ShownCaption) -> str:
     from flows.outputs.thumbnails import data_address
 
-    time = each.start if each.at is None and each.end > each.start else each.at
-    picture = data_address(each.path, time, SIDE) if each.path else ""
+    time = caption.start if caption.at is None and caption.end > caption.start else caption.at
+    picture = data_address(caption.path, time, SIDE) if caption.path else ""
     picture = f'<img src="{picture}" alt="">' if picture else "-"
-    words = f"{html.escape(each.place)}<br>{html.escape(each.text)}"
+    words = f"{html.escape(caption.place)}<br>{html.escape(caption.text)}"
     return f'<tr><td>{picture}</td><td style="text-align:left;max-width:40em">{words}</td></tr>'

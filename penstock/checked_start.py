@@ -85,11 +85,11 @@ def intruder() -> str:
     by_itself = "Install Penstock by itself: python -m venv, then pip install there"
     recorded = _recorded()
     for name in PACKAGES:
-        own, found = HERE / name / "__init__.py", _origin(name)
-        if found is None or not own.is_file():
+        own, origin = HERE / name / "__init__.py", _origin(name)
+        if origin is None or not own.is_file():
             return f"its package {name} is not in {HERE}. {by_itself}"
-        if found != own:
-            return f"{found} is imported instead of Penstock's {name}. Take it off PYTHONPATH"
+        if origin != own:
+            return f"{origin} is imported instead of Penstock's {name}. Take it off PYTHONPATH"
         digest = _digest(own)
         if recorded.get(f"{name}/__init__.py", digest) != digest:
             return f"another package wrote its {name} over Penstock's in {HERE}. {by_itself}"

@@ -153,6 +153,6 @@ class Write(Actor):
 
 
 def _rows_of(job: Job) -> Iterator[tuple[Any, ...]]:
-    for each in job.files:
-        for row in captions_of(job, each):
-            yield (str(each.file.path), row.start, row.end, row.caption, row.features, None)
+    for job_file in job.files:
+        for row in captions_of(job, job_file):
+            yield (str(job_file.file.path), row.start, row.end, row.caption, row.features, None)

@@ -115,9 +115,9 @@ class ServerProcess:
             if line.startswith(ADDRESS):
                 return line.removeprefix(ADDRESS).strip()
             if line.startswith(ERROR):
-                found = json.loads(line.removeprefix(ERROR))
-                kind = KINDS.get(found["exit_code"], EnvironmentFault)
-                raise kind(found["message"], hint=found["hint"])
+                fault = json.loads(line.removeprefix(ERROR))
+                kind = KINDS.get(fault["exit_code"], EnvironmentFault)
+                raise kind(fault["message"], hint=fault["hint"])
         raise EnvironmentFault(
             f"the server ended with exit code {self._process.wait()} before it listened",
             hint="Call serve(progress=True) to see its output",
@@ -135,8 +135,8 @@ def main() -> int:
         try:
             run_server(config, Display())
         except PenstockError as error:
-            found: dict[str, Any] = {"message": error.message, "hint": error.hint}
-            print(ERROR + json.dumps({**found, "exit_code": error.exit_code}), flush=True)
+            fault: dict[str, Any] = {"message": error.message, "hint": error.hint}
+            print(ERROR + json.dumps({**fault, "exit_code": error.exit_code}), flush=True)
             return error.exit_code
         return 0
 

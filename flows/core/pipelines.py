@@ -84,7 +84,7 @@ def product_of(pipeline: Iterable[StageSpec]) -> str:
 def with_extras(pipelines: Iterable[Pipeline], *, summary: bool) -> tuple[Pipeline, ...]:
     """Return these pipelines; with `summary`, those that make captions also make summaries."""
     made = SUMMARY if summary else CAPTION
-    return tuple(made if each == CAPTION else each for each in pipelines)
+    return tuple(made if pipeline == CAPTION else pipeline for pipeline in pipelines)
 
 
 def with_hearing(pipeline: Pipeline) -> Pipeline:

@@ -96,7 +96,7 @@ def encode_batches_of(
     job: Job, stage: StageSpec, tasks: Sequence[Task], rung: Rung
 ) -> list[list[Task]]:
     """Return the batches of a stage that encodes frames. They hold whole passes."""
-    found: list[list[Task]] = []
+    batches: list[list[Task]] = []
     of_rows: dict[int, list[Task]] = {}
     for task in tasks:
         of_rows.setdefault(pass_rows(job.model, stage, task), []).append(task)
@@ -107,10 +107,10 @@ def encode_batches_of(
             max(n // least * least, least) for n in (job.config.batch_size, rung.batch)
         )
         mixed = stage.mixes_image_sizes
-        found += cut(
+        batches += cut(
             batches_by_shape(some, stage.writes, size, least=least, any_size=mixed), at_once
         )
-    return found
+    return batches
 
 
 def _at_position(tasks: Sequence[Task], position: int) -> list[Task]:

@@ -202,13 +202,13 @@ class Overlap:
         stages = [stage.name for stage in job.pipeline]
         if not shares_device(job.model, [ladder.rung(s) for s in stages], job.devices):
             return {}
-        if not (found := ladder.fit_together(stages)):
+        if not (shares := ladder.fit_together(stages)):
             self._note(NO_DEVICE_MEMORY)
             return {}
         self._used = device_used_bytes(job.device)
         with contextlib.suppress(PenstockError, OSError):  # the stage reports the same
             self._gpu = try_hold(lock_path(job.device))
-        return found if self._gpu else {}
+        return shares if self._gpu else {}
 
     def _start(self, wave: list[Medium], shares: Mapping[str, int]) -> None:
         """Start the process that encodes, and that which decodes if it has a share of the GPU."""
@@ -325,7 +325,7 @@ class ChunkFeed:
             RecordSet(job.store, kind, kinds[kind], look=False)
             for kind in ("media", self._cut, self._reads)
         )
-        made = [each.writes for each in job.pipeline[1:] if each.of_media and each.writes]
+        made = [spec.writes for spec in job.pipeline[1:] if spec.of_media and spec.writes]
         self._some_made = any(job.ledger[kind].keys() for kind in made)
         prompted = stage.writes in self.variant.prompted
         media = [m for m in wave if not (prompted and m.uses_previous_caption)]
@@ -430,7 +430,7 @@ class ChunkFeed:
             if task[self._reads] in self._inputs:
                 known.add(chunk.index)
                 others = ledger.variants if self._some_made else ()
-                same = (task, *(task_of(medium, chunk, each) for each in others))
+                same = (task, *(task_of(medium, chunk, variant) for variant in others))
                 if not any(ledger.has(t, self.stage) or ledger.has_failed(t) for t in same):
                     yield task
         if index is not None and len(known) >= len(index.chunks):

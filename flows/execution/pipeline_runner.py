@@ -115,7 +115,7 @@ def _summary_call(
         SummaryItem(
             story.digest,
             summaries.key(story, settings),
-            [TimedText(*each) for each in story.texts],
+            [TimedText(*timed) for timed in story.texts],
         )
         for story in some
     ]
@@ -161,11 +161,11 @@ class PipelineRunner:
         `while_running` is called while a process computes them. Raises PenstockError."""
         key = digest_of([list(group) for group in groups])
         call = partial(StageCallBuilder(self._job).texts_call, groups, key)
-        while (found := self._stored_vectors(groups, key)) is None:
+        while (vectors := self._stored_vectors(groups, key)) is None:
             self.stages.run_once(
                 embed_texts.STAGE, call, by_media=False, while_running=while_running
             )
-        return found
+        return vectors
 
     def _stored_vectors(self, groups: Groups, key: str) -> TextVectors | None:
         """Return the vectors stored under this key, in the best precision, or None."""
@@ -210,8 +210,8 @@ class PipelineRunner:
         """Make the summaries. Videos that cannot be summarized are added to the failures."""
         rows, failures = make_summaries(self._job, self.stages)
         result.summaries = len(rows)
-        texts = ((row.summary, *(each["text"] for each in row.chapters)) for row in rows)
-        result.empty_summaries = sum(not all(map(has_words, each)) for each in texts)
+        texts = ((row.summary, *(chapter["text"] for chapter in row.chapters)) for row in rows)
+        result.empty_summaries = sum(not all(map(has_words, parts)) for parts in texts)
         if failures:
             result.failures = [*result.failures, *failures]
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
@@ -329,7 +329,7 @@ class PipelineRunner:
             self.stages.delete_consumed(job.media)
             self.record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
             return
-        for stage in (each for each in job.pipeline[1:] if each not in stages):
+        for stage in (spec for spec in job.pipeline[1:] if spec not in stages):
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
         if limit is not None:
             if refusal := limit.refusal():
@@ -433,7 +433,7 @@ def silent_note(job: Job) -> list[str]:
     """Return a note on how many videos have no sound, under `--sound on`."""
     if SoundOptions.of(job.config).sound != ON or not job.model.hears:
         return []
-    videos = {each.digest: each for each in job.media if each.kind == "video"}.values()
+    videos = {medium.digest: medium for medium in job.media if medium.kind == "video"}.values()
     tasks = [job.ledger.tasks([medium]) for medium in videos]
     silent = sum(bool(of) and not any(task.variant.hears for task in of) for of in tasks)
     text = f"without sound: {silent} of {counted(len(tasks), 'video')}, captioned by what is seen"

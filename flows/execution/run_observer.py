@@ -130,7 +130,7 @@ def job_keys(job: Job) -> list[str]:
     made = job.pipeline[-1].writes
     variants = sorted({variant.of.get(made, "") for variant in job.ledger.variants})
     of_prompt = cache(lambda prompt: digest_of([variants, prompt])[:16])
-    return [f"{each.digest[:16]}-{of_prompt(each.prompt)}" for each in job.media]
+    return [f"{medium.digest[:16]}-{of_prompt(medium.prompt)}" for medium in job.media]
 
 
 def _is_first(job: Job, stage: str) -> bool:
@@ -196,7 +196,7 @@ class RunObserver:
             return
         made = STAGES[stage].writes
         if event.media:
-            of_item = (each.path for each in job.media if each.digest == event.media)
+            of_item = (medium.path for medium in job.media if medium.digest == event.media)
         else:
             tasks = job.ledger.tasks(job.media)
             of_item = (task.medium.path for task in tasks if task.keys.get(made) == event.key)
@@ -227,7 +227,7 @@ class RunObserver:
     def _worked(self, stage: str) -> float:
         """Return the seconds that a stage worked in this run since the last such call."""
         stages = self._record.value["stages"] if self._record is not None else ()
-        total = next((each["seconds"] for each in stages if each["name"] == stage), 0.0)
+        total = next((recorded["seconds"] for recorded in stages if recorded["name"] == stage), 0.0)
         before, self._shown_seconds[stage] = self._shown_seconds.get(stage, 0.0), total
         return float(total - before)
 
@@ -235,8 +235,8 @@ class RunObserver:
         """Return the items of a stage as `penstock status` shows them: done, all, and whether the
         latter is an estimate; None for what is not in the record."""
         stages = stages_of(self._record.value, time.time()) if self._record is not None else ()
-        found = (e for e in stages if e.name == stage and e.done + e.pending)
-        return next(((e.done, e.done + e.pending, e.about) for e in found), None)
+        matching = (e for e in stages if e.name == stage and e.done + e.pending)
+        return next(((e.done, e.done + e.pending, e.about) for e in matching), None)
 
     def _loads(self, stage: str) -> str:
         """Return a description of the weights that a stage loads, or an empty string."""
@@ -279,7 +279,7 @@ class RunObserver:
             if self._on_begin is not None:
                 self._on_begin(job, record)
             if self._command:
-                names = [each.file.media_path for each in job.files]
+                names = [job_file.file.media_path for job_file in job.files]
                 own = GeneratedFiles(job.store, out=job.out)
                 for note in take(job.config, self._command, record, job.store.url, own, names):
                     self.display.print_line(note)

@@ -361,7 +361,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         return replace(
             made,
             fallback_namespace=request.stores.fallback_namespace,
-            unheard_namespaces={maker: each[stage.writes] for maker, each in silent.items()},
+            unheard_namespaces={maker: v[stage.writes] for maker, v in silent.items()},
             slots=rung.batch if rung.in_slots else 0,
             other_features=sorted(answering - {made.features_namespace}),
         )
@@ -423,7 +423,7 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
             for t in batch
         ],
         model=served.model,
-        endpoints=[each.url for each in served.endpoints],
+        endpoints=[endpoint.url for endpoint in served.endpoints],
         keys_file=os.path.abspath(os.path.expanduser(keys)) if keys else "",
         fit=job.model.fit("image"),
         video=variant.sends_video,

@@ -134,12 +134,12 @@ class StageRunner:
             request = plan_request(job, (stage,))
         else:
             request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
-        found = choose(request, job.budget, ladder.rungs, ladder.known())
-        ladder.start({name: choice.chosen.rung for name, choice in found.items()})
+        plans = choose(request, job.budget, ladder.rungs, ladder.known())
+        ladder.start({name: choice.chosen.rung for name, choice in plans.items()})
         plan = self._record.value["plan"]
         earlier = (plan.get("memory") or {}).get("stages", ())
-        memory = memory_json(found, job.budget)
-        others = [each for each in earlier if each["stage"] != stage.name]
+        memory = memory_json(plans, job.budget)
+        others = [recorded for recorded in earlier if recorded["stage"] != stage.name]
         plan["memory"] = {**memory, "stages": [*others, *memory["stages"]]}
 
     def frames(self, wave: list[Medium]) -> None:
@@ -323,7 +323,7 @@ class StageRunner:
         """Leave items that a server did not answer, and sound of files that changed or cannot be
         reached, to the next run."""
         kinds = {UNANSWERED, *UNSTORED_KINDS}
-        failed = {each.media: each for each in outcome.failures if each.kind in kinds}
+        failed = {failure.media: failure for failure in outcome.failures if failure.kind in kinds}
         for task in tasks if failed else ():
             if (failure := failed.get(task[stage.writes])) is not None:
                 self._job.ledger.unfit[task.identity] = {"stage": stage.name, **failure.reason}
@@ -389,13 +389,13 @@ class StageRunner:
         """Return the event of each task. An event may name the task's key in any equivalent
         variant."""
         by_key, ledger = {event.key: event for event in events}, self._job.ledger
-        found = {}
+        by_identity = {}
         for task in tasks if by_key else ():
-            keys = [each[stage.writes] for each in ledger.equivalent_tasks(task)]
+            keys = [same[stage.writes] for same in ledger.equivalent_tasks(task)]
             reported = [by_key[key] for key in keys if key in by_key]
             if reported:
-                found[task.identity] = reported[0]
-        return found
+                by_identity[task.identity] = reported[0]
+        return by_identity
 
     def _run_each(self, stage: StageSpec, rung: Rung, tasks: Sequence[Task]) -> None:
         """Run all tasks in one process. If it runs out of memory, run each task in its own."""

@@ -75,11 +75,11 @@ def file_failure(
     )
 
 
-def captions_of(job: Job, each: JobFile) -> list[Caption]:
+def captions_of(job: Job, job_file: JobFile) -> list[Caption]:
     """Return the stored captions of one file, one per chunk, in time order."""
     return [
-        _caption(job, each.file, task, stored, shown)
-        for task, stored, shown in _shown_of(job, each)
+        _caption(job, job_file.file, task, stored, shown)
+        for task, stored, shown in _shown_of(job, job_file)
         if shown is not None
     ]
 
@@ -91,18 +91,20 @@ def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any])
     return None if shown is None else _caption(job, file, task, stored, shown)
 
 
-def unanswered(job: Job, each: JobFile) -> Iterator[Task]:
+def unanswered(job: Job, job_file: JobFile) -> Iterator[Task]:
     """Yield the chunks of a file whose stored caption is all reasoning. They have no row."""
     if _strips(job):
-        yield from (task for task, _, shown in _shown_of(job, each) if shown is None)
+        yield from (task for task, _, shown in _shown_of(job, job_file) if shown is None)
 
 
-def _shown_of(job: Job, each: JobFile) -> Iterator[tuple[Task, Mapping[str, Any], "_Shown | None"]]:
+def _shown_of(
+    job: Job, job_file: JobFile
+) -> Iterator[tuple[Task, Mapping[str, Any], "_Shown | None"]]:
     made = job.ledger["captions"]
-    for task in job.ledger.tasks([each.medium]):
+    for task in job.ledger.tasks([job_file.medium]):
         if task["captions"] in made:
             stored = made.meta(task["captions"])
-            yield task, stored, _shown(job, each.file, task, stored)
+            yield task, stored, _shown(job, job_file.file, task, stored)
 
 
 def _strips(job: Job) -> bool:
@@ -172,7 +174,7 @@ def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> 
     # An edit counts also if the reasoning was shown when it was made.
     texts = dict.fromkeys((original or "", str(stored["caption"])))
     edits = (job.edits().of(task.seen, file.name, task.prompt, text) for text in texts)
-    edit = next((each for each in edits if each != UNTOUCHED), UNTOUCHED)
+    edit = next((edit for edit in edits if edit != UNTOUCHED), UNTOUCHED)
     if original is None and edit.caption is None:
         return None
     original = original or ""
@@ -188,12 +190,12 @@ def _confidence(stored: Mapping[str, Any], shown: _Shown) -> dict[str, Any]:
     """Return the fields that say how sure the model was of the caption in a line; None where that
     is unknown, as of a correction."""
     scores = stored if shown.text == shown.original else {}
-    found = {field: scores.get(field) for field in CONFIDENCE}
+    confidence = {field: scores.get(field) for field in CONFIDENCE}
     text, written = shown.original, stored["caption"]
-    if found["margin_at"] is not None and written != text:  # None in thinking that is left out
-        place = found["margin_at"] - written.rfind(text)
-        found["margin_at"] = place if 0 <= place < len(text) else None
-    return found
+    if confidence["margin_at"] is not None and written != text:  # None in thinking that is left out
+        place = confidence["margin_at"] - written.rfind(text)
+        confidence["margin_at"] = place if 0 <= place < len(text) else None
+    return confidence
 
 
 def with_affixes(config: RunOptions, text: str) -> str:
@@ -217,13 +219,13 @@ def _parses(text: str) -> bool:
 
 def unrejected(captions: Iterable[Caption]) -> Iterator[Caption]:
     """Yield the captions that users did not reject. Only `captions.jsonl` has the rejected ones."""
-    return (each for each in captions if each.review != REJECTED)
+    return (caption for caption in captions if caption.review != REJECTED)
 
 
-def readable_captions(job: Job, each: JobFile) -> list[Caption]:
+def readable_captions(job: Job, job_file: JobFile) -> list[Caption]:
     """Return the captions of one file for human readers. For a schema of one text or one list of
     texts, return the text without its JSON."""
-    captions, config = captions_of(job, each), job.config
+    captions, config = captions_of(job, job_file), job.config
     params = SamplingParams.of(config)
     if not params.schema:
         return captions
@@ -234,13 +236,12 @@ def readable_captions(job: Job, each: JobFile) -> list[Caption]:
     ]
 
 
-def complete_captions(job: Job, each: JobFile) -> list[Caption] | None:
+def complete_captions(job: Job, job_file: JobFile) -> list[Caption] | None:
     """Return the captions of one file for human readers; None if some are missing."""
-    captions = readable_captions(job, each)
-    lost = sum(1 for _ in unanswered(job, each))
-    return (
-        captions if captions and len(captions) >= job.ledger.expected(each.medium) - lost else None
-    )
+    captions = readable_captions(job, job_file)
+    lost = sum(1 for _ in unanswered(job, job_file))
+    is_complete = captions and len(captions) >= job.ledger.expected(job_file.medium) - lost
+    return captions if is_complete else None
 
 
 def _text_and_warnings(job: Job, stored: Mapping[str, Any]) -> tuple[str | None, list[str]]:
@@ -265,7 +266,7 @@ def captions_by_file(job: Job) -> Iterator[list[Caption]]:
     """Yield the stored captions of each file, in source order. Captions of several prompts are
     grouped by chunk."""
     for group in job.by_file:
-        by_prompt = [captions_of(job, each) for each in group]
+        by_prompt = [captions_of(job, job_file) for job_file in group]
         yield [*merge(*by_prompt, key=attrgetter("start"))]
 
 
@@ -293,7 +294,7 @@ def kinds_of(job: Job) -> dict[str, str]:
         kinds |= SOUND_COLUMNS
     properties = properties_of(job)
     of_schema = columns_of(SamplingParams.of(job.config).schema) if properties else {}
-    return kinds | {column: of_schema[each] for (_, each), column in properties.items()}
+    return kinds | {column: of_schema[name] for (_, name), column in properties.items()}
 
 
 def properties_of(job: Job) -> dict[tuple[str, str], str]:
@@ -301,17 +302,17 @@ def properties_of(job: Job) -> dict[tuple[str, str], str]:
     params = SamplingParams.of(job.config)
     names, ours = _names(job), ("caption", *OF_PROMPT)
     ours_too = SOUND_COLUMNS if job.model.hears else {}
-    taken = {*KINDS, *ours_too, *(_column(name, each) for name in names for each in ours)}
-    found: dict[tuple[str, str], str] = {}
+    taken = {*KINDS, *ours_too, *(_column(name, field) for name in names for field in ours)}
+    columns: dict[tuple[str, str], str] = {}
     for name in names if params.schema else ():
         before = f"{name}_" if name else ""
-        for each in columns_of(params.schema):
-            column = each
+        for property_name in columns_of(params.schema):
+            column = property_name
             while before + column in taken:
                 column = f"field_{column}"
             taken.add(before + column)
-            found[name, each] = before + column
-    return found
+            columns[name, property_name] = before + column
+    return columns
 
 
 def table_rows(
@@ -321,15 +322,17 @@ def table_rows(
     captions = unrejected(captions)
     of_prompts = {*kinds} - {*properties.values(), *SOUND_COLUMNS}
     if of_prompts | SOUND_COLUMNS.keys() == CHUNK_COLUMNS | {"caption", *OF_PROMPT}:  # unnamed
-        yield from (_row([each], kinds, properties) if properties else each for each in captions)
+        yield from (_row([c], kinds, properties) if properties else c for c in captions)
         return
     chunk: list[Caption] = []
-    for each in captions:
+    for caption in captions:
         # Neighbours may be copies with one name and source, such as in a list.
-        if chunk and (OF_CHUNK(each) != OF_CHUNK(chunk[0]) or each.name in {c.name for c in chunk}):
+        if chunk and (
+            OF_CHUNK(caption) != OF_CHUNK(chunk[0]) or caption.name in {c.name for c in chunk}
+        ):
             yield _row(chunk, kinds, properties)
             chunk = []
-        chunk.append(each)
+        chunk.append(caption)
     if chunk:
         yield _row(chunk, kinds, properties)
 
@@ -344,11 +347,11 @@ def _row(
         row |= {_column(caption.name, name): values[name] for name in ("caption", *OF_PROMPT)}
         if not caption.name:
             row["original"] = values["original"]  # for tables in memory
-        for (name, each), column in properties.items():
+        for (name, property_name), column in properties.items():
             if name == caption.name:
-                row[column] = _value((caption.fields or {}).get(each), kinds[column])
+                row[column] = _value((caption.fields or {}).get(property_name), kinds[column])
     row["warnings"] = list(
-        dict.fromkeys(text for each in captions_of_chunk for text in each.warnings)
+        dict.fromkeys(text for caption in captions_of_chunk for text in caption.warnings)
     )
     return row
 
@@ -365,7 +368,7 @@ def _value(value: Any, kind: str) -> Any:
 
 
 def _names(job: Job) -> list[str]:
-    return [*dict.fromkeys(each.file.name for each in job.files)]
+    return [*dict.fromkeys(job_file.file.name for job_file in job.files)]
 
 
 def _column(name: str, field: str) -> str:
@@ -433,7 +436,7 @@ def summary_inputs(job: Job) -> Iterator[SummaryInput]:
         lost += sum(1 for _ in unanswered(job, group[0]))
         kept = [*unrejected(captions)]
         if kept and len(captions) >= len(tasks) - lost:
-            texts = [(each.start, each.end, each.caption) for each in kept]
+            texts = [(caption.start, caption.end, caption.caption) for caption in kept]
             yield SummaryInput(file=file, digest=medium.digest, texts=texts, lost=lost)
 
 
@@ -490,8 +493,8 @@ class Summaries:
         """Yield the failures of videos that have no summary, or a part that is all reasoning."""
         for video in summary_inputs(self._job):
             why: Mapping[str, Any] | None
-            if (found := self._find(video, self._records)) is not None:
-                why = ALL_REASONING if found[1].get("reasons") else None
+            if (stored := self._find(video, self._records)) is not None:
+                why = ALL_REASONING if stored[1].get("reasons") else None
             else:
                 why = failed[1] if (failed := self._find(video, self._failures)) else None
             if why is not None:
@@ -509,9 +512,9 @@ class Summaries:
     def _rows(self) -> Iterator[SummaryRow]:
         """Yield the rows of the stored summaries."""
         for video in summary_inputs(self._job):
-            found = self._find(video, self._records)
-            if found is not None and not found[1].get("reasons"):
-                settings, meta = found
+            stored = self._find(video, self._records)
+            if stored is not None and not stored[1].get("reasons"):
+                settings, meta = stored
                 yield SummaryRow(
                     media_path=video.file.media_path,
                     source=video.file.source,

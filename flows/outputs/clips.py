@@ -77,13 +77,13 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     sound = sounding(track) * clips_sound(job.out, job.config)
     for group in job.by_file:
         items: list[SampleSource] = []
-        for each in group:
-            captions = user_texts.apply(each, captions_of(job, each), first=not items)
+        for job_file in group:
+            captions = user_texts.apply(job_file, captions_of(job, job_file), first=not items)
             if captions:
-                alike = (each.file.media_path, each.medium.digest, each.medium.prompt)
+                alike = (job_file.file.media_path, job_file.medium.digest, job_file.medium.prompt)
                 copies[alike] += 1
-                of_kind = made + sound * (each.medium.kind == "video")
-                items += _items_of(job, each, captions, copies[alike], of_kind)
+                of_kind = made + sound * (job_file.medium.kind == "video")
+                items += _items_of(job, job_file, captions, copies[alike], of_kind)
         yield items
 
 
@@ -117,10 +117,10 @@ def _items_of(
 
 def by_chunk(items: Sequence[SampleSource]) -> list[list[SampleSource]]:
     """Return the samples of a file grouped by chunk, the first prompt's sample first."""
-    found: dict[int, list[SampleSource]] = {}
+    chunks: dict[int, list[SampleSource]] = {}
     for item in items:
-        found.setdefault(item.sample.chunk, []).append(item)
-    return [found[number] for number in sorted(found)]
+        chunks.setdefault(item.sample.chunk, []).append(item)
+    return [chunks[number] for number in sorted(chunks)]
 
 
 def one_per_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
@@ -191,7 +191,7 @@ class Cutter:
         while remaining := [item for item in items if item.sample.clip not in results]:
             self._on_progress("cut", len(items), len(items) - len(remaining))
             results |= self._run(remaining)
-        found: dict[str, Media] = {}
+        media: dict[str, Media] = {}
         for item in items:
             key = item.sample.clip
             result = results[key]
@@ -201,11 +201,11 @@ class Cutter:
                 self.silent[key] = result["silent"]
             if "file" in result:
                 path = self._folder / result["file"]
-                found[key] = Media(path=path, suffix=media_suffix(path.name), clip=key)
+                media[key] = Media(path=path, suffix=media_suffix(path.name), clip=key)
             elif "error" in result:
                 self.refused.append(f"{item.file.name}: {result['error']}")
                 self.why[key] = result["error"]
-        return found
+        return media
 
     def clear(self) -> None:
         """Delete what is left of the cuts, when all of them are where they belong."""
@@ -361,8 +361,8 @@ class Clips:
             if not self._is_right(item, present, copied) and not item.away
         ]
         self._cut(missing, copied)
-        found = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
-        return {name: found[key] for name, key in keys.items() if key in found}
+        clips = {key: path for key in by_key if (path := self._clip_path(key)) is not None}
+        return {name: clips[key] for name, key in keys.items() if key in clips}
 
     def find(self, key: str) -> Media | None:
         """Return an unchanged clip that an earlier run made."""

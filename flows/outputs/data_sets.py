@@ -196,14 +196,14 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         for name in TRAINERS
         if name in OutputOptions.of(job.config).format or _is_own(job, own, name)
     ]
-    found = TrainersWritten()
-    for name in (each for each in TRAINERS if each not in forms):  # no file in it is a run's
+    written = TrainersWritten()
+    for name in (name for name in TRAINERS if name not in forms):  # no file in it is a run's
         folder, names = job.out / name, TRAINERS[name].names
         if kept := [file for file in names if os.path.lexists(folder / file)]:
-            found.edited[name] = kept
-            found.notes.append(kept_note(kept, folder))
+            written.edited[name] = kept
+            written.notes.append(kept_note(kept, folder))
     if not forms:
-        return found
+        return written
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips = Clips(job, launcher, on_progress)
@@ -220,16 +220,16 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips)
         if kept := trainer.write(items, cut):
-            found.edited[name] = kept
-        found.forms.append(name)
+            written.edited[name] = kept
+        written.forms.append(name)
         keep_media(job.out, name)
-        found.notes += trainer.notes()
-        found.captions[name] = trainer.captions
-        found.user_texts[name] = trainer.user_texts
-    found.notes += clips.note_on_files(item for item in firsts if clips.exact and item.whole)
-    found.notes += clips.notes()
-    found.notes += user_texts.notes()
-    return found
+        written.notes += trainer.notes()
+        written.captions[name] = trainer.captions
+        written.user_texts[name] = trainer.user_texts
+    written.notes += clips.note_on_files(item for item in firsts if clips.exact and item.whole)
+    written.notes += clips.notes()
+    written.notes += user_texts.notes()
+    return written
 
 
 def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:
@@ -322,7 +322,7 @@ class _TrainerFolder:
         entries: list[TrainerEntry] = []
         for (chunk, path), key in zip(usable, apart, strict=True):
             item, media_path = chunk[0], str(path)
-            rows = tuple(each.sample.row for each in chunk)
+            rows = tuple(source.sample.row for source in chunk)
             if self._form.own_media or seen[key] > 1 or is_copy(path):
                 try:
                     inside = self._linked(item, path, names)

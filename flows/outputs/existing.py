@@ -21,16 +21,16 @@ def output_paths(job: Job) -> dict[str, str]:
     """Return the path of each kind of output that exists or will be written."""
     outputs = OutputOptions.of(job.config)
     formats = outputs.format
-    found = {"captions": str(job.out / "captions.jsonl")}
+    paths = {"captions": str(job.out / "captions.jsonl")}
     text_folder = "beside the media" if outputs.beside else str(job.out)
-    found |= dict.fromkeys((form for form in WRITERS if form in formats), text_folder)
+    paths |= dict.fromkeys((form for form in WRITERS if form in formats), text_folder)
     for form in (*TABLES, *FOLDERS):
         path = job.out / (form if form in FOLDERS else f"captions.{form}")
         if form in formats or path.exists():
-            found[form] = str(path)
+            paths[form] = str(path)
     if PromptOptions.of(job.config).summary:
-        found["summaries"] = str(job.out / "summaries.jsonl")
-    return {**found, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
+        paths["summaries"] = str(job.out / "summaries.jsonl")
+    return {**paths, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
 
 FOLDERS = (DATASET, *TRAINERS)

@@ -123,15 +123,15 @@ def proved_digests(out: Path, marker: Marker) -> tuple[str, ...]:
 def inputs_in(out: Path, words: Sequence[str], folder: str) -> dict[str, str]:
     """Return each file and folder below an output folder that an option of a command names, and the
     digest of what it holds. `folder`: where the command runs."""
-    found: dict[str, str] = {}
+    inputs: dict[str, str] = {}
     for before, word in pairwise(words):
         option, _, value = word.partition("=") if word.startswith("--") else (before, "", word)
         if not value or not option.startswith("--") or option in NOT_READ:
             continue
         path = os.path.realpath(os.path.join(folder, os.path.expanduser(value.removeprefix("@"))))
         if Path(path).is_relative_to(os.path.realpath(out)) and os.path.exists(path):
-            found[path] = content_of(Path(path))
-    return found
+            inputs[path] = content_of(Path(path))
+    return inputs
 
 
 def content_of(path: Path) -> str:
@@ -139,7 +139,7 @@ def content_of(path: Path) -> str:
     if not path.is_dir():
         return digest_at(path)
     below = (Path(at, name) for at, _, names in os.walk(path) for name in names)
-    return digest_of(sorted([str(each.relative_to(path)), digest_at(each)] for each in below))
+    return digest_of(sorted([str(file.relative_to(path)), digest_at(file)] for file in below))
 
 
 def keep_media(out: Path, data_set: str) -> None:

@@ -91,7 +91,7 @@ def captioned_media(
         if row := rows_of.get(_name(entry)):
             media[-1]["summary"] = {
                 "text": row["summary"],
-                "chapters": [(each["start"], each["text"]) for each in row["chapters"]],
+                "chapters": [(chapter["start"], chapter["text"]) for chapter in row["chapters"]],
                 "warnings": row.get("warnings", []),
             }
     return media, edited
@@ -120,9 +120,9 @@ def embed_thumbnails(media: list[dict[str, Any]], folder: Path) -> None:
             if left <= 0:
                 break
             some = here[at : at + TOGETHER]
-            for medium, found in zip(some, pool.map(small, some), strict=True):
-                left -= len(found)
-                medium["small"] = found if left >= 0 else ""
+            for medium, address in zip(some, pool.map(small, some), strict=True):
+                left -= len(address)
+                medium["small"] = address if left >= 0 else ""
 
 
 def media_with_captions(

@@ -38,8 +38,8 @@ class RunEnd:
     @property
     def away(self) -> list[str]:
         """Return each folder that is away, and what is kept of it."""
-        away = (each for each in self.failures if each.error == AWAY)
-        return [f"{each.media_path} ({each.message})" for each in away]
+        away = (failure for failure in self.failures if failure.error == AWAY)
+        return [f"{failure.media_path} ({failure.message})" for failure in away]
 
     def outcome(self, made: Mapping[str, Any]) -> dict[str, Any]:
         """Return the outcome for programs, with the counts in `made`. Each failure is printed as an

@@ -194,14 +194,14 @@ def edited_text(names: Sequence[str]) -> str:
 
 def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the name and path of each output of a run, and its store."""
-    found = {**record["outputs"], "store": record["plan"].get("store", "")}
+    paths = {**record["outputs"], "store": record["plan"].get("store", "")}
     if record["state"] not in ("running", "done"):  # it did not come to write all of them
-        found = {n: p for n, p in found.items() if not os.path.isabs(p) or os.path.lexists(p)}
+        paths = {n: p for n, p in paths.items() if not os.path.isabs(p) or os.path.lexists(p)}
     why = dict.fromkeys(record["earlier"], "from an earlier run")
     why |= {name: edited_text(names) for name, names in record.get("edited", {}).items()}
     for name, text in why.items():
-        found[name] = f"{found.get(name, '')} ({text})"
-    return {name: path for name, path in found.items() if path}
+        paths[name] = f"{paths.get(name, '')} ({text})"
+    return {name: path for name, path in paths.items() if path}
 
 
 def run_status(out: Path) -> dict[str, Any]:

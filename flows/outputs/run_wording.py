@@ -40,7 +40,7 @@ def description_lines(record: Mapping[str, Any]) -> Iterator[str]:
     cut = f", {record['cut']} cut at the token limit" if record["cut"] else ""
     texts = "".join(f", {texts_line(texts)}" for texts in record["texts"])
     count, kind = written(record)
-    noun = " or ".join(each.removesuffix("s") for each in kind.split(" or "))
+    noun = " or ".join(plural.removesuffix("s") for plural in kind.split(" or "))
     captions = f"{counted(count, noun)} written{edits}{cut}{texts}"
     if record["summaries"]:
         captions += f", {counted(record['summaries'], 'summary')}"

@@ -78,7 +78,7 @@ class Entry(NamedTuple):
         `alone`: it has no other prompt."""
         path = naming.folded(self.path)
         exact, rough = (
-            [digest_of([path, each, *more]) for each in (self.place, self.digest)]
+            [digest_of([path, identity, *more]) for identity in (self.place, self.digest)]
             for more in ([self.prompt], [])
         )
         return (exact[0], rough[0], exact[1], rough[1]) if alone else tuple(exact)
@@ -98,16 +98,16 @@ def text_stems(job: Job, beside: bool, sole: "SoleMedia | None" = None) -> list[
             _bare(file.media_path),
             beside and not file.name and sole.has(str(file.path)),
         )
-        for file, medium in ((each.file, each.medium) for each in job.files)
+        for file, medium in ((job_file.file, job_file.medium) for job_file in job.files)
     ]
     # Beside it, a file that two sources name has one text, but one text per prompt.
-    each = list(dict.fromkeys((e.path, e.prompt) for e in entries)) if beside else []
+    keys = list(dict.fromkeys((e.path, e.prompt) for e in entries)) if beside else []
     first = {(e.path, e.prompt): e for e in reversed(entries)}
-    distinct = [first[one] for one in each] or entries
+    distinct = [first[key] for key in keys] or entries
     names = _Names(GeneratedFiles(None, out=job.out), written, sole.naming)
     stems = names.of(distinct)
     if beside:
-        of = dict(zip(each, stems, strict=True))
+        of = dict(zip(keys, stems, strict=True))
         stems = [of[e.path, e.prompt] for e in entries]
     return [f"{root}{stem}" for stem in stems]
 
@@ -123,8 +123,8 @@ class _Names:
     def of(self, entries: Sequence[Entry]) -> list[str]:
         """Return the stem of each medium: the one that it had, else one that is free."""
         memory, folded = self._memory, self._naming.folded
-        defaults = file_stems([each.path for each in entries], self._naming)
-        prompts = Counter((each.path, each.place) for each in entries)
+        defaults = file_stems([e.path for e in entries], self._naming)
+        prompts = Counter((e.path, e.place) for e in entries)
         stems = self._known(entries, defaults) if memory else {}
         taken = {*map(folded, stems.values())}
         for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
@@ -145,8 +145,8 @@ class _Names:
         """Return the number of each medium that keeps the stem that it had → that stem. All are
         looked for by what is surest first: a copy of a medium has its content, too."""
         folded, stems, taken = self._naming.folded, dict[int, str](), set[str]()
-        each = [entry.identities(self._naming, alone=True) for entry in entries]
-        for level in range(len(each[0]) if each else 0):
+        identities = [entry.identities(self._naming, alone=True) for entry in entries]
+        for level in range(len(identities[0]) if identities else 0):
             for at, (entry, default) in enumerate(zip(entries, defaults, strict=True)):
                 if at in stems:
                     continue
@@ -154,7 +154,7 @@ class _Names:
                     stem
                     for stem in self._candidates(entry, default, len(entries))
                     if (key := folded(stem)) not in taken
-                    and self._memory.has(STEM, key, (each[at][level],))
+                    and self._memory.has(STEM, key, (identities[at][level],))
                 )
                 stem = next(known, None)
                 is_kept = stem == default or not entry.is_sole
@@ -248,23 +248,26 @@ class UserTexts:
         """Paths of texts that take the place of a correction."""
         self._rejected = 0
         """Number of captions that are left out because users rejected them."""
-        self._out = {each: Path(f"{stem}.{FORM}") for each, stem in stems}
+        self._out = {job_file: Path(f"{stem}.{FORM}") for job_file, stem in stems}
         self._taken = {*map(one_name, self._out.values())}
 
-    def apply(self, each: JobFile, captions: Sequence[Caption], *, first: bool) -> list[Caption]:
+    def apply(
+        self, job_file: JobFile, captions: Sequence[Caption], *, first: bool
+    ) -> list[Caption]:
         """Return the captions of one file that users did not reject, with user-written text instead
         if there is one. `first`: whether they belong to the file's first prompt. A text file
         without a prompt name belongs to that prompt."""
-        kept, config, file = [*unrejected(captions)], self._job.config, each.file
+        kept, config, file = [*unrejected(captions)], self._job.config, job_file.file
         self._rejected += len(captions) - len(kept)
         prompt = file.prompt or QuestionOptions.of(config).prompt or ""
         # A text that the prompt includes is part of the question, not an answer.
         if not kept or OutputOptions.of(config).replaces or TAGS in prompt:
             return kept
-        found = self._texts.of(self._places(each, first=first), each.medium.digest, file.place)
-        if found is None:
+        places = self._places(job_file, first=first)
+        handwritten = self._texts.of(places, job_file.medium.digest, file.place)
+        if handwritten is None:
             return kept
-        place, text = found
+        place, text = handwritten
         self._media_of[self._spelled(str(place))][file.path.name] = None
         if (lines := split_by_chunk(text, len(captions))) is not None:  # the rejected ones, too
             pairs = [*zip(captions, lines, strict=True)]
@@ -302,11 +305,11 @@ class UserTexts:
             )
         yield from self._texts.notes()
 
-    def _places(self, each: JobFile, *, first: bool) -> Iterator[Path]:
-        file = each.file
+    def _places(self, job_file: JobFile, *, first: bool) -> Iterator[Path]:
+        file = job_file.file
         names = [file.name, *([""] if first and file.name else [])]
         beside = [] if file.remote else [p for n in names for p in text_paths(file.path, n)]
-        out = [place := self._out[each]]
+        out = [place := self._out[job_file]]
         if first and file.name:
             stem = str(place).removesuffix(f".{FORM}").removesuffix(f".{file.name}")
             bare = Path(f"{stem}.{FORM}")
@@ -409,10 +412,10 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
     that still have a file in `OUT`. Only count outdated generated files of other formats next to
     the media."""
     outputs = OutputOptions.of(job.config)
-    found: list[TextFileCounts] = []
+    counts: list[TextFileCounts] = []
     marker = read_marker(job.out)
     written = WRITERS.keys() & (marker.outputs if marker is not None else ())
-    earlier = {each for each in written if any(_texts_below(job.out, each))}
+    earlier = {form for form in written if any(_texts_below(job.out, form))}
     for beside in (False, True):
         formats = outputs.format if outputs.beside == beside else ()
         if not own and not set(formats) & set(WRITERS):
@@ -423,21 +426,21 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
         for form in WRITERS:
             writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems, sole)
             if form in formats or (not beside and form in earlier):
-                found.append(writer.write(captions_of))
+                counts.append(writer.write(captions_of))
             elif beside and writer.count_outdated(captions_of, present):
-                found.append(writer.texts)
-    return found
+                counts.append(writer.texts)
+    return counts
 
 
 def _texts_in(folders: Set[str]) -> set[str]:
     """Return the files in these folders that have a suffix of text files. Listing a folder takes as
     long as checking one file in it."""
-    found: set[str] = set()
+    texts: set[str] = set()
     for folder in folders:
         with contextlib.suppress(OSError):
             names = (name for name in os.listdir(folder) if name.endswith(SUFFIXES))
-            found.update(one_name(os.path.join(folder, name)) for name in names)
-    return found
+            texts.update(one_name(os.path.join(folder, name)) for name in names)
+    return texts
 
 
 class _Writer:
@@ -513,16 +516,16 @@ class _Writer:
         """
         job = self._job
         times = Counter(self._paths)
-        for path, each in zip(self._paths, job.files, strict=True):
-            file, medium = each.file, each.medium
+        for path, job_file in zip(self._paths, job.files, strict=True):
+            file, medium = job_file.file, job_file.medium
             if only is not None and one_name(path) not in only:
                 continue
-            if each.away and (self.texts.beside or times[path] > 1):
+            if job_file.away and (self.texts.beside or times[path] > 1):
                 continue  # its folder is away; or it has one entry per chunk
             of = about(medium.digest, path, file.place, job.out)
             if self._is_plain(path, file):  # any text that a run wrote there is to be about it
                 of = (*of, one_name(path))
-            captions = captions_of(job, each)
+            captions = captions_of(job, job_file)
             if captions is None:
                 yield path, of, None, False
                 continue
@@ -543,12 +546,12 @@ class _Writer:
     def _remove_distinguished(self) -> None:
         """Remove the texts, as runs wrote them, of media that have a plain name now."""
         ours = {one_name(path) for path in self._paths}
-        for path, each in zip(self._paths, self._job.files, strict=True):
-            file = each.file
+        for path, job_file in zip(self._paths, self._job.files, strict=True):
+            file = job_file.file
             before = Path(f"{file.path}.{self.texts.form}")
             if not self._is_plain(path, file) or one_name(before) in ours:
                 continue
-            of = about(each.medium.digest, before, file.place)
+            of = about(job_file.medium.digest, before, file.place)
             if (
                 os.path.lexists(before)
                 and self._has_own(path, of[:1])
@@ -599,7 +602,7 @@ def _unlike(pictures: Iterable[Path]) -> Counter[str]:
 
 def _same_stem(job: Job, naming: Naming) -> list[str]:
     """Return the names of files that differ only in their suffix, one entry per stem."""
-    found: dict[str, dict[str, None]] = {}
-    for path in (each.file.path for each in job.files):
-        found.setdefault(naming.folded(str(path.with_suffix(".txt"))), {})[path.name] = None
-    return [" and ".join(names) for names in found.values() if len(names) > 1]
+    by_stem: dict[str, dict[str, None]] = {}
+    for path in (job_file.file.path for job_file in job.files):
+        by_stem.setdefault(naming.folded(str(path.with_suffix(".txt"))), {})[path.name] = None
+    return [" and ".join(names) for names in by_stem.values() if len(names) > 1]

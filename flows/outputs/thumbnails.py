@@ -69,10 +69,10 @@ def shown_at(path: Path, time: float) -> tuple[Any, Any]:
     ticks = int(timeline.pts[min(at, len(timeline.pts) - 1)])
     with contextlib.closing(Reader(path, threads=1, timeline=timeline)) as reader:
         reader.request(array("q", [ticks]))
-        found = reader.at(ticks, timeline.start, int(timeline.pts[-1]) + 1)
-        if found is None:
+        decoded = reader.at(ticks, timeline.start, int(timeline.pts[-1]) + 1)
+        if decoded is None:
             raise ValueError("no frame")
-        return found[1], reader.decoder.stream.sample_aspect_ratio
+        return decoded[1], reader.decoder.stream.sample_aspect_ratio
 
 
 @lru_cache(maxsize=16)

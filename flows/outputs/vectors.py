@@ -76,7 +76,7 @@ def write_vectors(job: Job) -> VectorsWritten:
     made = list(vector_tasks(job))
     kept = job.ledger["embeddings"]
     metas = [kept.meta(task["embeddings"]) for _, task in made]
-    found = VectorsWritten(
+    written = VectorsWritten(
         out=job.out,
         files=job.requested,
         vectors=sum(meta["vectors"] for meta in metas),
@@ -86,29 +86,29 @@ def write_vectors(job: Job) -> VectorsWritten:
         chunks=Counter(file for file, _ in made),
     )
     parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)
-    write_npy(job.out / ARRAY, (found.vectors, found.width), parts)
+    write_npy(job.out / ARRAY, (written.vectors, written.width), parts)
     write_parquet(job.out / ROWS, _rows(job, made), KINDS)
-    write_jsonl(job.out / "failures.jsonl", found.failures)
+    write_jsonl(job.out / "failures.jsonl", written.failures)
     rows = Counter[MediaFile]()
     for (file, _), meta in zip(made, metas, strict=True):
         rows[file] += meta["vectors"]
-    lines = (media_line(each.file, rows[each.file], each.medium) for each in job.files)
+    lines = (media_line(f.file, rows[f.file], f.medium) for f in job.files)
     write_proved(job.out, {MEDIA: lines}, job.store.url)
-    return found
+    return written
 
 
 def vector_tasks(job: Job) -> Iterator[FileTask]:
     """Yield each file with each of its chunks that has stored vectors, in source order."""
-    for each in job.files:
-        yield from file_tasks(job, each)
+    for job_file in job.files:
+        yield from file_tasks(job, job_file)
 
 
-def file_tasks(job: Job, each: JobFile) -> Iterator[FileTask]:
+def file_tasks(job: Job, job_file: JobFile) -> Iterator[FileTask]:
     """Yield one file with each of its chunks that has stored vectors."""
     kept = job.ledger["embeddings"]
-    for task in job.ledger.tasks([each.medium]):
+    for task in job.ledger.tasks([job_file.medium]):
         if task["embeddings"] in kept:
-            yield each.file, task
+            yield job_file.file, task
 
 
 def frames_of(job: Job, task: Task) -> list[tuple[float | None, list[float] | None]]:

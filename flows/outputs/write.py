@@ -43,20 +43,20 @@ from stages.process.events import Failed
 
 def failures_of(job: Job) -> list[Failure]:
     """Return everything that could not be captioned, in source order within each stage."""
-    found = list(job.failures)
-    for each in job.files:
-        file, medium = each.file, each.medium
+    failures = list(job.failures)
+    for job_file in job.files:
+        file, medium = job_file.file, job_file.medium
         known = job.ledger.failure(medium) or job.ledger.refusal(medium)
         if known is not None and known["kind"] != AWAY:  # its folder has failed
             stage = known.get("stage", job.pipeline[0].name)
-            found.append(file_failure(file, stage, known, known.get("start", 0.0)))
+            failures.append(file_failure(file, stage, known, known.get("start", 0.0)))
         of_prompt = f" (prompt {file.name})" if file.name else ""
         why = {**ALL_REASONING, "message": ALL_REASONING["message"] + of_prompt}
-        found += [
+        failures += [
             file_failure(file, job.pipeline[-1].name, why, task.chunk.start)
-            for task in unanswered(job, each)
+            for task in unanswered(job, job_file)
         ]
-    return list(dict.fromkeys(found))  # a medium with several prompts fails once
+    return list(dict.fromkeys(failures))  # a medium with several prompts fails once
 
 
 def warned_files(job: Job) -> int:
@@ -73,22 +73,22 @@ def missing_rows(job: Job, chunks: Mapping[MediaFile, int] | None) -> dict[str, 
     """Return each file of the sources that has fewer rows and failures than chunks, and how many it
     lacks; 1 if it was not read. `chunks` were written of each file, under any of its prompts; None:
     stored records count."""
-    ledger, found = job.ledger, Counter[str]()
+    ledger, missing = job.ledger, Counter[str]()
     for group in job.by_file:
         index = ledger.media_index(group[0].medium)
         lacking = 1 if index is None else len(index.chunks) * len(group)
-        lacking -= sum((chunks or {}).get(each.file, 0) for each in group)
+        lacking -= sum((chunks or {}).get(job_file.file, 0) for job_file in group)
         if lacking <= 0 or ledger.failure(group[0].medium) is not None:
             continue
         lacking -= sum(
             chunks is None if ledger.is_done(task) else ledger.has_failed(task)
-            for task in ledger.tasks([each.medium for each in group])
+            for task in ledger.tasks([job_file.medium for job_file in group])
         )
         if chunks is not None:
-            lacking -= sum(1 for each in group for _ in unanswered(job, each))
+            lacking -= sum(1 for job_file in group for _ in unanswered(job, job_file))
         if lacking > 0:
-            found[group[0].file.media_path] += lacking
-    return found
+            missing[group[0].file.media_path] += lacking
+    return missing
 
 
 def missing_error(out: Path, missing: Mapping[str, int]) -> EnvironmentFault:
@@ -103,7 +103,7 @@ def missing_error(out: Path, missing: Mapping[str, int]) -> EnvironmentFault:
 
 def media_paths_of(job: Job) -> dict[str, str]:
     """Return the digest of each medium → the path of the first file with that content."""
-    return {each.medium.digest: each.file.media_path for each in reversed(job.files)}
+    return {job_file.medium.digest: job_file.file.media_path for job_file in reversed(job.files)}
 
 
 def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
@@ -114,7 +114,7 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
         chunks = (
             task
             for task in chain(
-                tasks, (other for each in tasks for other in job.ledger.equivalent_tasks(each))
+                tasks, (other for own in tasks for other in job.ledger.equivalent_tasks(own))
             )
             if task.keys.get(made) == key
         )
@@ -188,9 +188,9 @@ def write_captions(
 
     firsts = [group[0] for group in job.by_file]
     counted_files = zip(firsts, counts, strict=True)  # read once the captions are written
-    media = (media_line(each.file, count, each.medium) for each, count in counted_files)
+    media = (media_line(job_file.file, count, job_file.medium) for job_file, count in counted_files)
     write_proved(job.out, {CAPTIONS: json_lines(rows()), MEDIA: media}, job.store.url)
-    return {each.file: count for each, count in zip(firsts, counts, strict=True)}
+    return {job_file.file: count for job_file, count in zip(firsts, counts, strict=True)}
 
 
 def write_outputs(job: Job, *, last: bool) -> OutputCounts:
@@ -199,62 +199,62 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     Only the `last` call writes tables: they cannot be appended to, and no program reads them during
     the run.
     """
-    found = OutputCounts(failures=failures_of(job))
+    counts = OutputCounts(failures=failures_of(job))
     edited: dict[tuple[object, ...], str] = {}
 
     def by_file() -> Iterator[list[Caption]]:
         # Rebuilt for each output: in memory, they would be most of what a large run takes.
-        found.captions = found.cut = found.unknown_ends = 0
-        found.corrected = found.accepted = found.rejected = 0
+        counts.captions = counts.cut = counts.unknown_ends = 0
+        counts.corrected = counts.accepted = counts.rejected = 0
         for captions in captions_by_file(job):
-            found.captions += len(captions)
-            found.cut += sum(not c.review and (c.ended == "length") for c in captions)
+            counts.captions += len(captions)
+            counts.cut += sum(not c.review and (c.ended == "length") for c in captions)
             warnings = chain.from_iterable(c.warnings for c in captions)
-            found.unknown_ends += sum(text.startswith(UNKNOWN_END) for text in warnings)
-            found.corrected += sum(bool(c.original) for c in captions)
-            found.accepted += sum(c.review == ACCEPTED for c in captions)
-            found.rejected += sum(c.review == REJECTED for c in captions)
-            for each in (c for c in captions if c.original or c.review):
-                of = (each.features, each.name, each.prompt, each.start)
-                if (first := edited.setdefault(of, each.media_path)) != each.media_path:
-                    found.shared_edits[each.media_path] = first
+            counts.unknown_ends += sum(text.startswith(UNKNOWN_END) for text in warnings)
+            counts.corrected += sum(bool(c.original) for c in captions)
+            counts.accepted += sum(c.review == ACCEPTED for c in captions)
+            counts.rejected += sum(c.review == REJECTED for c in captions)
+            for caption in (c for c in captions if c.original or c.review):
+                of = (caption.features, caption.name, caption.prompt, caption.start)
+                if (first := edited.setdefault(of, caption.media_path)) != caption.media_path:
+                    counts.shared_edits[caption.media_path] = first
             yield captions
 
-    found.chunks = write_captions(job, by_file())
-    write_jsonl(job.out / "failures.jsonl", found.failures)
+    counts.chunks = write_captions(job, by_file())
+    write_jsonl(job.out / "failures.jsonl", counts.failures)
     own, kinds = GeneratedFiles(job.store, out=job.out), kinds_of(job)
-    found.texts = write_texts(job, own, complete_captions)
-    for texts in found.texts:
-        found.user_texts[texts.form] = found.user_texts.get(texts.form, 0) + texts.user_texts
+    counts.texts = write_texts(job, own, complete_captions)
+    for texts in counts.texts:
+        counts.user_texts[texts.form] = counts.user_texts.get(texts.form, 0) + texts.user_texts
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
-        if (last and found.captions) and (
+        if (last and counts.captions) and (
             form in OutputOptions.of(job.config).format or own.has(path.name, digest_at(path))
         ):
             rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))
             own.renew(path, partial(write, rows=rows, kinds=kinds))
-            found.user_texts[form] = found.corrected
-            found.others.append(path.name)
+            counts.user_texts[form] = counts.corrected
+            counts.others.append(path.name)
         elif path.exists():
-            found.earlier.append(form)
-    for form, each in TRAINERS.items():
-        if any((job.out / form / name).exists() for name in each.names):
-            found.earlier.append(form)
+            counts.earlier.append(form)
+    for form, trainer in TRAINERS.items():
+        if any((job.out / form / name).exists() for name in trainer.names):
+            counts.earlier.append(form)
     if unused := job.edits.unused():
         paths = {path for path, _ in unused}
         kept = {c.media_path for c in chain(*captions_by_file(job)) if c.review != REJECTED} & paths
-        found.unused_edits = unused_note(unused, kept)
+        counts.unused_edits = unused_note(unused, kept)
     else:
-        found.unused_edits = job.edits.rejected_elsewhere(_chunks_here(job))
-    return found
+        counts.unused_edits = job.edits.rejected_elsewhere(_chunks_here(job))
+    return counts
 
 
 def _chunks_here(job: Job) -> Iterator[tuple[Chunk, bool]]:
     """Yield the content and start of each caption's chunk, and whether the caption is rejected."""
     for group, captions in zip(job.by_file, captions_by_file(job), strict=True):
         if (medium := group[0].medium) is not None:
-            for each in captions:
-                yield (medium.digest, each.start), each.review == REJECTED
+            for caption in captions:
+                yield (medium.digest, caption.start), caption.review == REJECTED
 
 
 def media_line(file: MediaFile, captions: int, content: Medium | None = None) -> str:

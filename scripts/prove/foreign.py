@@ -92,11 +92,11 @@ def judged(folder: Path, note: Mapping[str, Any]) -> Cell:
 
     if note.get("failed"):
         return Cell("", str(note["failed"]))
-    inputs, found = load_file(folder / "inputs.safetensors"), []
+    inputs, answers = load_file(folder / "inputs.safetensors"), []
     try:
         for packed in (False, True):
             half = load_half(folder, "whole", dtype=torch.float32, packed=packed)
-            found.append(tokens_of(half, inputs))
+            answers.append(tokens_of(half, inputs))
     except PenstockError:
         try:
             describe(folder)
@@ -105,17 +105,17 @@ def judged(folder: Path, note: Mapping[str, Any]) -> Cell:
         return Cell("differs", "a plan takes it, and it is not loaded")
     if note["tokens"] is None:
         return Cell("differs", "it is read, and its program gave no tokens")
-    differ = [tokens for tokens in found if tokens != note["tokens"]]
+    differ = [tokens for tokens in answers if tokens != note["tokens"]]
     return Cell("differs", f"{differ[0]}, not {note['tokens']}") if differ else Cell("read")
 
 
-def table(notes: Iterable[Mapping[str, Any]], found: Mapping[tuple[str, ...], Cell]) -> str:
+def table(notes: Iterable[Mapping[str, Any]], outcomes: Mapping[tuple[str, ...], Cell]) -> str:
     """Return the table: a row for each form, a column for each family."""
     rows = list(dict.fromkeys((note["program"], note["form"]) for note in notes))
     versions = {note["program"]: note["versions"] for note in notes}
     lines = [heads(" | ".join(["written by", "form", *FAMILIES]))]
     for program, form in rows:
-        of_row = [found.get((program, form, family), Cell("")) for family in FAMILIES]
+        of_row = [outcomes.get((program, form, family), Cell("")) for family in FAMILIES]
         if not any(cell.outcome for cell in of_row):
             continue
         own = [f"{name} {number}" for name, number in versions[program].items()]
@@ -138,16 +138,16 @@ def main() -> int:
     if given.step == "sources":
         write_sources(given.folder)
         return 0
-    notes, found = [], dict[tuple[str, ...], Cell]()
+    notes, outcomes = [], dict[tuple[str, ...], Cell]()
     for path in sorted(given.folder.glob("*.json")):
         note = json.loads(path.read_text(encoding="utf-8"))
         notes.append(note)
         key = (note["program"], note["form"], note["family"])
-        found[key] = judged(path.with_suffix(""), note)
-        print(*key, *found[key], sep=" | ", flush=True)
+        outcomes[key] = judged(path.with_suffix(""), note)
+        print(*key, *outcomes[key], sep=" | ", flush=True)
     page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(put(page, MARK, table(notes, found)), encoding="utf-8")
-    return int(any(cell.outcome == "differs" for cell in found.values()))
+    PAGE.write_text(put(page, MARK, table(notes, outcomes)), encoding="utf-8")
+    return int(any(cell.outcome == "differs" for cell in outcomes.values()))
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def naming_of(model: Any, saved: Mapping[str, Any], index: tuple[str, ...]) -> N
 def _same_place(model: Any, saved: set[str], published: set[str]) -> dict[str, str]:
     """Return saved pattern → published pattern, where transformers loads both into one place."""
     places = {_loaded_as(model, pattern): pattern for pattern in published}
-    found = {pattern: places.get(_loaded_as(model, pattern)) for pattern in saved}
-    return {pattern: other for pattern, other in found.items() if other is not None}
+    matches = {pattern: places.get(_loaded_as(model, pattern)) for pattern in saved}
+    return {pattern: other for pattern, other in matches.items() if other is not None}
 
 
 def _loaded_as(model: Any, pattern: str) -> str:
@@ -122,8 +122,8 @@ def _loaded_as(model: Any, pattern: str) -> str:
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     transforms = get_model_conversion_mapping(model)
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     held = model.state_dict()
     place, _ = rename_source_key(
         pattern.replace("{}", "0"), renamings, converters, model.base_model_prefix, held

@@ -59,11 +59,11 @@ def list_store(given: argparse.Namespace) -> int:
     """Print the contents of the store by model, most recently used first."""
     store = _opened(given)
     stored = dict(store.stats())
-    found = sorted(holdings(store, stored), key=lambda each: (not each.settings, model_of(each)))
+    in_order = sorted(holdings(store, stored), key=lambda h: (not h.settings, model_of(h)))
     if given.json:
-        print(json.dumps([holding.to_json() for holding in found], indent=1))
+        print(json.dumps([holding.to_json() for holding in in_order], indent=1))
         return 0
-    for name, of_model in groupby(found, model_of):
+    for name, of_model in groupby(in_order, model_of):
         print_lines(
             name, *table_lines(COLUMNS, map(row_of, of_model), right=("packs", "size"), indent=2)
         )

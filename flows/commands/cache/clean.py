@@ -44,7 +44,7 @@ def holdings(store: Store, stored: Mapping[str, ObjectStat] | None = None) -> li
     for pack in packs(dict(store.stats()) if stored is None else stored):
         groups.setdefault((pack.kind, pack.namespace), []).append(pack)
     known = notes(store) if groups else None
-    found = [
+    contents = [
         Holding(
             kind=kind,
             namespace=namespace,
@@ -55,7 +55,7 @@ def holdings(store: Store, stored: Mapping[str, ObjectStat] | None = None) -> li
         )
         for (kind, namespace), group in groups.items()
     ]
-    return sorted(found, key=lambda h: (h.settings.get("model", "~"), -h.used, h.kind))
+    return sorted(contents, key=lambda h: (h.settings.get("model", "~"), -h.used, h.kind))
 
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:

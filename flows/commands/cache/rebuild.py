@@ -71,8 +71,9 @@ class Difference:
 def last_record(store: Store, job: str) -> RebuildRecord | None:
     """Return the newest record of a job."""
     record_set = RecordSet(store, KIND, job)
-    found = [read_record(RebuildRecord, record_set.meta(key)) for key in sorted(record_set.keys())]
-    return max(found, key=lambda record: record.number, default=None)
+    metas = map(record_set.meta, sorted(record_set.keys()))
+    records = [read_record(RebuildRecord, meta) for meta in metas]
+    return max(records, key=lambda record: record.number, default=None)
 
 
 def write_record(store: Store, job: str, record: RebuildRecord) -> None:
@@ -117,10 +118,10 @@ def difference(last: RebuildRecord | None, now: RebuildRecord) -> Difference:
 
 def _by_path(record: RebuildRecord | None) -> dict[str, dict[str, set[str]]]:
     """Return path → digest → prompts."""
-    found: dict[str, dict[str, set[str]]] = {}
+    by_path: dict[str, dict[str, set[str]]] = {}
     for path, digest, prompt in record.files if record is not None else ():
-        found.setdefault(path, {}).setdefault(digest, set()).add(prompt)
-    return found
+        by_path.setdefault(path, {}).setdefault(digest, set()).add(prompt)
+    return by_path
 
 
 def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
@@ -134,24 +135,24 @@ def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
         )
         text = "prompt changed, and this model's features depend on it"
         return [text] if prompts_changed else []
-    before, now, found = last.settings, record.settings, []
+    before, now, changes = last.settings, record.settings, []
     if before["model"] != now["model"]:
-        found.append(f"model changed ({before['model']} → {now['model']})")
+        changes.append(f"model changed ({before['model']} → {now['model']})")
     elif before["commit"] != now["commit"]:
         short = [f"{commit}"[:7] for commit in (before["commit"], now["commit"])]
-        found.append(f"revision changed ({short[0]} → {short[1]})")
+        changes.append(f"revision changed ({short[0]} → {short[1]})")
     elif before["weights"] != now["weights"]:
-        found.append("weights changed: the model's folder holds another checkpoint")
+        changes.append("weights changed: the model's folder holds another checkpoint")
     if before["computing"] != now["computing"]:
         computing = [" ".join(values["computing"]) for values in (before, now)]
-        found.append(f"precision or attention changed ({computing[0]} → {computing[1]})")
+        changes.append(f"precision or attention changed ({computing[0]} → {computing[1]})")
     for name, value in now["sampling"].items():
         old = before["sampling"].get(name)
         if old != value:
-            found.append(f"sampling changed ({name.replace('_', ' ')} {old} → {value})")
+            changes.append(f"sampling changed ({name.replace('_', ' ')} {old} → {value})")
     if before["output_versions"] != now["output_versions"]:
-        found.append("output version changed: this version of Penstock encodes differently")
-    return found or ["the processor's settings changed"]
+        changes.append("output version changed: this version of Penstock encodes differently")
+    return changes or ["the processor's settings changed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,14 +186,14 @@ class Missing:
 
     @classmethod
     def from_job(cls, job: Job) -> "Missing":
-        found = unencoded(job)
+        estimates = unencoded(job)
         return cls(
-            files=len(found),
-            chunks=sum(estimate.chunks for estimate, _ in found),
-            frames=sum(estimate.frames for estimate, _ in found),
-            frame_bytes=sum(estimate.frame_bytes for estimate, _ in found),
-            feature_bytes=sum(estimate.feature_bytes for estimate, _ in found),
-            guessed=any(guessed for _, guessed in found),
+            files=len(estimates),
+            chunks=sum(estimate.chunks for estimate, _ in estimates),
+            frames=sum(estimate.frames for estimate, _ in estimates),
+            frame_bytes=sum(estimate.frame_bytes for estimate, _ in estimates),
+            feature_bytes=sum(estimate.feature_bytes for estimate, _ in estimates),
+            guessed=any(guessed for _, guessed in estimates),
             sounds=sum(
                 not job.ledger.has(task, hear.STAGE) and not job.ledger.has_failed(task)
                 for task in job.ledger.tasks(job.media)
@@ -227,12 +228,12 @@ class RebuildResult:
         return self.files
 
     def row(self) -> dict[str, int]:
-        found = self.difference
+        counts = self.difference
         return {
-            "unchanged": found.unchanged,
-            "added": found.added,
-            "changed": found.changed,
-            "removed": found.removed,
+            "unchanged": counts.unchanged,
+            "added": counts.added,
+            "changed": counts.changed,
+            "removed": counts.removed,
             "chunks encoded": self.encoded,
         }
 
@@ -288,7 +289,7 @@ def rebuild(
     # A rebuild has no output folder: its logs and run record are in the store.
     out = open_store(config.store_url).local / "logs" / f"rebuild-{name[:12]}"
     run = RebuildRun(
-        **{each.name: getattr(config, each.name) for each in fields(config)}, out=str(out)
+        **{option.name: getattr(config, option.name) for option in fields(config)}, out=str(out)
     )
 
     def attempt() -> RebuildResult:

@@ -32,16 +32,16 @@ SEARCHED = 100
 def first_captions(out: Path) -> list[str]:
     """Return one line for each of the first media: its name and its first caption that was not
     rejected, cut at the terminal's width."""
-    found: dict[str, str] = {}
+    captions: dict[str, str] = {}
     with (
         suppress(OSError, ValueError),
         open(out / "captions.jsonl", encoding="utf-8") as file,
     ):
         for row in map(json.loads, islice(file, SEARCHED)):
-            if row.get("review") != REJECTED and len(found) < SHOWN:
-                found.setdefault(row["media_path"], row["caption"])
+            if row.get("review") != REJECTED and len(captions) < SHOWN:
+                captions.setdefault(row["media_path"], row["caption"])
     width = terminal_width(sys.stdout)
-    return [_line(path, caption, width) for path, caption in found.items()]
+    return [_line(path, caption, width) for path, caption in captions.items()]
 
 
 def _line(path: str, caption: str, width: int) -> str:

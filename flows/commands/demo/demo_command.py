@@ -123,10 +123,10 @@ def _labels(folder: Path, make_launcher: LauncherMaker) -> dict[str, list[Labell
         store=str(folder / "store"),
     )
     out = label(config, Display(), make_launcher).out
-    found: dict[str, list[Labelled]] = {}
+    labels: dict[str, list[Labelled]] = {}
     for row in read_labels(out / "labels.jsonl"):
-        found.setdefault(row.media_path, []).append(row)
-    return found
+        labels.setdefault(row.media_path, []).append(row)
+    return labels
 
 
 def _print_shipped(captions: dict[str, str], labels: dict[str, list[Labelled]]) -> None:
@@ -155,8 +155,8 @@ def _print_stages(record: dict[str, Any]) -> None:
     for stage in record["stages"]:
         peak, seconds = size(stage["peak_host_bytes"]), duration(stage["seconds"])
         part = STAGES[stage["name"]].part
-        found = stage["precision"] or record["plan"]["precision"]
-        precision = f"  {part} half in {found[part]}" if part else ""
+        precisions = stage["precision"] or record["plan"]["precision"]
+        precision = f"  {part} half in {precisions[part]}" if part else ""
         print_lines(
             f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}"
         )

@@ -48,20 +48,20 @@ class LabelCounts:
         self._fine = np.zeros((size, FINE), np.uint32)
         self._sums = np.zeros((2, size), np.float64)
 
-    def counting(self, found: Iterator[LabelledChunk]) -> Iterator[Labelled]:
+    def counting(self, chunks: Iterator[LabelledChunk]) -> Iterator[Labelled]:
         """Yield the rows while counting them."""
         every = np.arange(len(self._passed))
-        for each in found:
-            scores = each.scores.astype(np.float64)
-            self.pictures += len(each.rows)
-            self.lines[each.file] += len(each.rows)
-            self.chunks[each.file] += 1
-            self.labelled += int(each.passed.any(axis=1).sum())
-            self._passed += each.passed.sum(axis=0)
+        for chunk in chunks:
+            scores = chunk.scores.astype(np.float64)
+            self.pictures += len(chunk.rows)
+            self.lines[chunk.file] += len(chunk.rows)
+            self.chunks[chunk.file] += 1
+            self.labelled += int(chunk.passed.any(axis=1).sum())
+            self._passed += chunk.passed.sum(axis=0)
             self._sums += scores.sum(axis=0), (scores**2).sum(axis=0)
             for places in ((scores + 1) * (FINE / 2)).astype(np.int64).clip(0, FINE - 1):
                 self._fine[every, places] += 1
-            yield from each.rows
+            yield from chunk.rows
 
     @property
     def given(self) -> int:
@@ -182,7 +182,7 @@ def label_paths(job: Job) -> dict[str, str]:
 
 def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     """Write the labels of all chunks with stored vectors. Raises EnvironmentFault."""
-    found = LabelsWritten(
+    written = LabelsWritten(
         out=job.out,
         files=job.requested,
         labels=len(context.labels.labels),
@@ -194,21 +194,21 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
     own = GeneratedFiles(job.store, out=job.out)
     rows = counts.counting(label_chunks(job, context))
     own.renew(job.out / LINES, partial(write_jsonl, rows=rows))
-    found.pictures, found.labelled, found.given = counts.pictures, counts.labelled, counts.given
-    found.chunks = counts.chunks
-    write_jsonl(job.out / "failures.jsonl", found.failures)
-    lines = (media_line(each.file, counts.lines[each.file], each.medium) for each in job.files)
+    written.pictures, written.labelled = counts.pictures, counts.labelled
+    written.given, written.chunks = counts.given, counts.chunks
+    write_jsonl(job.out / "failures.jsonl", written.failures)
+    lines = (media_line(f.file, counts.lines[f.file], f.medium) for f in job.files)
     write_proved(job.out, {MEDIA: lines}, job.store.url)
     report = counts.report()
     write_json(job.out / REPORT, report)
-    found.counts = report["labels"]
-    found.others = [REPORT, MEDIA, *_write_tables(job, context, own)]
-    if any(each.medium.kind == "video" for each in job.files):
+    written.counts = report["labels"]
+    written.others = [REPORT, MEDIA, *_write_tables(job, context, own)]
+    if any(job_file.medium.kind == "video" for job_file in job.files):
         own.renew(job.out / SPANS, partial(write_text, pieces=_span_lines(job, context)))
-        found.others.append(SPANS)
+        written.others.append(SPANS)
     texts = GeneratedFiles(job.store, OF_LABELS, job.out)
-    found.texts = write_texts(job, texts, partial(_captions, context))
-    return found
+    written.texts = write_texts(job, texts, partial(_captions, context))
+    return written
 
 
 def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[str]:
@@ -224,34 +224,34 @@ def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[
             sized = _sized(job, context)
             own.renew(path, partial(write_coco, labels=context.labels.names, rows=sized))
         else:
-            rows = (row for each in label_chunks(job, context) for row in each.rows)
+            rows = (row for chunk in label_chunks(job, context) for row in chunk.rows)
             own.renew(path, partial(TABLES[form], rows=rows, kinds=KINDS))
     return names
 
 
 def _sized(job: Job, context: LabelContext) -> Iterator[Sized]:
-    for each in label_chunks(job, context):
-        index = job.ledger.media_index(each.task.medium)
-        if each.task.medium.kind == "image" and index is not None:
-            yield each.rows[0], index.height, index.width
+    for chunk in label_chunks(job, context):
+        index = job.ledger.media_index(chunk.task.medium)
+        if chunk.task.medium.kind == "image" and index is not None:
+            yield chunk.rows[0], index.height, index.width
 
 
 def _spans(job: Job, context: LabelContext, of: JobFile) -> Iterator[Span]:
     """Yield the spans of one video; an image is one span of no length."""
-    found = list(label_chunks(job, context, file_tasks(job, of)))
-    rows = [row for each in found for row in each.rows]
+    chunks = list(label_chunks(job, context, file_tasks(job, of)))
+    rows = [row for chunk in chunks for row in chunk.rows]
     if of.medium.kind == "image":
         yield from (Span(start=0.0, end=0.0, labels=tuple(row.given)) for row in rows)
     else:
         frames = [(row.time or 0.0, row.given) for row in rows]
-        yield from spans_of(frames, max((each.task.chunk.end for each in found), default=0.0))
+        yield from spans_of(frames, max((chunk.task.chunk.end for chunk in chunks), default=0.0))
 
 
 def _span_lines(job: Job, context: LabelContext) -> Iterator[str]:
-    for each in job.files:
-        if each.medium.kind == "video":
-            about = {"media_path": each.file.media_path, "source": each.file.source}
-            for span in _spans(job, context, each):
+    for job_file in job.files:
+        if job_file.medium.kind == "video":
+            about = {"media_path": job_file.file.media_path, "source": job_file.file.source}
+            for span in _spans(job, context, job_file):
                 yield encoded({**about, **asdict(span)}) + "\n"
 
 

@@ -94,8 +94,8 @@ class LabelSet:
     def digest(self) -> str:
         """Return the digest of everything that determines which labels an image gets."""
         fields = [
-            [each.name, each.prompts, each.parent, each.group, each.threshold]
-            for each in self.labels
+            [label.name, label.prompts, label.parent, label.group, label.threshold]
+            for label in self.labels
         ]
         return digest_of(fields)
 
@@ -152,20 +152,20 @@ def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
         return list(_rows(text, path))
     if suffix not in {".yaml", ".yml", ".json"}:
         return [(line, {}) for line in _lines(text)]
-    found = _parsed(text, path)
-    if not isinstance(found, list | dict):
+    parsed = _parsed(text, path)
+    if not isinstance(parsed, list | dict):
         raise UsageError(
             f"--labels {path} is neither a list of labels nor a mapping with settings", hint=HINT
         )
-    for at, name in enumerate(found, 1):
+    for at, name in enumerate(parsed, 1):
         if not isinstance(name, str):
             raise UsageError(
                 f"--labels {path}: entry {at} is {json.dumps(name, default=str)[:80]}, no text",
                 hint='Quote it if it is a label: "null", "~"',
             )
-    if isinstance(found, list):
-        return [(name.strip(), {}) for name in found]
-    return [(name.strip(), _settings(name, given, path)) for name, given in found.items()]
+    if isinstance(parsed, list):
+        return [(name.strip(), {}) for name in parsed]
+    return [(name.strip(), _settings(name, given, path)) for name, given in parsed.items()]
 
 
 def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -184,7 +184,7 @@ def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         cells = {name: cell.strip() for name, cell in zip(names, row.values(), strict=True)}
         name = cells.pop(COLUMN, "")
         if name[:1] != "#" or len(names) > 1:
-            yield name, {each: cell for each, cell in cells.items() if cell}
+            yield name, {column: cell for column, cell in cells.items() if cell}
 
 
 def _parsed(text: str, path: Path) -> Any:
@@ -209,12 +209,12 @@ def _parsed(text: str, path: Path) -> Any:
 
 def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """Return a mapping. Raises ValueError for a key that occurs twice."""
-    found: dict[Any, Any] = {}
+    mapping: dict[Any, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in mapping:
             raise ValueError(f"{str(key)[:80]!r} is listed twice")
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping
 
 
 @cache
@@ -232,7 +232,7 @@ def _as_written() -> Any:
             return mapping
 
     AsWritten.yaml_implicit_resolvers = {
-        first: [each for each in resolvers if each[0] in AS_WRITTEN]
+        first: [resolver for resolver in resolvers if resolver[0] in AS_WRITTEN]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     return AsWritten
@@ -256,7 +256,7 @@ def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
 def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     prompts, threshold = given.get("prompts"), given.get("threshold")
     every = prompts if isinstance(prompts, list) else [prompts] if prompts is not None else []
-    named = [given[each] for each in ("parent", "group") if given.get(each)]
+    named = [given[key] for key in ("parent", "group") if given.get(key)]
     if not all(isinstance(text, str) for text in (*every, *named)):
         raise UsageError(
             f"label {name!r}: a prompt, parent or group is no text",

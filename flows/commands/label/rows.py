@@ -65,28 +65,28 @@ class LabelRules:
         """Return the score of each label; for labels in a group, the softmax share."""
         logits = self.scale * cosines + self.bias
         with np.errstate(over="ignore"):
-            found = 1 / (1 + np.exp(-logits)) if self.bias else cosines.copy()
+            scores = 1 / (1 + np.exp(-logits)) if self.bias else cosines.copy()
         for members in map(list, self.groups):
             powers = np.exp(logits[:, members] - logits[:, members].max(axis=1, keepdims=True))
-            found[:, members] = powers / powers.sum(axis=1, keepdims=True)
+            scores[:, members] = powers / powers.sum(axis=1, keepdims=True)
         for child, parent in self.order:
-            found[:, parent] = np.maximum(found[:, parent], found[:, child])
-        return found.astype(np.float32)
+            scores[:, parent] = np.maximum(scores[:, parent], scores[:, child])
+        return scores.astype(np.float32)
 
     def passed(self, scores: Scores) -> Passed:
         """Return which labels each image gets for these scores."""
         with np.errstate(invalid="ignore"):
-            found: Passed = scores >= np.asarray(self.thresholds, np.float32)
+            passed: Passed = scores >= np.asarray(self.thresholds, np.float32)
         for members in map(list, self.groups):
             first = scores[:, members].argmax(axis=1)
-            cut = found[:, members] | np.isnan(np.asarray(self.thresholds)[members])
-            found[:, members] = cut & (np.arange(len(members)) == first[:, None])
+            cut = passed[:, members] | np.isnan(np.asarray(self.thresholds)[members])
+            passed[:, members] = cut & (np.arange(len(members)) == first[:, None])
         by_gap = [at for at, rule in enumerate(self.rules) if rule == "gap"]
         if by_gap:
-            found[:, by_gap] = above_gap(scores[:, by_gap])
+            passed[:, by_gap] = above_gap(scores[:, by_gap])
         for child, parent in reversed(self.order):
-            found[:, child] &= found[:, parent]
-        return found
+            passed[:, child] &= passed[:, parent]
+        return passed
 
     def why(self, at: int) -> str:
         """Return the rule by which a label is assigned, as text for the output."""
@@ -156,17 +156,17 @@ def above_gap(scores: Scores) -> Passed:
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)[:, : MAX_GAP_LABELS + 1]
     count = (ranked[:, :-1] - ranked[:, 1:]).argmax(axis=1) + 1
-    found = np.zeros(scores.shape, np.bool_)
+    above = np.zeros(scores.shape, np.bool_)
     given = np.arange(scores.shape[1]) < count[:, None]
-    np.put_along_axis(found, order, given, axis=1)
-    return found
+    np.put_along_axis(above, order, given, axis=1)
+    return above
 
 
 def cosines_of(images: Vectors, texts: TextVectors) -> Scores:
     """Return the cosine of each image with each label."""
     length = np.linalg.norm(images, axis=1, keepdims=True)
-    found: Scores = (images / np.maximum(length, np.finfo(np.float32).tiny)) @ texts.vectors.T
-    return found
+    cosines: Scores = (images / np.maximum(length, np.finfo(np.float32).tiny)) @ texts.vectors.T
+    return cosines
 
 
 MAX_EXAMPLES_BYTES = 1 << 26
@@ -190,7 +190,7 @@ def read_examples(path_text: str, labels: Sequence[str]) -> Examples:
         raise UsageError(
             f"--examples {path} has no columns media_path and label", hint=EXAMPLES_HINT
         )
-    found: dict[str, set[str]] = {}
+    labels_of: dict[str, set[str]] = {}
     for _, row in rows:
         name = row["label"].strip()
         if name and name not in labels:
@@ -198,8 +198,8 @@ def read_examples(path_text: str, labels: Sequence[str]) -> Examples:
                 f"--examples {path} has the label {name!r}, which is not among --labels",
                 hint=EXAMPLES_HINT,
             )
-        found.setdefault(row["media_path"], set()).update({name} - {""})
-    return {image: frozenset(names) for image, names in found.items()}
+        labels_of.setdefault(row["media_path"], set()).update({name} - {""})
+    return {image: frozenset(names) for image, names in labels_of.items()}
 
 
 def learned_threshold(scores: NDArray[np.float64], has: NDArray[np.bool_]) -> float | None:
@@ -315,22 +315,22 @@ def label_chunks(
     kept, left = job.ledger["embeddings"], iter(vector_tasks(job) if made is None else made)
     while block := list(islice(left, TASKS_PER_BLOCK)):
         records = kept.read_several([task["embeddings"] for _, task in block])
-        found = [vectors_in(record) for record in records]
+        vectors = [vectors_in(record) for record in records]
         indexes = [index_of(job, task) for _, task in block]
-        yield from label_vectors(job.model.name, context, block, found, indexes)
+        yield from label_vectors(job.model.name, context, block, vectors, indexes)
 
 
 def label_vectors(
     model: str,
     context: LabelContext,
     block: Sequence[FileTask],
-    found: Sequence[Vectors],
+    vectors: Sequence[Vectors],
     indexes: Sequence[MediaIndex],
 ) -> Iterator[LabelledChunk]:
-    """Yield the labels of chunks. `found`: vectors of each chunk by this model. `indexes`: the
+    """Yield the labels of chunks. `vectors`: those of each chunk by this model. `indexes`: the
     index of each chunk's medium."""
-    cosines = cosines_of(np.concatenate(found), context.texts)
-    ends = np.cumsum([len(each) for each in found])[:-1]
+    cosines = cosines_of(np.concatenate(vectors), context.texts)
+    ends = np.cumsum([len(of_chunk) for of_chunk in vectors])[:-1]
     parts = [
         pooled(some, task.levels)
         if task.is_cut

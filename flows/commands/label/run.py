@@ -53,7 +53,7 @@ def label(
         observer = RunObserver(display, on_begin, "label")
         with prepared(config, observer, make_launcher, LABEL) as (job, launcher):
             outputs, doing = label_paths(job), "labelling into"
-            refuse_foreign(examples, {each.file.media_path for each in job.files})
+            refuse_foreign(examples, {job_file.file.media_path for job_file in job.files})
             with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as runner:
                 # The labels come first, so that an unreadable label is found before hours of work.
                 texts = runner.text_vectors(
@@ -89,16 +89,16 @@ def learn_thresholds(
         for file, task in vector_tasks(job)
         if task.medium.kind == "image" and file.media_path in examples
     )
-    found = [
-        (examples[each.file.media_path], each.scores[0])
-        for each in label_chunks(job, labelling, shown)
+    scored = [
+        (examples[chunk.file.media_path], chunk.scores[0])
+        for chunk in label_chunks(job, labelling, shown)
     ]
-    if not found:
+    if not scored:
         return labelling  # no example could be read; each is listed as a failure
-    scores = np.asarray([row for _, row in found], np.float64)
+    scores = np.asarray([row for _, row in scored], np.float64)
     learned: dict[str, float] = {}
     for at, name in enumerate(labelling.labels.names):
-        cut = learned_threshold(scores[:, at], np.asarray([name in has for has, _ in found]))
+        cut = learned_threshold(scores[:, at], np.asarray([name in has for has, _ in scored]))
         if cut is not None:
             learned[name] = cut
     rules = label_rules(labelling.labels, labelling.texts, threshold, learned)

@@ -83,12 +83,12 @@ def decisions_of(
     corrected in a round stays one when a model has learned to write it. Raises UsageError,
     EnvironmentFault."""
     edits, others = captions.edits(), [_edits_in(captions, Path(path)) for path in journals]
-    found = Decisions()
+    decisions = Decisions()
     corrected = {
-        (each["key"], each["caption"])
+        (example["key"], example["caption"])
         for round_ in rounds
-        for each in (*round_["examples"], *round_["held_out"])
-        if each["corrected"]
+        for example in (*round_["examples"], *round_["held_out"])
+        if example["corrected"]
     }
     for key, row in captions.rows.items():
         words = row[WORDS]
@@ -96,12 +96,12 @@ def decisions_of(
         of_others = [other[key] for other in others if other.get(key, UNTOUCHED).is_decided]
         every = given + of_others
         if len({_verdict(edit, words) for edit in every}) > 1:
-            found.differing.append(_name(row))
+            decisions.differing.append(_name(row))
             continue
         if not every:
             continue
         if not given:
-            found.adopted[key] = every[0]
+            decisions.adopted[key] = every[0]
         if every[0].review == REJECTED:
             continue
         text = every[0].caption or words
@@ -111,8 +111,8 @@ def decisions_of(
             every[0].caption is not None or (example["key"], example["caption"]) in corrected
         )
         if example["caption"]:
-            found.examples.append(example)
-    return found
+            decisions.examples.append(example)
+    return decisions
 
 
 def _example(chunk: Chunk, row: Mapping[str, Any], text: str) -> dict[str, Any]:
@@ -156,16 +156,16 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
     keys = defaultdict[tuple[str, float], list[str]](list)
     for key, row in captions.rows.items():
         keys[row["media_path"], row["start"]].append(key)
-    found: dict[str, Edit] = {}
-    for change in (each for action in journal.done for each in action.get("changes", ())):
+    edits: dict[str, Edit] = {}
+    for change in (change for action in journal.done for change in action.get("changes", ())):
         place = (change["media_path"], change["start"])
         edit = Edit.of(change)
         for key in {change["of"], *keys[place]} & captions.rows.keys():
             now = captions.rows[key][WORDS]
             then = now if key == change["of"] else change[WORDS]
             if key_of(*captions.chunks[key], then) == change["of"]:
-                found[key] = carried(edit, then, now)
-    return found
+                edits[key] = carried(edit, then, now)
+    return edits
 
 
 def carried(edit: Edit, then: str, now: str) -> Edit:
@@ -183,9 +183,9 @@ def action_of(does: str, changes: Sequence[dict[str, Any]], **more: Any) -> dict
     return {"id": uuid4().hex, "time": now(), "does": does, "changes": [*changes], **more}
 
 
-def names(found: Iterable[str], most: int = 5) -> str:
+def names(named: Iterable[str], most: int = 5) -> str:
     """Return the first of these names in one line."""
-    every = list(found)
+    every = list(named)
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
 
@@ -228,9 +228,9 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
             f"{counted(len(missing), 'corrected or accepted caption')} would be lost, because the "
             f"new adapter wrote none: {names(missing)}"
         )
-        for each in new.failures:
-            if each["stage"] == CAPTION[-1].name and each["media_path"] in missing:
-                raise Uncaptioned(message, hint=f"Of one it says: {each['message']}")
+        for failure in new.failures:
+            if failure["stage"] == CAPTION[-1].name and failure["media_path"] in missing:
+                raise Uncaptioned(message, hint=f"Of one it says: {failure['message']}")
         raise EnvironmentFault(
             message,
             hint="Run the same command again; `penstock caption` leaves out files that are gone",
@@ -281,17 +281,17 @@ def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
         replace(run.config, out=str(captions.out), replace=False), media, failures
     ):
         raise away.fault()
-    found = {f.media_path for f in media if f.remote is not None or os.access(f.path, os.R_OK)}
+    readable = {f.media_path for f in media if f.remote is not None or os.access(f.path, os.R_OK)}
     edits, rows = captions.edits(), captions.rows
     missing = {
         row["media_path"]: captions.medium_of[key]
         for key, row in rows.items()
-        if row["media_path"] not in found
+        if row["media_path"] not in readable
         and (edit := edits.get(key, UNTOUCHED)) != UNTOUCHED
         and edit.review != REJECTED
     }
     known = {row["media_path"] for row in rows.values()}
-    new = [f for f in media if missing and f.remote is None and f.media_path in found - known]
+    new = [f for f in media if missing and f.remote is None and f.media_path in readable - known]
     contents = {content_key(hash_file(f.path), f.kind) for f in new}
     if gone := [name for name, content in missing.items() if content not in contents]:
         raise EnvironmentFault(
@@ -317,7 +317,7 @@ def with_media(
     files = defaultdict[Path, dict[Path, str]](dict)
     for file in found_media(run)[0]:
         files[Path(file.media_path)][file.path] = file.remote.address if file.remote else file.place
-    named = {each.path: files[each.path] for each in examples}
+    named = {example.path: files[example.path] for example in examples}
     only = {name: next(iter(of)) for name, of in named.items() if len(of) == 1}
     sources = tuple(source for of in named.values() for source in of.values())
     return [replace(e, path=only.get(e.path, e.path)) for e in examples], sources

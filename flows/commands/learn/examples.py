@@ -20,36 +20,37 @@ def divide(
     What earlier rounds held out is never trained on, and what they trained on is never held out; a
     medium on both sides is trained on. New ones are held out by the smallest hash in their keys, as
     many corrected as accepted chunks in proportion, and `LEAST_MEDIA` if there are as many."""
-    by_chunk = len({medium_of(each) for each in examples}) == 1
-    known = {each["features"]: medium_of(each) for each in examples}
+    by_chunk = len({medium_of(example) for example in examples}) == 1
+    known = {example["features"]: medium_of(example) for example in examples}
 
-    def group_of(each: Mapping[str, Any]) -> str:
-        chunk = str(each["features"])
-        return chunk if by_chunk else known.get(chunk) or medium_of(each)
+    def group_of(example: Mapping[str, Any]) -> str:
+        chunk = str(example["features"])
+        return chunk if by_chunk else known.get(chunk) or medium_of(example)
 
-    held = {group_of(each) for round_ in rounds for each in round_["held_out"]}
-    seen = {group_of(each) for round_ in rounds for each in round_["examples"]}
+    held = {group_of(example) for round_ in rounds for example in round_["held_out"]}
+    seen = {group_of(example) for round_ in rounds for example in round_["examples"]}
     held -= seen
     groups: dict[str, dict[str, tuple[bool, str]]] = {}
-    for each in examples:
-        rank, group = (not each["corrected"], each["key"]), groups.setdefault(group_of(each), {})
-        group[each["features"]] = min(rank, group.get(each["features"], rank))
+    for example in examples:
+        rank = (not example["corrected"], example["key"])
+        group = groups.setdefault(group_of(example), {})
+        group[example["features"]] = min(rank, group.get(example["features"], rank))
     ranked = sorted(groups, key=lambda name: min(groups[name].values()))
     sizes = {name: Counter(kind for kind, _ in group.values()) for name, group in groups.items()}
     every, inside = sum(sizes.values(), Counter()), [name for name in ranked if name in held]
-    found = sum((sizes[name] for name in inside), Counter())
+    taken = sum((sizes[name] for name in inside), Counter())
     # Of few chunks, half are left to train on.
     wanted = min(max(HELD_LEAST, math.ceil(SHARE * every.total())), every.total() // 2)
     for kind in (False, True, None):  # corrected chunks, accepted ones, all
         share = 1.0 if kind is None else every[kind] / max(1, every.total())
         for name in ranked:
             of, is_known = sizes[name], name in held or name in seen
-            enough = (found.total() if kind is None else found[kind]) >= math.ceil(wanted * share)
+            enough = (taken.total() if kind is None else taken[kind]) >= math.ceil(wanted * share)
             enough = enough and (kind is not None or len(inside) >= LEAST_MEDIA)
-            too_large = (found + of).total() > every.total() // 2
+            too_large = (taken + of).total() > every.total() // 2
             if not (is_known or enough or too_large or (kind is not None and not of[kind])):
                 held.add(name)
                 inside.append(name)
-                found += of
-    trained = [each for each in examples if group_of(each) not in held]
-    return trained, [each for each in examples if group_of(each) in held]
+                taken += of
+    trained = [example for example in examples if group_of(example) not in held]
+    return trained, [example for example in examples if group_of(example) in held]

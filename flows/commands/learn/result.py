@@ -81,9 +81,9 @@ class Learned:
         return 1
 
     def to_json(self) -> dict[str, Any]:
-        (found,) = summary_json([self.round])
+        (summary,) = summary_json([self.round])
         where = {"out": str(self.out), "adapter": str(self.adapter)}
-        return {**where, "new": self.is_new, **found, "warnings": self.warnings}
+        return {**where, "new": self.is_new, **summary, "warnings": self.warnings}
 
     def row(self) -> dict[str, Any]:
         loss = loss_of(corrections_of(self.round, "after"))

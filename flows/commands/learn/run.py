@@ -85,13 +85,13 @@ def examples_of(round_: Round, name: str = "examples") -> list[Example]:
     """Return the examples that a round trains on, or those that it has `held_out`."""
     return [
         Example(
-            path=Path(each["media_path"]),
-            caption=each["caption"],
-            start=each["start"],
-            prompt=each["prompt"],
-            features=each["features"],
+            path=Path(example["media_path"]),
+            caption=example["caption"],
+            start=example["start"],
+            prompt=example["prompt"],
+            features=example["features"],
         )
-        for each in round_[name]
+        for example in round_[name]
     ]
 
 
@@ -148,17 +148,16 @@ def choose(
         )
     opened = ReviewedCaptions(out, run.config.store, trust=config.trust_folder)
     with closing(opened) as captions:
-        found = decisions_of(captions, config.journal, rounds)
-        if found.adopted and not dry:
-            rows = [captions.rows[key] for key in found.adopted]
-            captions.add(
-                action_of("edits of copies", changes_of(rows, found.adopted, captions.content_of))
-            )
+        decisions = decisions_of(captions, config.journal, rounds)
+        if decisions.adopted and not dry:
+            rows = [captions.rows[key] for key in decisions.adopted]
+            changes = changes_of(rows, decisions.adopted, captions.content_of)
+            captions.add(action_of("edits of copies", changes))
         is_proved = captions.belief.proof(ROUND)
-    others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
-    examples = found.examples
+    others = [round_ for round_ in rounds_in(out) if not is_proved(round_)]  # they stay as they are
+    examples = decisions.examples
     settings = {name: getattr(config, name) for name in SETTINGS}  # they decide an adapter
-    decided = sorted([each["key"], each["caption"]] for each in examples)
+    decided = sorted([example["key"], example["caption"]] for example in examples)
     digest = digest_of([decided, settings, run.config.model])[:DIGITS]
     if rounds and rounds[-1]["digest"] == digest:
         return None
@@ -184,7 +183,7 @@ def choose(
         )
     refuse_missing_media(run, captions)
     return {
-        "round": max((each["round"] for each in (*rounds, *others)), default=0) + 1,
+        "round": max((round_["round"] for round_ in (*rounds, *others)), default=0) + 1,
         "phase": CHOSEN,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": digest,
@@ -194,7 +193,7 @@ def choose(
         "command": run.command,
         "examples": trained,
         "held_out": held_out,
-        "differing": found.differing,
+        "differing": decisions.differing,
         "enough": len(examples) >= LEAST and media >= LEAST_MEDIA,
         "before": [],
         "after": [],
@@ -206,13 +205,13 @@ def choose(
 
 def differing_lines(round_: Round) -> list[str]:
     """Return a line that names the captions on which journals differ, if there are any."""
-    found = names(round_["differing"])
-    return [f"left out, because journals differ: {found}"] if found else []
+    differing = names(round_["differing"])
+    return [f"left out, because journals differ: {differing}"] if differing else []
 
 
 def caption_tokens(round_: Round) -> int:
     """Return about how many tokens the longest example of a round has."""
-    return most_tokens(each["caption"] for each in round_["examples"])
+    return most_tokens(example["caption"] for example in round_["examples"])
 
 
 @dataclass(kw_only=True, slots=True)
@@ -249,11 +248,11 @@ class _Work:
         learned = Learned(out=self.out, round=self.round)
         if self.captioned is None:
             return learned
-        found = self.captioned
-        return replace(learned, failures=found.failures, warnings=found.warnings)
+        captioned = self.captioned
+        return replace(learned, failures=captioned.failures, warnings=captioned.warnings)
 
-    def _end(self, phase: str, **found: Any) -> None:
-        self.round |= {"phase": phase, **found}
+    def _end(self, phase: str, **fields: Any) -> None:
+        self.round |= {"phase": phase, **fields}
         write_round(self.out, self.round, self.run.config.store)
 
     def train(self) -> None:
@@ -281,8 +280,8 @@ class _Work:
         for name, adapter in (("before", self.previous), ("after", self.adapter)):
             folder = self.folder / name
             self._tune(scoring, examples_of(self.round, "held_out"), folder, adapter=adapter)
-            found = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN)
-            self.round[name] = found[EACH]
+            scores = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN)
+            self.round[name] = scores[EACH]
         lower = times_lower(self.round, self.config.seed)
         self.round["lower"] = lower
         accepted = self.round["enough"] and is_better(self.round)
@@ -385,7 +384,7 @@ def preview(
 
 
 def _lines(round_: Round, *, is_begun: bool) -> list[str]:
-    corrected = sum(each["corrected"] for each in round_["held_out"])
+    corrected = sum(example["corrected"] for example in round_["held_out"])
     held = f"{len(round_['held_out'])} held out, {corrected} of them corrected"
     if is_weak(round_):
         held += f"; weak test: {counted(media_held(round_), 'file')}"

@@ -78,9 +78,9 @@ def show(
 
             check(plan.job or prepare_without_media(config, launcher, *pipelines))
     if as_json:
-        found = {**figures(plan), **_table(plan)}
-        found["notes"] = [*before, *found["notes"]]
-        print(encoded(found, indent=1, ensure_ascii=True))
+        report = {**figures(plan), **_table(plan)}
+        report["notes"] = [*before, *report["notes"]]
+        print(encoded(report, indent=1, ensure_ascii=True))
     else:
         lines = [*before, *plan_lines(plan)]
         lines += what_fits_lines(plan) if table else []

@@ -138,7 +138,7 @@ def _places(folder: Path, job: Job) -> dict[str, str]:
 
 def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     made = list(vector_tasks(job))
-    found = IndexWritten(
+    written = IndexWritten(
         out=job.out,
         folder=folder,
         files=job.requested,
@@ -147,8 +147,8 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
     )
     if made:
         kept = job.ledger["embeddings"]
-        found.width = int(kept.meta(made[0][1]["embeddings"])["width"])
-        maker = maker_of(job, found.width)
+        written.width = int(kept.meta(made[0][1]["embeddings"])["width"])
+        maker = maker_of(job, written.width)
         with writing(folder, maker, f"penstock {versions().get('penstock', '')}") as writer:
             known, rows = writer.known(), np.empty(0, np.uint64)
             missing: list[FileTask] = []
@@ -162,19 +162,19 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
                     for one, numbers in zip(group, identities, strict=True)
                     if not all(within(numbers, known))
                 ]
-            found.added = writer.add(_vectors(job, missing))
-            found.replaced, found.remade = _remove_replaced(writer, job, made, rows)
+            written.added = writer.add(_vectors(job, missing))
+            written.replaced, written.remade = _remove_replaced(writer, job, made, rows)
             merge_small(writer)
             there = np.split(within(rows, writer.known()), np.cumsum(lengths)[:-1])
-            found.chunks = Counter(
+            written.chunks = Counter(
                 file for (file, _), rows_there in zip(made, there, strict=True) if all(rows_there)
             )
     if has_manifest(folder):
-        found.vectors = read_manifest(folder).live_rows
+        written.vectors = read_manifest(folder).live_rows
         if look_for_vanished:
             gone = GoneFiles(mounts_in(job.out))
-            found.vanished = _vanished(folder, job, gone)
-            found.failures += [
+            written.vanished = _vanished(folder, job, gone)
+            written.failures += [
                 source_failure(
                     "",
                     absence.folder,
@@ -184,8 +184,8 @@ def _append(folder: Path, look_for_vanished: bool, job: Job) -> IndexWritten:
                 )
                 for absence, count, hint in gone.kept(folder)
             ]
-    write_jsonl(job.out / "failures.jsonl", found.failures)
-    return found
+    write_jsonl(job.out / "failures.jsonl", written.failures)
+    return written
 
 
 def _groups(made: Sequence[FileTask]) -> Iterator[list[FileTask]]:
@@ -229,14 +229,14 @@ def _remove_replaced(
     for file, _ in made:
         chunks[file.place] = chunks.get(file.place, 0) + 1
     whole = {
-        medium_of(each.file.place)
-        for each in job.files
-        if chunks.get(each.file.place, 0) >= len(job.ledger.tasks([each.medium])) > 0
+        medium_of(job_file.file.place)
+        for job_file in job.files
+        if chunks.get(job_file.file.place, 0) >= len(job.ledger.tasks([job_file.medium])) > 0
     }
     snapshot = writer.snapshot()
     of_these = np.isin(of_all(snapshot, MEDIUM), np.array(sorted(whole), np.uint64))
     old = of_these & ~np.isin(of_all(snapshot, ROW), rows) & snapshot.live()
-    contents = {(each.file.place, each.medium.digest) for each in job.files}
+    contents = {(job_file.file.place, job_file.medium.digest) for job_file in job.files}
     removed = np.flatnonzero(old)
     remade = sum((row.path, row.digest) in contents for row in snapshot.read(removed))
     return writer.remove(removed), remade
@@ -244,7 +244,7 @@ def _remove_replaced(
 
 def _vanished(folder: Path, job: Job, gone: GoneFiles) -> tuple[str, ...]:
     """Return the files of the index that are not among those of the job and were deleted."""
-    named = {each.file.place for each in job.files}
+    named = {job_file.file.place for job_file in job.files}
     return tuple(path for path in paths_of(folder) if path not in named and gone.has(path))
 
 

@@ -64,8 +64,8 @@ def _fill(given: argparse.Namespace, config: IndexConfig, *, whole: bool) -> int
                 f"`penstock index remove --gone --index {result.folder}` removes their rows",
                 to=sys.stderr,
             )
-        found = shlex.join(["penstock", "search", "a red ball", "--index", str(result.folder)])
-        print_lines(f"{result.line()}; search it with `{found}`")
+        command = shlex.join(["penstock", "search", "a red ball", "--index", str(result.folder)])
+        print_lines(f"{result.line()}; search it with `{command}`")
     return result.exit_code
 
 
@@ -84,8 +84,8 @@ def remove(given: argparse.Namespace) -> int:
     gone = GoneFiles(mounts_in(_folder(given) / RUN))
     with writing(_folder(given)) as writer:
         snapshot = writer.snapshot()
-        found = rows_gone(snapshot, gone) if given.gone else rows_named(snapshot, given.names)
-        count = writer.remove(found)
+        rows = rows_gone(snapshot, gone) if given.gone else rows_named(snapshot, given.names)
+        count = writer.remove(rows)
         left = writer.manifest.live_rows
     print_lines(*gone.notes(_folder(given)), to=sys.stderr)
     print_lines(
@@ -147,15 +147,15 @@ def print_stats(given: argparse.Namespace) -> int:
     return 0
 
 
-def _search_method(found: dict[str, float] | None) -> str:
-    if found is None:
+def _search_method(measured: dict[str, float] | None) -> str:
+    if measured is None:
         return "exact search: not measured yet"
-    if not found["queries"]:
+    if not measured["queries"]:
         return "exact search: few rows"
-    recall = f"recall@10 {found['recall']:.3f} in {found['queries']} searches"
-    if not found["candidates"]:
+    recall = f"recall@10 {measured['recall']:.3f} in {measured['queries']} searches"
+    if not measured["candidates"]:
         return f"exact search: by bits, {recall}"
-    return f"search by bits, {found['candidates']:,} compared exactly: {recall}"
+    return f"search by bits, {measured['candidates']:,} compared exactly: {recall}"
 
 
 def _folder(given: argparse.Namespace) -> Path:

@@ -114,8 +114,8 @@ def image_vector(
     if not vectors:
         failure = written.failures[0]
         raise MediaError(f"{name}: {failure.message}", kind=failure.error, hint=failure.hint)
-    found: NDArray[np.float32] = vectors[0][0]
-    return found
+    vector: NDArray[np.float32] = vectors[0][0]
+    return vector
 
 
 C = TypeVar("C", bound=RunOptions)
@@ -225,8 +225,8 @@ def search_index(
         without=tuple(vectors[1:]),
         kept=None if condition is None else matching(snapshot, condition),
     )
-    found = run_query(Searcher(snapshot), query, request)
-    return [to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1)]
+    ranked = run_query(Searcher(snapshot), query, request)
+    return [to_hit(snapshot, rank, moment) for rank, moment in enumerate(ranked, 1)]
 
 
 def run_query(searcher: Searcher, query: Query, request: SearchQuery) -> list[Moment]:

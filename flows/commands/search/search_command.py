@@ -88,8 +88,8 @@ def _copied(folder: Path, hits: Sequence["Hit"]) -> int:
 def _copy(source: Path, folder: Path, name: str) -> None:
     """Copy a file to `name`, or to the next free name if another file, such as a copy that was
     edited, has it."""
-    for each in numbered(*os.path.splitext(name)):
-        target = folder / file_name(each, folder)
+    for candidate in numbered(*os.path.splitext(name)):
+        target = folder / file_name(candidate, folder)
         if not os.path.lexists(target):
             break
         if target.is_file() and cmp(source, target, shallow=False):

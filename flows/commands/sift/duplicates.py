@@ -51,8 +51,8 @@ def near_pairs(ones: Hashes, others: Hashes, distance: int) -> Pairs:
     """Return the numbers of all pairs of one of `ones` and one of `others` that differ in at most
     `distance` bits, each pair once."""
     search = _all_pairs if len(ones) <= ALL_PAIRS else _by_bands
-    found = [np.zeros((0, 2), np.int64), *search(ones, others, distance)]
-    return np.unique(np.concatenate(found), axis=0)
+    pairs = [np.zeros((0, 2), np.int64), *search(ones, others, distance)]
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 def _all_pairs(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
@@ -110,7 +110,7 @@ def same_detail(one: Look, other: Look, *, cropped: bool = False, mirrored: bool
     other shows; `mirrored`: if one is turned around. Both are blurred to the size of the smaller
     one."""
     rows, columns = (_blur(min(sides)) for sides in zip(one.shape, other.shape, strict=True))
-    first, second = (rows @ each.detail @ columns.T for each in (one, other))
+    first, second = (rows @ look.detail @ columns.T for look in (one, other))
     colours = one.colours, other.colours
     if mirrored:
         second, colours = second[:, ::-1], (colours[0], colours[1][..., ::-1])
@@ -163,18 +163,18 @@ def _differing(one: Points, other: Points) -> float:
 
 def _variances(points: Points) -> Points:
     ways = _windows()
-    found: Points = ways @ points**2 @ ways.T - (ways @ points @ ways.T) ** 2
-    return found
+    variances: Points = ways @ points**2 @ ways.T - (ways @ points @ ways.T) ** 2
+    return variances
 
 
 @cache
 def _windows() -> Points:
     fading = np.sin((np.arange(WINDOW) + 0.5) * np.pi / WINDOW) ** 2
     starts = np.arange(0, DETAIL_SIDE - WINDOW + 1, STRIDE)
-    found = np.zeros((len(starts), DETAIL_SIDE), np.float32)
-    for row, start in zip(found, starts, strict=True):
+    windows = np.zeros((len(starts), DETAIL_SIDE), np.float32)
+    for row, start in zip(windows, starts, strict=True):
         row[start : start + WINDOW] = fading / fading.sum()
-    return found
+    return windows
 
 
 def _place(cropped: Points, whole: Points) -> tuple[float, float]:
@@ -194,12 +194,12 @@ def _place(cropped: Points, whole: Points) -> tuple[float, float]:
 def _places() -> Points:
     """Return where the middles of the points of a crop lie in the whole picture, in points of it,
     for each share and place of a crop [n, DETAIL_SIDE]."""
-    found = []
+    crops = []
     middles = (np.arange(DETAIL_SIDE) + 0.5) / DETAIL_SIDE
     for share in np.arange(LEAST_SHARE, 1, SHARE_STEP):
         for start in np.arange(0, 1 - share, PLACE_STEP):
-            found.append((start + share * middles) * DETAIL_SIDE - 0.5)
-    places: Points = np.clip(np.array(found, np.float32), 0, DETAIL_SIDE - 1.001)
+            crops.append((start + share * middles) * DETAIL_SIDE - 0.5)
+    places: Points = np.clip(np.array(crops, np.float32), 0, DETAIL_SIDE - 1.001)
     return places
 
 
@@ -264,8 +264,8 @@ def pairs_of(items: Sequence[Fingerprint], *, mirrored: bool) -> Pairs:
 def _images(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
     looks = [item.looks[0] for item in items]
     pairs = _candidates(looks, mirrored)
-    found: Pairs = pairs[_confirmed(looks, pairs, mirrored)]
-    return found
+    confirmed: Pairs = pairs[_confirmed(looks, pairs, mirrored)]
+    return confirmed
 
 
 def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
@@ -273,8 +273,8 @@ def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
     lost = [NO_LOOK] * len(FRACTIONS)
     looks_of = [item.looks if len(item.looks) == len(lost) else lost for item in items]
     slots = [[looks[at] for looks in looks_of] for at in range(len(lost))]
-    found = [_candidates(looks, mirrored) for looks in slots]
-    pairs = np.unique(np.concatenate(found), axis=0)
+    candidates = [_candidates(looks, mirrored) for looks in slots]
+    pairs = np.unique(np.concatenate(candidates), axis=0)
     seconds = np.array([item.seconds for item in items])[pairs]
     apart = np.abs(seconds[:, 0] - seconds[:, 1])
     pairs = pairs[apart <= np.maximum(LENGTHS * seconds.max(axis=1, initial=0), 0.5)]
@@ -307,8 +307,8 @@ def _candidates(looks: Stored, mirrored: bool) -> Pairs:
     others = [whole]
     others += [_of_all(looks, partial(hashes, share=share))[at] for share in HASHED_SHARES]
     others += [_of_all(looks, lambda some: hashes(some[:, :, ::-1]))[at]] if mirrored else []
-    found = [near_pairs(whole, other, DISTANCE) for other in others]
-    pairs = np.sort(at[np.concatenate(found)].reshape(-1, 2), axis=1)
+    similar = [near_pairs(whole, other, DISTANCE) for other in others]
+    pairs = np.sort(at[np.concatenate(similar)].reshape(-1, 2), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 
@@ -316,14 +316,15 @@ def hashes(thumbs: Thumbs, share: float = 1.0) -> NDArray[np.uint64]:
     """Return the perceptual hash of the central `share` of each thumbnail."""
     waves = np.arange(FREQUENCIES)[:, None] * (np.arange(FINE) + 0.5) * np.pi / FINE
     ways = (np.cos(waves) @ area_weights(SIDE, FINE, (1 - share) / 2, share)).astype(np.float32)
-    found = (ways @ thumbs @ ways.T).reshape(len(thumbs), FREQUENCIES**2)
-    bits = found > np.median(found, axis=1, keepdims=True)
+    coefficients = (ways @ thumbs @ ways.T).reshape(len(thumbs), FREQUENCIES**2)
+    bits = coefficients > np.median(coefficients, axis=1, keepdims=True)
     packed: NDArray[np.uint64] = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
     return packed
 
 
 def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:
-    found, plain = np.zeros(len(pairs), np.bool_), np.array([bool(look.packed) for look in looks])
+    confirmed = np.zeros(len(pairs), np.bool_)
+    plain = np.array([bool(look.packed) for look in looks])
     for start in range(0, len(pairs), BATCH):
         part = pairs[start : start + BATCH]
         one, other = _Planes.of(looks, part[:, 0]), _Planes.of(looks, part[:, 1])
@@ -341,8 +342,8 @@ def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]
             here[at] = same_detail(a, b, cropped=bool(parts[at])) or bool(
                 turned[at] and same_detail(a, b, mirrored=True)
             )
-        found[start : start + BATCH] = here
-    return found
+        confirmed[start : start + BATCH] = here
+    return confirmed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -379,8 +380,8 @@ def _agreed(
     upper, lower = (part <= limit for part in most[1:])
     # Pale subtitles may differ in colour alone.
     whole = (upper | lower) & (most[0] <= 2 * limit)
-    found: NDArray[np.bool_] = np.where(grey[0], whole, (grey[1] & upper) | (grey[2] & lower))
-    return found
+    agreed: NDArray[np.bool_] = np.where(grey[0], whole, (grey[1] & upper) | (grey[2] & lower))
+    return agreed
 
 
 def _same(one: _Planes, other: _Planes) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -395,23 +396,23 @@ def _same(one: _Planes, other: _Planes) -> tuple[NDArray[np.bool_], NDArray[np.b
     limit = np.minimum(SAME, small.std(axis=(1, 2)) / 2)
     most = blocks.max(axis=2)
     grey = [most[:, rows].max(axis=1) <= limit for rows in ROWS]
-    found = np.zeros(len(small), np.bool_)
+    same = np.zeros(len(small), np.bool_)
     near = np.flatnonzero(np.any(grey, axis=0))
     if len(near):
         own, others = one.colours(near), other.colours(near)
         areas = area_weights(COLOUR_SIDE, COARSE)
         colours = areas @ (own - others) @ areas.T
-        found[near] = _agreed([each[near] for each in grey], colours, colour_limit(own, others))
-    return found, found | grey[0]
+        same[near] = _agreed([mask[near] for mask in grey], colours, colour_limit(own, others))
+    return same, same | grey[0]
 
 
 def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
     """Return which looks are a crop of the other of their pair."""
     areas = area_weights(SIDE, COARSE)
     small = areas @ cropped.grey @ areas.T
-    found = np.zeros(len(small), np.bool_)
+    crops = np.zeros(len(small), np.bool_)
     if not len(small):
-        return found
+        return crops
     for share, count in CROPS:
         starts = np.linspace(0, 1 - share, count)
         differing = _parts(whole.grey, starts, share) - small[:, None, None]
@@ -426,8 +427,8 @@ def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
         seen = [_parts(others[:, plane], starts, share) for plane in range(2)]
         limit = CROP_COLOUR * own.std(axis=(2, 3)).max(axis=1) + colour_limit(planes, others)
         colours = np.stack(seen, axis=3) - own[:, None, None]
-        found[near] |= _agreed(grey, colours, limit[:, None, None]).any(axis=(1, 2))
-    return found
+        crops[near] |= _agreed(grey, colours, limit[:, None, None]).any(axis=(1, 2))
+    return crops
 
 
 def _near(differing: NDArray[Any], small: NDArray[Any], rows: slice) -> NDArray[np.bool_]:
@@ -436,11 +437,11 @@ def _near(differing: NDArray[Any], small: NDArray[Any], rows: slice) -> NDArray[
     limit = SAME_CROP * (small[:, rows].std(axis=(1, 2)) + FLAT)
     limit = np.broadcast_to(limit[:, None, None], here.shape[:3])
     # A median takes longer, and few places get so far.
-    found: NDArray[np.bool_] = np.ptp(here, axis=(3, 4)) <= 2 * limit
-    some = here[found].reshape(int(found.sum()), here.shape[3] * here.shape[4])
+    near: NDArray[np.bool_] = np.ptp(here, axis=(3, 4)) <= 2 * limit
+    some = here[near].reshape(int(near.sum()), here.shape[3] * here.shape[4])
     most = np.abs(some - np.median(some, axis=1, keepdims=True)).max(axis=1)
-    found[found] = most <= limit[found]
-    return found
+    near[near] = most <= limit[near]
+    return near
 
 
 def _parts(planes: Thumbs, starts: NDArray[np.float64], share: float) -> NDArray[np.float32]:
@@ -449,5 +450,5 @@ def _parts(planes: Thumbs, starts: NDArray[np.float64], share: float) -> NDArray
     length = planes.shape[-1]
     ways = np.concatenate([area_weights(length, COARSE, float(at), share) for at in starts])
     shape = (len(planes), len(starts), COARSE, len(starts), COARSE)
-    found: NDArray[np.float32] = (ways @ planes @ ways.T).reshape(shape).transpose(0, 1, 3, 2, 4)
-    return found
+    blocks: NDArray[np.float32] = (ways @ planes @ ways.T).reshape(shape).transpose(0, 1, 3, 2, 4)
+    return blocks

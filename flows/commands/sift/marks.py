@@ -103,13 +103,13 @@ COLUMNS = (*TEXTS, *MARKS)
 """Columns of the tables."""
 
 
-def medium_marks(found: Marked) -> Values:
+def medium_marks(marked: Marked) -> Values:
     """Return the marks of one medium that depend on it alone."""
-    meta = found.meta
+    meta = marked.meta
     top, bottom, left, right = meta["bars"]
     of_video = meta["kind"] == "video"
     return {
-        **_series_marks(found, slice(None), meta["seconds"], of_video=of_video),
+        **_series_marks(marked, slice(None), meta["seconds"], of_video=of_video),
         "letterbox": rounded(1 - (1 - top - bottom) * (1 - left - right)),
         "width": meta["width"],
         "height": meta["height"],
@@ -120,26 +120,26 @@ def medium_marks(found: Marked) -> Values:
     }
 
 
-def chunk_marks(found: Marked, seconds: float) -> list[Values]:
+def chunk_marks(marked: Marked, seconds: float) -> list[Values]:
     """Return the marks of each chunk of a video; of an image there are none."""
-    if found.meta["kind"] != "video":
+    if marked.meta["kind"] != "video":
         return []
-    times, offset, rows = found.column("time"), found.meta["start"], []
+    times, offset, rows = marked.column("time"), marked.meta["start"], []
     # As `penstock caption` cuts: a short rest belongs to the chunk before it.
-    for at in range(max(1, math.ceil(round(found.meta["seconds"] / seconds, 6)))):
-        start, end = at * seconds, min((at + 1) * seconds, found.meta["seconds"])
+    for at in range(max(1, math.ceil(round(marked.meta["seconds"] / seconds, 6)))):
+        start, end = at * seconds, min((at + 1) * seconds, marked.meta["seconds"])
         low, high = np.searchsorted(times, (start, end))
         if low < high:
-            marks = _series_marks(found, slice(int(low), int(high)), end - start, of_video=True)
+            marks = _series_marks(marked, slice(int(low), int(high)), end - start, of_video=True)
             marks["seconds"] = rounded(end - start)
             span = {"start": rounded(offset + start), "end": rounded(offset + end)}
             rows.append({**span, **marks})
     return rows
 
 
-def _series_marks(found: Marked, part: slice, seconds: float, *, of_video: bool) -> Values:
+def _series_marks(marked: Marked, part: slice, seconds: float, *, of_video: bool) -> Values:
     series = {
-        n: found.column(n)[part] for n in ("sharpness", "exposure", "clipped", "dark", "change")
+        n: marked.column(n)[part] for n in ("sharpness", "exposure", "clipped", "dark", "change")
     }
     black = series["dark"] >= BLACK_SHARE
     sharp = series["sharpness"]
@@ -156,7 +156,7 @@ def _series_marks(found: Marked, part: slice, seconds: float, *, of_video: bool)
         still = (series["change"] <= STILL) & ~black
         frozen = _stretches(still)
         marks |= {
-            "motion": _motion(found, part),
+            "motion": _motion(marked, part),
             "black_seconds": rounded(min(seconds, float(black.sum()) * STEP_SECONDS)),
             "frozen": rounded(float(frozen.mean())),
             "frozen_seconds": rounded(min(seconds, float(frozen.sum()) * STEP_SECONDS)),
@@ -170,14 +170,14 @@ def _stretches(still: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded = np.pad(still, 1)
     long = still & (padded[:-2] | padded[2:])
     # The sample before a stretch shows the same frame.
-    found: NDArray[np.bool_] = long | np.append(long[1:], False)
-    return found
+    stretches: NDArray[np.bool_] = long | np.append(long[1:], False)
+    return stretches
 
 
-def _motion(found: Marked, part: slice) -> float | None:
+def _motion(marked: Marked, part: slice) -> float | None:
     """Return the mean motion. A sample that differs alone shows a cut, and counts as those
     beside it."""
-    around = np.pad(found.column("motion"), 1, constant_values=np.nan)
+    around = np.pad(marked.column("motion"), 1, constant_values=np.nan)
     values = np.fmin(around[1:-1], np.fmax(around[:-2], around[2:]))[part]
     return None if np.isnan(values).all() else rounded(float(np.nanmean(values)))
 
@@ -249,28 +249,28 @@ def parse_keep(
     return condition
 
 
-def add_file(found: MarkedFiles, each: JobFile, marked: Marked, chunk: float) -> None:
+def add_file(files: MarkedFiles, job_file: JobFile, marked: Marked, chunk: float) -> None:
     """Add a file with the marks that depend on it alone."""
-    file, medium = each.file, each.medium
+    file, medium = job_file.file, job_file.medium
     names = {"media_path": utf8(file.media_path), "source": utf8(file.source)}
     own = {"path": file.place, "kind": medium.kind, "digest": medium.digest}
     row: Values = dict.fromkeys(COLUMNS)
-    found.rows.append(row | names | own | medium_marks(marked))
-    found.chunks += [{**names, **chunk_values} for chunk_values in chunk_marks(marked, chunk)]
-    found.files.append(each)
-    found.coloured.append(any(is_coloured(look) for look in marked.looks))
+    files.rows.append(row | names | own | medium_marks(marked))
+    files.chunks += [{**names, **chunk_values} for chunk_values in chunk_marks(marked, chunk)]
+    files.files.append(job_file)
+    files.coloured.append(any(is_coloured(look) for look in marked.looks))
 
 
-def mark_copies(found: MarkedFiles, flag: str, copies: Copies) -> None:
+def mark_copies(files: MarkedFiles, flag: str, copies: Copies) -> None:
     """Flag the copies of a better file, and number the groups of several files: the best one and
     its direct copies, then the best one of the rest and its."""
-    found.copies[flag] = copies
-    best, (flags,) = stars([copies], found.best_first(), len(found.rows))
-    flags[_are_of_one_file(found.rows, best)] = False
-    for row, is_copy in zip(found.rows, flags.tolist(), strict=True):
+    files.copies[flag] = copies
+    best, (flags,) = stars([copies], files.best_first(), len(files.rows))
+    flags[_are_of_one_file(files.rows, best)] = False
+    for row, is_copy in zip(files.rows, flags.tolist(), strict=True):
         row[flag] = int(is_copy)
     if number := FLAGS[flag]:
-        _number(found.rows, best.tolist(), number)
+        _number(files.rows, best.tolist(), number)
 
 
 def _number(rows: Sequence[Values], best: Sequence[int], number: str) -> None:
@@ -300,7 +300,7 @@ class LeftOut:
     """Mark → the files that are left out because they have none."""
 
 
-def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int], LeftOut]:
+def kept_of(files: MarkedFiles, condition: Condition | None) -> tuple[list[int], LeftOut]:
     """Return the indexes of the files to keep, and what is left out.
 
     1. A file passes if it meets the condition with the flags of copies set to 0.
@@ -310,22 +310,22 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
     3. A file that passes is judged by its new flags, so that it is left out as a copy only of a
        file that is kept; one that does not pass by those of all files (`duplicate = 1`).
     """
-    if condition is None or not found.rows:
-        return list(range(len(found.rows))), LeftOut()
+    if condition is None or not files.rows:
+        return list(range(len(files.rows))), LeftOut()
     named = [flag for flag in FLAGS if flag in condition.columns]
-    stored = _batch(found.rows)
+    stored = _batch(files.rows)
     alone = _with_flags(stored, {flag: 0 for flag in named})
-    passes, chosen = condition.of(alone).copy(), list(found.choices)
+    passes, chosen = condition.of(alone).copy(), list(files.choices)
     passes[chosen] = True
-    order = found.best_first()
-    copies = [found.copies[flag] for flag in named or ("duplicate",)]
-    meets = _by_flags(found, condition, named, stored)
-    best, flags = stars(copies, order[passes[order]], len(found.rows), meets)
-    flags[:, _are_of_one_file(found.rows, best)] = False
+    order = files.best_first()
+    copies = [files.copies[flag] for flag in named or ("duplicate",)]
+    meets = _by_flags(files, condition, named, stored)
+    best, flags = stars(copies, order[passes[order]], len(files.rows), meets)
+    flags[:, _are_of_one_file(files.rows, best)] = False
     for at in np.flatnonzero(passes).tolist():
-        found.rows[at]["kept_duplicate"] = int(flags[:, at].any())
-    _number(found.rows, best.tolist(), "kept_group")
-    of_all = {flag: [row[flag] for row in found.rows] for flag in named}
+        files.rows[at]["kept_duplicate"] = int(flags[:, at].any())
+    _number(files.rows, best.tolist(), "kept_group")
+    of_all = {flag: [row[flag] for row in files.rows] for flag in named}
     judged = {
         flag: np.where(passes, is_copy, of_all[flag])
         for flag, is_copy in zip(named, flags, strict=bool(named))
@@ -339,8 +339,8 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
         unmet = [(new, old) for new, old in parts if not new[1][at]]
         # Of a file that does not pass, a flag is no reason.
         unmet = [(new, old) for new, old in unmet if not old[1][at]] or unmet
-        row, texts = found.rows[at], [text for (text, _, _), _ in unmet]
-        of = found.rows[int(best[at])]["media_path"] if passes[at] else ""
+        row, texts = files.rows[at], [text for (text, _, _), _ in unmet]
+        of = files.rows[int(best[at])]["media_path"] if passes[at] else ""
         left.why[at] = "; ".join(
             f"not {text} ({f'a copy of {of}' if of else _seen(row, text)})" for text in texts
         )
@@ -352,7 +352,7 @@ def kept_of(found: MarkedFiles, condition: Condition | None) -> tuple[list[int],
 
 
 def _by_flags(
-    found: MarkedFiles, condition: Condition, named: Sequence[str], stored: Any
+    files: MarkedFiles, condition: Condition, named: Sequence[str], stored: Any
 ) -> Callable[[int, Sequence[bool]], bool]:
     """Return the function that says whether a file meets a condition with these flags of copies.
     `stored` is the batch of all rows."""
@@ -363,8 +363,8 @@ def _by_flags(
         return condition.of(_with_flags(stored, values))
 
     def meets(at: int, flags: Sequence[bool]) -> bool:
-        if at in found.choices or not named:
-            return at in found.choices
+        if at in files.choices or not named:
+            return at in files.choices
         return bool(rows_that_meet(tuple(flags))[at])
 
     return meets
@@ -402,11 +402,11 @@ def _seen(row: Mapping[str, Any], text: str) -> str:
     return ", ".join(f"{name} {'null' if row[name] is None else row[name]}" for name in named)
 
 
-def list_lines(found: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, Any]]:
+def list_lines(files: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a list of sources, with the prompts that files had in theirs."""
     for at in kept:
-        file = found.files[at].file
-        line = {n: found.rows[at][n] for n in ("media_path", "source")} | {"path": file.place}
+        file = files.files[at].file
+        line = {n: files.rows[at][n] for n in ("media_path", "source")} | {"path": file.place}
         if file.prompts:
             line["prompts"] = dict(file.prompts)
         elif file.prompt is not None:
@@ -421,23 +421,23 @@ LISTED = ("media_path", "source", "path")
 def write_tables(
     own: GeneratedFiles,
     out: Path,
-    found: MarkedFiles,
+    files: MarkedFiles,
     formats: Sequence[str],
     kept: Sequence[int],
     why: Mapping[int, str],
 ) -> None:
     """Write all files, each as a whole. Raises EnvironmentFault."""
     left = [
-        {n: found.rows[at][n] for n in LISTED}
-        | {"path": found.files[at].file.place, "why": why[at]}
+        {n: files.rows[at][n] for n in LISTED}
+        | {"path": files.files[at].file.place, "why": why[at]}
         for at in why
     ]
     listed = dict.fromkeys(LISTED, "text")
     for name, rows, kinds in (
-        (MARKS_FILE, found.rows, kinds_of(COLUMNS)),
-        (CHUNKS_FILE, found.chunks, kinds_of(found.chunks[0] if found.chunks else LISTED[:2])),
+        (MARKS_FILE, files.rows, kinds_of(COLUMNS)),
+        (CHUNKS_FILE, files.chunks, kinds_of(files.chunks[0] if files.chunks else LISTED[:2])),
         (LEFT_OUT_FILE, left, {**listed, "why": "text"}),
-        (KEPT_FILE, list(list_lines(found, kept)), listed),
+        (KEPT_FILE, list(list_lines(files, kept)), listed),
     ):
         for form, write in TABLES.items():
             if form in formats:

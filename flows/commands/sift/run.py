@@ -84,14 +84,14 @@ class VectorMarks(VectorsWritten):
     vectors_of: dict[str, NDArray[np.float16]] = field(default_factory=dict)
     """Digest → the mean of its vectors, of length 1."""
 
-    def mark(self, found: MarkedFiles, similar: float | None) -> None:
+    def mark(self, files: MarkedFiles, similar: float | None) -> None:
         """Mark near duplicates by vectors."""
         if similar is None:
             return
         zeros = np.zeros(next(iter(self.vectors_of.values()), np.zeros(1)).shape, np.float16)
-        rows = [self.vectors_of.get(row["digest"], zeros) for row in found.rows]
+        rows = [self.vectors_of.get(row["digest"], zeros) for row in files.rows]
         alike = near_duplicates.Alike(vectors=np.array(rows), threshold=similar)
-        mark_copies(found, "similar", alike)
+        mark_copies(files, "similar", alike)
 
 
 def vector_marks(
@@ -117,11 +117,11 @@ def _places(job: Job) -> dict[str, str]:
 
 
 def _marks(job: Job) -> VectorMarks:
-    found = VectorMarks(out=job.out, files=job.requested)
-    found.failures = failures_of(job)
+    marks = VectorMarks(out=job.out, files=job.requested)
+    marks.failures = failures_of(job)
     kept = job.ledger["embeddings"]
     for digest, tasks in groupby(vector_tasks(job), key=lambda one: one[1].medium.digest):
-        if digest in found.vectors_of:
+        if digest in marks.vectors_of:
             continue  # another file with this content
         chunks = [task for _, task in tasks]
         parts = [
@@ -130,11 +130,11 @@ def _marks(job: Job) -> VectorMarks:
         # The first vector of an image is of all of it; its tiles follow.
         rows = parts[0][:1] if chunks[0].medium.kind == "image" else np.concatenate(parts)
         mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)).mean(axis=0)
-        found.vectors_of[digest] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(
+        marks.vectors_of[digest] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(
             np.float16
         )
-        found.vectors += len(rows)
-    return found
+        marks.vectors += len(rows)
+    return marks
 
 
 NAMESPACE = digest_of(["marks", stage.OUTPUT_VERSION, STEP_SECONDS, FRACTIONS])
@@ -172,7 +172,7 @@ class Sifting:
     @property
     def media(self) -> dict[str, Medium]:
         """Return each content once, by its digest."""
-        return {each.medium.digest: each.medium for each in self.files}
+        return {job_file.medium.digest: job_file.medium for job_file in self.files}
 
 
 def sift(
@@ -202,7 +202,7 @@ def sift(
             record.value["outputs"] = {name: str(out / name) for name in names}
             record.value["keep"] = config.keep or ""
             record.carry_on(
-                history_in(out), [f"{NAMESPACE[:16]}-{each[:16]}" for each in job.media]
+                history_in(out), [f"{NAMESPACE[:16]}-{digest[:16]}" for digest in job.media]
             )
             record.value["media"]["total"] = job.requested
             record.value["mounts"] = mounts_now(out, job.files)
@@ -213,34 +213,34 @@ def sift(
                 display.print_line(line)
             record.write(force=True)
             with record.recording_end():
-                found, failures = _complete(job, record, display, make_launcher, out)
+                files, failures = _complete(job, record, display, make_launcher, out)
                 if vectors is not None:
-                    vectors.mark(found, config.similar)
+                    vectors.mark(files, config.similar)
                 if job.choices:
-                    display.print_line(_choices_line(job, found, out))
-                kept, left_out = kept_of(found, condition)
-                write_tables(own, out, found, config.format, kept, left_out.why)
-                lines = (media_line(each.file, 1, each.medium) for each in found.files)
+                    display.print_line(_choices_line(job, files, out))
+                kept, left_out = kept_of(files, condition)
+                write_tables(own, out, files, config.format, kept, left_out.why)
+                lines = (media_line(job_file.file, 1, job_file.medium) for job_file in files.files)
                 write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)
-                record.value["rows"] = len(found.rows)
+                record.value["rows"] = len(files.rows)
                 record.fails(failures)
     return Sifted(
         out=out,
         files=job.requested,
         failures=failures,
-        marked=len(found.rows),
+        marked=len(files.rows),
         kept=len(kept),
-        duplicates=sum(row["duplicate"] for row in found.rows),
+        duplicates=sum(row["duplicate"] for row in files.rows),
         left_out=left_out.firsts,
         nulls=left_out.nulls,
-        unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in found.files},
+        unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in files.files},
     )
 
 
-def _choices_line(job: Sifting, found: MarkedFiles, out: Path) -> str:
+def _choices_line(job: Sifting, files: MarkedFiles, out: Path) -> str:
     """Return the line about what a person chose: how much of it names files that are there."""
-    applied, stale = len(found.choices), len(job.choices) - len(found.choices)
+    applied, stale = len(files.choices), len(job.choices) - len(files.choices)
     line = f"{counted(applied, 'choice')} of a person applied: {out / CHOICES_FILE}"
     return f"{line}; {stale:,} of files that are gone, moved or changed" if stale > 0 else line
 
@@ -309,8 +309,8 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
         raise NothingToDo(SIFT, failures)
     # A file whose line has several prompts is one file.
     unique: dict[tuple[object, ...], JobFile] = {}
-    for each in readable:
-        unique.setdefault(each.file.identity, each)
+    for job_file in readable:
+        unique.setdefault(job_file.file.identity, job_file)
     by_place = {medium.place: [medium.job_file] for medium in media_away}
     job = Sifting(
         options=SiftOptions.of(config),
@@ -333,12 +333,14 @@ def _complete(
     """Return the marks of all files, and what could not be marked; try once more what is neither.
     Raises PenstockError."""
     for _ in range(2):
-        found, failures = _marked(job, record, display, make_launcher, out), _failures(job)
-        known = Counter((f.file.media_path, f.file.source) for f in found.files)
-        known.update((each.media_path, each.source) for each in failures[len(job.failures) :])
+        files, failures = _marked(job, record, display, make_launcher, out), _failures(job)
+        known = Counter((f.file.media_path, f.file.source) for f in files.files)
+        known.update(
+            (failure.media_path, failure.source) for failure in failures[len(job.failures) :]
+        )
         expected = Counter((f.file.media_path, f.file.source) for f in job.files)
         if not (missing := expected - known):
-            return found, failures
+            return files, failures
     raise missing_error(out, {name: count for (name, _), count in missing.items()})
 
 
@@ -388,7 +390,7 @@ def _missing(job: Sifting, media: Iterable[Medium]) -> list[Medium]:
     job.marks.refresh()
     job.stored_failures.refresh()
     known = (job.marks, job.stored_failures, job.passed)
-    return [m for m in media if not any(m.digest in each for each in known)]
+    return [m for m in media if not any(m.digest in digests for digests in known)]
 
 
 def _run(
@@ -417,23 +419,23 @@ def _run(
         for medium in suspects:
             _run(job, [medium], launcher, record, out)
     finally:
-        for each in process.outcome.failures:
-            if each.kind in UNSTORED_KINDS:
-                job.passed[each.media] = each.reason
+        for failure in process.outcome.failures:
+            if failure.kind in UNSTORED_KINDS:
+                job.passed[failure.media] = failure.reason
         record.add(process.outcome, attention="", precision={})
 
 
 def _collected(job: Sifting, display: Display) -> MarkedFiles:
     files = MarkedFiles()
     items: dict[str, Fingerprint] = {}
-    left = (each for each in job.files if each.medium.digest in job.marks)
+    left = (job_file for job_file in job.files if job_file.medium.digest in job.marks)
     while group := list(islice(left, RECORDS)):
-        records = job.marks.read_several([each.medium.digest for each in group])
-        for each, record in zip(group, records, strict=True):
+        records = job.marks.read_several([job_file.medium.digest for job_file in group])
+        for job_file, record in zip(group, records, strict=True):
             marked = Marked.of(record)
-            add_file(files, each, marked, job.options.chunk)
+            add_file(files, job_file, marked, job.options.chunk)
             seconds = marked.meta["seconds"]
-            items[each.medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
+            items[job_file.medium.digest] = Fingerprint(looks=marked.looks, seconds=seconds)
     chosen = (job.choices.get((row["path"], row["digest"])) for row in files.rows)
     files.choices = {at: choice for at, choice in enumerate(chosen) if choice}
     contents, pairs = files.contents, _pairs(job, items, display)
@@ -458,14 +460,14 @@ def _pairs(job: Sifting, items: Mapping[str, Fingerprint], display: Display) -> 
 
 def _failures(job: Sifting) -> list[Failure]:
     """Return everything that could not be marked, in source order."""
-    found = list(job.failures)
-    for each in job.files:
-        digest = each.medium.digest
+    failures = list(job.failures)
+    for job_file in job.files:
+        digest = job_file.medium.digest
         known = job.passed.get(digest)
         if digest not in job.marks and digest in job.stored_failures:
             known = known or job.stored_failures.meta(digest)
         if known is not None:
-            names = {"media_path": each.file.media_path, "source": each.file.source}
+            names = {"media_path": job_file.file.media_path, "source": job_file.file.source}
             texts = {"message": known["message"], "hint": known["hint"]}
-            found.append(Failure(**names, **texts, stage=stage.STAGE.name, error=known["kind"]))
-    return found
+            failures.append(Failure(**names, **texts, stage=stage.STAGE.name, error=known["kind"]))
+    return failures

@@ -33,10 +33,10 @@ def sift_command(given: argparse.Namespace) -> int:
         from flows.commands.sift.run import pending, sift
 
         if given.dry_run:
-            found = pending(config, display)
-            line = f"{counted(found['files'], 'file')}: {found['to_mark']:,} of "
-            line += f"{found['contents']:,} contents to mark"
-            print_lines(encoded(found, ensure_ascii=True) if given.json else line)
+            counts = pending(config, display)
+            line = f"{counted(counts['files'], 'file')}: {counts['to_mark']:,} of "
+            line += f"{counts['contents']:,} contents to mark"
+            print_lines(encoded(counts, ensure_ascii=True) if given.json else line)
             return 0
         try:
             result = sift(config, display)

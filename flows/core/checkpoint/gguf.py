@@ -63,7 +63,7 @@ def gguf_for(
     first time, a child process compares the file with the checkpoint. Raises PenstockError."""
     config, store = describer.config, describer.store
     named, engine = GgufOptions.of(config).language_gguf, EngineOptions.of(config).engine
-    if not named and any(each.gguf for each in engines_for(engine)):
+    if not named and any(e.gguf for e in engines_for(engine)):
         raise UsageError(
             f"--engine {engine}: the language half of {config.model} is no GGUF file",
             hint="Give one of this checkpoint: --language-gguf FILE (docs/gguf.md says how to make "

@@ -54,9 +54,9 @@ def graph_speed(device: str, graphs: str, provider: str) -> GraphSpeed | None:
 
 def store_speed(device: str, graphs: str, provider: str, speed: Mapping[str, float]) -> GraphSpeed:
     """Store a measured speed. Raises EnvironmentFault."""
-    found = GraphSpeed(**speed)
-    write_json(_path(device, graphs, provider), {"format": FORMAT, **found._asdict()})
-    return found
+    measured = GraphSpeed(**speed)
+    write_json(_path(device, graphs, provider), {"format": FORMAT, **measured._asdict()})
+    return measured
 
 
 def _path(device: str, graphs: str, provider: str) -> Path:
@@ -172,8 +172,8 @@ def graphs_for(
         if why := _why_unused(folder, manifest, device):
             return GraphsFound({}, _torch_note(config, why))
         by_graphs = replace(config, vision_backend=ONNX)
-        found = graphs_for(by_graphs, folder, profile, digest, weights, device)
-        return _if_faster(config, found, device)
+        graphs = graphs_for(by_graphs, folder, profile, digest, weights, device)
+        return _if_faster(config, graphs, device)
     if manifest is None or "vision" not in manifest.halves:
         raise UsageError(
             f"--vision-backend {config.vision_backend}: {config.model} has no vision graphs",
@@ -189,10 +189,10 @@ def graphs_for(
     return GraphsFound(uses)
 
 
-def _if_faster(config: RunOptions, found: GraphsFound, device: str) -> GraphsFound:
+def _if_faster(config: RunOptions, graphs: GraphsFound, device: str) -> GraphsFound:
     """Return the graphs if they were measured to be faster than torch on this machine, else
     none."""
-    vision = found.uses["vision"]
+    vision = graphs.uses["vision"]
     speed = graph_speed(device, vision.digest, vision.provider)
     if speed is None:
         advice = f"penstock doctor --model {config.model}"
@@ -206,7 +206,7 @@ def _if_faster(config: RunOptions, found: GraphsFound, device: str) -> GraphsFou
         f"graphs compute the vision half of {config.model}: {speed.ratio:.2f} times as fast as "
         "torch"
     )
-    return found._replace(note=note)
+    return graphs._replace(note=note)
 
 
 def _torch_note(config: RunOptions, why: str) -> str:

@@ -177,7 +177,7 @@ def resolve_settings(
 def with_adapter(
     settings: Mapping[Part, tuple[PartSettings, ...]], adapter: AdapterUse
 ) -> dict[Part, tuple[PartSettings, ...]]:
-    language = tuple(replace(each, adapter=adapter) for each in settings["language"])
+    language = tuple(replace(s, adapter=adapter) for s in settings["language"])
     return {**settings, "language": language}
 
 
@@ -191,12 +191,12 @@ def with_gguf(config: RunOptions, settings: PartSettings, use: GgufUse) -> PartS
             f"({use.kind})",
             hint="Leave it out, or give another file",
         )
-    each = BYTES.get(settings.dtype, 4)
+    item_bytes = BYTES.get(settings.dtype, 4)
     return replace(
         settings,
         precision=use.kind,
         dtype="float32",
-        weight_bytes=max(0, settings.weight_bytes - use.replaced * each) + use.bytes,
+        weight_bytes=max(0, settings.weight_bytes - use.replaced * item_bytes) + use.bytes,
         engine=gguf_engine(AUTO),
         gguf=use,
     )
@@ -233,7 +233,7 @@ def _settings_of_part(
     best = _part_settings(part, profile, precision, device, config)
     if requested != "auto" or half.stored_as:
         return (best,)
-    kv = [replace(best, kv="quantized", engine=each.name) for each in best.choice if each.kv]
+    kv = [replace(best, kv="quantized", engine=engine.name) for engine in best.choice if engine.kv]
     quantized = _quantized(part, half, profile)
     if best.choice:
         quantized = [
@@ -275,7 +275,7 @@ def _part_settings(
     dtype = DTYPES.get(requested) or native_dtype(profile.dtype, device)
     precision = half.stored_as or (requested if requested in QUANTIZED else SHORT.get(dtype, dtype))
     # The loader treats both halves of such a checkpoint alike, also one without quantized layers.
-    quantized = any(each.loader_unpacks for each in profile.parts.values())
+    quantized = any(part_profile.loader_unpacks for part_profile in profile.parts.values())
     cast = quantized and dtype != profile.dtype and BYTES.get(profile.dtype) == 2
     return PartSettings(
         precision=precision,

@@ -275,7 +275,7 @@ class Describer:
         free = host_free_bytes()
         fault: OutOfMemory | StageDied
         try:
-            found: dict[str, Any] = run_with_restarts(self.launcher, call).notes[note]
+            description: dict[str, Any] = run_with_restarts(self.launcher, call).notes[note]
         except OutOfMemory as error:
             if free < call.budget:
                 raise CannotFit(
@@ -288,7 +288,7 @@ class Describer:
                 raise
             limit, fault = f"{call.seconds:.0f} s of CPU time", error
         else:
-            return found
+            return description
         raise UsageError(
             f"{what}: reading it takes more than {limit}, before any weight is loaded",
             hint=UNREADABLE_HINT,
@@ -368,20 +368,20 @@ def small_files(checkpoint: Checkpoint) -> Iterable[Path]:
     template. Other files that programs downloaded from the hub are ignored. Raises UsageError for a
     file that is too large."""
     patterns = SMALL if checkpoint.commit is not None else ("*",)
-    found = sorted(
+    paths = sorted(
         p
         for p in checkpoint.folder.iterdir()
         if p.is_file()
         and p.suffix.lower() not in WEIGHT_SUFFIXES
         and any(fnmatch.fnmatch(p.name, pattern) for pattern in patterns)
     )
-    for path in found:
+    for path in paths:
         named = any(fnmatch.fnmatch(path.name, pattern) for pattern in SMALL)
         if named and path.stat().st_size > SMALL_BYTES:
             raise UsageError(
                 f"{path} of the model is larger than {gib(SMALL_BYTES)}", hint=UNREADABLE_HINT
             )
-    return found
+    return paths
 
 
 def custom_code_fields(folder: Path, *, trusted: bool) -> list[str]:

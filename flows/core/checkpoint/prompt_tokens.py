@@ -233,19 +233,19 @@ def tokens_for_frames(context: int) -> int:
 def frames_of_any_size(profile: ModelProfile) -> int | None:
     """Return how many frames of a chunk fit the context, for a model with a fixed token count per
     frame. None: the context sets no such limit."""
-    tokens, bounds = {each.tokens for each in known_sizes(profile, "video")}, profile.video_bounds
+    tokens, bounds = {size.tokens for size in known_sizes(profile, "video")}, profile.video_bounds
     together = bounds is not None and not (bounds.times and not bounds.per_video)
     if profile.frames_per_video or together or len(tokens) > 1:
         return None
-    (each,) = tokens
-    return _frames_that_fit(profile, each) if each else None
+    (frame_tokens,) = tokens
+    return _frames_that_fit(profile, frame_tokens) if frame_tokens else None
 
 
 def frames_of_size(profile: ModelProfile, size: tuple[int, int]) -> int | None:
     """Return how many frames of this stored height and width fit the context. None: no limit."""
-    each, _ = frame_size_tokens(profile, "video", size)
+    frame_tokens, _ = frame_size_tokens(profile, "video", size)
     room = frame_room(profile)
-    if profile.frames_per_video or not each or not room:
+    if profile.frames_per_video or not frame_tokens or not room:
         return None
     if profile.video_bounds is not None:
         return _frames_by_bounds(profile, profile.video_bounds, size)
@@ -253,11 +253,10 @@ def frames_of_size(profile: ModelProfile, size: tuple[int, int]) -> int | None:
         # Frames of a video with many frames are scaled down, so that their total stays constant.
         remaining = room - largest_video(profile)[0]
         if remaining >= 0:
-            text = profile.tokens_per_frame
-            return (
-                max(_frames_that_fit(profile, each) or 0, int(remaining // text)) if text else None
-            )
-    return _frames_that_fit(profile, each)
+            if not (text := profile.tokens_per_frame):
+                return None
+            return max(_frames_that_fit(profile, frame_tokens) or 0, int(remaining // text))
+    return _frames_that_fit(profile, frame_tokens)
 
 
 def _frames_by_bounds(
@@ -327,22 +326,23 @@ def frame_bound(profile: ModelProfile, config: RunOptions) -> FrameBound | None:
     return None if fits else FrameBound(profile=profile)
 
 
-def _frames_that_fit(profile: ModelProfile, each: float) -> int | None:
+def _frames_that_fit(profile: ModelProfile, frame_tokens: float) -> int | None:
     """Return how many frames of so many tokens each fit. The default number of frames already fits
     if it leaves room for the default text."""
     room, context = frame_room(profile), profile.context_tokens
     if not room:
         return None
-    max_frames = int(room // (each + profile.tokens_per_frame))
+    with_text = frame_tokens + profile.tokens_per_frame
+    max_frames = int(room // with_text)
     # Encoders that take frames in pairs round an odd number up. Half of the reserve stays for text.
     if (
         "video" in profile.modalities
         and max_frames % 2
-        and (max_frames + 1) * each > (room + context) / 2
+        and (max_frames + 1) * frame_tokens > (room + context) / 2
     ):
         max_frames -= 1
     usual = default_full_chunk(profile)
-    fits = usual * (each + profile.tokens_per_frame) + _usual_text_tokens(profile) <= context
+    fits = usual * with_text + _usual_text_tokens(profile) <= context
     return max(max_frames, usual) if fits else max_frames
 
 

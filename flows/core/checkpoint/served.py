@@ -60,15 +60,15 @@ class ServedModel:
     @property
     def line(self) -> str:
         """Return where media go, and what identifies the model."""
-        where = ", ".join(each.url for each in self.endpoints)
-        local = all(each.is_local for each in self.endpoints)
+        where = ", ".join(endpoint.url for endpoint in self.endpoints)
+        local = all(endpoint.is_local for endpoint in self.endpoints)
         leave = "frames go to" if local else "media leave this machine: frames go to"
         ways = {None: "", True: ", those of a chunk as one video", False: ", each as a picture"}
         who = f"{self.model} is identified by {self.identity[0]}"
         return f"{leave} {where}{ways[self.video]}; {who}"
 
     def to_json(self) -> dict[str, Any]:
-        urls = [each.url for each in self.endpoints]
+        urls = [endpoint.url for endpoint in self.endpoints]
         return {"endpoints": urls, "identity": list(self.identity), "video": self.video}
 
     def found_by(
@@ -95,20 +95,20 @@ class ServedModel:
             return await asyncio.gather(*map(one, self.endpoints))
 
         answers = dict(zip(self.endpoints, _on_a_loop(every()), strict=True))
-        found = {each: a for each, a in answers.items() if not isinstance(a, NoReply)}
-        silent = {each: a for each, a in answers.items() if isinstance(a, NoReply)}
-        notes = {each: f"no answer from {each.url} ({a.message})" for each, a in silent.items()}
-        if not found:
+        replies = {endpoint: a for endpoint, a in answers.items() if not isinstance(a, NoReply)}
+        silent = {endpoint: a for endpoint, a in answers.items() if isinstance(a, NoReply)}
+        notes = [f"no answer from {endpoint.url} ({a.message})" for endpoint, a in silent.items()]
+        if not replies:
             hint = next(iter(silent.values())).hint
-            raise EnvironmentFault("; ".join(notes.values()), hint=hint)
-        without = tuple(f"{text}: this run goes on without it" for text in notes.values())
-        served = replace(self, endpoints=tuple(found), notes=(*self.notes, *without))
-        return served, [*found.values()]
+            raise EnvironmentFault("; ".join(notes), hint=hint)
+        without = tuple(f"{text}: this run goes on without it" for text in notes)
+        served = replace(self, endpoints=tuple(replies), notes=(*self.notes, *without))
+        return served, [*replies.values()]
 
     def with_video_support(self, store: Store, announce: Announce | None = None) -> "ServedModel":
         """Return the model with whether its servers take videos. A request with a few grey frames
         finds it out once, and the store keeps the answer. Raises PenstockError."""
-        about = digest_of([*self.key_fields, sorted(each.url for each in self.endpoints)])
+        about = digest_of([*self.key_fields, sorted(endpoint.url for endpoint in self.endpoints)])
         known = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
         if about not in known:
             from stages.ask.run import looks_at_video
@@ -131,13 +131,13 @@ def _on_a_loop(work: Coroutine[Any, Any, Found]) -> Found:
     the caller is stopped, the work is cancelled and not waited for: it may wait for minutes."""
     import asyncio
 
-    loop, found = asyncio.new_event_loop(), Future[Found]()
+    loop, future = asyncio.new_event_loop(), Future[Found]()
 
     def run() -> None:
         try:
-            found.set_result(loop.run_until_complete(task))
+            future.set_result(loop.run_until_complete(task))
         except BaseException as error:  # raised again in the caller's thread
-            found.set_exception(error)
+            future.set_exception(error)
         finally:
             loop.close()
 
@@ -147,9 +147,9 @@ def _on_a_loop(work: Coroutine[Any, Any, Found]) -> Found:
         while True:
             # A signal that another thread gets wakes no lock: its handler runs after the wait.
             with contextlib.suppress(TimeoutError):
-                return found.result(WAKE_SECONDS)
-            if found.done():
-                return found.result()
+                return future.result(WAKE_SECONDS)
+            if future.done():
+                return future.result()
     except BaseException:
         with contextlib.suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(task.cancel)
@@ -174,12 +174,12 @@ def open_served(config: RunOptions, announce: Announce | None = None) -> ServedM
     served, answers = served.found_by(lambda client: _stated(client, served), announce)
     stated, unlisted = zip(*answers, strict=True)
     served = replace(served, notes=(*served.notes, *filter(None, unlisted)))
-    if len(found := set(stated)) > 1 and all(found):
+    if len(identities := set(stated)) > 1 and all(identities):
         raise UsageError(
             f"the servers run different models as {served.model}",
             hint="Give --revision if they are the same, or name other addresses",
         )
-    addresses = ("name and address", *sorted(each.url for each in endpoints))
+    addresses = ("name and address", *sorted(endpoint.url for endpoint in endpoints))
     return replace(served, identity=stated[0] if all(stated) else addresses)
 
 
@@ -217,15 +217,15 @@ async def _stated(client: "Client", served: ServedModel) -> tuple[tuple[str, ...
                 hint="Try again later, or name the model with --revision",
             )
         try:
-            found = json.loads(reply.body) if reply.status == 200 else {}
+            answer = json.loads(reply.body) if reply.status == 200 else {}
         except (ValueError, RecursionError):
-            found = {}
-        return found if isinstance(found, dict) else {}
+            answer = {}
+        return answer if isinstance(answer, dict) else {}
 
     def entries(value: Mapping[str, Any], listed: str, field: str) -> dict[str, dict[str, Any]]:
-        found = value.get(listed)
-        dicts = (e for e in (found if isinstance(found, list) else ()) if isinstance(e, dict))
-        return {each[field]: each for each in dicts if isinstance(each.get(field), str)}
+        listing = value.get(listed)
+        dicts = (e for e in (listing if isinstance(listing, list) else ()) if isinstance(e, dict))
+        return {model[field]: model for model in dicts if isinstance(model.get(field), str)}
 
     def own(every: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         base = served.model.removesuffix(":latest")

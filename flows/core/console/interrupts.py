@@ -58,7 +58,7 @@ def _interrupt(
     exceptions there, too."""
     main = threading.main_thread().ident
     raising = (signal.default_int_handler, handler) if handler else (signal.default_int_handler,)
-    number = next((each for each in NUMBERS if signal.getsignal(each) in raising), None)
+    number = next((n for n in NUMBERS if signal.getsignal(n) in raising), None)
     if main is None or number is None:
         return
     while _is_running(hook, main):

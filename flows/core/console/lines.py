@@ -76,8 +76,8 @@ def wrapped(text: str, width: int, hanging: int | None = None) -> list[str]:
 def coloured(line: str) -> str:
     """Return a line with its first word in colour, if it is a status word."""
     for colour, first in COLOURS:
-        if found := first.match(line):
-            return f"\x1b[{colour}m{found.group()}\x1b[0m{line[found.end() :]}"
+        if match := first.match(line):
+            return f"\x1b[{colour}m{match.group()}\x1b[0m{line[match.end() :]}"
     return line
 
 
@@ -150,15 +150,15 @@ def shortened(text: str, width: int) -> str:
 def _words(text: str, room: int) -> Iterator[tuple[str, str]]:
     """Yield the words of a text, each with the gap before it. Splits commands wider than `room`."""
     end = 0
-    for found in COMMANDS.finditer(text):
-        gap = text[end : found.start()]
-        if columns_of(found.group()) <= room:
-            yield gap, found.group()
+    for match in COMMANDS.finditer(text):
+        gap = text[end : match.start()]
+        if columns_of(match.group()) <= room:
+            yield gap, match.group()
         else:
-            for word in found.group().split():
+            for word in match.group().split():
                 yield gap, word
                 gap = " "
-        end = found.end()
+        end = match.end()
 
 
 BETWEEN = "  "
@@ -287,13 +287,13 @@ def written(count: int) -> str:
 def parse_size(text: str, option: str) -> int:
     """Parse `200GB`, `8G`, `1.5TiB` or `4194304` into bytes. `option`: the option name, for errors.
     Raises UsageError, also for a small number without a unit."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    unit = UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or not math.isfinite(size := float(found[1]) * unit):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or not math.isfinite(size := float(match[1]) * unit):
         raise UsageError(
             f"{option} {text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB"
         )
-    if not found[2] and 0 < size < MIN_UNITLESS_BYTES:
+    if not match[2] and 0 < size < MIN_UNITLESS_BYTES:
         unit = "GiB" if size < 1024 else "MiB"
-        raise UsageError(f"{option} {found[1]}: {int(size)} bytes?", hint=f"Write {found[1]}{unit}")
+        raise UsageError(f"{option} {match[1]}: {int(size)} bytes?", hint=f"Write {match[1]}{unit}")
     return int(size)

@@ -59,7 +59,7 @@ def _missing(stated: Mapping[str, Any], card: Mapping[str, float]) -> dict[str, 
     if samples is None:
         samples = card.get("temperature", 0.0) > 0
     names = [*(SAMPLING_FIELDS if samples else ()), PRESENCE]
-    found = {n: card[n] for n in names if n in card and stated.get(n) is None}
-    if not found.get(PRESENCE):
-        found.pop(PRESENCE, None)
-    return {n: int(v) if n == "top_k" else float(v) for n, v in found.items()}
+    added = {n: card[n] for n in names if n in card and stated.get(n) is None}
+    if not added.get(PRESENCE):
+        added.pop(PRESENCE, None)
+    return {n: int(v) if n == "top_k" else float(v) for n, v in added.items()}

@@ -69,7 +69,7 @@ def read_contents(
 
 def inode_note(files: Sequence[JobFile]) -> list[str]:
     """Return a note on media that are recognized without their inodes, if there are such."""
-    stamps = (each.medium.stamp for each in files)
+    stamps = (job_file.medium.stamp for job_file in files)
     count = sum(stamp is not None and not stamp.inode for stamp in stamps)
     note = (
         f"{counted(count, 'file')} on FUSE or CIFS, where inodes change: what has the same path, "
@@ -81,9 +81,9 @@ def inode_note(files: Sequence[JobFile]) -> list[str]:
 def unfetched_note(files: Sequence[JobFile]) -> list[str]:
     """Return a note on remote files whose content is unknown, if there are such."""
     count = sum(
-        each.file.remote is not None
-        and each.medium.digest == content_key(each.file.remote.key, each.file.kind)
-        for each in files
+        job_file.file.remote is not None
+        and job_file.medium.digest == content_key(job_file.file.remote.key, job_file.file.kind)
+        for job_file in files
     )
     return [f"{counted(count, 'file')} not downloaded, so estimated"] if count else []
 

@@ -122,7 +122,7 @@ def _images_per_row(model: Model, device: str) -> int:
     """Return the largest number of images of an input that shares a pass with others. It is 0 for
     an encoder of images of any size, whose inputs seldom have the same shape."""
     profile, half = model.profile, model.profile.vision
-    seen = {each.pixel_bytes for each in (*profile.image_sizes, *profile.frame_sizes)}
+    seen = {size.pixel_bytes for size in (*profile.image_sizes, *profile.frame_sizes)}
     if (
         profile.least_pixels
         or not half.batch_costs

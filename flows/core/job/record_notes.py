@@ -53,7 +53,7 @@ def note_namespaces(job: Job) -> None:
         for at, stage in enumerate(later):
             if stage.part:
                 meta = {**meta, **_settings_in(job, variant, later[: at + 1])}
-            versions = [each.output_version for each in (first, *later[: at + 1])]
+            versions = [spec.output_version for spec in (first, *later[: at + 1])]
             metas[variant[stage.writes]] = {**meta, "output_versions": versions}
     for namespace, part, settings in _one_shot_stages(job):
         meta = {"precision": settings.label, "computing": settings.key_fields}

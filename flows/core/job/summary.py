@@ -151,41 +151,41 @@ def notes(job: Job) -> list[str]:
     """Return notes for the user on how the model runs; none for most models."""
     profile = job.model.profile
     settings = [settings[0] for settings in job.model.settings.values()]
-    found = list(filter(None, [precision_note(profile, settings, job.device), *job.model.notes]))
+    lines = list(filter(None, [precision_note(profile, settings, job.device), *job.model.notes]))
     selection = Selection(recursive=job.config.recursive, extensions=job.config.extensions)
-    found.extend(filter(None, [left_out_note(job.config.sources, selection)]))
+    lines.extend(filter(None, [left_out_note(job.config.sources, selection)]))
     if job.device == "cpu" and not hidden() and (unused := unused_gpu()):
-        found.append(f"{unused}; models run on the CPU")
+        lines.append(f"{unused}; models run on the CPU")
     if profile.route == "joint":
-        found.append(
+        lines.append(
             f"{job.model.name} cannot be run in halves ({profile.why}): the second stage loads all "
             "of it, and what is kept for another prompt is its pixels"
         )
     elif profile.prompted:
-        found.append(
+        lines.append(
             f"{job.model.name} looks at pictures with the prompt in mind: another encodes anew"
         )
     if profile.lacks_template:
-        found.append(
+        lines.append(
             f"{job.model.name} has no chat template, but tokens that begin a turn: captions may be "
             "poor; download it again, with its chat_template file"
         )
     if profile.continues_prompt and QuestionOptions.of(job.config).prompt is None:
-        found.append(
+        lines.append(
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
             "none; --prompt gives its captions a beginning"
         )
     if profile.one_frame and any(f.medium.kind == "video" for f in job.files):
-        found.append(
+        lines.append(
             f"{job.model.name} takes one picture a prompt: of each chunk of a video it sees the "
             "middle frame only"
         )
     elif profile.frames_per_video:
-        found.append(
+        lines.append(
             f"{job.model.name} takes {counted(profile.frames_per_video, 'frame')} of each chunk, "
             "no more and no fewer"
         )
-    found += filter(
+    lines += filter(
         None,
         [
             again_note(job),
@@ -196,7 +196,7 @@ def notes(job: Job) -> list[str]:
             ignored_note(SamplingParams.of(job.config).schema),
         ],
     )
-    return [*found, *job.notes]
+    return [*lines, *job.notes]
 
 
 def _whole(job: Job) -> str:
@@ -204,11 +204,11 @@ def _whole(job: Job) -> str:
     sampling = job.sampling
     if not sampling.whole or not any(f.medium.kind == "video" for f in job.files):
         return ""
-    each = sampling.frames or sampling.max_frames
-    if each == 1:
+    frames = sampling.frames or sampling.max_frames
+    if frames == 1:
         return "each video is captioned as a whole, by its middle frame"
     qualifier = "" if sampling.frames else "at most "
-    return f"each video is captioned as a whole, by {qualifier}{each} frames evenly over it"
+    return f"each video is captioned as a whole, by {qualifier}{frames} frames evenly over it"
 
 
 def _chained(job: Job) -> str:
@@ -272,7 +272,7 @@ def halves(model: Model) -> dict[str, dict[str, Any]]:
 
 
 def _half(half: PartProfile, settings: PartSettings) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "parameters": half.parameters,
         "stored_bytes": half.stored_bytes,
         "bytes": settings.weight_bytes,
@@ -281,12 +281,12 @@ def _half(half: PartProfile, settings: PartSettings) -> dict[str, Any]:
         "attention": settings.attention,
     }
     if graph := settings.graph:
-        found["graphs"] = {n: getattr(graph, n) for n in ("digest", "provider", "bytes")}
+        facts["graphs"] = {n: getattr(graph, n) for n in ("digest", "provider", "bytes")}
     if gguf := settings.gguf:
-        found["parameters"] += gguf.parameters - gguf.replaced
-        found["gguf_file"] = {"digest": gguf.digest, "bytes": gguf.bytes}
+        facts["parameters"] += gguf.parameters - gguf.replaced
+        facts["gguf_file"] = {"digest": gguf.digest, "bytes": gguf.bytes}
     if adapter := settings.adapter:
         fields = ("folder", "digest", "parameters", "bytes")
         named = {name: getattr(adapter, name) for name in fields}
-        found["adapter"] = {**named, "modules": len(adapter.modules)}
-    return found
+        facts["adapter"] = {**named, "modules": len(adapter.modules)}
+    return facts

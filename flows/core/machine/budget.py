@@ -69,18 +69,18 @@ def check_device(device: str, *, force: bool = False) -> None:
     if known is not None:
         _apply(known)
     elif not is_in_use(device):
-        _apply(found := try_device(device))
-        if found:
+        _apply(probe := try_device(device))
+        if probe:
             with contextlib.suppress(EnvironmentFault):  # without a cache, the next run tests again
-                write_json(path, {"format": FORMAT, **found})
+                write_json(path, {"format": FORMAT, **probe})
 
 
 def probed_context_bytes(device: str) -> int:
     """Return the bytes that the GPU's driver took for the process of the cached test; 0 without
     one."""
     known = read_kept(_path(device), FORMAT) or {}
-    found = int(known.get("context_bytes", 0))
-    return found if found in LIKELY_CONTEXT_BYTES else 0
+    context_bytes = int(known.get("context_bytes", 0))
+    return context_bytes if context_bytes in LIKELY_CONTEXT_BYTES else 0
 
 
 def device_memory(device: str) -> tuple[int, int]:
@@ -89,8 +89,8 @@ def device_memory(device: str) -> tuple[int, int]:
     free, total = device_free_bytes(device)
     if total or device_uuid(device) == device:  # known, or no such GPU
         return free, total
-    found = try_device(device)
-    return int(found.get("free_bytes", 0)), int(found.get("total_bytes", 0))
+    probe = try_device(device)
+    return int(probe.get("free_bytes", 0)), int(probe.get("total_bytes", 0))
 
 
 def try_device(device: str) -> dict[str, Any]:
@@ -139,10 +139,10 @@ def _run_probe(device: str) -> dict[str, Any]:
             device=device,
             log=Path(folder, "probe.log"),
         )
-        found: dict[str, Any] = run_with_restarts(DirectLauncher(lambda *_: None), call).notes[
+        probe: dict[str, Any] = run_with_restarts(DirectLauncher(lambda *_: None), call).notes[
             "gpu"
         ]
-        return found
+        return probe
 
 
 def _unusable(device: str, error: StageDied) -> EnvironmentFault:
@@ -155,9 +155,9 @@ def _unusable(device: str, error: StageDied) -> EnvironmentFault:
     )
 
 
-def _apply(found: dict[str, Any]) -> None:
+def _apply(probe: dict[str, Any]) -> None:
     """Make the stages started from now on avoid the feature that failed."""
-    if not found.get("expandable", True):
+    if not probe.get("expandable", True):
         os.environ.setdefault(ALLOCATOR, NOT_EXPANDABLE)
 
 
@@ -300,8 +300,8 @@ class WithinBudget:
 
 def held_by(others: Mapping[str, int]) -> str:
     """Return a clause that names other processes and their memory, to append to a message."""
-    found = ", ".join(f"{name} has {gib(held)}" for name, held in [*others.items()][:MAX_NAMED])
-    return f": {found}" if found else ""
+    holders = ", ".join(f"{name} has {gib(held)}" for name, held in [*others.items()][:MAX_NAMED])
+    return f": {holders}" if holders else ""
 
 
 def own_bytes() -> int:
@@ -338,5 +338,5 @@ def process_name(pid: int) -> str:
 
 def host_holders() -> dict[int, int]:
     """Return process id → bytes of anonymous memory, for processes that have much of it."""
-    found = {int(p.name): anonymous_bytes(p.name) for p in PROC.iterdir() if p.name.isdigit()}
-    return {pid: held for pid, held in found.items() if held >= MIN_NAMED_BYTES}
+    anonymous = {int(p.name): anonymous_bytes(p.name) for p in PROC.iterdir() if p.name.isdigit()}
+    return {pid: held for pid, held in anonymous.items() if held >= MIN_NAMED_BYTES}

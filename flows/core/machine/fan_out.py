@@ -54,9 +54,9 @@ class FanOutLauncher:
     def start(self, call: StageCall) -> StageHandle:
         """Start a stage. A call for a GPU that was left out runs on another one."""
         if call.copies:
-            copies = [replace(each, title=f"{each.name} {each.device}") for each in call.copies]
+            copies = [replace(copy, title=f"{copy.name} {copy.device}") for copy in call.copies]
             call = replace(call, title=f"{call.name} {call.device}", copies=tuple(copies))
-        calls = [each for each in (call, *call.copies) if each.device not in self._left_out]
+        calls = [c for c in (call, *call.copies) if c.device not in self._left_out]
         if not calls:
             calls = [on_device(call, next(d for d in self._budgeted if d not in self._left_out))]
         if not call.copies:
@@ -68,8 +68,8 @@ class FanOutLauncher:
                 share.touch()
         running: dict[str, StageHandle] = {}
         try:
-            for each in calls:
-                running[each.device] = self._start(each)
+            for stage_call in calls:
+                running[stage_call.device] = self._start(stage_call)
         except BaseException:
             stop_all(running.values())
             raise
@@ -124,7 +124,7 @@ def stop_all(processes: Iterable[StageHandle]) -> None:
     """Stop processes at the same time."""
     stopping = list(processes)
     with ThreadPoolExecutor(max_workers=max(1, len(stopping))) as pool:
-        for done in [pool.submit(each.stop) for each in stopping]:
+        for done in [pool.submit(process.stop) for process in stopping]:
             done.result()
 
 
@@ -201,9 +201,9 @@ class StageOnGpus:
             self._left.clear()
             raise
         self._succeeded = True
-        idle = {d: each for d, each in self._left.items() if self._is_idle(each.outcome)}
+        idle = {d: other for d, other in self._left.items() if self._is_idle(other.outcome)}
         stop_all(idle.values())
-        self._left = {d: each for d, each in self._left.items() if d not in idle}
+        self._left = {d: other for d, other in self._left.items() if d not in idle}
 
     def _is_idle(self, outcome: StageOutcome) -> bool:
         """Return whether a process can be stopped once another has ended well. What was sent to a
@@ -213,7 +213,9 @@ class StageOnGpus:
 
     def _all_work(self) -> bool:
         outcomes = [process.outcome for process in self._left.values()]
-        return all(_has_begun(each) or each.notes.get(WAITS_FOR_DEVICE) for each in outcomes)
+        return all(
+            _has_begun(outcome) or outcome.notes.get(WAITS_FOR_DEVICE) for outcome in outcomes
+        )
 
     def _lift_limit(self) -> None:
         if self._share is not None:
@@ -230,24 +232,24 @@ def joined(parts: Mapping[str, StageOutcome]) -> StageOutcome:
     maxima of what they took."""
     every = list(parts.values())
     first = every[0]
-    notes = {name: value for each in every for name, value in each.notes.items()}
+    notes = {name: value for outcome in every for name, value in outcome.notes.items()}
     notes.pop(WAITS_FOR_DEVICE, None)
     return StageOutcome(
         name=first.name,
-        items=sum(each.items for each in every),
-        tokens=sum(each.tokens for each in every),
-        seconds=max(each.seconds for each in every),
-        cpu_seconds=sum(each.cpu_seconds for each in every),
-        peak_host_bytes=max(each.peak_host_bytes for each in every),
-        peak_device_bytes=max(each.peak_device_bytes for each in every),
+        items=sum(outcome.items for outcome in every),
+        tokens=sum(outcome.tokens for outcome in every),
+        seconds=max(outcome.seconds for outcome in every),
+        cpu_seconds=sum(outcome.cpu_seconds for outcome in every),
+        peak_host_bytes=max(outcome.peak_host_bytes for outcome in every),
+        peak_device_bytes=max(outcome.peak_device_bytes for outcome in every),
         baseline_before_bytes=first.baseline_before_bytes,
         baseline_after_bytes=first.baseline_after_bytes,
         timeline=first.timeline,
         notes=notes,
-        warnings=[text for each in every for text in each.warnings],
-        failures=[each for part in every for each in part.failures],
-        error=next((each.error for each in every if each.error), None),
-        too_large=[each for part in every for each in part.too_large],
-        open_media=set().union(*(each.open_media for each in every)),
+        warnings=[text for outcome in every for text in outcome.warnings],
+        failures=[failure for part in every for failure in part.failures],
+        error=next((outcome.error for outcome in every if outcome.error), None),
+        too_large=[chunk for part in every for chunk in part.too_large],
+        open_media=set().union(*(outcome.open_media for outcome in every)),
         devices=dict(parts),
     )

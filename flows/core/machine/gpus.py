@@ -95,14 +95,14 @@ def gpu_count(given: str | None) -> int:
 
 def visible_gpus() -> list[Gpu]:
     """Return the GPUs that this process and its children see, in their order."""
-    found: list[Gpu] = []
+    gpus: list[Gpu] = []
     for number in range(device_count()):
         device = f"cuda:{number}"
-        if found and device_uuid(device).startswith(SLICE):
+        if gpus and device_uuid(device).startswith(SLICE):
             continue
         total = device_free_bytes(device)[1]
-        found.append(Gpu(device=device, model=device_model(device), total_bytes=total))
-    return found
+        gpus.append(Gpu(device=device, model=device_model(device), total_bytes=total))
+    return gpus
 
 
 def _on_cpu(given: str | None) -> SelectedDevices:

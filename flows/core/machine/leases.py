@@ -123,7 +123,7 @@ def hold_note_in(
         # as that of a dead process. On a file system without locks, the note's age decides.
         try:
             lock(file.fileno())
-            file.writelines(f"{each}\n" for each in (line, *digests))
+            file.writelines(f"{text}\n" for text in (line, *digests))
             file.flush()
             os.fsync(file.fileno())  # other machines see an open file only then
             temporary.rename(final)

@@ -33,8 +33,8 @@ def now() -> str:
 def versions() -> dict[str, str]:
     """Return the versions of packages that affect the output. They are recorded, but are no part of
     a cache key."""
-    found = {name: _version_of(name) for name in RECORDED}
-    return {name: number for name, number in found.items() if number}
+    installed = {name: _version_of(name) for name in RECORDED}
+    return {name: number for name, number in installed.items() if number}
 
 
 def package_lines() -> Iterator[str]:
@@ -47,13 +47,17 @@ def package_lines() -> Iterator[str]:
     except PackageNotFoundError:  # run from a folder of its files
         declared = []
     seen = set()
-    for each in declared:
-        found = _version_of(each.name)
-        if not found and each.marker is None:
-            yield f"{each.name} is missing: {install_command()}"
-        elif found and each.name not in seen and not each.specifier.contains(found, True):
-            seen.add(each.name)
-            yield f"{each.name} {found}: tested with {each.specifier} only"
+    for package in declared:
+        installed = _version_of(package.name)
+        if not installed and package.marker is None:
+            yield f"{package.name} is missing: {install_command()}"
+        elif (
+            installed
+            and package.name not in seen
+            and not package.specifier.contains(installed, True)
+        ):
+            seen.add(package.name)
+            yield f"{package.name} {installed}: tested with {package.specifier} only"
     for name in missing_extras():
         yield f"[{name}] is not installed, for {EXTRAS[name].purpose}: {install_command(name)}"
 

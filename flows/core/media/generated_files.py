@@ -90,14 +90,14 @@ class GeneratedFiles:
 
     @cached_property
     def _each(self) -> dict[Path, set[str]]:
-        found: dict[Path, set[str]] = {path: set() for path in self._memories}
-        for path, keys in found.items():
+        by_path: dict[Path, set[str]] = {path: set() for path in self._memories}
+        for path, keys in by_path.items():
             for line in read_lines(path):
                 keys.update(map(str, line))
                 if line[:1] == [AROUND] and self._memories[path] is os.open:
                     _, place, before, after = line
                     self._around[place] = FixedText(prefixes=tuple(before), suffix=after)
-        return found
+        return by_path
 
     def __bool__(self) -> bool:
         return any(self._each.values())
@@ -108,7 +108,7 @@ class GeneratedFiles:
         return self._has(self._of + form, sha256, about)
 
     def _has(self, form: str, sha256: str, about: About) -> bool:
-        keys = {_key(form, each, sha256) for each in about}
+        keys = {_key(form, place, sha256) for place in about}
         return bool(sha256) and any(keys & known for known in self._each.values())
 
     def has_of_any_kind(self, form: str, sha256: str, about: About) -> bool:
@@ -125,7 +125,7 @@ class GeneratedFiles:
         """Record a text that is written, or about to be. Raises EnvironmentFault: what is not
         recorded would count as a user's."""
         for path, known in self._each.items():
-            new = {_key(self._of + form, each, sha256) for each in about} - known
+            new = {_key(self._of + form, place, sha256) for place in about} - known
             known |= new
             if new:
                 self._append(path, sorted(new))
@@ -141,7 +141,7 @@ class GeneratedFiles:
         """Record in the store what a run put around the captions in a text. Raises
         EnvironmentFault."""
         stores = [path for path, opener in self._memories.items() if opener is os.open]
-        for place in (each for each in about if self.around((each,)) != fixed):
+        for place in (place for place in about if self.around((place,)) != fixed):
             self._around[place] = fixed
             for path in stores:
                 self._append(path, [AROUND, place, [*fixed.prefixes], fixed.suffix])

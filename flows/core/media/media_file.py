@@ -88,11 +88,11 @@ class Selection:
         """Return a note on media among these files that no folder is read for; empty if there are
         none, or if the user chose the suffixes."""
         suffixes = (os.path.splitext(name)[1].lower() for name in names if not self.extensions)
-        found = Counter(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
-        if not found:
+        counts = Counter(suffix for suffix in suffixes if suffix in UNREAD_SUFFIXES)
+        if not counts:
             return ""
-        text = ", ".join(f"{count} {suffix}" for suffix, count in found.most_common())
-        convertible = found.keys() - SOUND_SUFFIXES
+        text = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+        convertible = counts.keys() - SOUND_SUFFIXES
         hint = "; convert them, for example to .png or .mp4" if convertible else " (sound alone)"
         return f"not taken: {text}{hint}"
 

@@ -52,7 +52,7 @@ def contents_of(
     found_digests = map_prefetched(digests.known, [*by_path.values()], threads)
     known = dict(zip(by_path, found_digests, strict=True))
     missing = [by_path[path] for path, digest in known.items() if not digest and fetch]
-    found: dict[Path, ContentOrError] = {
+    contents: dict[Path, ContentOrError] = {
         path: Content(digest or path.parent.name, None)
         for path, digest in known.items()
         if digest or not fetch
@@ -74,14 +74,14 @@ def contents_of(
     threads = min(FETCHED_AT_ONCE, len(missing))
     try:
         fetch_one = partial(digests.fetch_digest, add_bytes=add_bytes)
-        found |= zip(
+        contents |= zip(
             (file.path for file in missing),
             map_prefetched(fetch_one, missing, threads),
             strict=True,
         )
     finally:
         stopped.set()
-    return found
+    return contents
 
 
 class RemoteDigests:

@@ -128,8 +128,8 @@ def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _json_array(text: str) -> Iterator[tuple[str, Any]]:
-    found = json.loads(text)
-    for number, value in enumerate(found if isinstance(found, list) else [found], 1):
+    parsed = json.loads(text)
+    for number, value in enumerate(parsed if isinstance(parsed, list) else [parsed], 1):
         yield f"entry {number}", {"path": value} if isinstance(value, str) else value
 
 
@@ -191,7 +191,7 @@ def _has_prompts(source: str) -> bool:
     with contextlib.suppress(OSError, ValueError):
         if STRUCTURED.get(path.suffix.lower()) is _table_rows:
             header = user_text(read_bytes(path, LIST_BYTES), path).partition("\n")[0]
-            return "prompts" in [each.strip() for each in re.split('[,;\t"]', header.lower())]
+            return "prompts" in [column.strip() for column in re.split('[,;\t"]', header.lower())]
     return False
 
 
@@ -211,7 +211,7 @@ def left_out_note(sources: Sequence[str], selection: Selection) -> str:
                 names += _file_names(entries)
             elif any(map(selection.takes, _file_names(entries))):
                 unread.append(os.path.join(source, relative, ""))
-    columns = [f"{writable(each)}: {PROMPTS_COLUMN}" for each in sources if _has_prompts(each)]
+    columns = [f"{writable(place)}: {PROMPTS_COLUMN}" for place in sources if _has_prompts(place)]
     not_taken = [*columns, *filter(None, [selection.not_taken(names)])]
     if selection.recursive:
         listed = ", ".join(sorted(of_servers))
@@ -238,23 +238,23 @@ def _folders(
         relative = left.pop()
         place = os.path.join(folder, relative)
         try:
-            found = os.stat(place)
-            if (found.st_dev, found.st_ino) in entered:
+            stat = os.stat(place)
+            if (stat.st_dev, stat.st_ino) in entered:
                 continue
-            entered.add((found.st_dev, found.st_ino))
+            entered.add((stat.st_dev, stat.st_ino))
             with os.scandir(place) as entries:
-                each = sorted(entries, key=attrgetter("name"))
+                members = sorted(entries, key=attrgetter("name"))
         except OSError as error:
             unread(error)
             continue
-        if relative and any(entry.name == OURS for entry in each):
+        if relative and any(entry.name == OURS for entry in members):
             continue  # output of a run: clips, and links to its media
-        for link in (e for e in each if e.is_symlink() and not os.path.exists(e.path)):
+        for link in (e for e in members if e.is_symlink() and not os.path.exists(e.path)):
             is_medium = os.path.splitext(link.name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
             if not is_medium and not is_hidden(link.name):
                 unread(FileNotFoundError(errno.ENOENT, LEADS_NOWHERE, link.path))
-        yield relative, each
-        folders = [e.name for e in reversed(each) if not is_hidden(e.name) and is_folder(e)]
+        yield relative, members
+        folders = [e.name for e in reversed(members) if not is_hidden(e.name) and is_folder(e)]
         left += (os.path.join(relative, name) for name in folders)
 
 
@@ -283,15 +283,15 @@ def texts_among(
     names = [*names]
     stems = _stems_of(media, names)
     stems_by_folder: dict[str, set[str]] = {}
-    found = set()
+    of_media = set()
     for source in texts:
         path = os.path.abspath(os.path.expanduser(source))
         folder, stem = os.path.dirname(path), one_name(path)[: -len(FORM) - 1]
         if folder not in stems_by_folder and _is_named(folder, paths, recursive):
             stems_by_folder[folder] = _stems_in(folder, names)
         if stem in stems or stem in stems_by_folder.get(folder, ()):
-            found.add(source)
-    return frozenset(found)
+            of_media.add(source)
+    return frozenset(of_media)
 
 
 def _is_medium(path: str) -> bool:
@@ -320,7 +320,7 @@ def _stems_in(folder: str, names: Sequence[str]) -> set[str]:
 
 def _stems_of(media: Iterable[str], names: Sequence[str]) -> set[str]:
     """Return the possible text paths of these media, without their last suffix."""
-    places = [each for path in media for n in ("", *names) for each in text_paths(Path(path), n)]
+    places = [place for path in media for n in ("", *names) for place in text_paths(Path(path), n)]
     return {one_name(place)[: -len(FORM) - 1] for place in places}
 
 
@@ -353,7 +353,7 @@ class RemoteSources:
         cannot be read."""
         if not self._asks:
             return
-        new = list(dict.fromkeys(each for each in addresses if each not in self._found))
+        new = list(dict.fromkeys(address for address in addresses if address not in self._found))
         self._found |= zip(new, map_prefetched(_look_up, new, min(AT_ONCE, len(new))), strict=True)
 
     def expand(
@@ -370,14 +370,14 @@ class RemoteSources:
             return
         if not names_folder(address):
             self.look_up([address])
-            found = self._found[address]
-            if isinstance(found, RemoteFile):
-                yield _remote_media_file(found, found.name, source)
+            answer = self._found[address]
+            if isinstance(answer, RemoteFile):
+                yield _remote_media_file(answer, answer.name, source)
                 return
-            if isinstance(found, Unanswered | UsageError):
-                kind = UNREACHABLE if isinstance(found, Unanswered) else "bad-address"
-                why = found.message.removeprefix(f"{unsigned(address)} ")
-                yield source_failure(source, unsigned(address), kind, why, found.hint)
+            if isinstance(answer, Unanswered | UsageError):
+                kind = UNREACHABLE if isinstance(answer, Unanswered) else "bad-address"
+                why = answer.message.removeprefix(f"{unsigned(address)} ")
+                yield source_failure(source, unsigned(address), kind, why, answer.hint)
                 return
         yield from self._inside(address, source, selection)
 
@@ -468,7 +468,7 @@ def find_media(
     returns the prompt of a media kind, for files whose line has none. A text next to its medium is
     no list, also with one of these prompt `names`. Raises MissingPackage for a file in HEIC that
     cannot be read."""
-    found: list[MediaFile] = []
+    media: list[MediaFile] = []
     failures: list[Failure] = []
     seen: set[tuple[str | None, ...]] = set()
     real = RealPaths()
@@ -491,14 +491,14 @@ def find_media(
                 (real.of(result.path), result.media_path, *asked),
             }
             if seen.isdisjoint(same):
-                found.append(result)
+                media.append(result)
             seen |= same
-    if limit and limit < len(found):  # not the first ones, which may all be of one folder
-        found = [found[at * len(found) // limit] for at in range(limit)]
-    heic = (each.media_path for each in found if each.path.suffix.lower() in HEIC_SUFFIXES)
+    if limit and limit < len(media):  # not the first ones, which may all be of one folder
+        media = [media[at * len(media) // limit] for at in range(limit)]
+    heic = (file.media_path for file in media if file.path.suffix.lower() in HEIC_SUFFIXES)
     if name := next(heic, ""):
         require_extra("heif", name)
-    return found, failures
+    return media, failures
 
 
 def why_no_media(sources: Sequence[str], selection: Selection) -> list[Failure]:

@@ -61,9 +61,9 @@ def stacks_of(headers: Iterable[Header]) -> list[Stack]:
         if at:
             layers = held.setdefault(".".join(names[:at]), {})
             layers.setdefault(int(names[at]), {})[".".join(names[at + 1 :])] = header.shape
-    found = [_stack(path, layers) for path, layers in held.items()]
+    stacks = [_stack(path, layers) for path, layers in held.items()]
     return sorted(
-        (stack for stack in found if stack is not None),
+        (stack for stack in stacks if stack is not None),
         key=lambda stack: -stack.layers * stack.parameters,
     )
 
@@ -251,7 +251,7 @@ def _config_section(config: dict[str, Any], stack: Stack) -> tuple[dict[str, Any
         and next((part[key] for key in LAYERS if key in part), None) == stack.layers
     ]
     seen = "vis" in stack.path
-    return max(fitting, key=lambda found: found[1] == seen, default=({}, False))
+    return max(fitting, key=lambda section: section[1] == seen, default=({}, False))
 
 
 STREAM_ROWS = 4
@@ -264,30 +264,30 @@ keys and values, and queries and keys in 32 bit before and after rotation."""
 
 
 def pass_bytes(
-    transformer: Transformer, sequences: int, tokens: int, each: int, *, fused: bool = True
+    transformer: Transformer, sequences: int, tokens: int, item_bytes: int, *, fused: bool = True
 ) -> int:
-    """Return the peak bytes of a forward pass of `sequences` through a transformer. `each`: bytes
-    per number."""
+    """Return the peak bytes of a forward pass of `sequences` through a transformer.
+    `item_bytes`: bytes per number."""
     rows = sequences * tokens
-    stream = STREAM_ROWS * transformer.width * each
+    stream = STREAM_ROWS * transformer.width * item_bytes
     # One token's query, key, value and attention output.
-    attention = 2 * (transformer.query_width + transformer.key_width) * each
+    attention = 2 * (transformer.query_width + transformer.key_width) * item_bytes
     if transformer.kind == "vision" and not transformer.positions:
-        attention = ROTARY_ROWS * transformer.width * each
+        attention = ROTARY_ROWS * transformer.width * item_bytes
     if fused:
-        return rows * (stream + max(attention, mlp_bytes(transformer, each)))
-    scores = tokens * transformer.heads * (each + SCORES_BYTES)
-    return rows * (stream + max(attention + scores, mlp_bytes(transformer, each)))
+        return rows * (stream + max(attention, mlp_bytes(transformer, item_bytes)))
+    scores = tokens * transformer.heads * (item_bytes + SCORES_BYTES)
+    return rows * (stream + max(attention + scores, mlp_bytes(transformer, item_bytes)))
 
 
-def mlp_bytes(transformer: Transformer, each: int) -> int:
+def mlp_bytes(transformer: Transformer, item_bytes: int) -> int:
     """Return the bytes of one token in the MLP.
 
     They are the values before and after the activation function. A gate adds the product; an
     activation function of several steps adds an intermediate result.
     """
     steps = 2 if transformer.plain and not transformer.is_gated else 3
-    return steps * transformer.mlp_width * each
+    return steps * transformer.mlp_width * item_bytes
 
 
 EMBEDDING_NAMES = ("embed", "wte", "shared")
@@ -338,10 +338,10 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
         headers = _dequantized(headers, stored) if stored else headers
     if any(header.dtype not in FLOATS and len(header.shape) > 1 for header in headers):
         raise _unknown(checkpoint, "its weights are packed, which hides their shapes")
-    found = stacks_of(headers)
-    if not found or not isinstance(config, dict):
+    stacks = stacks_of(headers)
+    if not stacks or not isinstance(config, dict):
         raise _unknown(checkpoint, "its tensors form no stack of layers")
-    return replace(_architecture(config, headers, found), stored=stored)
+    return replace(_architecture(config, headers, stacks), stored=stored)
 
 
 def _dequantized(headers: Sequence[Header], layers: Sequence[StoredLayer]) -> list[Header]:

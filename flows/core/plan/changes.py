@@ -83,8 +83,8 @@ def cannot_fit(request: PlanRequest, refused: Sequence[StagePlan], budget: Budge
         f"{gib(smallest.peak_bytes)} ({smallest.rung.name}), but only "
         f"{gib(allowed(smallest, budget))} of {where} are allowed"
     )
-    found = [change.line() for change in changes(request, worst, budget)]
-    hint = f"Give {', or '.join(found[:NAMED])}" if found else "Choose a smaller model"
+    lines = [change.line() for change in changes(request, worst, budget)]
+    hint = f"Give {', or '.join(lines[:NAMED])}" if lines else "Choose a smaller model"
     return CannotFit(message, hint=hint)
 
 
@@ -94,9 +94,9 @@ def changes(request: PlanRequest, unfit: StagePlan, budget: Budget) -> list[Chan
     stage = unfit.chosen.rung.stage
     precisions = list(_precisions(request, stage))
     single = (_auto(request, stage), *_frames(request), *_pixels(request), *precisions)
-    found = _fitting(single, stage, budget)
-    if not found:
-        found = _fitting(_in_pairs(precisions), stage, budget)
+    fitting = _fitting(single, stage, budget)
+    if not fitting:
+        fitting = _fitting(_in_pairs(precisions), stage, budget)
     smallest = max(
         min(request.estimate(rung).peak_bytes for rung in rungs)
         for name, rungs in request.rungs.items()
@@ -106,23 +106,23 @@ def changes(request: PlanRequest, unfit: StagePlan, budget: Budget) -> list[Chan
     if more <= budget.total_bytes:
         estimate = _estimate_in(request, stage, replace(budget, bytes=more))
         if estimate is not None:
-            found.append(Change(option=f"--memory {written(more)}", estimate=estimate))
-    return found
+            fitting.append(Change(option=f"--memory {written(more)}", estimate=estimate))
+    return fitting
 
 
 def _fitting(
     tried: Iterable[tuple[str, PlanRequest | None]], stage: str, budget: Budget
 ) -> list[Change]:
     """Return the first change of each kind that makes all stages fit."""
-    found: dict[tuple[str, ...], Change] = {}
+    firsts: dict[tuple[str, ...], Change] = {}
     for option, other in tried:
         kind = tuple(option.split()[::2])
-        if other is None or kind in found:
+        if other is None or kind in firsts:
             continue
         estimate = _estimate_in(other, stage, budget)
         if estimate is not None:
-            found[kind] = Change(option=option, estimate=estimate)
-    return list(found.values())
+            firsts[kind] = Change(option=option, estimate=estimate)
+    return list(firsts.values())
 
 
 def _in_pairs(
@@ -137,8 +137,8 @@ def _in_pairs(
 
 def _estimate_in(request: PlanRequest, stage: str, budget: Budget) -> StageEstimate | None:
     """Return the estimate of a stage under a changed request; None if any stage does not fit."""
-    found = stage_plans(request, request.rungs, budget)
-    return found[stage].chosen if all(choice.fits for choice in found.values()) else None
+    plans = stage_plans(request, request.rungs, budget)
+    return plans[stage].chosen if all(choice.fits for choice in plans.values()) else None
 
 
 def _auto(request: PlanRequest, stage: str) -> tuple[str, PlanRequest | None]:

@@ -32,7 +32,7 @@ from flows.core.machine.budget import Budget, probed_context_bytes
 from flows.core.options.commands import RunOptions
 from flows.core.options.text import EngineOptions
 from flows.core.pipelines import CAPTION, STAGES, Pipeline
-from flows.core.plan.costs import estimate, rungs_of
+from flows.core.plan import costs
 from flows.core.plan.costs.encode import recordings_term
 from flows.core.plan.ladder import Rung
 from flows.core.plan.sizes import Estimate, estimates
@@ -68,7 +68,7 @@ class PlanRequest:
     @property
     def rungs(self) -> dict[str, list[Rung]]:
         """Return stage name → rungs that the command allows, cheapest first."""
-        return rungs_of(self.stages, self.model, self.config, self.device)
+        return costs.rungs_of(self.stages, self.model, self.config, self.device)
 
     def estimate(self, rung: Rung) -> StageEstimate:
         """Return the estimate of a stage on a rung for the largest chunks."""
@@ -87,7 +87,7 @@ class PlanRequest:
             readers=self.config.readers(self.device),
             selection=SCORE_BYTES if self.any_request else params.non_defaults,
         )
-        return estimate(self.model, rung, workloads, conditions)
+        return costs.estimate(self.model, rung, workloads, conditions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +130,8 @@ def prompts_of(job: Job) -> tuple[str, ...]:
     """Return the shortest prompt of a job under each name. A single file's prompt (from a list or
     its tags) that is too long fails alone when it is decoded."""
     shortest: dict[str, str] = {}
-    for each in job.files:
-        name, prompt = each.file.name, each.medium.prompt
+    for job_file in job.files:
+        name, prompt = job_file.file.name, job_file.medium.prompt
         shortest[name] = min(shortest.get(name, prompt), prompt, key=max_prompt_tokens)
     return (*shortest.values(),)
 
@@ -177,11 +177,13 @@ def stage_plans(
     }
 
 
-def _with_recordings(request: PlanRequest, found: StageEstimate, budget: Budget) -> StageEstimate:
+def _with_recordings(
+    request: PlanRequest, estimate: StageEstimate, budget: Budget
+) -> StageEstimate:
     """Return the estimate with the memory of recorded passes, if that fits: they take no rung."""
-    term = recordings_term(request.model, found, request.device)
-    more = found.plus(term) if term else found
-    return more if fits(more, budget) else found
+    term = recordings_term(request.model, estimate, request.device)
+    more = estimate.plus(term) if term else estimate
+    return more if fits(more, budget) else estimate
 
 
 def _remembered(request: PlanRequest, first: Rung, known: Rung, budget: Budget) -> StagePlan:
@@ -198,15 +200,15 @@ def _remembered(request: PlanRequest, first: Rung, known: Rung, budget: Budget) 
 def _stage_plan(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> StagePlan:
     tried: list[StageEstimate] = []
     for rung in rungs:
-        found = request.estimate(rung)
-        tried.append(found)
-        if fits(found, budget):
-            chosen = _with_recordings(request, found, budget)
+        estimate = request.estimate(rung)
+        tried.append(estimate)
+        if fits(estimate, budget):
+            chosen = _with_recordings(request, estimate, budget)
             return StagePlan(requested=tried[0], chosen=chosen, fits=True, refused=False)
     # Chunks that are too large for every rung are run alone and do not hold up the others.
-    for rung, found in zip(rungs, tried, strict=True):
+    for rung, estimate in zip(rungs, tried, strict=True):
         if fits(request.estimate_smallest(rung), budget):
-            return StagePlan(requested=tried[0], chosen=found, fits=False, refused=False)
+            return StagePlan(requested=tried[0], chosen=estimate, fits=False, refused=False)
     last = min(zip(rungs, tried, strict=True), key=lambda pair: pair[1].peak_bytes)
     smallest = request.estimate_smallest(last[0])
     return StagePlan(
@@ -214,35 +216,37 @@ def _stage_plan(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> 
     )
 
 
-def memory_json(found: dict[str, StagePlan], budget: Budget) -> dict[str, Any]:
+def memory_json(plans: dict[str, StagePlan], budget: Budget) -> dict[str, Any]:
     """Return the starting rung and estimate of each stage, as JSON."""
     return {
         "budget_bytes": budget.bytes,
         "budget_given": budget.given,
         "stages": [
             {**choice.chosen.to_json(), "fits": choice.fits, "name": choice.chosen.rung.name}
-            for choice in found.values()
+            for choice in plans.values()
         ],
     }
 
 
-def fits(found: StageEstimate, budget: Budget) -> bool:
+def fits(estimate: StageEstimate, budget: Budget) -> bool:
     """Return whether a stage is expected to stay within the budget."""
-    return found.peak_bytes <= allowed(found, budget) and _host_holds(found.host_bytes, budget)
+    return estimate.peak_bytes <= allowed(estimate, budget) and _host_holds(
+        estimate.host_bytes, budget
+    )
 
 
-def refused(found: StageEstimate, budget: Budget) -> bool:
+def refused(estimate: StageEstimate, budget: Budget) -> bool:
     """Return whether a stage cannot stay within the budget, allowing for the error of estimates.
     False for stages without a model, whose estimates are too uncertain."""
-    if STAGES[found.rung.stage].part is None:
+    if STAGES[estimate.rung.stage].part is None:
         return False
-    certain, context_bytes = float(found.bytes_of("weight")), found.bytes_of("context")
+    certain, context_bytes = float(estimate.bytes_of("weight")), estimate.bytes_of("context")
     if context_bytes != CONTEXT_BYTES:  # measured on this GPU
         certain += context_bytes
-    if not found.by_dimensions:
-        certain += CERTAIN_SHARE * (found.bytes_of("activation") + found.bytes_of("kv"))
-    host_bytes = CERTAIN_SHARE * found.host_bytes
-    return certain > allowed(found, budget) or not _host_holds(host_bytes, budget)
+    if not estimate.by_dimensions:
+        certain += CERTAIN_SHARE * (estimate.bytes_of("activation") + estimate.bytes_of("kv"))
+    host_bytes = CERTAIN_SHARE * estimate.host_bytes
+    return certain > allowed(estimate, budget) or not _host_holds(host_bytes, budget)
 
 
 def _host_holds(size: float, budget: Budget) -> bool:
@@ -251,10 +255,10 @@ def _host_holds(size: float, budget: Budget) -> bool:
     return budget.device == "cpu" or size <= budget.host_bytes
 
 
-def allowed(found: StageEstimate, budget: Budget) -> int:
+def allowed(estimate: StageEstimate, budget: Budget) -> int:
     """Return the bytes that a stage may take on its compute device. A stage without a model uses
     the host."""
-    on_host = STAGES[found.rung.stage].part is None and budget.device != "cpu"
+    on_host = STAGES[estimate.rung.stage].part is None and budget.device != "cpu"
     return budget.host_bytes if on_host else budget.bytes
 
 
@@ -311,5 +315,5 @@ def longest_answer(request: PlanRequest) -> int | None:
     if not frame_room(model.profile):
         return None
     prompt = max(request.prompts, key=max_prompt_tokens, default="")
-    rooms = [answer_room(model, config, each, prompt).answer_tokens for each in request.workloads]
+    rooms = [answer_room(model, config, w, prompt).answer_tokens for w in request.workloads]
     return max(0, min(rooms)) if rooms else None

@@ -51,8 +51,8 @@ def context_hint(model: Model, config: RunOptions, workload: Workload, room: Ans
     )
     answer = requested
     while fewer and answer:
-        if found := next((each for each in fewer if each[1] >= answer), None):
-            frames, left = found
+        if best := next((pair for pair in fewer if pair[1] >= answer), None):
+            frames, left = best
             limit = "" if left >= requested else f" --max-new-tokens {left}"
             words = ", or shorten the prompt" if spare > requested else ""
             return f"Give --max-frames {frames}{limit}{words}"
@@ -69,13 +69,13 @@ def _with_fewer(model: Model, workload: Workload, room: AnswerRoom) -> list[tupl
     Empty for a model with a fixed number of frames."""
     if workload.kind == "image" or model.profile.one_frame or model.profile.frames_per_video:
         return []
-    found = []
+    pairs = []
     for frames in range(workload.frames - 1, 0, -1):
         sizes = (frames, workload.stored, workload.shown)
         fewer = workload_of(model, workload.kind, workload.chunks, *sizes, "")
         _, left = image_tokens_and_left(model, fewer)
-        found.append((frames, left + model.profile.tokens_per_prompt - room.prompt_tokens))
-    return [each for each in found if each[1] > 0]
+        pairs.append((frames, left + model.profile.tokens_per_prompt - room.prompt_tokens))
+    return [pair for pair in pairs if pair[1] > 0]
 
 
 MARGIN = 0.9
@@ -163,8 +163,8 @@ def _size_notes(
         - text_token_count(model, config, count, prompt)
         - EngineOptions.of(config).max_new_tokens
     )
-    each = min(frame_room(profile), left) / encoder_frames(profile, "video", count)
-    if pixels := _fitting_pixels(profile, (height, width), each):
+    frame_tokens = min(frame_room(profile), left) / encoder_frames(profile, "video", count)
+    if pixels := _fitting_pixels(profile, (height, width), frame_tokens):
         hint = f"--max-pixels {pixels} shows them all"
     frames = f"{counted(max_frames, 'frame')} of {width}x{height}"
     fit = "fits" if max_frames == 1 else "fit"
@@ -174,20 +174,20 @@ def _size_notes(
 def _fitting_pixels(profile: ModelProfile, size: tuple[int, int], tokens: float) -> int:
     """Return the pixel limit with which a frame of this height and width, with its template text,
     has at most `tokens` tokens. 0: impossible."""
-    each, _ = frame_size_tokens(profile, "video", size)
-    share = MARGIN * (tokens - profile.tokens_per_frame) / each
+    frame_tokens, _ = frame_size_tokens(profile, "video", size)
+    share = MARGIN * (tokens - profile.tokens_per_frame) / frame_tokens
     multiple = profile.least_pixels
     return int(share * math.prod(size)) // multiple * multiple if multiple and share > 0 else 0
 
 
 def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
     profile = model.profile
-    each = math.ceil(frame_size_tokens(profile, "video", size)[0]) + profile.tokens_per_frame
+    needed = math.ceil(frame_size_tokens(profile, "video", size)[0]) + profile.tokens_per_frame
     hint = "Choose a model with a longer context"
     if pixels := _fitting_pixels(profile, size, room):
         hint = f"Give --max-pixels {pixels}, or choose a model with a longer context"
     return UsageError(
-        f"one frame takes {each:,} tokens of {model.name}, but its context of "
+        f"one frame takes {needed:,} tokens of {model.name}, but its context of "
         f"{profile.context_tokens:,} has room for {room:,} besides text",
         hint=hint,
     )

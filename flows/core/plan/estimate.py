@@ -81,16 +81,16 @@ def expected(
 
 
 def encoder_by_dimensions(
-    half: PartProfile, each: int, rows: int, units: int, kept: int
+    half: PartProfile, item_bytes: int, rows: int, units: int, kept: int
 ) -> Expected:
-    """Return the costs of an encoder, assuming 12 x width² parameters per layer. `each`: bytes per
-    number. `kept`: feature bytes per row."""
+    """Return the costs of an encoder, assuming 12 x width² parameters per layer.
+    `item_bytes`: bytes per number. `kept`: feature bytes per row."""
     width = math.sqrt(half.layer_parameters / 12)
     tokens = rows * units / PATCH_NUMBERS
     return Expected(
-        peak_bytes=each * (tokens * width * ENCODER_ROWS + rows * units) + rows * kept,
+        peak_bytes=item_bytes * (tokens * width * ENCODER_ROWS + rows * units) + rows * kept,
         kept_bytes=rows * kept,
-        waiting_bytes=each * (2 * tokens * width + rows * units),
+        waiting_bytes=item_bytes * (2 * tokens * width + rows * units),
         flops=2 * half.parameters * tokens,
         step_flops=0,
         known=False,
@@ -98,16 +98,22 @@ def encoder_by_dimensions(
 
 
 def decoder_by_dimensions(
-    profile: ModelProfile, each: int, rows: int, tokens: int, *, new: int = 0, mlp_chunk: int = 0
+    profile: ModelProfile,
+    item_bytes: int,
+    rows: int,
+    tokens: int,
+    *,
+    new: int = 0,
+    mlp_chunk: int = 0,
 ) -> Expected:
     """Return the costs of a decoder, assuming its feature width and a full-width KV cache."""
     half, width = profile.language, profile.feature_width
     inside = max(width, (half.layer_parameters - 4 * width**2) / (3 * width))
     outside = half.outside_parameters
     stack, vocabulary = half.parameters - outside, outside / width
-    cache = 2 * half.layers * width * each * rows
+    cache = 2 * half.layers * width * item_bytes * rows
     at_once = min(tokens * rows, mlp_chunk or tokens * rows)
-    reading = (tokens * rows * DECODER_ROWS * width + at_once * 2 * inside) * each
+    reading = (tokens * rows * DECODER_ROWS * width + at_once * 2 * inside) * item_bytes
     logits = rows * vocabulary * 4
     return Expected(
         peak_bytes=max(cache * tokens + reading, cache * (tokens + new)) + logits,

@@ -71,12 +71,12 @@ def _about(job: Job, stage: StageSpec) -> list[Any]:
     one with more would continue.
     """
     model, cut = job.model, job.ledger.variant[job.pipeline[0].writes]
-    found: list[Any] = [device_uuid(job.device), cut]
+    about: list[Any] = [device_uuid(job.device), cut]
     if stage.part:
         key_fields = [settings.key_fields for settings in model.settings[stage.part]]
-        found += [model.digests[stage.part], key_fields]
+        about += [model.digests[stage.part], key_fields]
     limit = [EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else []
-    return [*found, *limit]
+    return [*about, *limit]
 
 
 def choose(
@@ -89,11 +89,11 @@ def choose(
     `known`: rungs that fitted in an earlier run, used regardless of estimates. Raises CannotFit."""
     if not request.workloads:
         return {}
-    found = stage_plans(request, rungs, budget, known)
-    refused = [choice for choice in found.values() if choice.refused]
+    plans = stage_plans(request, rungs, budget, known)
+    refused = [choice for choice in plans.values() if choice.refused]
     if refused:
         raise cannot_fit(request, refused, budget)
-    return found
+    return plans
 
 
 def plan_start(
@@ -107,8 +107,8 @@ def plan_start(
     the run record. `announce` is called with a note for the user. Raises CannotFit."""
     request = plan_request(job, stages, expected)
     refuse_beyond_context(request)
-    found = choose(request, job.budget, ladder.rungs, ladder.known())
-    ladder.start({stage: choice.chosen.rung for stage, choice in found.items()})
+    plans = choose(request, job.budget, ladder.rungs, ladder.known())
+    ladder.start({stage: choice.chosen.rung for stage, choice in plans.items()})
     ladder.advise = lambda stage: advice(request, job, ladder, stage)
     ladder.batch_without_slots = lambda rung: batch_without_slots(request, rung, job.budget)
     prompts = [workload.tokens for workload in request.workloads]
@@ -121,7 +121,7 @@ def plan_start(
     ladder.fit_together = lambda stages: fit_together(
         request, [ladder.rung(stage) for stage in stages], job.budget, gpus
     )
-    return memory_json(found, job.budget)
+    return memory_json(plans, job.budget)
 
 
 def processes_of(request: PlanRequest, rung: Rung, budget: Budget, gpus: int) -> int:
@@ -135,8 +135,8 @@ def processes_of(request: PlanRequest, rung: Rung, budget: Budget, gpus: int) ->
 
 def processes_note(request: PlanRequest, rungs: Sequence[Rung], budget: Budget, gpus: int) -> str:
     """Return why stages run on fewer GPUs than these; empty if none does."""
-    found = {r.stage: processes_of(request, r, budget, gpus) for r in rungs}
-    fewer = {s: n for s, n in found.items() if STAGES[s].fans_out and n < gpus}
+    processes = {r.stage: processes_of(request, r, budget, gpus) for r in rungs}
+    fewer = {s: n for s, n in processes.items() if STAGES[s].fans_out and n < gpus}
     if not fewer:
         return ""
     parts = " and ".join(f"{stage} runs on {count}" for stage, count in fewer.items())
@@ -152,15 +152,15 @@ def fit_together(
     """Return stage → bytes of the device that it may take while all of them run: its peak and an
     equal part of what is left. Return nothing if they are not expected to fit together, with one
     process per GPU of stages that have such."""
-    found = [request.estimate(rung) for rung in rungs] if request.workloads else []
+    expected = [request.estimate(rung) for rung in rungs] if request.workloads else []
     room = budget.bytes if budget.device == "cpu" else budget.host_bytes
     needed = sum(
-        (each.host_bytes or each.peak_bytes) * (gpus if STAGES[each.rung.stage].fans_out else 1)
-        for each in found
+        (e.host_bytes or e.peak_bytes) * (gpus if STAGES[e.rung.stage].fans_out else 1)
+        for e in expected
     )
-    peaks = {e.rung.stage: e.peak_bytes for e in found if STAGES[e.rung.stage].part}
+    peaks = {e.rung.stage: e.peak_bytes for e in expected if STAGES[e.rung.stage].part}
     spare = budget.bytes - sum(peaks.values())
-    if needed > room or spare < 0 or not all(fits(each, budget) for each in found):
+    if needed > room or spare < 0 or not all(fits(e, budget) for e in expected):
         return {}
     return {stage: peak + spare // len(peaks) for stage, peak in peaks.items()}
 
@@ -197,7 +197,7 @@ def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int
     plain = replace(rung, in_slots=False)
     largest = min(rung.batch, request.config.batch_size)
     batches = (replace(plain, batch=size) for size in sizes(largest))
-    return next((each.batch for each in batches if fits(request.estimate(each), budget)), 1)
+    return next((r.batch for r in batches if fits(request.estimate(r), budget)), 1)
 
 
 def advice(request: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
@@ -209,13 +209,13 @@ def advice(request: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
     # It used more than estimated, so a change must lower the estimate.
     budget = replace(job.budget, bytes=min(job.budget.bytes, smallest.peak_bytes - 1))
     unfit = StagePlan(requested=smallest, chosen=smallest, fits=False, refused=True)
-    found = [change.option for change in changes(single_stage, unfit, budget)]
-    found = [option for option in found if not option.startswith("--memory")][:NAMED]
+    options = [change.option for change in changes(single_stage, unfit, budget)]
+    options = [option for option in options if not option.startswith("--memory")][:NAMED]
     part = STAGES[stage].part
     name = job.config.precision_field(part)
     if part and name and not job.config.may_fall_back(part):
-        found.append(f"--{name.replace('_', '-')} auto, which falls back by itself")
-    return ", or ".join([*found, "more with --memory"])
+        options.append(f"--{name.replace('_', '-')} auto, which falls back by itself")
+    return ", or ".join([*options, "more with --memory"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -309,15 +309,15 @@ def _plan_of(
     return replace(plan, notes=(*notes, *with_card_sampling(config, model.folder)[1]))
 
 
-def _unusable(job: Job, found: Sequence[Estimate]) -> list[Failure]:
-    pairs = zip(job.media, found, strict=True)
+def _unusable(job: Job, expected: Sequence[Estimate]) -> list[Failure]:
+    pairs = zip(job.media, expected, strict=True)
     failed = {medium.digest: e.failure for medium, e in pairs if e.failure is not None}
     return [
         source_failure(
-            each.file.source, each.file.media_path, why["kind"], why["message"], why["hint"]
+            job_file.file.source, job_file.file.media_path, why["kind"], why["message"], why["hint"]
         )
-        for each, *_ in job.by_file
-        if (why := failed.get(each.medium.digest)) is not None
+        for job_file, *_ in job.by_file
+        if (why := failed.get(job_file.medium.digest)) is not None
     ]
 
 
@@ -330,15 +330,15 @@ def _make_plan(
 ) -> Plan:
     # A plan only reads the stored rungs, so there are no moves to log.
     known = ladder_of(job, lambda *_: None).known() if job else {}
-    found = stage_plans(request, request.rungs, budget, known) if request.workloads else {}
-    refused = [choice for choice in found.values() if choice.refused]
+    plans = stage_plans(request, request.rungs, budget, known) if request.workloads else {}
+    refused = [choice for choice in plans.values() if choice.refused]
     limit = store_limit(job, expected) if job else None
     has_work = job is not None and bool(stages_with_work(job.ledger, job.media))
     refusal = cannot_fit(request, refused, budget) if refused else None
     return Plan(
         request=request,
         budget=budget,
-        stage_plans=found,
+        stage_plans=plans,
         refusal=refusal or (limit.refusal() if limit and has_work else None),
         job=job,
         expected=expected,
@@ -350,7 +350,7 @@ def _make_plan(
 def figures(plan: Plan) -> dict[str, Any]:
     model, request = plan.request.model, plan.request
     refusal = plan.refusal
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "model": model.name,
         "device": request.device,
         "gpus": {stage: plan.processes(c.chosen.rung) for stage, c in plan.stage_plans.items()}
@@ -372,23 +372,23 @@ def figures(plan: Plan) -> dict[str, Any]:
             },
         },
     }
-    return {**found, **(_of_job(plan, plan.job) if plan.job else {"notes": list(plan.notes)})}
+    return {**report, **(_of_job(plan, plan.job) if plan.job else {"notes": list(plan.notes)})}
 
 
 def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
-    found = plan.expected
+    expected = plan.expected
     known = job.ledger.tasks(job.media)
-    waves, line = planned_waves(job, found, plan.limit)
+    waves, line = planned_waves(job, expected, plan.limit)
     frames = {
         (m.digest, m.prompt): e.frame_bytes
-        for m, e in zip(job.media, found, strict=True)
+        for m, e in zip(job.media, expected, strict=True)
         if job.ledger.frames_to_cut(m) != []
     }
     of_frames = [sum(frames.get((m.digest, m.prompt), 0) for m in wave) for wave in waves]
-    (seconds, time), clips = plan.times, clip_pixels(job, found)
+    (seconds, time), clips = plan.times, clip_pixels(job, expected)
     return {
         "notes": [
-            *(*notes(job), *context_notes(job, found)),
+            *(*notes(job), *context_notes(job, expected)),
             *(plan.limit.notes() if plan.limit else []),
         ],
         "seconds": seconds,
@@ -398,11 +398,11 @@ def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
         "files": len(job.by_file),
         "failed": len(job.failures),
         "unreadable": len(plan.unusable),
-        "seconds_of_media": sum(e.seconds for e in found),
-        "chunks": sum(e.chunks for e in found if not e.reuses_features),
-        "frames": sum(e.frames for e in found),
+        "seconds_of_media": sum(e.seconds for e in expected),
+        "chunks": sum(e.chunks for e in expected if not e.reuses_features),
+        "frames": sum(e.frames for e in expected),
         "frame_bytes_at_once": max(of_frames, default=0),
-        "feature_bytes": sum(e.feature_bytes for e in found),
+        "feature_bytes": sum(e.feature_bytes for e in expected),
         "waves": len(waves),
         "in_waves": line,
         "max_store": plan.limit.line(waves) if plan.limit else "",

@@ -83,13 +83,13 @@ class Estimate:
         return self.frame_bytes + self.feature_bytes + self.sound_bytes + self.heard_bytes
 
 
-def clip_pixels(job: Job, found: Sequence[Estimate]) -> float:
+def clip_pixels(job: Job, expected: Sequence[Estimate]) -> float:
     """Return the pixels of the clips that the data sets of a run may need, at most: those of videos
-    of several chunks. `found`: estimate of each medium."""
+    of several chunks. `expected`: estimate of each medium."""
     formats = WITH_CLIPS & {*OutputOptions.of(job.config).format}
     if not formats or DataSetOptions.of(job.config).media == ORIGINAL:
         return 0.0
-    pairs = zip(job.media, found, strict=True)
+    pairs = zip(job.media, expected, strict=True)
     cut = [e for medium, e in pairs if medium.kind == "video" and e.chunks > 1]
     return sum(
         (e.shown_frames or e.seconds * UNKNOWN_RATE) * math.prod(e.shown)
@@ -111,7 +111,7 @@ def estimates(job: Job) -> list[Estimate]:
     with ThreadPoolExecutor(cores()) as pool:
         read = chain.from_iterable(pool.map(lambda group: [*map(_header, group)], groups))
         headers = dict(zip((m.digest for m in unknown), read, strict=True))
-    found: list[Estimate] = []
+    expected: list[Estimate] = []
     seen: set[Any] = set()
     for medium in media:
         estimate = _estimate(job, medium, headers.get(medium.digest))
@@ -121,9 +121,9 @@ def estimates(job: Job) -> list[Estimate]:
             estimate = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)
             estimate = replace(estimate, feature_bytes=0, sound_bytes=0, heard_bytes=0)
             estimate = replace(estimate, reuses_features=True)
-        found.append(estimate)
+        expected.append(estimate)
         seen.add(identity)
-    return found
+    return expected
 
 
 def _failure(job: Job, medium: Medium) -> Mapping[str, Any] | None:
@@ -134,7 +134,7 @@ def _failure(job: Job, medium: Medium) -> Mapping[str, Any] | None:
 def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
     """Return an estimate of each content without features, and whether it is a guess from the file
     header. It is one until the frames stage has read the file."""
-    ledger, made, found = job.ledger, encoder_of(job.pipeline).writes, []
+    ledger, made, estimated = job.ledger, encoder_of(job.pipeline).writes, []
     seen: set[Any] = set()
     for medium, estimate in zip(job.media, estimates(job), strict=True):
         if ledger.failure(medium) is not None:
@@ -142,7 +142,7 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
         if ledger.media_index(medium) is None:
             identity = (medium.digest, made in ledger.variant.prompted and medium.prompt)
             if identity not in seen:
-                found.append((estimate, True))
+                estimated.append((estimate, True))
             seen.add(identity)
             continue
         chunks = [
@@ -154,8 +154,8 @@ def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
         ]
         seen.update(task[made] for task in ledger.tasks([medium]))
         if chunks:
-            found.append((_of_chunks(job, medium, chunks), False))
-    return found
+            estimated.append((_of_chunks(job, medium, chunks), False))
+    return estimated
 
 
 def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:

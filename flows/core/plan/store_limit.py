@@ -55,7 +55,7 @@ class StoreLimit:
         run; without one, nothing is deleted."""
         self._job, self._ledger, self._lease, self.bytes = job, job.ledger, lease, limit
         pairs = zip(job.media, expected, strict=True)
-        self._expected = {(medium.digest, medium.prompt): each for medium, each in pairs}
+        self._expected = {(medium.digest, medium.prompt): estimate for medium, estimate in pairs}
         self._first = job.pipeline[0]
         self._kinds = [stage.writes for stage in job.pipeline if stage.writes in LARGE]
         """Kinds of its large records."""
@@ -105,12 +105,12 @@ class StoreLimit:
     def failures(self) -> dict[tuple[str, int, str], dict[str, Any]]:
         """Return the reasons why media that are too large fail in this run, as the ledger keeps
         them."""
-        found = {}
+        reasons = {}
         for digest, needed in self._too_large.items():
             error = self._too_small(self._base, needed, "this file needs")
             why = {"kind": TOO_LARGE, "message": error.message, "hint": error.hint}
-            found[digest, -1, ""] = {"stage": self._first.name, **why}
-        return found
+            reasons[digest, -1, ""] = {"stage": self._first.name, **why}
+        return reasons
 
     def line(self, waves: Sequence[Sequence[Medium]]) -> str:
         """Return what the limit does in a run of these waves."""
@@ -123,32 +123,32 @@ class StoreLimit:
 
     def notes(self) -> list[str]:
         """Return notes on what the limit costs, if it costs anything."""
-        option, found = f"--max-store {size(self.bytes)}", list[str]()
+        option, lines = f"--max-store {size(self.bytes)}", list[str]()
         if not self._stays and self.is_short:
-            found.append(
+            lines.append(
                 f"{option}: features are deleted when their captions are made and room is needed, "
                 "so another prompt encodes again"
             )
         if self._too_large:
             names = {f.file.media_path: 0 for f in self._job.files if self._is_too_large(f.medium)}
             enough = rounded_up(self._base.total() + max(self._too_large.values()))
-            found.append(
+            lines.append(
                 f"{option} has no room for {counted(len(names), 'file')}, which will fail "
                 f"({first_of([*names])}); --max-store {written(enough)} is enough"
             )
-        return found
+        return lines
 
     def cut(self, waves: Sequence[list[Medium]]) -> list[list[Medium]]:
         """Divide the waves that an earlier run recorded with more room, and leave out what is too
         large. Return the waves with the most stored bytes first: a wave that runs before them may
         delete these bytes."""
-        found = []
+        divided = []
         for recorded in waves:
             wave = [medium for medium in recorded if not self._is_too_large(medium)]
             left = iter(wave)
             lengths = cut_waves([self._whole(medium) for medium in wave], self.room)
-            found += [list(islice(left, length)) for length in lengths]
-        return sorted(found, key=lambda wave: -sum(map(self._stored, wave)))
+            divided += [list(islice(left, length)) for length in lengths]
+        return sorted(divided, key=lambda wave: -sum(map(self._stored, wave)))
 
     def make_room(self, waves: Sequence[list[Medium]]) -> bool:
         """Delete packs until the first of these waves fits, which are left to be made. Return
@@ -199,7 +199,7 @@ class StoreLimit:
 
     def _packs_to_read(self, media: Iterable[Medium]) -> set[str]:
         """Return the packs with a record that these media have yet to read."""
-        read = [each for medium in media for each in self._keys_to_read(medium)]
+        read = [kind_and_key for medium in media for kind_and_key in self._keys_to_read(medium)]
         return {self._ledger[kind].place(key).pack for kind, key in read}
 
     def _packs_of_run(self, elsewhere: Set[str]) -> set[str]:
@@ -227,13 +227,13 @@ class StoreLimit:
     def _keys_to_read(self, medium: Medium) -> dict[tuple[str, str], int]:
         """Return the bytes of the stored records that a medium has yet to read, by kind and key:
         of a video that is still cut, all frames."""
-        ledger, found = self._ledger, dict[tuple[str, str], int]()
+        ledger, lengths = self._ledger, dict[tuple[str, str], int]()
         cut = set[str]() if ledger.media_index(medium) is not None else {self._first.writes}
         for task in ledger.begun_tasks(medium):
             for kind in (self._read(task) | cut) & {*self._kinds}:
                 if (key := task[kind]) in ledger[kind]:
-                    found[kind, key] = ledger[kind].place(key).length
-        return found
+                    lengths[kind, key] = ledger[kind].place(key).length
+        return lengths
 
     def _stored(self, medium: Medium) -> int:
         """Return the stored bytes that go when a medium is done."""

@@ -49,21 +49,20 @@ KV_LAYERS_HERE = 2
 
 
 def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) -> Iterator[Term]:
-    each, precision = BYTES.get(settings.dtype, 4), settings.precision
+    item_bytes, precision = BYTES.get(settings.dtype, 4), settings.precision
     count = f"{half.parameters / 1e6:,.0f} M"
-    ends = half.outside_parameters * each
-    layer = half.layer_parameters * each
+    ends = half.outside_parameters * item_bytes
+    layer = half.layer_parameters * item_bytes
     if rung.block:
-        yield from weight_terms(half, layer, ends, each, device)
+        yield from weight_terms(half, layer, ends, item_bytes, device)
         return
     if adapter := settings.adapter:
         why = f"the adapter: {adapter.parameters / 1e6:,.2f} M numbers x {NUMBER_BYTES} bytes"
         yield Term(part="weight", bytes=adapter.bytes, why=why)
     if rung.offload and device.startswith("cuda"):
         yield two_layers(half, layer, ends, "copied")
-        why = (
-            f"{count} numbers x {each} bytes, in pinned host memory, and 2 layers on the way there"
-        )
+        why = f"{count} numbers x {item_bytes} bytes, in pinned host memory, and 2 layers on the "
+        why += "way there"
         yield Term(part="host", bytes=settings.weight_bytes + 2 * layer, why=why)
         return
     if rung.offload:
@@ -72,31 +71,32 @@ def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) 
         return
     if settings.graph:
         graph = f"the graphs, for {settings.graph.parameters / 1e6:,.1f} M of {count} numbers"
-        why = f"{graph}, in {precision}; the others x {each} bytes"
+        why = f"{graph}, in {precision}; the others x {item_bytes} bytes"
         yield Term(part="weight", bytes=settings.weight_bytes, why=why)
         return
     if gguf := settings.gguf:
-        why = f"{gib(gguf.bytes)} of {gguf.kind}; the others: {count} numbers x {each}"
+        why = f"{gib(gguf.bytes)} of {gguf.kind}; the others: {count} numbers x {item_bytes}"
         yield Term(part="weight", bytes=settings.weight_bytes, why=why)
         return
-    why = f"{count} numbers x {each} bytes ({precision})"
+    why = f"{count} numbers x {item_bytes} bytes ({precision})"
     if rung.packed:
         why = f"{half.packed_parameters / 1e6:,.0f} M of {count} numbers in {half.packed_form}; "
-        why += f"others x {each}"
+        why += f"others x {item_bytes}"
     elif half.loader_unpacks:
         why = f"{count} numbers as they were saved ({half.stored_as})"
     elif precision in QUANTIZED:
         linear = half.linear_parameters / 1e6
-        why = f"{linear:,.0f} M of {count} numbers in {precision} with scales, others x {each}"
+        why = f"{linear:,.0f} M of {count} numbers in {precision} with scales, "
+        why += f"others x {item_bytes}"
     yield Term(part="weight", bytes=settings.weight_bytes, why=why)
     if device.startswith("cuda") and precision not in QUANTIZED and not half.stored_as:
-        copies = 2 if half.stored_bytes != half.parameters * each else 1
+        copies = 2 if half.stored_bytes != half.parameters * item_bytes else 1
         why = "pinned memory through which weights are read" + " and cast" * (copies - 1)
         yield Term(part="host", bytes=copies * PINNED_LOAD_BYTES, why=why)
     if rung.packed or precision in ("nf4", "fp4"):
         unpacked = half.largest_packed if rung.packed else half.largest_linear
-        why = f"the largest quantized layer unpacked: {unpacked:,} numbers x {each}"
-        yield Term(part="workspace", bytes=unpacked * each, why=why)
+        why = f"the largest quantized layer unpacked: {unpacked:,} numbers x {item_bytes}"
+        yield Term(part="workspace", bytes=unpacked * item_bytes, why=why)
     if rung.packed:
         most = UNPACKED_BYTES[device.partition(":")[0]]
         why = "the rows that are unpacked at once, in 32 bit"
@@ -109,15 +109,15 @@ def power_of_two(count: int) -> int:
 
 
 def weight_terms(
-    half: PartProfile, layer: int, ends: int, each: int, device: str
+    half: PartProfile, layer: int, ends: int, item_bytes: int, device: str
 ) -> Iterator[Term]:
     """Yield the weight terms of a streamed half. `layer`: bytes per layer. `ends`: bytes outside of
-    layers. `each`: bytes per number."""
+    layers. `item_bytes`: bytes per number."""
     yield two_layers(half, layer, ends, "read")
     if device.startswith("cuda"):
         why = "2 layers in pinned host memory, each a power of two"
         yield Term(part="host", bytes=2 * power_of_two(layer), why=why)
-    if half.stored_bytes != half.parameters * each:
+    if half.stored_bytes != half.parameters * item_bytes:
         largest = half.largest_linear * half.stored_bytes // half.parameters
         part: Purpose = "host" if device.startswith("cuda") else "workspace"
         yield Term(part=part, bytes=largest, why="the largest matrix as stored, to cast")
@@ -169,9 +169,10 @@ def products(
     if settings.precision != "int8":
         return
     at_once = min(tokens, rung.prefill or tokens)
-    each = INT8_BYTES[device.partition(":")[0]]
-    why = f"products in 8 bit: {at_once:,} tokens x {half.widest_linear:,} numbers x {each} bytes"
-    yield Term(part="workspace", bytes=at_once * half.widest_linear * each, why=why)
+    item_bytes = INT8_BYTES[device.partition(":")[0]]
+    count = f"{at_once:,} tokens x {half.widest_linear:,} numbers"
+    why = f"products in 8 bit: {count} x {item_bytes} bytes"
+    yield Term(part="workspace", bytes=at_once * half.widest_linear * item_bytes, why=why)
 
 
 def adapter_terms(settings: PartSettings, rung: Rung, tokens: int) -> Iterator[Term]:
@@ -219,10 +220,10 @@ def overhead_terms(
     yield Term(part=here, bytes=libraries, why="processor, tokenizer, classes")
 
 
-def prefetch_of(workload: Workload, rows: int, each: int, what: str) -> Term:
+def prefetch_of(workload: Workload, rows: int, batch_bytes: int, what: str) -> Term:
     batches = min(PREFETCH_BATCHES, math.ceil(workload.chunks / rows) - 1)
-    why = f"{batches} batch{'' if batches == 1 else 'es'} of {what} read ahead x {gib(each)}"
-    return Term(part="workspace", bytes=batches * each, why=why)
+    why = f"{batches} batch{'' if batches == 1 else 'es'} of {what} read ahead x {gib(batch_bytes)}"
+    return Term(part="workspace", bytes=batches * batch_bytes, why=why)
 
 
 def frames_prefetch(workload: Workload, rows: int) -> Term:

@@ -72,7 +72,7 @@ class Cell:
 def what_fits(request: PlanRequest, device: str) -> dict[str, list[Cell]]:
     """Return the rows of the table. Leaves out precisions that the checkpoint does not support, and
     rows with the same weight sizes as a row above."""
-    found: dict[str, list[Cell]] = {}
+    rows: dict[str, list[Cell]] = {}
     seen = set()
     for name, options in () if request.model.served else PRECISIONS.items():
         changed_request = _request_for(request, options, device)
@@ -83,8 +83,8 @@ def what_fits(request: PlanRequest, device: str) -> dict[str, list[Cell]]:
         takes = (*(settings[0].weight_bytes for settings in model.settings.values()), auto)
         if takes not in seen:
             seen.add(takes)
-            found[name] = [_cell(changed_request, gib) for gib in BUDGETS_GIB]
-    return found
+            rows[name] = [_cell(changed_request, gib) for gib in BUDGETS_GIB]
+    return rows
 
 
 def _request_for(request: PlanRequest, options: dict[str, str], device: str) -> PlanRequest | None:
@@ -110,15 +110,15 @@ def plans_within(request: PlanRequest, size: int) -> dict[str, StagePlan]:
 
 
 def _cell(request: PlanRequest, gib: int) -> Cell:
-    found = plans_within(request, gib << 30)
+    plans = plans_within(request, gib << 30)
     return Cell(
         gib=gib,
-        fits=all(choice.fits for choice in found.values()),
-        batches={stage: choice.chosen.rung.batch for stage, choice in found.items()},
+        fits=all(choice.fits for choice in plans.values()),
+        batches={stage: choice.chosen.rung.batch for stage, choice in plans.items()},
         marks="".join(
             mark
             for mark, applies in MARKS.items()
-            if any(applies(choice.requested.rung, choice.chosen.rung) for choice in found.values())
+            if any(applies(choice.requested.rung, choice.chosen.rung) for choice in plans.values())
         ),
     )
 
@@ -199,10 +199,10 @@ def largest_models_line(budget: Budget) -> str:
     if not rows:
         return ""
     largest = max(rows, key=lambda row: row["bytes"])
-    found = [f"{largest[key]} {words}" for key, words in NAMES[kind].items() if key in largest]
-    if not found:
+    names = [f"{largest[key]} {words}" for key, words in NAMES[kind].items() if key in largest]
+    if not names:
         return ""
-    return f"{', '.join(found)} (planned for {gib(largest['bytes'])}; docs/cards.md)"
+    return f"{', '.join(names)} (planned for {gib(largest['bytes'])}; docs/cards.md)"
 
 
 def verdict(plan: Plan) -> Iterator[str]:
@@ -245,8 +245,8 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     yield from table_lines(COLUMNS, rows, right=COLUMNS[1:-1], indent=2)
     yield f"limit       {_limit_why(plan)}"
     if shares := plan.together:
-        each = " and ".join(f"{stage} in {gib(size)}" for stage, size in shares.items())
-        yield f"together    {each}, at the same time"
+        parts = " and ".join(f"{stage} in {gib(size)}" for stage, size in shares.items())
+        yield f"together    {parts}, at the same time"
     if budget.device != "cpu":
         largest = max(plan.stage_plans.values(), key=lambda choice: choice.chosen.host_bytes).chosen
         yield (
@@ -255,31 +255,31 @@ def memory_lines(plan: Plan) -> Iterator[str]:
         )
     if len(plan.devices) > 1:
         rungs = [choice.chosen.rung for choice in plan.stage_plans.values()]
-        each = ", ".join(f"{rung.stage} on {plan.processes(rung)}" for rung in rungs)
-        yield f"gpus        {each}: they make a run faster, not a model smaller"
+        counts = ", ".join(f"{rung.stage} on {plan.processes(rung)}" for rung in rungs)
+        yield f"gpus        {counts}: they make a run faster, not a model smaller"
         if note := processes_note(plan.request, rungs, budget, len(plan.devices)):
             yield f"note        {note}"
     if budget.warning:
         yield f"note        {budget.warning}"
 
 
-def _row(stage: str, found: StageEstimate) -> tuple[str, ...]:
-    parts = map(found.bytes_of, PARTS)
+def _row(stage: str, estimate: StageEstimate) -> tuple[str, ...]:
+    parts = map(estimate.bytes_of, PARTS)
     cells = (f"{part / GIB:.2f}" if part else "-" for part in parts)
-    about = " (by dimensions)" if found.by_dimensions else ""
-    return (stage, *cells, f"{found.peak_bytes / GIB:.2f}", f"{found.rung.name}{about}")
+    about = " (by dimensions)" if estimate.by_dimensions else ""
+    return (stage, *cells, f"{estimate.peak_bytes / GIB:.2f}", f"{estimate.rung.name}{about}")
 
 
 def explain_lines(plan: Plan) -> Iterator[str]:
     """Yield the arithmetic, term by term."""
     for stage, choice in plan.stage_plans.items():
-        found = choice.chosen
-        yield f"{stage}, {found.rung.name}"
-        yield f"  for {found.workload.line()}; {found.workload.chunks} in all"
-        for term in found.terms:
+        estimate = choice.chosen
+        yield f"{stage}, {estimate.rung.name}"
+        yield f"  for {estimate.workload.line()}; {estimate.workload.chunks} in all"
+        for term in estimate.terms:
             yield f"  {term.part:11s}{gib(term.bytes):>11s}  {term.why}"
-        limit = allowed(found, plan.budget)
-        yield f"  {'peak':11s}{gib(found.peak_bytes):>11s}  without host; {gib(limit)} allowed"
+        limit = allowed(estimate, plan.budget)
+        yield f"  {'peak':11s}{gib(estimate.peak_bytes):>11s}  without host; {gib(limit)} allowed"
 
 
 def what_fits_lines(plan: Plan) -> Iterator[str]:
@@ -289,11 +289,11 @@ def what_fits_lines(plan: Plan) -> Iterator[str]:
         where = "this machine's CPU" if device == "cpu" else "a GPU"
         yield f"what fits   batch size by GiB of {where}"
         yield _cells("", [str(size) for size in BUDGETS_GIB])
-        found = what_fits(plan.request, device)
-        for name, cells in found.items():
+        rows = what_fits(plan.request, device)
+        for name, cells in rows.items():
             yield _cells(name, [cell.text() for cell in cells])
-        if found:
-            yield f"  {fitting_line(found)}"
+        if rows:
+            yield f"  {fitting_line(rows)}"
     yield f"  {LEGEND}"
 
 
@@ -323,9 +323,9 @@ def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
     )
     if plan.unusable:
         groups: dict[str, list[str]] = {}
-        for each in plan.unusable:
-            why = UNUSABLE.get(each.error, "cannot be opened")
-            groups.setdefault(why, []).append(each.media_path)
+        for failure in plan.unusable:
+            why = UNUSABLE.get(failure.error, "cannot be opened")
+            groups.setdefault(why, []).append(failure.media_path)
         parts = (f"{counted(len(g), 'file')} {why}: {first_of(g)}" for why, g in groups.items())
         yield f"left out    {'; '.join(parts)}"
     yield (

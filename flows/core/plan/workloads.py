@@ -105,7 +105,7 @@ def workloads_of(
 ) -> list[Workload]:
     """Return the workloads of a job's media, given an estimate of each medium. For each kind, they
     are the chunk with most encoded pixels and, if it differs, the one with the largest frames."""
-    found: list[Workload] = []
+    workloads: list[Workload] = []
     for kind, of_kind in _by_kind(media, expected):
         chunks = sum(e.chunks for _, e in of_kind)
         prompt = max((m.prompt for m, _ in of_kind), key=len)
@@ -114,8 +114,8 @@ def workloads_of(
         for estimate in {id(e): e for e in (largest, widest)}.values():
             workload = _of_estimate(model, kind, chunks, estimate, prompt)
             parts = max(e.parts for _, e in of_kind)
-            found.append(replace(workload, parts=parts))
-    return found
+            workloads.append(replace(workload, parts=parts))
+    return workloads
 
 
 def smallest_workload(
@@ -123,10 +123,10 @@ def smallest_workload(
 ) -> Workload | None:
     """Return the smallest chunk of a job's media; None without media. A stage that cannot fit it
     cannot start."""
-    found = [(kind, *pair) for kind, of_kind in _by_kind(media, expected) for pair in of_kind]
-    if not found:
+    triples = [(kind, *pair) for kind, of_kind in _by_kind(media, expected) for pair in of_kind]
+    if not triples:
         return None
-    kind, medium, smallest = min(found, key=lambda e: e[2].chunk_frames * math.prod(e[2].stored))
+    kind, medium, smallest = min(triples, key=lambda e: e[2].chunk_frames * math.prod(e[2].stored))
     return _of_estimate(model, kind, smallest.chunks, smallest, medium.prompt)
 
 
@@ -144,8 +144,8 @@ def _by_kind(
     media: Sequence[Medium], expected: Sequence[Estimate]
 ) -> list[tuple[MediaKind, list[tuple[Medium, Estimate]]]]:
     pairs = [(m, e) for m, e in zip(media, expected, strict=True) if e.chunks]
-    found = [(kind, [(m, e) for m, e in pairs if m.kind == kind]) for kind in KINDS]
-    return [(kind, of_kind) for kind, of_kind in found if of_kind]
+    groups = [(kind, [(m, e) for m, e in pairs if m.kind == kind]) for kind in KINDS]
+    return [(kind, of_kind) for kind, of_kind in groups if of_kind]
 
 
 def _seen_pixels(model: Model, kind: MediaKind, estimate: Estimate) -> int:
@@ -189,7 +189,7 @@ def workload_of(
     tokens, pixel_bytes = chunk_frame_tokens(
         model.profile, kind, frames, seen_size(model, kind, stored)
     )
-    each = model.feature_bytes(kind)
+    feature_bytes = model.feature_bytes(kind)
     largest = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
     share = tokens / largest if largest else 1.0
     written = max(TEMPLATE_TOKENS, model.profile.tokens_per_prompt)
@@ -207,7 +207,7 @@ def workload_of(
         units=math.ceil(counted * pixel_bytes / PIXEL_BYTES),
         tokens=math.ceil(counted * tokens) + heard + text,
         text_tokens=text,
-        feature_bytes=math.ceil(counted * each * share),
+        feature_bytes=math.ceil(counted * feature_bytes * share),
         sound_seconds=sound_seconds if heard else 0.0,
         sound_tokens=heard,
     )

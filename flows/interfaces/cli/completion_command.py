@@ -38,7 +38,8 @@ def completion_command(given: argparse.Namespace) -> int:
 def _state() -> str:
     """Return a digest of names, sizes and times of the program's files, and of this Python."""
     paths = [path for name in PACKAGES for path in glob(f"{ROOT}/{name}/**/*.py", recursive=True)]
-    about = [(path, (found := os.stat(path)).st_size, found.st_mtime_ns) for path in sorted(paths)]
+    statuses = [(path, os.stat(path)) for path in sorted(paths)]
+    about = [(path, status.st_size, status.st_mtime_ns) for path, status in statuses]
     return hashlib.sha256(repr([sys.version, about]).encode()).hexdigest()
 
 

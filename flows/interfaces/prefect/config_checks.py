@@ -26,13 +26,13 @@ from flows.core.options.vectors import EmbedConfig, IndexConfig, LabelConfig, Si
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
     """Return the docstring below each field of a configuration and of its groups."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
         (body,) = ast.parse(dedent(inspect.getsource(base))).body
         for field, text in pairwise(body.body if isinstance(body, ast.ClassDef) else []):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                found[ast.unparse(field.target)] = inspect.cleandoc(ast.literal_eval(text.value))
-    return found
+                texts[ast.unparse(field.target)] = inspect.cleandoc(ast.literal_eval(text.value))
+    return texts
 
 
 def constrain(schema: dict[str, Any], option: Option) -> None:
@@ -62,7 +62,7 @@ def form_of(kind: type[Any]) -> ConfigDict:
 
     def change(schema: dict[str, Any]) -> None:
         properties, texts = schema["properties"], docstrings(kind)
-        options = {each.name: each.option for each in declared(kind)}
+        options = {declaration.name: declaration.option for declaration in declared(kind)}
         for name in [name for name in properties if name not in options]:
             del properties[name]
         for name, field in properties.items():
@@ -80,7 +80,7 @@ def command_values(kind: type[Any]) -> Callable[[Any], Any]:
     """Return a function that returns the parameters of a command, sizes and the like parsed as on
     the command line. It raises UsageError for fields that the command does not have, and for
     numbers and texts that the command line refuses."""
-    own, command = {each.name: each for each in declared(kind)}, COMMANDS[kind]
+    own, command = {declaration.name: declaration for declaration in declared(kind)}, COMMANDS[kind]
 
     def take(given: Any) -> Any:
         if not isinstance(given, Mapping):
@@ -95,13 +95,13 @@ def command_values(kind: type[Any]) -> Callable[[Any], Any]:
     return take
 
 
-def parsed(each: Declared, value: Any) -> Any:
+def parsed(declaration: Declared, value: Any) -> Any:
     """Return a field's value as the command line parses it. Raises UsageError."""
-    option = each.option
+    option = declaration.option
     if option.parse and takes_text(option) and type(value) in (str, int, float):
         return option.parse(str(value).removesuffix(".0"))
     if value is not None:
-        check_number(each, value)  # pydantic takes True and texts for numbers
+        check_number(declaration, value)  # pydantic takes True and texts for numbers
     return value
 
 

@@ -76,7 +76,7 @@ MESSAGE = (
 MAX_TASK_RUNS = 200
 """Largest number of task runs that the server returns at once."""
 UNFINISHED = TaskRunFilter.model_validate(
-    {"state": {"type": {"any_": [each for each in StateType if each not in TERMINAL_STATES]}}}
+    {"state": {"type": {"any_": [state for state in StateType if state not in TERMINAL_STATES]}}}
 )
 
 

@@ -54,11 +54,11 @@ def own_login() -> str:
     """Return the login of this machine's server, created if missing. Concurrent creators get the
     same login. Raises EnvironmentFault."""
     try:
-        found = _text(own_secret(login_file(), *NOUN_AND_HINT, lambda: f"{new_login()}\n".encode()))
+        login = _text(own_secret(login_file(), *NOUN_AND_HINT, lambda: f"{new_login()}\n".encode()))
     except OSError as error:
         raise _unusable(login_file(), error) from error
-    assert found is not None
-    return found
+    assert login is not None
+    return login
 
 
 def login_for(url: str) -> str | None:

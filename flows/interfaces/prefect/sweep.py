@@ -61,12 +61,12 @@ def sweep_crashed(
     ended_before = now - timedelta(seconds=older_than_seconds)
     with get_client(sync_client=True) as client:
         closed = close_ended(client, SWEPT, ended_before)
-        found = verdicts(
+        crashed = verdicts(
             runs_since(client, now - timedelta(hours=younger_than_hours)),
             now=now,
             older_than=timedelta(seconds=older_than_seconds),
         )
-        report = [start_again(client, run, why_not, max_retries) for run, why_not in found]
+        report = [start_again(client, run, why_not, max_retries) for run, why_not in crashed]
         drop_late(client, now)
     for line in report:
         get_run_logger().info("%s", line)
@@ -75,7 +75,7 @@ def sweep_crashed(
             "task runs of ended runs still marked Running: %d, now Crashed", closed
         )
     again = sum(line.endswith(" times") for line in report)
-    return Completed(message=f"{again} of {len(found)} crashed runs started again")
+    return Completed(message=f"{again} of {len(crashed)} crashed runs started again")
 
 
 def runs_since(client: SyncPrefectClient, since: datetime) -> Iterator[FlowRun]:
@@ -119,7 +119,7 @@ def verdicts(
     for run in runs:
         if run.state is not None and due(run) <= now:
             jobs.setdefault(job_of(run), []).append(run)
-    found = []
+    crashed = []
     for of_job in jobs.values():
         of_job.sort(key=due)
         newest = of_job[-1]
@@ -128,8 +128,8 @@ def verdicts(
                 why_not = why_left_alone(run, now, older_than)
             else:
                 why_not = f"{newest.name}, {state_name(newest)}, is a newer run of the same job"
-            found.append((run, why_not))
-    return found
+            crashed.append((run, why_not))
+    return crashed
 
 
 def why_left_alone(run: FlowRun, now: datetime, older_than: timedelta) -> str:

@@ -142,7 +142,7 @@ def page(
     parts = [
         plain(line),
         "\n".join(f"- {plain(f'{name}: {value}')}" for name, value in counts.items()),
-        "\n".join(["**Failed**\n", *(f"- {plain(each)}" for each in lines)] if lines else []),
+        "\n".join(["**Failed**\n", *(f"- {plain(text)}" for text in lines)] if lines else []),
         report,
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -151,7 +151,7 @@ def page(
 def plain(text: str) -> str:
     """Return a text escaped for markdown, in one line. Control characters, which some databases
     refuse, become question marks."""
-    escaped = MARKUP.sub(lambda found: f"\\{found.group()}", printable(text).strip())
+    escaped = MARKUP.sub(lambda match: f"\\{match.group()}", printable(text).strip())
     return LISTED.sub(r"\1\\\2", escaped)
 
 

@@ -176,7 +176,7 @@ def withdraw(config: RunOptions, terms: Terms) -> None:
 
 
 def compared_versions() -> dict[str, str]:
-    return {name: found for name, found in versions().items() if name not in IGNORED}
+    return {name: version for name, version in versions().items() if name not in IGNORED}
 
 
 def check_node(config: RunOptions, terms: Terms) -> None:
@@ -223,10 +223,10 @@ def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
             os.chdir(terms.folder)
         check_node(config, terms)
         ended |= _run(_partition_of(config, terms) if terms.partition else config, terms)
-    except (PenstockError, OSError) as found:
-        error = found
-        if isinstance(found, OSError):
-            error = fault_of(found, Path(str(found.filename or terms.out)))
+    except (PenstockError, OSError) as raised:
+        error = raised
+        if isinstance(raised, OSError):
+            error = fault_of(raised, Path(str(raised.filename or terms.out)))
         ended |= {"error": error, "retry": isinstance(error, EnvironmentFault | Interrupted)}
     return {**ended, "seconds": time.monotonic() - began}
 
@@ -257,7 +257,7 @@ def _partition_of(config: RunOptions, terms: Terms) -> RunOptions:
     """Return the configuration of a partition, whose folder no other try has, not even one that is
     thought dead. Raises OSError."""
     place = terms.out / PORTIONS / terms.partition
-    names = {each.name for each in declared(type(config))}
+    names = {declaration.name for declaration in declared(type(config))}
     fixed: dict[str, Any] = {name: OF_OUTPUTS[name] for name in OF_OUTPUTS if name in names}
     for number in count(1):
         with suppress(FileExistsError):

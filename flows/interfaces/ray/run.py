@@ -149,7 +149,7 @@ class Cluster:
         ids = [node["NodeID"] for node in self._alive()]
         options: dict[str, Any] = {"scheduling_strategy": "SPREAD"}
         if not self.gpus:
-            options = self._on_idle_node([each for each in ids if each not in avoid] or ids)
+            options = self._on_idle_node([node for node in ids if node not in avoid] or ids)
         elif avoid and set(ids) - set(avoid):
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoid)})"}
         name = f"penstock {terms.partition or 'outputs'}"
@@ -172,15 +172,15 @@ class Cluster:
         for task in ready:
             self._nodes.pop(task, None)
             try:
-                found: dict[str, Any] = self._ray.get(task)
+                returned: dict[str, Any] = self._ray.get(task)
             except Exception as error:  # lost too often, or not importable there
                 text = " ".join(redacted(str(error)).split())[:300]
                 fault = EnvironmentFault(
                     f"a Ray task failed ({type(error).__name__}: {text})",
                     hint="Check that every node has this version of Penstock and enough memory",
                 )
-                found = {"error": fault, "retry": False}
-            yield task, found
+                returned = {"error": fault, "retry": False}
+            yield task, returned
 
     def cancel(self, task: Any) -> None:
         """Stop a task in order; nothing is lost."""
@@ -273,7 +273,7 @@ class Dispatch:
     def all(self, terms: Sequence[Terms], on_end: Callable[[TaskRun], None]) -> list[TaskRun]:
         """Run a task for each of `terms`, in this order, and return how they ended. `on_end` is
         called for each. Raises the error of one if too many fail."""
-        runs = [TaskRun(terms=each) for each in terms]
+        runs = [TaskRun(terms=task_terms) for task_terms in terms]
         waiting, failed = list(runs), 0
         try:
             while waiting or self._owner:
@@ -295,7 +295,7 @@ class Dispatch:
 
     def _submit_due(self, waiting: list[TaskRun]) -> None:
         room = max(0, self._cluster.window - len(self._owner))
-        for run in [each for each in waiting if each.due <= time.monotonic()][:room]:
+        for run in [run for run in waiting if run.due <= time.monotonic()][:room]:
             waiting.remove(run)
             run.attempts += 1
             self._submit(run)
@@ -407,11 +407,12 @@ class Driver:
         with only_run_in(out, f"{pipeline[-1].verb} into", "give another --out"):
             partitions, missing = partitions_of(self._config, files)
             # Largest first: the last partition to end decides the total time.
-            partitions.sort(key=lambda each: (-each.bytes, each.name))
+            partitions.sort(key=lambda partition: (-partition.bytes, partition.name))
             self._count["total"] = len(partitions)
             record = RunRecord(out, pipeline, partitions=self._count)
             record.carry_on(history_in(out), ())
-            record.value["media"]["total"] = sum(each.files for each in partitions) + len(missing)
+            in_partitions = sum(partition.files for partition in partitions)
+            record.value["media"]["total"] = in_partitions + len(missing)
             store = open_store(self._config.store_url)
             own = GeneratedFiles(store, out=out)
             take(self._config, self._terms.command, record, store.url, own)
@@ -424,7 +425,7 @@ class Driver:
                 self._count_ended(run, record)
                 on_progress(self._count["done"] + self._count["failed"], len(partitions))
 
-            terms = [replace(self._terms, partition=each.name) for each in partitions]
+            terms = [replace(self._terms, partition=partition.name) for partition in partitions]
             try:
                 self._dispatch.all(terms, on_end)
             except BaseException:

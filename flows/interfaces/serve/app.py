@@ -263,11 +263,11 @@ class Routes:
 
         async def work() -> tuple[EmbeddedMedium, Any]:
             try:
-                found = None if while_running is None else await while_running()
+                meanwhile = None if while_running is None else await while_running()
             except BaseException:
                 upload.remove()
                 raise
-            return await media_embedder.embed(upload), found
+            return await media_embedder.embed(upload), meanwhile
 
         # The body must be read first: its messages would be taken for a disconnect.
         made: tuple[EmbeddedMedium, Any] = await self._timed(request, work())
@@ -331,7 +331,7 @@ def app_of(service: Service, token: str) -> FastAPI:
 
 def _answer_head(app: FastAPI) -> None:
     """Let every GET route answer HEAD as well. The web server leaves out the body."""
-    for route in [each for each in app.routes if isinstance(each, APIRoute)]:
+    for route in [route for route in app.routes if isinstance(route, APIRoute)]:
         if "GET" in (route.methods or ()):
             app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
@@ -349,8 +349,8 @@ async def _refuse_unknown_parameters(request: Request) -> None:
         why = "the parameters of the address are not UTF-8"
         raise HttpRefusal(400, why, "Percent-encode their UTF-8 bytes") from error
     operation = request.app.openapi()["paths"][request.scope["route"].path][method]
-    described = [each for each in operation.get("parameters", ()) if each["in"] == "query"]
-    known = {each["name"]: each["schema"].get("type") == "array" for each in described}
+    described = [p for p in operation.get("parameters", ()) if p["in"] == "query"]
+    known = {p["name"]: p["schema"].get("type") == "array" for p in described}
     for name in given:
         if name not in known:
             raise bad_request(f"unknown parameter {name[:80]!r}", IN_SCHEMA)
@@ -380,9 +380,9 @@ async def _unknown(request: Request, error: Exception) -> Response:
 
 
 def _methods_at(request: Request) -> list[str]:
-    routes = [each for each in request.app.routes if isinstance(each, Route)]
-    found = (each for each in routes if each.matches(request.scope)[0] is not Match.NONE)
-    return sorted({method for route in found for method in route.methods or ()})
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 async def _invalid_parameter(request: Request, error: Exception) -> Response:
@@ -499,13 +499,13 @@ def _schema(kind: Any) -> dict[str, Any]:
     """Return the JSON schema of a type: fields by name, where `?` marks those that may be missing;
     a list of one type; a tuple of alternatives."""
     if isinstance(kind, dict):
-        fields = {name.rstrip("?"): _schema(each) for name, each in kind.items()}
+        fields = {name.rstrip("?"): _schema(field) for name, field in kind.items()}
         needed = [name for name in kind if not name.endswith("?")]
         return {"type": "object", "required": needed, "properties": fields}
     if isinstance(kind, list):
         return {"type": "array", "items": _schema(kind[0])}
     if isinstance(kind, tuple):
-        return {"anyOf": [_schema(each) for each in kind]}
+        return {"anyOf": [_schema(alternative) for alternative in kind]}
     return TypeAdapter(kind).json_schema()
 
 
@@ -533,10 +533,11 @@ class DescribedApp(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
         if self.openapi_schema is None:
-            found = super().openapi()
+            document = super().openapi()
             request = ChatCompletionRequest.model_json_schema(ref_template=COMPONENTS + "{model}")
-            found["components"] = {"schemas": {**request.pop("$defs"), request["title"]: request}}
-            for path, operations in found["paths"].items():
+            schemas = {**request.pop("$defs"), request["title"]: request}
+            document["components"] = {"schemas": schemas}
+            for path, operations in document["paths"].items():
                 for operation in operations.values():
                     operation["responses"] = _answers(path, operation.get("requestBody"))
         return super().openapi()
@@ -550,14 +551,14 @@ def _answers(path: str, body: Any) -> dict[str, Any]:
     if path in STREAMED:
         content |= _content(_schema({"data": str}), "text/event-stream")  # of each event
     # The head is refused before its path is known.
-    forms = {each: CHAT_REFUSAL if is_chat and each != 431 else REFUSAL for each in statuses}
-    found = {each: _content(_schema(form)) for each, form in forms.items()}
-    found[200] = content
+    forms = {status: CHAT_REFUSAL if is_chat and status != 431 else REFUSAL for status in statuses}
+    by_status = {status: _content(_schema(form)) for status, form in forms.items()}
+    by_status[200] = content
     if path == "/readyz":
-        found[503] = content
+        by_status[503] = content
     if path == "/v1/media/{hit}":  # with the header Range
-        found |= {206: content, 416: _content(_schema(REFUSAL))}
+        by_status |= {206: content, 416: _content(_schema(REFUSAL))}
     return {
-        str(status): {"description": HTTPStatus(status).phrase, "content": each}
-        for status, each in sorted(found.items())
+        str(status): {"description": HTTPStatus(status).phrase, "content": of_status}
+        for status, of_status in sorted(by_status.items())
     }

@@ -53,14 +53,14 @@ class CaptionRoutes:
         config, temp_store = self._service.config, self._service.temp_store
         upload = await upload_of(request, config.body_bytes, temp_store)
 
-        def to_fields(found: Captioned) -> dict[str, Any]:
+        def to_fields(captioned: Captioned) -> dict[str, Any]:
             return {
-                "kind": found.index.kind,
-                "captions": found.to_json(),
+                "kind": captioned.index.kind,
+                "captions": captioned.to_json(),
                 "model": captions.model,
-                "precision": captions.precision(found),
-                "cached": found.cached,
-                **warnings_of(found.index),
+                "precision": captions.precision(captioned),
+                "cached": captioned.cached,
+                **warnings_of(captioned.index),
                 "seconds": round(time.monotonic() - began, 4),
             }
 
@@ -87,8 +87,8 @@ class CaptionRoutes:
         """Return the captions of an upload. Raises HttpRefusal."""
         work = self.captions().caption(upload, prompt, params)
         seconds = self._service.config.caption_deadline
-        found: Captioned = await in_time(request.receive, work, seconds)
-        return found
+        captioned: Captioned = await in_time(request.receive, work, seconds)
+        return captioned
 
     async def pieces(
         self, upload: Upload, prompt: str, params: CaptionParams
@@ -121,10 +121,10 @@ class CaptionRoutes:
                     while latest and not doing.done():
                         at = next(iter(latest))
                         yield piece(at, *latest.pop(at))
-                found = doing.result()
-                for at, output in enumerate(found.outputs):
+                captioned = doing.result()
+                for at, output in enumerate(captioned.outputs):
                     yield piece(at, output.caption, True)
-                yield found
+                yield captioned
         except TimeoutError as error:
             seconds = self._service.config.caption_deadline
             raise HttpRefusal(504, f"no answer within {seconds:.0f} s", "Ask again") from error
@@ -139,11 +139,11 @@ class CaptionRoutes:
         to_fields: Callable[[Captioned], dict[str, Any]],
     ) -> AsyncIterator[str]:
         try:
-            async for each in self.pieces(upload, prompt, params):
-                if isinstance(each, Captioned):
-                    yield event({"done": True, **to_fields(each)})
-                elif each.text:
-                    yield event({"chunk": each.chunk, "text": each.text})
+            async for piece in self.pieces(upload, prompt, params):
+                if isinstance(piece, Captioned):
+                    yield event({"done": True, **to_fields(piece)})
+                elif piece.text:
+                    yield event({"chunk": piece.chunk, "text": piece.text})
         except HttpRefusal as why:
             yield event(why.to_json())
 

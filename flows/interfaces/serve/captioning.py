@@ -110,18 +110,18 @@ async def in_order(
         settings = params.settings(min(params.max_tokens or limit, limit), limit)
         return [*await asyncio.gather(*(caption(at, settings) for at in range(count)))]
     left = params.max_tokens or count * limit
-    found: list[CaptionProgress | None] = []
+    outputs: list[CaptionProgress | None] = []
     captions: list[str] = []
-    while len(found) < count and left > 0:
-        output = await caption(len(found), params.settings(min(left, limit), limit))
-        found.append(output)
+    while len(outputs) < count and left > 0:
+        output = await caption(len(outputs), params.settings(min(left, limit), limit))
+        outputs.append(output)
         if output is None or output.stopped or params.ends([*captions, output.caption]):
-            return found
+            return outputs
         captions.append(output.caption)
         left -= output.tokens
-    if len(found) < count and found[-1] is not None:
-        found[-1] = replace(found[-1], ended="length")
-    return found
+    if len(outputs) < count and outputs[-1] is not None:
+        outputs[-1] = replace(outputs[-1], ended="length")
+    return outputs
 
 
 def joined_text(captions: Iterable[str], stop: Sequence[str]) -> str:
@@ -149,9 +149,9 @@ class StreamedText:
             known.append(self._captions[at])
             if at not in self._ended:
                 break
-        found = "\n".join(known)
+        joined = "\n".join(known)
         cut = joined_text(known, self._stop)
-        kept = held_back(found, self._stop) if cut == found else 0
+        kept = held_back(joined, self._stop) if cut == joined else 0
         return self._new(cut[: len(cut) - kept])
 
     def rest(self, captions: Iterable[str]) -> str:
@@ -238,12 +238,12 @@ class Captioning:
         self._tokens = PromptTokens(job.model.folder)
         self._of = job.ledger.variant
         self._unheard = job.ledger.unheard_variant(self._of)
-        every = {each.hears: each for each in (self._unheard, self._of)}
-        self._other = {h: job.ledger.other_engine_variant(each) for h, each in every.items()}
-        self._variants = {h: job.ledger.answering_variants(each) for h, each in every.items()}
-        answering = [each for some in self._variants.values() for each in some]
+        every = {variant.hears: variant for variant in (self._unheard, self._of)}
+        self._other = {h: job.ledger.other_engine_variant(variant) for h, variant in every.items()}
+        self._variants = {h: job.ledger.answering_variants(variant) for h, variant in every.items()}
+        answering = [variant for some in self._variants.values() for variant in some]
         self._kept, self._features = (
-            keeper.of(job.store, stage.writes, *(each[stage.writes] for each in answering))
+            keeper.of(job.store, stage.writes, *(variant[stage.writes] for variant in answering))
             for stage in (self._decode, self._encode)
         )
         self._shared: SingleFlight[Captioned] = SingleFlight()
@@ -260,9 +260,9 @@ class Captioning:
         """Return the largest number of tokens of a caption."""
         return EngineOptions.of(self._job.config).max_new_tokens
 
-    def precision(self, found: Captioned) -> dict[str, str]:
+    def precision(self, captioned: Captioned) -> dict[str, str]:
         """Return the precision of the halves that made these captions."""
-        return (self._of if any(found.heard) else self._unheard).precision
+        return (self._of if any(captioned.heard) else self._unheard).precision
 
     def on_event(self, event: Event) -> None:
         """Pass partial text from the language half to its listeners."""
@@ -300,14 +300,14 @@ class Captioning:
             except UsageError as error:
                 raise bad_request(error.message, error.hint, "invalid_prompt") from error
             index = await self._frames.known(medium)
-            found = await self._from_store(medium, index, params) if index else None
+            captioned = await self._from_store(medium, index, params) if index else None
         except BaseException:
             upload.remove()
             raise
-        if found is not None:
+        if captioned is not None:
             upload.remove()
             self._metrics.store_hits.inc()
-            return found
+            return captioned
         return await self._made(medium, upload, on_partial, params)
 
     def _check_sound(self, upload: Upload, params: CaptionParams) -> None:
@@ -427,14 +427,14 @@ class Captioning:
         if await self._features.finds(own):
             return own
         variants = self._variants[task.variant.hears]
-        keys = {self._made_as(task, each, kind) for each in variants}
+        keys = {self._made_as(task, variant, kind) for variant in variants}
         return next((key for key in sorted(keys) if key in self._features), "")
 
     async def _encoded(self, task: Task) -> str:
         """Encode a chunk unless that is done, and return the key of its features."""
-        if found := await self._features_of(task):
+        if stored := await self._features_of(task):
             self._frames.drop([task])
-            return found
+            return stored
         item, key = self._calls.encode_item(self._encode, task), task[self._encode.writes]
         weight = self._frames.weight(task, self._encoding)
         await self._frames.submit(task, self._encoding, key, item, weight)

@@ -200,9 +200,9 @@ def checked(request: Mapping[str, Any], models: Collection[str]) -> ChatParams:
     try:
         params = ChatCompletionRequest.model_validate(request)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        name = str(found[0]["loc"][0])
-        kinds = {each["type"] for each in found if each["loc"][0] == name}
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        name = str(errors[0]["loc"][0])
+        kinds = {problem["type"] for problem in errors if problem["loc"][0] == name}
         raise _refusal(request, name, kinds) from error
     if params.model is not None and params.model not in models:
         raise no_model(params.model)
@@ -238,14 +238,14 @@ def forced_function(params: ChatParams) -> Function | None:
         error = "the model does not choose whether it calls a function"
         raise unsupported("tools", error, "Name the function in tool_choice, or leave tools out")
     wanted = choice.function.name if isinstance(choice, Tool) else None
-    found = [each.function for each in tools if wanted in (None, each.function.name)]
-    if len(found) != 1:
-        error = f"{len(found)} of {len(tools)} functions in tools fit tool_choice"
+    functions = [tool.function for tool in tools if wanted in (None, tool.function.name)]
+    if len(functions) != 1:
+        error = f"{len(functions)} of {len(tools)} functions in tools fit tool_choice"
         raise unsupported("tool_choice", error, "Name one function of tools")
     if params.response_format and params.response_format.type != "text":
         error = "an answer that calls a function has the form of its parameters"
         raise unsupported(RESPONSE_FORMAT, error)
-    return found[0]
+    return functions[0]
 
 
 def caption_params(params: ChatParams, function: Function | None, limit: int) -> CaptionParams:
@@ -253,7 +253,7 @@ def caption_params(params: ChatParams, function: Function | None, limit: int) ->
     `limit` is the server's token limit of one caption. Compiling a schema takes a moment. Raises
     HttpRefusal."""
     limits = (params.max_tokens, params.max_completion_tokens)
-    max_tokens = min((each for each in limits if each is not None), default=None)
+    max_tokens = min((bound for bound in limits if bound is not None), default=None)
     source = "tools" if function else RESPONSE_FORMAT
     if function:
         schema = _canonical(function.parameters or {}, source)
@@ -371,9 +371,9 @@ class ChatRequest:
         function = {**({"name": self.function} if "id" in call else {}), "arguments": text}
         return {"tool_calls": [{**call, "function": function}]}
 
-    def finish_reason(self, found: Captioned) -> str:
+    def finish_reason(self, captioned: Captioned) -> str:
         """Return OpenAI's `finish_reason` of an answer."""
-        return "length" if any(out.ended == "length" for out in found.outputs) else self.whole
+        return "length" if any(out.ended == "length" for out in captioned.outputs) else self.whole
 
     def refusal(self, why: HttpRefusal) -> HttpRefusal:
         """Return a refusal as OpenAI's clients know it: 400 for every invalid request, with a code,
@@ -428,17 +428,17 @@ class ChatRoutes:
         if chat.streamed:
             events = self._events(upload, chat, head)
             return StreamingResponse(events, media_type=EVENTS, headers=named)
-        found = await self._captions.captions_of(request, upload, chat.prompt, chat.params)
-        text = joined_text((output.caption for output in found.outputs), chat.params.stop)
+        captioned = await self._captions.captions_of(request, upload, chat.prompt, chat.params)
+        text = joined_text((output.caption for output in captioned.outputs), chat.params.stop)
         content = chat.content(text, id=f"call_{uuid.uuid4().hex}", type="function")
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": None, "refusal": None, **content},
-            "finish_reason": chat.finish_reason(found),
+            "finish_reason": chat.finish_reason(captioned),
             "logprobs": None,
         }
         answer = {**head, "object": "chat.completion", "choices": [choice]}
-        fields = {**answer, "usage": usage_of(found), **warnings_of(found.index)}
+        fields = {**answer, "usage": usage_of(captioned), **warnings_of(captioned.index)}
         return json_answer(fields, headers=named)
 
     async def _events(
@@ -458,14 +458,14 @@ class ChatRoutes:
         yield delta({"role": "assistant", "content": None, **opening})
         text = StreamedText(chat.params.stop)
         try:
-            async for each in self._captions.pieces(upload, chat.prompt, chat.params):
-                if isinstance(each, Captioned):
-                    if new := text.rest(output.caption for output in each.outputs):
+            async for piece in self._captions.pieces(upload, chat.prompt, chat.params):
+                if isinstance(piece, Captioned):
+                    if new := text.rest(output.caption for output in piece.outputs):
                         yield delta(chat.content(new, index=0))
-                    yield delta({}, chat.finish_reason(each), **warnings_of(each.index))
+                    yield delta({}, chat.finish_reason(piece), **warnings_of(piece.index))
                     if chat.usage:
-                        yield chunk([], usage_of(each))
-                elif new := text.add(each.chunk, each.text, ended=each.ended):
+                        yield chunk([], usage_of(piece))
+                elif new := text.add(piece.chunk, piece.text, ended=piece.ended):
                     yield delta(chat.content(new, index=0))
         except HttpRefusal as why:
             yield event(chat.refusal(why).to_json(OPENAI[0]))
@@ -480,10 +480,10 @@ class ChatRoutes:
         return self._captions.captions().model, self._service.config.caption_model
 
 
-def usage_of(found: Captioned) -> dict[str, int]:
+def usage_of(captioned: Captioned) -> dict[str, int]:
     """Return the token usage in OpenAI's form."""
-    prompt = sum(output.prompt_tokens for output in found.outputs)
-    generated = sum(output.tokens for output in found.outputs)
+    prompt = sum(output.prompt_tokens for output in captioned.outputs)
+    generated = sum(output.tokens for output in captioned.outputs)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
@@ -503,15 +503,15 @@ def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> Chat
     function = forced_function(chat)
     params = caption_params(chat, function, limit)
     try:
-        messages = [(f"messages[{at}]", each) for at, each in enumerate(chat.messages)]
+        messages = [(f"messages[{at}]", message) for at, message in enumerate(chat.messages)]
         parts = [part for name, message in messages for part in _parts(name, message)]
     except (ValueError, TypeError, KeyError) as error:
         hint = "Send messages with role and content, in OpenAI's form"
         raise invalid("messages", "messages cannot be read", hint) from error
     media = [part for kind, part in parts if kind in MEDIA]
     if len(media) != 1:
-        found = f"the request has {len(media)} images and clips; exactly one is accepted"
-        raise invalid("messages", found, "Send one part of type image_url or video_url")
+        why = f"the request has {len(media)} images and clips; exactly one is accepted"
+        raise invalid("messages", why, "Send one part of type image_url or video_url")
     return ChatRequest(
         prompt="\n".join(part for kind, part in parts if kind == TEXT and part),
         medium=_data(media[0]),
@@ -536,7 +536,7 @@ def _parts(name: str, message: Message) -> Sequence[tuple[str, str]]:
         raise ValueError(role)
     if isinstance(content, str):
         return [(TEXT, content)]
-    found = []
+    parts = []
     for part in content:
         kind = str(part["type"])
         if kind not in (TEXT, *MEDIA, "refusal"):
@@ -545,8 +545,8 @@ def _parts(name: str, message: Message) -> Sequence[tuple[str, str]]:
         text = value["url"] if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise TypeError(kind)
-        found.append((kind, text))
-    return found
+        parts.append((kind, text))
+    return parts
 
 
 def _data(address: str) -> bytes:

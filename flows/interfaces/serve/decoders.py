@@ -95,9 +95,9 @@ class SoundSource:
     def _take_silences(self, keys: Sequence[str]) -> list[Record]:
         records = self._read_silences
         records.look_up(keys)
-        found = [records.read(key) for key in keys if key in records]
-        records.drop([each.key for each in found])
-        return found
+        silences = [records.read(key) for key in keys if key in records]
+        records.drop([record.key for record in silences])
+        return silences
 
 
 log = logging.getLogger(__name__)

@@ -74,22 +74,22 @@ class MediumEmbedder:
         self.variant = job.ledger.variant
         kind = self._stage.writes
         self._variants = job.ledger.answering_variants()
-        self._kept = keeper.of(job.store, kind, *(each[kind] for each in self._variants))
+        self._kept = keeper.of(job.store, kind, *(variant[kind] for variant in self._variants))
         self._shared: SingleFlight[EmbeddedMedium] = SingleFlight()
 
     async def embed(self, upload: Upload) -> EmbeddedMedium:
         """Return the vectors of an upload. Raises HttpRefusal."""
         medium = Medium(digest=upload.digest, path=str(upload.path), kind=upload.kind, prompt="")
         try:
-            found = await self._stored(medium)
+            embedded = await self._stored(medium)
         except BaseException:
             upload.remove()
             raise
-        if found is None:
+        if embedded is None:
             return await self._shared.once_of(upload, medium.digest, lambda: self._make(medium))
         upload.remove()
         self._metrics.store_hits.inc()
-        return found
+        return embedded
 
     async def _stored(self, medium: Medium) -> EmbeddedMedium | None:
         index = await self._frames.known(medium)
@@ -100,7 +100,7 @@ class MediumEmbedder:
             keys = [task[self._stage.writes] for task in tasks]
             if not all(key in self._kept for key in keys):
                 continue
-            records = [found for key in keys if (found := await self._kept.read(key)) is not None]
+            records = [record for key in keys if (record := await self._kept.read(key)) is not None]
             if len(records) == len(keys):
                 vectors = [*map(vectors_in, records)]
                 return EmbeddedMedium(index=index, tasks=tasks, vectors=vectors, cached=True)
@@ -231,18 +231,18 @@ class Labeller:
                 "Ask with ?labels=a,b, or start it with --labels F",
             )
         key = (labels.digest, threshold, top)
-        found = self._known.get(key)
-        if found is None:
+        context = self._known.get(key)
+        if context is None:
             texts = await self._texts.vectors(labels.texts)
             try:
                 rules = label_rules(labels, texts, threshold)
             except UsageError as error:
                 raise refusal_of(error) from error
-            found = LabelContext(labels=labels, texts=texts, rules=rules, top=top)
-            self._known[key] = found
+            context = LabelContext(labels=labels, texts=texts, rules=rules, top=top)
+            self._known[key] = context
             if len(self._known) > MAX_LABEL_SETS:
                 self._known.popitem(last=False)
-        return found
+        return context
 
     def answer(self, medium: EmbeddedMedium, labelling: LabelContext) -> dict[str, Any]:
         """Return the labels of an embedded medium as JSON."""
@@ -250,8 +250,8 @@ class Labeller:
         file = MediaFile(path=Path("upload"), media_path="", source="", kind=index.kind)
         block = [(file, task) for task in medium.tasks]
         indexes = [index] * len(block)
-        found = list(label_vectors(self._model, labelling, block, medium.vectors, indexes))
-        rows: list[Labelled] = [row for each in found for row in each.rows]
+        chunks = list(label_vectors(self._model, labelling, block, medium.vectors, indexes))
+        rows: list[Labelled] = [row for chunk in chunks for row in chunk.rows]
         fields = {
             "kind": index.kind,
             "width": index.width,

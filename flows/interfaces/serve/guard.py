@@ -80,7 +80,7 @@ class Guard:
                     return
             elif plain is not None:
                 why = HttpRefusal(status, message["body"].decode() or HTTPStatus(status).phrase)
-                more = [each for each in plain["headers"] if each[0] not in CONTENT]
+                more = [header for header in plain["headers"] if header[0] not in CONTENT]
                 await refuse(why, path, send, closing=False, more=more)
                 complete = True
                 return

@@ -384,11 +384,11 @@ class HalfWorker:
             case _:
                 self.on_other_event(event)
 
-    def _answer(self, found: Mapping[str, Any]) -> None:
+    def _answer(self, answers: Mapping[str, Any]) -> None:
         now = time.monotonic()
         self.metrics.batch_seconds.observe(now - (self._began or now))
-        for request in self.batches.complete(found):
-            if isinstance(result := found[request.key], HttpRefusal):
+        for request in self.batches.complete(answers):
+            if isinstance(result := answers[request.key], HttpRefusal):
                 _refuse([request], result)
             elif not request.answer.done():
                 request.answer.set_result(result)
@@ -400,8 +400,8 @@ class HalfWorker:
 
     def _resize(self, max_size: int = 0) -> None:
         """Set the batch limits from the current rung."""
-        found = self._spec.max_batch or self._rung.batch
-        self.batches.max_size = min(found, self._rung.batch, max_size or found)
+        max_batch = self._spec.max_batch or self._rung.batch
+        self.batches.max_size = min(max_batch, self._rung.batch, max_size or max_batch)
         self.batches.max_weight = self.batches.max_size * self._spec.item_weight
 
     def _ended(self, live: WorkerProcess | None, error: PenstockError | None) -> None:

@@ -105,9 +105,9 @@ class LimitedProtocol(H11Protocol):
         self._silent_since, give_up = self.loop.time(), self.timeout_keep_alive_handler
         self.timeout_keep_alive_task = self.loop.call_later(HEAD_SECONDS, give_up)
         others = cast("set[LimitedProtocol]", self.connections) - {self}
-        silent = [each for each in others if not each.cycle or each.cycle.response_complete]
+        silent = [p for p in others if not p.cycle or p.cycle.response_complete]
         if len(others) >= self._max_connections and silent:
-            longest = min(silent, key=lambda each: each._silent_since)
+            longest = min(silent, key=lambda p: p._silent_since)
             self.connections.discard(longest)
             longest.transport.abort()
 

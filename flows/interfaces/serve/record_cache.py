@@ -105,14 +105,14 @@ class RecordCache:
 
     async def read(self, key: str) -> Record | None:
         """Return a cached record, or None."""
-        found = self._recent.get(key) or self.unsaved.get(key)
-        if found is None and key in self._records:
+        record = self._recent.get(key) or self.unsaved.get(key)
+        if record is None and key in self._records:
             try:
-                found = await asyncio.to_thread(self._records.read, key)
+                record = await asyncio.to_thread(self._records.read, key)
             except (KeyError, PenstockError):  # it was deleted: compute it again
                 return None
-            self.remember(found)
-        return found
+            self.remember(record)
+        return record
 
     def keep(self, records: Iterable[Record]) -> None:
         """Cache new records. They are stored at the next flush."""

@@ -105,9 +105,9 @@ class ServedIndex:
         snapshot: Snapshot = searcher.snapshot
         kept = matching(snapshot, Condition(settings.where, FIELD)) if settings.where else None
         query = Query(vector=vector, sort=sort, without=without, kept=kept)
-        found = run_query(searcher, query, settings)
-        hits = (to_hit(snapshot, rank, moment) for rank, moment in enumerate(found, 1))
-        positions = np.array([moment.position for moment in found], np.int64)
+        ranked = run_query(searcher, query, settings)
+        hits = (to_hit(snapshot, rank, moment) for rank, moment in enumerate(ranked, 1))
+        positions = np.array([moment.position for moment in ranked], np.int64)
         ids = snapshot.identities_at(ROW, positions).tolist()
         return [
             {
@@ -135,9 +135,9 @@ class ServedIndex:
     def _row(self, name: str) -> IndexRow:
         snapshot = self._snapshot
         if HIT.fullmatch(name):
-            found = snapshot.positions_of(ROW, int(name, 16))
-            if len(found):
-                return snapshot.read(found[:1])[0]
+            positions = snapshot.positions_of(ROW, int(name, 16))
+            if len(positions):
+                return snapshot.read(positions[:1])[0]
         raise HttpRefusal(404, "no such hit", "Search again: the index has changed since")
 
     def _reopen(self) -> None:

@@ -139,18 +139,18 @@ def plan_half(
     request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
     every = (*request.workloads, *workloads)
     question: PlanRequest = replace(request, workloads=every, any_request=True)
-    found = choose(question, job.budget, ladder.rungs, ladder.known())
-    ladder.start({name: choice.chosen.rung for name, choice in found.items()})
+    plans = choose(question, job.budget, ladder.rungs, ladder.known())
+    ladder.start({name: choice.chosen.rung for name, choice in plans.items()})
     calls = StageCallBuilder(job)
     # llama.cpp makes room as requests need it.
     if not any(settings.gguf for settings in job.model.settings.get("language", ())):
-        longest = max(each.tokens for each in every)
+        longest = max(workload.tokens for workload in every)
         calls.sequence_tokens = longest + EngineOptions.of(job.config).max_new_tokens
 
     def call(rung: Rung, pipe: str, room: int) -> StageCall:
         return replace(calls.worker_call(stage, rung, pipe, places), budget=room)
 
-    pixels = [each.stored[0] * each.stored[1] for each in workloads]
+    pixels = [workload.stored[0] * workload.stored[1] for workload in workloads]
     return HalfWorkerSpec(
         name=stage.name,
         ladder=ladder,
@@ -196,9 +196,9 @@ def read_and_drop(records: RecordSet) -> Callable[[Iterable[str]], dict[str, Any
         records.look_up(requested)
         if not all(key in records for key in requested):  # they were published in several packs
             records.refresh()
-        found = {key: records.read(key) for key in requested}
+        by_key = {key: records.read(key) for key in requested}
         records.drop(requested)
-        return found
+        return by_key
 
     return answers
 

@@ -108,10 +108,10 @@ async def receive(body: AsyncIterator[bytes], max_bytes: int, temp_store: TempSt
 async def body_of(request: Request, max_bytes: int) -> bytes:
     """Return a body as bytes. Raises HttpRefusal."""
     _check_length(request, max_bytes)
-    found = bytearray()
+    body = bytearray()
     async for piece in _limited(request.stream(), max_bytes):
-        found += piece
-    return bytes(found)
+        body += piece
+    return bytes(body)
 
 
 def stored(data: bytes, max_bytes: int, temp_store: TempStore) -> Upload:
@@ -219,9 +219,9 @@ def kind_of(start: bytes) -> tuple[MediaKind, str]:
         if brand in AVIF_BRANDS:
             return "image", ".avif"
         return ("image", ".heic") if brand in HEIC_BRANDS else ("video", ".mp4")
-    for sign, found in SIGNS.items():
+    for sign, kind_and_suffix in SIGNS.items():
         if start.startswith(sign):
-            return found
+            return kind_and_suffix
     if start[:1] == b"\x47" and len(start) >= START_BYTES:
         return "video", ".ts"
     error, code = "unknown image or video format", "unsupported_image_media_type"

@@ -45,7 +45,7 @@ Sample = tuple[str, str, Path]
 def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, Any]]:
     """Return a finding for each data set in a folder. `captions` were not rejected, and are of
     `chunks`: path of a medium → number."""
-    found, marker = [], read_marker(out)
+    findings, marker = [], read_marker(out)
     is_copied = marker is None or marker.media == EXACT
     for form, read in READERS.items():
         if not (out / form).is_dir():
@@ -57,7 +57,7 @@ def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, An
             problem = ""
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             samples, empty, missing, problem = [], [], [], f"cannot be read: {error}"
-        found.append(
+        findings.append(
             {
                 "format": form,
                 "folder": str(out / form),
@@ -70,13 +70,13 @@ def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, An
                 "problem": problem,
             }
         )
-    return found
+    return findings
 
 
 def is_old(out: Path, form: str) -> bool:
     """Return whether a caption was edited after a data set was written."""
     with contextlib.suppress(OSError):
-        times = (each.stat().st_mtime for each in (out / form).iterdir())
+        times = (path.stat().st_mtime for path in (out / form).iterdir())
         return (out / EDITS).stat().st_mtime > max(times, default=0.0)
     return False
 
@@ -208,7 +208,7 @@ class CaptionsRoutes:
         return json_answer(await asyncio.to_thread(self._answers, self._captions(request)))
 
     def _answers(self, captions: RunCaptions) -> dict[str, Any]:
-        found = []
+        again = []
         for run in self._studio.queue.runs:
             if run.kind == AGAIN and run.about_out == captions.out:
                 entry = {"id": run.id, "state": run.state, "error": run.error, "keys": run.about}
@@ -216,8 +216,8 @@ class CaptionsRoutes:
                     answers = answers_of(run, captions.paths(run.about))
                 except (EditRefused, PenstockError):
                     answers = {}
-                found.append({**entry, "values": run.values, "answers": answers})
-        return {"again": found}
+                again.append({**entry, "values": run.values, "answers": answers})
+        return {"again": again}
 
     async def write(self, request: Request) -> Response:
         """Put the same run into the queue once more, with other formats."""
@@ -226,9 +226,9 @@ class CaptionsRoutes:
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         if not isinstance(given.get("format"), list):
             raise EditRefused("the formats are missing")
-        found = checked({"format": given["format"]}, self._studio.roots)
+        values = checked({"format": given["format"]}, self._studio.roots)
         command = self._studio.command(captions.out)
-        words = command.writing(found.get("format", ()))
+        words = command.writing(values.get("format", ()))
         return self._add("write", command, words, captions.out)
 
     async def follow(self, request: Request) -> Response:
@@ -257,14 +257,14 @@ class CaptionsRoutes:
         """Return what trainers will see of the data sets in the run's folder."""
         captions = self._captions(request)
 
-        def found() -> list[dict[str, Any]]:
+        def findings() -> list[dict[str, Any]]:
             edits, rows = captions.reviewed.edits(), captions.reviewed.rows
             kept = [key for key in rows if edits.get(key, UNTOUCHED).review != REJECTED]
             paths = captions.paths(kept) if kept else {}
             chunks = {(path or rows[key]["media_path"], at) for key, (path, at, _) in paths.items()}
             return sets_in(captions.out, len(kept), Counter(path for path, _ in chunks))
 
-        return json_answer({"sets": await asyncio.to_thread(found)})
+        return json_answer({"sets": await asyncio.to_thread(findings)})
 
     async def media(self, request: Request) -> Response:
         path = await self._local_path(request)

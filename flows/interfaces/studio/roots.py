@@ -50,8 +50,8 @@ class Roots:
     def __init__(self, folders: Iterable[str | Path], unoffered: Iterable[str | Path] = ()) -> None:
         """Take the roots; relative paths are below the first. The page names, but does not offer,
         `unoffered`: the store."""
-        self.offered = tuple(dict.fromkeys(Path(os.path.realpath(each)) for each in folders))
-        others = (Path(os.path.realpath(each)) for each in unoffered)
+        self.offered = tuple(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
+        others = (Path(os.path.realpath(folder)) for folder in unoffered)
         self.folders = tuple(dict.fromkeys([*self.offered, *others]))
 
     def inside(self, given: str) -> Path:
@@ -258,5 +258,5 @@ def _check_name(name: str) -> None:
 def _placed(half: str, folder: Path, name: str) -> Path:
     """Give an uploaded file its name. A file of the same name stays; one of the same content is the
     same file."""
-    places = (folder / file_name(each, folder) for each in numbered(*os.path.splitext(name)))
+    places = (folder / file_name(n, folder) for n in numbered(*os.path.splitext(name)))
     return next(p for p in places if rename_noreplace(Path(half), p) or are_equal(Path(half), p))

@@ -191,7 +191,7 @@ class RunCaptions:
                 "edits": {key: values_of(edit) for key, edit in reviewed.edits().items()},
                 **reviewed.steps(),
             }
-            media = [piece for each in self._media for piece in (b",", each)][1:]
+            media = [piece for medium in self._media for piece in (b",", medium)][1:]
             return [b'{"media":[', *media, b"],", json_bytes(rest)[1:]]
 
     def apply(self, request: Any) -> dict[str, Any]:
@@ -234,7 +234,7 @@ class RunCaptions:
         """Return the last actions in force, the newest first, and what undo and redo would take."""
         with self._lock:
             done = self.reviewed.journal.edits.done
-            found = [
+            actions = [
                 {
                     "id": deed["id"],
                     "time": deed["time"],
@@ -244,7 +244,7 @@ class RunCaptions:
                 }
                 for deed in reversed(done[-HISTORY:])
             ]
-            return {"history": found, "tops": self.tops()}
+            return {"history": actions, "tops": self.tops()}
 
     def tops(self) -> dict[str, str]:
         """Return the ids of the actions that undo and redo would take."""

@@ -111,20 +111,20 @@ class RecordedCommand:
         """Return the words that export or tune this run's model, with these values. Raises
         UsageError."""
         config = self._config
-        options = {each.name for each in declared(CONFIGS[command])}
+        options = {declaration.name for declaration in declared(CONFIGS[command])}
         own = self._given(n for n in ("revision", "adapter", "memory") if n in options)
         values = {"model": config.model, **values, **own}
         return words_of(values, [f"--store={StoreOptions.of(config).store_url}"], command)
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
         """Return the values of these options that are not their defaults, as the page has them."""
-        found = {}
+        changed = {}
         for name in names:
             value, field = getattr(self._config, name), OPTIONS[name].field
             default = field.default_factory() if callable(field.default_factory) else field.default
             if value != default:
-                found[name] = str(value) if name in SIZES else value
-        return found
+                changed[name] = str(value) if name in SIZES else value
+        return changed
 
     def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
         """Return the words that ask again about these media, with changed options. Raises Refused
@@ -152,11 +152,11 @@ def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float, str]]) -> d
         for entry, rows in media
         for row in rows
     }
-    found = {
+    answers = {
         key: texts.get((path, round(start, 2), name), texts.get((path, round(start, 2), "")))
         for key, (path, start, name) in paths.items()
     }
-    return {key: text for key, text in found.items() if text is not None}
+    return {key: text for key, text in answers.items() if text is not None}
 
 
 VERSION = 4
@@ -245,9 +245,9 @@ class Thumbnails:
 def shrink(records: RecordSet) -> None:
     """Delete the packs of thumbnails unused for longest, until a quarter of LIMIT_BYTES is free.
     Raises EnvironmentFault."""
-    found = [pack for pack in packs(dict(records.store.stats())) if pack.kind == THUMBNAILS]
-    left = sum(pack.stat.size for pack in found)
-    for pack in sorted(found, key=lambda pack: pack.stat.modified):
+    thumbnails = [pack for pack in packs(dict(records.store.stats())) if pack.kind == THUMBNAILS]
+    left = sum(pack.stat.size for pack in thumbnails)
+    for pack in sorted(thumbnails, key=lambda pack: pack.stat.modified):
         if left <= LIMIT_BYTES * 3 // 4:
             break
         records.store.delete(pack.name)

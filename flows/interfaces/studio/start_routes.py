@@ -57,7 +57,7 @@ PRESETS = {
 def models_in(roots: Roots) -> dict[str, list[str]]:
     """Return the models and the adapters on this machine that the page may name."""
     cached = cache_folder().glob("models--*/snapshots/*/config.json")
-    ids = (found.parents[2].name.removeprefix("models--").replace("--", "/") for found in cached)
+    ids = (config.parents[2].name.removeprefix("models--").replace("--", "/") for config in cached)
     models = [DEMO_MODEL, *sorted(ids)]
     adapters = []
     for folder in _folders(roots):
@@ -93,13 +93,13 @@ def presets() -> list[dict[str, Any]]:
     if not folder.is_dir():
         for name, text in PRESETS.items():
             write_text(folder / f"{name}.txt", [text + "\n"])
-    found = []
+    prompts = []
     for path in sorted(folder.glob("*.txt")):
         if NAME.fullmatch(path.stem) and path.is_file() and path.stat().st_size <= LONGEST:
             with contextlib.suppress(OSError):  # it is UTF-16, or no text
                 text = user_text(read_bytes(path, LONGEST), path).strip()
-                found.append({"name": path.stem, "text": text})
-    return found
+                prompts.append({"name": path.stem, "text": text})
+    return prompts
 
 
 def keep_preset(name: Any, text: Any) -> None:
@@ -162,11 +162,11 @@ class StartRoutes:
 
     async def choices(self, _: Request) -> Response:
         studio = self._studio
-        found = await asyncio.to_thread(models_in, studio.roots)
+        models = await asyncio.to_thread(models_in, studio.roots)
         return json_answer(
             {
-                **found,
-                "roots": [str(each) for each in studio.roots.offered],
+                **models,
+                "roots": [str(root) for root in studio.roots.offered],
                 "folder": str(studio.folder),
                 "out": str(studio.out),
                 "own": run_id(studio.out),
@@ -176,7 +176,7 @@ class StartRoutes:
                 "prompts": await asyncio.to_thread(presets),
                 "prompt_folder": str(preset_folder()),
                 "options": table(),
-                "servers": [each.url for each in listed()],
+                "servers": [server.url for server in listed()],
                 "export_kinds": list(KINDS),
             }
         )
@@ -228,9 +228,9 @@ class StartRoutes:
         return await asyncio.to_thread(self._checked, values)
 
     def _checked(self, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        found = checked(values, self._studio.roots)
-        found.setdefault("out", str(self._studio.roots.inside(str(self._studio.out))))
-        return found, words_of(found, self._studio.fixed)
+        options = checked(values, self._studio.roots)
+        options.setdefault("out", str(self._studio.roots.inside(str(self._studio.out))))
+        return options, words_of(options, self._studio.fixed)
 
     async def words(self, request: Request) -> Response:
         _, words = await self._words(request)
@@ -243,14 +243,14 @@ class StartRoutes:
         gone = asyncio.ensure_future(request.receive())  # after the body: the page is gone
         gone.add_done_callback(lambda _: planning.cancel())
         try:
-            found = await planning
+            plan = await planning
         except asyncio.CancelledError as error:
             raise ClientDisconnect from error
         finally:
             gone.cancel()
         note = await asyncio.to_thread(self._edits_note, Path(values["out"]), words)
-        found["notes"] = [*filter(None, [note]), *found["notes"]]
-        return json_answer({"plan": found, "line": line_of(words)})
+        plan["notes"] = [*filter(None, [note]), *plan["notes"]]
+        return json_answer({"plan": plan, "line": line_of(words)})
 
     def _edits_note(self, out: Path, words: list[str]) -> str:
         """Return which edits in a folder a run will not apply, because it changes what the last run
@@ -302,12 +302,12 @@ class StartRoutes:
 
     def _runs(self) -> list[dict[str, Any]]:
         """Return all runs. Files out of the roots, such as a calibration's, are not named."""
-        found = self._studio.queue.to_json()
-        for stage in (stage for run in found for stage in (run["status"] or {}).get("stages", ())):
+        runs = self._studio.queue.to_json()
+        for stage in (stage for run in runs for stage in (run["status"] or {}).get("stages", ())):
             latest = stage["latest"] or ""
             if latest and not self._studio.roots.holds(Path(os.path.realpath(latest))):
                 stage["latest"] = ""
-        return found
+        return runs
 
     async def change(self, request: Request) -> Response:
         do = str((await json_of(request)).get("do", ""))

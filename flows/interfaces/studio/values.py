@@ -42,7 +42,7 @@ DENIED = REPEATED | {"trust_remote_code", "trust_folder", "store", "overwrite"}
 # fmt: on
 SERVER = "server"
 """Number of an address in PENSTOCK_ENDPOINTS. The page sends it, and never an address."""
-OPTIONS = {each.name: each for each in declared(CaptionConfig)}
+OPTIONS = {d.name: d for d in declared(CaptionConfig)}
 CONFIGS: dict[str, type[OptionGroup]] = {
     COMMAND: CaptionConfig,
     "sift": SiftConfig,
@@ -61,22 +61,22 @@ MOST = 10_000
 def checked(values: Mapping[str, Any], roots: Roots) -> dict[str, Any]:
     """Return the values that the page sent, in the types of their options and with paths resolved.
     Raises Refused, EnvironmentFault."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in values.items():
         if name == SERVER:
-            found |= _server(value)
+            options |= _server(value)
             continue
         if name not in ALLOWED or name not in OPTIONS:
             raise Refused(f"{name[:40]!r} cannot be set in the page", hint="Use the command line")
         if value is None or value == "" or value == [] or value == {}:
             continue
-        found[name] = _typed(OPTIONS[name], value)
+        options[name] = _typed(OPTIONS[name], value)
         if name in _CHECKS:
-            found[name] = _CHECKS[name](found[name], roots)
-    recursive = bool(found.get("recursive"))
-    sources = found.get("sources", ())
-    found["sources"] = tuple(str(roots.source(each, recursive=recursive)) for each in sources)
-    return found
+            options[name] = _CHECKS[name](options[name], roots)
+    recursive = bool(options.get("recursive"))
+    sources = options.get("sources", ())
+    options["sources"] = tuple(str(roots.source(source, recursive=recursive)) for source in sources)
+    return options
 
 
 def words_of(
@@ -85,12 +85,10 @@ def words_of(
     """Return the words of the command that these values stand for, with the `fixed` ones. Raises
     UsageError as the command does."""
     config = CONFIGS[command]
-    options = {each.name: each for each in declared(config)}
+    options = {d.name: d for d in declared(config)}
     built = config(**{name: _parsed(options[name], value) for name, value in values.items()})
     given = [(options[name], value) for name, value in values.items()]
-    words = [
-        word for each, value in given if not each.option.positional for word in each.words(value)
-    ]
+    words = [word for d, value in given if not d.option.positional for word in d.words(value)]
     if isinstance(built, SourceOptions):
         built.check_sources()
         return [command, *fixed, *words, "--", *values["sources"]]
@@ -143,9 +141,9 @@ def _server(number: Any) -> dict[str, Any]:
     known = listed()
     if type(number) is not int or not 0 <= number < len(known):
         raise Refused("there is no such server", hint="Reload the page")
-    found = known[number]
-    is_open = found.scheme == "http" and not found.is_local
-    return {"endpoint": (found.url,), **({"insecure_endpoint": True} if is_open else {})}
+    server = known[number]
+    is_open = server.scheme == "http" and not server.is_local
+    return {"endpoint": (server.url,), **({"insecure_endpoint": True} if is_open else {})}
 
 
 def _path(value: str, roots: Roots) -> str:
@@ -182,7 +180,7 @@ def _filter(value: str, _: Roots) -> str:
 
 
 _CHECKS: dict[str, Callable[[str, Roots], str]] = {
-    **{name: _path for name, each in OPTIONS.items() if each.option.path and each.kind is str},
+    **{name: _path for name, d in OPTIONS.items() if d.option.path and d.kind is str},
     "model": model_name,
     "schema": _schema,
     "sift": _filter,
@@ -193,15 +191,15 @@ def table() -> list[dict[str, Any]]:
     """Return the options that the page may set, for its form."""
     return [
         {
-            "name": each.name,
-            "flag": each.flag,
-            "help": _help(each),
-            "heading": each.option.heading or "other",
-            "kind": "text" if each.option.parse and each.kind is not dict else each.kind.__name__,
-            "values": [str(one) for one in each.option.values],
+            "name": d.name,
+            "flag": d.flag,
+            "help": _help(d),
+            "heading": d.option.heading or "other",
+            "kind": "text" if d.option.parse and d.kind is not dict else d.kind.__name__,
+            "values": [str(one) for one in d.option.values],
         }
-        for each in OPTIONS.values()
-        if each.name in ALLOWED
+        for d in OPTIONS.values()
+        if d.name in ALLOWED
     ]
 
 

@@ -106,7 +106,7 @@ def set_edited_aside(
         if not digest or own.has(name, digest) or (name == CAPTIONS and digest in digests):
             continue  # it holds nothing that no run wrote
         names = map(path.with_name, numbered(f"{path.stem}.edited", path.suffix))
-        kept = next(each for each in names if not os.path.lexists(each))
+        kept = next(candidate for candidate in names if not os.path.lexists(candidate))
         with disk_faults(folder):
             os.rename(path, kept)
         yield f"{path} was changed since a run wrote it: what it held is in {kept.name}"
@@ -160,7 +160,7 @@ def _data_sets(config: RunOptions, own: Collection[str]) -> Iterator[str]:
 
 def _medium_in(folder: Path, config: RunOptions) -> str:
     """Return the name of a medium that a run on the folder would read, or an empty text."""
-    reads = [Selection(recursive=True, extensions=each) for each in ((), config.extensions)]
+    reads = [Selection(recursive=True, extensions=suffixes) for suffixes in ((), config.extensions)]
     for at, folders, names in os.walk(folder):
         folders[:] = (name for name in folders if not is_hidden(name))
         shown = (name for name in names if not is_hidden(name))

@@ -151,11 +151,11 @@ def _lost(config: RunOptions, out: Path) -> list[str]:
         if (rows or tables) and not is_named(place)
     )
     there = [place for place in held if is_address(place) or os.path.exists(place)]
-    found, failures = find_media(config.sources, selection) if there else ([], [])
-    if not found:  # the run will fail, and write nothing
+    media, failures = find_media(config.sources, selection) if there else ([], [])
+    if not media:  # the run will fail, and write nothing
         return []
     real = RealPaths()
-    named = {file.place if file.remote else real.of(file.path) for file in found}
+    named = {file.place if file.remote else real.of(file.path) for file in media}
     named.update(failure.media_path for failure in failures)
     return [p for p in there if (p if is_address(p) else real.of(p)) not in named]
 
@@ -175,8 +175,8 @@ def _named_by(config: RunOptions, selection: Selection) -> Callable[[str], bool]
         return is_read and selection.takes(inside)
 
     def is_named(place: str) -> bool:
-        below = (place.removeprefix(each) for each in folders if place.startswith(each))
-        is_given = place in places or any(fnmatchcase(place, each) for each in patterns)
+        below = (place.removeprefix(folder) for folder in folders if place.startswith(folder))
+        is_given = place in places or any(fnmatchcase(place, pattern) for pattern in patterns)
         return is_given or any(map(takes, below))
 
     return is_named

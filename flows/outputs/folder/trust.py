@@ -123,17 +123,17 @@ def is_trusted(
     """Return whether a person trusts what a folder says and nothing proves. Asks at the terminal,
     once, and only if the folder says anything that the command would use (`uses`). Without a
     terminal, prints a line if `notes`. Raises PenstockError."""
-    found = dict(_unproved(out, belief_in(out, store), uses)) if out.is_dir() else {}
-    if not found:
+    unproved = dict(_unproved(out, belief_in(out, store), uses)) if out.is_dir() else {}
+    if not unproved:
         return False
     head = f"{printable(str(out))} has what no command of this user on this machine wrote."
     can_ask = is_terminal(sys.stdin) and is_terminal(sys.stdout)
-    if not can_ask or len(found.get(COMMANDS, "")) > LONGEST_SHOWN:
-        left_out = "; ".join(what[:LONGEST_SHOWN] for what in found.values())
+    if not can_ask or len(unproved.get(COMMANDS, "")) > LONGEST_SHOWN:
+        left_out = "; ".join(what[:LONGEST_SHOWN] for what in unproved.values())
         if notes:
             print_lines(f"note: {head} --trust-folder would {left_out}", to=sys.stderr)
         return False
-    print_lines(f"{head} To trust it would", *(f"  {what}" for what in found.values()))
+    print_lines(f"{head} To trust it would", *(f"  {what}" for what in unproved.values()))
     try:
         return input("Trust it? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
@@ -163,7 +163,7 @@ def _hosts(out: Path) -> list[str]:
     """Return the servers and buckets of the media in a folder, each once."""
     entries = read_jsonl(out / MEDIA, PLACE, "Delete that line")
     # A page takes the decoded `url` for a path; an address may hide there.
-    urls = (unquote(each["url"].removeprefix("file://"), errors="replace") for each in entries)
-    places = [each.get("address") or url for each, url in zip(entries, urls, strict=True)]
+    urls = (unquote(medium["url"].removeprefix("file://"), errors="replace") for medium in entries)
+    places = [medium.get("address") or url for medium, url in zip(entries, urls, strict=True)]
     hosts = (place.partition("://")[2].partition("/")[0] for place in places if is_address(place))
     return list(dict.fromkeys(printable(host.rpartition("@")[2]) for host in hosts))

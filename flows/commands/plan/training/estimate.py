@@ -43,17 +43,19 @@ def norm_bytes(transformer: Transformer, *, trained: bool = True) -> int:
     return 2 * (4 + (HALF if trained else 0)) * transformer.width + sums
 
 
-def scores_bytes(transformer: Transformer, tokens: int, *, fused: bool, each: int = HALF) -> int:
+def scores_bytes(
+    transformer: Transformer, tokens: int, *, fused: bool, item_bytes: int = HALF
+) -> int:
     """Return the bytes of one token's attention scores.
 
     FlashAttention (Dao et al. 2022) keeps one 32-bit sum per head. Without it, the softmax is kept
-    in 32 bit, and in `each` bytes per number if that differs. Grouped keys and values are then
+    in 32 bit, and in `item_bytes` per number if that differs. Grouped keys and values are then
     repeated for every head.
     """
     if fused:
         return 4 * transformer.heads
-    repeated = 2 * each * (transformer.query_width - transformer.key_width)
-    return transformer.heads * tokens * (4 + (each if each < 4 else 0)) + repeated
+    repeated = 2 * item_bytes * (transformer.query_width - transformer.key_width)
+    return transformer.heads * tokens * (4 + (item_bytes if item_bytes < 4 else 0)) + repeated
 
 
 def layer_bytes(transformer: Transformer, tokens: int, *, fused: bool = True) -> int:
@@ -84,25 +86,27 @@ def lora_layer_bytes(transformer: Transformer, tokens: int, rank: int) -> int:
 
 
 def adapted_layer_bytes(
-    transformer: Transformer, tokens: int, rank: int, each: int, *, fused: bool = True
+    transformer: Transformer, tokens: int, rank: int, item_bytes: int, *, fused: bool = True
 ) -> int:
-    """Return the bytes per token of a frozen layer with 32-bit adapters without dropout. `each`:
-    bytes per number of the layer. In a 16-bit layer, each matrix keeps its input in 32 bit."""
+    """Return the bytes per token of a frozen layer with 32-bit adapters without dropout.
+    `item_bytes`: bytes per number of the layer. In a 16-bit layer, each matrix keeps its input in
+    32 bit."""
     width, query, key = transformer.width, transformer.query_width, transformer.key_width
     inside = transformer.mlp_width
     norms = norm_bytes(transformer, trained=False) + (
-        2 * (each - HALF) * width if transformer.shifts else 0
+        2 * (item_bytes - HALF) * width if transformer.shifts else 0
     )
-    scores = scores_bytes(transformer, tokens, fused=fused, each=each)
+    scores = scores_bytes(transformer, tokens, fused=fused, item_bytes=item_bytes)
     # The activation function keeps its input; a gate keeps both factors of the product.
-    seen = query if fused or each == ADAPTED else 0  # attention output
+    seen = query if fused or item_bytes == ADAPTED else 0  # attention output
     made = query + seen + 2 * key + (3 if transformer.is_gated else 1) * inside
     inputs = (
         2 * width + inside
-        if each == ADAPTED
+        if item_bytes == ADAPTED
         else sum(columns for _, columns in transformer.matrices)
     )
-    return norms + scores + each * made + ADAPTED * (inputs + rank * len(transformer.matrices))
+    adapters = inputs + rank * len(transformer.matrices)
+    return norms + scores + item_bytes * made + ADAPTED * adapters
 
 
 def lora_parameters(transformer: Transformer, rank: int) -> int:
@@ -185,15 +189,15 @@ def _states(
             why=f"{frozen / 1e6:,.0f} M frozen numbers x {HALF} bytes{cut(3)}",
         )
     count = f"{trained / 1e6:,.1f} M trained numbers"
-    for part, each, stage, what in (
+    for part, item_bytes, stage, what in (
         ("weights", states.weight, 3, ""),
         ("gradients", states.gradient, 2, ""),
         ("optimizer", states.optimizer, 1, f": {states.keeps}"),
     ):
         yield TrainTerm(
             part=part,
-            bytes=int(trained * each) // shards[stage],
-            why=f"{count} x {each:g} bytes{cut(stage)}{what}",
+            bytes=int(trained * item_bytes) // shards[stage],
+            why=f"{count} x {item_bytes:g} bytes{cut(stage)}{what}",
             source=states.source,
         )
     if states.step:
@@ -322,15 +326,15 @@ def changes(
     architecture: Architecture, training: Training, limit: int
 ) -> list[tuple[str, TrainEstimate]]:
     """Return option changes that fit, with estimates: the first of each kind, mildest first."""
-    found: list[tuple[str, TrainEstimate]] = []
+    fitting: list[tuple[str, TrainEstimate]] = []
     kinds = set()
     for kind, options, other in _variants(training):
         if kind not in kinds:
             estimate = train_estimate(architecture, other)
             if estimate.peak_bytes <= limit:
                 kinds.add(kind)
-                found.append((options, estimate))
-    return found[:NAMED]
+                fitting.append((options, estimate))
+    return fitting[:NAMED]
 
 
 def _variants(training: Training) -> Iterator[tuple[str, str, Training]]:

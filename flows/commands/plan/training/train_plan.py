@@ -55,12 +55,12 @@ def _verdict(
     if fits:
         yield f"fits into {gib(limit)}"
         return
-    found = [
+    fitting = [
         f"{options} (then {gib(takes.peak_bytes)})"
         for options, takes in changes(architecture, training, limit)
     ]
     yield f"does not fit into {gib(limit)}"
-    yield f"instead     {', or '.join(found) if found else 'choose a smaller model'}"
+    yield f"instead     {', or '.join(fitting) if fitting else 'choose a smaller model'}"
 
 
 def training_of(given: argparse.Namespace) -> Training:

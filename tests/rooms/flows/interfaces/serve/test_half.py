@@ -287,10 +287,10 @@ def test_an_event_that_cannot_be_handled_keeps_no_request_waiting(tmp_path: Path
         half = half_of(tmp_path, lambda listen: CrowdedHalf(listen=listen, batches=batches))
         answer, failures = half._answer, [OSError("odd"), RuntimeError("odder")]
 
-        def failing(found: Any) -> None:
+        def failing(answers: Any) -> None:
             if failures:
                 raise failures.pop()
-            answer(found)
+            answer(answers)
 
         half._answer = failing  # type: ignore[method-assign]
         running = asyncio.create_task(half.run())
