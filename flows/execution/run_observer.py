@@ -15,7 +15,7 @@ from artifacts.disk.regular_files import guard, refuse_links
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.claims import refuse_unclaimable
 from artifacts.schema import Half
-from flows.core.console.display import COUNTS, Display
+from flows.core.console.display import COUNTS, Display, StageStart
 from flows.core.console.lines import size
 from flows.core.job.away import mounts_now
 from flows.core.job.prepare import Job
@@ -222,7 +222,10 @@ class RunObserver:
         elif stage == summarize.STAGE.name:
             instead["about"] = total
         worked = partial(self._worked, stage)
-        self.display.stage(stage, total, done, loads=self._loads(stage), worked=worked, **instead)
+        loads = self._loads(stage)
+        self.display.stage(
+            StageStart(name=stage, total=total, done=done, loads=loads, worked=worked, **instead)
+        )
 
     def _worked(self, stage: str) -> float:
         """Return the seconds that a stage worked in this run since the last such call."""
