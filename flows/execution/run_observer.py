@@ -58,7 +58,7 @@ def hold_lease(job: Job) -> Iterator[Lease]:
     processes then delete none of these records. Raises EnvironmentFault, also if the work of a
     stage cannot be claimed."""
     made = [job.ledger[stage.writes].record_sets[0] for stage in job.pipeline[1:]]
-    refuse_unclaimable(job.store, [job.ledger.media, *made])
+    refuse_unclaimable(job.store, [job.ledger.records.media, *made])
     namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
     namespaces += one_shot_namespaces(job)
     media = (medium.digest for medium in job.media)

@@ -237,10 +237,10 @@ class Captioning:
         self._metrics = metrics
         self._tokens = PromptTokens(job.model.folder)
         self._of = job.ledger.variant
-        self._unheard = job.ledger.unheard_variant(self._of)
+        self._unheard = job.ledger.variants.unheard(self._of)
         every = {each.hears: each for each in (self._unheard, self._of)}
-        self._other = {h: job.ledger.other_engine_variant(each) for h, each in every.items()}
-        self._variants = {h: job.ledger.answering_variants(each) for h, each in every.items()}
+        self._other = {h: job.ledger.variants.other_engine(each) for h, each in every.items()}
+        self._variants = {h: job.ledger.variants.answering(each) for h, each in every.items()}
         answering = [each for some in self._variants.values() for each in some]
         self._kept, self._features = (
             keeper.of(job.store, stage.writes, *(each[stage.writes] for each in answering))
