@@ -55,7 +55,7 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
     # All tasks get the keys of one variant, so that batches equal those of an uninterrupted run
     # whichever engine made the captions.
     together = [
-        t if t.variant == first else ledger.in_variant(t, first)
+        t if t.variant == first else t.in_variant(first)
         for t in tasks
         if t.variant in same_question
     ]

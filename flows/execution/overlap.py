@@ -410,7 +410,7 @@ class ChunkFeed:
     def _parts(self, tasks: list[Task]) -> Iterator[list[NamedTuple]]:
         stage, calls, size = self.stage, self._calls, self._job.config.batch_size
         if stage.prompted:
-            other = self._ledger.other_engine_variant(self.variant)
+            other = self._ledger.variants.other_engine(self.variant)
             for batch in cut([unique(tasks, stage.writes)], min(size, self.rung.batch)):
                 yield [calls.decode_item(stage, task, other) for task in batch]
             return

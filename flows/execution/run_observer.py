@@ -15,7 +15,7 @@ from artifacts.disk.regular_files import guard, refuse_links
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.claims import refuse_unclaimable
 from artifacts.schema import Half
-from flows.core.console.display import COUNTS, Display
+from flows.core.console.display import COUNTS, Display, StageStart
 from flows.core.console.lines import size
 from flows.core.job.away import mounts_now
 from flows.core.job.prepare import Job
@@ -58,7 +58,7 @@ def hold_lease(job: Job) -> Iterator[Lease]:
     processes then delete none of these records. Raises EnvironmentFault, also if the work of a
     stage cannot be claimed."""
     made = [job.ledger[stage.writes].record_sets[0] for stage in job.pipeline[1:]]
-    refuse_unclaimable(job.store, [job.ledger.media, *made])
+    refuse_unclaimable(job.store, [job.ledger.records.media, *made])
     namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
     namespaces += one_shot_namespaces(job)
     media = (medium.digest for medium in job.media)
@@ -222,7 +222,10 @@ class RunObserver:
         elif stage == summarize.STAGE.name:
             instead["about"] = total
         worked = partial(self._worked, stage)
-        self.display.stage(stage, total, done, loads=self._loads(stage), worked=worked, **instead)
+        loads = self._loads(stage)
+        self.display.stage(
+            StageStart(name=stage, total=total, done=done, loads=loads, worked=worked, **instead)
+        )
 
     def _worked(self, stage: str) -> float:
         """Return the seconds that a stage worked in this run since the last such call."""

@@ -244,9 +244,8 @@ class StageCallBuilder:
         """Return the decode item of a chunk. It also holds the chunk's key in the variant of the
         fallback engine."""
         item = DecodeItem(task[stage.writes], task["features"], task.prompt)
-        in_variant = self.job.ledger.in_variant
         return item._replace(
-            fallback_key=in_variant(task, other)[stage.writes] if other else "",
+            fallback_key=task.in_variant(other)[stage.writes] if other else "",
             heard=task.keys.get("heard", ""),
         )
 
@@ -354,9 +353,9 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         rows_namespace=_rows_namespace(job, settings),
     )
     if not (request.batches or request.fed):  # a worker process
-        answering = {v["features"] for v in job.ledger.answering_variants(variant)}
-        unheard = job.ledger.unheard_variant(variant)
-        other = job.ledger.other_engine_variant(unheard)
+        answering = {v["features"] for v in job.ledger.variants.answering(variant)}
+        unheard = job.ledger.variants.unheard(variant)
+        other = job.ledger.variants.other_engine(unheard)
         silent = {OWN: unheard, **({FALLBACK: other} if other else {})}
         return replace(
             made,
@@ -366,7 +365,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
             other_features=sorted(answering - {made.features_namespace}),
         )
     is_last = stage is job.pipeline[-1]
-    other = job.ledger.other_engine_variant(variant) if is_last else None
+    other = job.ledger.variants.other_engine(variant) if is_last else None
     tasks = [task for batch in request.batches for task in batch]
     return replace(
         made,

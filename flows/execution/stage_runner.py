@@ -210,7 +210,7 @@ class StageRunner:
         except StageDied as error:
             if not is_crash(error):
                 raise
-            ledger.failures.publish([Record(key=medium.digest, meta=CRASHED)])
+            ledger.records.failures.publish([Record(key=medium.digest, meta=CRASHED)])
         ledger.refresh()
         self._skip_changed(attempt.outcome)
 
@@ -298,7 +298,7 @@ class StageRunner:
                 if not is_crash(again):
                     raise
                 failed = [Record(key=task[made], meta=CRASHED) for task in tasks]
-                ledger.refused[stage.name].publish(failed)
+                ledger.records.refused[stage.name].publish(failed)
                 ledger.refresh()
         return True
 
@@ -410,11 +410,11 @@ class StageRunner:
         if stage.part is None or settings is None:
             return task
         precision = {**task.variant.precision, stage.part: settings.label}
-        return ledger.in_variant(task, ledger.find_variant(precision))
+        return task.in_variant(ledger.variants.of_precision(precision))
 
     def _is_made(self, stage: StageSpec, task: Task) -> bool:
         ledger = self._job.ledger
-        tasks = (ledger.in_variant(task, variant) for variant in ledger.variants)
+        tasks = (task.in_variant(variant) for variant in ledger.variants)
         return any(task[stage.writes] in ledger[stage.writes] for task in tasks)
 
     def _name(self, task: Task) -> str:

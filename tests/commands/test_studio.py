@@ -423,7 +423,7 @@ def test_how_a_run_ended_without_recording_it(tmp_path: Path) -> None:
     record.value["pid"] = one.pid
     record.write(force=True)
     runs._state.mkdir(parents=True, exist_ok=True)
-    runs._log(one).write_text("reading\npenstock: stopped. It goes on later\n")
+    runs.processes.log(one).write_text("reading\npenstock: stopped. It goes on later\n")
     stopped = "penstock: stopped. It goes on later"
     killed = "its process was killed, by a user or for lack of memory"
     for code, state, why in (
@@ -432,13 +432,13 @@ def test_how_a_run_ended_without_recording_it(tmp_path: Path) -> None:
         (-9, "died", killed),
         (None, "died", killed),
     ):
-        assert runs._outcome(one, code) == (state, why)
+        assert runs.processes.outcome(one, code) == (state, why)
     record.finish("failed", error="for a reason")
-    assert runs._outcome(one, 5) == ("failed", "for a reason")
+    assert runs.processes.outcome(one, 5) == ("failed", "for a reason")
     one.kind = "export"
     record.finish("done")
-    assert runs._outcome(one, 0) == ("done", "")
-    assert runs._outcome(one, 1) == ("failed", stopped), "rejected"
+    assert runs.processes.outcome(one, 0) == ("done", "")
+    assert runs.processes.outcome(one, 1) == ("failed", stopped), "rejected"
     runs.close()
 
 

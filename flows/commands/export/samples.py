@@ -51,8 +51,8 @@ def media_in(job: Job) -> list[Medium]:
     """Return all media of the store that were cut with the job's sampling, each with the job's
     prompt."""
     found = []
-    for digest in sorted(job.ledger.media.keys()):
-        kind = job.ledger.media.meta(digest)["kind"]
+    for digest in sorted(job.ledger.records.media.keys()):
+        kind = job.ledger.records.media.meta(digest)["kind"]
         prompt = prompt_for(job.model, job.config, kind)
         found.append(Medium(digest=digest, path="", kind=kind, prompt=prompt, stamp=None))
     return found

@@ -38,7 +38,7 @@ from flows.commands.sift.marks import (
 )
 from flows.commands.sift.result import Sifted
 from flows.core.checkpoint.models import digests_in
-from flows.core.console.display import Display
+from flows.core.console.display import Display, StageStart
 from flows.core.job.away import AwayMedia, mounts_now, unread_sources
 from flows.core.job.media_digests import JobFile, read_contents
 from flows.core.job.prepare import Job, NothingToDo, out_folder
@@ -378,7 +378,8 @@ def _marked(
             record.begin(stage.STAGE.name)
             entry = record.stage(stage.STAGE.name)
             worked = partial(dict[str, float].__getitem__, entry, "seconds")
-            display.stage(stage.STAGE.name, len(media), done, worked=worked)
+            name, total = stage.STAGE.name, len(media)
+            display.stage(StageStart(name=name, total=total, done=done, worked=worked))
             _run(job, missing, launcher, record, out)
             before = len(missing)
 

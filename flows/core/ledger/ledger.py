@@ -36,32 +36,32 @@ loaded here.
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import count, islice
 from typing import Any
 
 from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import read_record
 from artifacts.records.keys import item_key
-from artifacts.records.packs import Record, RecordSet, RecordUnion, refresh_together
+from artifacts.records.packs import Record, RecordUnion
 from artifacts.records.store import Store
 from artifacts.schema import ChunkIndex, MediaIndex, Part
 from artifacts.texts.captions import answer_of
 from flows.core.checkpoint.models import Model
 from flows.core.console.display import Display
-from flows.core.ledger.namespaces import Variant
+from flows.core.ledger.namespaces import Variant, Variants
+from flows.core.ledger.run_records import RunRecords
 from flows.core.ledger.tasks import Medium, Task, task_of, unique
 from flows.core.pipelines import Pipeline
-from stages import hear, sound
+from stages import sound
 from stages.decode.engines import ENGINES
 from stages.models.hub.transfer import fetch
 from stages.process.stage_spec import StageSpec
-from stages.sound import SILENCES, sound_key
+from stages.sound import sound_key
 
 
 class Ledger:
-    """The records of one run, by kind. All state comes from the store, except the items that did
-    not fit in this run."""
+    """The tasks of one run, and which of their records exist. All state comes from the store,
+    except the items that did not fit in this run."""
 
     def __init__(
         self,
@@ -74,35 +74,10 @@ class Ledger:
         done. `opens_reasoning`: the model's prompts end inside of its reasoning."""
         self.pipeline = pipeline
         self._opens_reasoning = opens_reasoning
-        self.variants = variants
+        self.variants = Variants(variants)
         self.variant = variants[0]
         """Variant in which new records are made."""
-        first, last = pipeline[0].writes, pipeline[-1].writes
-        closed = partial(RecordSet, store, look=False)
-        self.media = closed("media", self.variant[first])
-        self.failures = closed("failures", self.variant[first])
-        namespaces = {
-            s.writes: dict.fromkeys(v[s.writes] for v in variants if s.writes in v.of)
-            for s in pipeline
-        }
-        self._record_sets = {
-            kind: {namespace: closed(kind, namespace) for namespace in of_kind}
-            for kind, of_kind in namespaces.items()
-        }
-        self._records = {k: RecordUnion([*of.values()]) for k, of in self._record_sets.items()}
-        self.refused = {
-            stage.name: RecordUnion([closed("failures", n) for n in namespaces[stage.writes]])
-            for stage in pipeline
-            if stage.can_reject_items
-        }
-        """Stage name → reasons why the model rejects an item, by the key of the item's record."""
-        of_sound = self.variant.of.get(sound.STAGE.writes, "")
-        self.silences = closed(SILENCES, of_sound) if of_sound else None
-        """Keys of the sounds that are not there, as the sound stage found; None: this run reads no
-        sound."""
-        self.wave_records = closed("waves", self.variant[last])
-        """Division of the work into waves and batches, as first computed."""
-        self._refresh_records(self.wave_records)
+        self.records = RunRecords(store, pipeline, variants)
         self.unfit: dict[tuple[str, int, str], dict[str, Any]] = {}
         """Why an item fails in this run. The key is a chunk's identity, or (digest, -1, "") for a
         medium."""
@@ -113,49 +88,22 @@ class Ledger:
 
     def __getitem__(self, kind: str) -> RecordUnion:
         """Return the records of a kind, in whichever variant they were made."""
-        return self._records[kind]
+        return self.records[kind]
 
     def refresh(self) -> None:
         """Read what the stages have published since the last call."""
-        self._refresh_records()
+        self.records.refresh()
         self.clear_tasks()
-
-    def _refresh_records(self, *more: RecordSet) -> None:
-        unions = (*self._records.values(), *self.refused.values())
-        silences = [self.silences] if self.silences is not None else []
-        refresh_together(self.media, self.failures, *silences, *unions, *more)
 
     def use_precision(self, precision: Mapping[str, str]) -> None:
-        self.variant = self.find_variant(precision)
+        self.variant = self.variants.of_precision(precision)
         self.clear_tasks()
-
-    def find_variant(self, precision: Mapping[str, str]) -> Variant:
-        return next(variant for variant in self.variants if variant.precision == precision)
-
-    def other_engine_variant(self, variant: Variant) -> Variant | None:
-        """Return another variant with equivalent captions, or None."""
-        others = (v for v in self.variants if v != variant and v.same_but_engine(variant))
-        return next(others, None)
-
-    def unheard_variant(self, variant: Variant) -> Variant:
-        """Return the variant that makes captions without sound, and otherwise as this one."""
-        precision = {p: of for p, of in variant.precision.items() if p != hear.STAGE.part}
-        made = (precision, variant.engine)
-        return next(v for v in self.variants if not v.hears and (v.precision, v.engine) == made)
-
-    def answering_variants(self, own: Variant | None = None) -> list[Variant]:
-        """Return a variant (default: that of new records), then those that differ from it at most
-        in the engine and in how inputs pass the vision half. Those that differ only in the engine
-        come first."""
-        own = own or self.variant
-        found = [v for v in self.variants if v != own and v.same_but_rounding(own)]
-        return [own, *sorted(found, key=lambda variant: variant.in_batches != own.in_batches)]
 
     def equivalent_tasks(self, task: Task) -> list[Task]:
         """Return the task in every variant with equivalent captions, its own first."""
         own = task.variant
         others = (v for v in self.variants if v != own and v.same_but_engine(own))
-        return [task, *(self.in_variant(task, each) for each in others)]
+        return [task, *(task.in_variant(variant) for variant in others)]
 
     def clear_tasks(self) -> None:
         """Drop the cached tasks, so that each is assigned to a variant again."""
@@ -165,7 +113,7 @@ class Ledger:
     def media_index(self, medium: Medium) -> MediaIndex | None:
         """Return the index of a medium, or None before the frames stage has read it."""
         try:
-            meta = self.media.meta(medium.digest)
+            meta = self.records.media.meta(medium.digest)
         except KeyError:
             return None
         known = self._indexes.get(medium.digest)
@@ -191,7 +139,8 @@ class Ledger:
         """Return why a medium cannot be captioned, or None."""
         if (why := self.unfit.get((medium.digest, -1, ""))) is not None:
             return why
-        return self.failures.meta(medium.digest) if medium.digest in self.failures else None
+        failures = self.records.failures
+        return failures.meta(medium.digest) if medium.digest in failures else None
 
     def refusal(self, medium: Medium) -> dict[str, Any] | None:
         """Return why a chunk of a medium cannot be captioned, or None."""
@@ -212,21 +161,19 @@ class Ledger:
         if task.identity in self.unfit:
             return self.unfit[task.identity]
         for stage in self.stages_of(task):
-            if self._refused(task, stage):
-                return {"stage": stage.name, **self.refused[stage.name].meta(task[stage.writes])}
+            if self.records.has_refused(task, stage):
+                refused = self.records.refused[stage.name]
+                return {"stage": stage.name, **refused.meta(task[stage.writes])}
         return None
-
-    def _refused(self, task: Task, stage: StageSpec) -> bool:
-        return stage.can_reject_items and task[stage.writes] in self.refused[stage.name]
 
     def has(self, task: Task, stage: StageSpec) -> bool:
         """Return whether a task no longer needs a stage. Either the stage's record exists, or those
         of all stages that read it; it may then be deleted."""
         made = stage.writes
-        if made not in task.keys or task[made] in self._records[made]:
+        if made not in task.keys or task[made] in self[made]:
             return True
-        readers = [each for each in self.stages_of(task) if made in each.reads]
-        return bool(readers) and all(self.has(task, each) for each in readers)
+        readers = [reader for reader in self.stages_of(task) if made in reader.reads]
+        return bool(readers) and all(self.has(task, reader) for reader in readers)
 
     def is_done(self, task: Task) -> bool:
         return all(self.has(task, stage) for stage in self.stages_of(task))
@@ -240,18 +187,18 @@ class Ledger:
 
     def hears(self, medium: Medium, chunk: ChunkIndex) -> bool:
         """Return whether a chunk has sound, or may have it: the sound stage did not read it yet."""
-        if self.silences is None or medium.kind != "video":
+        if self.records.silences is None or medium.kind != "video":
             return False
         namespace = self.variant[sound.STAGE.writes]
-        return sound_key(namespace, medium.digest, chunk) not in self.silences
+        return sound_key(namespace, medium.digest, chunk) not in self.records.silences
 
     def forget_failures(self, media: Sequence[Medium]) -> None:
         """Drop the recorded failures, so that everything is tried again."""
-        self.failures.drop([m.digest for m in media])
-        for stage in (each for each in self.pipeline if each.can_reject_items):
-            tasks = [each for task in self.tasks(media) for each in self.equivalent_tasks(task)]
+        self.records.failures.drop([m.digest for m in media])
+        for stage in (stage for stage in self.pipeline if stage.can_reject_items):
+            tasks = [equal for task in self.tasks(media) for equal in self.equivalent_tasks(task)]
             keys = [task[stage.writes] for task in tasks if stage.writes in task.keys]
-            self.refused[stage.name].drop(keys)
+            self.records.refused[stage.name].drop(keys)
 
     def tasks(self, media: Iterable[Medium]) -> list[Task]:
         """Return every chunk of the media with a known index, in order."""
@@ -286,11 +233,11 @@ class Ledger:
         """Return the chunk in the best variant that has its last record. Without one, use the
         variant in force, but keep the precision of intermediate records that exist."""
         between: dict[str, str] = {}
-        hears, first = self.hears(medium, chunk), self.pipeline[0].writes
-        variants = [each for each in self.variants if each.hears == hears]
+        hears = self.hears(medium, chunk)
+        variants = [variant for variant in self.variants if variant.hears == hears]
         for variant in variants if len(self.variants) > 1 else ():
             # Most variants are never used, and computing keys takes time.
-            if not any(len(self._record_sets[k][n]) for k, n in variant.of.items() if k != first):
+            if not self.records.has_some_of(variant):
                 continue
             task = task_of(medium, chunk, variant, previous)
             if self._is_valid(task):
@@ -299,7 +246,7 @@ class Ledger:
         precision = {**self.variant.precision, **between}
         if hears != self.variant.hears:
             precision = {part: precision[part] for part in variants[0].precision}
-        return task_of(medium, chunk, self.find_variant(precision), previous)
+        return task_of(medium, chunk, self.variants.of_precision(precision), previous)
 
     def _finished_precision(self, task: Task) -> dict[str, str]:
         """Return the precision of the parts whose intermediate record exists or was rejected."""
@@ -307,7 +254,7 @@ class Ledger:
             stage.part: task.variant.precision[stage.part]
             for stage in self.stages_of(task)[1:-1]
             if stage.part
-            and (task[stage.writes] in self[stage.writes] or self._refused(task, stage))
+            and (task[stage.writes] in self[stage.writes] or self.records.has_refused(task, stage))
         }
 
     def _is_valid(self, task: Task) -> bool:
@@ -322,9 +269,6 @@ class Ledger:
             return True
         stored = self[last].meta(task[last])
         return stored["ended"] == "stop" and bool(stored["tokens"] <= limit)
-
-    def in_variant(self, task: Task, variant: Variant) -> Task:
-        return task_of(task.medium, task.whole, variant, task.previous)
 
     def frames_to_cut(self, medium: Medium) -> list[int] | None:
         """Return the chunks whose frames must be cut. None means all chunks of an unread medium; an
@@ -362,14 +306,14 @@ def waves_of(
 ) -> list[list[Medium]]:
     """Divide the media into waves of these `lengths`, or as an earlier run recorded: always with
     `as_recorded`, else if they are about as many. The first division is recorded if `records`."""
-    key, made = digest_of([[m.digest, m.prompt] for m in media]), ledger.wave_records
+    key, made = digest_of([[m.digest, m.prompt] for m in media]), ledger.records.waves
     if records and key not in made:
         made.publish([Record(key=key, meta={"lengths": list(lengths)})])
     recorded: Sequence[int] = made.meta(key)["lengths"] if key in made else lengths
     few, many = sorted((len(recorded), len(lengths)))
     left = iter(media)
-    found = recorded if as_recorded or many <= MOST_RATIO * few else lengths
-    return [list(islice(left, length)) for length in found]
+    chosen = recorded if as_recorded or many <= MOST_RATIO * few else lengths
+    return [list(islice(left, length)) for length in chosen]
 
 
 def has_own_bytes(ledger: Ledger, model: Model, media: Iterable[Medium]) -> bool:
@@ -399,10 +343,10 @@ def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[
     """Return the approximate number of input tokens of a stage, by the key of its record."""
     wave = unique(tasks, stage.writes)
     key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
-    if key not in ledger.wave_records:
+    if key not in ledger.records.waves:
         counts = [_length(ledger, task, stage) for task in wave]
-        ledger.wave_records.publish([Record(key=key, meta={"tokens": counts})])
-    tokens: list[int] = ledger.wave_records.meta(key)["tokens"]
+        ledger.records.waves.publish([Record(key=key, meta={"tokens": counts})])
+    tokens: list[int] = ledger.records.waves.meta(key)["tokens"]
     return {task[stage.writes]: count for task, count in zip(wave, tokens, strict=True)}
 
 
@@ -422,20 +366,21 @@ def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) ->
     new record. A chunk with a long caption tends to get a long one again. The prompts are stored
     for the next run."""
     prompts = {digest_of(["asked", task.medium.prompt]): task.medium.prompt for task in tasks}
-    ledger.wave_records.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
+    ledger.records.waves.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
     known = (
-        ledger.wave_records.meta(key) for key in sorted(ledger.wave_records.keys() - prompts.keys())
+        ledger.records.waves.meta(key)
+        for key in sorted(ledger.records.waves.keys() - prompts.keys())
     )
     others = [meta["asked"] for meta in known if "asked" in meta][:MAX_OTHER_PROMPTS]
-    made, found = ledger[stage.writes], {}
+    made, lengths = ledger[stage.writes], {}
     for task in tasks if others else ():
         for prompt in others:
             medium = replace(task.medium, prompt=prompt)
             key = task_of(medium, task.whole, task.variant, task.previous)[stage.writes]
             if key in made:
-                found[task[stage.writes]] = int(made.meta(key)["tokens"])
+                lengths[task[stage.writes]] = int(made.meta(key)["tokens"])
                 break
-    return found
+    return lengths
 
 
 def stages_with_work(ledger: Ledger, media: Sequence[Medium]) -> list[StageSpec]:

@@ -83,6 +83,31 @@ class Variant:
         return mine == its
 
 
+class Variants(tuple[Variant, ...]):
+    """The variants of a run, the best first."""
+
+    __slots__ = ()
+
+    def of_precision(self, precision: Mapping[str, str]) -> Variant:
+        return next(variant for variant in self if variant.precision == precision)
+
+    def other_engine(self, own: Variant) -> Variant | None:
+        """Return another variant with equivalent captions, or None."""
+        return next((v for v in self if v != own and v.same_but_engine(own)), None)
+
+    def unheard(self, own: Variant) -> Variant:
+        """Return the variant that makes captions without sound, and otherwise as this one."""
+        precision = {p: of for p, of in own.precision.items() if p != hear.STAGE.part}
+        made = (precision, own.engine)
+        return next(v for v in self if not v.hears and (v.precision, v.engine) == made)
+
+    def answering(self, own: Variant) -> list[Variant]:
+        """Return a variant, then those that differ from it at most in the engine and in how inputs
+        pass the vision half. Those that differ only in the engine come first."""
+        others = [v for v in self if v != own and v.same_but_rounding(own)]
+        return [own, *sorted(others, key=lambda variant: variant.in_batches != own.in_batches)]
+
+
 def variants_of(
     config: RunOptions, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
 ) -> list[Variant]:

@@ -83,6 +83,9 @@ class Task:
         """Return whether the model sees crops of the image as well."""
         return self.medium.kind == "image" and self.variant.tiles != OFF
 
+    def in_variant(self, variant: Variant) -> "Task":
+        return task_of(self.medium, self.whole, variant, self.previous)
+
     @property
     def levels(self) -> list[int]:
         return [box.level for box in self.boxes]

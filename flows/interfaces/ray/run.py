@@ -32,7 +32,7 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError, redact
 from artifacts.packages import require_extra
 from artifacts.records.store import open_store, prepare_store
 from artifacts.texts.captions import Failure
-from flows.core.console.display import Display
+from flows.core.console.display import Display, StageStart
 from flows.core.job.partitions import FILES, partitions_of
 from flows.core.job.prepare import check_names, out_folder
 from flows.core.media.generated_files import GeneratedFiles
@@ -417,8 +417,9 @@ class Driver:
             own = GeneratedFiles(store, out=out)
             take(self._config, self._terms.command, record, store.url, own)
             record.write(force=True)
+            total, counts = len(partitions), "partition"
             self._display.stage(
-                PARTITIONS, len(partitions), 0, verb="processing", counts="partition"
+                StageStart(name=PARTITIONS, total=total, done=0, verb="processing", counts=counts)
             )
 
             def on_end(run: TaskRun) -> None:

@@ -237,10 +237,10 @@ class Captioning:
         self._metrics = metrics
         self._tokens = PromptTokens(job.model.folder)
         self._of = job.ledger.variant
-        self._unheard = job.ledger.unheard_variant(self._of)
+        self._unheard = job.ledger.variants.unheard(self._of)
         every = {variant.hears: variant for variant in (self._unheard, self._of)}
-        self._other = {h: job.ledger.other_engine_variant(variant) for h, variant in every.items()}
-        self._variants = {h: job.ledger.answering_variants(variant) for h, variant in every.items()}
+        self._other = {h: job.ledger.variants.other_engine(variant) for h, variant in every.items()}
+        self._variants = {h: job.ledger.variants.answering(variant) for h, variant in every.items()}
         answering = [variant for some in self._variants.values() for variant in some]
         self._kept, self._features = (
             keeper.of(job.store, stage.writes, *(variant[stage.writes] for variant in answering))

@@ -73,7 +73,7 @@ class MediumEmbedder:
         self._calls = StageCallBuilder(job)
         self.variant = job.ledger.variant
         kind = self._stage.writes
-        self._variants = job.ledger.answering_variants()
+        self._variants = job.ledger.variants.answering(job.ledger.variant)
         self._kept = keeper.of(job.store, kind, *(variant[kind] for variant in self._variants))
         self._shared: SingleFlight[EmbeddedMedium] = SingleFlight()
 

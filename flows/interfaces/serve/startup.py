@@ -391,7 +391,7 @@ class _Building:
         if job.model.hears:
             spec = plan_half(job, hear.STAGE, ladder, config, dict.fromkeys, places)
             hearing.append(self._half(spec))
-        other = job.ledger.other_engine_variant(job.ledger.variant)
+        other = job.ledger.variants.other_engine(job.ledger.variant)
         places = WorkerStores(fallback_namespace=other[decode.writes] if other is not None else "")
         plan = plan_half(job, decode, ladder, config, dict.fromkeys, places)
         plan = replace(plan, withdraws=True)

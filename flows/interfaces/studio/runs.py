@@ -114,8 +114,8 @@ def read_runs(path: Path) -> list[QueuedRun]:
     if not os.path.lexists(path):
         return []
     hint = "Move it away; what runs have made is kept"
-    found = read_json(path, {"runs": [SHAPE]}, hint)
-    return [QueuedRun(**{name: run[name] for name in QueuedRun.__slots__}) for run in found["runs"]]
+    stored = read_json(path, {"runs": [SHAPE]}, hint)["runs"]
+    return [QueuedRun(**{name: run[name] for name in QueuedRun.__slots__}) for run in stored]
 
 
 def program(words: Sequence[str]) -> list[str]:
@@ -181,6 +181,121 @@ def run_id(out: Path | str) -> str:
     return digest_of([os.path.realpath(out)])[:16]
 
 
+def _status(run: QueuedRun) -> dict[str, Any] | None:
+    """Return what the page shows of a run's progress; None if there is none yet."""
+    try:
+        progress = progress_of(Path(run.out))
+    except PenstockError:
+        return None
+    if "pid" not in progress or not _is_of(run, progress):
+        return None
+    plan = progress["plan"] or {}
+    return {
+        **{name: progress[name] for name in SHOWN},
+        "stages": [{name: stage.get(name) for name in STAGE} for stage in progress["stages"]],
+        "budget": (plan.get("memory") or {}).get("budget_bytes"),
+    }
+
+
+def _record(run: QueuedRun) -> dict[str, Any] | None:
+    """Return the record that a run has written; None if there is none yet."""
+    try:
+        record = load_record(run_folder(Path(run.out)) or Path(run.out))
+    except PenstockError:
+        return None
+    return record if _is_of(run, record) else None
+
+
+def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
+    """Return whether a record is of this run, and not of an earlier one."""
+    if run.pid:
+        return bool(record["pid"] == run.pid)
+    return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
+
+
+class RunProcesses:
+    """The processes of an output folder's runs, one at a time, and what each left in its log."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._child: subprocess.Popen[bytes] | None = None
+        """The last one that was started here, until `take_code`."""
+
+    @property
+    def is_running(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    def start(self, run: QueuedRun, lock: int) -> int:
+        """Start the command of a run, which keeps the lock until it ends. Return its process.
+        Raises OSError."""
+        with open(self.log(run), "wb") as log:
+            self._child = subprocess.Popen(
+                program(run.words),
+                cwd=run.folder,
+                env={**os.environ, "NO_COLOR": "1", NAMED: run.id},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+        return self._child.pid
+
+    def take_code(self) -> int | None:
+        """Return the exit code of the process that ended, and forget it; None: an earlier server
+        started it."""
+        child, self._child = self._child, None
+        return None if child is None else child.returncode
+
+    def outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
+        """Return the state and the error of a run that ended with this exit code."""
+        record = _record(run)
+        # A run stopped at its start records no end; an export may be rejected after its runs.
+        if record is None or code == 4 or (code and run.kind == "export"):
+            if code == 0:
+                return "done", ""
+            return ("interrupted" if code == 4 else "failed"), self._why(run, code)
+        if record["state"] not in ENDED or record["state"] == "died":
+            return "died", self._why(run, code)
+        return record["state"], record["error"]
+
+    def _why(self, run: QueuedRun, code: int | None) -> str:
+        """Return why a process ended that could not record it."""
+        for folder in (Path(run.out), self._logs):
+            if folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES:
+                return f"the disk of {folder} is full: free some space, then go on"
+        if code is None or code < 0:
+            return "its process was killed, by a user or for lack of memory"
+        return self.last_line(run) or f"it ended with code {code}, without a word"
+
+    def last_line(self, run: QueuedRun) -> str:
+        return "".join(self.log_of(run).strip().splitlines()[-1:])
+
+    def log(self, run: QueuedRun) -> Path:
+        return self._logs / f"{run.id}.log"
+
+    def log_of(self, run: QueuedRun) -> str:
+        try:
+            with open(self.log(run), "rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_BYTES))
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
+
+
+def lock_of(out: Path, name: str) -> int | None:
+    """Return an open file that has a lock of the output folder, or None if another process has
+    it. Raises EnvironmentFault."""
+    with disk_faults(out):
+        guard(out)
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
+        file = open_below(out / FOLDER / name, os.O_RDWR | os.O_CREAT)
+    if try_lock(file):
+        return file
+    os.close(file)
+    return None
+
+
 class RunQueue:
     """The runs of one output folder: one at a time, the others wait."""
 
@@ -190,13 +305,13 @@ class RunQueue:
         self._out, self._state = out, user_state() / "studio" / run_id(out)
         self._on_begin = on_begin
         self._lock = threading.RLock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self.processes = RunProcesses(self._state)
         self._end = threading.Event()
         self._own: int | None = None
         self.refusal = ""
         """Why nothing runs, of a folder that may only be read; empty: runs do."""
         try:
-            self._own = self._try_lock("server.lock")
+            self._own = lock_of(out, "server.lock")
         except EnvironmentFault as error:
             if not is_denied(error.__cause__):
                 raise
@@ -236,7 +351,7 @@ class RunQueue:
         """Put a command at the end of the queue. Raises UsageError, EnvironmentFault."""
         self._refuse()
         with self._lock:
-            if any(each.out == run.out and each.state not in ENDED for each in self.runs):
+            if any(other.out == run.out and other.state not in ENDED for other in self.runs):
                 raise UsageError(
                     f"a run into {run.out} is waiting or running already",
                     hint="Wait for it, stop it, or choose another folder",
@@ -269,10 +384,10 @@ class RunQueue:
                 interrupt(run.pid, run.start)
             elif do == "go on" and run.state in ENDED:
                 run.state, run.error = QUEUED, ""
-                self.runs = [*(each for each in self.runs if each is not run), run]
+                self.runs = [*(other for other in self.runs if other is not run), run]
             elif do == "remove" and run.state in ENDED:
                 self.runs.remove(run)
-                self._log(run).unlink(missing_ok=True)
+                self.processes.log(run).unlink(missing_ok=True)
             else:
                 raise UsageError(
                     f"{do}: impossible for a run that is {run.state}", hint="Reload the page"
@@ -305,33 +420,11 @@ class RunQueue:
             **{name: getattr(run, name) for name in ENTRY},
             "name": run.about_out.name,
             "run": run_id(run.about_out),
-            "said": self._last_line(run) if run.kind in SUMMED_UP else "",
+            "said": self.processes.last_line(run) if run.kind in SUMMED_UP else "",
             "line": line_of(run.words),
             "search": search_lines(run),
-            "status": None if run.state == QUEUED else self._status(run),
+            "status": None if run.state == QUEUED else _status(run),
         }
-
-    def _status(self, run: QueuedRun) -> dict[str, Any] | None:
-        try:
-            found = progress_of(Path(run.out))
-        except PenstockError:
-            return None
-        if "pid" not in found or not _is_of(run, found):
-            return None
-        plan = found["plan"] or {}
-        return {
-            **{name: found[name] for name in SHOWN},
-            "stages": [{name: stage.get(name) for name in STAGE} for stage in found["stages"]],
-            "budget": (plan.get("memory") or {}).get("budget_bytes"),
-        }
-
-    def _record(self, run: QueuedRun) -> dict[str, Any] | None:
-        """Return the record that a run has written; None if there is none yet."""
-        try:
-            found = load_record(run_folder(Path(run.out)) or Path(run.out))
-        except PenstockError:
-            return None
-        return found if _is_of(run, found) else None
 
     def _work(self) -> None:
         while not self._end.is_set():
@@ -339,16 +432,17 @@ class RunQueue:
                 self.tick()
             except (PenstockError, OSError) as error:
                 with self._lock:
-                    for run in (each for each in self.runs if each.state == STARTING):
+                    starting = [run for run in self.runs if run.state == STARTING]
+                    for run in starting:
                         run.state, run.error = "failed", str(error)
             self._end.wait(TICK_SECONDS)
 
     def tick(self) -> None:
         """Note a run that ended, and start the next one. Raises OSError, EnvironmentFault."""
         with self._lock:
-            if self._child is not None and self._child.poll() is None:
+            if self.processes.is_running:
                 return
-            lock = self._try_lock("run.lock")
+            lock = lock_of(self._out, "run.lock")
             if lock is None:  # a run of an earlier server, or one of its last threads
                 self._find_again()
                 return
@@ -369,84 +463,26 @@ class RunQueue:
 
     def _end_runs(self) -> None:
         """Note how runs ended, now that none has the lock."""
-        code = None if self._child is None else self._child.returncode
-        self._child, changed = None, False
+        code, changed = self.processes.take_code(), False
         for run in self.runs:
             if run.state == STARTING and not run.pid:
                 run.state, changed = QUEUED, True  # the server was killed before it started it
             elif run.state in (STARTING, RUNNING):
-                run.state, run.error = self._outcome(run, code)
+                run.state, run.error = self.processes.outcome(run, code)
                 changed = True
         if changed:
             self._save()
-
-    def _outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
-        record = self._record(run)
-        # A run stopped at its start records no end; an export may be rejected after its runs.
-        if record is None or code == 4 or (code and run.kind == "export"):
-            if code == 0:
-                return "done", ""
-            return ("interrupted" if code == 4 else "failed"), self._why(run, code)
-        if record["state"] not in ENDED or record["state"] == "died":
-            return "died", self._why(run, code)
-        return record["state"], record["error"]
-
-    def _why(self, run: QueuedRun, code: int | None) -> str:
-        """Return why a process ended that could not record it."""
-        for folder in (Path(run.out), self._state):
-            if folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES:
-                return f"the disk of {folder} is full: free some space, then go on"
-        if code is None or code < 0:
-            return "its process was killed, by a user or for lack of memory"
-        return self._last_line(run) or f"it ended with code {code}, without a word"
-
-    def _last_line(self, run: QueuedRun) -> str:
-        return "".join(self.log_of(run).strip().splitlines()[-1:])
 
     def _begin(self, run: QueuedRun, lock: int) -> None:
         run.state, run.began, run.pid, run.start, run.error = STARTING, now(), 0, "", ""
         self._save()
         self._on_begin(run)
-        with open(self._log(run), "wb") as log:
-            self._child = subprocess.Popen(
-                program(run.words),
-                cwd=run.folder,
-                env={**os.environ, "NO_COLOR": "1", NAMED: run.id},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(lock,),
-            )
-        run.state, run.pid = RUNNING, self._child.pid
+        run.pid, run.state = self.processes.start(run, lock), RUNNING
         run.start = start_of(run.pid)
         self._save()
 
-    def _log(self, run: QueuedRun) -> Path:
-        return self._state / f"{run.id}.log"
-
-    def log_of(self, run: QueuedRun) -> str:
-        try:
-            with open(self._log(run), "rb") as log:
-                log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_BYTES))
-                return log.read().decode(errors="replace")
-        except OSError:
-            return ""
-
     def _save(self) -> None:
         write_json(self._state / QUEUE, {"runs": [asdict(run) for run in self.runs]})
-
-    def _try_lock(self, name: str) -> int | None:
-        """Return an open file that has a lock of the output folder, or None if another process has
-        it. Raises EnvironmentFault."""
-        with disk_faults(self._out):
-            guard(self._out)
-            (self._out / FOLDER).mkdir(parents=True, exist_ok=True)
-            file = open_below(self._out / FOLDER / name, os.O_RDWR | os.O_CREAT)
-        if try_lock(file):
-            return file
-        os.close(file)
-        return None
 
 
 def search_lines(run: QueuedRun) -> list[str]:
@@ -463,13 +499,6 @@ def search_lines(run: QueuedRun) -> list[str]:
     index = os.path.join(run.out, "index")
     build = ["index", "build", *kept, *model, f"--out={index}", "--", *sources]
     return [line_of(build), line_of(["search", "a dog in the snow", f"--index={index}"])]
-
-
-def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
-    """Return whether a record is of this run, and not of an earlier one."""
-    if run.pid:
-        return bool(record["pid"] == run.pid)
-    return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
 
 
 def interrupt(pid: int, start: str) -> None:

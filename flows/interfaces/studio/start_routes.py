@@ -317,4 +317,4 @@ class StartRoutes:
     async def log(self, request: Request) -> Response:
         queue = self._studio.queue
         run = queue.of(request.path_params["id"])
-        return PlainTextResponse(await asyncio.to_thread(queue.log_of, run))
+        return PlainTextResponse(await asyncio.to_thread(queue.processes.log_of, run))

@@ -15,7 +15,6 @@ import pytest
 from flows.commands.search.query import Hit
 from flows.commands.search.search_command import lines_of
 from flows.core.console import lines as tables
-from flows.core.console.display import GROUP_SECONDS, WINDOW_SECONDS, Pace
 from flows.core.console.lines import (
     UNBOUNDED,
     duration,
@@ -26,6 +25,7 @@ from flows.core.console.lines import (
     wrapped,
 )
 from flows.core.console.lines import pace as pace_told
+from flows.core.console.pace import GROUP_SECONDS, WINDOW_SECONDS, Pace
 from tests.support.terminals import terminal
 
 LONG = "media       3 files, 20 s, about 4 chunks and 12 frames, if shots take 10 s: `penstock x y`"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.core.console.display import READING, Display
+from flows.core.console.display import READING, Display, StageStart
 from flows.core.options.training import TuneRun
 from flows.execution.run_observer import RunObserver
 from flows.interfaces.cli.main import main
@@ -32,16 +32,16 @@ LOADS = "the vision half, 2.3 GB"
 
 @pytest.fixture(autouse=True)
 def drawn_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.core.console.display.REFRESH_PER_SECOND", 40)
-    monkeypatch.setattr("flows.core.console.display.GROUP_SECONDS", 0.02)
-    monkeypatch.setattr("flows.core.console.display.STEADY_ITEMS", 1)
-    monkeypatch.setattr("flows.core.console.display.STEADY_SECONDS", 0.0)
+    monkeypatch.setattr("flows.core.console.modes.REFRESH_PER_SECOND", 40)
+    monkeypatch.setattr("flows.core.console.pace.GROUP_SECONDS", 0.02)
+    monkeypatch.setattr("flows.core.console.pace.STEADY_ITEMS", 1)
+    monkeypatch.setattr("flows.core.console.pace.STEADY_SECONDS", 0.0)
     monkeypatch.setenv("TERM", "xterm")
 
 
 def run(display: Display) -> None:
     display.doing(READING)
-    display.stage("encode", 40, 2, loads=LOADS)
+    display.stage(StageStart(name="encode", total=40, done=2, loads=LOADS))
     time.sleep(0.2)
     display.on_event("encode", StageNotes(values={"loaded_bytes": 1}))
     time.sleep(0.2)
@@ -84,7 +84,7 @@ def test_a_terminal_shows_a_line_that_moves_in_its_width(monkeypatch: pytest.Mon
 
 
 def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.core.console.display.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("flows.core.console.modes.LINE_SECONDS", 0.0)
     log = io.StringIO()
     run(Display(to=log))
     lines = log.getvalue().splitlines()
@@ -97,9 +97,9 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_items_made_beside_the_stage_before_count_as_made() -> None:
     log = io.StringIO()
     display = Display(to=log)
-    display.stage("frames", 3, 0)
+    display.stage(StageStart(name="frames", total=3, done=0))
     display.on_event("encode", Item())
-    display.stage("encode", 3, 1)
+    display.stage(StageStart(name="encode", total=3, done=1))
     display.on_event("encode", Item())
     display.on_event("encode", Item())
     display.close()
@@ -111,10 +111,10 @@ def test_items_made_beside_the_stage_before_count_as_made() -> None:
 def test_a_stage_that_works_beside_is_counted_on_the_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flows.core.console.display.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("flows.core.console.modes.LINE_SECONDS", 0.0)
     log = io.StringIO()
     display = Display(to=log)
-    display.stage("encode", 3, 0)
+    display.stage(StageStart(name="encode", total=3, done=0))
     for stage in ("encode", "decode", "decode", "encode"):
         display.on_event(stage, Item())
     assert log.getvalue().splitlines()[-1].endswith("captioning 2"), log.getvalue()
@@ -136,7 +136,7 @@ def test_a_terminal_that_obeys_nothing_has_plain_lines(monkeypatch: pytest.Monke
 
 
 def test_a_log_is_not_silent_before_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.core.console.display.SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("flows.core.console.modes.SILENT_SECONDS", 0.05)
     log = io.StringIO()
     display = Display(to=log)
     display.doing(READING)
@@ -151,14 +151,14 @@ def test_a_log_is_not_silent_before_the_first_stage(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_log_says_again_and_again_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.core.console.display.SILENT_SECONDS", 0.05)
-    monkeypatch.setattr("flows.core.console.display.QUIET_SECONDS", 0.3)
+    monkeypatch.setattr("flows.core.console.modes.SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("flows.core.console.modes.QUIET_SECONDS", 0.3)
     log = io.StringIO()
     display = Display(to=log)
     display.doing(READING)
     wait_for(lambda: f"{READING}: " in log.getvalue())
     begun = time.monotonic()
-    display.stage("encode", 3, 0, loads=LOADS)
+    display.stage(StageStart(name="encode", total=3, done=0, loads=LOADS))
     starting = "encoding: starting Python and torch, "
     wait_for(lambda: log.getvalue().count(starting) >= 2)
     assert "loading" not in log.getvalue(), "nothing is loaded before the imports have ended"
@@ -182,7 +182,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("end", ["close", "print_line", "stage"])
 def test_a_log_says_nothing_of_what_took_no_time(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.core.console.display.SILENT_SECONDS", 0.1)
+    monkeypatch.setattr("flows.core.console.modes.SILENT_SECONDS", 0.1)
     log = io.StringIO()
     display = Display(to=log)
     display.doing(READING)
@@ -191,7 +191,7 @@ def test_a_log_says_nothing_of_what_took_no_time(end: str, monkeypatch: pytest.M
     elif end == "print_line":
         display.print_line("something")
     else:
-        display.stage("frames", 3, 0)
+        display.stage(StageStart(name="frames", total=3, done=0))
     time.sleep(0.2)
     assert READING not in log.getvalue()
 

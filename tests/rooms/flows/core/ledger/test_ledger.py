@@ -59,14 +59,14 @@ def index(frame_counts: list[int]) -> MediaIndex:
 def ledger(tmp_path: Path, **found: list[int]) -> Ledger:
     made = Ledger(FolderStore(tmp_path), CAPTION, NAMESPACES)
     for name, counts in found.items():
-        made.media.publish([Record(key=name, meta=index(counts).to_json())])
+        made.records.media.publish([Record(key=name, meta=index(counts).to_json())])
     return made
 
 
 def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8, 8, 8, 8])
     assert book.frames_to_cut(medium("unknown")) is None, "all of them"
-    book.failures.publish([Record(key="failed", meta={"kind": "no-video"})])
+    book.records.failures.publish([Record(key="failed", meta={"kind": "no-video"})])
     assert book.frames_to_cut(medium("failed")) == []
     assert book.failure(medium("failed")) == {"kind": "no-video"}
     tasks = book.tasks([medium("a")])
@@ -82,7 +82,7 @@ def test_only_chunks_with_neither_frames_features_nor_caption_are_cut(tmp_path: 
 def test_a_new_prompt_changes_keys_of_features_that_see_it(tmp_path: Path) -> None:
     seeing = replace(NAMESPACES, prompted=frozenset(["features", "captions"]))
     book = Ledger(FolderStore(tmp_path), CAPTION, seeing)
-    book.media.publish([Record(key="a", meta=index([8]).to_json())])
+    book.records.media.publish([Record(key="a", meta=index([8]).to_json())])
     (one,), (other,) = book.tasks([medium("a")]), book.tasks([medium("a", prompt="Who?")])
     assert one["frames"] == other["frames"]
     assert one["features"] != other["features"] and one["captions"] != other["captions"]
@@ -209,7 +209,7 @@ def test_only_rounding_may_differ_between_the_variants_that_answer(tmp_path: Pat
         replace(own, prompted=frozenset()),
     ]
     made = Ledger(FolderStore(tmp_path), CAPTION, own, *different, *others)
-    assert made.answering_variants() == [own, others[2], *others[:2]]
+    assert made.variants.answering(made.variant) == [own, others[2], *others[:2]]
 
 
 def test_the_crops_of_a_wide_image_lie_beside_one_another(tmp_path: Path) -> None:
@@ -278,8 +278,8 @@ def test_a_half_is_wanted_when_the_store_lacks_what_it_makes(tmp_path: Path) -> 
 
 def test_what_the_model_refuses_or_nothing_can_read_wants_no_half(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8])
-    book.refused["encode"].publish([Record(key=book.tasks([medium("a")])[0]["features"])])
-    book.failures.publish([Record(key="b", meta={"kind": "no-video"})])
+    book.records.refused["encode"].publish([Record(key=book.tasks([medium("a")])[0]["features"])])
+    book.records.failures.publish([Record(key="b", meta={"kind": "no-video"})])
     assert expected_of(book, [medium("a"), medium("b")]) == []
 
 
@@ -322,7 +322,7 @@ def test_fine_tuning_of_a_model_of_the_hub_is_told_from_its_headers(
 
 
 def test_a_download_moves_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.core.console.display.REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr("flows.core.console.modes.REDRAW_SECONDS", 0.0)
     for terminal in (True, False):
         to = Terminal() if terminal else io.StringIO()
         display = Display(to=to)

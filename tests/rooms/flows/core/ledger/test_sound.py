@@ -9,7 +9,7 @@ from artifacts.records.packs import Record
 from artifacts.records.store import FolderStore
 from artifacts.schema import ChunkIndex, MediaIndex
 from flows.core.ledger.ledger import Ledger, stages_with_work
-from flows.core.ledger.namespaces import Variant
+from flows.core.ledger.namespaces import Variant, Variants
 from flows.core.ledger.tasks import Medium, Task
 from flows.core.pipelines import CAPTION, HEARING, with_hearing
 from flows.core.plan.ladder import Rung
@@ -44,14 +44,14 @@ def ledger(tmp_path: Path) -> Ledger:
             for at in range(count)
         )
         index = MediaIndex(kind="video", duration=60.0, chunks=chunks, **size)
-        made.media.publish([Record(key=medium.digest, meta=index.to_json())])
+        made.records.media.publish([Record(key=medium.digest, meta=index.to_json())])
     return made
 
 
 def silence(book: Ledger, task: Task) -> None:
     """Note that the sound stage found no sound in this chunk."""
-    assert book.silences is not None
-    book.silences.publish([Record(key=task["sound"])])
+    assert book.records.silences is not None
+    book.records.silences.publish([Record(key=task["sound"])])
     book.refresh()
 
 
@@ -91,7 +91,7 @@ def test_a_chunk_without_sound_has_the_keys_of_a_run_without_sound(tmp_path: Pat
 def test_a_chunk_without_sound_is_not_asked_what_is_heard(tmp_path: Path) -> None:
     silent = replace(SILENT, silent_prompts={"Describe what is seen and heard.": "Describe."})
     book, plain = ledger(tmp_path), Ledger(FolderStore(tmp_path), CAPTION, SILENT)
-    book.variants = (HEARS, silent)
+    book.variants = Variants((HEARS, silent))
     asked = replace(VIDEO, prompt="Describe what is seen and heard.")
     silence(book, book.tasks([asked])[1])
     heard, seen = book.tasks([asked])
@@ -105,7 +105,7 @@ def test_features_of_sound_do_not_depend_on_how_frames_are_sampled(tmp_path: Pat
     sampled = {"frames": "0" * 64, "features": "1" * 64}
     others = (replace(each, of={**each.of, **sampled}) for each in (HEARS, SILENT))
     other = Ledger(store, PIPELINE, *others)
-    other.media.publish([Record(key="v", meta=book.media.meta("v"))])
+    other.records.media.publish([Record(key="v", meta=book.records.media.meta("v"))])
     one, same = book.tasks([VIDEO])[0], other.tasks([VIDEO])[0]
     assert one["heard"] == same["heard"] and one["features"] != same["features"]
 
@@ -136,7 +136,7 @@ def test_sound_that_was_encoded_is_not_read_again_beside_other_chunks(tmp_path: 
 def test_a_chunk_whose_sound_is_damaged_has_failed(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     first, second = book.tasks([VIDEO])
-    book.refused["sound"].publish([Record(key=first["sound"], meta={"kind": "sound"})])
+    book.records.refused["sound"].publish([Record(key=first["sound"], meta={"kind": "sound"})])
     book.refresh()
     assert book.has_failed(first) and not book.has_failed(second)
     assert book.refusal(VIDEO) == {"stage": "sound", "kind": "sound", "start": 0.0}
@@ -150,7 +150,9 @@ def test_sound_that_is_stored_needs_no_more_room(tmp_path: Path) -> None:
     tasks, media = book.tasks([VIDEO]), [VIDEO]
     for task in tasks:
         book["sound"].publish([Record(key=task["sound"], payload=bytes(25_000))])
-    job: Any = SimpleNamespace(store=book.media.store, ledger=book, pipeline=PIPELINE, media=media)
+    job: Any = SimpleNamespace(
+        store=book.records.media.store, ledger=book, pipeline=PIPELINE, media=media
+    )
     expected = Estimate(
         seconds=60, chunks=2, frames=2, **sizes, sound_bytes=50_000, heard_bytes=300
     )
