@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifacts.option_texts import parse_size
 from flows.core.checkpoint.precision import QUANTIZED, resolve_settings
-from flows.core.console.lines import parse_size
 from flows.core.options.commands import CaptionConfig
 from flows.outputs.run_status import stages_of
 from stages.models.inspection import describe

@@ -11,11 +11,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
-from artifacts.option_texts import members
+from artifacts.option_texts import members, parse_size
 from artifacts.options import declared
 from artifacts.wording import meant
 from flows.core.console.display import Display
-from flows.core.console.lines import in_cell, parse_size
+from flows.core.console.lines import in_cell
 from flows.core.options.media import SourceOptions
 from flows.core.options.model import SIZES
 

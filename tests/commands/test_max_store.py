@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from artifacts.errors import CannotFit, Interrupted
+from artifacts.option_texts import parse_size
 from artifacts.records.packs import Record, RecordSet, read_header
 from artifacts.records.store import FolderStore, open_store
 from artifacts.records.stores.local import half_written
 from flows.core.console.display import Display
-from flows.core.console.lines import parse_size, size
+from flows.core.console.lines import size
 from flows.core.machine.launch import StageCall
 from flows.core.machine.leases import hold_note_in, note_of
 from flows.core.options.commands import CaptionConfig

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import groupby
 
 from artifacts.errors import UsageError
+from artifacts.option_texts import parse_size
 from artifacts.records.packs import half_written_in, sizes_in, verify
 from artifacts.records.store import Store, check_format, open_store
 from artifacts.wording import counted
@@ -25,14 +26,7 @@ from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_failed
 from flows.commands.shared.options import add_caption_options, add_print_options
 from flows.core.console.display import Display
-from flows.core.console.lines import (
-    duration,
-    is_terminal,
-    parse_size,
-    print_lines,
-    size,
-    table_lines,
-)
+from flows.core.console.lines import duration, is_terminal, print_lines, size, table_lines
 from flows.core.options.commands import RebuildConfig
 from flows.core.options.store import STORE_HELP, default_store
 from flows.core.pipelines import STAGES

@@ -5,7 +5,6 @@ Lines are wrapped to the width of the terminal. Without a terminal, they are not
 """
 
 import json
-import math
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import IO, Any
 
-from artifacts.errors import UsageError, plain
+from artifacts.errors import plain
 from stages.process.output_streams import lasting
 
 UNBOUNDED = 1000
@@ -216,18 +215,6 @@ def _row(
         yield BETWEEN.join(padded).rstrip()
 
 
-UNITS = {
-    "": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},
-    **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGTP", 1)},
-    **{letter: 1024**power for power, letter in enumerate("KMGTP", 1)},
-    "B": 1,
-}
-"""Unit of a size, in capitals → bytes. `G` means `GiB`, as in most programs that limit memory."""
-SIZE_TEXT = r"^\s*[0-9]+(\.[0-9]+)?\s*([KMGTPkmgtp]([Ii]?[Bb])?|[Bb])?\s*$"
-"""Pattern of the texts that `parse_size` accepts, for the schema of a form."""
-MIN_UNITLESS_BYTES = 1 << 20
-"""A smaller number of bytes without a unit is refused as a mistake; 0 is accepted."""
 MEMORY_STEP = 1 << 28
 """Maximum rounding step of a suggested memory limit in bytes: a quarter of a GiB."""
 
@@ -282,18 +269,3 @@ def rounded_up(count: int) -> int:
 def written(count: int) -> str:
     """Return a limit from `rounded_up` in option syntax: `40MiB`, `13.25GiB`."""
     return f"{count >> 20}MiB" if count % MEMORY_STEP else f"{count / (1 << 30):g}GiB"
-
-
-def parse_size(text: str, option: str) -> int:
-    """Parse `200GB`, `8G`, `1.5TiB` or `4194304` into bytes. `option`: the option name, for errors.
-    Raises UsageError, also for a small number without a unit."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    unit = UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or not math.isfinite(size := float(match[1]) * unit):
-        raise UsageError(
-            f"{option} {text!r} is not a size", hint="Write it like 200GB, 1.5TiB or 800MB"
-        )
-    if not match[2] and 0 < size < MIN_UNITLESS_BYTES:
-        unit = "GiB" if size < 1024 else "MiB"
-        raise UsageError(f"{option} {match[1]}: {int(size)} bytes?", hint=f"Write {match[1]}{unit}")
-    return int(size)

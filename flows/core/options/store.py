@@ -6,8 +6,8 @@ from functools import partial
 from typing import Annotated
 
 from artifacts.disk.paths import user_cache
+from artifacts.option_texts import SIZE_TEXT, parse_size
 from artifacts.options import Option, OptionGroup
-from flows.core.console.lines import SIZE_TEXT, parse_size
 from flows.core.options.formats import FILES, MEMORY, MODEL
 from stages.process.host_memory import cores
 

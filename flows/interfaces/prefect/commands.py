@@ -18,6 +18,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from artifacts.errors import EnvironmentFault, PenstockError
+from artifacts.option_texts import parse_size
 from artifacts.records.store import check_format, open_store
 from flows.commands.cache.clean import collect
 from flows.commands.cache.rebuild import RebuildOptions, RebuildResult, rebuild
@@ -31,7 +32,7 @@ from flows.commands.search.build import fill_index
 from flows.commands.sift.run import sift
 from flows.commands.tune.run import tune
 from flows.core.console.display import Display
-from flows.core.console.lines import parse_size, size
+from flows.core.console.lines import size
 from flows.core.job.partitions import FILES
 from flows.core.job.prepare import Job
 from flows.core.options.commands import CaptionConfig

@@ -11,9 +11,10 @@ from PIL import Image
 
 import penstock_demo
 from artifacts.errors import UsageError
+from artifacts.option_texts import parse_size
 from artifacts.records.store import FolderStore
 from flows.core.console.display import Display
-from flows.core.console.lines import parse_size, rounded_up, written
+from flows.core.console.lines import rounded_up, written
 from flows.core.options.vectors import EmbedConfig
 from flows.core.plan import ladder
 from flows.core.plan.changes import cannot_fit, changes
