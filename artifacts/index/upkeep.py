@@ -1,20 +1,13 @@
-"""Maintains an index: measures its recall, selects how it searches, finds its rows, and tells
-deleted files from those that a disk does not show now.
+"""Maintains an index: measures its recall, and selects how it searches.
 
 Recall is that of the two-step search. Bits are computed relative to the mean of the image vectors,
 and the mean moves as images are added. When an index has doubled since the last measurement, the
 mean and the bits are recomputed. Both are then compared with the exact scan on the index's own
 vectors.
-
-Rows are found by file, by folder or by key.
 """
 
-import os
-import shlex
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.disk.files import whole_file
-from artifacts.disk.mounts import DELETED, Absence, MissingFiles
-from artifacts.disk.paths import required_path
-from artifacts.errors import UsageError
 from artifacts.index.manifest import (
     IndexShard,
     Manifest,
@@ -43,51 +33,12 @@ from artifacts.index.search import (
 )
 from artifacts.index.shard import (
     SHARD_ROWS,
-    Positions,
     mean_of,
     write_bits,
 )
-from artifacts.index.snapshot import Kept, Snapshot, open_snapshot
+from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import IndexWriter
 from artifacts.records.vectors import Vectors
-from artifacts.remote.addresses import is_address
-from artifacts.texts.tables import stored_text, text_stored
-from artifacts.wording import counted
-
-
-class GoneFiles:
-    """Tells files that were deleted from those that cannot be seen now, and collects the latter."""
-
-    def __init__(self, noted: Mapping[str, str]) -> None:
-        """`noted` is as in `MissingFiles`."""
-        self._missing = MissingFiles(noted)
-        self._unseen: Counter[Absence] = Counter()
-        """Folder that is away → its files that may be there."""
-
-    def has(self, path: str) -> bool:
-        """Return whether a file was deleted. Files far away are not looked up."""
-        if is_address(path):
-            return False
-        absence = self._missing.absence_of(path, [os.path.dirname(path)])
-        if absence not in (None, DELETED):
-            self._unseen[absence] += 1
-        return absence == DELETED
-
-    def kept(self, index: Path) -> Iterator[tuple[Absence, int, str]]:
-        """Yield each folder whose files an index keeps because they cannot be seen, their number,
-        and what to do."""
-        for absence, count in self._unseen.items():
-            words = ["penstock", "index", "remove", absence.folder, "--index", str(index)]
-            yield absence, count, f"If it was deleted or renamed: {shlex.join(words)}"
-
-    def notes(self, index: Path) -> Iterator[str]:
-        """Yield a line for each of these folders."""
-        for absence, count, hint in self.kept(index):
-            yield (
-                f"note: the rows of {counted(count, 'file')} in {absence.folder} are kept, as its "
-                f"disk may be away ({absence.reason}). {hint}"
-            )
-
 
 NEAREST = 10
 """Recall is the share of so many nearest."""
@@ -202,84 +153,3 @@ def stats_of(folder: Path) -> dict[str, Any]:
         "measured": {sort: asdict(method) for sort, method in manifest.measured.items()},
         "measured_rows": manifest.measured_rows,
     }
-
-
-KINDS = ("path", "folder", "key", "media_path")
-"""What a name may be, in this order: a name in one folder may also be the `media_path` of others'
-files."""
-SHOWN = 5
-"""Paths that are listed of a name that several files have."""
-
-
-def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
-    """Return the live rows of these names. A name stands for the first that it is of: the path or
-    address of a file, a folder, a key, the `media_path` of one file. Raises UsageError for an empty
-    name, one that no row has, and a `media_path` of several files."""
-    kept = np.zeros(snapshot.rows, np.bool_)
-    left = list(dict.fromkeys(required_path(name, "name") for name in names))
-    for kind in KINDS if names else ():
-        rows, paths_of = _rows_of(snapshot, kind, left)
-        for name, paths in paths_of.items() if kind == "media_path" else ():
-            if len(paths) > 1:
-                listed = ", ".join(paths[:SHOWN]) + ", …" * (len(paths) > SHOWN)
-                raise UsageError(
-                    f"{name} is the name of several files of {snapshot.folder}: {listed}",
-                    hint="Give the path of each that is meant; nothing was removed",
-                )
-        kept |= rows
-        left = [name for name in left if name not in paths_of]
-    if left:
-        raise UsageError(
-            f"no row of {snapshot.folder} is of {left[0]}",
-            hint="Give a file or a folder as it was given to the index, or a key; nothing was "
-            "removed",
-        )
-    return np.flatnonzero(kept)
-
-
-def rows_gone(snapshot: Snapshot, gone: GoneFiles) -> Positions:
-    """Return the live rows whose files are no longer there."""
-    kept, live = np.zeros(snapshot.rows, np.bool_), snapshot.live()
-    is_gone = cache(lambda path: gone.has(text_stored(path)))
-    for start, batch in snapshot.batches(["path"]):
-        for at, path in enumerate(batch.column("path").to_pylist(), start):
-            kept[at] = live[at] and is_gone(path)
-    return np.flatnonzero(kept)
-
-
-def _rows_of(
-    snapshot: Snapshot, kind: str, names: Sequence[str]
-) -> tuple[Kept, dict[str, list[str]]]:
-    """Return which live rows one of these names stands for as one of KINDS, and those names, each
-    with the first paths."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    column, spelled = "path" if kind == "folder" else kind, defaultdict[str, list[str]](list)
-    for name in names:
-        for text in {os.path.abspath(name), name} if column == "path" else (name,):
-            value = os.path.join(text, "") if kind == "folder" else text
-            spelled[stored_text(value)].append(name)
-    live, kept = snapshot.live(), np.zeros(snapshot.rows, np.bool_)
-    paths_of: dict[str, list[str]] = {}
-    for start, batch in snapshot.batches(list({"path", column})):
-        values, of = batch.column(column), dict(spelled)
-        if kind == "folder":
-            values = pc.replace_substring_regex(values, r"[^/]*\z", "")
-            of = {value: _above(value, spelled) for value in values.unique().to_pylist()}
-        wanted = pa.array([value for value, ours in of.items() if ours], pa.string())
-        here = slice(start, start + len(batch))
-        rows = pc.is_in(values, wanted).to_numpy(zero_copy_only=False) & live[here]
-        kept[here] = rows
-        pairs = (cells.filter(rows).to_pylist() for cells in (values, batch.column("path")))
-        for value, path in zip(*pairs, strict=True):
-            for paths in (paths_of.setdefault(name, []) for name in of[value]):
-                if len(paths) <= SHOWN and text_stored(path) not in paths:
-                    paths.append(text_stored(path))
-    return kept, paths_of
-
-
-def _above(folder: str, spelled: Mapping[str, list[str]]) -> list[str]:
-    """Return the names of a folder and of those above it; each ends with a slash."""
-    ends = (at + 1 for at, letter in enumerate(folder) if letter == "/")
-    return [name for end in ends for name in spelled.get(folder[:end], ())]

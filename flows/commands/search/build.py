@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from artifacts.disk.files import refuse_foreign
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
+from artifacts.index.gone_files import GoneFiles
 from artifacts.index.manifest import has_manifest, is_of_index, read_manifest
 from artifacts.index.shard import MEDIUM, ROW, IndexRow, identities_of, medium_of
 from artifacts.index.snapshot import of_all, paths_of
-from artifacts.index.upkeep import GoneFiles, is_due, measure, note_texts
+from artifacts.index.upkeep import is_due, measure, note_texts
 from artifacts.index.writing import (
     LOCK,
     Added,

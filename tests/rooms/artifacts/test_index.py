@@ -17,11 +17,13 @@ import pytest
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index import manifest, writing
+from artifacts.index.gone_files import GoneFiles, rows_gone
 from artifacts.index.manifest import SearchMethod, described, read_manifest, write_manifest
+from artifacts.index.named_rows import rows_named
 from artifacts.index.search import Query
 from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.snapshot import open_snapshot, paths_of
-from artifacts.index.upkeep import GoneFiles, measure, note_texts, rows_gone, rows_named, stats_of
+from artifacts.index.upkeep import measure, note_texts, stats_of
 from artifacts.index.verify import verify_index
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import IndexWriter, compact, merge_small
