@@ -1,4 +1,4 @@
-"""Tells deleted files from those that a disk does not show now, and finds the rows of the former."""
+"""Tells deleted files from those that a disk does not show now, and finds rows of deleted ones."""
 
 import os
 import shlex
