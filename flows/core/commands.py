@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from stages.process.stage_spec import StageSpec
+if TYPE_CHECKING:
+    from stages.process.stage_spec import StageSpec
 
 COMMANDS = {
     "caption": ("caption videos and images", "flows.commands.caption"),
@@ -47,9 +49,9 @@ COMMANDS = {
 class Declaration:
     """What other parts of the program have to know of a command."""
 
-    pipelines: tuple[tuple[StageSpec, ...], ...]
+    pipelines: "tuple[tuple[StageSpec, ...], ...]"
     """Pipelines that it alone runs."""
-    planned: Mapping[str, tuple[tuple[StageSpec, ...], ...]] = field(default_factory=dict)
+    planned: "Mapping[str, tuple[tuple[StageSpec, ...], ...]]" = field(default_factory=dict)
     """Purpose of `plan --for` → those of them that it plans, one per sort of model."""
     costs: str
     """Name of the mapping from its own stages to their costs."""
