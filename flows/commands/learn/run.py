@@ -150,11 +150,13 @@ def choose(
     with closing(opened) as captions:
         found = decisions_of(captions, config.journal, rounds)
         if found.adopted and not dry:
-            rows = [captions.rows[key] for key in found.adopted]
+            rows = [captions.folder.rows[key] for key in found.adopted]
             captions.add(
-                action_of("edits of copies", changes_of(rows, found.adopted, captions.content_of))
+                action_of(
+                    "edits of copies", changes_of(rows, found.adopted, captions.folder.content_of)
+                )
             )
-        is_proved = captions.belief.proof(ROUND)
+        is_proved = captions.folder.belief.proof(ROUND)
     others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
     examples = found.examples
     settings = {name: getattr(config, name) for name in SETTINGS}  # they decide an adapter
@@ -308,7 +310,7 @@ class _Work:
                 self._end(DONE, accepted=False)
                 raise
             if self.round["phase"] == RECAPTIONED:
-                self._end(CARRIED, carried=kept, changed=changed, captions=len(new.rows))
+                self._end(CARRIED, carried=kept, changed=changed, captions=len(new.folder.rows))
             config = self.run.captioning(self.config, self.out, self.adapter)
             self.captioned = self._caption(config, self._begin)
         self._end(DONE, captions=self.captioned.captions)
