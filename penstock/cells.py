@@ -116,7 +116,7 @@ def _labels(out: Path) -> Iterator[ShownCaption]:
 
 
 def _captions(out: Path) -> Iterator[ShownCaption]:
-    from flows.commands.review.captions import LINE
+    from flows.commands.review.folder_captions import LINE
 
     decided = None
     for entry, rows in media_with_captions(out, LINE):

@@ -27,7 +27,8 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
     as one's own in another session. Nothing is changed if a place has no caption. Raises
     PenstockError.
     """
-    from flows.commands.review.captions import EditRefused, ReviewedCaptions
+    from flows.commands.review.captions import ReviewedCaptions
+    from flows.commands.review.folder_captions import EditRefused
 
     if not isinstance(texts, Mapping):
         raise odd("texts", texts, TAKEN)
@@ -37,7 +38,7 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
     captions = ReviewedCaptions(folder_named(path_given("out", out), "out"), store)
     changes, places = list[dict[str, Any]](), dict[str, Place]()
     try:
-        rows = [row for medium in captions.media for row in medium["captions"]]
+        rows = [row for medium in captions.folder.media for row in medium["captions"]]
         keys = {(row["media_path"], row["start"], row["name"]): row["key"] for row in rows}
         for place, text in texts.items():
             is_short = isinstance(place, tuple) and len(place) == 2
@@ -55,7 +56,7 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
                         hint="Give one of them: a text counts for all copies",
                     )
                 continue
-            is_own = text == captions.rows[key][WORDS]
+            is_own = text == captions.folder.rows[key][WORDS]
             if text is not None and not text.strip() and not is_own:
                 raise odd(f"the text of {place}", text, TAKEN)
             review = REJECTED if text is None else ACCEPTED if is_own else ""

@@ -202,7 +202,7 @@ class Overlap:
         stages = [stage.name for stage in job.pipeline]
         if not shares_device(job.model, [ladder.rung(s) for s in stages], job.devices):
             return {}
-        if not (shares := ladder.fit_together(stages)):
+        if not (shares := self._fit_together(stages)):
             self._note(NO_DEVICE_MEMORY)
             return {}
         self._used = device_used_bytes(job.device)
@@ -210,12 +210,16 @@ class Overlap:
             self._gpu = try_hold(lock_path(job.device))
         return shares if self._gpu else {}
 
+    def _fit_together(self, stages: Sequence[str]) -> Mapping[str, int]:
+        """Return what each stage may take of the device beside the others on their rungs."""
+        return self._loop.capacity.fit_together([self._ladder.rung(stage) for stage in stages])
+
     def _start(self, wave: list[Medium], shares: Mapping[str, int]) -> None:
         """Start the process that encodes, and that which decodes if it has a share of the GPU."""
         job, stage = self._job, self._stage
         if not takes_any_batches(job.model, self._ladder.rung(stage.name)):
             return
-        if not (shares or self._ladder.fit_together([job.pipeline[0].name, stage.name])):
+        if not (shares or self._fit_together([job.pipeline[0].name, stage.name])):
             self._note(NO_MEMORY)
             return
         try:
@@ -231,7 +235,7 @@ class Overlap:
     def _feed(self, stage: StageSpec, wave: list[Medium], shares: Mapping[str, int]) -> "ChunkFeed":
         begin = partial(self._begin, share=shares.get(stage.name, 0))
         rung = self._ladder.rung(stage.name)
-        devices = self._job.devices[: self._ladder.processes(rung)]
+        devices = self._job.devices[: self._loop.capacity.processes(rung)]
         lock = self._ledger_lock
         return ChunkFeed(self._job, stage, wave, rung, self._calls, devices, begin, lock)
 
@@ -245,7 +249,7 @@ class Overlap:
             feed.rung,
             pipes,
             chunks=max(1, self._record.value["plan"].get("chunks", 1)),
-            fallback_batch=self._ladder.batch_without_slots(feed.rung),
+            fallback_batch=self._loop.capacity.batch_without_slots(feed.rung),
             share=share,
         )
         return Attempt(

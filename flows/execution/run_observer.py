@@ -29,6 +29,7 @@ from flows.core.machine.leases import Lease, leased
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.options.training import LearnedOptions
 from flows.core.pipelines import STAGES
+from flows.core.plan.capacity import unplanned
 from flows.core.plan.ladder import Ladder
 from flows.core.plan.plan import ladder_of
 from flows.execution.pipeline_runner import PipelineRunner
@@ -301,6 +302,7 @@ class RunObserver:
                 ladder=self._ladder,
                 on_start=self.on_stage_start,
                 fetch=fetch,
+                capacity=unplanned(job),
                 write_live=LiveCaptions(job, record).write if writes_captions else None,
             )
             steps = StageRunner(loop, lease)

@@ -23,6 +23,7 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Medium, Task
 from flows.core.machine.launch import Launcher, StageCall, StageHandle, wait_or_stop
 from flows.core.pipelines import parts_of
+from flows.core.plan.capacity import Capacity
 from flows.core.plan.ladder import Ladder, Rung
 from flows.execution.stage_calls import settings_on
 from flows.outputs.record.run_record import REWRITE_SECONDS, RunRecord
@@ -73,6 +74,8 @@ class StageLoop:
     """Called with a stage, its number of items, and how many of them exist, before each start."""
     fetch: Callable[[Collection[Part]], None]
     """Makes sure that the weights of these parts are on this machine."""
+    capacity: Capacity
+    """What the memory holds, once the work is planned."""
     write_live: Callable[[], None] | None = None
     """Called now and then while the last stage runs."""
 
@@ -155,6 +158,7 @@ class StageLoop:
                     largest=attempt.largest,
                     tokens=attempt.tokens,
                     ready=attempt.is_loaded,
+                    advise=self.capacity.advice,
                 )
                 self.select_variant()
             else:

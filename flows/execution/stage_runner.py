@@ -21,6 +21,7 @@ How it works:
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -85,11 +86,13 @@ class StageRunner:
     ) -> None:
         """Select a rung that fits for each stage that has work to do. `announce` is called with a
         note for the user. Raises CannotFit when there is none."""
-        plan = plan_start(self._ladder, self._job, (self._first, *stages), expected, announce)
-        self._calls.sequence_tokens = self._ladder.sequence_tokens
+        planned = (self._first, *stages)
+        plan, capacity = plan_start(self._ladder, self._job, planned, expected, announce)
+        self.loop = replace(self.loop, capacity=capacity)
+        self._overlap = Overlap(self.loop, self._calls)
+        self._calls.sequence_tokens = capacity.sequence_tokens
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
-        processes = self._ladder.processes
-        seconds, _ = times_of(self._job, expected, lambda stage: processes(rungs[stage]))
+        seconds, _ = times_of(self._job, expected, lambda stage: capacity.processes(rungs[stage]))
         self._record.value["plan"].update(memory=plan, seconds=seconds)
         self.loop.select_variant()
 
@@ -329,13 +332,13 @@ class StageRunner:
                 self._job.ledger.unfit[task.identity] = {"stage": stage.name, **failure.reason}
 
     def _start(self, stage: StageSpec, work: StageWork) -> Attempt:
-        rung, batches = work.rung, work.batches
-        fallback_batch, items = self._ladder.batch_without_slots(rung), sum(map(len, batches))
+        rung, batches, capacity = work.rung, work.batches, self.loop.capacity
+        fallback_batch, items = capacity.batch_without_slots(rung), sum(map(len, batches))
         return self.loop.start(
             stage,
             rung,
             lambda: self._calls.media_call(
-                stage, batches, rung, fallback_batch, self._ladder.processes(rung)
+                stage, batches, rung, fallback_batch, capacity.processes(rung)
             ),
             total=work.total,
             done=work.total - work.missing,
@@ -376,7 +379,8 @@ class StageRunner:
         of_job = self._job.ledger.tasks(self._job.media) if remaining else []
         if remaining and not any(self._is_made(stage, task) for task in of_job):
             error = events_by_identity[remaining[0].identity].error
-            raise self._ladder.nothing_fits(stage.name, CannotFit(error))
+            advice = self.loop.capacity.advice(stage.name)
+            raise self._ladder.nothing_fits(stage.name, CannotFit(error), advice)
         for task in remaining:
             event = events_by_identity[task.identity]
             self._job.ledger.unfit[task.identity] = too_large(

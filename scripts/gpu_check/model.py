@@ -252,12 +252,12 @@ def _recorded(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
     """Recorded steps beside plain ones, and the engine check's own comparison, in one precision."""
     import torch
 
-    from stages.decode.engines.inflight.engine import (
+    from stages.decode.engines.inflight.pool_shape import PoolLayout
+    from stages.decode.engines.inflight.slot_check import (
         LONGER_SUFFIX,
         recorded_difference,
         reference_of,
     )
-    from stages.decode.engines.inflight.pool_shape import PoolLayout
 
     if not (dtype := _dtype(precision, setting)):
         yield skipped(f"recorded steps, {precision}", NO_BFLOAT16)
@@ -279,8 +279,8 @@ def _decoding(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
     """The engine check, and what steps and prompts cost, in one precision."""
     import torch
 
-    from stages.decode.engines.inflight.engine import LONGER_SUFFIX, choose_layout, reference_of
     from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
+    from stages.decode.engines.inflight.slot_check import LONGER_SUFFIX, choose_layout, reference_of
 
     if not (dtype := _dtype(precision, setting)):
         yield skipped(f"engine check, {precision}", NO_BFLOAT16)

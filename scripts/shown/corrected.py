@@ -15,7 +15,7 @@ def main(out: Path) -> None:
     """Decide on the captions of a run's folder."""
     with closing(ReviewedCaptions(out)) as captions:
         edits = captions.edits()
-        undecided = [row for key, row in captions.rows.items() if key not in edits]
+        undecided = [row for key, row in captions.folder.rows.items() if key not in edits]
         rows = sorted(undecided, key=lambda row: float(row["start"]))[:COUNT]
         changes = [
             {"of": row["key"], "caption": f"clip: {row[WORDS].lower()}", "review": "accepted"}

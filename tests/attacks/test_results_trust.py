@@ -45,7 +45,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaptionConfig:
 
 def edit(out: Path, text: str, at: int = 0, **more: Any) -> None:
     with closing(ReviewedCaptions(out, shows_all=True)) as captions:
-        key = list(captions.rows)[at]
+        key = list(captions.folder.rows)[at]
         changes = [{"of": key, "caption": text, "review": ""}]
         captions.apply({"id": f"{text} {at}", "does": "x", "changes": changes, **more})
 

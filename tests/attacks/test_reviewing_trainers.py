@@ -61,7 +61,7 @@ def edit(out: str, choose: Callable[[dict[str, Any]], bool], **values: Any) -> N
     """Correct the captions of a folder that are chosen by their rows."""
     with contextlib.closing(ReviewedCaptions(Path(out))) as captions:
         given = {"caption": None, "review": "", **values}
-        changes = [{"of": k, **given} for k, row in captions.rows.items() if choose(row)]
+        changes = [{"of": k, **given} for k, row in captions.folder.rows.items() if choose(row)]
         edit_id = f"{len(captions.journal.edits.ids)}"
         captions.apply({"id": edit_id, "does": "x", "changes": changes})
 
@@ -89,7 +89,7 @@ def all_learned(config: CaptionConfig, form: str, **more: Any) -> list[str]:
 def of_chunks(config: CaptionConfig) -> list[str]:
     """What the model says of each chunk."""
     with contextlib.closing(ReviewedCaptions(Path(config.out))) as captions:
-        return [one_line(row["said"]) for row in captions.rows.values()]
+        return [one_line(row["said"]) for row in captions.folder.rows.values()]
 
 
 @pytest.mark.parametrize(("name", "counts"), [("short", True), ("long", False)])

@@ -33,8 +33,8 @@ def test_captions_have_scores_and_corrections_have_none(place: Place) -> None:
     assert captioned_media(place.out, place.out)[0][0]["captions"][0][5:8] == numbers(lines[0])
 
     captions = ReviewedCaptions(place.out)
-    key = next(iter(captions.rows))
-    assert numbers(captions.rows[key]) == numbers(lines[0])
+    key = next(iter(captions.folder.rows))
+    assert numbers(captions.folder.rows[key]) == numbers(lines[0])
     changes = [{"of": key, "caption": "A small red ball rolls left.", "review": ""}]
     captions.apply({"id": key, "does": "correct", "changes": changes})
     captions.close()

@@ -561,7 +561,7 @@ def test_a_change_of_many_captions_that_nobody_read_is_no_example(school: School
     with closing(ReviewedCaptions(school.out)) as captions:
         bulk = [
             {"of": key, "caption": f"{row['said']}!", "review": "", "unread": True}
-            for key, row in captions.rows.items()
+            for key, row in captions.folder.rows.items()
         ]
         captions.apply({"id": "1", "does": "replace", "changes": bulk})
         assert captions.counts()["corrected"] == len(bulk)  # the files have it

@@ -14,7 +14,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.store import open_store
 from artifacts.texts.edits import key_of
 from flows.commands.report.facts import facts
-from flows.commands.review.captions import EditRefused, ReviewedCaptions
+from flows.commands.review.captions import ReviewedCaptions
+from flows.commands.review.folder_captions import EditRefused
 from flows.commands.status.status_command import status_lines
 from flows.commands.tune.training_data import examples_in
 from flows.core.options.commands import CaptionConfig
@@ -40,7 +41,7 @@ def review(
 ) -> dict[str, Any]:
     """Review captions by file and start."""
     captions = ReviewedCaptions(Path(config.out))
-    keys = {(r["media_path"], r["start"]): key for key, r in captions.rows.items()}
+    keys = {(r["media_path"], r["start"]): key for key, r in captions.folder.rows.items()}
     messages = [
         {"of": keys[name, start], "caption": text, "review": line}
         for name, start, text, line in changes
@@ -115,7 +116,7 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
     first = of_long(config)[0]
     captions = ReviewedCaptions(Path(config.out))
     text = first["caption"].removeprefix("ohwx, ").removesuffix(" #a")
-    assert key_of(first["features"], "", first["prompt"], text) in captions.rows
+    assert key_of(first["features"], "", first["prompt"], text) in captions.folder.rows
     captions.close()
     review(config, (LONG, 0.0, "better", "accepted"), ("photo.PNG", 0.0, None, "rejected"))
     run(config, prefix="sks, ")
@@ -201,8 +202,8 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
     run(config)
     path = Path(config.out) / "captions.jsonl"
     captions = ReviewedCaptions(Path(config.out))
-    first, second, third = list(captions.rows)[:3]
-    text = captions.rows[first]["said"]
+    first, second, third = list(captions.folder.rows)[:3]
+    text = captions.folder.rows[first]["said"]
     captions.release()
     with pytest.raises(EnvironmentFault, match="a model is learning"):
         captions.apply(change(first, None, "accepted"))
@@ -216,7 +217,9 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
         {"of": third, "caption": None, "review": "rejected"},
     ]
     answer = captions.apply({"id": "2", "does": "x", "changes": changes})
-    assert first not in captions.rows and set(answer["edits"]) == set(list(captions.rows)[:3])
+    assert first not in captions.folder.rows and set(answer["edits"]) == set(
+        list(captions.folder.rows)[:3]
+    )
     assert [edit["caption"] for edit in answer["edits"].values()] == [text, "mine ", None], (
         "control characters"
     )
@@ -243,7 +246,7 @@ def test_what_cannot_be_done_is_not_written(config: CaptionConfig, tmp_path: Pat
         ReviewedCaptions(tmp_path / "none")
     run(config)
     captions = ReviewedCaptions(Path(config.out))
-    key = next(iter(captions.rows))
+    key = next(iter(captions.folder.rows))
     for params, says in REFUSED:
         params = json.loads(json.dumps(params).replace('"K"', json.dumps(key)))
         with pytest.raises(EditRefused, match=says):
@@ -512,7 +515,10 @@ def test_no_page_shows_other_content_in_the_place_of_what_was_captioned(
     def shown() -> dict[str, tuple[str, str]]:
         captions = ReviewedCaptions(out)
         captions.close()
-        return {m["name"]: (m["gone"], captions.place_shown(m["number"])) for m in captions.media}
+        return {
+            m["name"]: (m["gone"], captions.folder.place_shown(m["number"]))
+            for m in captions.folder.media
+        }
 
     assert shown()["other.png"] == ("", str(other))
     size, kept = other.stat(), other.read_bytes()
@@ -551,6 +557,6 @@ def test_a_text_by_hand_is_shown_beside_the_caption(pictures: CaptionConfig) -> 
     Path(pictures.sources[0], name).with_suffix(".txt").write_text("By hand.\n")
     captions = ReviewedCaptions(Path(pictures.out))
     captions.close()
-    assert {m["name"]: m["text"] for m in captions.media if "text" in m} == {
+    assert {m["name"]: m["text"] for m in captions.folder.media if "text" in m} == {
         name: (Path(name).with_suffix(".txt").name, "By hand.")
     }

@@ -20,7 +20,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.provenance import NOTES, proof_by
 from artifacts.schema import values_of
 from artifacts.texts.edits import CORRECTIONS, EDITS, UNTOUCHED, read_edits
-from flows.commands.review.captions import EditRefused
+from flows.commands.review.folder_captions import EditRefused
 from flows.core.options.commands import CaptionConfig
 from flows.interfaces.cli.main import main
 from flows.interfaces.studio.runs import QueuedRun, run_id
@@ -260,7 +260,7 @@ def opened(config: CaptionConfig) -> Studio:
 def apply(studio: Studio, text: str) -> str:
     """Edit the first caption; returns why that is refused."""
     captions = studio.of(run_id(studio.out))
-    key = next(iter(captions.reviewed.rows))
+    key = next(iter(captions.reviewed.folder.rows))
     was = values_of(captions.reviewed.edits().get(key, UNTOUCHED))
     change = {"of": key, "caption": text, "review": "", "was": was}
     try:

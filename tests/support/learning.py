@@ -54,7 +54,7 @@ def decide_in(out: Path, of: Decider) -> None:
     with closing(ReviewedCaptions(out)) as captions:
         changes = [
             {"of": key, "caption": change[0], "review": change[1]}
-            for at, (key, row) in enumerate(captions.rows.items())
+            for at, (key, row) in enumerate(captions.folder.rows.items())
             if (change := of(at, row["said"])) is not None
         ]
         number = len(captions.journal.edits.every)

@@ -90,7 +90,7 @@ def decisions_of(
         for example in (*round_["examples"], *round_["held_out"])
         if example["corrected"]
     }
-    for key, row in captions.rows.items():
+    for key, row in captions.folder.rows.items():
         words = row[WORDS]
         given = [edits[key]] if edits.get(key, UNTOUCHED).is_decided else []
         of_others = [other[key] for other in others if other.get(key, UNTOUCHED).is_decided]
@@ -105,8 +105,8 @@ def decisions_of(
         if every[0].review == REJECTED:
             continue
         text = every[0].caption or words
-        example = _example(captions.chunks[key], row, text)
-        example["medium"] = captions.medium_of[key]
+        example = _example(captions.folder.chunks[key], row, text)
+        example["medium"] = captions.folder.medium_of[key]
         example["corrected"] = (
             every[0].caption is not None or (example["key"], example["caption"]) in corrected
         )
@@ -154,16 +154,16 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
             hint="Give the edits.jsonl of a copy of the folder",
         ) from error
     keys = defaultdict[tuple[str, float], list[str]](list)
-    for key, row in captions.rows.items():
+    for key, row in captions.folder.rows.items():
         keys[row["media_path"], row["start"]].append(key)
     edits: dict[str, Edit] = {}
     for change in (change for action in journal.done for change in action.get("changes", ())):
         place = (change["media_path"], change["start"])
         edit = Edit.of(change)
-        for key in {change["of"], *keys[place]} & captions.rows.keys():
-            now = captions.rows[key][WORDS]
+        for key in {change["of"], *keys[place]} & captions.folder.rows.keys():
+            now = captions.folder.rows[key][WORDS]
             then = now if key == change["of"] else change[WORDS]
-            if key_of(*captions.chunks[key], then) == change["of"]:
+            if key_of(*captions.folder.chunks[key], then) == change["of"]:
                 edits[key] = carried(edit, then, now)
     return edits
 
@@ -199,18 +199,18 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
     numbers of decisions with new words, and of captions with new words. A second call changes
     nothing, unless a decision changed between. If a decided caption has no new one, raises
     Uncaptioned where the model failed, and EnvironmentFault where the medium is missing."""
-    words = {new.chunks[key]: row[WORDS] for key, row in new.rows.items()}
+    words = {new.folder.chunks[key]: row[WORDS] for key, row in new.folder.rows.items()}
     edits, journal = old.edits(), old.journal.proved
     known = {**new.edits(), **journal.now}
     when = _last_action(journal)
     kept, rows, missing = dict[str, Edit](), list[Mapping[str, Any]](), list[str]()
     changed = decided = 0
-    for key, row in old.rows.items():
-        text, edit = words.get(old.chunks[key]), edits.get(key)
+    for key, row in old.folder.rows.items():
+        text, edit = words.get(old.folder.chunks[key]), edits.get(key)
         if text is None:
             missing += [row["media_path"]] if edit not in (None, UNTOUCHED) else []
             continue
-        now = key_of(*old.chunks[key], text)
+        now = key_of(*old.folder.chunks[key], text)
         if now == key:
             continue
         changed += 1
@@ -228,7 +228,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
             f"{counted(len(missing), 'corrected or accepted caption')} would be lost, because the "
             f"new adapter wrote none: {names(missing)}"
         )
-        for failure in new.failures:
+        for failure in new.folder.failures:
             if failure["stage"] == CAPTION[-1].name and failure["media_path"] in missing:
                 raise Uncaptioned(message, hint=f"Of one it says: {failure['message']}")
         raise EnvironmentFault(
@@ -238,7 +238,9 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
     if kept:
         old.add(
             action_of(
-                f"learn, round {number}", changes_of(rows, kept, new.content_of), round=number
+                f"learn, round {number}",
+                changes_of(rows, kept, new.folder.content_of),
+                round=number,
             )
         )
     return decided, changed
@@ -282,9 +284,9 @@ def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
     ):
         raise away.fault()
     readable = {f.media_path for f in media if f.remote is not None or os.access(f.path, os.R_OK)}
-    edits, rows = captions.edits(), captions.rows
+    edits, rows = captions.edits(), captions.folder.rows
     missing = {
-        row["media_path"]: captions.medium_of[key]
+        row["media_path"]: captions.folder.medium_of[key]
         for key, row in rows.items()
         if row["media_path"] not in readable
         and (edit := edits.get(key, UNTOUCHED)) != UNTOUCHED

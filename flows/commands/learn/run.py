@@ -150,10 +150,10 @@ def choose(
     with closing(opened) as captions:
         decisions = decisions_of(captions, config.journal, rounds)
         if decisions.adopted and not dry:
-            rows = [captions.rows[key] for key in decisions.adopted]
-            changes = changes_of(rows, decisions.adopted, captions.content_of)
+            rows = [captions.folder.rows[key] for key in decisions.adopted]
+            changes = changes_of(rows, decisions.adopted, captions.folder.content_of)
             captions.add(action_of("edits of copies", changes))
-        is_proved = captions.belief.proof(ROUND)
+        is_proved = captions.folder.belief.proof(ROUND)
     others = [round_ for round_ in rounds_in(out) if not is_proved(round_)]  # they stay as they are
     examples = decisions.examples
     settings = {name: getattr(config, name) for name in SETTINGS}  # they decide an adapter
@@ -307,7 +307,7 @@ class _Work:
                 self._end(DONE, accepted=False)
                 raise
             if self.round["phase"] == RECAPTIONED:
-                self._end(CARRIED, carried=kept, changed=changed, captions=len(new.rows))
+                self._end(CARRIED, carried=kept, changed=changed, captions=len(new.folder.rows))
             config = self.run.captioning(self.config, self.out, self.adapter)
             self.captioned = self._caption(config, self._begin)
         self._end(DONE, captions=self.captioned.captions)

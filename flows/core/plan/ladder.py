@@ -110,10 +110,10 @@ class Rung:
 
 def sizes(largest: int) -> list[int]:
     """Return the largest size, then the powers of two below it, so that sub-batches nest."""
-    found = [largest]
-    while found[-1] > 1:
-        found.append(smaller(found[-1]))
-    return found
+    nested = [largest]
+    while nested[-1] > 1:
+        nested.append(smaller(nested[-1]))
+    return nested
 
 
 KIND = "rungs"
@@ -183,17 +183,6 @@ class Ladder:
     ) -> None:
         """Put each stage on its stored rung. `rungs`: the rungs of each stage, cheapest first."""
         self.rungs = rungs
-        self.advise: Callable[[str], str] = lambda stage: ""
-        """Returns advice for a stage that does not fit."""
-        self.batch_without_slots: Callable[[Rung], int] = lambda rung: rung.batch
-        """Returns the batch size for an engine without slots on a rung."""
-        self.sequence_tokens = 0
-        """Planned tokens of the longest sequence, prompt and caption; 0: unknown."""
-        self.processes: Callable[[Rung], int] = lambda rung: 1
-        """Returns in how many processes, on equal GPUs, a stage may run on a rung."""
-        self.fit_together: Callable[[Sequence[str]], Mapping[str, int]] = lambda stages: {}
-        """Returns the bytes of the device that each stage may take beside the others on their
-        rungs; nothing if they are not expected to fit."""
         self._remembered = remembered
         self._budget = budget_bytes
         self._on_move = on_move
@@ -262,12 +251,20 @@ class Ladder:
                     self._remembered.keep(self.rung(stage))
 
     def step_down(
-        self, stage: str, error: CannotFit, *, largest: int, tokens: int, ready: bool = True
+        self,
+        stage: str,
+        error: CannotFit,
+        *,
+        largest: int,
+        tokens: int,
+        ready: bool = True,
+        advise: Callable[[str], str] = lambda stage: "",
     ) -> None:
         """Step down after the stage's process ran out of memory.
 
         `largest`: maximum items in a batch. `tokens`: maximum tokens of an item; 0: unknown.
-        `ready`: whether the weights were loaded. Raises CannotFit at the end of the ladder.
+        `ready`: whether the weights were loaded. `advise` returns what would make a stage fit;
+        empty: unknown. Raises CannotFit at the end of the ladder.
         """
         with self._lock:
             before = self.rung(stage)
@@ -282,7 +279,7 @@ class Ladder:
                 and (not 0 < tokens <= rung.prefill or replace(rung, prefill=0) != before)
             ]
             if not lower:
-                raise self.nothing_fits(stage, error) from error
+                raise self.nothing_fits(stage, error, advise(stage)) from error
             reason = "killed" if "kill" in error.message.lower() else "out of memory"
             self._move_to(lower[0], reason, error.message, failed=largest)
 
@@ -299,13 +296,13 @@ class Ladder:
         text = f"{names[0]}{more} did not fit; trying it alone with {{}}"
         self._log_move(rung, "item alone", text, error)
 
-    def nothing_fits(self, stage: str, error: CannotFit) -> CannotFit:
-        """Return the error for the end of the ladder."""
+    def nothing_fits(self, stage: str, error: CannotFit, advice: str) -> CannotFit:
+        """Return the error for the end of the ladder, with `advice` if there is any."""
         rung = self.rung(stage)
         return CannotFit(
             f"the {stage} stage does not fit{self._in_budget()}, not even with {rung.name} "
             f"({error.message})",
-            hint=f"Finished work is kept; give {self.advise(stage) or 'more with --memory'}",
+            hint=f"Finished work is kept; give {advice or 'more with --memory'}",
         )
 
     def _shrink(self, stage: str, event: BatchShrunk) -> None:
@@ -350,9 +347,9 @@ def describe_rung(rung: Rung, other: Rung) -> str:
     return rung.size_name if replace(rung, batch=other.batch) == other else rung.name
 
 
-def index_of(rungs: Sequence[Rung], found: Rung) -> int:
+def index_of(rungs: Sequence[Rung], stored: Rung) -> int:
     """Return the index of a rung, or of the first one below it. The ladder of another run may have
     other batch sizes."""
-    like = [i for i, r in enumerate(rungs) if replace(r, batch=found.batch) == found]
-    below = [i for i in like if rungs[i].batch <= found.batch]
+    like = [i for i, r in enumerate(rungs) if replace(r, batch=stored.batch) == stored]
+    below = [i for i in like if rungs[i].batch <= stored.batch]
     return min(below, default=max(like, default=0))

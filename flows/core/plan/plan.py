@@ -1,8 +1,7 @@
 """Plans memory, disk and time of a run, and selects the rung on which each stage starts.
 
 It builds the ladder of the job. A stage starts on a stored rung, or on the planned one. The module
-also supplies the advice for the end of the ladder. It starts no stage, and no process but the one
-that reads a model's profile.
+starts no stage, and no process but the one that reads a model's profile.
 
 It also estimates the remaining time, where an earlier run noted seconds.
 """
@@ -18,7 +17,6 @@ from artifacts.records.store import open_store
 from artifacts.texts.captions import Failure
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import precision_note
-from flows.core.console.lines import gib
 from flows.core.job.card_sampling import with_card_sampling
 from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job, NothingToDo, model_for, prepare
@@ -34,11 +32,11 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.model import GpuOptions
 from flows.core.options.text import EngineOptions, PromptOptions
 from flows.core.pipelines import CAPTION, STAGES, Pipeline, parts_of, purposes, with_extras
-from flows.core.plan.changes import NAMED, cannot_fit, changes
+from flows.core.plan.capacity import Capacity
+from flows.core.plan.changes import cannot_fit
 from flows.core.plan.choose import (
     PlanRequest,
     StagePlan,
-    fits,
     memory_json,
     plan_request,
     plan_request_of_model,
@@ -46,7 +44,7 @@ from flows.core.plan.choose import (
 )
 from flows.core.plan.context_check import context_notes, refuse_beyond_context, standard_notes
 from flows.core.plan.costs import rungs_of
-from flows.core.plan.ladder import Ladder, OnMove, Remembered, Rung, sizes
+from flows.core.plan.ladder import Ladder, OnMove, Remembered, Rung
 from flows.core.plan.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
 from flows.core.plan.store_limit import StoreLimit, planned_waves, store_limit
 from flows.core.plan.times import Times, times_of
@@ -102,67 +100,18 @@ def plan_start(
     stages: Pipeline,
     expected: Sequence[Estimate],
     announce: Callable[[str], object] = lambda note: None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Capacity]:
     """Put the stages with work left on their planned or stored rungs. Return the memory plan for
-    the run record. `announce` is called with a note for the user. Raises CannotFit."""
+    the run record, and what the memory holds. `announce` is called with a note for the user. Raises
+    CannotFit."""
     request = plan_request(job, stages, expected)
     refuse_beyond_context(request)
-    plans = choose(request, job.budget, ladder.rungs, ladder.known())
-    ladder.start({stage: choice.chosen.rung for stage, choice in plans.items()})
-    ladder.advise = lambda stage: advice(request, job, ladder, stage)
-    ladder.batch_without_slots = lambda rung: batch_without_slots(request, rung, job.budget)
-    prompts = [workload.tokens for workload in request.workloads]
-    ladder.sequence_tokens = max(prompts, default=0) + EngineOptions.of(job.config).max_new_tokens
-    gpus = len(job.devices)
-    ladder.processes = lambda rung: processes_of(request, rung, job.budget, gpus)
-    rungs = [ladder.rung(stage.name) for stage in stages]
-    if gpus > 1 and (note := processes_note(request, rungs, job.budget, gpus)):
+    choices = choose(request, job.budget, ladder.rungs, ladder.known())
+    ladder.start({stage: choice.chosen.rung for stage, choice in choices.items()})
+    capacity = Capacity(request=request, budget=job.budget, gpus=len(job.devices))
+    if note := capacity.processes_note([ladder.rung(stage.name) for stage in stages]):
         announce(note)
-    ladder.fit_together = lambda stages: fit_together(
-        request, [ladder.rung(stage) for stage in stages], job.budget, gpus
-    )
-    return memory_json(plans, job.budget)
-
-
-def processes_of(request: PlanRequest, rung: Rung, budget: Budget, gpus: int) -> int:
-    """Return on how many of these GPUs a stage runs: at least on one, and on no more than the
-    host's memory holds the processes of."""
-    if gpus == 1 or not STAGES[rung.stage].fans_out or not request.workloads:
-        return 1
-    needed = request.estimate(rung).host_bytes
-    return max(1, min(gpus, budget.host_bytes // needed)) if needed else gpus
-
-
-def processes_note(request: PlanRequest, rungs: Sequence[Rung], budget: Budget, gpus: int) -> str:
-    """Return why stages run on fewer GPUs than these; empty if none does."""
-    processes = {r.stage: processes_of(request, r, budget, gpus) for r in rungs}
-    fewer = {s: n for s, n in processes.items() if STAGES[s].fans_out and n < gpus}
-    if not fewer:
-        return ""
-    parts = " and ".join(f"{stage} runs on {count}" for stage, count in fewer.items())
-    return (
-        f"{parts} of {gpus} GPUs: the host's memory ({gib(budget.host_bytes)} free) holds no more "
-        "processes"
-    )
-
-
-def fit_together(
-    request: PlanRequest, rungs: Sequence[Rung], budget: Budget, gpus: int = 1
-) -> Mapping[str, int]:
-    """Return stage → bytes of the device that it may take while all of them run: its peak and an
-    equal part of what is left. Return nothing if they are not expected to fit together, with one
-    process per GPU of stages that have such."""
-    expected = [request.estimate(rung) for rung in rungs] if request.workloads else []
-    room = budget.bytes if budget.device == "cpu" else budget.host_bytes
-    needed = sum(
-        (e.host_bytes or e.peak_bytes) * (gpus if STAGES[e.rung.stage].fans_out else 1)
-        for e in expected
-    )
-    peaks = {e.rung.stage: e.peak_bytes for e in expected if STAGES[e.rung.stage].part}
-    spare = budget.bytes - sum(peaks.values())
-    if needed > room or spare < 0 or not all(fits(e, budget) for e in expected):
-        return {}
-    return {stage: peak + spare // len(peaks) for stage, peak in peaks.items()}
+    return memory_json(choices, job.budget), capacity
 
 
 def takes_any_batches(model: Model, rung: Rung) -> bool:
@@ -186,38 +135,6 @@ def shares_device(model: Model, rungs: Sequence[Rung], devices: Sequence[str]) -
     return not (engine.depends_on_batch or engine.gguf)
 
 
-def batch_without_slots(request: PlanRequest, rung: Rung, budget: Budget) -> int:
-    """Return the batch size for a rung with slots, if the engine check finds no slot support.
-
-    It is the largest that is expected to fit, at most the number of slots and the
-    requested size, and at least 1.
-    """
-    if not (rung.in_slots and request.workloads):
-        return rung.batch
-    plain = replace(rung, in_slots=False)
-    largest = min(rung.batch, request.config.batch_size)
-    batches = (replace(plain, batch=size) for size in sizes(largest))
-    return next((r.batch for r in batches if fits(request.estimate(r), budget)), 1)
-
-
-def advice(request: PlanRequest, job: Job, ladder: Ladder, stage: str) -> str:
-    """Return options that would make a stage fit that ran out of memory despite its estimate."""
-    if not request.workloads:
-        return ""
-    single_stage = replace(request, stages=(STAGES[stage],))
-    smallest = stage_plans(single_stage, ladder.rungs, job.budget)[stage].chosen
-    # It used more than estimated, so a change must lower the estimate.
-    budget = replace(job.budget, bytes=min(job.budget.bytes, smallest.peak_bytes - 1))
-    unfit = StagePlan(requested=smallest, chosen=smallest, fits=False, refused=True)
-    options = [change.option for change in changes(single_stage, unfit, budget)]
-    options = [option for option in options if not option.startswith("--memory")][:NAMED]
-    part = STAGES[stage].part
-    name = job.config.precision_field(part)
-    if part and name and not job.config.may_fall_back(part):
-        options.append(f"--{name.replace('_', '-')} auto, which falls back by itself")
-    return ", or ".join([*options, "more with --memory"])
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """The plan of a run."""
@@ -238,9 +155,9 @@ class Plan:
     notes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
 
-    def processes(self, rung: Rung) -> int:
-        """Return on how many GPUs a stage runs."""
-        return processes_of(self.request, rung, self.budget, len(self.devices))
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(request=self.request, budget=self.budget, gpus=len(self.devices))
 
     @property
     def times(self) -> Times:
@@ -248,7 +165,8 @@ class Plan:
         if self.job is None or not self.stage_plans:
             return None, ""
         rungs = {stage: choice.chosen.rung for stage, choice in self.stage_plans.items()}
-        return times_of(self.job, self.expected, lambda stage: self.processes(rungs[stage]))
+        capacity = self.capacity
+        return times_of(self.job, self.expected, lambda stage: capacity.processes(rungs[stage]))
 
     @property
     def together(self) -> Mapping[str, int]:
@@ -256,7 +174,7 @@ class Plan:
         one follows the other."""
         rungs = [choice.chosen.rung for choice in self.stage_plans.values()][: len(CAPTION)]
         able = shares_device(self.request.model, rungs, self.devices)
-        return fit_together(self.request, rungs, self.budget) if able else {}
+        return self.capacity.fit_together(rungs) if able else {}
 
 
 def plan_of(
@@ -353,7 +271,7 @@ def figures(plan: Plan) -> dict[str, Any]:
     report: dict[str, Any] = {
         "model": model.name,
         "device": request.device,
-        "gpus": {stage: plan.processes(c.chosen.rung) for stage, c in plan.stage_plans.items()}
+        "gpus": {s: plan.capacity.processes(c.chosen.rung) for s, c in plan.stage_plans.items()}
         if len(plan.devices) > 1
         else {},
         "precision": model.precision(),

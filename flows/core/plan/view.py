@@ -19,7 +19,7 @@ from flows.core.pipelines import STAGES
 from flows.core.plan.changes import in_precision
 from flows.core.plan.choose import PlanRequest, StagePlan, allowed, stage_plans
 from flows.core.plan.ladder import Rung
-from flows.core.plan.plan import Plan, figures, processes_note
+from flows.core.plan.plan import Plan, figures
 from flows.core.plan.sizes import SHOT_SECONDS
 from flows.core.plan.stage_estimate import Purpose, StageEstimate
 from stages import tune
@@ -255,9 +255,9 @@ def memory_lines(plan: Plan) -> Iterator[str]:
         )
     if len(plan.devices) > 1:
         rungs = [choice.chosen.rung for choice in plan.stage_plans.values()]
-        counts = ", ".join(f"{rung.stage} on {plan.processes(rung)}" for rung in rungs)
+        counts = ", ".join(f"{rung.stage} on {plan.capacity.processes(rung)}" for rung in rungs)
         yield f"gpus        {counts}: they make a run faster, not a model smaller"
-        if note := processes_note(plan.request, rungs, budget, len(plan.devices)):
+        if note := plan.capacity.processes_note(rungs):
             yield f"note        {note}"
     if budget.warning:
         yield f"note        {budget.warning}"

@@ -24,7 +24,7 @@ from artifacts.errors import PenstockError
 from artifacts.texts.edits import EDITS, REJECTED, UNTOUCHED
 from artifacts.texts.trainers import TRAINERS
 from artifacts.wording import counted
-from flows.commands.review.captions import EditRefused
+from flows.commands.review.folder_captions import EditRefused
 from flows.core.media.media_file import kind_of
 from flows.core.options.formats import EXACT
 from flows.interfaces.serve.refusals import JSON, ShownFile, json_answer, shown_file
@@ -258,7 +258,7 @@ class CaptionsRoutes:
         captions = self._captions(request)
 
         def findings() -> list[dict[str, Any]]:
-            edits, rows = captions.reviewed.edits(), captions.reviewed.rows
+            edits, rows = captions.reviewed.edits(), captions.reviewed.folder.rows
             kept = [key for key in rows if edits.get(key, UNTOUCHED).review != REJECTED]
             paths = captions.paths(kept) if kept else {}
             chunks = {(path or rows[key]["media_path"], at) for key, (path, at, _) in paths.items()}

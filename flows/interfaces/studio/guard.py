@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from artifacts.disk.json_shapes import parse
 from artifacts.errors import PenstockError, UsageError
-from flows.commands.review.captions import EditRefused
+from flows.commands.review.folder_captions import EditRefused
 from flows.core.options.serving import LOOPBACK
 from flows.interfaces.serve.refusals import JSON, json_answer
 from flows.interfaces.serve.same_site import is_of_other_site

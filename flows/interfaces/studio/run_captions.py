@@ -25,7 +25,8 @@ from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import values_of
 from artifacts.texts.edits import REDO, UNDO, UNTOUCHED
-from flows.commands.review.captions import EditRefused, ReviewedCaptions
+from flows.commands.review.captions import ReviewedCaptions
+from flows.commands.review.folder_captions import EditRefused
 from flows.commands.sift.marks import CHOICE, CHOICES, CHOICES_FILE, choices_in
 from flows.core.options.training import LEAST
 from flows.core.options.vectors import PLACE
@@ -133,9 +134,9 @@ class RunCaptions:
             self._reviewed.load()
         self._stamps = stamps
         self._loads += 1
-        media, groups = self._reviewed.media, groups_in(self.out)
+        media, groups = self._reviewed.folder.media, groups_in(self.out)
         for medium in media if groups else ():
-            if (group := groups.get(self._reviewed.places[medium["number"]])) is not None:
+            if (group := groups.get(self._reviewed.folder.places[medium["number"]])) is not None:
                 for row in medium["captions"]:
                     row["group"] = group
         self._numbers = {row["key"]: m["number"] for m in media for row in m["captions"]}
@@ -148,16 +149,16 @@ class RunCaptions:
         with self._lock:
             if self._reviewed is None:
                 self._load()
-            return "" if self._reviewed is None else self._reviewed.place_shown(number)
+            return "" if self._reviewed is None else self._reviewed.folder.place_shown(number)
 
     def paths(self, keys: list[str]) -> dict[str, tuple[str, float, str]]:
         """Return medium, start and name of the prompt of these captions. Raises EditRefused."""
         with self._lock:
             reviewed = self.reviewed
-            if not keys or not all(key in reviewed.rows for key in keys):
+            if not keys or not all(key in reviewed.folder.rows for key in keys):
                 raise EditRefused("these captions are no longer in the run: reload the page")
-            rows = {key: reviewed.rows[key] for key in keys}
-            places = {key: reviewed.places[self._numbers[key]] for key in keys}
+            rows = {key: reviewed.folder.rows[key] for key in keys}
+            places = {key: reviewed.folder.places[self._numbers[key]] for key in keys}
             return {key: (places[key], row["start"], row["name"]) for key, row in rows.items()}
 
     def body(self, since: str) -> list[bytes]:
@@ -181,9 +182,9 @@ class RunCaptions:
                 return [json_bytes({**head, **reviewed.steps()})]
             rest = {
                 **head,
-                "prefix": "".join(reviewed.fixed.prefixes),
-                "suffix": reviewed.fixed.suffix,
-                "failures": reviewed.failures,
+                "prefix": "".join(reviewed.folder.fixed.prefixes),
+                "suffix": reviewed.folder.fixed.suffix,
+                "failures": reviewed.folder.failures,
                 "order": self._order,
                 "unused": reviewed.unused(),
                 "learns_from": LEAST,

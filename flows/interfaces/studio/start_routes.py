@@ -20,7 +20,7 @@ from artifacts.disk.regular_files import read_bytes, user_text
 from artifacts.errors import PenstockError, UsageError
 from artifacts.remote.endpoints import SERVED, listed
 from artifacts.texts.edits import read_edits, unused_note
-from flows.commands.review.captions import EditRefused
+from flows.commands.review.folder_captions import EditRefused
 from flows.core.media.media_file import IMAGE_SUFFIXES, kind_of
 from flows.core.options.commands import DEFAULT_MODEL
 from flows.core.options.model import DEMO_MODEL

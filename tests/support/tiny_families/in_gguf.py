@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stages.decode.engines.inflight.engine import choose_layout, reference_of
 from stages.decode.engines.inflight.prefill import prefill_row
+from stages.decode.engines.inflight.slot_check import choose_layout, reference_of
 from stages.models.gguf import ROWS
 from stages.models.gguf.half import load_with_gguf
 from stages.models.halves.features import encode

@@ -15,10 +15,10 @@ from artifacts.errors import HalfChecked
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.engine import EngineCheck, choose_layout, reference_of
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PLAIN, PoolLayout
 from stages.decode.engines.inflight.prefill import TOKEN_TYPES, PrefilledSequence, prefill_row
 from stages.decode.engines.inflight.scheduler import InflightScheduler, RequestPrefetcher
+from stages.decode.engines.inflight.slot_check import EngineCheck, choose_layout, reference_of
 from stages.decode.generation import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry

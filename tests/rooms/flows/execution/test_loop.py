@@ -68,6 +68,7 @@ class Run:
             "launcher": SimpleNamespace(start=self._start),
             "record": SimpleNamespace(add=self._record),
             "ladder": SimpleNamespace(begin=lambda name: None, step_down=self._step_down),
+            "capacity": SimpleNamespace(advice=lambda stage: ""),
         }
         return StageLoop(**fakes, on_start=lambda *_: None, fetch=lambda parts: None)
 
@@ -78,7 +79,7 @@ class Run:
     def _record(self, outcome: StageOutcome, **settings: Any) -> None:
         self.recorded += [each for each in self.processes if each.outcome is outcome]
 
-    def _step_down(self, stage: str, error: CannotFit, **how: Any) -> None:
+    def _step_down(self, stage: str, error: CannotFit, *, advise: object, **how: Any) -> None:
         self.steps.append(how)
         self._batch //= 2
 

@@ -17,9 +17,9 @@ from artifacts.errors import UsageError
 from artifacts.records.claims import claims_at
 from penstock_demo import CHECKPOINT
 from stages.decode.constraint import SchemaLogitsProcessor
-from stages.decode.engines.inflight import engine
-from stages.decode.engines.inflight.engine import InflightEngine
+from stages.decode.engines.inflight import slot_check
 from stages.decode.engines.inflight.pool import SlotPool
+from stages.decode.engines.inflight.request_prefill import RequestPrefill
 from stages.decode.engines.inflight.scheduler import InflightScheduler, PendingTokens
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import canonical
@@ -141,7 +141,7 @@ def test_what_a_checkpoint_does_to_its_logits_is_done_row_by_row(
     assert words(wave.captions(THIRD)) == words(wave.captions(OTHER)) != words(wave.captions())
     assert min(one["tokens"] for one in wave.captions(OTHER)) >= more.get("min_new_tokens", 1)
     if not more:  # a penalty by itself is applied to all rows at once
-        in_check = 3 * (engine.STEPS + 1)
+        in_check = 3 * (slot_check.STEPS + 1)
         steps = noted(message)["row_steps"] // size
         assert len(calls) <= in_check + len(keys_told(message)) + steps, "once per prompt and step"
 
@@ -162,7 +162,7 @@ def failing(whole: Any, calls: Container[int]) -> Any:
     return method
 
 
-TRIED = 3 * (engine.STEPS + engine.BEFORE) - engine.BEFORE
+TRIED = 3 * (slot_check.STEPS + slot_check.BEFORE) - slot_check.BEFORE
 
 
 @pytest.mark.slow
@@ -171,8 +171,8 @@ TRIED = 3 * (engine.STEPS + engine.BEFORE) - engine.BEFORE
     [
         (8, SlotPool, "step", [TRIED + 4], [4]),
         (8, SlotPool, "step", [TRIED + at for at in (4, 8, 11)], [4, 2, 1]),
-        (10, InflightEngine, "_prefill_with", [2], []),  # the trial reads two
-        (10, InflightEngine, "_prefill_with", [6, 7], [8]),
+        (10, RequestPrefill, "row", [2], []),  # the trial reads two
+        (10, RequestPrefill, "row", [6, 7], [8]),
     ],
 )
 def test_memory_that_runs_out_makes_fewer_slots_and_loses_no_caption(
@@ -191,14 +191,14 @@ def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = mixed_wave(tmp_path)
-    whole = InflightEngine._prefill_with
+    whole = RequestPrefill.row
 
     def row(self: Any, request: DecodeRequest, half: Any, **given: Any) -> Any:
         if request.item.key == "caption-3":
             raise RuntimeError(OUT_OF_MEMORY)
         return whole(self, request, half, **given)
 
-    monkeypatch.setattr(InflightEngine, "_prefill_with", row)
+    monkeypatch.setattr(RequestPrefill, "row", row)
     message = in_slots(wave)
     (large,) = [event for event in message if event["event"] == "TooLarge"]
     assert (large["key"], large["wanted_bytes"]) == ("caption-3", 2 << 30)
@@ -210,7 +210,7 @@ def test_a_half_that_is_not_for_slots_is_refused_or_served_in_batches_of_its_own
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = mixed_wave(tmp_path, 4, "bfloat16")
-    monkeypatch.setattr(engine, "_same", lambda *_: False)
+    monkeypatch.setattr(slot_check, "_same", lambda *_: False)
     with pytest.raises(UsageError, match="depends on neighbouring slots") as caught:
         in_slots(wave)
     assert "transformers" in caught.value.hint
@@ -259,7 +259,7 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
         theirs.publish([renamed])
     ours.publish([records.read("caption-5")])
     if speaks == "transformers":
-        monkeypatch.setattr(engine, "_same", lambda *_: False)
+        monkeypatch.setattr(slot_check, "_same", lambda *_: False)
     job["batches"] = [
         [item._replace(fallback_key=item.key.replace("caption", "old")) for item in batch]
         for batch in job["batches"]
@@ -303,7 +303,7 @@ def test_a_fed_process_leaves_everything_to_another_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wave = mixed_wave(tmp_path)
-    monkeypatch.setattr(engine, "_same", lambda *_: False)
+    monkeypatch.setattr(slot_check, "_same", lambda *_: False)
     told = fed(wave, tmp_path / "pipe", 3, engine="auto")
     assert not keys_told(told)
     for kind in ("captions", "failures"):

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from artifacts.records.packs import Record
-from stages.decode.engines.inflight.engine import KIND, step_rows_to_check
 from stages.decode.engines.inflight.pool import pays_for_rows
 from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
 from stages.decode.engines.inflight.prefill import prefill_row
+from stages.decode.engines.inflight.slot_check import KIND, step_rows_to_check
 from stages.models.halves.features import encode
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import greedy

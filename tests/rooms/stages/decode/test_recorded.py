@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from stages.decode.engines.inflight import scheduler as scheduler_module
-from stages.decode.engines.inflight.engine import recorded_difference, reference_of
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import PLAIN, PoolLayout, PoolShape, columns_for
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
@@ -18,6 +17,7 @@ from stages.decode.engines.inflight.recorded import (
     StepRecorder,
     recorder_for,
 )
+from stages.decode.engines.inflight.slot_check import recorded_difference, reference_of
 from stages.memory.cuda_graphs import SWITCH
 from stages.models.half_job import HalfJob
 from tests.support.fake_capture import faults_of

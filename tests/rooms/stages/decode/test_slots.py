@@ -11,10 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
-from stages.decode.engines.inflight.engine import _same, _teacher_force, reference_of
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PoolShape
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
+from stages.decode.engines.inflight.slot_check import _same, _teacher_force, reference_of
 from stages.models.halves.features import Features, encode
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import (

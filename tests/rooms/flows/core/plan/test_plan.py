@@ -17,12 +17,13 @@ from flows.core.console.display import Display
 from flows.core.console.lines import rounded_up, written
 from flows.core.options.vectors import EmbedConfig
 from flows.core.plan import ladder
+from flows.core.plan.capacity import Capacity
 from flows.core.plan.changes import cannot_fit, changes
 from flows.core.plan.choose import StagePlan, fits, refused, stage_plans
 from flows.core.plan.costs.decode_rungs import decode_rungs
 from flows.core.plan.costs.encode_rungs import encode_rungs
 from flows.core.plan.ladder import Remembered, Rung, index_of, sizes
-from flows.core.plan.plan import fit_together, plan_of
+from flows.core.plan.plan import plan_of
 from flows.core.plan.view import BUDGETS_GIB, fitting_line, plan_lines, what_fits
 from flows.execution.run import caption
 from flows.interfaces.cli.main import main
@@ -88,7 +89,7 @@ def test_two_halves_fit_together_only_if_the_sum_of_their_peaks_does(
     peaks = {rung.stage: question().estimate(rung).peak_bytes for rung in rungs}
     assert all(fits(question().estimate(rung), budget(gib)) for rung in rungs)
     assert (sum(peaks.values()) <= budget(gib).bytes) == fitting
-    shares = fit_together(question(), rungs, budget(gib))
+    shares = Capacity(request=question(), budget=budget(gib)).fit_together(rungs)
     assert bool(shares) == fitting, dict(shares)
     if fitting:
         assert all(shares[stage] >= peak for stage, peak in peaks.items())

@@ -9,12 +9,12 @@ import pytest
 
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import CaptionConfig
+from flows.core.plan.capacity import Capacity
 from flows.core.plan.choose import PlanRequest, stage_plans
 from flows.core.plan.costs import estimate
 from flows.core.plan.costs.decode import GRAMMAR_BYTES
 from flows.core.plan.costs.decode_rungs import rungs, supports_slots
 from flows.core.plan.ladder import Rung
-from flows.core.plan.plan import batch_without_slots
 from flows.core.plan.stage_estimate import Conditions, StageEstimate
 from stages.decode import engines
 from stages.decode.engines import ENGINES, EngineSpec
@@ -253,7 +253,8 @@ def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_n
     for gib in (64, 16.6, 15):
         taken = stage_plans(question, question.rungs, budget(gib))["decode"].chosen
         assert taken.peak_bytes <= gib * GIB
-        instead = batch_without_slots(question, taken.rung, budget(gib))
+        capacity = Capacity(request=question, budget=budget(gib))
+        instead = capacity.batch_without_slots(taken.rung)
         less = replace(taken.rung, in_slots=False, batch=instead)
         assert question.estimate(less).peak_bytes <= gib * GIB
         found[gib] = (taken.rung.batch, instead)

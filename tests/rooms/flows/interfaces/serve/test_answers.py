@@ -343,7 +343,7 @@ def test_the_event_loop_of_a_review_waits_for_none_either(tmp_path: Path) -> Non
     clip = str(CLIPS / "clip-01.mp4")
     assert main(["caption", clip, "--model", "demo", "--out", str(out), "--quiet"]) == 0
     with closing(ReviewedCaptions(out)) as captions:
-        of = next(iter(captions.rows))
+        of = next(iter(captions.folder.rows))
     command = [*AUDITED, str(book), "review", str(out), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:

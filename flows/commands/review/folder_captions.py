@@ -1,0 +1,154 @@
+"""Reads the captions of a run's folder for a review, and checks texts that replace them."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts.disk.json_shapes import OptionalField, text
+from artifacts.records.store import local_folder, open_store
+from artifacts.remote.addresses import is_address
+from artifacts.remote.media_cache import is_copy
+from artifacts.texts.captions import CONFIDENCE
+from artifacts.texts.edits import FixedText, keys_of
+from flows.core.media.generated_files import HandwrittenTexts, text_paths
+from flows.core.media.sources import MEDIA_SUFFIXES
+from flows.outputs.folder.trust import belief_in
+from flows.outputs.media_rows import (
+    CAPTION,
+    failed_media,
+    is_other,
+    media_with_captions,
+    path_of,
+    shown_medium,
+)
+from flows.outputs.record.run_read import load_record
+
+LINE = {**CAPTION, "features": text, "original": OptionalField(text)}
+LONGEST = 1 << 16
+"""Largest number of characters of a caption."""
+
+
+class EditRefused(ValueError):
+    """An edit that cannot be applied. The message tells the user why."""
+
+    key = ""
+    """Key of the caption whose new text is refused; empty: it is not about one."""
+
+
+class FolderCaptions:
+    """The captions of a run's folder as its files have them, without edits."""
+
+    def __init__(self, out: Path, store: str, trust: bool) -> None:
+        """Read the files of the last run, which may still be running. `store` and `trust` are as in
+        `belief_in`. Raises EnvironmentFault."""
+        self._out = out
+        self.belief = belief_in(out, store, trust=trust)
+        words = load_record(out)["plan"].get("words") or {}
+        self.fixed = FixedText.of(words)
+        self.schema = words.get("schema", "")
+        entries = media_with_captions(out, LINE)
+        self.places: list[str] = []
+        """Path or address of each medium; empty: unknown."""
+        self._entries: list[dict[str, Any]] = []
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.copies: Counter[str] = Counter()
+        """Caption key → number of captions that have it: those of files of one content."""
+        self.chunks: dict[str, tuple[str, str, str]] = {}
+        """Caption key → its features, its prompt's name and its prompt."""
+        self.content_of: dict[str, str] = {}
+        """Caption key → content digest of its medium, if it is known."""
+        self.medium_of: dict[str, str] = {}
+        """Caption key → identity of its medium: the content; unknown: source and path."""
+        self._unnamed: dict[str, str] = {}
+        """Key of a caption whose prompt has a name → its key of the time without one."""
+        url = self.belief.store if self.belief.is_own else ""
+        is_here = bool(url) and local_folder(url) is not None
+        self._by_hand = HandwrittenTexts(open_store(url), out) if is_here else None
+        self.media = [self._medium(place, rows) for place, rows in entries]
+        self.failures = failed_media(out)
+
+    def keys_of(self, key: str) -> tuple[str, ...]:
+        """Return the keys under which a caption may have an edit: its own, and the one of the time
+        when its prompt had no name."""
+        return (key, *([self._unnamed[key]] if key in self._unnamed else []))
+
+    def edit_keys(self) -> set[str]:
+        """Return every key under which a caption may have an edit."""
+        return {*self.rows, *self._unnamed.values()}
+
+    def place_shown(self, number: int) -> str:
+        """Return the path or address of a medium; empty if it is unknown, or if other content than
+        was captioned is there now."""
+        if number >= len(self.places) or is_other(self._entries[number]):
+            return ""
+        return self.places[number]
+
+    def replacing(self, row: Mapping[str, Any], given: str | None) -> str | None:
+        """Return the text that replaces the model's caption; None if they are equal. Trigger,
+        prefix and suffix, which a run adds, are dropped. Control characters, which pasted text may
+        have, become spaces. Raises EditRefused."""
+        if given is None or row["said"] in (given, given := self.fixed.parts(given)[1]):
+            return None
+        given = "".join(
+            " " if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" else letter
+            for letter in given
+        )
+        if len(given) > LONGEST:
+            raise EditRefused(f"a caption has at most {LONGEST:,} characters")
+        if not given.strip():
+            raise EditRefused("the caption is empty: reject it instead")
+        if self.schema:
+            from stages.decode.json_schema import follows
+
+            if not follows(self.schema, given):
+                raise EditRefused("the caption does not follow the run's JSON Schema")
+        return given
+
+    def _medium(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
+        # As on a page in the run's folder; the server looks up the file by its number.
+        medium = shown_medium(place, self._out, reads=False)
+        if "address" in place:  # it is fetched when viewed
+            medium["gone"] = ""
+        path = path_of(place)
+        # A copy on another machine, or in another cache folder, is fetched again.
+        known = "address" not in place or is_copy(Path(path))
+        where = path if known else place["address"]
+        # A folder of another person makes no request, and shows no file that is no medium.
+        is_shown = not is_address(where) and Path(where).suffix.lower() in MEDIA_SUFFIXES
+        self.places.append(where if self.belief.is_own or is_shown else "")
+        medium["number"] = len(self.places) - 1
+        self._entries.append(place)
+        medium["captions"] = rows = [self._row(line) for line in lines]
+        if self._by_hand is not None and known and (digest := place.get("content")):
+            places = text_paths(Path(where), rows[0]["name"] if rows else "")
+            if (by_hand := self._by_hand.of(places, digest, where)) is not None:
+                medium["text"] = by_hand[0].name, by_hand[1].strip()
+        content = place.get("content") or f"{place['source']}\n{place['media_path']}"
+        self.medium_of |= {row["key"]: content for row in rows}
+        if place.get("content"):
+            self.content_of |= {row["key"]: content for row in rows}
+        return medium
+
+    def _row(self, line: dict[str, Any]) -> dict[str, Any]:
+        _, original, _ = self.fixed.parts(line.get("original") or line["caption"])
+        prompt, name = line.get("prompt", ""), line.get("name", "")
+        key, *unnamed = keys_of(line["features"], name, prompt, original)
+        if unnamed:
+            self._unnamed[key] = unnamed[0]
+        row = {
+            "key": key,
+            "media_path": line["media_path"],
+            "start": line["start"],
+            "end": line["end"],
+            "said": original,
+            "name": name,
+            "prompt": prompt,
+            "cut": line.get("ended") == "length",
+            "warnings": [*line.get("warnings", ())],
+            **{field: line.get(field) for field in CONFIDENCE},
+        }
+        self.rows[key], self.chunks[key] = row, (line["features"], name, prompt)
+        self.copies[key] += 1
+        return row
