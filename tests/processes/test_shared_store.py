@@ -260,7 +260,7 @@ def opened(config: CaptionConfig) -> Studio:
 def apply(studio: Studio, text: str) -> str:
     """Edit the first caption; returns why that is refused."""
     captions = studio.of(run_id(studio.out))
-    key = next(iter(captions.reviewed.rows))
+    key = next(iter(captions.reviewed.folder.rows))
     was = values_of(captions.reviewed.edits().get(key, UNTOUCHED))
     change = {"of": key, "caption": text, "review": "", "was": was}
     try:

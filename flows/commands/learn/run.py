@@ -34,7 +34,7 @@ from flows.commands.learn.decisions import (
     refuse_missing_media,
     with_media,
 )
-from flows.commands.learn.examples import divide
+from flows.commands.learn.examples import Examples, divide
 from flows.commands.learn.result import Learned, is_better, times_lower
 from flows.commands.review.captions import ReviewedCaptions
 from flows.commands.tune.run import train
@@ -148,26 +148,51 @@ def choose(
         )
     opened = ReviewedCaptions(out, run.config.store, trust=config.trust_folder)
     with closing(opened) as captions:
-        found = decisions_of(captions, config.journal, rounds)
-        if found.adopted and not dry:
-            rows = [captions.folder.rows[key] for key in found.adopted]
-            captions.add(
-                action_of(
-                    "edits of copies", changes_of(rows, found.adopted, captions.folder.content_of)
-                )
-            )
+        decisions = decisions_of(captions, config.journal, rounds)
+        if decisions.adopted and not dry:
+            rows = [captions.folder.rows[key] for key in decisions.adopted]
+            changes = changes_of(rows, decisions.adopted, captions.folder.content_of)
+            captions.add(action_of("edits of copies", changes))
         is_proved = captions.folder.belief.proof(ROUND)
-    others = [each for each in rounds_in(out) if not is_proved(each)]  # they stay as they are
-    examples = found.examples
+    others = [round_ for round_ in rounds_in(out) if not is_proved(round_)]  # they stay as they are
     settings = {name: getattr(config, name) for name in SETTINGS}  # they decide an adapter
-    decided = sorted([each["key"], each["caption"]] for each in examples)
+    decided = sorted([example["key"], example["caption"]] for example in decisions.examples)
     digest = digest_of([decided, settings, run.config.model])[:DIGITS]
     if rounds and rounds[-1]["digest"] == digest:
         return None
-    if len(examples) < LEAST and not config.anyway:
+    trained, held_out, is_enough = _divided(config, out, decisions.examples, rounds)
+    refuse_missing_media(run, captions)
+    return {
+        "round": max((round_["round"] for round_ in (*rounds, *others)), default=0) + 1,
+        "phase": CHOSEN,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "digest": digest,
+        "previous": previous_adapter(run, out),
+        "trained": "",
+        "settings": settings,
+        "command": run.command,
+        "examples": trained,
+        "held_out": held_out,
+        "differing": decisions.differing,
+        "enough": is_enough,
+        "before": [],
+        "after": [],
+        "lower": 0,
+        "accepted": False,
+        **dict.fromkeys(("captions", "changed", "carried"), 0),
+    }
+
+
+def _divided(
+    config: LearnConfig, out: Path, examples: Sequence[dict[str, Any]], rounds: Sequence[Round]
+) -> tuple[Examples, Examples, bool]:
+    """Return the examples to train on, those to hold out, and whether they are enough to accept an
+    adapter. Raises UsageError if they are not, unless it is trained anyway."""
+    count = len(examples)
+    if count < LEAST and not config.anyway:
         raise UsageError(
-            f"{counted(len(examples), 'caption')} in {out} corrected or accepted: "
-            f"{LEAST - len(examples)} more are needed",
+            f"{counted(count, 'caption')} in {out} corrected or accepted: "
+            f"{LEAST - count} more are needed",
             hint="Correct or accept them in `penstock review`; --anyway trains without accepting",
         )
     trained, held_out = divide(examples, rounds)
@@ -180,30 +205,11 @@ def choose(
         )
     if not trained or not held_out:
         raise UsageError(
-            f"{counted(len(examples), 'caption')} in {out} corrected or accepted: none is left to "
+            f"{counted(count, 'caption')} in {out} corrected or accepted: none is left to "
             f"{'train on' if held_out else 'hold out'}",
             hint="Correct or accept more in `penstock review`",
         )
-    refuse_missing_media(run, captions)
-    return {
-        "round": max((each["round"] for each in (*rounds, *others)), default=0) + 1,
-        "phase": CHOSEN,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "digest": digest,
-        "previous": previous_adapter(run, out),
-        "trained": "",
-        "settings": settings,
-        "command": run.command,
-        "examples": trained,
-        "held_out": held_out,
-        "differing": found.differing,
-        "enough": len(examples) >= LEAST and media >= LEAST_MEDIA,
-        "before": [],
-        "after": [],
-        "lower": 0,
-        "accepted": False,
-        **dict.fromkeys(("captions", "changed", "carried"), 0),
-    }
+    return trained, held_out, count >= LEAST and media >= LEAST_MEDIA
 
 
 def differing_lines(round_: Round) -> list[str]:

@@ -83,11 +83,7 @@ def load_half(
     Raises UsageError if the model cannot be cut or is not trusted, EnvironmentFault if weights are
     missing.
     """
-    if keep not in get_args(Part):
-        raise UsageError(
-            f"a model has no half {keep!r}{meant(str(keep), get_args(Part))}",
-            hint='Give "vision" or "language", "audio" if it hears, or "whole" for all of it',
-        )
+    _refuse_no_part(keep)
     given = {**options, "extra_modules": None if extra_modules is None else tuple(extra_modules)}
     given["without"] = tuple(without)
     trusted = bool(options.get("trust_remote_code", False))
@@ -111,23 +107,29 @@ def load_half(
         _reads(present, places, bool(quantized), stored) as note,
         _known_options(options),
     ):
-        model, found = own.from_pretrained(
+        model, info = own.from_pretrained(
             present, config=config, output_loading_info=True, **options
         )
-    missing = sorted(found["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing and fetch_rest(folder):  # an extra module's file had not been downloaded
-        del model, found
+        del model, info
         return load_half(path, keep, **given)
     if missing:
         named = "model" if keep == "whole" else f"{keep} half"
         raise lacks_tensors(str(folder), named, missing)
     if note:
         model.__dict__[NOTE] = note
-    if getattr(config, "quantization_config", None) is not None:
-        _cast_unquantized(model)
-    if stored is not None:
-        note_form(model, stored)
+    _cast_and_note(model, config, stored)
     return apply_published_positions(model.eval(), folder, as_published)
+
+
+def _refuse_no_part(keep: str) -> None:
+    """Raise UsageError for what is no part of a model."""
+    if keep not in get_args(Part):
+        raise UsageError(
+            f"a model has no half {keep!r}{meant(str(keep), get_args(Part))}",
+            hint='Give "vision" or "language", "audio" if it hears, or "whole" for all of it',
+        )
 
 
 def lacks_tensors(name: str, part: str, missing: list[str]) -> EnvironmentFault:
@@ -163,6 +165,14 @@ def _stored_weights(
         computed=stated if dtype == "auto" else dtype or torch.float32,
         packed=packable(skeleton, layers) if packed else frozenset(),
     )
+
+
+def _cast_and_note(model: Any, config: Any, stored: StoredWeights | None) -> None:
+    """Cast what a quantized model has in full, and note the form of `stored` weights in it."""
+    if getattr(config, "quantization_config", None) is not None:
+        _cast_unquantized(model)
+    if stored is not None:
+        note_form(model, stored)
 
 
 def _cast_unquantized(model: Any) -> None:
