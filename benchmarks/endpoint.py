@@ -21,7 +21,7 @@ from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from stages.ask import AskItem, AskJob
 from stages.process.events import StageOutcome
-from stages.process.stage_process import StageProcess
+from stages.process.stage_process import ProcessSettings, StageProcess
 
 PICTURES, AT_ONCE, SECONDS = 1000, 32, 0.05
 HEIGHT, WIDTH = 96, 128
@@ -75,13 +75,11 @@ async def _bare(port: int, body: bytes) -> float:
 def measure(folder: Path, port: int) -> dict[str, float]:
     """Run the stage once."""
     job = job_in(str(folder / "store"), port)
+    settings = ProcessSettings(
+        name="ask", entry="stages.ask.run:run", job=job, device="cpu", log=folder / "ask.log"
+    )
     stage = StageProcess(
-        "ask",
-        "stages.ask.run:run",
-        job,
-        device="cpu",
-        log=folder / "ask.log",
-        listen=lambda _, event: events.append((time.monotonic(), type(event).__name__)),
+        settings, lambda _, event: events.append((time.monotonic(), type(event).__name__))
     )
     events: list[tuple[float, str]] = []
     outcome: StageOutcome = stage.wait()

@@ -32,7 +32,7 @@ from flows.core.pipelines import STAGES
 from flows.core.plan.costs import estimate
 from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import Conditions, StageEstimate
-from flows.core.plan.workloads import Workload, workload_of
+from flows.core.plan.workloads import ChunkFrames, Workload, workload_of
 from stages.decode.generation import DecodeItem
 from stages.models.encoding import EncodeItem
 from stages.models.half_job import DescribeJob
@@ -254,7 +254,8 @@ class Desk:
         kind: MediaKind = "video" if case.frames > 1 else "image"
         stored = model.fit(kind).size(SIDE, SIDE)
         chunks = BATCHES * case.batch
-        return workload_of(model, kind, chunks, case.frames, stored, (SIDE, SIDE), case.prompt)
+        frames = ChunkFrames(case.frames, stored, (SIDE, SIDE))
+        return workload_of(model, kind, chunks, frames, case.prompt)
 
     def _run(self, case: Case, model: Model) -> StageOutcome:
         half = model.best("vision" if case.stage == "encode" else "language")

@@ -36,7 +36,6 @@ from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.records.keys import item_key
 from artifacts.records.packs import RecordSet, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex
-from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import previous_lengths
 from flows.core.ledger.tasks import Medium, Task, task_of, unique
 from flows.core.machine.launch import StageHandle
@@ -237,7 +236,7 @@ class Overlap:
         rung = self._ladder.rung(stage.name)
         devices = self._job.devices[: self._loop.capacity.processes(rung)]
         lock = self._ledger_lock
-        return ChunkFeed(self._job, stage, wave, rung, self._calls, devices, begin, lock)
+        return ChunkFeed(stage, wave, rung, self._calls, devices, begin, lock)
 
     def _begin(self, feed: "ChunkFeed", pipes: Mapping[str, Path], *, share: int) -> Attempt:
         name = feed.stage.name
@@ -306,7 +305,6 @@ class ChunkFeed:
 
     def __init__(
         self,
-        job: Job,
         stage: StageSpec,
         wave: Sequence[Medium],
         rung: Rung,
@@ -317,11 +315,11 @@ class ChunkFeed:
     ) -> None:
         """Create a pipe for each of these devices, and start the processes that read them by
         `begin`. Raises OSError, PenstockError."""
+        job = self._job = calls.job
         self.stage, self.rung = stage, rung
         self.variant = job.ledger.variant
         """Variant in which the records are made."""
         self._calls, self._ledger = calls, job.ledger
-        self._job = job
         self._cut = job.pipeline[0].writes
         kinds = {"media": self.variant[self._cut], **self.variant.of}
         self._reads = stage.reads[0]

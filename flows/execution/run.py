@@ -9,9 +9,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from artifacts.disk.faults import fault_of
 from artifacts.errors import Interrupted
@@ -108,31 +109,39 @@ def embed(
     PenstockError; finished records stay."""
     require("embed", "pyarrow")
     refuse_taking(config, "embed")
-    return make_vectors(
-        config, display, vector_paths, write_vectors, make_launcher, on_begin, "embed"
-    )
+    outputs = VectorOutputs(vector_paths, write_vectors, command="embed")
+    return make_vectors(config, display, outputs, make_launcher, on_begin)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorOutputs(Generic[Filled]):
+    """What a command makes of the vectors of all media."""
+
+    places_of: Callable[[Job], dict[str, str]]
+    """Returns the output paths, before work begins."""
+    write: Callable[[Job], Filled]
+    """Writes the outputs from the vectors in the store."""
+    command: str = ""
+    """As in `RunObserver`."""
+    another: str = "give another --out"
+    """Advice where the folder is busy."""
 
 
 def make_vectors(
     config: RunOptions,
     display: Display,
-    places_of: Callable[[Job], dict[str, str]],
-    write_out: Callable[[Job], Filled],
+    outputs: VectorOutputs[Filled],
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
-    command: str = "",
-    another: str = "give another --out",
 ) -> Filled:
-    """Compute the same vectors, and write them with `write_out`. `places_of` returns the output
-    paths before work begins; `command` is as in `RunObserver`, and `another` the advice where the
-    folder is busy. Raises PenstockError."""
+    """Compute the same vectors, and write the outputs. Raises PenstockError."""
 
     def attempt() -> Filled:
-        observer = RunObserver(display, on_begin, command)
+        observer = RunObserver(display, on_begin, outputs.command)
         with prepared(config, observer, make_launcher, EMBED) as (job, launcher):
-            outputs = places_of(job)
-            with observer.pipeline_for_job(job, launcher, "", another, outputs) as runner:
-                return runner.compute_outputs(partial(write_out, job), lambda end: end.vectors)
+            places = outputs.places_of(job)
+            with observer.pipeline_for_job(job, launcher, "", outputs.another, places) as runner:
+                return runner.compute_outputs(partial(outputs.write, job), lambda end: end.vectors)
 
     return with_restarts(
         partial(replanned_once, attempt, display.print_line),

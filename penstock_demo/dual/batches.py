@@ -7,7 +7,7 @@ neither can be inferred from the rest.
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -60,15 +60,12 @@ def make_image_batch(
     scenes: list[Scene] = []
     while len(scenes) < count:
         squeezed = rng.random() < SQUEEZED_SHARE
-        scene = sample_scene(
-            rng,
-            rng.choices(*counts)[0],
-            radius=radius,
-            nameless=NAMELESS_SHARE,
-            cut=CUT_SHARE,
-            aspect=math.exp(rng.uniform(-0.58, 0.58)) if squeezed else 1.0,
-            grounds=True,
+        things = rng.choices(*counts)[0]
+        aspect = math.exp(rng.uniform(-0.58, 0.58)) if squeezed else 1.0
+        square = sample_scene(
+            rng, things, radius=radius, nameless=NAMELESS_SHARE, cut=CUT_SHARE, grounds=True
         )
+        scene = replace(square, aspect=aspect)
         scenes += [scene, twin(rng, scene)]
     pixels = np.empty((count, SIDE, SIDE, 3), np.uint8)
     side = SIDE // PATCH

@@ -55,15 +55,15 @@ class ImageTruth:
 
 def _one(rng: random.Random, pairs: Sequence[tuple[str, str]], count: int = 1) -> Scene:
     aspect = rng.choice((1.0, 1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16))
-    return sample_scene(rng, count, pairs, RADIUS, aspect=aspect)
+    return replace(sample_scene(rng, count, pairs, RADIUS), aspect=aspect)
 
 
 def _small(rng: random.Random) -> Scene:
     height, width = LARGE
     unit = (height * width) ** 0.5 / 64
     low, high = (pixels / unit for pixels in SMALL_PIXELS)
-    scene = sample_scene(rng, 1, PAIRS, (low, high), aspect=width / height)
-    return replace(scene, zoom=1.0)
+    scene = sample_scene(rng, 1, PAIRS, (low, high))
+    return replace(scene, zoom=1.0, aspect=width / height)
 
 
 KINDS: Final[Mapping[str, Callable[[random.Random], Scene]]] = {

@@ -144,11 +144,10 @@ def sample_scene(
     *,
     nameless: float = 0.0,
     cut: float = 0.0,
-    aspect: float = 1.0,
     grounds: bool = False,
 ) -> Scene:
-    """Draw an image of `count` things that do not touch, fewer if there is no room. With `grounds`,
-    it uses one of few grounds."""
+    """Draw a square image of `count` things that do not touch, fewer if there is no room. With
+    `grounds`, it uses one of few grounds."""
     things: list[Placed] = []
     for _ in range(20 * count):
         if len(things) == count:
@@ -162,7 +161,7 @@ def sample_scene(
         seed=rng.randrange(GROUND_SEEDS[zoom] if grounds else 1 << 30),
         zoom=zoom,
         window=(rng.random(), rng.random()),
-        aspect=aspect,
+        aspect=1.0,
         things=tuple(things),
     )
 

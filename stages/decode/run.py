@@ -197,10 +197,7 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
                 if one.is_withdrawn:  # its caption may be incomplete
                     continue
                 if output.fault is not None:
-                    fault = output.fault
-                    kind = TOO_LONG if isinstance(fault, ContextExceeded) else UNSUPPORTED
-                    kind = fault.kind if isinstance(fault, NotFinite) else kind
-                    report.failure(one.item.key, kind, fault.message, fault.hint)
+                    _report_fault(report, one, output.fault)
                     continue
                 more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
                 meta = output.meta | more | origin
@@ -209,6 +206,14 @@ def serve_requests(job: DecodeJob, report: EventReporter) -> None:
                 records.publish([record])
                 records.forget([record.key])
                 report.send(_ended(one, output))
+
+
+def _report_fault(
+    report: EventReporter, request: DecodeRequest, fault: UsageError | NotFinite
+) -> None:
+    kind = TOO_LONG if isinstance(fault, ContextExceeded) else UNSUPPORTED
+    kind = fault.kind if isinstance(fault, NotFinite) else kind
+    report.failure(request.item.key, kind, fault.message, fault.hint)
 
 
 def _ended(request: DecodeRequest, output: CaptionOutput) -> CaptionProgress:

@@ -175,9 +175,9 @@ def gptq(
         transposed = finite(weight[some].to(hessian.device, torch.float32)).t().contiguous()
         rounded = torch.empty(transposed.shape, dtype=torch.int8, device=hessian.device)
         for first in range(0, columns, LAZY):
-            end = min(first + LAZY, columns)
-            scales[some, first // group : end // group] = _round_columns(
-                transposed, rounded, factor, first, end, bits, group, dtype
+            block = range(first, min(first + LAZY, columns))
+            scales[some, block.start // group : block.stop // group] = _round_columns(
+                transposed, rounded, factor, block, bits, group, dtype
             )
         numbers[some] = rounded.t()
     return Rounded(numbers, scales)
@@ -187,17 +187,17 @@ def _round_columns(
     transposed: torch.Tensor,
     rounded: torch.Tensor,
     factor: torch.Tensor,
-    first: int,
-    end: int,
+    block: range,
     bits: int,
     group: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Round columns `first` to below `end` of a transposed weight [columns, rows], and spread their
-    errors over the columns after them. Return their scales [rows, groups]."""
+    """Round a block of columns of a transposed weight [columns, rows] into `rounded`, and spread
+    their errors over the columns after them. Return their scales [rows, groups]."""
+    first, end = block.start, block.stop
     losses = torch.empty(end - first, transposed.shape[1], device=transposed.device)
     scales = []
-    for column in range(first, end):
+    for column in block:
         if column % group == 0:
             scales.append(scales_of(transposed[column : column + group].t(), bits, group, dtype))
         scale = scales[-1][:, 0]

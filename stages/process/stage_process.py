@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -112,62 +112,75 @@ Listener = Callable[[str, Event], None]
 """Called with the stage's name and each event, from a separate thread."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSettings:
+    """How the process of a stage is started."""
+
+    name: str
+    entry: str
+    """Module and function that run the stage."""
+    job: "DataclassInstance"
+    device: str
+    log: Path
+    budget: int = 0
+    """Device memory above its imports in bytes; 0: no limit."""
+    seconds: float = 0.0
+    """CPU time of each of its threads; 0: no limit."""
+    is_persistent: bool = False
+    """Whether the stage is a long-running worker: the caller holds the device's lock, and no
+    journal is written."""
+
+    def descriptor(self) -> int:
+        """Return an open file with what the process is to do."""
+        journal = None if self.is_persistent else str(self.log.with_suffix(".items.jsonl"))
+        return job_descriptor(
+            {
+                "name": self.name,
+                "entry": self.entry,
+                "arguments": job_fields(self.job),
+                "device": self.device,
+                "journal": journal,
+                "is_persistent": self.is_persistent,
+                "budget": {"bytes": self.budget} if self.budget else None,
+            }
+        )
+
+    def open_log(self) -> int:
+        """Create the log, and return where this process begins in it: after the output of earlier
+        runs. Raises EnvironmentFault."""
+        folder = self.log.parent
+        with disk_faults(folder):
+            refuse_links(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            with _appending(self.log) as file:
+                return file.tell()
+
+
 class StageProcess:
     """One running stage. Start and wait for it on the same thread, because the kernel ties the
     child's life to that thread."""
 
     def __init__(
-        self,
-        name: str,
-        entry: str,
-        job: "DataclassInstance",
-        *,
-        device: str,
-        log: Path,
-        listen: Listener,
-        budget: int = 0,
-        seconds: float = 0.0,
-        forks: ForkServer | None = None,
-        is_persistent: bool = False,
+        self, settings: ProcessSettings, listen: Listener, forks: ForkServer | None = None
     ) -> None:
-        """Start the stage, from the fork server `forks` if possible.
-
-        `budget` limits the device memory above its imports in bytes; 0: no limit. `seconds` limits
-        the CPU time of each of its threads; 0: no limit. If it `is_persistent`, the stage is a
-        long-running worker: the caller holds the device's lock, and no journal is written.
-        """
+        """Start the stage, from the fork server `forks` if possible."""
         require("a stage", "msgspec")  # which reads its events
-        self.name = name
-        self.log = log
-        self._device = device
-        self._budget = budget
+        self._settings = settings
+        self.name = settings.name
+        self.log = settings.log
         self._oom_kills = oom_kills()
         self._listen = listen
-        self._is_persistent = is_persistent
+        job = settings.job
         self._files: ModelFiles = getattr(getattr(job, "half", job), "files", ModelFiles())
-        used = 0 if is_persistent else device_used_bytes(device)  # other workers' use varies
-        self.outcome = StageOutcome(name=name, baseline_before_bytes=used)
-        self._log_start = 0
+        # The memory that other workers use varies.
+        used = 0 if settings.is_persistent else device_used_bytes(settings.device)
+        self.outcome = StageOutcome(name=self.name, baseline_before_bytes=used)
         self._started = time.monotonic()
-        with disk_faults(log.parent):
-            refuse_links(log.parent)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with _appending(log) as file:
-                self._log_start = file.tell()  # skip the output of earlier runs
-        document = job_descriptor(
-            {
-                "name": name,
-                "entry": entry,
-                "arguments": job_fields(job),
-                "device": device,
-                "journal": None if is_persistent else str(log.with_suffix(".items.jsonl")),
-                "is_persistent": is_persistent,
-                "budget": {"bytes": budget} if budget else None,
-            }
-        )
+        self._log_start = settings.open_log()
+        document = settings.descriptor()
         read_end, write_end = os.pipe()
         try:
-            with _appending(log) as output:
+            with _appending(self.log) as output:
                 forked = forks.fork(document, output, write_end) if forks else None
                 self._process: Process = forked or _fresh(document, output, write_end)
         except BaseException:
@@ -178,6 +191,7 @@ class StageProcess:
             os.close(document)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
+        seconds = settings.seconds
         self._cpu_limit = limit_cpu_time(self._process, seconds) if seconds else None
 
     @property
@@ -195,11 +209,11 @@ class StageProcess:
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
         warnings: list[str] = []
-        if self._is_persistent:
-            warnings = wait_until_gone(self._device, self.pid)
+        if self._settings.is_persistent:
+            warnings = wait_until_gone(self._settings.device, self.pid)
         elif code or not isinstance(self._process, StayingProcess):
             self.outcome.baseline_after_bytes, warnings = wait_for_release(
-                self._device, before, peak
+                self._settings.device, before, peak
             )
         for warning in warnings:
             self._warn(f"{self.name}: {warning}")
@@ -213,7 +227,7 @@ class StageProcess:
     def _process_exit(self, code: int) -> ProcessExit:
         outcome = self.outcome
         above = outcome.peak_host_bytes - outcome.notes.get("loaded_bytes", 0)
-        if self._device.startswith("cuda"):
+        if self._settings.device.startswith("cuda"):
             above = outcome.peak_device_bytes - outcome.baseline_before_bytes
         return ProcessExit(
             code=code,
@@ -223,7 +237,7 @@ class StageProcess:
             last_lines=log_tail(self.log, self._log_start),
             items=outcome.items,
             peak_bytes=max(0, above) if outcome.notes else 0,
-            budget=self._budget,
+            budget=self._settings.budget,
             oom_kills=oom_kills() - self._oom_kills,
         )
 
@@ -265,10 +279,10 @@ class StageProcess:
             case MediumClosed():
                 outcome.open_media.discard(event.media)
             case Failed() if (
-                not self._is_persistent
+                not self._settings.is_persistent
             ):  # a worker of weeks would collect them forever
                 outcome.failures.append(event)
-            case TooLarge() if not self._is_persistent:
+            case TooLarge() if not self._settings.is_persistent:
                 outcome.too_large.append(event)
             case Warned():
                 outcome.warnings.append(event.text)

@@ -18,7 +18,7 @@ from flows.core.checkpoint.prompt_tokens import frames_of_size
 from flows.core.options.commands import CaptionConfig
 from flows.core.plan.plan import Plan, plan_of
 from flows.core.plan.view import verdict
-from flows.core.plan.workloads import workload_of
+from flows.core.plan.workloads import ChunkFrames, workload_of
 from penstock_demo import CHECKPOINT
 from stages.models import describe
 from stages.models.processors.blank_clips import Clip
@@ -236,7 +236,9 @@ def test_a_plan_reckons_with_it_as_the_run_does() -> None:
         profile = describe(folder, as_published=False, max_video_pixels=total)
         for shown in ((360, 640), (1080, 1920), (1280, 720)):
             stored = profile.fit_video.size(*shown)
-            workload = workload_of(model(profile), "video", 1, frames, stored, shown, "x")
+            workload = workload_of(
+                model(profile), "video", 1, ChunkFrames(frames, stored, shown), "x"
+            )
             planned = workload.tokens - workload.text_tokens
             processor = load_processor(folder, max_video_pixels=total)
             clip = Clip(

@@ -25,7 +25,7 @@ from flows.core.job.prepare import Job, prepare
 from flows.core.ledger.ledger import cut_waves, waves_of
 from flows.core.ledger.tasks import Medium
 from flows.core.plan.sizes import estimates
-from flows.core.plan.workloads import COPIES, workload_of, workloads_of
+from flows.core.plan.workloads import COPIES, ChunkFrames, workload_of, workloads_of
 from stages.frames import run as frames_stage
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.run import read_clip
@@ -299,7 +299,9 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
 
 def test_memory_is_planned_for_the_picture_that_is_read_and_tokens_for_what_is_seen() -> None:
     def workload(height: int, width: int) -> Any:
-        return workload_of(model(), "image", 9, 1, (height, width), (height, width), "x")
+        return workload_of(
+            model(), "image", 9, ChunkFrames(1, (height, width), (height, width)), "x"
+        )
 
     seen, huge = workload(336, 336), workload(8700, 11600)
     assert (huge.tokens, huge.units) == (seen.tokens, seen.units)

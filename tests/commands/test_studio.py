@@ -32,8 +32,8 @@ from flows.interfaces.serve.refusals import json_answer
 from flows.interfaces.studio.roots import NoSuchFolder, Refused, Roots
 from flows.interfaces.studio.run_captions import RunCaptions, choose, sifted_in
 from flows.interfaces.studio.runs import QueuedRun, RunQueue, interrupt, run_id, search_lines
+from flows.interfaces.studio.server import PageAddress, studio_app
 from flows.interfaces.studio.server import studio as start_studio
-from flows.interfaces.studio.server import studio_app
 from flows.interfaces.studio.session import RecordedCommand, Studio, Thumbnails, answers_of
 from flows.interfaces.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.interfaces.studio.values import words_of as command_of
@@ -687,7 +687,7 @@ def test_a_studio_of_a_folder_that_utf_8_cannot_name_fails(tmp_path: Path) -> No
     folder.mkdir()
     for folders in ((folder, tmp_path), (tmp_path, folder)):
         with pytest.raises(UsageError, match="the page cannot show a name that is not UTF-8"):
-            start_studio(*folders, [], "", 0, cast(Any, None))
+            start_studio(*folders, [], "", PageAddress(0), cast(Any, None))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from flows.core.plan.workloads import workload_of
+from flows.core.plan.workloads import ChunkFrames, workload_of
 from stages.models import describe, load_half
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_sizes import resized
@@ -155,7 +155,7 @@ def planned(profile: ModelProfile, lines: int, frames: int = FRAMES) -> int:
     """The tokens of a chunk's frames, as a plan counts them."""
     shown = HEIGHTS[lines]
     stored = profile.fit_video.size(*shown)
-    workload = workload_of(model(profile), "video", 1, frames, stored, shown, "x")
+    workload = workload_of(model(profile), "video", 1, ChunkFrames(frames, stored, shown), "x")
     return workload.tokens - workload.text_tokens
 
 

@@ -25,7 +25,7 @@ from stages.models.halves.split_route import choose_route
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import prepare
 from stages.models.streaming.load import StreamedLayers, run_calls, streamed_layers
-from stages.process.stage_process import StageProcess
+from stages.process.stage_process import ProcessSettings, StageProcess
 from tests.support.builders.jobs import made_job
 from tests.support.builders.models import FRAMES, TINY, Shape, build, publish_clips
 from tests.support.clips import PROMPTS, clips
@@ -203,15 +203,15 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
         "batches": [chunks[at : at + 2] for at in range(0, len(chunks), 2)],
         "block": block,
     }
-    process = StageProcess(
-        "encode",
-        "stages.encode.run:run",
-        made_job(**job),
+    settings = ProcessSettings(
+        name="encode",
+        entry="stages.encode.run:run",
+        job=made_job(**job),
         device="cpu",
         log=folder / "encode.log",
-        listen=lambda stage, event: None,
         budget=160 << 20,
     )
+    process = StageProcess(settings, lambda stage, event: None)
     if not block:
         with pytest.raises(OutOfMemory):
             process.wait()

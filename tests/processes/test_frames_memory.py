@@ -20,7 +20,7 @@ from artifacts.records.store import open_store
 from artifacts.schema import MediaIndex
 from stages.frames.job import FramesItem
 from stages.process.events import Event
-from stages.process.stage_process import StageProcess
+from stages.process.stage_process import ProcessSettings, StageProcess
 from tests.support.builders.jobs import made_job
 from tests.support.media import picture, repeat_video, write_video
 from tests.support.mutations import write_mutations
@@ -63,9 +63,10 @@ def started(
         "workers": min(2, len(media)),
     }
     log, entry = folder / "frames.log", "stages.frames.run:run"
-    return StageProcess(
-        "frames", entry, made_job(**job), device="cpu", log=log, listen=listen, budget=budget
+    settings = ProcessSettings(
+        name="frames", entry=entry, job=made_job(**job), device="cpu", log=log, budget=budget
     )
+    return StageProcess(settings, listen)
 
 
 @pytest.mark.parametrize(("budget", "cut"), [(700, True), (60, False)])

@@ -37,7 +37,7 @@ from penstock_demo.clips import write_clips
 from scripts.stage_processes import descendants
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
-from stages.process.stage_process import Listener, StageProcess
+from stages.process.stage_process import Listener, ProcessSettings, StageProcess
 from tests.support import slow_writes
 from tests.support.commands import completed
 from tests.support.crashing import CRASH, HANG
@@ -101,8 +101,11 @@ class RealFrames(Stages):
         if call.name != "frames":
             return super().start(call)
         self.calls.append(call)
-        more: dict[str, Any] = {"device": "cpu", "log": call.log, "listen": self._listen}
-        return StageProcess(call.name, "tests.support.crashing:frames", call.job, **more)
+        entry = "tests.support.crashing:frames"
+        settings = ProcessSettings(
+            name=call.name, entry=entry, job=call.job, device="cpu", log=call.log
+        )
+        return StageProcess(settings, self._listen)
 
 
 @pytest.fixture

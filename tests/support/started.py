@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.process.events import Event
 from stages.process.fork_client import ForkServer
-from stages.process.stage_process import StageProcess
+from stages.process.stage_process import ProcessSettings, StageProcess
 from tests.support.builders.jobs import made_job
 
 if TYPE_CHECKING:
@@ -42,14 +42,13 @@ def started(
 ) -> StageProcess:
     """A stage that logs to `folder`/log and whose events come to `heard`."""
     events: list[Event] = [] if heard is None else heard
-    return StageProcess(
-        name,
-        f"{module}:{name}",
-        made_job(**job),
+    settings = ProcessSettings(
+        name=name,
+        entry=f"{module}:{name}",
+        job=made_job(**job),
         device="cpu",
         log=folder / "log",
-        listen=lambda _, event: events.append(event),
         budget=budget,
-        forks=forks,
         seconds=seconds,
     )
+    return StageProcess(settings, lambda _, event: events.append(event), forks)

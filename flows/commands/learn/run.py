@@ -34,7 +34,7 @@ from flows.commands.learn.decisions import (
     refuse_missing_media,
     with_media,
 )
-from flows.commands.learn.examples import divide
+from flows.commands.learn.examples import Examples, divide
 from flows.commands.learn.result import Learned, is_better, times_lower
 from flows.commands.review.captions import ReviewedCaptions
 from flows.commands.tune.result import RUN
@@ -155,32 +155,12 @@ def choose(
             captions.add(action_of("edits of copies", changes))
         is_proved = captions.folder.belief.proof(ROUND)
     others = [round_ for round_ in rounds_in(out) if not is_proved(round_)]  # they stay as they are
-    examples = decisions.examples
     settings = {name: getattr(config, name) for name in SETTINGS}  # they decide an adapter
-    decided = sorted([example["key"], example["caption"]] for example in examples)
+    decided = sorted([example["key"], example["caption"]] for example in decisions.examples)
     digest = digest_of([decided, settings, run.config.model])[:DIGITS]
     if rounds and rounds[-1]["digest"] == digest:
         return None
-    if len(examples) < LEAST and not config.anyway:
-        raise UsageError(
-            f"{counted(len(examples), 'caption')} in {out} corrected or accepted: "
-            f"{LEAST - len(examples)} more are needed",
-            hint="Correct or accept them in `penstock review`; --anyway trains without accepting",
-        )
-    trained, held_out = divide(examples, rounds)
-    media = media_held({"held_out": held_out})
-    if media < LEAST_MEDIA and not config.anyway:
-        raise UsageError(
-            f"the corrected or accepted captions in {out} leave {counted(media, 'file')} for a "
-            f"test: {LEAST_MEDIA} are needed, and at most half of the captions are held out",
-            hint="Decide on other files in `penstock review`; --anyway trains without accepting",
-        )
-    if not trained or not held_out:
-        raise UsageError(
-            f"{counted(len(examples), 'caption')} in {out} corrected or accepted: none is left to "
-            f"{'train on' if held_out else 'hold out'}",
-            hint="Correct or accept more in `penstock review`",
-        )
+    trained, held_out, is_enough = _divided(config, out, decisions.examples, rounds)
     refuse_missing_media(run, captions)
     return {
         "round": max((round_["round"] for round_ in (*rounds, *others)), default=0) + 1,
@@ -194,13 +174,42 @@ def choose(
         "examples": trained,
         "held_out": held_out,
         "differing": decisions.differing,
-        "enough": len(examples) >= LEAST and media >= LEAST_MEDIA,
+        "enough": is_enough,
         "before": [],
         "after": [],
         "lower": 0,
         "accepted": False,
         **dict.fromkeys(("captions", "changed", "carried"), 0),
     }
+
+
+def _divided(
+    config: LearnConfig, out: Path, examples: Sequence[dict[str, Any]], rounds: Sequence[Round]
+) -> tuple[Examples, Examples, bool]:
+    """Return the examples to train on, those to hold out, and whether they are enough to accept an
+    adapter. Raises UsageError if they are not, unless it is trained anyway."""
+    count = len(examples)
+    if count < LEAST and not config.anyway:
+        raise UsageError(
+            f"{counted(count, 'caption')} in {out} corrected or accepted: "
+            f"{LEAST - count} more are needed",
+            hint="Correct or accept them in `penstock review`; --anyway trains without accepting",
+        )
+    trained, held_out = divide(examples, rounds)
+    media = media_held({"held_out": held_out})
+    if media < LEAST_MEDIA and not config.anyway:
+        raise UsageError(
+            f"the corrected or accepted captions in {out} leave {counted(media, 'file')} for a "
+            f"test: {LEAST_MEDIA} are needed, and at most half of the captions are held out",
+            hint="Decide on other files in `penstock review`; --anyway trains without accepting",
+        )
+    if not trained or not held_out:
+        raise UsageError(
+            f"{counted(count, 'caption')} in {out} corrected or accepted: none is left to "
+            f"{'train on' if held_out else 'hold out'}",
+            hint="Correct or accept more in `penstock review`",
+        )
+    return trained, held_out, count >= LEAST and media >= LEAST_MEDIA
 
 
 def differing_lines(round_: Round) -> list[str]:

@@ -43,7 +43,7 @@ from flows.core.machine.launch import DirectLauncher
 from flows.core.machine.versions import versions
 from flows.core.media.media_file import source_failure
 from flows.core.options.vectors import VectorConfig
-from flows.execution.run import LauncherMaker, make_vectors
+from flows.execution.run import LauncherMaker, VectorOutputs, make_vectors
 from flows.execution.run_observer import OnBegin
 from flows.outputs.vectors import FileTask, VectorsWritten, frames_of, vector_tasks
 from flows.outputs.write import failures_of, warned_files
@@ -113,15 +113,13 @@ def fill_index(
     if not has_manifest(folder):
         named = (path.name for path in folder.glob("*") if is_of_index(path.name))
         refuse_foreign(folder, (RUN, LOCK, *named), ())
-    written = make_vectors(
-        replace(config, out=str(folder / RUN)),
-        display,
+    outputs = VectorOutputs(
         partial(_places, folder),
         partial(_append, folder, look_for_vanished),
-        make_launcher,
-        on_begin,
         another=f"give another {'--out' if look_for_vanished else '--index'}",
     )
+    request = replace(config, out=str(folder / RUN))
+    written = make_vectors(request, display, outputs, make_launcher, on_begin)
     if has_manifest(folder):
         _measure(config, folder, display)
     return written

@@ -49,7 +49,7 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.precision import PRECISIONS, TORCH
 from flows.core.options.vectors import EmbedConfig, SearchPlace, SearchQuery, VectorConfig
 from flows.core.pipelines import LABEL
-from flows.execution.run import make_vectors, stopped_in_order
+from flows.execution.run import VectorOutputs, make_vectors, stopped_in_order
 from flows.execution.run_observer import RunObserver
 from flows.outputs.vectors import VectorsWritten, vector_tasks
 from flows.outputs.write import failures_of
@@ -110,7 +110,7 @@ def image_vector(
 
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
         request = replace(config, sources=(name,), out=out)
-        written = make_vectors(request, display, check, collect)
+        written = make_vectors(request, display, VectorOutputs(check, collect))
     if not vectors:
         failure = written.failures[0]
         raise MediaError(f"{name}: {failure.message}", kind=failure.error, hint=failure.hint)

@@ -58,7 +58,13 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.formats import MEDIA
 from flows.core.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
 from flows.core.pipelines import SIFT
-from flows.execution.run import LauncherMaker, make_vectors, refuse_file, stopped_in_order
+from flows.execution.run import (
+    LauncherMaker,
+    VectorOutputs,
+    make_vectors,
+    refuse_file,
+    stopped_in_order,
+)
 from flows.execution.run_observer import OnBegin, only_run_in
 from flows.execution.stage_loop import crash_suspects
 from flows.outputs.existing import replaced_line
@@ -101,15 +107,8 @@ def vector_marks(
     records stay."""
     if SiftOptions.of(config).similar is not None:
         near_duplicates.require_similar()
-    return make_vectors(
-        config,
-        display,
-        _places,
-        _marks,
-        make_launcher,
-        on_begin,
-        "sift",
-    )
+    outputs = VectorOutputs(_places, _marks, command="sift")
+    return make_vectors(config, display, outputs, make_launcher, on_begin)
 
 
 def _places(job: Job) -> dict[str, str]:
@@ -197,15 +196,7 @@ def sift(
             only_run_in(out, "marking into", "give another --out"),
             leased(job.store, [NAMESPACE], out),
         ):
-            record = RunRecord(out, SIFT)
-            names = output_names(config.format)
-            record.value["outputs"] = {name: str(out / name) for name in names}
-            record.value["keep"] = config.keep or ""
-            record.carry_on(
-                history_in(out), [f"{NAMESPACE[:16]}-{digest[:16]}" for digest in job.media]
-            )
-            record.value["media"]["total"] = job.requested
-            record.value["mounts"] = mounts_now(out, job.files)
+            record = _begun_record(config, job, out)
             own = GeneratedFiles(job.store, out=out)
             for note in take(config, "sift", record, job.store.url, own):
                 display.print_line(note)
@@ -236,6 +227,19 @@ def sift(
         nulls=left_out.nulls,
         unmarked=frozenset(f.file.place for f in job.files) - {f.file.place for f in files.files},
     )
+
+
+def _begun_record(config: SiftConfig, job: Sifting, out: Path) -> RunRecord:
+    """Return the record of the run, which is not written yet."""
+    record = RunRecord(out, SIFT)
+    names = output_names(config.format)
+    record.value["outputs"] = {name: str(out / name) for name in names}
+    record.value["keep"] = config.keep or ""
+    keys = [f"{NAMESPACE[:16]}-{digest[:16]}" for digest in job.media]
+    record.carry_on(history_in(out), keys)
+    record.value["media"]["total"] = job.requested
+    record.value["mounts"] = mounts_now(out, job.files)
+    return record
 
 
 def _choices_line(job: Sifting, files: MarkedFiles, out: Path) -> str:

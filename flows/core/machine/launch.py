@@ -24,7 +24,7 @@ from artifacts.remote.endpoints import is_this_machine
 from flows.core.pipelines import STAGES
 from stages.process.events import StageOutcome, Warned
 from stages.process.fork_client import ForkServer
-from stages.process.stage_process import Listener, StageProcess
+from stages.process.stage_process import Listener, ProcessSettings, StageProcess
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -184,18 +184,17 @@ class DirectLauncher:
         self._entries = entries
 
     def start(self, call: StageCall) -> StageProcess:
-        return StageProcess(
-            call.name,
-            self._entries[call.name],
-            call.job,
+        settings = ProcessSettings(
+            name=call.name,
+            entry=self._entries[call.name],
+            job=call.job,
             device=call.device,
             log=call.log,
-            listen=self._on_event,
             budget=call.budget,
             seconds=call.seconds,
-            forks=call.fork_server,
             is_persistent=call.persistent,
         )
+        return StageProcess(settings, self._on_event, call.fork_server)
 
 
 class ForkingLauncher:

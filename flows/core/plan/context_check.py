@@ -34,7 +34,7 @@ from flows.core.plan.choose import (
     text_token_count,
 )
 from flows.core.plan.sizes import UNKNOWN_SIZE, Estimate
-from flows.core.plan.workloads import Workload, workload_of
+from flows.core.plan.workloads import ChunkFrames, Workload, workload_of
 from stages.models.profile import ModelProfile
 
 
@@ -71,8 +71,8 @@ def _with_fewer(model: Model, workload: Workload, room: AnswerRoom) -> list[tupl
         return []
     pairs = []
     for frames in range(workload.frames - 1, 0, -1):
-        sizes = (frames, workload.stored, workload.shown)
-        fewer = workload_of(model, workload.kind, workload.chunks, *sizes, "")
+        of_chunk = ChunkFrames(frames, workload.stored, workload.shown)
+        fewer = workload_of(model, workload.kind, workload.chunks, of_chunk, "")
         _, left = image_tokens_and_left(model, fewer)
         pairs.append((frames, left + model.profile.tokens_per_prompt - room.prompt_tokens))
     return [pair for pair in pairs if pair[1] > 0]

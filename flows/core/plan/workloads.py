@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from artifacts.schema import MediaKind, Sampling
 from artifacts.tiles import LARGE
@@ -134,8 +135,8 @@ def _of_estimate(
     model: Model, kind: MediaKind, chunks: int, estimate: Estimate, prompt: str
 ) -> Workload:
     """Return the workload of the longest chunk of a medium."""
-    sizes = (estimate.chunk_frames, estimate.stored, estimate.shown)
-    workload = workload_of(model, kind, chunks, *sizes, prompt, estimate.sound_seconds)
+    frames = ChunkFrames(estimate.chunk_frames, estimate.stored, estimate.shown)
+    workload = workload_of(model, kind, chunks, frames, prompt, estimate.sound_seconds)
     fewer = estimate.stored_frames > estimate.chunk_frames
     return replace(workload, stored_frames=estimate.stored_frames) if fewer else workload
 
@@ -167,23 +168,29 @@ def standard_workloads(
     stored = model.fit("video").size(*UNKNOWN_SIZE)
     frames = max(frame_counts(sampling, 4 * sampling.chunk_seconds))
     frames = min(frames, bound.of(stored) or frames) if bound else frames
-    sizes = (frames, stored, UNKNOWN_SIZE)
-    sound = sampling.chunk_seconds
-    return [workload_of(model, "video", STANDARD_CHUNKS, *sizes, prompt, sound)]
+    of_chunk, sound = ChunkFrames(frames, stored, UNKNOWN_SIZE), sampling.chunk_seconds
+    return [workload_of(model, "video", STANDARD_CHUNKS, of_chunk, prompt, sound)]
+
+
+class ChunkFrames(NamedTuple):
+    """The frames of a chunk. Sizes are (height, width)."""
+
+    number: int
+    stored: tuple[int, int]
+    shown: tuple[int, int]
 
 
 def workload_of(
     model: Model,
     kind: MediaKind,
     chunks: int,
-    frames: int,
-    stored: tuple[int, int],
-    shown: tuple[int, int],
+    of_chunk: ChunkFrames,
     prompt: str,
     sound_seconds: float = 0.0,
 ) -> Workload:
-    """Build a workload from the model's profile. `sound_seconds`: seconds of a chunk's sound, if
-    the run uses it."""
+    """Build a workload from the model's profile and the frames `of_chunk`. `sound_seconds`: seconds
+    of a chunk's sound, if the run uses it."""
+    frames, stored, shown = of_chunk
     heard = model.sound_tokens(sound_seconds)
     counted = encoder_frames(model.profile, kind, frames)
     tokens, pixel_bytes = chunk_frame_tokens(

@@ -35,7 +35,7 @@ from flows.core.plan.choose import PlanRequest, plan_request_of_model
 from flows.core.plan.ladder import Ladder, Rung
 from flows.core.plan.plan import choose, ladder_of
 from flows.core.plan.sizes import UNKNOWN_SIZE
-from flows.core.plan.workloads import STANDARD_CHUNKS, Workload, workload_of
+from flows.core.plan.workloads import STANDARD_CHUNKS, ChunkFrames, Workload, workload_of
 from flows.execution.stage_calls import StageCallBuilder, WorkerStores
 from flows.interfaces.serve.captioning import Captioning
 from flows.interfaces.serve.decoders import Decoders, FrameSource, SoundSource
@@ -122,7 +122,8 @@ def typical_image(job: Job) -> Workload:
     """Return the image that batches are planned for: full HD with its tiles."""
     fit, tiles = job.model.fit("image"), VectorSamplingOptions.of(job.config).tiles
     stored = fit.stored(*UNKNOWN_SIZE)
-    workload = workload_of(job.model, "image", STANDARD_CHUNKS, 1, stored, UNKNOWN_SIZE, "")
+    frames = ChunkFrames(1, stored, UNKNOWN_SIZE)
+    workload = workload_of(job.model, "image", STANDARD_CHUNKS, frames, "")
     return replace(workload, parts=len(boxes_of(*stored, tiles, fit.edge)))
 
 

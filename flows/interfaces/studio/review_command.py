@@ -14,14 +14,11 @@ from flows.interfaces.studio.studio_command import BEHIND_HELP
 def review_command(given: argparse.Namespace) -> int:
     """Serve the review until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
     require_extra("serve", "`penstock review`")
-    from flows.interfaces.studio.server import review
+    from flows.interfaces.studio.server import PageAddress, review
     from flows.interfaces.studio.studio_command import config_of
 
-    review(
-        *(Path(required_path(given.out)), given.port, given.order, config_of),
-        trust=given.trust_folder,
-        behind=given.behind,
-    )
+    out, address = Path(required_path(given.out)), PageAddress(given.port, given.behind)
+    review(out, address, given.order, config_of, trust=given.trust_folder)
     return 0
 
 

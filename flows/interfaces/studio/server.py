@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,21 +42,35 @@ CONNECTIONS = 256
 """Open connections of pages, beyond which idle ones are closed."""
 
 
+@dataclass(frozen=True, slots=True)
+class PageAddress:
+    """Where browsers reach the page."""
+
+    port: int
+    """0: any free port."""
+    behind: str = ""
+    """Address of the proxy that passes the page on; empty: there is none."""
+
+    @property
+    def proxy(self) -> str:
+        """Return the origin of the proxy. Raises UsageError."""
+        return self.behind and proxy_origin(self.behind)
+
+
 def studio(
     folder: Path,
     out: Path,
     roots: list[str],
     store: str,
-    port: int,
+    address: PageAddress,
     config_of: ConfigOf,
     *,
     trust: bool = False,
-    behind: str = "",
 ) -> None:
     """Serve the studio until a signal arrives. Raises UsageError, EnvironmentFault."""
-    proxy = behind and proxy_origin(behind)
+    proxy = address.proxy
     store = store if not store or "://" in store else str(Path(store).absolute())
-    with listening(HOST, port) as listener:
+    with listening(HOST, address.port) as listener:
         folder, out = folder.absolute(), out.absolute()
         for named in (str(folder), str(out), *map(os.path.realpath, roots)):
             if not is_shown(named):
@@ -79,14 +94,14 @@ def studio(
 
 
 def review(
-    out: Path, port: int, order: str, config_of: ConfigOf, *, trust: bool = False, behind: str = ""
+    out: Path, address: PageAddress, order: str, config_of: ConfigOf, *, trust: bool = False
 ) -> None:
     """Serve the captions of one run until a signal arrives. Raises UsageError,
     EnvironmentFault."""
-    proxy = behind and proxy_origin(behind)
+    proxy = address.proxy
     load_record(out)  # says so if there was no run
     out = out.absolute()
-    with listening(HOST, port) as listener:
+    with listening(HOST, address.port) as listener:
         trust = trust or is_trusted(out)
         belief = belief_in(out, trust=trust)
         store = belief.store

@@ -16,16 +16,14 @@ from flows.core.options.text import TRUST_FOLDER_HELP
 def studio_command(given: argparse.Namespace) -> int:
     """Serve the studio until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
     require_extra("serve", "`penstock studio`")
-    from flows.interfaces.studio.server import studio
+    from flows.interfaces.studio.server import PageAddress, studio
 
     folder, out, *roots = map(required_path, (given.folder, given.out, *given.root))
     if not Path(folder).is_dir():
         raise UsageError(f"{folder} is not a folder", hint="Name a folder of media")
-    studio(
-        *(Path(folder), Path(out), roots, given.store, given.port, config_of),
-        trust=given.trust_folder,
-        behind=given.behind,
-    )
+    address = PageAddress(given.port, given.behind)
+    folders = (Path(folder), Path(out), roots)
+    studio(*folders, given.store, address, config_of, trust=given.trust_folder)
     return 0
 
 

@@ -83,11 +83,7 @@ def load_half(
     Raises UsageError if the model cannot be cut or is not trusted, EnvironmentFault if weights are
     missing.
     """
-    if keep not in get_args(Part):
-        raise UsageError(
-            f"a model has no half {keep!r}{meant(str(keep), get_args(Part))}",
-            hint='Give "vision" or "language", "audio" if it hears, or "whole" for all of it',
-        )
+    _refuse_no_part(keep)
     given = {**options, "extra_modules": None if extra_modules is None else tuple(extra_modules)}
     given["without"] = tuple(without)
     trusted = bool(options.get("trust_remote_code", False))
@@ -123,11 +119,17 @@ def load_half(
         raise lacks_tensors(str(folder), named, missing)
     if note:
         model.__dict__[NOTE] = note
-    if getattr(config, "quantization_config", None) is not None:
-        _cast_unquantized(model)
-    if stored is not None:
-        note_form(model, stored)
+    _cast_and_note(model, config, stored)
     return apply_published_positions(model.eval(), folder, as_published)
+
+
+def _refuse_no_part(keep: str) -> None:
+    """Raise UsageError for what is no part of a model."""
+    if keep not in get_args(Part):
+        raise UsageError(
+            f"a model has no half {keep!r}{meant(str(keep), get_args(Part))}",
+            hint='Give "vision" or "language", "audio" if it hears, or "whole" for all of it',
+        )
 
 
 def lacks_tensors(name: str, part: str, missing: list[str]) -> EnvironmentFault:
@@ -163,6 +165,14 @@ def _stored_weights(
         computed=stated if dtype == "auto" else dtype or torch.float32,
         packed=packable(skeleton, layers) if packed else frozenset(),
     )
+
+
+def _cast_and_note(model: Any, config: Any, stored: StoredWeights | None) -> None:
+    """Cast what a quantized model has in full, and note the form of `stored` weights in it."""
+    if getattr(config, "quantization_config", None) is not None:
+        _cast_unquantized(model)
+    if stored is not None:
+        note_form(model, stored)
 
 
 def _cast_unquantized(model: Any) -> None:

@@ -17,7 +17,7 @@ from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
 from stages.process.events import BatchShrunk, Event, EventReporter, TooLarge
 from stages.process.memory import Sampler, anonymous_bytes
-from stages.process.stage_process import StageProcess
+from stages.process.stage_process import ProcessSettings, StageProcess
 from tests.support.builders.jobs import made_job
 
 
@@ -45,15 +45,15 @@ def run_mode(mode: str, job: dict[str, Any], budget: int | None = None) -> Outco
     Raises RuntimeError when it fails for another reason than memory."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        process = StageProcess(
-            mode,
-            "tests.support.builders.modes:run",
-            made_job(**job, mode=mode),
+        settings = ProcessSettings(
+            name=mode,
+            entry="tests.support.builders.modes:run",
+            job=made_job(**job, mode=mode),
             device="cpu",
             log=Path(folder, "log"),
-            listen=lambda *_: None,
             budget=budget or 0,
         )
+        process = StageProcess(settings, lambda *_: None)
         try:
             found = process.wait().notes["outcome"]
         except PenstockError as error:

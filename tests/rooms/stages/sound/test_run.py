@@ -14,7 +14,7 @@ from artifacts.disk.stamps import stamp_of
 from artifacts.records.keys import hash_file, item_key
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
-from stages.process.stage_process import StageProcess
+from stages.process.stage_process import ProcessSettings, StageProcess
 from stages.sound import SILENCES, STAGE, SoundChunk, SoundItem
 from stages.sound import run as stage
 from stages.sound.track import NO_SOUND, sound_of_chunks
@@ -192,7 +192,8 @@ def test_two_files_with_the_same_content_are_read_once(desk: Desk) -> None:
 
 def started(desk: Desk, *media: SoundItem, listen: Any = lambda *_: None) -> StageProcess:
     job, log = made_job(**desk.job(*media)), desk.folder / "logs" / "sound.log"
-    return StageProcess("sound", STAGE.entry, job, device="cpu", log=log, listen=listen)
+    settings = ProcessSettings(name="sound", entry=STAGE.entry, job=job, device="cpu", log=log)
+    return StageProcess(settings, listen)
 
 
 def long_sound(desk: Desk, seconds: int, codec: str, chunk_seconds: float = 30) -> SoundItem:

@@ -15,7 +15,7 @@ from flows.core.job.prepare import prepare
 from flows.core.options.commands import CaptionConfig
 from flows.core.plan.sizes import estimates
 from flows.core.plan.times import UNKNOWN, note_seconds, seconds_an_item, times_of
-from flows.core.plan.workloads import remaining_items, workload_of
+from flows.core.plan.workloads import ChunkFrames, remaining_items, workload_of
 from flows.execution.run import caption
 from stages import decode, frames
 from stages.models.processors.blank_clips import Clip
@@ -118,7 +118,8 @@ def test_chunks_are_as_the_processor_gives(make: Any, frames: int, height: int, 
     )
     row = prepare_clip(processor, clip, "x")
     numbers = bytes_of(row.inputs["pixel_values_videos"]) // 4
-    workload = workload_of(by_hand.model(profile), "video", 1, frames, stored, (height, width), "x")
+    of_chunk = ChunkFrames(frames, stored, (height, width))
+    workload = workload_of(by_hand.model(profile), "video", 1, of_chunk, "x")
     tokens = workload.tokens - workload.text_tokens
     # Sizes are rounded to whole patches, and small videos may be enlarged.
     assert 0.95 < workload.units / numbers < 1.25
