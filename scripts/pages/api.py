@@ -156,9 +156,23 @@ def exported(module: ModuleType, prefix: str) -> dict[str, Any]:
     return {f"{prefix}.{name}": getattr(module, name) for name in listed}
 
 
+def public_things() -> dict[str, Any]:
+    """Return what `penstock` and `penstock.ray` export, by name."""
+    ray = importlib.import_module("penstock.ray")
+    return {**exported(penstock, "penstock"), **exported(ray, "penstock.ray")}
+
+
+def public_classes() -> list[type]:
+    """Return the classes that users meet, and what those of ours inherit from."""
+    things = public_things().values()
+    results = results_of(each for each in things if not inspect.isclass(each)).values()
+    met = (*(each for each in things if inspect.isclass(each)), *results)
+    return [base for kind in dict.fromkeys(met) for base in kind.__mro__ if is_ours(base)]
+
+
 def package() -> Iterator[str]:
     keywords, ray = (importlib.import_module(f"penstock.{name}") for name in ("keywords", "ray"))
-    things = {**exported(penstock, "penstock"), **exported(ray, "penstock.ray")}
+    things = public_things()
     options = {
         f"penstock.{module.__name__.rpartition('.')[2]}.{name}": kind
         for module in (keywords, ray)
