@@ -1,4 +1,4 @@
-# What the README tells people to call. Everything runs in .venv, which scripts/setup makes.
+# What the README tells people to call. Everything runs in .venv, which scripts/run/setup makes.
 # Where bytecode is forbidden, each of hundreds of processes would compile the program anew, and
 # pytest the tests: collecting them took 25 s in place of 16.
 WRITING := env -u PYTHONDONTWRITEBYTECODE
@@ -48,21 +48,21 @@ help:
 	@echo "  make distclean  removes .venv, too"
 
 setup:
-	@scripts/setup
+	@scripts/run/setup
 
 # What tests, pages and figures need beside it, into the same .venv.
 setup-dev:
-	@LOCK=requirements/dev.txt scripts/setup
+	@LOCK=requirements/dev.txt scripts/run/setup
 
 demo: setup
 	@.venv/bin/penstock demo $${FILE:+"$$FILE"}
 
 server: setup
-	@exec scripts/server
+	@exec scripts/run/server
 
 # Ray is among what is added.
 worker: $(if $(RAY),setup-dev,setup)
-	@exec scripts/worker
+	@exec scripts/run/worker
 
 test: setup-dev
 	@$(PYTEST)
@@ -71,7 +71,7 @@ test-slow: setup-dev
 	@$(PYTEST) -n $(SLOW_WORKERS) -m slow
 
 test-slow-sample: setup-dev
-	@$(PYTEST) -m slow -p scripts.slow_sample
+	@$(PYTEST) -m slow -p scripts.prove.slow_sample
 
 test-gpu: setup-dev
 	@$(PYTEST) -m slow $(GPU_TESTS)
@@ -80,13 +80,13 @@ test-gpu-sample: setup-dev
 	@$(PYTEST) -m slow $(GPU_TESTS) -k '$(GPU_SAMPLE)'
 
 test-install: setup-dev
-	@scripts/test_install
+	@scripts/prove/test_install
 
 readers: setup-dev
-	@.venv/bin/python -m scripts.readers
+	@.venv/bin/python -m scripts.prove.readers
 
 gguf: setup-dev
-	@scripts/gguf
+	@scripts/run/gguf
 
 lint: setup-dev
 	.venv/bin/ruff format --check .
@@ -100,19 +100,19 @@ docs: setup-dev
 	@echo "site/index.html"
 
 docs-check: setup-dev
-	@$(WRITING) .venv/bin/python -m scripts.follow_docs
+	@$(WRITING) .venv/bin/python -m scripts.prove.follow_docs
 
 pictures: setup-dev
-	@.venv/bin/python -m scripts.pictures
+	@.venv/bin/python -m scripts.pages.pictures
 
 models: setup-dev
-	@.venv/bin/python -m scripts.tables models $(FAMILIES)
+	@.venv/bin/python -m scripts.pages.tables models $(FAMILIES)
 
 gpu-check: setup-dev
-	@.venv/bin/python -m scripts.gpu_check $(GPU_CHECK)
+	@.venv/bin/python -m scripts.prove.gpu_check $(GPU_CHECK)
 
 bench: setup-dev
-	@scripts/bench
+	@scripts/run/bench
 
 # With the build tool of .venv, or else with one that uv or pip fetches for this build.
 wheel:
@@ -124,10 +124,10 @@ wheel:
 	@ls dist/penstock-*.whl
 
 image:
-	@scripts/image
+	@scripts/run/image
 
 lock:
-	@scripts/lock $(if $(UPGRADE),--upgrade)
+	@scripts/run/lock $(if $(UPGRADE),--upgrade)
 
 clean:
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -61,6 +61,7 @@ class PenstockError(Exception):
     it."""
 
     exit_code: int = 1
+    """With which the command ends, as in the tree above."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         # A path or an option may hold what no log can: lone surrogates.

@@ -136,9 +136,9 @@ def install_command(extra: str = "", packages: str = "") -> str:
     package = packages or (f"'penstock[{extra}]'" if extra else "penstock")
     environment = ROOT / ".venv"
     python = shlex.quote(str(environment / "bin" / "python"))
-    if not (ROOT / "scripts" / "setup").is_file():
+    if not (ROOT / "scripts" / "run" / "setup").is_file():
         return f"pip install {package}"
-    if Path(sys.prefix).resolve() == environment:  # scripts/setup installs no pip with uv
+    if Path(sys.prefix).resolve() == environment:  # scripts/run/setup installs no pip with uv
         with_pip = "" if is_installed("pip") else f"{python} -m ensurepip && "
         return f"{with_pip}{python} -m pip install {package}"
     if _has_penstock():

@@ -74,7 +74,7 @@ NAVIGATION = {
         "docs/far",
         "docs/deploy/README",
     ],
-    "Python": ["docs/python", "docs/api"],
+    "Python": ["docs/python", "docs/reference", "docs/api"],
     "How it works": [
         "docs/glossary",
         "docs/architecture",

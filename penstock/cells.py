@@ -65,11 +65,13 @@ class Shown:
     a server nor the media once it is drawn; elsewhere they are lines of text."""
 
     captions: tuple[ShownCaption, ...]
+    """The first of them, or a share of each file's."""
     total: int
     """Number of all captions of the folder."""
     failures: tuple[str, ...] = ()
     """Media that failed, with the reason."""
     noun: str = "caption"
+    """What one of them is called."""
 
     def __repr__(self) -> str:
         lines = [f"{caption.place}: {one_line(caption.text)}" for caption in self.captions]

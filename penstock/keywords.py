@@ -1,4 +1,4 @@
-"""The command line's options as keywords. `python -m scripts.keywords` writes this."""
+"""The options of commands as keywords. `python -m scripts.pages.keywords` writes this."""
 
 from collections.abc import Sequence
 from os import PathLike

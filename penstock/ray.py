@@ -98,6 +98,7 @@ class Actor:
     to batch it keeps its half loaded, unless that is offloaded or runs in llama.cpp."""
 
     KIND: type[CaptionConfig | RebuildConfig]
+    """The configuration that the options become."""
     STAGES: tuple[str, ...]
     """Stages whose half stays loaded."""
 

@@ -56,7 +56,9 @@ class Embedded:
     box: list[float] | None
     """Left, top, right and bottom of a tile in pixels; None for the whole image."""
     model: str
+    """The model as it was given: a folder, a hub id or `demo`."""
     precision: str
+    """What the vision half computed in, such as `bf16`."""
     key: str
     """Cache key of the stored vectors."""
     vector: "NDArray[Any]"

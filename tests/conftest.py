@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """In front of several workers, keep a process from which their fork servers are forked."""
     if not getattr(config.option, "numprocesses", None):
         return
-    from scripts.warm import HOOK, warm_process
+    from scripts.run.warm import HOOK, warm_process
 
     kept = contextlib.ExitStack()
     config.add_cleanup(kept.close)

@@ -30,8 +30,11 @@ class Caption:
     end: float
     """Seconds of the medium's own time; 0 for an image."""
     caption: str
+    """The text as it is written everywhere, with trigger, prefix and suffix."""
     model: str
+    """The model as it was given: a folder, a hub id or `demo`."""
     prompt: str
+    """The prompt as it was sent, placeholders filled in."""
     precision: dict[str, str]
     """Precision of each half: `vision` and `language`, and `audio` if the model got sound."""
     frames: tuple[float, ...]
@@ -50,6 +53,7 @@ class Caption:
     margin_at: int | None = None
     """Where the token with the least margin begins: characters of the text without additions."""
     warnings: tuple[str, ...] = ()
+    """What is wrong with the file, damage of its frames, and events of the caption."""
     name: str = ""
     """Name of its prompt, if there are several."""
     fields: dict[str, Any] | None = None
@@ -79,13 +83,17 @@ class Failure:
     """One line of `failures.jsonl`: an item that failed, why, and what to do."""
 
     media_path: str
+    """Path relative to the given folder, or the file's name; POSIX."""
     source: str
+    """The command-line argument that included the file."""
     stage: str
     """The stage that failed: `sources` or a stage's name."""
     error: str
     """A stable identifier for programs, such as `missing` or `no-video`."""
     message: str
+    """What failed, in one line."""
     hint: str
+    """What to do about it; empty: nothing is known."""
 
 
 CONFIDENCE = ("logprob", "margin", "margin_at")

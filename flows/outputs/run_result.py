@@ -22,9 +22,11 @@ class RunEnd:
     `to_json` (for programs), `row` (of a table) and `line`."""
 
     out: Path
+    """The output folder."""
     files: int
     """Number of requested files and sources."""
     failures: list[Failure] = field(default_factory=list)
+    """What could not be done, one for each file."""
     warned: int = 0
     """Number of files that were read with warnings."""
     chunks: Mapping[MediaFile, int] | None = None
@@ -70,7 +72,9 @@ class RunResult(RunEnd):
     empty_summaries: int = 0
     """How many of them, or of their chapters, have no words."""
     written: OutputCounts = field(default_factory=OutputCounts)
+    """Number of captions written, by what became of them."""
     warnings: list[str] = field(default_factory=list)
+    """Warnings about files and captions, one line each."""
 
     @property
     def captions(self) -> int:

@@ -43,6 +43,7 @@ class VectorsWritten(RunEnd):
     """The result of a run that computed vectors."""
 
     vectors: int = 0
+    """Number of vectors written: of images, tiles and video frames."""
     width: int = 0
     """Numbers per vector."""
 

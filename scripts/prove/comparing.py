@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.errors import PenstockError
-from scripts.warm import HOOK, warm_process
+from scripts.run.warm import HOOK, warm_process
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "What is shown here?"

@@ -1,5 +1,5 @@
-"""A real server of scripts/server, and a temporary one, asked by everybody but their user: pages of
-other sites, pages that rebind a name to this machine, programs without the login."""
+"""A real server of scripts/run/server, and a temporary one, asked by everybody but their user:
+pages of other sites, pages that rebind a name to this machine, programs without the login."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from scripts.prefect_stack import Stack, prefect_stack
-from scripts.stage_processes import marked
+from scripts.run.prefect_stack import Stack, prefect_stack
+from scripts.run.stage_processes import marked
 from tests.support.attacks import attacked
 from tests.support.servers import Server, basic
 
@@ -248,7 +248,7 @@ def test_no_websocket_talks_to_who_has_no_login(server: Server, path: str) -> No
 def test_a_worker_with_another_login_is_told_so_in_one_line(stack: Stack) -> None:
     outcome = attacked(
         "-m",
-        "scripts.prepare_pool",
+        "scripts.run.prepare_pool",
         command=[sys.executable],
         env={**stack.environment(), "PREFECT_API_AUTH_STRING": "penstock:penstock"},
     )

@@ -23,7 +23,7 @@ from tests.support.media import write_video
 from tests.support.pipeline import ROOT
 
 STARTERS = ("flows", "stages", "artifacts", "penstock", "penstock_demo", "scripts")
-STARTS = {"stages/process/fork_client.py", "scripts/run_worker.py"}
+STARTS = {"stages/process/fork_client.py", "scripts/run/run_worker.py"}
 """Some of the files that start Python, so that a search that finds none fails."""
 OF_DEVELOPERS = frozenset(("follow_deploy", "fault_check", "prefect_stack"))
 """Scripts that run in the clone and prepare or check a release: no user starts them."""
@@ -117,7 +117,7 @@ def test_an_absolute_entry_stays_where_it_is_the_current_folder(tmp_path: Path) 
 
 
 def test_server_and_worker_hand_the_clone_on_to_flow_runs_and_no_current_folder() -> None:
-    shown = ". scripts/prefect_variables; echo $PYTHONPATH $PYTHONSAFEPATH $PYTHONUTF8"
+    shown = ". scripts/run/prefect_variables; echo $PYTHONPATH $PYTHONSAFEPATH $PYTHONUTF8"
     for given, expected in (({}, f"{ROOT} 1 1"), ({"PYTHONPATH": "/mine"}, f"{ROOT}:/mine 1 1")):
         kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = completed(["sh", "-euc", shown], env={**kept, **given}, check=True)
@@ -206,7 +206,7 @@ def test_what_libraries_start_searches_no_current_folder(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("script", ["server", "setup", "lock", "bench"])
 def test_a_script_works_in_its_clone_whatever_cdpath_is(script: str) -> None:
-    lines = (ROOT / "scripts" / script).read_text().splitlines()
+    lines = (ROOT / "scripts" / "run" / script).read_text().splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith('cd "$(dirname'))
     assert "unset CDPATH" in lines[:at]
 
@@ -269,7 +269,7 @@ def test_a_proxy_is_not_asked_for_this_machine(
 
 
 def test_server_and_worker_ask_this_machine_through_no_proxy() -> None:
-    shown = '. scripts/prefect_variables; echo "$no_proxy $NO_PROXY"'
+    shown = '. scripts/run/prefect_variables; echo "$no_proxy $NO_PROXY"'
     kept = {k: v for k, v in os.environ.items() if k.lower() != "no_proxy"}
     for given, expected in (("", HERE), (MINE, f"{MINE},{HERE}"), ("*", "*")):
         done = completed(["sh", "-euc", shown], env={**kept, "NO_PROXY": given}, check=True)

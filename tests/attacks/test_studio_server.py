@@ -23,7 +23,7 @@ from artifacts.texts.edits import read_edits
 from flows.outputs.folder.trust import belief_in, command_in, is_trusted, own_belief
 from flows.outputs.marker import MARKER
 from flows.outputs.record.run_record import RunRecord, repeated
-from scripts.stage_processes import descendants
+from scripts.run.stage_processes import descendants
 from tests.support.media import write_video
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.reports import captions_of, media_file, write_run

@@ -26,7 +26,7 @@ from flows.core.options.vectors import (
 from flows.interfaces.studio import values
 from flows.interfaces.studio.roots import Refused, Roots
 from penstock.arguments import config_with
-from scripts import keywords
+from scripts.pages import keywords
 
 COMMANDS: dict[str, tuple[type[Any], ...]] = {
     "caption": (CaptionConfig,),
@@ -241,5 +241,5 @@ def test_an_odd_value_is_refused_by_name_on_each_face(
 
 
 def test_the_keywords_of_python_are_those_of_the_command_line() -> None:
-    again = "run `python -m scripts.keywords`"
+    again = "run `python -m scripts.pages.keywords`"
     assert keywords.FILE.read_text(encoding="utf-8") == keywords.source(), again

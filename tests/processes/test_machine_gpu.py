@@ -13,7 +13,7 @@ from artifacts.errors import EnvironmentFault, StageDied
 from flows.core.machine import budget
 from flows.core.machine.budget import check_device, device_memory, try_device
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher, StageCall, StageHandle
-from scripts.gpu_check import forks as gpu_forks
+from scripts.prove.gpu_check import forks as gpu_forks
 from stages.process.device import lock_path
 from stages.process.events import Event, Warned
 from stages.process.fork_client import ForkServer

@@ -10,8 +10,8 @@ import pytest
 
 import penstock
 import penstock_demo
-from scripts.many_check import check_deaths
-from scripts.ray_nodes import Nodes, ray_nodes
+from scripts.prove.many_check import check_deaths
+from scripts.run.ray_nodes import Nodes, ray_nodes
 from tests.support.commands import completed
 from tests.support.pipeline import PENSTOCK
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from artifacts.errors import Killed, StageDied
-from scripts.stage_processes import stage_of
+from scripts.run.stage_processes import stage_of
 from stages.process import fork_client
 from stages.process.events import Event, EventReporter, Item
 from stages.process.fork_client import OVERTIME, ForkedProcess, ForkServer

@@ -34,7 +34,7 @@ from flows.outputs.record.run_read import load_record
 from flows.outputs.run_status import run_status
 from flows.outputs.run_wording import description_lines
 from penstock_demo.clips import write_clips
-from scripts.stage_processes import descendants
+from scripts.run.stage_processes import descendants
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from stages.process.stage_process import Listener, ProcessSettings, StageProcess

@@ -35,11 +35,11 @@ from prefect.workers.process import ProcessWorker
 from artifacts.errors import UsageError
 from flows.core.machine.launch import answers
 from flows.interfaces.prefect.server import client_settings, is_own_server
-from scripts import deploy_all, login, prepare_pool
-from scripts.patient_worker import is_retried, make_patient
-from scripts.prefect_stack import free_port
-from scripts.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
-from scripts.stage_processes import child_processes
+from scripts.run import deploy_all, login, prepare_pool
+from scripts.run.patient_worker import is_retried, make_patient
+from scripts.run.prefect_stack import free_port
+from scripts.run.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
+from scripts.run.stage_processes import child_processes
 from tests.support.commands import completed
 from tests.support.pipeline import wait_gone
 from tests.support.terminals import Dialogue
@@ -168,7 +168,7 @@ def test_the_server_s_own_pages_alone_may_read_what_it_answers(
 ) -> None:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_SERVER_")}
     done = completed(
-        ["sh", "-euc", ". scripts/prefect_variables; env -0"], env={**kept, **given}, check=True
+        ["sh", "-euc", ". scripts/run/prefect_variables; env -0"], env={**kept, **given}, check=True
     )
     for name, value in (line.split("=", 1) for line in done.stdout.split("\0") if line):
         monkeypatch.setenv(name, value)
@@ -351,7 +351,9 @@ def terminal(script: str, home: Path, port: int) -> Iterator[Dialogue]:
     path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
     own = {"PREFECT_HOME": str(home), "PREFECT_SERVER_API_PORT": str(port), "PATH": path}
     env = {**kept, **own, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-    with contextlib.closing(Dialogue([str(ROOT / "scripts" / script)], cwd=ROOT, env=env)) as shown:
+    with contextlib.closing(
+        Dialogue([str(ROOT / "scripts" / "run" / script)], cwd=ROOT, env=env)
+    ) as shown:
         yield shown
 
 
@@ -460,7 +462,7 @@ def test_what_is_unchanged_is_not_deployed_again_and_ctrl_c_ends_it_in_one_line(
     def run() -> tuple[int, str]:
         login = (home / "penstock-auth").read_text().strip()
         own = {"PREFECT_API_AUTH_STRING": login, "PREFECT_HOME": str(home), "PREFECT_API_URL": url}
-        words = [sys.executable, "-m", "scripts.prepare_pool"]
+        words = [sys.executable, "-m", "scripts.run.prepare_pool"]
         done = completed(words, cwd=clone, env={**os.environ, **own})
         return done.returncode, done.stdout
 
@@ -510,7 +512,7 @@ while True:
     flow.poll()
     time.sleep(0.05)
 """
-RUN = "import sys; from scripts.run_worker import run; sys.exit(run(sys.argv[1:]))"
+RUN = "import sys; from scripts.run.run_worker import run; sys.exit(run(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -568,7 +570,7 @@ def test_the_node_beside_a_worker_ends_after_it_and_ends_it() -> None:
     node = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('the node ends', "
     node += "flush=True) or exit()); print('the node runs', flush=True); time.sleep(60)"
     both = (
-        "import signal, sys; from scripts.run_worker import run; "
+        "import signal, sys; from scripts.run.run_worker import run; "
         f"sys.exit(run([sys.executable, '-c', {WORKER!r}], [sys.executable, '-c', {{}}]))"
     )
     command = [sys.executable, "-c", both.format(repr(node))]

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from scripts.throwaway_postgres import postgres_programs
+from scripts.run.throwaway_postgres import postgres_programs
 from tests.support.commands import completed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def script(name: str, *options: str) -> str:
     """What the script printed; it must succeed and leave no process behind."""
     mark = f"PENSTOCK_TEST={uuid4()}"
-    done = completed(["env", mark, sys.executable, "-m", f"scripts.{name}", *options])
+    done = completed(["env", mark, sys.executable, "-m", f"scripts.prove.{name}", *options])
     assert done.returncode == 0, done.stdout + done.stderr
     left = [
         path.parent.name
@@ -56,6 +56,6 @@ def test_the_server_runs_the_nightly_rebuild_by_itself_and_only_what_changed_is_
 
 
 def test_runs_end_complete_when_a_stage_a_flow_or_the_server_is_killed() -> None:
-    """`python -m scripts.fault_check` kills everything else, too."""
+    """`python -m scripts.prove.fault_check` kills everything else, too."""
     printed = script("fault_check", "--moments", "1", "--kinds", "child,flow,server")
     assert "3 of 3 moments: complete" in printed

@@ -20,9 +20,9 @@ from PIL import Image
 import penstock_demo
 from docs.conf import NAVIGATION
 from flows.core.machine.versions import cpu_has_bfloat16
-from scripts.follow_docs import faults, read, run_on_terminal
-from scripts.shown.commands import ROOT, Shown, commands, inline, pages
-from scripts.shown.parsing import wrong, wrong_inline
+from scripts.pages.shown.commands import ROOT, Shown, commands, inline, pages
+from scripts.pages.shown.parsing import wrong, wrong_inline
+from scripts.prove.follow_docs import faults, read, run_on_terminal
 from stages.models.halves.model_class import config_and_class
 from tests.support.checkpoints import MODELS, whole_checkpoint
 from tests.support.commands import completed
@@ -235,7 +235,7 @@ def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(part: str, to: Path) -> None:
-    done = completed([sys.executable, "-m", "scripts.pictures", part, "--to", str(to)])
+    done = completed([sys.executable, "-m", "scripts.pages.pictures", part, "--to", str(to)])
     assert done.returncode == 0, done.stderr
 
 

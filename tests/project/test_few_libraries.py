@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.packages import EXTRAS
-from scripts.gpu_check.rows import pictures
+from scripts.prove.gpu_check.rows import pictures
 from tests.support import gpus
 from tests.support.commands import completed
 from tests.support.hidden_modules import hiding
@@ -44,7 +44,7 @@ def test_checks_of_a_gpu_that_need_them_are_skipped_by_name(tmp_path: Path) -> N
     fake = (gpus.FAKES / "sitecustomize.py").read_text()
     found = environment(tmp_path / "site", gpus.environment(machine), fake)
     only = [word for name in ("kernels, each", "model, LoRA, nf4") for word in ("--only", name)]
-    command = [sys.executable, "-m", "scripts.gpu_check", "--out", str(tmp_path), *only]
+    command = [sys.executable, "-m", "scripts.prove.gpu_check", "--out", str(tmp_path), *only]
     _run(command, found)
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     skipped = {each["name"]: each["found"] for each in rows if each["verdict"] == "skipped"}

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from flows.outputs.record.run_record import blank
-from scripts.gpu_check import __main__ as command
-from scripts.gpu_check import child, first
-from scripts.gpu_check.child import LOOK, Check
-from scripts.gpu_check.first import LIMIT_SECONDS, PARTS, Part, first_rows
-from scripts.gpu_check.rows import BEGIN, END, Result, Row, Setting, markdown, put, row, write
-from scripts.gpu_check.whole import alike, peaks
+from scripts.prove.gpu_check import __main__ as command
+from scripts.prove.gpu_check import child, first
+from scripts.prove.gpu_check.child import LOOK, Check
+from scripts.prove.gpu_check.first import LIMIT_SECONDS, PARTS, Part, first_rows
+from scripts.prove.gpu_check.rows import BEGIN, END, Result, Row, Setting, markdown, put, row, write
+from scripts.prove.gpu_check.whole import alike, peaks
 
 MIB = 1 << 20
 GOOD = row("context", "250-600 MiB", "400 MiB", True)
@@ -81,9 +81,9 @@ def test_a_check_that_needs_what_is_lacking_is_skipped_with_the_reason(tmp_path:
 STUB = """
 import os, signal, sys, time
 from pathlib import Path
-import scripts.gpu_check.child as child
-from scripts.gpu_check.child import Check
-from scripts.gpu_check.rows import row
+import scripts.prove.gpu_check.child as child
+from scripts.prove.gpu_check.child import Check
+from scripts.prove.gpu_check.rows import row
 
 def rows(setting):
     yield row("first", "a", "a", True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu_check import steps
-from scripts.gpu_check.halves import Bench
-from scripts.gpu_check.rows import DEMO, Row, Setting
+from scripts.prove.gpu_check import steps
+from scripts.prove.gpu_check.halves import Bench
+from scripts.prove.gpu_check.rows import DEMO, Row, Setting
 from tests.support.builders.models import Shape, build
 from tests.support.fake_gpu.graphs import DRIVER, PREVIOUS
 from tests.support.fake_gpu.state import GraphFaults

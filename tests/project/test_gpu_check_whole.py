@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from scripts.gpu_check.first import FILE, PARTS
-from scripts.gpu_check.rows import PAGE
+from scripts.prove.gpu_check.first import FILE, PARTS
+from scripts.prove.gpu_check.rows import PAGE
 from tests.support import gpus
 from tests.support.commands import completed
 from tests.support.fake_gpu.state import Machine
@@ -30,7 +30,8 @@ def check(machine: Machine, folder: Path, *options: str) -> "subprocess.Complete
     )
     before = PAGE.read_text()
     done = completed(
-        [sys.executable, "-m", "scripts.gpu_check", "--out", str(folder), *options], env=environment
+        [sys.executable, "-m", "scripts.prove.gpu_check", "--out", str(folder), *options],
+        env=environment,
     )
     assert PAGE.read_text() == before
     assert "Traceback" not in done.stdout + done.stderr

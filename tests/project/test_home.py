@@ -85,7 +85,7 @@ def served(words: list[str], folder: Path, environment: dict[str, str]) -> None:
 def test_setup_leaves_nothing_in_the_home(tmp_path: Path) -> None:
     """The import of some libraries writes an id of the machine, or an empty folder."""
     environment = home_of(tmp_path)
-    compiled = [sys.executable, "scripts/compile_imports.py"]
+    compiled = [sys.executable, "scripts/run/compile_imports.py"]
     subprocess.run(compiled, cwd=ROOT, env=environment, check=True)
     assert left_in(tmp_path / "home") == set()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.mutation.mutants import (
+from scripts.prove.mutation.mutants import (
     Contexts,
     Mutant,
     all_mutants,

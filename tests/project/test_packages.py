@@ -324,8 +324,8 @@ def test_the_advice_is_what_installs_where_the_code_lies(tmp_path: Path) -> None
     other, clone = sys._base_executable, tmp_path / "my clone"  # type: ignore[attr-defined]
     shutil.copytree(ROOT / "artifacts", clone / "artifacts")
     assert advice(clone, other) == "pip install 'penstock[sift]'"  # as a wheel is installed
-    (clone / "scripts").mkdir()
-    (clone / "scripts" / "setup").touch()
+    (clone / "scripts" / "run").mkdir(parents=True)
+    (clone / "scripts" / "run" / "setup").touch()
     assert advice(clone, other) == f"make -C '{clone}' setup"
 
     own = clone / ".venv" / "bin" / "python"

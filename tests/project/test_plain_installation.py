@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import check_imports
 from transformers.utils.import_utils import BACKENDS_MAPPING
 
 from artifacts import packages
-from scripts import try_classes
+from scripts.prove import try_classes
 from tests.support.builders.words import hf
 from tests.support.commands import completed
 from tests.support.dual_encoders import save
@@ -105,7 +105,7 @@ ENOUGH = ("siglip", "tipsv2", "metaclip_2", "ernie4_5_vl_moe", "idefics")
 
 
 def test_classes_load_or_name_the_package_that_they_need(plain: dict[str, str]) -> None:
-    command = [sys.executable, "scripts/try_classes.py", *NEEDS, *ENOUGH]
+    command = [sys.executable, "scripts/prove/try_classes.py", *NEEDS, *ENOUGH]
     done = completed(command, env=plain, timeout=SECONDS)
     table = [line for line in done.stdout.splitlines() if " | " in line]
     steps = re.findall(r"^    \S.*", done.stdout, re.MULTILINE)

@@ -1,5 +1,5 @@
-"""`docs/cards.md` is what `python -m scripts.cards` makes; weights and KV caches are those of a
-calculation by hand."""
+"""`docs/cards.md` is what `python -m scripts.pages.cards` makes; weights and KV caches are those of
+a calculation by hand."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from flows.core.machine.budget import Budget
 from flows.core.plan.view import TABLE, largest_models_line
-from scripts.cards import (
+from scripts.pages.cards import (
     MODELS,
     OPENING,
     PAGE,
@@ -22,7 +22,7 @@ from scripts.cards import (
 )
 from tests.support.builders.card_models import CardModel, card_models, write_checkpoint
 
-AGAIN = "run `python -m scripts.cards`"
+AGAIN = "run `python -m scripts.pages.cards`"
 QWEN_7B = 7_615_616_512
 """Parameters of Qwen2.5-7B, as published: a vocabulary of 152,064 words, each of 3,584 numbers, in
 the embedding and once more in the head."""

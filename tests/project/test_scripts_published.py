@@ -12,7 +12,8 @@ import pytest
 
 from flows.core.checkpoint.prompt_tokens import sampling_of
 from flows.core.options.commands import CaptionConfig
-from scripts.published_check import (
+from scripts.pages.tables import FRAMES, UNKNOWN, in_context
+from scripts.prove.published_check import (
     RECORDED,
     counted_positions,
     differences,
@@ -20,7 +21,6 @@ from scripts.published_check import (
     processors,
     record,
 )
-from scripts.tables import FRAMES, UNKNOWN, in_context
 from stages.models.profile import PixelBounds
 from stages.models.published import FACTS, FamilyFacts, facts_of
 from tests.support.by_hand import PROFILE
@@ -106,7 +106,7 @@ def test_a_run_shows_as_many_frames_as_the_table_says() -> None:
 of_transformers = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 KEPT = json.loads(RECORDED.read_text())
-ASK = "is it what published weights were made for? docs/published.md, scripts/published_check.py"
+ASK = "were published weights made for it? docs/published.md, scripts/prove/published_check.py"
 
 
 def compare(found: dict[str, dict[str, Any]]) -> None:

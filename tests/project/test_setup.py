@@ -1,5 +1,5 @@
-"""scripts/setup and scripts/other_python on machines that lack something; what they install and run
-is a stand-in here."""
+"""scripts/run/setup and scripts/prove/other_python on machines that lack something; what they
+install and run is a stand-in here."""
 
 import shutil
 import subprocess
@@ -26,9 +26,9 @@ class Machine:
         self.clone = folder / "clone of penstock"
         self.log = folder / "calls.log"
         self.bin.mkdir()
-        (self.clone / "scripts").mkdir(parents=True)
+        (self.clone / "scripts" / "run").mkdir(parents=True)
         for name in ("setup", "install_progress.py"):
-            shutil.copy(ROOT / "scripts" / name, self.clone / "scripts")
+            shutil.copy(ROOT / "scripts" / "run" / name, self.clone / "scripts" / "run")
         shutil.copytree(ROOT / "requirements", self.clone / "requirements")
         shutil.copy(ROOT / "pyproject.toml", self.clone)
         for name in TOOLS:
@@ -63,7 +63,7 @@ class Machine:
 
     def setup(self, **variables: str) -> subprocess.CompletedProcess[str]:
         return completed(
-            [self.clone / "scripts" / "setup"], env={"PATH": str(self.bin), **variables}
+            [self.clone / "scripts" / "run" / "setup"], env={"PATH": str(self.bin), **variables}
         )
 
     def calls(self, *begins: str) -> list[str]:
@@ -142,13 +142,13 @@ INSTALLS_MORE = ("check", "lint", "test", "test-slow", "docs", "docs-check", "pi
 @pytest.mark.parametrize("target", [*INSTALLS_FOR_USERS, *INSTALLS_MORE])
 def test_a_target_installs_no_more_than_it_needs(target: str) -> None:
     planned = completed(["make", "--dry-run", "--directory", ROOT, target]).stdout
-    assert "scripts/setup" in planned
+    assert "scripts/run/setup" in planned
     assert ("LOCK=requirements/dev.txt" in planned) == (target in INSTALLS_MORE)
 
 
 def test_a_wheel_is_built_without_an_installation(tmp_path: Path) -> None:
     planned = completed(["make", "--dry-run", "--directory", ROOT, "wheel"]).stdout
-    assert "scripts/setup" not in planned and "wheel" in planned
+    assert "scripts/run/setup" not in planned and "wheel" in planned
 
 
 def test_a_worker_of_a_ray_cluster_installs_ray() -> None:
@@ -169,7 +169,7 @@ echo ' + numpy==2.4.6'
 def test_an_installation_names_what_it_downloads_and_no_package_that_it_installed(
     tmp_path: Path,
 ) -> None:
-    script = ROOT / "scripts" / "install_progress.py"
+    script = ROOT / "scripts" / "run" / "install_progress.py"
     run = [sys.executable, "-c", f"import runpy, sys; sys.argv[0] = '{script}'"]
     run[-1] += f"; m = runpy.run_path('{script}'); m['show'].__globals__['LINE_SECONDS'] = 0.2"
     run[-1] += "; sys.exit(m['main'](*sys.argv[1:]))"
@@ -182,7 +182,7 @@ def test_an_installation_names_what_it_downloads_and_no_package_that_it_installe
 
 
 def test_an_installation_that_fails_shows_all_that_it_printed(tmp_path: Path) -> None:
-    script = ROOT / "scripts" / "install_progress.py"
+    script = ROOT / "scripts" / "run" / "install_progress.py"
     failing = f"{UV_PRINTS}echo 'No space left on device' >&2; exit 2"
     done = completed([sys.executable, script, tmp_path, "sh", "-c", failing])
     assert done.returncode == 2
@@ -191,7 +191,7 @@ def test_an_installation_that_fails_shows_all_that_it_printed(tmp_path: Path) ->
 
 def test_an_installation_has_a_bar_on_a_terminal(tmp_path: Path) -> None:
     with terminal(70) as seen:
-        script = str(ROOT / "scripts" / "install_progress.py")
+        script = str(ROOT / "scripts" / "run" / "install_progress.py")
         command = [sys.executable, script, str(tmp_path), "sh", "-c", UV_PRINTS]
         subprocess.run(command, stdout=seen.to, check=True)
         text = seen.close()
@@ -232,7 +232,7 @@ def test_two_at_once_install_once(machine: Machine) -> None:
     machine.has_python("python3", "3.12")
     machine.has_uv(install="/bin/sleep 0.5")
     (machine.bin / "flock").symlink_to(str(shutil.which("flock")))
-    command = [machine.clone / "scripts" / "setup"]
+    command = [machine.clone / "scripts" / "run" / "setup"]
     both = [
         subprocess.Popen(command, env={"PATH": str(machine.bin)}, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -313,16 +313,17 @@ SHIM = "exit 127"
 
 @pytest.fixture
 def other(machine: Machine) -> Machine:
-    """One for scripts/other_python, with a git repository and a stand-in for scripts/setup."""
-    shutil.copy(ROOT / "scripts" / "other_python", machine.clone / "scripts")
-    (machine.clone / "scripts" / "setup").write_text(SETUP)
+    """One for scripts/prove/other_python, with a git repository and a stand-in for the setup."""
+    (prove := machine.clone / "scripts" / "prove").mkdir()
+    shutil.copy(ROOT / "scripts" / "prove" / "other_python", prove)
+    (machine.clone / "scripts" / "run" / "setup").write_text(SETUP)
     subprocess.run(["git", "init", "-q"], cwd=machine.clone, check=True)
     subprocess.run(["git", "add", "."], cwd=machine.clone, check=True)
     return machine
 
 
 def run_other(other: Machine, failing: str = "") -> subprocess.CompletedProcess[str]:
-    home, script = str(other.folder / "home"), other.clone / "scripts" / "other_python"
+    home, script = str(other.folder / "home"), other.clone / "scripts" / "prove" / "other_python"
     env = {"PATH": str(other.bin), "HOME": home, "CALLS": str(other.log), "FAILING": failing}
     return completed([script], env=env)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.warm import PLACE, forked_for
+from scripts.run.warm import PLACE, forked_for
 from stages.process.fork_client import ASK_NVML, child_environment
 from tests.support.started import until
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.stage_processes import family
+from scripts.run.stage_processes import family
 
 PENSTOCK = [sys.executable, "-m", "flows.interfaces.cli.main"]
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from typing import Any
 from artifacts.records.packs import read_header
 from artifacts.records.store import FolderStore
 from flows.core.options.commands import CaptionConfig
-from scripts.stage_processes import descendants, stage_of
+from scripts.run.stage_processes import descendants, stage_of
 from tests.support import held
 
 PENSTOCK = [sys.executable, "-m", "flows.interfaces.cli.main"]

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scripts.stage_processes import family, stage_of
+from scripts.run.stage_processes import family, stage_of
 from tests.support.attacks import resident_bytes
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.servers import Answer, answer_to

@@ -206,16 +206,21 @@ class RebuildResult:
     """The result of a rebuild, or of its dry run."""
 
     files: int
+    """Number of requested files."""
     difference: Difference
+    """What changed since the last rebuild."""
     missing: Missing
+    """What has no features yet."""
     seconds_per_chunk: float | None
     """Encoding time per chunk in the last rebuild; None: unknown for this model and sampling."""
     fetch_bytes: int
     """Bytes of weights to download."""
     dry_run: bool
+    """Whether nothing was encoded, because only the plan was requested."""
     encoded: int = 0
     """Number of encoded chunks."""
     failures: list[Failure] = field(default_factory=list)
+    """What could not be encoded, one for each file."""
 
     @property
     def exit_code(self) -> int:

@@ -137,6 +137,7 @@ class LabelsWritten(RunEnd):
     others: list[str] = field(default_factory=list)
     """Names of the other files written to `OUT`, such as tables."""
     texts: list[TextFileCounts] = field(default_factory=list)
+    """Number of text files for each form and place."""
     counts: list[dict[str, Any]] = field(default_factory=list)
     """Counts and score histogram of each label, as in the report."""
 

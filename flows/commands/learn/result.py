@@ -59,7 +59,9 @@ class Learned:
     """The result of a round."""
 
     out: Path
+    """The folder of the run that was corrected."""
     round: Round
+    """What was trained on and compared, as the folder records it."""
     is_new: bool = True
     """Whether there was anything to learn; otherwise the round is the last one."""
     failures: list[Failure] = field(default_factory=list)

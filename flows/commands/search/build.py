@@ -60,7 +60,9 @@ class IndexWritten(VectorsWritten):
     """The result of a run that filled an index."""
 
     folder: Path
+    """The folder of the index."""
     added: int = 0
+    """Number of rows that are new."""
     replaced: int = 0
     """Number of removed rows, of earlier contents of the files or of other options."""
     remade: int = 0

@@ -199,8 +199,11 @@ class Converted(NamedTuple):
     """The contents of the folder after the conversion."""
 
     tensors: int
+    """Number of tensors."""
     data_bytes: int
+    """Bytes of all tensors, without headers."""
     shards: int
+    """Number of safetensors files."""
     there: int
     """Number of shards that existed before."""
 

@@ -143,7 +143,7 @@ FRAMES_GO = "deleted after use; another prompt cuts them again, unless --keep-fr
 UNUSABLE = {"no-video": "without video", "too-large": "too large", "crashed": "crashed a stage"}
 """Kind of a failure → how a plan names it, if not as a file that cannot be opened."""
 TABLE = Path(__file__).parent / "cards" / "largest.json"
-"""The public models that `python -m scripts.cards` planned."""
+"""The public models that `python -m scripts.pages.cards` planned."""
 NAMES = {
     "gpu": {"unquantized": "unquantized", "quantized": "with --precision auto"},
     "cpu": {"unquantized": "in 32 bit, slow without a GPU"},

@@ -19,7 +19,7 @@ os.environ.setdefault("PREFECT_PROFILES_PATH", os.path.join(_home, "profiles.tom
 # Prefect reads these once, at its first import.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# scripts/prepare_pool.py relies on this; Prefect's own 180 s is too long to wait four times.
+# scripts/run/prepare_pool.py relies on this; Prefect's own 180 s is too long to wait four times.
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 # For a command; in a deployment, Prefect was imported earlier. Each retry waits twice as long as
 # the last. flows/interfaces/prefect/crashed.py decides how long the run waits.

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import UsageError
 from flows.core.machine.launch import DirectLauncher
 from flows.interfaces.cli.main import main
-from scripts.tables import unsupported_section
+from scripts.pages.tables import unsupported_section
 from stages.models import describe, load_half, resolve_model
 from stages.models.halves.model_class import load_config
 from stages.models.hub.checkpoint import CONVERTED, NEAREST, refuse_original

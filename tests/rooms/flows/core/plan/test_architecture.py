@@ -16,7 +16,7 @@ from flows.core.plan.architecture import (
     stacks_of,
 )
 from flows.interfaces.cli.main import main
-from scripts.tables import MEMORY_PAGE, TUNING_MARK, tuning_table
+from scripts.pages.tables import MEMORY_PAGE, TUNING_MARK, tuning_table
 from stages.decode.engines.inflight.pool_shape import columns_for
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header
@@ -61,7 +61,7 @@ def tower(found: Transformer | None) -> Transformer:
 
 def test_the_page_has_the_table_that_the_command_prints() -> None:
     page, text = MEMORY_PAGE.read_text(), tuning_table()
-    assert put(page, TUNING_MARK, text) == page, "run: python -m scripts.tables memory"
+    assert put(page, TUNING_MARK, text) == page, "run: python -m scripts.pages.tables memory"
     assert len(text.splitlines()) > 10
 
 

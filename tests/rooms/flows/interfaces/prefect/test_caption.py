@@ -34,7 +34,7 @@ from flows.interfaces.prefect.commands import observed
 from flows.interfaces.prefect.runs import INTERRUPTED, Caller, ended_by, warn_of_demo
 from flows.interfaces.prefect.view import Progress, RunLog
 from flows.outputs.folder.trust import command_in
-from scripts.stage_processes import descendants, stage_of
+from scripts.run.stage_processes import descendants, stage_of
 from tests.support.pipeline import PENSTOCK, ROOT, wait_gone
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]

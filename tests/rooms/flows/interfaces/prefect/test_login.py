@@ -43,9 +43,9 @@ API = "PREFECT_API_URL"
 
 
 def message_of(who: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """What scripts/server, as this process, or scripts/worker takes."""
+    """What scripts/run/server, as this process, or scripts/run/worker takes."""
     return subprocess.run(
-        [sys.executable, "-m", "scripts.login", who, *([str(os.getpid())] * (who == "server"))],
+        [sys.executable, "-m", "scripts.run.login", who, *([str(os.getpid())] * (who == "server"))],
         cwd=ROOT,
         env={**os.environ, "PREFECT_SERVER_API_PORT": "4242", **variables},
         capture_output=True,
