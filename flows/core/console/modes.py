@@ -69,7 +69,7 @@ class Quiet:
     """Whether a line that is written over shows the run."""
 
     def event(self, value: Mapping[str, Any]) -> None:
-        """Tell another program what happened."""
+        """Report to another program what happened."""
 
     def line(self, text: str) -> None:
         """Write a line that stays."""
@@ -120,7 +120,7 @@ class PlainLines(Quiet):
         self._printed = 0.0
         """When the last line was printed."""
         self._shown = 0.0
-        """When it was last said how far a stage is."""
+        """When it last showed how far a stage is."""
         self._silence: threading.Timer | None = None
         """Waits until nothing was printed for too long."""
 
