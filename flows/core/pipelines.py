@@ -68,10 +68,10 @@ LABELS = "labels"
 
 def purposes() -> dict[str, tuple[Pipeline, ...]]:
     """Return the purposes of a plan, and the pipelines of each, one per sort of model."""
-    found = {"caption": (CAPTION, SUMMARY), "embed": (EMBED,), "label": (LABEL,)}
+    planned = {"caption": (CAPTION, SUMMARY), "embed": (EMBED,), "label": (LABEL,)}
     for declaration in declarations():
-        found |= declaration.planned
-    return {**found, "serve": (LABEL, CAPTION)}
+        planned |= declaration.planned
+    return {**planned, "serve": (LABEL, CAPTION)}
 
 
 def product_of(pipeline: Iterable[StageSpec]) -> str:

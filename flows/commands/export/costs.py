@@ -86,14 +86,14 @@ def memory_of_calibrating(
 ) -> StageEstimate:
     """Add the Hessians of one layer. The calibration inverts one Hessian at a time."""
     new = conditions.new_tokens
-    found, half = memory_of_judging(model, rung, workload, conditions), model.profile
+    judging, half = memory_of_judging(model, rung, workload, conditions), model.profile
     wide = half.language.widest_linear
     narrow = half.language.largest_linear // max(1, wide)
     summed = 4 * (3 * narrow**2 + wide**2)
     rows = CALIBRATING * (workload.tokens + new) * half.feature_width * 4
     held = min(HESSIAN_BYTES, summed) + math.ceil(INVERTING * 4 * wide**2) + ROUNDED_BYTES
     why = f"Hessians of {wide:,} and {narrow:,} squared numbers for one layer, and one inverse"
-    terms = [*found.terms, Term(part="workspace", bytes=held, why=why)]
+    terms = [*judging.terms, Term(part="workspace", bytes=held, why=why)]
     chunks = counted(CALIBRATING, "chunk")
     why = f"{chunks} that pass the layers together x {workload.tokens + new:,}"
     terms.append(Term(part="activation", bytes=rows, why=f"{why} x {half.feature_width:,} x 4"))

@@ -49,20 +49,20 @@ def _plots(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         ("text", "caption", "divergence", divergence, 0.0, None, "at most"),
         ("features", "chunk", "centred_mean", cosine, None, 1.0, "at least"),
     ):
-        if found := parity.get(part):
-            values = found[f"by_{noun}"]
+        if measured := parity.get(part):
+            values = measured[f"by_{noun}"]
             yield {
                 "title": title,
                 "values": sorted(values.items(), key=lambda one: one[1]),
-                "of": counted(found[f"{noun}s"], noun),
+                "of": counted(measured[f"{noun}s"], noun),
                 "low": low,
                 "high": high,
-                "lines": _lines(found[name], parity["gates"].get(f"{part}.{name}"), bound_text),
+                "lines": _lines(measured[name], parity["gates"].get(f"{part}.{name}"), bound_text),
             }
 
 
 def _lines(mean: float, bound: float | None, bound_text: str) -> list[tuple[str, float, str]]:
-    found = [(f"mean {mean:.3g}", mean, "planned")]
+    lines = [(f"mean {mean:.3g}", mean, "planned")]
     if bound is not None:
-        found.append((f"must be {bound_text} {bound:g}", bound, "budget"))
-    return found
+        lines.append((f"must be {bound_text} {bound:g}", bound, "budget"))
+    return lines

@@ -81,9 +81,9 @@ class Exported:
 
     def row(self) -> dict[str, Any]:
         figures = {
-            f"{name}.{each}": value
+            f"{name}.{figure}": value
             for name in FIGURES
-            for each, value in self.parity.get(name, {}).items()
+            for figure, value in self.parity.get(name, {}).items()
             if isinstance(value, int | float)
         }
         folder = {"folder": str(self.out), "size": size(self.bytes), "taken": self.accepted}
@@ -104,10 +104,10 @@ def figures_line(parity: Mapping[str, Any]) -> str:
             f"{text['captions_as_native']:.1%} of captions the same"
         )
     for group in VECTORS:
-        if (found := parity.get(group)) is not None:
+        if (scores := parity.get(group)) is not None:
             parts.append(
-                f"{group} {found['centred_mean']:.4f} (minimum {found['centred_least']:.3f}), "
-                f"{found['neighbours']:.1%} of the same neighbours"
+                f"{group} {scores['centred_mean']:.4f} (minimum {scores['centred_least']:.3f}), "
+                f"{scores['neighbours']:.1%} of the same neighbours"
             )
     return "; ".join(parts)
 
@@ -279,14 +279,14 @@ def export_in(out: Path) -> ExportFound | None:
         return None
     top = out.parent if out.name == REJECTED else out
     runs = (top / RUNS / name for name in (NATIVE, EXPORTED))
-    found = tuple(run for run in runs if (run / RUN_RECORD).is_file())
+    recorded = tuple(run for run in runs if (run / RUN_RECORD).is_file())
     folders = (
         placed_folder
         for placed_folder in (top, top / REJECTED)
         if os.path.lexists(placed_folder / PARITY)
     )
     placed_folder = next(folders, None)
-    if placed_folder is None and not found:
+    if placed_folder is None and not recorded:
         return None
     parity = (
         None
@@ -294,7 +294,9 @@ def export_in(out: Path) -> ExportFound | None:
         else read_json(placed_folder / PARITY, SHAPE, EXPORT_AGAIN, _check_gates)
     )
     checkpoint = placed_folder or top / REJECTED
-    return ExportFound(checkpoint=checkpoint, placed=checkpoint == top, parity=parity, runs=found)
+    return ExportFound(
+        checkpoint=checkpoint, placed=checkpoint == top, parity=parity, runs=recorded
+    )
 
 
 def _check_gates(parity: dict[str, Any]) -> None:

@@ -271,8 +271,8 @@ class _Export:
         """Merge the adapter, and continue with the merged model. Return the checkpoint if that
         model was exported before."""
         request, observer = self._request, self._observer()
-        with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
-            job, _ = found
+        with prepared(self._config, observer, self._make_launcher, *self._pipelines) as opened:
+            job, _ = opened
             files = ModelDigests(digests_in(job.store))
             adapter = read_noted_adapter(request.adapter, files)
             for note in adapter_notes(adapter, job.model.checkpoint, job.model.weights):
@@ -295,8 +295,8 @@ class _Export:
 
     def _export(self) -> Exported:
         observer = self._observer()
-        with prepared(self._config, observer, self._make_launcher, *self._pipelines) as found:
-            job, launcher = found
+        with prepared(self._config, observer, self._make_launcher, *self._pipelines) as opened:
+            job, launcher = opened
             self._makes_vectors = is_dual = makes_vectors(job.pipeline)
             if (done := self._finished_before(job)) is not None:
                 return done

@@ -50,12 +50,12 @@ def evaluation_media(
 def media_in(job: Job) -> list[Medium]:
     """Return all media of the store that were cut with the job's sampling, each with the job's
     prompt."""
-    found = []
+    media = []
     for digest in sorted(job.ledger.records.media.keys()):
         kind = job.ledger.records.media.meta(digest)["kind"]
         prompt = prompt_for(job.model, job.config, kind)
-        found.append(Medium(digest=digest, path="", kind=kind, prompt=prompt, stamp=None))
-    return found
+        media.append(Medium(digest=digest, path="", kind=kind, prompt=prompt, stamp=None))
+    return media
 
 
 def samples_of(
@@ -66,28 +66,28 @@ def samples_of(
     last = job.pipeline[-1]
     kept = job.ledger[last.writes]
     kinds = [kind for kind in ("features", last.writes) if kind in job.ledger.variant.of]
-    found = [
+    tasks = [
         task
         for task in job.ledger.tasks(media)
         if all(task[kind] in job.ledger[kind] for kind in kinds)
     ]
-    if not found:
+    if not tasks:
         raise UsageError(
             f"no {last.writes} of {job.model.name} in {job.store.url} to evaluate on",
             hint="Give media with --calibrate SOURCES; they are captioned first",
         )
-    seen_as = found[0].variant[kinds[0]]
-    found = [task for task in found if task.variant[kinds[0]] == seen_as]
-    if len(found) < min_count:
+    seen_as = tasks[0].variant[kinds[0]]
+    tasks = [task for task in tasks if task.variant[kinds[0]] == seen_as]
+    if len(tasks) < min_count:
         raise UsageError(
-            f"too few chunks ({len(found)}): none is left for the evaluation after calibration",
+            f"too few chunks ({len(tasks)}): none is left for the evaluation after calibration",
             hint="Give more media; 128 chunks are a good number",
         )
-    step = max(1, len(found) // max_count)
+    step = max(1, len(tasks) // max_count)
     captions = last.uses_token_limit
     return [
         ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
-        for task in found[::step][:max_count]
+        for task in tasks[::step][:max_count]
     ]
 
 
@@ -126,18 +126,18 @@ def features_job(samples: Sequence[ExportSample], job: Job) -> FeaturesJob:
     """Return the job that compares the samples' features with those of a checkpoint's job. Raises
     PenstockError if the checkpoint fails on some of them."""
     kind, tasks = job.pipeline[-1].writes, tasks_by_identity(job)
-    found = [(s.task, tasks[s.task.identity[:2]]) for s in samples]
-    if failed := sum(job.ledger.has_failed(task) for _, task in found):
+    pairs = [(s.task, tasks[s.task.identity[:2]]) for s in samples]
+    if failed := sum(job.ledger.has_failed(task) for _, task in pairs):
         raise PenstockError(
-            f"the exported checkpoint fails on {failed} of {len(found)} samples",
+            f"the exported checkpoint fails on {failed} of {len(pairs)} samples",
             hint="The errors are printed above; use another --to",
         )
     return FeaturesJob(
         store=job.store.url,
         kind=kind,
-        namespace=found[0][0].variant[kind],
-        other=found[0][1].variant[kind],
-        pairs=[[first[kind], second[kind]] for first, second in found],
+        namespace=pairs[0][0].variant[kind],
+        other=pairs[0][1].variant[kind],
+        pairs=[[first[kind], second[kind]] for first, second in pairs],
     )
 
 

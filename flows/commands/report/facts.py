@@ -281,11 +281,11 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
         for n, of in ((n, judged.get(n, n)) for n in names)
     ]
     marks = [mark for mark in marks if any(value is not None for value in mark["values"])]
-    groups = [each for number in NUMBERS for each in _groups(rows, number)]
+    groups = [group for number in NUMBERS for group in _groups(rows, number)]
     groups = [g for g in groups if g["kind"] == KEPT[0]] or groups
     places = {row["path"]: at for at, row in enumerate(rows)}
     pictures = [(places[row["path"]], row["why"]) for row in left if row["path"] in places][:LEFT]
-    shown = {at for each in groups for at in each["members"][:MEMBERS]} | {at for at, _ in pictures}
+    shown = {at for g in groups for at in g["members"][:MEMBERS]} | {at for at, _ in pictures}
     shown |= {at for mark in marks for at in _ends(mark["values"])}
     failed = record["media"]["failed"]
     counts = {"files": record["media"]["total"], "marked": total, "left out": len(left)}
@@ -302,7 +302,7 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
         "keep": record["keep"],
         "pictures": pictures,
         "left": [(row["media_path"], row["why"]) for row in left[:MOST_FILES]],
-        "failures": [(each["media_path"], each["message"]) for each in record["failures"]],
+        "failures": [(failure["media_path"], failure["message"]) for failure in record["failures"]],
     }
 
 
@@ -328,13 +328,13 @@ def limits_of(keep: str) -> dict[str, float]:
     """Return the threshold of each mark at which a page begins, of a condition `--keep`: what lies
     beyond falls out. Empty where the parts of the condition are not such comparisons alone."""
     matches = [COMPARISON.fullmatch(text) for text in re.split(r"\band\b", keep)]
-    found: dict[str, float] = {}
+    limits: dict[str, float] = {}
     for name, sign, text in (match.groups() for match in matches if match):
         high, step = name in HIGH_FALLS_OUT, 0.0 if "=" in sign else 10.0**-DIGITS
         is_flag = high and sign == "=" and not float(text)
         if is_flag or sign[0] == ("<" if high else ">"):
-            found[name] = round(float(text) - (step if high else -step), DIGITS)
-    return found if len(found) == len(matches) else {}
+            limits[name] = round(float(text) - (step if high else -step), DIGITS)
+    return limits if len(limits) == len(matches) else {}
 
 
 def _mark(name: str, values: Sequence[float | None], limit: float | None) -> dict[str, Any]:
@@ -351,11 +351,11 @@ def _mark(name: str, values: Sequence[float | None], limit: float | None) -> dic
 def _groups(rows: Sequence[Mapping[str, Any]], number: str) -> list[dict[str, Any]]:
     """Return the groups of copies, each with its best member first."""
     flag = NUMBERS[number]
-    found: dict[int, list[int]] = defaultdict(list)
+    by_number: dict[int, list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
         if row[number] is not None:
-            found[row[number]].append(at)
-    every = [sorted(members, key=lambda at: rows[at][flag]) for members in found.values()]
+            by_number[row[number]].append(at)
+    every = [sorted(members, key=lambda at: rows[at][flag]) for members in by_number.values()]
     return [
         {"kind": flag, "members": members}
         for members in sorted(every, key=len, reverse=True)[:GROUPS]
@@ -372,12 +372,12 @@ def _thumbs(out: Path, rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) 
     vouches for it."""
     entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN) if belief_in(out).is_own else []
     vouched = {entry.get("address") for entry in entries}
-    found = dict.fromkeys(shown, "")
+    thumbs = dict.fromkeys(shown, "")
     for at, row in ((at, rows[at]) for at in shown):
         if not is_address(str(row["path"])) or row["path"] in vouched:
             middle = None if row["kind"] == "image" else (row["seconds"] or 0.0) / 2
-            found[at] = data_address(row["path"], middle, SIDE)
-    return found
+            thumbs[at] = data_address(row["path"], middle, SIDE)
+    return thumbs
 
 
 Rows = Iterator[tuple[str, str]]
@@ -495,8 +495,8 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], to
     of = f" of {counted(total['runs'], 'run')}" if total is not None and total["runs"] > 1 else ""
     yield f"time{of}", duration(seconds if total is None else total["seconds"])
     peaks = [*record["stages"], *([] if total is None else [total])]
-    yield "peak host memory", size(max(each["peak_host_bytes"] for each in peaks))
-    if device := max(each["peak_device_bytes"] for each in peaks):
+    yield "peak host memory", size(max(peak["peak_host_bytes"] for peak in peaks))
+    if device := max(peak["peak_device_bytes"] for peak in peaks):
         yield "peak GPU memory", size(device)
     budget = (record["plan"].get("memory") or {}).get("budget_bytes")
     if budget:

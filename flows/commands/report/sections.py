@@ -57,10 +57,10 @@ def label_counts(out: Path) -> dict[str, Any] | None:
     written none yet. Raises EnvironmentFault."""
     if not (out / REPORT).exists():
         return None
-    found: dict[str, Any] = read_json(out / REPORT, COUNTS, RUN_AGAIN)
-    found = {name: found[name] for name in COUNTS}
-    found["labels"] = sorted(found["labels"], key=lambda one: -one["passed"])
-    return found
+    counts: dict[str, Any] = read_json(out / REPORT, COUNTS, RUN_AGAIN)
+    counts = {name: counts[name] for name in COUNTS}
+    counts["labels"] = sorted(counts["labels"], key=lambda one: -one["passed"])
+    return counts
 
 
 def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[dict[str, Any]]:
@@ -85,9 +85,9 @@ def label_run_below(out: Path) -> Path | None:
 
 def add_labels(media: Iterable[dict[str, Any]], labelled: Iterable[Mapping[str, Any]]) -> None:
     """Add to captioned media their labels: `labels` of an image, `spans` of a video."""
-    found = {medium["path"]: medium for medium in labelled}
+    by_path = {medium["path"]: medium for medium in labelled}
     for medium in media:
-        if (other := found.get(medium["path"])) is not None:
+        if (other := by_path.get(medium["path"])) is not None:
             spans = [[start, text] for start, _, text, _ in other["captions"] if text]
             medium |= {"labels": other["labels"]} if medium["kind"] == "image" else {"spans": spans}
 
@@ -122,23 +122,25 @@ ROUNDS_LINE = (
 
 def rounds_facts(rounds: Sequence[Round]) -> dict[str, Any] | None:
     """Return the curves and the table of the rounds of learning; None before the first score."""
-    if not (scored := [each for each in rounds if each["after"]]):
+    if not (scored := [round_ for round_ in rounds if round_["after"]]):
         return None
     titles = ("Loss per token", "Share of exact captions")
     return {
         "line": ROUNDS_LINE,
         "curves": [_learned(title, at, scored) for at, title in enumerate(titles)],
         "columns": ROUND_COLUMNS,
-        "rows": [round_cells(each) for each in rounds],
+        "rows": [round_cells(round_) for round_ in rounds],
     }
 
 
 def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
     """Return the curves of one score: of each new adapter, and of the model in use."""
-    before, after = ([_scores(each, name)[at] for each in rounds] for name in ("before", "after"))
-    decided = [len(each["examples"]) + len(each["held_out"]) for each in rounds]
+    before, after = (
+        [_scores(round_, name)[at] for round_ in rounds] for name in ("before", "after")
+    )
+    decided = [len(round_["examples"]) + len(round_["held_out"]) for round_ in rounds]
     pairs = zip(rounds, before, after, strict=True)
-    used = [new if each["accepted"] else old for each, old, new in pairs]
+    used = [new if round_["accepted"] else old for round_, old, new in pairs]
     in_use = [(0, before[0]), *zip(decided, used, strict=True)]
     series = [
         {"name": "in use", "kind": "held-out", "points": in_use},

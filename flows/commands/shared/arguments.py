@@ -23,19 +23,21 @@ def config_from(given: argparse.Namespace, config: type[C], **fixed: Any) -> C:
     """Build a configuration from parsed options. `fixed` are fields without an option. Raises
     UsageError."""
     named = {
-        each.name: _value(getattr(given, each.name), each)
-        for each in declared(config)
-        if getattr(given, each.name, None) is not None
+        declaration.name: _value(getattr(given, declaration.name), declaration)
+        for declaration in declared(config)
+        if getattr(given, declaration.name, None) is not None
     }
     return config(**(named | fixed))
 
 
-def _value(given: Any, each: Declared) -> Any:
+def _value(given: Any, declaration: Declared) -> Any:
     """Convert a value to its field's type."""
-    if each.option.parse is not None and (each.option.repeated or isinstance(given, str)):
-        return each.option.parse(given)
-    if each.kind is tuple and isinstance(given, str):
-        return members(each.flag, given)
+    if declaration.option.parse is not None and (
+        declaration.option.repeated or isinstance(given, str)
+    ):
+        return declaration.option.parse(given)
+    if declaration.kind is tuple and isinstance(given, str):
+        return members(declaration.flag, given)
     return tuple(given) if isinstance(given, list) else given
 
 

@@ -56,7 +56,7 @@ def print_result(given: argparse.Namespace, result: CommandEnd, display: Display
             print(json.dumps({"event": "failed", **asdict(failure)}))
         print(encoded({"event": "end", **result.to_json()}, ensure_ascii=True))
         return False
-    unprinted = [each for each in result.failures if not display.has_failed(each.media_path)]
+    unprinted = [f for f in result.failures if not display.has_failed(f.media_path)]
     for failure in unprinted[:NAMED_FAILURES]:
         print_failed(failure)
     if (rest := len(unprinted) - NAMED_FAILURES) > 0:

@@ -26,9 +26,9 @@ def add_options(
     command can add its own options. `headings` come first, the others in field order. The fields in
     `without` are skipped."""
     groups: Groups = {name: parser.add_argument_group(name) for name in headings}
-    for each in declared(config):
-        if each.name not in without:
-            _add(_group_of_option(parser, groups, each), each)
+    for declaration in declared(config):
+        if declaration.name not in without:
+            _add(_group_of_option(parser, groups, declaration), declaration)
     return groups
 
 
@@ -40,38 +40,40 @@ def group_of(parser: argparse.ArgumentParser, groups: Groups, heading: str) -> A
     return groups[heading]
 
 
-def _group_of_option(parser: argparse.ArgumentParser, groups: Groups, each: Declared) -> Any:
-    group = group_of(parser, groups, each.option.heading)
-    if each.option.excludes:
-        name = f"{each.option.heading}: {each.option.excludes}"
+def _group_of_option(parser: argparse.ArgumentParser, groups: Groups, declaration: Declared) -> Any:
+    group = group_of(parser, groups, declaration.option.heading)
+    if declaration.option.excludes:
+        name = f"{declaration.option.heading}: {declaration.option.excludes}"
         if name not in groups:
             groups[name] = group.add_mutually_exclusive_group()
         return groups[name]
     return group
 
 
-def _add(group: Any, each: Declared) -> None:
-    option = each.option
-    if each.kind is bool:
-        action = "store_false" if each.field.default is True else "store_true"
-        group.add_argument(each.flag, action=action, help=option.help, dest=each.name)
+def _add(group: Any, declaration: Declared) -> None:
+    option = declaration.option
+    if declaration.kind is bool:
+        action = "store_false" if declaration.field.default is True else "store_true"
+        group.add_argument(declaration.flag, action=action, help=option.help, dest=declaration.name)
     else:
-        group.add_argument(each.name if option.positional else each.flag, **_keywords(each))
+        group.add_argument(
+            declaration.name if option.positional else declaration.flag, **_keywords(declaration)
+        )
 
 
-def _keywords(each: Declared) -> dict[str, Any]:
-    option, default = each.option, each.field.default
+def _keywords(declaration: Declared) -> dict[str, Any]:
+    option, default = declaration.option, declaration.field.default
     keywords: dict[str, Any] = {"help": option.help}
     if option.nargs:
         keywords["nargs"] = option.nargs
     if option.positional:
-        return {**keywords, "metavar": option.metavar or each.name.upper()}
-    keywords |= {"metavar": option.metavar, "dest": each.name}
+        return {**keywords, "metavar": option.metavar or declaration.name.upper()}
+    keywords |= {"metavar": option.metavar, "dest": declaration.name}
     if option.repeated:
         return {**keywords, "action": "append"}
-    if option.parse is None and each.kind in (int, float):
-        keywords["type"] = each.kind
-    if each.is_required:
+    if option.parse is None and declaration.kind in (int, float):
+        keywords["type"] = declaration.kind
+    if declaration.is_required:
         return {**keywords, "required": True}
     if "%(default)s" in option.help:
         keywords["default"] = default  # others are None if not given; the field's default applies

@@ -56,14 +56,14 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error in one line, and exit with code 2."""
-        if found := CHOICE.fullmatch(message):
-            what, given, choices = found.groups()
+        if match := CHOICE.fullmatch(message):
+            what, given, choices = match.groups()
             names = re.findall(r"'([^']*)'", choices)
             noun = "command" if what in ("COMMAND", "ACTION") else f"value of {what}"
             message = f"unknown {noun}: {given}{meant(given, names)}"
-        elif found := NUMBER.fullmatch(message):
-            kind = NUMBER_NAMES[int if found[2] == "int" else float]
-            message = f"invalid {found[1]} {found[4]!r}. Give {kind}"
+        elif match := NUMBER.fullmatch(message):
+            kind = NUMBER_NAMES[int if match[2] == "int" else float]
+            message = f"invalid {match[1]} {match[4]!r}. Give {kind}"
         print_lines(f"{self.prog}: {message}. See `{self.prog} --help`", to=sys.stderr)
         self.exit(2)
 

@@ -78,9 +78,9 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
                 f"{stage.name} on {device}: {of['items']:,}{worked}, "
                 f"GPU memory at most {size(of['peak_device_bytes'])}"
             )
-    found = output_paths(record)
-    widest = max(map(len, found), default=0)
-    yield from (f"{place:{widest}s}  {path}" for place, path in found.items())
+    paths = output_paths(record)
+    widest = max(map(len, paths), default=0)
+    yield from (f"{place:{widest}s}  {path}" for place, path in paths.items())
     for failure in record["failures"]:
         yield failed_line(failure["media_path"], failure["message"], failure["hint"])
     rest = record["media"]["failed"] - len(record["failures"])

@@ -42,9 +42,9 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     """Return the rungs: fewer examples at once, then gradient checkpointing, then 8-bit moments
     where bitsandbytes is installed, and, if allowed, 4-bit weights."""
     options = LearnedOptions.of(config)
-    found: list[Rung] = []
+    candidates: list[Rung] = []
     for settings in free_settings(model, config, "language"):
-        if settings.kv or (found and settings.precision != FOUR_BIT):
+        if settings.kv or (candidates and settings.precision != FOUR_BIT):
             continue
         whole = Rung(
             stage=stage,
@@ -55,13 +55,13 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
             recompute=options.recompute,
             optimizer=options.optimizer,
         )
-        found += [replace(whole, batch=size) for size in sizes(config.batch_size)]
+        candidates += [replace(whole, batch=size) for size in sizes(config.batch_size)]
         if not options.scored_only:
             recomputed = replace(whole, recompute=True)
-            found.append(recomputed)
+            candidates.append(recomputed)
             if is_installed(QUANTIZER):
-                found.append(replace(recomputed, optimizer=ADAMW8))
-    return with_packed(model.profile.language, list(dict.fromkeys(found)))
+                candidates.append(replace(recomputed, optimizer=ADAMW8))
+    return with_packed(model.profile.language, list(dict.fromkeys(candidates)))
 
 
 def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
@@ -88,10 +88,10 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
 def _architecture(checkpoint: Checkpoint) -> Architecture | None:
     """Return the dimensions of a model; None if its files do not contain them."""
     try:
-        found = read_architecture(checkpoint)
+        architecture = read_architecture(checkpoint)
     except UsageError:
         return None
-    return found if found.text is not None else None
+    return architecture if architecture.text is not None else None
 
 
 def _states(model: Model, rung: Rung) -> Iterator[Term]:

@@ -131,8 +131,8 @@ def tuned_in(out: Path) -> Tuned:
 def scored_in(out: Path, adapter: str) -> AdapterScore:
     """Return the last score in an adapter's folder. Raises EnvironmentFault."""
     shape = {"captions": count, **SCORE_SHAPE}
-    found = read_json(out / RUN / SCORE, shape, TRAIN_AGAIN)
-    score = {name: value for name, value in found.items() if name != EACH}
+    stored = read_json(out / RUN / SCORE, shape, TRAIN_AGAIN)
+    score = {name: value for name, value in stored.items() if name != EACH}
     return AdapterScore(out=out, adapter=adapter, score=score)
 
 
@@ -144,9 +144,9 @@ def refuse_other_recipe(out: Path, recipe: Mapping[str, Any], *, resume: bool) -
     if not (out / RECORD).is_file():
         why = "has no training record"
     else:
-        found = tuned_in(out).record["recipe"]
+        trained = tuned_in(out).record["recipe"]
         described = {name: option for name, option in RECIPE_OPTIONS.items() if name in recipe}
-        others = [option for name, option in described.items() if found.get(name) != recipe[name]]
+        others = [option for name, option in described.items() if trained.get(name) != recipe[name]]
         if not others:
             return
         why = f"was trained with other settings ({', '.join(others)})"

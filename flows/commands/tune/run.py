@@ -117,16 +117,16 @@ def resolve_run(
     out = folder_named(config.out, "out")
     refuse_foreign(out, (RUN, CHECKPOINT), (RECORD, ADAPTER_WEIGHTS))
     examples = examples_in(config.data, announce, open_store(config.store or default_store()))
-    missing = [each for each in examples if not each.path.is_file() and not each.features]
+    missing = [e for e in examples if not e.path.is_file() and not e.features]
     if missing:
         raise UsageError(
             f"{missing[0].path}: no such file ({len(missing)} of {len(examples)} media are "
             "missing)",
             hint="Check the paths; they are relative to the data's folder",
         )
-    sources = tuple(dict.fromkeys(str(each.path) for each in examples if each.path.is_file()))
+    sources = tuple(dict.fromkeys(str(e.path) for e in examples if e.path.is_file()))
     scored = config.validate_only and (out / ADAPTER_CONFIG).is_file()
-    tokens = most_tokens(each.caption for each in examples)
+    tokens = most_tokens(example.caption for example in examples)
     adapter = str(out) if scored else ""
     begun = str(out) if (out / ADAPTER_WEIGHTS).is_file() else ""
     sampling = _recorded_sampling(Path(config.data).expanduser(), config.model)
@@ -140,16 +140,16 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
     try:
         plan = load_record(data.parent)["plan"] if data.is_file() else {}
         sampling = plan["sampling"]
-        found = {"chunk": sampling["chunk_seconds"], "shots": sampling["shots"]}
-        found["whole"] = bool(sampling.get("whole"))
+        options = {"chunk": sampling["chunk_seconds"], "shots": sampling["shots"]}
+        options["whole"] = bool(sampling.get("whole"))
         if model in (plan["model"], plan["folder"]):
-            found |= {name: sampling[name] for name in ("fps", "frames", "max_frames")}
-            found["deinterlace"] = AUTO if sampling["deinterlace"] else OFF
-            found |= {name: plan.get(name) for name in ("max_pixels", "max_video_pixels")}
-        TuneRun(sources=(), model=model, **found)  # refuses what no run has had
+            options |= {name: sampling[name] for name in ("fps", "frames", "max_frames")}
+            options["deinterlace"] = AUTO if sampling["deinterlace"] else OFF
+            options |= {name: plan.get(name) for name in ("max_pixels", "max_video_pixels")}
+        TuneRun(sources=(), model=model, **options)  # refuses what no run has had
     except (LookupError, TypeError, EnvironmentFault, UsageError):  # none, or a damaged one
         return {}
-    return found
+    return options
 
 
 def refuse_untrainable(
@@ -175,9 +175,9 @@ def refuse_untrainable(
 def refuse_untrainable_texts(examples: Sequence[Example], job: Job, data: str = "") -> None:
     """Raise ControlWord for control words of the model in captions, with their place in the
     `data`, or its image placeholders in prompts."""
-    for each in examples:
-        refuse_control_words(f"{data}{each.place}", each.caption, job.model, answers=True)
-        refuse_control_words(f"the prompt of {data}{each.place}", each.prompt, job.model)
+    for example in examples:
+        refuse_control_words(f"{data}{example.place}", example.caption, job.model, answers=True)
+        refuse_control_words(f"the prompt of {data}{example.place}", example.prompt, job.model)
 
 
 def _parts(
@@ -185,7 +185,7 @@ def _parts(
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     if config.validate_only:
         return [], examples
-    contents = {str(each.file.path): each.medium.digest for each in job.files}
+    contents = {str(job_file.file.path): job_file.medium.digest for job_file in job.files}
     return split(examples, config.validate, config.seed, contents)
 
 
@@ -228,7 +228,7 @@ def _job(
     UsageError."""
     fields = _training_fields(config, job, examples)
     trained, held_out = (_items(job, part) for part in _parts(config, job, examples))
-    parts = [[each._asdict() for each in part] for part in (trained, held_out)]
+    parts = [[example._asdict() for example in part] for part in (trained, held_out)]
     data = [[{n: f[n] for n in f if f[n] is not False} for f in part] for part in parts]
     recipe = {**_recipe(config, job, fields), "data": digest_of(data)}
     if not config.validate_only:
@@ -254,14 +254,14 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
     """Return features, prompt and caption of each example. Raises NoFeatures if a chunk is
     missing."""
     stored = job.ledger["features"]
-    tasks = {str(each.file.path): job.ledger.tasks([each.medium]) for each in job.files}
-    found = []
-    for each in examples:
-        key = each.features if each.features in stored else _key(job, each, tasks)
-        kind = next((t.medium.kind for t in tasks.get(str(each.path), ())), "video")
-        prompt = each.prompt or prompt_for(job.model, job.config, kind)
-        found.append(TuneItem(key, prompt, each.caption.strip(), each.is_cut))
-    return found
+    tasks = {str(job_file.file.path): job.ledger.tasks([job_file.medium]) for job_file in job.files}
+    items = []
+    for example in examples:
+        key = example.features if example.features in stored else _key(job, example, tasks)
+        kind = next((t.medium.kind for t in tasks.get(str(example.path), ())), "video")
+        prompt = example.prompt or prompt_for(job.model, job.config, kind)
+        items.append(TuneItem(key, prompt, example.caption.strip(), example.is_cut))
+    return items
 
 
 def _key(job: Job, example: Example, tasks: Mapping[str, Sequence[Task]]) -> str:

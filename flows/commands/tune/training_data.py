@@ -99,7 +99,7 @@ def file_of(row: Row, folder: Path) -> Path | None:
         if source.is_file() and source.suffix.lower() not in LIST_SUFFIXES:
             return absolute(source)
         # For a pattern, a list or an address, the name at least distinguishes the files.
-        beside, inside = (each / str(row["media_path"]) for each in (source.parent, source))
+        beside, inside = (base / str(row["media_path"]) for base in (source.parent, source))
         return absolute(beside if beside.is_file() and not inside.exists() else inside)
     named = next((row[name] for name in PATHS if isinstance(row.get(name), str)), None)
     return None if named is None else absolute(folder / named)
@@ -145,9 +145,9 @@ def run_folder(folder: Path) -> Path:
     """Return the folder of the run that wrote captions into a folder: the one above it if the
     folder is a data set of a run, or holds its clips."""
     sets = [
-        each
-        for each in (folder, folder.parent)
-        if each.name in TRAINERS or os.path.lexists(each / OURS)
+        candidate
+        for candidate in (folder, folder.parent)
+        if candidate.name in TRAINERS or os.path.lexists(candidate / OURS)
     ]
     return sets[0].parent if sets and not os.path.lexists(folder / RECORD) else folder
 
@@ -167,10 +167,10 @@ def alike_note(folder: Path, captions: Sequence[str]) -> str:
     what it put there; else an empty text."""
     if len(captions) < FEWEST or os.path.lexists(run_folder(folder) / RECORD):
         return ""
-    heads = Counter(each[: each.index(",") + 1] for each in captions if "," in each)
-    tails = Counter(each[-TAIL:] for each in captions if len(each) > TAIL)
-    for does, found in (("begin", heads), ("end", tails)):
-        for words, count in found.most_common(1):
+    heads = Counter(caption[: caption.index(",") + 1] for caption in captions if "," in caption)
+    tails = Counter(caption[-TAIL:] for caption in captions if len(caption) > TAIL)
+    for does, counts in (("begin", heads), ("end", tails)):
+        for words, count in counts.most_common(1):
             if count > SHARE * len(captions):
                 return (
                     f"{count:,} of {len(captions):,} captions {does} with {words!r}, which is "
@@ -217,13 +217,15 @@ def with_handwritten_texts(
     """Return examples of a run with the texts that users wrote for their media. `announce` is
     called with their number."""
     texts = _Texts(path.parent, dict(rows), store)
-    found = [texts.of(each) if each.features else each for each in examples]
-    replaced = sum(one is not other for one, other in zip(found, examples, strict=True))
+    updated = [texts.of(example) if example.features else example for example in examples]
+    replaced = sum(one is not other for one, other in zip(updated, examples, strict=True))
     if replaced:
-        announce(f"{counted(replaced, 'caption')} of {len(found):,} are hand-written texts (.txt)")
+        announce(
+            f"{counted(replaced, 'caption')} of {len(updated):,} are hand-written texts (.txt)"
+        )
     for note in texts.handwritten.notes():
         announce(note)
-    return found
+    return updated
 
 
 class _Texts:
@@ -251,9 +253,9 @@ class _Texts:
         except OSError:
             return example
         about = content_key(digest, kind_of(example.path.name))
-        if (found := self.handwritten.of(places, about, str(example.path))) is None:
+        if (handwritten := self.handwritten.of(places, about, str(example.path))) is None:
             return example
-        text, lines = found[1], self._lines[item_of(row)]
+        text, lines = handwritten[1], self._lines[item_of(row)]
         if " ".join(text.split()) in example.prompt:
             return example  # the text was part of the prompt, by `{tags}`
         captions = split_by_chunk(text, len(lines)) or [text.strip()] * len(lines)
@@ -267,8 +269,8 @@ class _Texts:
         names = [name, *([""] if name and self._first[item] == name else [])]
         if inside.name and not inside.is_absolute() and ".." not in inside.parts:
             yield from self._in_out.of(Path(inside), name)
-        for each in names:
-            yield from text_paths(path, each)
+        for prompt_name in names:
+            yield from text_paths(path, prompt_name)
 
 
 CUT = re.compile(r"-([0-9a-f]{12})-\d{5,}(?:-\d+)?")
@@ -305,9 +307,9 @@ class Origins:
         for folder in dict.fromkeys((file.parent, data)):
             captions = self._captions(self.run_of(folder)) if self.run_of(folder) != folder else {}
             for name in names:
-                if found := captions.get(name):
-                    same = [each for each in found if each[0]["caption"].split() == text.split()]
-                    row, medium = (*same, *found)[0]
+                if matching := captions.get(name):
+                    same = [pair for pair in matching if pair[0]["caption"].split() == text.split()]
+                    row, medium = (*same, *matching)[0]
                     cut = bool(same) and is_cut(row)
                     return Origin(medium=medium, prompt=str(row.get("prompt") or ""), is_cut=cut)
         return Origin()
@@ -318,7 +320,7 @@ def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tu
     clips, and by the files of the media."""
     sounds = ("", *map(sounding, range(MOST_TRACKS + 1)))
     ways = {way + sound for pair in MADE.values() for way in pair for sound in sounds}
-    found: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
+    captions: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
     try:
         for line in filter(None, read_text(run / "captions.jsonl", BYTES).split("\n")):
             row = json.loads(line)
@@ -326,10 +328,10 @@ def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tu
             names = [clip_id(way, content, row["start"], row["end"]) for way in ways if content]
             row["caption"].split()  # a text, or the file is none of a run
             for name in (*names, str(file_of(row, run))):
-                found[name].append((row, content))
+                captions[name].append((row, content))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}  # no captions of a run
-    return found
+    return captions
 
 
 MAX_BYTES = 1 << 30
@@ -352,7 +354,7 @@ def examples_in(
         if store is not None:
             rows = [*with_corrections(rows, path, store)]
         fixed = fixed_text_of(path.parent)
-        pairs = [(each, fixed) for each in _reviewed(rows, path, store, announce)]
+        pairs = [(example, fixed) for example in _reviewed(rows, path, store, announce)]
     else:
         raise UsageError(
             f"{path}: no captions found",
@@ -362,25 +364,27 @@ def examples_in(
         lines = path / "captions.jsonl"
         hint = f"Give {lines}" if lines.is_file() else "Add captions, or check the path"
         raise UsageError(f"{path} holds no captions{' beside media' * path.is_dir()}", hint=hint)
-    found = [replace(each, caption=fixed.parts(each.caption)[1]) for each, fixed in pairs]
-    _check(found, path)
-    unknown = [each.caption for each, fixed in pairs if fixed == FixedText()]
+    examples = [replace(e, caption=fixed.parts(e.caption)[1]) for e, fixed in pairs]
+    _check(examples, path)
+    unknown = [example.caption for example, fixed in pairs if fixed == FixedText()]
     if note := alike_note(path if path.is_dir() else path.parent, unknown):
         announce(note)
-    found = list({example.item: example for example in reversed(found)}.values())[::-1]
+    examples = list({example.item: example for example in reversed(examples)}.values())[::-1]
     of_set = cache(lambda folder: run_folder(folder) != folder)  # or it holds clips of one
-    if bare := sum(not e.prompt and (of_set(e.path.parent) or of_set(path.parent)) for e in found):
+    if bare := sum(
+        not e.prompt and (of_set(e.path.parent) or of_set(path.parent)) for e in examples
+    ):
         announce(
-            f"the default prompt is trained for {counted(bare, 'caption')} of {len(found):,}: they "
-            "state none, and captions.jsonl and media.jsonl of their run are not above their "
+            f"the default prompt is trained for {counted(bare, 'caption')} of {len(examples):,}: "
+            "they state none, and captions.jsonl and media.jsonl of their run are not above their "
             "folder (clips of one video are not held out together, either)"
         )
-    if cut := sum(each.is_cut for each in found):
+    if cut := sum(example.is_cut for example in examples):
         announce(
-            f"{counted(cut, 'caption')} of {len(found):,} reached the token limit: trained as far "
-            "as they go, without an end"
+            f"{counted(cut, 'caption')} of {len(examples):,} reached the token limit: trained "
+            "as far as they go, without an end"
         )
-    return found
+    return examples
 
 
 def _reviewed(
@@ -399,35 +403,35 @@ def _reviewed(
         raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
     origins = Origins()
     contents = origins.contents(origins.run_of(path.parent))
-    found = made = [_example(row, at, path, contents, origins) for at, row in left]
+    examples = made = [_example(row, at, path, contents, origins) for at, row in left]
     if store is not None:
-        found = with_handwritten_texts(made, rows, path, store, announce)
+        examples = with_handwritten_texts(made, rows, path, store, announce)
     # A corrected caption has the model's as `original`.
     accepted = [row.get("review") == ACCEPTED or bool(row.get("original")) for _, row in left]
     if any(accepted):
-        by_hand = [one is not other for one, other in zip(found, made, strict=True)]
-        kept = zip(found, accepted, by_hand, strict=True)
-        found = [each for each, is_accepted, is_by_hand in kept if is_accepted or is_by_hand]
-    if len(found) < len(rows):
+        by_hand = [one is not other for one, other in zip(examples, made, strict=True)]
+        kept = zip(examples, accepted, by_hand, strict=True)
+        examples = [e for e, is_accepted, is_by_hand in kept if is_accepted or is_by_hand]
+    if len(examples) < len(rows):
         which = "accepted" if any(accepted) else "not rejected"
-        announce(f"training on {len(found):,} of {counted(len(rows), 'caption')}: those {which}")
-    return found
+        announce(f"training on {len(examples):,} of {counted(len(rows), 'caption')}: those {which}")
+    return examples
 
 
-def _check(found: Sequence[Example], path: Path) -> None:
-    empty = [each for each in found if not each.caption.strip()]
+def _check(examples: Sequence[Example], path: Path) -> None:
+    empty = [example for example in examples if not example.caption.strip()]
     if empty:
         raise UsageError(
-            f"{path}: {empty[0].place} has no caption ({len(empty)} of {len(found)} have none)",
+            f"{path}: {empty[0].place} has no caption ({len(empty)} of {len(examples)} have none)",
             hint="Write one, or remove the line",
         )
     seen: dict[tuple[Any, ...], Example] = {}
-    for each in found:
-        other = seen.setdefault(each.item, each)
-        if other.caption != each.caption:
+    for example in examples:
+        other = seen.setdefault(example.item, example)
+        if other.caption != example.caption:
             raise UsageError(
-                f"{path}: {other.place} and {each.place} are two captions of one item, "
-                f"{each.path.name}",
+                f"{path}: {other.place} and {example.place} are two captions of one item, "
+                f"{example.path.name}",
                 hint="Keep one, or give them different prompts",
             )
 

@@ -178,8 +178,8 @@ class Model:
 
     def heard_bytes(self, seconds: float) -> int:
         """Return the expected bytes of the features of so many seconds of sound."""
-        each = BYTES.get(self.best("audio").dtype, 4) if self.hears else 0
-        return each * self.profile.feature_width * self.sound_tokens(seconds)
+        item_bytes = BYTES.get(self.best("audio").dtype, 4) if self.hears else 0
+        return item_bytes * self.profile.feature_width * self.sound_tokens(seconds)
 
     def pass_rows(self, images: int) -> int:
         """Return the rows of a pass for an input of so many images; 0: as many as its batch has."""
@@ -199,8 +199,10 @@ class Model:
             return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
         tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
         # Vectors are stored in 32 bit, whatever dtype computed them.
-        each = 4 if profile.route in ("dual", "served") else BYTES.get(self.best("vision").dtype, 4)
-        return tokens * profile.feature_width * each
+        item_bytes = (
+            4 if profile.route in ("dual", "served") else BYTES.get(self.best("vision").dtype, 4)
+        )
+        return tokens * profile.feature_width * item_bytes
 
 
 def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:

@@ -223,7 +223,7 @@ class Job:
     @property
     def by_file(self) -> list[list[JobFile]]:
         """Return the files. Entries of one file under several prompts form one group."""
-        return [list(group) for _, group in groupby(self.files, lambda each: each.file.identity)]
+        return [list(group) for _, group in groupby(self.files, lambda f: f.file.identity)]
 
     @property
     def media(self) -> list[Medium]:
@@ -246,7 +246,7 @@ class NothingToDo(UsageError):
         if not failures:
             super().__init__("the list of sources is empty", hint="Give files or folders")
             return
-        if all(each.error == UNREACHABLE for each in failures):
+        if all(failure.error == UNREACHABLE for failure in failures):
             self.exit_code = EnvironmentFault.exit_code
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -315,9 +315,9 @@ def prepare(
     )
     prompts = Prompts(config, model, store)
     job_files = tuple(
-        JobFile(file=file, medium=replace(each.medium, prompt=prompt))
-        for each in readable
-        for file, prompt in prompts.of(each.file, each.medium.digest)
+        JobFile(file=file, medium=replace(job_file.medium, prompt=prompt))
+        for job_file in readable
+        for file, prompt in prompts.of(job_file.file, job_file.medium.digest)
     )
     failures = [*failures, *unreadable, *prompts.failures.values()]
     media_away = away.media(files, readable)
@@ -404,7 +404,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
     shares_work = isinstance(config, GpuOptions) and model.served is None
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
     variants = (
-        variants_of(config, each, sampling, over_media, stored) for each in answering(config, model)
+        variants_of(config, m, sampling, over_media, stored) for m in answering(config, model)
     )
     opens = model.profile.opens_reasoning
     ledger = Ledger(store, over_media, *chain.from_iterable(variants), opens_reasoning=opens)

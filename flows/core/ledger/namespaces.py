@@ -79,7 +79,7 @@ class Variant:
     def same_but_rounding(self, other: "Variant") -> bool:
         """Return whether the two variants differ at most in the engine and in how inputs pass the
         vision half, and so in rounding."""
-        mine, its = (replace(each, of={}, engine="", in_batches=False) for each in (self, other))
+        mine, its = (replace(v, of={}, engine="", in_batches=False) for v in (self, other))
         return mine == its
 
 
@@ -115,21 +115,21 @@ def variants_of(
     followed by its `stored` variants with another token limit. With stages for sound, the variants
     without them follow: they are those of the chunks that have none."""
     parts = [stage.part for stage in pipeline if stage.part]
-    found, params = [], SamplingParams.of(config)
+    variants, params = [], SamplingParams.of(config)
     for chosen in product(*(model.settings[part] for part in parts)):
-        for engines in product(*(each.engines for each in chosen)):
+        for engines in product(*(choice.engines for choice in chosen)):
             by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
             settings = dict(zip(parts, by, strict=True))
             variant = variant_of(config, model, sampling, pipeline, settings)
-            found.append(variant)
+            variants.append(variant)
             if params.is_prefix_stable:
-                found += _other_limits(variant, pipeline[-1], model, settings, stored, params)
+                variants += _other_limits(variant, pipeline[-1], model, settings, stored, params)
     if (silent := without_hearing(pipeline)) != pipeline:
         both = (model, model.of_parts(parts_of(silent)))
-        heard, seen = (prompt_for(each, config, "video") for each in both)
+        heard, seen = (prompt_for(m, config, "video") for m in both)
         without = variants_of(config, model, sampling, silent, stored)
-        found += [replace(each, silent_prompts={heard: seen}) for each in without]
-    return found
+        variants += [replace(variant, silent_prompts={heard: seen}) for variant in without]
+    return variants
 
 
 def variant_of(

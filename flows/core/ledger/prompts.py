@@ -233,9 +233,9 @@ def _fill(prompt: str, seconds: float, times: Sequence[float], previous: str | N
 def refuse_control_words(where: str, text: str, model: Model, *, answers: bool = False) -> None:
     """Raise ControlWord if a text holds the model's own image placeholder; if the model `answers`
     it, also for any other control token."""
-    if found := _control_word(text, model, of_every_kind=answers):
+    if word := _control_word(text, model, of_every_kind=answers):
         raise ControlWord(
-            f"{where} holds {found}", hint="Leave it out; each image is placed before the prompt"
+            f"{where} holds {word}", hint="Leave it out; each image is placed before the prompt"
         )
 
 

@@ -137,7 +137,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
 
 def parse_addresses(given: list[str]) -> tuple[str, ...]:
     """Return the addresses of several options, each with one or more."""
-    return tuple(each for text in given for each in text.replace(",", " ").split())
+    return tuple(address for text in given for address in text.replace(",", " ").split())
 
 
 @dataclass(frozen=True, kw_only=True)

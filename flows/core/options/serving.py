@@ -52,10 +52,10 @@ def parse_batch(text: str) -> int:
 
 def parse_wait(text: str) -> float:
     """Parse `--max-wait`, such as 10ms, into seconds. Raises UsageError."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|)", text.strip())
-    if found is None:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|)", text.strip())
+    if match is None:
         raise UsageError(f"invalid --max-wait {text!r}: not a time", hint="Give 10ms, or 0.01s")
-    return float(found[1]) * UNITS[found[2]]
+    return float(match[1]) * UNITS[match[2]]
 
 
 SHARED_MEMORY_OPTION = replace(

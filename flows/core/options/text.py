@@ -52,7 +52,7 @@ NAME = re.compile(r"[a-z0-9-]+")
 
 def parse_prompts(given: Sequence[str]) -> dict[str, str]:
     """Parse `--prompts NAME=TEXT` into prompts by name, in order. Raises UsageError."""
-    found: dict[str, str] = {}
+    prompts: dict[str, str] = {}
     for option in given:
         name, equals, text = option.partition("=")
         if not equals:
@@ -60,10 +60,10 @@ def parse_prompts(given: Sequence[str]) -> dict[str, str]:
                 f"--prompts {option!r}: the name is missing",
                 hint='Write NAME=TEXT: short="What is it?"',
             )
-        if name in found:
+        if name in prompts:
             raise UsageError(f"--prompts {name}: duplicate name", hint="Give each its own name")
-        found[name] = text
-    return found
+        prompts[name] = text
+    return prompts
 
 
 @dataclass(frozen=True, kw_only=True)

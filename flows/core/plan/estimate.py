@@ -47,29 +47,29 @@ def expected(
     rows: int,
     units: int,
     *,
-    each: int = ITEM_BYTES,
+    item_bytes: int = ITEM_BYTES,
     new: int = 0,
     mlp_chunk: int = 0,
 ) -> Expected:
-    """Return the costs of a batch of `rows` with `units` each. `each`: bytes per number. `new`:
-    tokens that a decoder generates. `batch_costs` must not be empty."""
+    """Return the costs of a batch of `rows` with `units` each. `item_bytes`: bytes per number.
+    `new`: tokens that a decoder generates. `batch_costs` must not be empty."""
     peak = peak_bytes(
         batch_costs,
         kind=kind,
         rows=rows,
         units=units,
-        item_bytes=each,
+        item_bytes=item_bytes,
         new_tokens=new,
         mlp_chunk=mlp_chunk,
     )
     return Expected(
         peak_bytes=peak,
         kept_bytes=kept_bytes(
-            batch_costs, kind=kind, rows=rows, units=units + new, item_bytes=each
+            batch_costs, kind=kind, rows=rows, units=units + new, item_bytes=item_bytes
         ),
         waiting_bytes=at_size(
             batch_costs,
-            lambda w: w.waiting_bytes_32 if each > ITEM_BYTES else w.waiting_bytes,
+            lambda w: w.waiting_bytes_32 if item_bytes > ITEM_BYTES else w.waiting_bytes,
             kind=kind,
             rows=rows,
             units=units,

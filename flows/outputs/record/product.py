@@ -35,8 +35,8 @@ class Product(Protocol):
 
 def product_in(out: Path) -> Product | None:
     """Return the product in a folder; None for any other folder. Raises EnvironmentFault."""
-    found = (resolve_name(declared.finds)(out) for declared in declarations() if declared.finds)
-    return next((product for product in found if product is not None), None)
+    products = (resolve_name(declared.finds)(out) for declared in declarations() if declared.finds)
+    return next((product for product in products if product is not None), None)
 
 
 def run_folder(out: Path) -> Path | None:

@@ -48,9 +48,9 @@ RUN_AGAIN = "Restore the file, or delete the folder of the round to leave the ro
 
 
 SETTINGS = {
-    each.name: Nullable(text if each.kind is str else number)
-    for each in declared(StepOptions)
-    if each.name != "recompute"
+    d.name: Nullable(text if d.kind is str else number)
+    for d in declared(StepOptions)
+    if d.name != "recompute"
 }
 """Shape of the options that decide an adapter. No others are taken from a record."""
 EXAMPLE = {
@@ -95,8 +95,8 @@ def rounds_in(out: Path, proof: Proof = anybody) -> list[Round]:
     """Return the rounds of a run's folder that are proved, the last one last. Raises
     EnvironmentFault."""
     paths = (out / LEARN).glob(f"round-*/{ROUND_RECORD}")
-    found = [read_json(path, SHAPE, RUN_AGAIN) for path in paths]
-    return sorted(filter(proof, found), key=lambda each: each["round"])
+    rounds = [read_json(path, SHAPE, RUN_AGAIN) for path in paths]
+    return sorted(filter(proof, rounds), key=lambda round_: round_["round"])
 
 
 def write_round(out: Path, round_: Round, store: str) -> None:
@@ -125,7 +125,7 @@ def usable_rounds(out: Path, proof: Proof) -> list[Round]:
         return rounds
     lines = read_jsonl(out / "captions.jsonl", {"features": text}, CAPTION_AGAIN)
     captioned, last = {line["features"] for line in lines}, rounds[-1]
-    chosen = {each["features"] for each in (*last["examples"], *last["held_out"])}
+    chosen = {example["features"] for example in (*last["examples"], *last["held_out"])}
     is_stuck = missing_adapter(out, last["previous"]) or not chosen <= captioned
     return rounds[:-1] if is_stuck else rounds
 
@@ -137,8 +137,8 @@ def unfinished(rounds: Sequence[Round]) -> Round | None:
 
 def loss_of(scores: Sequence[Mapping[str, Any]]) -> float:
     """Return the mean loss per token of scored captions."""
-    tokens = sum(each["tokens"] for each in scores)
-    return float(sum(each["loss"] for each in scores) / max(1, tokens))
+    tokens = sum(score["tokens"] for score in scores)
+    return float(sum(score["loss"] for score in scores) / max(1, tokens))
 
 
 def corrections_of(round_: Round, name: str) -> list[Mapping[str, Any]]:
@@ -150,7 +150,7 @@ def corrections_of(round_: Round, name: str) -> list[Mapping[str, Any]]:
 
 def corrections_in(examples: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Return the corrected ones of some examples; all if none was corrected."""
-    return [each for each in examples if each["corrected"]] or examples
+    return [example for example in examples if example["corrected"]] or examples
 
 
 def medium_of(example: Mapping[str, Any]) -> str:
@@ -160,7 +160,7 @@ def medium_of(example: Mapping[str, Any]) -> str:
 
 def media_held(round_: Round) -> int:
     """Return the number of media that a round tests its adapter on."""
-    return len({medium_of(each) for each in round_["held_out"]})
+    return len({medium_of(example) for example in round_["held_out"]})
 
 
 def is_weak(round_: Round) -> bool:
@@ -170,7 +170,7 @@ def is_weak(round_: Round) -> bool:
 
 def exact(scores: Sequence[Mapping[str, Any]]) -> int:
     """Return the number of captions that were generated exactly."""
-    return sum(each["exact"] for each in scores)
+    return sum(score["exact"] for score in scores)
 
 
 COLUMNS = ("round", "learned from", "held out", "loss", "exact", "adapter", "captions changed")
@@ -203,13 +203,13 @@ def verdict(round_: Round) -> str:
 
 def summary_json(rounds: Sequence[Round]) -> Iterator[dict[str, Any]]:
     """Yield each round without its examples, for programs."""
-    for each in rounds:
+    for round_ in rounds:
         kept = ("round", "phase", "started", "enough", "accepted", "lower", "captions", "changed")
         scores = {
-            name: {"loss": loss_of(corrections_of(each, name)), "exact": exact(each[name])}
+            name: {"loss": loss_of(corrections_of(round_, name)), "exact": exact(round_[name])}
             for name in ("before", "after")
-            if each[name]
+            if round_[name]
         }
-        counts = {"examples": len(each["examples"]), "held_out": len(each["held_out"])}
-        counts |= {"held_out_media": media_held(each), "weak_test": is_weak(each)}
-        yield {**{name: each[name] for name in kept}, **counts, **scores}
+        counts = {"examples": len(round_["examples"]), "held_out": len(round_["held_out"])}
+        counts |= {"held_out_media": media_held(round_), "weak_test": is_weak(round_)}
+        yield {**{name: round_[name] for name in kept}, **counts, **scores}

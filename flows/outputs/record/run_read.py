@@ -145,11 +145,11 @@ def load_record(out: Path) -> dict[str, Any]:
         )
 
     guard(out)
-    for each in out.glob("*.json*"):  # an archive may hold links to outputs of other runs
-        refuse_links(each)
+    for file in out.glob("*.json*"):  # an archive may hold links to outputs of other runs
+        refuse_links(file)
 
-    def check_stages(found: dict[str, Any]) -> None:
-        names = {stage["name"] for stage in found["stages"]}
+    def check_stages(stored: dict[str, Any]) -> None:
+        names = {stage["name"] for stage in stored["stages"]}
         if not names or not names <= set(STAGES):
             raise ShapeError(f"its stages are not {', '.join(STAGES)}")
 
@@ -171,7 +171,7 @@ def _count_published(out: Path, record: dict[str, Any]) -> None:
             refuse_links(journal)
             with journal.open(encoding="utf-8", errors="replace") as lines:
                 times = filter(None, map(PUBLISHED.match, lines))
-                made += sum(float(found[1]) >= began for found in times)
+                made += sum(float(match[1]) >= began for match in times)
         entry["running"] = max(entry["running"], made - entry["items"])
 
 

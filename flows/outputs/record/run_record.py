@@ -69,14 +69,14 @@ def words_of(config: CaptionConfig) -> list[str]:
     """Return the words of the command that makes the configuration of a caption run; none if a text
     in a list has a comma, at which the command line splits it."""
     words = [COMMAND]
-    for each in declared(CaptionConfig):
-        value, default = getattr(config, each.name), each.field.default
-        if each.option.positional or value is None or value == default:
+    for declaration in declared(CaptionConfig):
+        value, default = getattr(config, declaration.name), declaration.field.default
+        if declaration.option.positional or value is None or value == default:
             continue
         parts = value if isinstance(value, tuple) else ()
         if any("," in part or part != part.strip() for part in parts):
             return []
-        words += each.words(value)
+        words += declaration.words(value)
     return [*words, "--", *config.sources]
 
 
@@ -134,8 +134,8 @@ class RunRecord:
 
     def stage(self, name: str) -> dict[str, Any]:
         """Return the mutable record of one stage."""
-        found: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
-        return found
+        stage_record: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
+        return stage_record
 
     def carry_on(self, history: Iterable[Entry], keys: Collection[str]) -> None:
         """Keep the entries of earlier runs into the folder, bound to the keys of this run."""
@@ -409,12 +409,12 @@ def entry_of(record: Mapping[str, Any]) -> Entry | None:
 
 def _timeline(stages: Iterable[Mapping[str, Any]]) -> dict[str, list[list[Any]]]:
     """Return the memory points of each stage by the time of the run, at most POINTS in all."""
-    found = {
+    curves = {
         stage["name"]: [point for curve in curves_of(stage) for point in curve] for stage in stages
     }
-    while sum(map(len, found.values())) > POINTS:
-        found = {name: coarser(points) for name, points in found.items()}
-    return {name: points for name, points in found.items() if points}
+    while sum(map(len, curves.values())) > POINTS:
+        curves = {name: coarser(points) for name, points in curves.items()}
+    return {name: points for name, points in curves.items() if points}
 
 
 def curves_of(stage: Mapping[str, Any]) -> list[list[list[Any]]]:
@@ -429,15 +429,15 @@ def curves_of(stage: Mapping[str, Any]) -> list[list[list[Any]]]:
         *(span[2] for span in spans[1:]),
         max(worked, *(point[0] for point in points[-1:]), 0.0),
     ]
-    found: list[list[list[Any]]] = [[] for _ in spans]
+    curves: list[list[list[Any]]] = [[] for _ in spans]
     at = 0
     for seconds, host, device in points:
         while at + 1 < len(spans) and seconds >= spans[at + 1][2]:
             at += 1
         start, end, _ = spans[at]
         moment = min(max(end - (ends[at] - seconds), start), end)
-        found[at].append([round(moment, 2), host, device])
-    return [curve for curve in found if curve]
+        curves[at].append([round(moment, 2), host, device])
+    return [curve for curve in curves if curve]
 
 
 def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:

@@ -97,8 +97,8 @@ def memory_of_captions(
     model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
     """Return that memory and, with a schema, that of its grammar."""
-    found = memory(model, rung, workload, conditions)
-    return found.plus(grammar_term(model, conditions.device)) if conditions.schema else found
+    decoding = memory(model, rung, workload, conditions)
+    return decoding.plus(grammar_term(model, conditions.device)) if conditions.schema else decoding
 
 
 def grammar_term(model: Model, device: str) -> Term:
@@ -129,11 +129,17 @@ def _batch_terms(
 def _decoder_costs(
     model: Model, settings: PartSettings, workload: Workload, rows: int, new: int, mlp_chunk: int
 ) -> Expected:
-    batch_costs, each = model.profile.language.batch_costs, BYTES.get(settings.dtype, 4)
+    batch_costs, item_bytes = model.profile.language.batch_costs, BYTES.get(settings.dtype, 4)
     if not batch_costs:
         return decoder_by_dimensions(
-            model.profile, each, rows, workload.tokens, new=new, mlp_chunk=mlp_chunk
+            model.profile, item_bytes, rows, workload.tokens, new=new, mlp_chunk=mlp_chunk
         )
     return expected(
-        batch_costs, workload.kind, rows, workload.tokens, each=each, new=new, mlp_chunk=mlp_chunk
+        batch_costs,
+        workload.kind,
+        rows,
+        workload.tokens,
+        item_bytes=item_bytes,
+        new=new,
+        mlp_chunk=mlp_chunk,
     )

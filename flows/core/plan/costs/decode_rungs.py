@@ -40,13 +40,13 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     most = max(config.batch_size, more)
     candidates = decode_rungs(
         config.batch_size,
-        [(each.precision, each.kv) for each in free],
+        [(s.precision, s.kv) for s in free],
         kv_offload=device.startswith("cuda") and any(engine.kv for engine in best.choice),
         # PEFT replaces the layers that would be loaded one by one.
         offload=config.may_fall_back("language")
         and not (half.stored_as or best.gguf)
         and not AdapterOptions.of(config).adapter,
-        in_slots=[each.precision for each in free if supports_slots(half, each)],
+        in_slots=[s.precision for s in free if supports_slots(half, s)],
         slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
         chunked=not best.gguf,
     )

@@ -21,7 +21,7 @@ ASSUMED_TOKENS = 77
 
 def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return smaller batches, in each precision that the half supports."""
-    precisions = [each.precision for each in free_settings(model, config, "language")]
+    precisions = [s.precision for s in free_settings(model, config, "language")]
     single = [Rung(stage=stage, batch=1, precision=precision) for precision in precisions]
     return [replace(rung, batch=size) for rung in single for size in sizes(TEXTS_PER_BATCH)]
 
@@ -31,12 +31,12 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     half, rows, device = model.profile.language, rung.batch, conditions.device
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
-    each, known = BYTES.get(settings.dtype, 4), half.batch_costs
+    item_bytes, known = BYTES.get(settings.dtype, 4), half.batch_costs
     tokens = max((cost.units for cost in known), default=ASSUMED_TOKENS)
     costs = (
-        expected(known, "image", rows, tokens, each=each)
+        expected(known, "image", rows, tokens, item_bytes=item_bytes)
         if known
-        else decoder_by_dimensions(model.profile, each, rows, tokens)
+        else decoder_by_dimensions(model.profile, item_bytes, rows, tokens)
     )
     why = f"{counted(rows, 'text')} x {tokens:,} tokens: {figures_source(costs)}"
     terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))

@@ -50,7 +50,7 @@ def memory(
     each reader but the first has."""
     device = conditions.device
     half, passes = model.profile.vision, passes_of(model, workload, rung)
-    rows, each, at_once = passes.rows, passes.input, passes.at_once
+    rows, single, at_once = passes.rows, passes.input, passes.at_once
     settings = settings_as_run(model.best("vision"), half, rung)
     pixels = rows * workload.units * PIXEL_BYTES
     terms = list(weights(half, settings, rung, device))
@@ -65,19 +65,19 @@ def memory(
     else:
         in_32 = settings.graph and settings.graph.precision != "fp16"
         computed = replace(settings, dtype="float32") if in_32 else settings
-        costs = _encoder_costs(model, computed, at_once, each, rung.prefill)
-        why = f"{counted(at_once, 'chunk')} x {each.units:,} pixel values: "
+        costs = _encoder_costs(model, computed, at_once, single, rung.prefill)
+        why = f"{counted(at_once, 'chunk')} x {single.units:,} pixel values: "
         why += figures_source(costs)
         if rung.prefill:
             why += f", {rung.prefill} positions at once through an MLP"
         terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
         waiting = math.ceil(batches_per_block(rung, workload, rows) * passes.count) - 1
-        terms += waiting_terms(waiting if rung.block else 0, each, at_once, costs, device)
+        terms += waiting_terms(waiting if rung.block else 0, single, at_once, costs, device)
         if passes.count > 1 and not rung.block:
             kept = math.ceil((passes.count - 1) * costs.kept_bytes)
             why = "features of the other passes of a batch"
             terms.append(Term(part="activation", bytes=kept, why=why))
-        terms += attention_terms(half, settings, each, at_once, each.units, device)
+        terms += attention_terms(half, settings, single, at_once, single.units, device)
         # Patches are not counted, but each is multiplied with all layer weights.
         tokens = math.ceil(costs.flops / (2 * max(1, half.linear_parameters)))
         terms += products(half, settings, rung, tokens, device)
@@ -101,10 +101,10 @@ def memory(
 memory_of_embedding = partial(memory, libraries=EMBED_BYTES, processor=0)
 
 
-def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | None:
+def recordings_term(model: Model, estimate: StageEstimate, device: str) -> Term | None:
     """Return the memory of the recorded passes of a vision half (stages/models/halves/recorded.py):
     the activations of one, which all share, and the inputs of each. None where none is recorded."""
-    rung, workload = found.rung, found.workload
+    rung, workload = estimate.rung, estimate.workload
     stage = STAGES[rung.stage]
     if not device.startswith("cuda") or stage.part != "vision" or rung.offload:
         return None
@@ -113,7 +113,7 @@ def recordings_term(model: Model, found: StageEstimate, device: str) -> Term | N
     passes = passes_of(model, workload, rung)
     inputs = RECORDINGS * passes.at_once * passes.input.units * PIXEL_BYTES
     why = f"recorded passes of at most {RECORDINGS} shapes, if there is room"
-    return Term(part="workspace", bytes=found.bytes_of("activation") + inputs, why=why)
+    return Term(part="workspace", bytes=estimate.bytes_of("activation") + inputs, why=why)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,20 +136,25 @@ def passes_of(model: Model, workload: Workload, rung: Rung) -> Passes:
     if model.in_batches:
         rows = workload.rows(rung.batch, FRAMES_PER_BATCH)
         return Passes(rows=rows, input=workload, at_once=rows, count=1)
-    each = replace(workload.with_frames(1), parts=1) if STAGES[rung.stage].vectors else workload
-    of_chunk = images if each is not workload else 1
+    single = replace(workload.with_frames(1), parts=1) if STAGES[rung.stage].vectors else workload
+    of_chunk = images if single is not workload else 1
     at_once = model.pass_rows(images // of_chunk)
     least = max(1, at_once // of_chunk)
     rows = max(min(least, workload.chunks), workload.rows(rung.batch, FRAMES_PER_BATCH))
-    return Passes(rows=rows, input=each, at_once=at_once, count=max(1, rows * of_chunk / at_once))
+    return Passes(rows=rows, input=single, at_once=at_once, count=max(1, rows * of_chunk / at_once))
 
 
 def _encoder_costs(
     model: Model, settings: PartSettings, rows: int, workload: Workload, mlp_chunk: int
 ) -> Expected:
-    half, each = model.profile.vision, BYTES.get(settings.dtype, 4)
+    half, item_bytes = model.profile.vision, BYTES.get(settings.dtype, 4)
     if not half.batch_costs:
-        return encoder_by_dimensions(half, each, rows, workload.units, workload.feature_bytes)
+        return encoder_by_dimensions(half, item_bytes, rows, workload.units, workload.feature_bytes)
     return expected(
-        half.batch_costs, workload.kind, rows, workload.units, each=each, mlp_chunk=mlp_chunk
+        half.batch_costs,
+        workload.kind,
+        rows,
+        workload.units,
+        item_bytes=item_bytes,
+        mlp_chunk=mlp_chunk,
     )

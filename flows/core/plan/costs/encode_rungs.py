@@ -23,7 +23,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     plain = not half.stored_as and settings[0].precision not in QUANTIZED
     candidates = encode_rungs(
         config.batch_size,
-        [each.precision for each in settings],
+        [s.precision for s in settings],
         streamed=whole and plain and half.layers > 1,
         weights=whole,
         stage=stage,

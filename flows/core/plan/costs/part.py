@@ -40,13 +40,13 @@ def with_packed(half: PartProfile, rungs: Sequence[Rung]) -> list[Rung]:
     that takes packed layers only, chunked prefill makes room for more slots."""
     if not half.packed_parameters:
         return list(rungs)
-    found = [rung for rung in rungs if rung.kv != "offloaded"]
+    candidates = [rung for rung in rungs if rung.kv != "offloaded"]
     for rung in rungs:
         packed = replace(rung, packed=True)
-        found.append(packed)
+        candidates.append(packed)
         if rung.in_slots and 1 < rung.batch <= FEW_SLOTS and not rung.prefill:
-            found += [replace(packed, prefill=tokens) for tokens in MLP_CHUNKS]
-    return found
+            candidates += [replace(packed, prefill=tokens) for tokens in MLP_CHUNKS]
+    return candidates
 
 
 def figures_source(costs: Expected) -> str:

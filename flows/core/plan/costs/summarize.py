@@ -38,13 +38,13 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     """Add up weights, and the memory of one prompt and answer at a time."""
     tokens = rung.context - min(conditions.new_tokens, rung.context // ANSWERS)
     reading = replace(workload, chunks=1, tokens=tokens, text_tokens=tokens, feature_bytes=0)
-    found = decode.memory(model, rung, reading, conditions)
+    decoding = decode.memory(model, rung, reading, conditions)
     if conditions.device != "cpu":
-        return found
+        return decoding
     lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
     why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
     kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
-    return replace(found.plus(kernels), workload=workload)
+    return replace(decoding.plus(kernels), workload=workload)
 
 
 def nodes_of(chunks: int) -> int:

@@ -64,5 +64,5 @@ class GgufPool:
 
 
 def _next_position(sequence: PrefilledSequence) -> torch.Tensor:
-    found: torch.Tensor | None = sequence.cache.position
-    return sequence.position if found is None else found
+    position: torch.Tensor | None = sequence.cache.position
+    return sequence.position if position is None else position

@@ -62,11 +62,11 @@ class PoolLayout:
     def columns(self, tokens: int) -> int:
         """Return the columns of a pool for sequences of at most `tokens` tokens. For recorded steps
         there are four widths up to twice as many."""
-        found = columns_for(tokens)
+        columns = columns_for(tokens)
         if self.rounded_to:
-            step = max(COLUMN_MULTIPLE, (1 << (found - 1).bit_length()) // 8)
-            return max(found, min(-(-found // step) * step, self.rounded_to))
-        return found
+            step = max(COLUMN_MULTIPLE, (1 << (columns - 1).bit_length()) // 8)
+            return max(columns, min(-(-columns // step) * step, self.rounded_to))
+        return columns
 
     def pool(self, slots: int, columns: int) -> PoolShape:
         """Return the shape of a pool with `slots` slots, or fewer if the layout has fewer rows."""

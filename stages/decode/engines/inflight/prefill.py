@@ -199,8 +199,8 @@ def prefill_row(
             output = model._prefill(ids, generation_config, kwargs)
         for processor in logits_processor:
             vars(processor).update({n: moved(v, device) for n, v in vars(processor).items()})
-        found = _prefilled(model, ids, logits_processor, generation_config, kwargs, output)
-        read.append(replace(found, direct=direct_layers(found.cache, keys)))
+        sequence = _prefilled(model, ids, logits_processor, generation_config, kwargs, output)
+        read.append(replace(sequence, direct=direct_layers(sequence.cache, keys)))
         return ids
 
     generate(half, inputs, features, on_host=True, custom_generate=park, **options)
@@ -261,9 +261,8 @@ def _refuse(model: Any, stopping_criteria: Any, kwargs: Mapping[str, Any]) -> No
     mask = kwargs.get("attention_mask")
     if mask is not None and (mask == 0).any():
         raise UnsupportedCacheError("its prompt is partly masked")
-    if others := [
-        type(each).__name__ for each in stopping_criteria if type(each).__name__ not in ENDINGS
-    ]:
+    names = (type(criterion).__name__ for criterion in stopping_criteria)
+    if others := [name for name in names if name not in ENDINGS]:
         raise UnsupportedCacheError(f"unsupported stopping criterion {others[0]}")
 
 

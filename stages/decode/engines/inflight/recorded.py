@@ -52,8 +52,8 @@ class StepRecorder:
     def stats(self) -> dict[str, Any]:
         steps = self.computed + self.replayed
         counts = {"replayed": self.replayed, "steps": steps, "recordings": self.recordings}
-        found = {"recorded": {**counts, "seconds": round(self.seconds, 3)}} if steps else {}
-        return found | ({"recorded_reason": self.reason} if self.reason else {})
+        recorded = {"recorded": {**counts, "seconds": round(self.seconds, 3)}} if steps else {}
+        return recorded | ({"recorded_reason": self.reason} if self.reason else {})
 
     def capture(self, compute: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
         """Return a graph of a computation, and the tensor that a replay writes to."""
@@ -197,14 +197,14 @@ class RecordedPool(SlotPool):
         owners: list[Any] = [self, self._slot_cache, *self._slot_cache.cache.layers]
         owners += [] if cross is None else [cross, *cross.cache.layers]
         values = (value for owner in owners for value in vars(owner).values())
-        found: list[Any] = [id(self.model)]
+        contents: list[Any] = [id(self.model)]
         for value in values:
             for one in value.values() if isinstance(value, dict) else (value,):
                 if torch.is_tensor(one):
-                    found.append(one.data_ptr())
+                    contents.append(one.data_ptr())
                 elif isinstance(one, int | float | str):
-                    found.append(one)
-        return found
+                    contents.append(one)
+        return contents
 
 
 def make_pool(

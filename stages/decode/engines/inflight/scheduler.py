@@ -224,11 +224,11 @@ class TokenSelection:
             ids, new = self._ids if whole else self._ids[:, slots]
             members = group.members if whole else dict(enumerate(group.members.values()))
             rows = Rows(members=members, ids=ids, new=new, generated=generated)
-            found = likeliest(rows.scores_of(group.processors, logits if whole else logits[slots]))
+            best = likeliest(rows.scores_of(group.processors, logits if whole else logits[slots]))
             if whole:
-                tokens = torch.where(group.mask, found, tokens)
+                tokens = torch.where(group.mask, best, tokens)
             else:
-                tokens[slots] = found
+                tokens[slots] = best
             for rules in group.members.values():
                 rules.tokens += 1
         if self._groups:
@@ -553,10 +553,10 @@ class InflightScheduler:
 
         @cache
         def waiting() -> Mapping[int, list[int]]:
-            found: dict[int, list[int]] = {}
+            tokens: dict[int, list[int]] = {}
             for state, token, _ in chain.from_iterable(p.read() for p in self._pending):
-                found.setdefault(id(state), []).append(token)
-            return found
+                tokens.setdefault(id(state), []).append(token)
+            return tokens
 
         def generated(slot: int) -> list[int]:
             state = self._running[slot]

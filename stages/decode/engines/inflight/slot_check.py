@@ -131,9 +131,9 @@ def choose_layout(
     rejected = f"not {counted(first.layout.rows, 'row')}: {first.reason}" if step_rows else ""
     for layout in candidates:
         if first.depends_on_pool_size or (step_rows and first.depends_on_slot):
-            result = _check_layout_in(layout, job_slots, row, other, reference)
-            if not result.reason or result.out_of_memory:
-                return replace(result, rejected=rejected)
+            checked = _check_layout_in(layout, job_slots, row, other, reference)
+            if not checked.reason or checked.out_of_memory:
+                return replace(checked, rejected=rejected)
     return first
 
 
@@ -308,10 +308,10 @@ class SlotCheck:
         pair = (request, request._replace(item=longer))
         if self._prefill.prefix is not None:
             try:
-                result = self._prefill.half.call(partial(self._check_pair, *pair))
-                if not result.reason:
-                    return result
-                self.no_prefix_reason = result.reason
+                checked = self._prefill.half.call(partial(self._check_pair, *pair))
+                if not checked.reason:
+                    return checked
+                self.no_prefix_reason = checked.reason
             except Exception as error:  # a model family may raise any error on unsupported input
                 if out_of_memory(error) or isinstance(error, NeedsWeights):
                     raise
@@ -331,23 +331,23 @@ class SlotCheck:
         row, other = (self._prefill.row(one, half) for one in (request, longer))
         is_only_engine = len(engines_for(self._job.engine)) == 1
         slots = slot_count(self._job)
-        result = choose_layout(slots, row, other, reference, self._rows_to_check(row))
-        if result.out_of_memory and is_only_engine:
-            raise MemoryError(result.reason)
-        if self._stored_rows is not None and not result.reason:
-            passed = result.layout.rows
+        checked = choose_layout(slots, row, other, reference, self._rows_to_check(row))
+        if checked.out_of_memory and is_only_engine:
+            raise MemoryError(checked.reason)
+        if self._stored_rows is not None and not checked.reason:
+            passed = checked.layout.rows
             self._stored_rows.publish([Record(key=f"{passed:03}", meta={"rows": passed})])
             if not is_only_engine and not self._engine.by_chunk:
-                result = self._compare_with_batches(result)
-        if self._recorder and not self._recorder.reason and not result.reason:
-            check = partial(recorded_difference, result.layout, slots, row, other, reference)
+                checked = self._compare_with_batches(checked)
+        if self._recorder and not self._recorder.reason and not checked.reason:
+            check = partial(recorded_difference, checked.layout, slots, row, other, reference)
             reasons, message = catch_oom(check)
             if reason := message or "".join(reasons):
                 self._recorder.stop(reason)
             else:
                 columns = columns_for(self._job.sequence_tokens)
-                result = replace(result, layout=replace(result.layout, rounded_to=columns))
-        return result
+                checked = replace(checked, layout=replace(checked.layout, rounded_to=columns))
+        return checked
 
     def _rows_to_check(self, row: PrefilledSequence) -> Sequence[int]:
         """Return the fixed numbers of rows to check, the best first; none on a CPU."""
@@ -356,16 +356,16 @@ class SlotCheck:
         rows = () if self._stored_rows is None else step_rows_to_check(self._stored_rows)
         return (MIN_STEP_ROWS,) if rows and pays_for_rows(row) else rows
 
-    def _compare_with_batches(self, result: EngineCheck) -> EngineCheck:
+    def _compare_with_batches(self, checked: EngineCheck) -> EngineCheck:
         """Return the check with a reason against slots if batches generate more tokens per step,
         although their rows wait for the longest. What is left to do does not count, so that a
         resumed run chooses the same."""
-        batch, rows = self._job.fallback_batch, min(self._job.rung_slots, result.layout.rows)
+        batch, rows = self._job.fallback_batch, min(self._job.rung_slots, checked.layout.rows)
         if batch * (1 - BATCH_WASTE) <= rows:
-            return result
+            return checked
         share = f"{batch} x {1 - BATCH_WASTE:.0%}"
         why = f"batches of {batch} generate more tokens per step: {share} against {rows}"
-        return replace(result, reason=why)
+        return replace(checked, reason=why)
 
 
 def slot_count(job: DecodeJob) -> int:
