@@ -34,18 +34,15 @@ def arrows_in(graph: grimp.ImportGraph, package: str) -> dict[str, set[str]]:
 def circles_in(arrows: Arrows) -> list[set[str]]:
     """Return the sets of rooms that reach each other."""
     reached = {room: _reached(arrows, room) for room in arrows}
-    circles = {
-        frozenset(other for other in reached[room] if room in reached[other]) for room in arrows
-    }
+    circles = {frozenset(b for b in reached[a] if a in reached[b]) for a in arrows}
     return sorted((set(circle) for circle in circles if len(circle) > 1), key=min)
 
 
 def _reached(arrows: Arrows, start: str) -> set[str]:
     reached, waiting = set[str](), [start]
     while waiting:
-        new = arrows[waiting.pop()] - reached
+        waiting += (new := arrows[waiting.pop()] - reached)
         reached |= new
-        waiting += new
     return reached
 
 

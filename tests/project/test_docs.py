@@ -39,6 +39,18 @@ def test_every_page_is_in_the_menu_once() -> None:
     assert sorted(listed) == sorted(set(there) - {"docs/index"})
 
 
+def test_a_page_cites_each_section_of_the_log() -> None:
+    sections = re.findall(r"^## (.*)$", (ROOT / "docs" / "log.md").read_text("utf-8"), re.MULTILINE)
+    known = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in sections}
+    others = [page for page in (ROOT / "docs").rglob("*.md") if page.name != "log.md"]
+    cited = {
+        anchor
+        for page in others
+        for anchor in re.findall(r"\(log\.md#([\w-]+)\)", page.read_text("utf-8"))
+    }
+    assert known == cited and known
+
+
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120 and len(text.split()) <= 900

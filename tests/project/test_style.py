@@ -118,10 +118,12 @@ POSITIONAL = {
     "artifacts/remote/endpoints.py:Endpoint": "the parts of an address in their order",
     "artifacts/remote/endpoints.py:EndpointKeys": "one field",
     "artifacts/texts/edits.py:Edits": "made without values",
-    "flows/core/console/display.py:ItemGroup": "first and last",
+    "flows/core/console/pace.py:ItemGroup": "first and last",
     "flows/core/machine/launch.py:ForkedOnGpu": "a process, a call and what starts it",
     "flows/core/machine/leases.py:Lease": "an object of a store",
+    "flows/execution/run.py:VectorOutputs": "three functions in the order in which they are called",
     "flows/execution/stage_loop.py:StageLoop": "what a run hands down in one order",
+    "flows/interfaces/studio/server.py:PageAddress": "a host and a port",
     "penstock/cells.py:Shown": "public since before the rule",
     "penstock/cells.py:ShownCaption": "public since before the rule",
     "stages/ask/run.py:Answer": "text first",
@@ -137,6 +139,8 @@ POSITIONAL = {
 """Dataclass whose fields are given by position → why."""
 WITHOUT_SLOTS = {
     "artifacts/options.py:OptionGroup": "options are combined by inheritance",
+    "flows/commands/export/options.py:ExportConfig": "options are combined by inheritance",
+    "flows/commands/export/options.py:ExportRun": "options are combined by inheritance",
     "flows/commands/label/rows.py:LabelContext": "has cached properties",
     "stages/decode/generation.py:SamplingParams": "options are combined by inheritance",
 }

@@ -209,7 +209,7 @@ from flows.commands.shared.arguments import config_of
 from flows.interfaces.prefect.commands import caption_videos
 from flows.core.options.commands import CaptionConfig
 from penstock.arguments import config_for
-from scripts import keywords
+from scripts.pages import keywords
 keywords.FILE.write_text(keywords.source())
 from penstock.keywords import CaptionOptions
 given = parse(["caption", "a.mp4", "--capitals"])

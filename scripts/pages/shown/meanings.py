@@ -39,11 +39,11 @@ DEMO_FOR = (
 NOT_RUN = (
     (r"make (docs|docs-check|check|lint|test|test-slow|test-gpu)\b", "CI itself, or a part of it"),
     (
-        r"make (bench|models|readers)\b|python (-m )?(benchmarks|scripts\.mutation)\b",
+        r"make (bench|models|readers)\b|python (-m )?(benchmarks|scripts\.prove\.mutation)\b",
         "takes minutes to hours, prints figures",
     ),
     (r".*\b(penstock_demo(\.dual)?\.(train|evaluate))\b", "takes minutes to an hour"),
-    (r".*scripts[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
+    (r".*scripts[./]prove[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
     (
         r"make (wheel|setup|image|test-install)\b|python -m venv|~/penstock/bin/pip\b|uvx |pipx ",
         "installs 8 GB; make test-install and tests/project/test_setup.py try it",
@@ -54,7 +54,7 @@ NOT_RUN = (
     ),
     (r"curl ", "needs a server that stays; tests/project/test_serve_page.py runs the page"),
     (
-        r"python scripts/(deployment_check|follow_deploy|many_check)\.py",
+        r"python scripts/prove/(deployment_check|follow_deploy|many_check)\.py",
         "takes minutes; the slow tests run it",
     ),
     (

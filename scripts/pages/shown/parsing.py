@@ -124,7 +124,8 @@ def options_of(place: CommandParser) -> set[str]:
 
 def of_make(words: list[str]) -> str:
     """Whether the targets, and the variables that are given, are in the Makefile."""
-    called = [ROOT / "scripts" / name for name in ("setup", "server", "worker", "lock", "bench")]
+    names = ("setup", "server", "worker", "lock", "bench")
+    called = [ROOT / "scripts" / "run" / name for name in names]
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "Makefile", *called))
     for word in words:
         name, given, _ = word.partition("=")

@@ -1,9 +1,9 @@
 """Plants small faults in the program, one at a time, and shows which of them the tests notice.
 
-    python -m scripts.prove.mutation record         runs the tests once and records what each calls
+    python -m scripts.prove.mutation record       runs the tests once and records what each calls
     python -m scripts.prove.mutation draw --seed 1 draws mutants into mutants.jsonl
-    python -m scripts.prove.mutation run            judges them, two at a time; continues
-    python -m scripts.prove.mutation table          prints the share killed by package, and survivors
+    python -m scripts.prove.mutation run          judges them, two at a time; continues
+    python -m scripts.prove.mutation table        prints the share killed, by package, and survivors
 
 All of it lies in --folder (build/mutation). `--commit` names another commit than HEAD.
 """
