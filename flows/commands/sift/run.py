@@ -196,7 +196,7 @@ def sift(
             only_run_in(out, "marking into", "give another --out"),
             leased(job.store, [NAMESPACE], out),
         ):
-            record = _begun_record(job, out, config.keep or "", output_names(config.format))
+            record = _begun_record(config.format, config.keep, job, out)
             own = GeneratedFiles(job.store, out=out)
             for note in take(config, "sift", record, job.store.url, own):
                 display.print_line(note)
@@ -229,11 +229,12 @@ def sift(
     )
 
 
-def _begun_record(job: Sifting, out: Path, keep: str, outputs: Iterable[str]) -> RunRecord:
+def _begun_record(formats: Sequence[str], keep: str | None, job: Sifting, out: Path) -> RunRecord:
     """Return the record of the run, which is not written yet."""
     record = RunRecord(out, SIFT)
-    record.value["outputs"] = {name: str(out / name) for name in outputs}
-    record.value["keep"] = keep
+    names = output_names(formats)
+    record.value["outputs"] = {name: str(out / name) for name in names}
+    record.value["keep"] = keep or ""
     keys = [f"{NAMESPACE[:16]}-{digest[:16]}" for digest in job.media]
     record.carry_on(history_in(out), keys)
     record.value["media"]["total"] = job.requested

@@ -117,7 +117,7 @@ class PlainLines(Quiet):
         self._printed = 0.0
         """When the last line was printed."""
         self._shown = 0.0
-        """When a line last showed how far a stage is."""
+        """When it last showed how far a stage is."""
         self._silence: threading.Timer | None = None
         """Waits until nothing was printed for too long."""
 
