@@ -64,7 +64,8 @@ class StageStart:
 
     @property
     def reads_files(self) -> bool:
-        return _reads_files(self.name)
+        """Whether it begins with files, so that its number of items is not known yet."""
+        return self.name in STAGES and STAGES[self.name].of_media and not STAGES[self.name].reads
 
 
 class StageProgress:
@@ -96,7 +97,7 @@ class StageProgress:
         """Whether it waits for its device."""
 
     def note(self, values: Mapping[str, Any]) -> None:
-        """Note what its process tells of its start."""
+        """Note what its process reports of its start."""
         if values.get("ready"):
             self._loads = ""
             self._pace.begin(time.monotonic())
@@ -296,7 +297,7 @@ class Display:
             now = time.monotonic()
             if self._download is None or self._download.total != total:
                 self._download = Download(total, here)
-            if here < total and not self._mode.is_due(now - self._download.shown):
+            if here < total and now - self._download.shown < self._mode.download_seconds:
                 return
             self._download.shown = now
             self._mode.event({"event": "download", "bytes": here, "total": total})
@@ -322,11 +323,6 @@ class Display:
                 items = stopped_at(stage.start.name)
                 if self._mode.is_lasting and (items or stage.done > stage.before):
                     self._mode.line(stage.summary(items))
-
-
-def _reads_files(stage: str) -> bool:
-    """Return whether a stage begins with files, so that its number of items is not known yet."""
-    return stage in STAGES and STAGES[stage].of_media and not STAGES[stage].reads
 
 
 def _so_far(since: float) -> str:

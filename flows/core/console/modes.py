@@ -52,7 +52,7 @@ class Step:
     joint: str = " "
     """What stands between the two in a log."""
     begun: float = 0.0
-    """When an activity outside of stages began, which a log names once before it tells its time;
+    """When an activity outside of stages began, which a log names once before it shows its time;
     0: a stage."""
 
     @property
@@ -67,6 +67,8 @@ class Quiet:
     """Whether lines are written that stay."""
     has_line = False
     """Whether a line that is written over shows the run."""
+    download_seconds = LINE_SECONDS
+    """Seconds after which a download is shown again."""
 
     def event(self, value: Mapping[str, Any]) -> None:
         """Report to another program what happened."""
@@ -84,10 +86,6 @@ class Quiet:
         """Show that another item was made."""
         self.show(step)
 
-    def is_due(self, seconds: float) -> bool:
-        """Return whether a download is shown again after so many seconds."""
-        return seconds >= LINE_SECONDS
-
     def download(self, step: Step) -> None:
         """Show how far a download is, or what it was."""
 
@@ -101,11 +99,10 @@ class Quiet:
 class JsonLines(Quiet):
     """What happens as JSON lines on the standard output."""
 
+    download_seconds = REDRAW_SECONDS
+
     def event(self, value: Mapping[str, Any]) -> None:
         print(json.dumps(value), file=lasting(sys.stdout), flush=True)
-
-    def is_due(self, seconds: float) -> bool:
-        return seconds >= REDRAW_SECONDS
 
 
 class PlainLines(Quiet):
@@ -175,6 +172,7 @@ class TerminalLine(Quiet):
     """A progress line at the bottom of a terminal, above which other lines scroll."""
 
     has_line = True
+    download_seconds = REDRAW_SECONDS
 
     def __init__(self, to: IO[str], *, is_lasting: bool) -> None:
         self._to = to
@@ -211,9 +209,6 @@ class TerminalLine(Quiet):
             status=step.status,
         )
 
-    def is_due(self, seconds: float) -> bool:
-        return seconds >= REDRAW_SECONDS
-
     def download(self, step: Step) -> None:
         if step.done != step.total:
             self.show(step)
@@ -233,6 +228,7 @@ class CellLine(Quiet):
     CELL_TICK_SECONDS and at most once per CELL_SECONDS."""
 
     has_line = True
+    download_seconds = REDRAW_SECONDS
 
     def __init__(self, *, is_lasting: bool) -> None:
         self.is_lasting = is_lasting
@@ -256,9 +252,6 @@ class CellLine(Quiet):
             self._draw(step)
             if self._tick is None and not self._is_over:
                 self._wait()
-
-    def is_due(self, seconds: float) -> bool:
-        return seconds >= REDRAW_SECONDS
 
     def download(self, step: Step) -> None:
         with self._lock:

@@ -322,7 +322,7 @@ def test_fine_tuning_of_a_model_of_the_hub_is_told_from_its_headers(
 
 
 def test_a_download_moves_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.core.console.modes.REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr("flows.core.console.modes.TerminalLine.download_seconds", 0.0)
     for terminal in (True, False):
         to = Terminal() if terminal else io.StringIO()
         display = Display(to=to)
