@@ -4,7 +4,7 @@ special token, and the positions of text and video where the model counts them i
 tests/data/published_recorded.json holds the record; a test compares the installed release with it
 and fails with the family, what differs, both values and both releases.
 
-`python scripts/prove/published_check.py` prints what differs from the record and exits with 1
+`python -m scripts.prove.published_check` prints what differs from the record and exits with 1
 if anything does; `--write` records the installed release anew. Write it only after
 docs/published.md says of each difference which way the published weights take. It needs no network.
 """
