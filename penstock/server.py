@@ -15,7 +15,7 @@ import threading
 from dataclasses import asdict
 from typing import Any, Self, Unpack
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.errors import (
     CannotFit,
     EnvironmentFault,

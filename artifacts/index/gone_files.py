@@ -53,9 +53,9 @@ class GoneFiles:
 
 def rows_gone(snapshot: Snapshot, gone: GoneFiles) -> Positions:
     """Return the live rows whose files are no longer there."""
-    kept, live = np.zeros(snapshot.rows, np.bool_), snapshot.live()
+    deleted, live = np.zeros(snapshot.rows, np.bool_), snapshot.live()
     is_gone = cache(lambda path: gone.has(text_stored(path)))
     for start, batch in snapshot.batches(["path"]):
         for at, path in enumerate(batch.column("path").to_pylist(), start):
-            kept[at] = live[at] and is_gone(path)
-    return np.flatnonzero(kept)
+            deleted[at] = live[at] and is_gone(path)
+    return np.flatnonzero(deleted)

@@ -14,7 +14,7 @@ from pathlib import Path
 from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults, read_fault
 from artifacts.disk.files import write_json
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.disk.paths import sync_folder
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, UsageError

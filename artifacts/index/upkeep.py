@@ -7,9 +7,7 @@ vectors.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +19,6 @@ from artifacts.index.manifest import (
     SearchMethod,
     described,
     file_name,
-    read_manifest,
 )
 from artifacts.index.search import (
     EXACT,
@@ -32,7 +29,6 @@ from artifacts.index.search import (
     direction,
 )
 from artifacts.index.shard import (
-    SHARD_ROWS,
     mean_of,
     write_bits,
 )
@@ -133,23 +129,3 @@ def _sampled(searcher: Searcher) -> list[NDArray[np.float32]]:
     kept = np.flatnonzero(searcher.distinct(searcher.snapshot.live()))
     chosen = kept[np.linspace(0, len(kept) - 1, min(QUERIES, len(kept))).astype(np.int64)]
     return list(searcher.snapshot.vectors(chosen))
-
-
-def stats_of(folder: Path) -> dict[str, Any]:
-    """Return what an index holds, in numbers, for people and programs. Raises PenstockError."""
-    manifest: Manifest = read_manifest(folder)
-    return {
-        "folder": str(folder),
-        "model": manifest.maker.model,
-        "precision": manifest.maker.precision,
-        "width": manifest.maker.width,
-        "made_by": manifest.made_by,
-        "rows": manifest.live_rows,
-        "removed": manifest.deleted_rows,
-        "shards": len(manifest.shards),
-        "small_shards": sum(shard.rows < SHARD_ROWS for shard in manifest.shards),
-        "bytes": sum(file.bytes for file in manifest.files()),
-        "bytes_a_row": sum(file.bytes for file in manifest.files()) // max(manifest.rows, 1),
-        "measured": {sort: asdict(method) for sort, method in manifest.measured.items()},
-        "measured_rows": manifest.measured_rows,
-    }

@@ -1,4 +1,4 @@
-"""Selects the rows of an index that meet a condition.
+"""Selects the rows of a table, such as that of an index, that meet a condition.
 
 The reader of a condition evaluates nothing but this grammar:
 

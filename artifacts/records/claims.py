@@ -1,10 +1,10 @@
 """Claims of work among the processes that share one store.
 
-Each namespace has one lock file. A key maps
-to one byte of it, at an offset derived from the key's hash. The process that works on a key locks
-that byte. The file's length counts published packs, so a process that gets a lock can see whether
-another process published in the meantime. On a file system without byte locks every claim is
-granted: work may then be done twice, and the first published result wins.
+Each namespace has one lock file. A key maps to one byte of it, at an offset derived from the key's
+hash. The process that works on a key locks that byte. The file's length counts published packs, so
+a process that gets a lock can see whether another process published in the meantime. On a file
+system without byte locks every claim is granted: work may then be done twice, and the first
+published result wins.
 """
 
 import contextlib

@@ -23,7 +23,7 @@ from typing import IO
 
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, whole_file
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.disk.locks import lock, try_lock
 from artifacts.disk.paths import nearby_folder
 from artifacts.disk.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE, FileChanged

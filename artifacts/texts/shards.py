@@ -22,7 +22,8 @@ from typing import IO
 from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, encoded, replace_file, whole_file, write_json
-from artifacts.disk.json_shapes import BYTES, read_record
+from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import BYTES
 from artifacts.disk.regular_files import open_regular, read_text, refuse_links
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import EnvironmentFault

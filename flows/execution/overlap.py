@@ -29,7 +29,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.disk.locks import try_hold
 from artifacts.disk.regular_files import refuse_links
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied

@@ -5,14 +5,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, get_args
 
 from artifacts.digests import digest_of
-from artifacts.disk.faults import disk_faults
-from artifacts.disk.locks import holder, try_hold
-from artifacts.disk.regular_files import guard, refuse_links
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import EnvironmentFault
 from artifacts.records.claims import refuse_unclaimable
 from artifacts.schema import Half
 from flows.core.console.display import COUNTS, Display, StageStart
@@ -37,6 +33,7 @@ from flows.execution.stage_loop import StageLoop
 from flows.execution.stage_runner import StageRunner
 from flows.outputs.existing import existing_outputs, lost_trigger_note, output_paths, replaced_line
 from flows.outputs.folder.owners import take
+from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.record.run_read import history_in, same_work_in
 from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_status import stages_of
@@ -66,25 +63,6 @@ def hold_lease(job: Job) -> Iterator[Lease]:
     with leased(job.store, list(dict.fromkeys(namespaces)), job.out, media) as lease:
         note_namespaces(job)
         yield lease
-
-
-@contextlib.contextmanager
-def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
-    """Hold the lock of a run's folder, so that two runs never overwrite each other's files. Raises
-    UsageError if another run holds it, EnvironmentFault if the folder cannot be created."""
-    path = out / ".lock"
-    with disk_faults(out):
-        refuse_links(out)
-        guard(out)
-        out.mkdir(parents=True, exist_ok=True)
-        lock = try_hold(path)
-    if lock is None:
-        raise UsageError(
-            f"another run is already {doing} {out} ({holder(path)})",
-            hint=f"Wait for it, watch it with `penstock status {out}`, or {another}",
-        )
-    with lock:
-        yield
 
 
 class LiveCaptions:

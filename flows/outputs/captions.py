@@ -29,7 +29,7 @@ from artifacts.texts.edits import REJECTED, UNTOUCHED
 from artifacts.texts.tables import KINDS
 from artifacts.wording import counted
 from flows.core.checkpoint.precision import PartSettings
-from flows.core.job.media_digests import JobFile
+from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.job.summary import MADE_BY
 from flows.core.ledger.namespaces import one_shot_namespace

@@ -31,7 +31,7 @@ from artifacts.texts.shards import SHARD_BYTES, Media, Sample, media_suffix, sam
 from artifacts.texts.trainers import WITH_CLIPS
 from artifacts.wording import counted, first_of, reasons
 from flows.core.console.lines import gib
-from flows.core.job.media_digests import JobFile
+from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle
 from flows.core.media.media_file import Selection

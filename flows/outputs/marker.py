@@ -17,7 +17,8 @@ from pathlib import Path
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import whole_file, write_text
-from artifacts.disk.json_shapes import parse, read_record
+from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import parse
 from artifacts.disk.regular_files import open_regular, read_text
 from artifacts.records.provenance import MARKER as PURPOSE
 from artifacts.records.provenance import Proof, anybody, note, proof_by

@@ -32,7 +32,7 @@ from artifacts.texts.captions import WRITERS, Caption, one_line
 from artifacts.texts.edits import REJECTED, FixedText
 from artifacts.texts.shards import DATASET
 from artifacts.wording import counted, first_of, reasons
-from flows.core.job.media_digests import JobFile
+from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.ledger.prompts import TAGS
 from flows.core.media.generated_files import (

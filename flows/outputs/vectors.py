@@ -13,7 +13,7 @@ from artifacts.schema import MediaIndex
 from artifacts.texts.captions import write_jsonl
 from artifacts.texts.tables import write_parquet
 from artifacts.wording import counted
-from flows.core.job.media_digests import JobFile
+from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Task
 from flows.core.media.media_file import MediaFile

@@ -29,8 +29,8 @@ from stages.decode.generation import (
     cut_at,
 )
 from stages.decode.prompts import check_context, context_left, end_ids_of, retry_params, start_ids
+from stages.models.processors.known import known
 from stages.models.processors.loading import tag_ids
-from stages.models.processors.placeholders import known
 
 
 class PresencePenalty(LogitsProcessor):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, RecordSet, record_sets_of

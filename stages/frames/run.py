@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.records.store import open_store
 from artifacts.schema import ChunkIndex, MediaIndex

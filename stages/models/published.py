@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.models.hub.checkpoint import json_bytes, read_config
-from stages.models.profile import ModelProfile, PixelBounds, limits_frames
+from stages.models.pixel_bounds import PixelBounds, limits_frames
+from stages.models.profile import ModelProfile
 
 if TYPE_CHECKING:
     import torch

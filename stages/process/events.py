@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from artifacts.disk.faults import fault_of
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.disk.regular_files import open_below
 from artifacts.errors import EnvironmentFault
 from artifacts.schema import MediaIndex

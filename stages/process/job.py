@@ -24,7 +24,7 @@ from threading import Thread
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from stages.process.events import FEED_NOTE, EventReporter
 
 

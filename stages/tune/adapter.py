@@ -18,7 +18,7 @@ from artifacts.disk.files import whole_file
 from artifacts.errors import UsageError
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.published import as_published_metadata
-from stages.models.stored.codes import PackedLinear
+from stages.models.stored.packed_linear import PackedLinear
 from stages.tune.layout import AdapterLayout, most_common, new_layout
 
 NAME = "default"

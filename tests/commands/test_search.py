@@ -23,8 +23,8 @@ from flows.commands.search import build as filling
 from flows.commands.search import query
 from flows.commands.search.query import to_hit
 from flows.core.machine.launch import DirectLauncher, StageCall
-from flows.execution.run_observer import only_run_in
 from flows.interfaces.cli.main import main
+from flows.outputs.folder.run_lock import only_run_in
 from stages.embed_texts.in_numpy import text_vectors
 from tests.support.away import disk
 from tests.support.builders.clip import save_clip

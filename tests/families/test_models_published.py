@@ -13,13 +13,14 @@ import torch
 
 from flows.core.plan.workloads import ChunkFrames, workload_of
 from stages.models import describe, load_half
+from stages.models.pixel_bounds import PixelBounds
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_sizes import resized
 from stages.models.processors.loading import load_processor
 from stages.models.processors.pixel_limit import bounds_of
 from stages.models.processors.prepare import prepare, rebuild
 from stages.models.processors.processor_calls import text_ids
-from stages.models.profile import ModelProfile, PixelBounds
+from stages.models.profile import ModelProfile
 from stages.models.published import (
     FIELD,
     is_before,

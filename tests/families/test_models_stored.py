@@ -21,16 +21,9 @@ from stages.models import describe, load_half
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import refuse_unread
 from stages.models.shards.layout import DTYPE_NAMES
-from stages.models.stored.codes import (
-    BESIDE,
-    Codes,
-    PackedLinear,
-    _decoded,
-    codes_of,
-    unpack,
-    write_by_kernel,
-)
+from stages.models.stored.codes import BESIDE, Codes, _decoded, codes_of, unpack, write_by_kernel
 from stages.models.stored.layouts import Scheme, Settings, StoredLayer, recognize, recognized
+from stages.models.stored.packed_linear import PackedLinear
 from tests.support.card_tensors import card, on_card
 from tests.support.families import checkpoint, made_once
 from tests.support.quantized import LAYOUTS, twin_of, write_quantized

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.errors import OutOfMemory
 from artifacts.records.keys import hash_file
 from artifacts.records.packs import RecordSet

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from artifacts.disk.json_shapes import count, number, read_record
+from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import count, number
 from artifacts.disk.stamps import ModelFileStamp, Stamp
 from artifacts.errors import UsageError
 from artifacts.frame_fit import FrameFit

@@ -21,7 +21,7 @@ from scripts.prove.published_check import (
     processors,
     record,
 )
-from stages.models.profile import PixelBounds
+from stages.models.pixel_bounds import PixelBounds
 from stages.models.published import FACTS, FamilyFacts, facts_of
 from tests.support.by_hand import PROFILE
 from tests.support.commands import completed

@@ -73,9 +73,9 @@ class FolderStore:
                 return placed
 
     def list(self, prefix: str = "", levels: int = 0) -> Iterator[str]:
-        """Yield names below the folder `prefix`, sorted within each folder. What is no file is none
-        of them, but a folder that is the last of so many `levels`, even an empty one; a link is
-        followed to another disk, and not within the store."""
+        """Yield names of files below the folder `prefix`, sorted within each folder. A folder that
+        is the last of so many `levels` is named, too, even an empty one. A link to another disk is
+        followed; one within the store is not."""
         try:
             entries = sorted(os.scandir(self._root / prefix), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):

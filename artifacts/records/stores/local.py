@@ -1,4 +1,4 @@
-"""The folder of files that a store's users keep next to its objects.
+"""Writes files in steps below a folder on this machine, and deletes what killed writers left.
 
 A process locks the file that it writes, and ends the file's name with the boot id of its machine.
 After the process was killed, others on that machine find the lock free and delete the file at once.
@@ -27,7 +27,7 @@ are of no use, such as for files of other machines, this alone decides."""
 
 
 def state_folder(url: str) -> Path:
-    """Return the folder of a store that is none itself: this user's, on this machine."""
+    """Return this user's folder on this machine for a store that is not a folder."""
     return user_state() / "stores" / digest_of(url)
 
 

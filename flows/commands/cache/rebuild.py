@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from artifacts.digests import digest_of
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store, open_store
 from artifacts.schema import values_of

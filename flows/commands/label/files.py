@@ -14,7 +14,7 @@ from artifacts.texts.labels import KINDS, Labelled, Sized, Span, spans_of, write
 from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
 from flows.commands.label.rows import LabelContext, LabelledChunk, label_chunks
-from flows.core.job.media_digests import JobFile
+from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
 from flows.core.media.media_file import MediaFile

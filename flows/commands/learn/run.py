@@ -49,7 +49,8 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.packages import check_training_packages
 from flows.core.options.training import LEAST, LearnConfig, RecordedRun, TrainingOptions, TuneRun
 from flows.execution.run import LauncherMaker
-from flows.execution.run_observer import OnBegin, RunObserver, only_run_in
+from flows.execution.run_observer import OnBegin, RunObserver
+from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.record.rounds import (
     ADAPTER,
     CARRIED,

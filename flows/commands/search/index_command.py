@@ -129,7 +129,7 @@ def verify(given: argparse.Namespace) -> int:
 
 def print_stats(given: argparse.Namespace) -> int:
     """Print the size of the index and its recall."""
-    from artifacts.index.upkeep import stats_of
+    from artifacts.index.stats import stats_of
 
     stats = stats_of(_folder(given))
     if given.json:

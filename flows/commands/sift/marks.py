@@ -22,7 +22,7 @@ from artifacts.errors import UsageError
 from artifacts.index.near_duplicates import Copies, stars
 from artifacts.index.where import Condition, Table
 from artifacts.texts.tables import TABLES, stored_text, table_of, utf8
-from flows.core.job.media_digests import JobFile
+from flows.core.job.job_file import JobFile
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.options.vectors import KEEP
 from flows.outputs.folder.foreign_files import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE

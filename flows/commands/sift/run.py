@@ -40,7 +40,8 @@ from flows.commands.sift.result import Sifted
 from flows.core.checkpoint.models import digests_in
 from flows.core.console.display import Display, StageStart
 from flows.core.job.away import AwayMedia, mounts_now, unread_sources
-from flows.core.job.media_digests import JobFile, read_contents
+from flows.core.job.job_file import JobFile
+from flows.core.job.media_digests import read_contents
 from flows.core.job.prepare import Job, NothingToDo, out_folder
 from flows.core.ledger.tasks import Medium
 from flows.core.machine.launch import (
@@ -65,11 +66,12 @@ from flows.execution.run import (
     refuse_file,
     stopped_in_order,
 )
-from flows.execution.run_observer import OnBegin, only_run_in
+from flows.execution.run_observer import OnBegin
 from flows.execution.stage_loop import crash_suspects
 from flows.outputs.existing import replaced_line
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, output_names
 from flows.outputs.folder.owners import refuse_taking, take
+from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.marker import write_proved
 from flows.outputs.record.run_read import history_in
 from flows.outputs.record.run_record import RunRecord

@@ -23,7 +23,8 @@ from artifacts.tiles import OFF
 from flows.core.options.commands import RunOptions
 from flows.core.options.media import VectorSamplingOptions, VideoSamplingOptions
 from stages.encode import shown_frames
-from stages.models.profile import ModelProfile, PixelBounds, SeenSize
+from stages.models.pixel_bounds import PixelBounds
+from stages.models.profile import ModelProfile, SeenSize
 
 CHUNK_SECONDS = 30.0
 """Default limit of the chunk length, in seconds."""

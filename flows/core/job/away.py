@@ -34,7 +34,7 @@ from artifacts.remote.addresses import RemoteFile
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted, first_of
-from flows.core.job.media_digests import JobFile
+from flows.core.job.job_file import JobFile
 from flows.core.ledger.ledger import Ledger
 from flows.core.ledger.tasks import Medium
 from flows.core.media.media_file import MediaFile, kind_of, source_failure

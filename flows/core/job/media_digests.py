@@ -3,7 +3,6 @@
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from artifacts.disk.stamps import CHANGED, CHANGED_HINT, FileChanged
 from artifacts.errors import Unanswered, UsageError
@@ -12,23 +11,13 @@ from artifacts.records.store import Store
 from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
+from flows.core.job.job_file import JobFile
 from flows.core.ledger.tasks import Medium
 from flows.core.media.media_file import MediaFile, source_failure
 from flows.core.media.remote_digests import Progress, contents_of
 from flows.core.options.commands import RunOptions
 from flows.core.options.text import OutputOptions
 from stages.process.host_memory import cores
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobFile:
-    """One readable file of a job under one prompt."""
-
-    file: MediaFile
-    medium: Medium
-    """Its content, with that prompt."""
-    away: bool = False
-    """Whether an earlier run read it and it cannot be read now: only its stored records count."""
 
 
 def read_contents(

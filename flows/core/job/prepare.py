@@ -33,13 +33,8 @@ from flows.core.checkpoint.models import Model, digests_in, open_model, pipeline
 from flows.core.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.core.job.away import AwayMedia, unread_sources
 from flows.core.job.card_sampling import with_card_sampling
-from flows.core.job.media_digests import (
-    JobFile,
-    check_beside,
-    inode_note,
-    read_contents,
-    unfetched_note,
-)
+from flows.core.job.job_file import JobFile
+from flows.core.job.media_digests import check_beside, inode_note, read_contents, unfetched_note
 from flows.core.job.pass_mode import answering, with_pass_mode
 from flows.core.ledger.ledger import Ledger
 from flows.core.ledger.namespaces import notes, variants_of

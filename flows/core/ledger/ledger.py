@@ -40,7 +40,7 @@ from itertools import count, islice
 from typing import Any
 
 from artifacts.digests import digest_of
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, RecordUnion
 from artifacts.records.store import Store

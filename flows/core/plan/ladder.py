@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from artifacts.digests import digest_of
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.errors import CannotFit, EnvironmentFault
 from artifacts.records.packs import Record, record_sets_of
 from artifacts.records.store import Store

@@ -39,9 +39,10 @@ from flows.core.media.generated_files import GeneratedFiles
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import ALL_GPUS, GpuOptions
 from flows.execution.run import stopped_in_order
-from flows.execution.run_observer import OnBegin, only_run_in
+from flows.execution.run_observer import OnBegin
 from flows.interfaces.ray.partition import COMMANDS, Terms, process, terms_of, withdraw
 from flows.outputs.folder.owners import refuse_taking, take
+from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.record.run_read import history_in
 from flows.outputs.record.run_record import RunRecord
 from stages.process.events import Item

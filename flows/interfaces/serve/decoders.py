@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.errors import PenstockError
 from artifacts.records.packs import Record, RecordSet, record_sets_of
 from artifacts.schema import ChunkIndex, MediaIndex

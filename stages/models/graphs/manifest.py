@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.disk.json_shapes import ShapeError, count, number, read_json, read_record, text
+from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import ShapeError, count, number, read_json, text
 from artifacts.errors import EnvironmentFault
 from artifacts.schema import Half
 from stages.models.graphs import FOLDER

@@ -20,8 +20,8 @@ from artifacts.schema import Part
 from stages.models.halves.absent import MissingModule
 from stages.models.halves.boundary import absent_paths, within
 from stages.models.hub.quantized import ADVICE, is_read_here
-from stages.models.stored.codes import PackedLinear
 from stages.models.stored.layer_names import stored_settings
+from stages.models.stored.packed_linear import PackedLinear
 
 KINDS = ("int8", "nf4")
 """Quantizations that can be applied while a checkpoint is loaded."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from artifacts.tiles import LARGE
 from stages.models.halves.records import RowCount
 from stages.models.processors.blank_clips import Clip
+from stages.models.processors.known import known
 from stages.models.processors.loading import to_images
-from stages.models.processors.placeholders import known
 from stages.models.processors.side_inputs import Prepared
 
 STRIP = 256

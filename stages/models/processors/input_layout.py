@@ -35,8 +35,9 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.packages import library_needs
 from stages.models.halves.model_class import one_line
 from stages.models.processors.blank_clips import Clip, clip_of
+from stages.models.processors.known import known
 from stages.models.processors.loading import is_image_output, takes_images, takes_videos
-from stages.models.processors.placeholders import declared_ids, known
+from stages.models.processors.placeholders import declared_ids
 from stages.models.processors.processor_calls import (
     PARTS,
     PLAIN,

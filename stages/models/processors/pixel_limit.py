@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from stages.models.profile import PixelBounds, below, limits_frames
+from stages.models.pixel_bounds import PixelBounds, below, limits_frames
 
 FEW, MANY = 2, 8
 """Frame counts of two videos that show whether all their pixels are counted together."""

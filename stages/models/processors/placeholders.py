@@ -1,24 +1,10 @@
 """Finds the placeholder tokens that stand for pictures and videos in a prompt."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Sequence
+from typing import Any
 
 PLACES = ("image_token", "video_token", "boi_token", "audio_token")
 """Attribute names under which processors and tokenizers keep placeholders."""
-Answer = TypeVar("Answer")
-_KNOWN: "WeakKeyDictionary[Any, dict[Any, Any]]" = WeakKeyDictionary()
-"""Results of tests of a processor, for its lifetime."""
-
-
-def known(processor: Any, question: str, find: Callable[[], Answer]) -> Answer:
-    """Return the result of `find` for this processor and its chat template, computed once."""
-    answers = _KNOWN.setdefault(processor, {})
-    key = (question, processor.chat_template, processor.tokenizer.chat_template)
-    if repr(key) not in answers:
-        answers[repr(key)] = find()
-    answer: Answer = answers[repr(key)]
-    return answer
 
 
 def token(processor: Any, kind: str) -> str:

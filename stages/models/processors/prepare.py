@@ -30,8 +30,9 @@ from stages.models.halves.records import OUTLINE
 from stages.models.halves.split_route import overrides_generate
 from stages.models.processors.blank_clips import Clip, black_clip
 from stages.models.processors.input_layout import layout_of, noise
+from stages.models.processors.known import known
 from stages.models.processors.loading import takes_images, takes_videos
-from stages.models.processors.placeholders import known, placeholder_tokens
+from stages.models.processors.placeholders import placeholder_tokens
 from stages.models.processors.processor_calls import (
     PLAIN,
     WITH_PLACEHOLDERS,

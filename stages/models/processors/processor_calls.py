@@ -20,8 +20,9 @@ import torch
 
 from artifacts.errors import UsageError
 from stages.models.processors.blank_clips import Clip, video_metadata
+from stages.models.processors.known import known
 from stages.models.processors.loading import is_image_output, to_images, without_outer_pair
-from stages.models.processors.placeholders import count_places, known, token
+from stages.models.processors.placeholders import count_places, token
 
 PARTS = "parts"
 """The chat template receives a list of images and text."""

@@ -23,8 +23,8 @@ from stages.models.halves.model_class import SOUNDS, USE_SOUND
 from stages.models.halves.records import OUTLINE, SOUND, FeatureRecord, RowCount
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_layout import PROBES, channels_of, layout_of, noise
+from stages.models.processors.known import known
 from stages.models.processors.loading import is_image_output
-from stages.models.processors.placeholders import known
 from stages.models.processors.processor_calls import (
     INTERLEAVED,
     Layout,

@@ -20,7 +20,8 @@ from artifacts.errors import UsageError
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.split_route import AUDIO
 from stages.models.processors.input_layout import PROBES, noise
-from stages.models.processors.placeholders import declared_ids, known
+from stages.models.processors.known import known
+from stages.models.processors.placeholders import declared_ids
 from stages.models.processors.processor_calls import (
     INTERLEAVED,
     SEPARATE,

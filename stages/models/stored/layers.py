@@ -20,8 +20,9 @@ import torch
 from torch import nn
 
 from stages.models.hub.headers import Header
-from stages.models.stored.codes import PackedLinear, codes_of, unpack
+from stages.models.stored.codes import codes_of, unpack
 from stages.models.stored.layouts import StoredLayer
+from stages.models.stored.packed_linear import PackedLinear
 
 
 def split_targets(skeleton: Any) -> list[str]:

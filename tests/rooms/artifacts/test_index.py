@@ -23,7 +23,8 @@ from artifacts.index.named_rows import rows_named
 from artifacts.index.search import Query
 from artifacts.index.shard import MEDIUM, medium_of
 from artifacts.index.snapshot import open_snapshot, paths_of
-from artifacts.index.upkeep import measure, note_texts, stats_of
+from artifacts.index.stats import stats_of
+from artifacts.index.upkeep import measure, note_texts
 from artifacts.index.verify import verify_index
 from artifacts.index.where import Condition, matching
 from artifacts.index.writing import IndexWriter, compact, merge_small

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.errors import UsageError
 from artifacts.frame_fit import FrameFit
 from artifacts.schema import ChunkIndex, MediaIndex, Sampling

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import artifacts.frame_fit
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.errors import MediaError
 from artifacts.frame_fit import FrameFit, stored_size
 from artifacts.schema import MediaIndex, Sampling

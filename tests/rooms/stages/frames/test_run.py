@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts.disk.json_shapes import read_record
+from artifacts.disk.json_records import read_record
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import EnvironmentFault
 from artifacts.records.keys import hash_file, item_key
