@@ -49,19 +49,19 @@ os.environ.setdefault("PENSTOCK_TEST_SEED", str(random.randrange(1 << 32)))
 
 
 LONG = (
-    "deployment_check",
-    "flows_learning_kills",
-    "project_gpu_check_whole",
-    "flows_export",
-    "flows_running_kills",
-    "flows_running_sequence",
-    "stages_decode_slots",
-    "stages_decode_run",
-    "stages_decode_inflight",
-    "stages_models_precision",
-    "stages_models_families",
-    "flows_graphs",
-    "flows_deployments_caption",
+    "project/test_deployment_check.py",
+    "processes/test_learning_kills.py",
+    "project/test_gpu_check_whole.py",
+    "commands/test_export.py",
+    "processes/test_running_kills.py",
+    "rooms/flows/execution/test_sequence.py",
+    "rooms/stages/decode/test_slots.py",
+    "rooms/stages/decode/test_run.py",
+    "rooms/stages/decode/test_inflight.py",
+    "rooms/stages/models/test_precision.py",
+    "families/test_families.py",
+    "commands/test_graphs.py",
+    "rooms/flows/interfaces/prefect/test_caption.py",
 )
 """Files with the longest tests, which are begun first: last, one worker would wait for them."""
 
@@ -88,8 +88,8 @@ gc.disable()  # until all is collected: a quarter of the time of importing it
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order by how long tests take."""
     gc.enable()
-    rank = {f"test_{name}.py": at for at, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    rank = {ROOT / "tests" / name: at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

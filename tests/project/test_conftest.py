@@ -71,3 +71,9 @@ def test_each_test_stands_alone_and_what_is_only_muttered_fails(
     missing = dict.fromkeys(("browser", "gpu"), lacking)
     assert found == {**passed, **missing, "error_logged": "ERROR", "warned": "FAILED"}
     assert "stages: lost a frame" in output and "UserWarning: old" in output
+
+
+def test_the_files_that_are_begun_first_exist() -> None:
+    from tests.conftest import LONG
+
+    assert [name for name in LONG if not (ROOT / "tests" / name).is_file()] == []
