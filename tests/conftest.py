@@ -62,6 +62,14 @@ LONG = (
     "families/test_families.py",
     "commands/test_graphs.py",
     "rooms/flows/interfaces/prefect/test_caption.py",
+    "rooms/flows/core/job/test_pass_mode.py",
+    "attacks/test_penstock_start.py",
+    "attacks/test_not_finite.py",
+    "attacks/test_models_folder_files.py",
+    "rooms/flows/core/job/test_away.py",
+    "attacks/test_results_odd_disks.py",
+    "rooms/flows/execution/test_waves.py",
+    "attacks/test_frames_damage.py",
 )
 """Files with the longest tests, which are begun first: last, one worker would wait for them."""
 

@@ -289,7 +289,8 @@ STARTED = {
     "artifacts": {"errors", "option_texts", "packages", "wording"},
     "flows": {
         *("commands", "commands.shared", "commands.shared.parser"),
-        *("core", "core.console", "core.console.interrupts", "core.console.lines"),
+        *("core", "core.commands"),
+        *("core.console", "core.console.interrupts", "core.console.lines"),
         *("interfaces", "interfaces.cli", "interfaces.cli.main"),
     },
     "penstock": {"checked_start", "start"},
