@@ -23,10 +23,10 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
     """Return the live rows of these names. A name stands for the first that it is of: the path or
     address of a file, a folder, a key, the `media_path` of one file. Raises UsageError for an empty
     name, one that no row has, and a `media_path` of several files."""
-    kept = np.zeros(snapshot.rows, np.bool_)
-    left = list(dict.fromkeys(required_path(name, "name") for name in names))
+    selected = np.zeros(snapshot.rows, np.bool_)
+    unmatched = list(dict.fromkeys(required_path(name, "name") for name in names))
     for kind in KINDS if names else ():
-        rows, paths_of = _rows_of(snapshot, kind, left)
+        rows, paths_of = _rows_of(snapshot, kind, unmatched)
         for name, paths in paths_of.items() if kind == "media_path" else ():
             if len(paths) > 1:
                 listed = ", ".join(paths[:SHOWN]) + ", …" * (len(paths) > SHOWN)
@@ -34,15 +34,15 @@ def rows_named(snapshot: Snapshot, names: Sequence[str]) -> Positions:
                     f"{name} is the name of several files of {snapshot.folder}: {listed}",
                     hint="Give the path of each that is meant; nothing was removed",
                 )
-        kept |= rows
-        left = [name for name in left if name not in paths_of]
-    if left:
+        selected |= rows
+        unmatched = [name for name in unmatched if name not in paths_of]
+    if unmatched:
         raise UsageError(
-            f"no row of {snapshot.folder} is of {left[0]}",
+            f"no row of {snapshot.folder} is of {unmatched[0]}",
             hint="Give a file or a folder as it was given to the index, or a key; nothing was "
             "removed",
         )
-    return np.flatnonzero(kept)
+    return np.flatnonzero(selected)
 
 
 def _rows_of(
@@ -58,7 +58,7 @@ def _rows_of(
         for text in {os.path.abspath(name), name} if column == "path" else (name,):
             value = os.path.join(text, "") if kind == "folder" else text
             spelled[stored_text(value)].append(name)
-    live, kept = snapshot.live(), np.zeros(snapshot.rows, np.bool_)
+    live, selected = snapshot.live(), np.zeros(snapshot.rows, np.bool_)
     paths_of: dict[str, list[str]] = {}
     for start, batch in snapshot.batches(list({"path", column})):
         values, of = batch.column(column), dict(spelled)
@@ -68,13 +68,13 @@ def _rows_of(
         wanted = pa.array([value for value, ours in of.items() if ours], pa.string())
         here = slice(start, start + len(batch))
         rows = pc.is_in(values, wanted).to_numpy(zero_copy_only=False) & live[here]
-        kept[here] = rows
+        selected[here] = rows
         pairs = (cells.filter(rows).to_pylist() for cells in (values, batch.column("path")))
         for value, path in zip(*pairs, strict=True):
             for paths in (paths_of.setdefault(name, []) for name in of[value]):
                 if len(paths) <= SHOWN and text_stored(path) not in paths:
                     paths.append(text_stored(path))
-    return kept, paths_of
+    return selected, paths_of
 
 
 def _above(folder: str, spelled: Mapping[str, list[str]]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import duration, size
 from flows.core.pipelines import STAGES
-from flows.outputs.record.product import product_in, run_folder
+from flows.outputs.record.product import Product, product_in, run_of
 from flows.outputs.record.rounds import rounds_in, summary_json
 from flows.outputs.record.run_read import load_record
 from flows.outputs.unwritten import count_unwritten
@@ -207,9 +207,10 @@ def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
 def run_status(out: Path) -> dict[str, Any]:
     """Return the object that `penstock status --json` prints: the progress, and how many decisions
     are not in the files yet. Raises UsageError, EnvironmentFault."""
-    run = run_folder(out)
+    product = product_in(out)
+    run = run_of(product, out)
     unwritten = {} if run is None else {"unwritten": count_unwritten(run)}
-    return {**progress_of(out), **unwritten}
+    return {**_progress(out, product), **unwritten}
 
 
 def progress_of(out: Path) -> dict[str, Any]:
@@ -218,9 +219,12 @@ def progress_of(out: Path) -> dict[str, Any]:
 
     A product adds its own entries, and learning `rounds`; the others are of the last run.
     """
-    product = product_in(out)
+    return _progress(out, product_in(out))
+
+
+def _progress(out: Path, product: Product | None) -> dict[str, Any]:
     state = {} if product is None else product.to_json()
-    run = out if product is None else product.run
+    run = run_of(product, out)
     if run is None:
         return state
     record = load_record(run)

@@ -109,11 +109,11 @@ def is_ours(kind: Any) -> bool:
 
 def members(kind: type) -> list[str]:
     """Return fields, properties and methods of a class, inherited ones of our classes included."""
-    found: dict[str, str] = {}
+    declared: dict[str, str] = {}
     for base in [kind] if is_typeddict(kind) else reversed(kind.__mro__):
         if is_ours(base):
-            found |= {name: text for node in tree_of(base).body for name, text in member(node)}
-    return [text for name, text in found.items() if not name.startswith("_") or name in SHOWN]
+            declared |= {name: text for node in tree_of(base).body for name, text in member(node)}
+    return [text for name, text in declared.items() if not name.startswith("_") or name in SHOWN]
 
 
 def member(node: ast.stmt) -> Iterator[tuple[str, str]]:
@@ -127,7 +127,7 @@ def member(node: ast.stmt) -> Iterator[tuple[str, str]]:
                 yield inner.attr, inner.attr
     elif isinstance(node, ast.FunctionDef):
         text = signature(node)
-        if any(ast.unparse(each) == "property" for each in node.decorator_list):
+        if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list):
             text = text.replace("()", "", 1).replace(" ->", ":", 1)
         yield node.name, text
 
@@ -136,19 +136,19 @@ def described(name: str, thing: Any) -> list[str]:
     """Return the lines of a function or class."""
     if not inspect.isclass(thing):
         return [name.removesuffix(name.rpartition(".")[2]) + signature(tree_of(thing))]
-    bases = [ast.unparse(each) for each in tree_of(thing).bases]
+    bases = [ast.unparse(base) for base in tree_of(thing).bases]
     return [f"class {name}({', '.join(bases)})", *(f"    {text}" for text in members(thing))]
 
 
 def results_of(functions: Iterable[Any]) -> dict[str, type]:
     """Return the classes of ours that functions return, and that have no public name."""
-    found: dict[str, type] = {}
+    classes: dict[str, type] = {}
     for function in functions:
         gives = get_type_hints(function).get("return")
         for kind in (gives, *getattr(gives, "__args__", ())):
             if is_ours(kind) and kind.__name__ not in penstock.__all__:
-                found[kind.__name__] = kind
-    return dict(sorted(found.items()))
+                classes[kind.__name__] = kind
+    return dict(sorted(classes.items()))
 
 
 def exported(module: ModuleType, prefix: str) -> dict[str, Any]:

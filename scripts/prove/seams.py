@@ -14,8 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from scripts.prove.floors import PACKAGES
+
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 QUOTED = re.compile(r"[\w.\[\], |]+")
 """An annotation in quotes, and no text of an option."""
 DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

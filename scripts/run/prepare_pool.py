@@ -3,9 +3,9 @@ marks runs as Crashed which nobody hears of any more.
 
     PREFECT_API_URL=http://127.0.0.1:4200/api python -m scripts.run.prepare_pool
 
-Called by scripts/run/worker. What is there already stays as it is: a limit set on the pool, an
-automation or a schedule that somebody has switched on or off. Of deployments a line each is
-printed, where Prefect prints a box and tells people to start a worker, which is about to start.
+scripts/run/worker calls it. It leaves as it is what the server has already: a limit of the pool, an
+automation or a schedule that somebody has switched on or off. It prints one line for each
+deployment, where Prefect prints a box and tells people to start a worker, which is about to start.
 """
 
 import os

@@ -47,11 +47,11 @@ def trees(*tops: str) -> list[tuple[str, ast.Module]]:
 @cache
 def walked(top: str) -> dict[type[ast.AST], list[tuple[str, ast.AST]]]:
     """Return path and node of all that one folder holds, by kind."""
-    found: dict[type[ast.AST], list[tuple[str, ast.AST]]] = {}
+    by_kind: dict[type[ast.AST], list[tuple[str, ast.AST]]] = {}
     for path, tree in trees(top):
         for node in ast.walk(tree):
-            found.setdefault(type(node), []).append((path, node))
-    return found
+            by_kind.setdefault(type(node), []).append((path, node))
+    return by_kind
 
 
 def nodes(kind: type[Node], *tops: str) -> Iterator[tuple[str, Node]]:
@@ -66,36 +66,44 @@ def lines_of(node: Function | ast.ClassDef) -> int:
 
 def parameters_of(function: Function) -> int:
     taken = function.args
-    names = [each.arg for each in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)]
+    names = [argument.arg for argument in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)]
     return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
-def check(found: set[str], exceptions: Mapping[str, str]) -> None:
+def check(breaking: set[str], exceptions: Mapping[str, str]) -> None:
     """Fail with what breaks a rule, and with exceptions that are no longer needed."""
-    assert sorted(found - exceptions.keys()) == []
-    assert sorted(exceptions.keys() - found) == [], "remove these exceptions: nothing needs them"
+    assert sorted(breaking - exceptions.keys()) == []
+    assert sorted(exceptions.keys() - breaking) == [], "remove these exceptions: nothing needs them"
 
 
 def functions(*tops: str) -> Iterator[tuple[str, Function]]:
-    yield from ((f"{path}:{each.name}", each) for path, each in nodes(ast.FunctionDef, *tops))
-    yield from ((f"{path}:{each.name}", each) for path, each in nodes(ast.AsyncFunctionDef, *tops))
+    yield from (
+        (f"{path}:{function.name}", function) for path, function in nodes(ast.FunctionDef, *tops)
+    )
+    yield from (
+        (f"{path}:{function.name}", function)
+        for path, function in nodes(ast.AsyncFunctionDef, *tops)
+    )
 
 
 def test_no_function_has_more_lines_than_a_page() -> None:
     check(
-        {name for name, each in functions(*WRITTEN) if lines_of(each) > MOST_LINES}, LONG_FUNCTIONS
+        {name for name, function in functions(*WRITTEN) if lines_of(function) > MOST_LINES},
+        LONG_FUNCTIONS,
     )
 
 
 def test_no_function_takes_more_parameters_than_one_remembers() -> None:
-    wide = {name for name, each in functions(*WRITTEN) if parameters_of(each) > MOST_PARAMETERS}
+    wide = {
+        name for name, function in functions(*WRITTEN) if parameters_of(function) > MOST_PARAMETERS
+    }
     check(wide, WIDE_FUNCTIONS)
 
 
 def test_a_large_class_has_a_role_that_is_named() -> None:
     classes = [*nodes(ast.ClassDef, *WRITTEN)]
     assert len(classes) > 500
-    large = {f"{path}:{each.name}" for path, each in classes if lines_of(each) > MOST_OF_A_CLASS}
+    large = {f"{path}:{kind.name}" for path, kind in classes if lines_of(kind) > MOST_OF_A_CLASS}
     check(large, LARGE_CLASSES)
 
 
@@ -154,12 +162,12 @@ CHANGED_INSIDE = {
 
 def dataclasses() -> dict[str, tuple[ast.ClassDef, str]]:
     """Return each dataclass of the product with the arguments of its decorator."""
-    found = {}
+    classes = {}
     for path, node in nodes(ast.ClassDef, *PRODUCT):
         for decorator in map(ast.unparse, node.decorator_list):
             if decorator.split("(")[0].rpartition(".")[2] == "dataclass":
-                found[f"{path}:{node.name}"] = node, decorator
-    return found
+                classes[f"{path}:{node.name}"] = node, decorator
+    return classes
 
 
 def test_values_are_keyword_only_and_slotted() -> None:
@@ -219,9 +227,11 @@ def test_each_option_has_its_docstring() -> None:
     silent, options = [], 0
     for path, node in nodes(ast.ClassDef, "flows/core/options", "flows/commands"):
         declared = {
-            ast.unparse(each.target)
-            for each in node.body
-            if isinstance(each, ast.AnnAssign) and each.value and "Option(" in ast.unparse(each)
+            ast.unparse(statement.target)
+            for statement in node.body
+            if isinstance(statement, ast.AnnAssign)
+            and statement.value
+            and "Option(" in ast.unparse(statement)
         }
         options += len(declared)
         silent += [f"{path}:{n}" for n, has in fields_of(node).items() if n in declared and not has]

@@ -113,15 +113,15 @@ class FolderCaptions:
             medium["gone"] = ""
         path = path_of(place)
         # A copy on another machine, or in another cache folder, is fetched again.
-        known = "address" not in place or is_copy(Path(path))
-        where = path if known else place["address"]
+        has_path = "address" not in place or is_copy(Path(path))
+        where = path if has_path else place["address"]
         # A folder of another person makes no request, and shows no file that is no medium.
         is_shown = not is_address(where) and Path(where).suffix.lower() in MEDIA_SUFFIXES
         self.places.append(where if self.belief.is_own or is_shown else "")
         medium["number"] = len(self.places) - 1
         self._entries.append(place)
         medium["captions"] = rows = [self._row(line) for line in lines]
-        if self._by_hand is not None and known and (digest := place.get("content")):
+        if self._by_hand is not None and has_path and (digest := place.get("content")):
             places = text_paths(Path(where), rows[0]["name"] if rows else "")
             if (by_hand := self._by_hand.of(places, digest, where)) is not None:
                 medium["text"] = by_hand[0].name, by_hand[1].strip()

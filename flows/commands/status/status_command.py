@@ -12,7 +12,7 @@ from typing import Any
 from artifacts.disk.paths import required_path
 from flows.core.console.display import failed_line
 from flows.core.console.lines import duration, print_lines, size, table_lines
-from flows.outputs.record.product import product_in
+from flows.outputs.record.product import product_in, run_of
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
 from flows.outputs.record.rounds import cells as round_cells
 from flows.outputs.record.rounds import rounds_in
@@ -47,7 +47,7 @@ def status_lines(out: Path) -> Iterator[str]:
     product = product_in(out)
     if product is not None:
         yield from product.lines()
-    run = out if product is None else product.run
+    run = run_of(product, out)
     if run is None:
         return
     record = load_record(run)

@@ -131,10 +131,10 @@ class StageProgress:
         """Return what was done. `items`: those done, all, and whether the latter is an estimate;
         None: the stage ended."""
         seconds = self.start.worked() or time.monotonic() - self._started
-        made = self._counted(self.done - self.before)
+        text = self._counted(self.done - self.before)
         if items:
-            made = f"{items[0]:,} of {'~' * items[2]}{self._counted(items[1])}"
-        return f"{self.verb}: {made} in {duration(seconds)}"
+            text = f"{items[0]:,} of {'~' * items[2]}{self._counted(items[1])}"
+        return f"{self.verb}: {text} in {duration(seconds)}"
 
     def _starting(self) -> tuple[str, float]:
         """Return what it does before its first item, and since when."""

@@ -45,7 +45,7 @@ from flows.core.options.model import DEMO_MODEL
 from flows.core.options.vectors import PLACE
 from flows.interfaces.studio.values import line_of
 from flows.outputs.folder.foreign_files import KEPT_FILE
-from flows.outputs.record.product import run_folder
+from flows.outputs.record.product import product_in, run_of
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import COMMAND, seconds_of
 from flows.outputs.run_status import progress_of
@@ -200,7 +200,8 @@ def _status(run: QueuedRun) -> dict[str, Any] | None:
 def _record(run: QueuedRun) -> dict[str, Any] | None:
     """Return the record that a run has written; None if there is none yet."""
     try:
-        record = load_record(run_folder(Path(run.out)) or Path(run.out))
+        out = Path(run.out)
+        record = load_record(run_of(product_in(out), out) or out)
     except PenstockError:
         return None
     return record if _is_of(run, record) else None

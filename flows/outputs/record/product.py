@@ -39,7 +39,7 @@ def product_in(out: Path) -> Product | None:
     return next((product for product in products if product is not None), None)
 
 
-def run_folder(out: Path) -> Path | None:
-    """Return the folder of the last run that a folder holds; None: a product without a run."""
-    product = product_in(out)
+def run_of(product: Product | None, out: Path) -> Path | None:
+    """Return the folder of the last run into `out`, which holds the product; None: a product
+    without a run."""
     return out if product is None else product.run

@@ -65,8 +65,8 @@ KIND = "rows"
 def step_rows_to_check(records: RecordSet) -> tuple[int, ...]:
     """Return the numbers of rows to check, the best first: all, or from the stored one downwards.
     `records` are of one half."""
-    known = [int(records.meta(key)["rows"]) for key in sorted(records.keys())]
-    return tuple(rows for rows in GPU_STEP_ROWS if rows <= min(known, default=rows))
+    recorded = [int(records.meta(key)["rows"]) for key in sorted(records.keys())]
+    return tuple(rows for rows in GPU_STEP_ROWS if rows <= min(recorded, default=rows))
 
 
 BEFORE = 2
@@ -109,9 +109,9 @@ def reference_of(
     """Return the first tokens and logits of `generate`."""
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
     kwargs = {**options, **lengths, "return_dict_in_generate": True, "output_logits": True}
-    made: Any = generate(half, inputs, features, **kwargs)
-    tokens = new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist()
-    return Reference(tokens, made.logits)
+    generated: Any = generate(half, inputs, features, **kwargs)
+    tokens = new_tokens(generated.sequences, prompt_in(half, inputs))[0].tolist()
+    return Reference(tokens, generated.logits)
 
 
 def choose_layout(

@@ -174,8 +174,8 @@ def test_selecting_tokens_counts_where_it_takes_more_than_a_prompt() -> None:
 
     def computing(tokens: int, selection: tuple[str, ...] = ()) -> int:
         load = [images(64, tokens)]
-        found = estimate(card, rung, load, on("cuda:0", selection=selection))
-        return found.bytes_of("activation")
+        estimated = estimate(card, rung, load, on("cuda:0", selection=selection))
+        return estimated.bytes_of("activation")
 
     # 64 rows: 4 bytes per logit, 26 of top-p.
     assert computing(10, ("seed", "top_p")) == 64 * WORDS * 30 > computing(10)
