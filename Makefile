@@ -2,7 +2,8 @@
 # Where bytecode is forbidden, each of hundreds of processes would compile the program anew, and
 # pytest the tests: collecting them took 25 s in place of 16.
 WRITING := env -u PYTHONDONTWRITEBYTECODE
-PYTEST ?= $(WRITING) .venv/bin/pytest -q -n $(WORKERS) --dist worksteal
+# Of long tables most rows are left to the slow tests; each commit takes others.
+PYTEST ?= $(WRITING) .venv/bin/pytest -q -n $(WORKERS) --dist worksteal -p scripts.prove.rotation
 WORKERS ?= 2
 # One more than the cores of CI: slow tests wait for servers, kills and leases a quarter of their time.
 SLOW_WORKERS ?= 3
@@ -10,7 +11,7 @@ GPU_TESTS := tests/processes/test_on_gpu.py tests/processes/test_gpu_modes.py te
 GPU_SAMPLE := a_run_on_a_gpu or first_rows or (old_driver and said)
 GPU_CHECK ?= $(if $(MODEL),--model '$(MODEL)') $(if $(SOURCE),--source '$(SOURCE)') $(if $(OUT),--out '$(OUT)')
 
-.PHONY: help setup setup-dev demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install readers gguf docs docs-check models pictures gpu-check bench wheel image lock clean distclean
+.PHONY: help setup setup-dev demo server worker lint test test-slow test-slow-sample test-gpu test-gpu-sample check test-install readers gguf docs docs-check docs-check-sample models pictures gpu-check bench wheel image lock clean distclean
 
 help:
 	@echo "Start"
@@ -26,9 +27,10 @@ help:
 	@echo "  make test       runs the tests, in two processes"
 	@echo "  make docs       builds site/index.html; a broken link or anchor fails"
 	@echo "  make docs-check runs every command of README and docs/ on the demo's models"
+	@echo "  make docs-check-sample  those of the pages that changed, and of a quarter of the others"
 	@echo "More tests"
 	@echo "  make test-slow         runs the tests that take minutes"
-	@echo "  make test-slow-sample  runs some of those; the commit decides which"
+	@echo "  make test-slow-sample  runs a fifteenth of those; the commits take turns"
 	@echo "  make test-gpu          runs every command on simulated GPUs and drivers"
 	@echo "  make test-gpu-sample   runs a few of those"
 	@echo "  make test-install      runs the wheel without the lock on each Python (9 GB)"
@@ -101,6 +103,9 @@ docs: setup-dev
 
 docs-check: setup-dev
 	@$(WRITING) .venv/bin/python -m scripts.prove.follow_docs
+
+docs-check-sample: setup-dev
+	@$(WRITING) .venv/bin/python -m scripts.prove.follow_docs --in-turn
 
 pictures: setup-dev
 	@.venv/bin/python -m scripts.pages.pictures

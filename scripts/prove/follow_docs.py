@@ -1,7 +1,7 @@
 """Follows every page: runs each command that README and docs/ show, on a terminal of 80 columns,
 with the demo's models in the place of those of the hub; what cannot be run here is parsed.
 
-    python -m scripts.prove.follow_docs [--parse] [--page docs/usage.md] [--workers 2] [--verbose]
+    python -m scripts.prove.follow_docs [--parse] [--page docs/usage.md | --in-turn] [--verbose]
 """
 
 import argparse
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from scripts.pages.shown.commands import ROOT, Shown, commands, inline, pages
@@ -44,6 +45,7 @@ from scripts.pages.shown.meanings import (
 )
 from scripts.pages.shown.media import environment, furnish
 from scripts.pages.shown.parsing import wrong, wrong_inline
+from scripts.prove.rotation import in_turn
 from scripts.run.ray_nodes import ray_nodes
 from scripts.run.warm import warm_process
 
@@ -54,6 +56,9 @@ WORK_BEGINS = re.compile(r"cutting frames|encoding|captioning|http://127\.")
 TOO_LATE = 124
 """Exit code of a command that did not end in time, as of `timeout`."""
 COMMAND_SECONDS = 300.0
+PARTS_OF_PAGES = 4
+CHANGE_HOURS = 3
+"""What was committed so long before the last commit counts as changed with it."""
 CODE = ".shown.py"
 CLEARS = "penstock cache clear"
 DEFAULT_PORT = threading.Lock()
@@ -260,6 +265,26 @@ def follow_all(expected: list[Path], workers: int, verbose: bool) -> list[Follow
         return found
 
 
+def pages_in_turn(expected: list[Path]) -> list[Path]:
+    """Return README, what commits of the last hours changed, and a part of the others."""
+    named = subprocess.run(
+        ["git", "log", "-1", "--format=%cI"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    since = (
+        datetime.fromisoformat(named.stdout.strip()) - timedelta(hours=CHANGE_HOURS)
+    ).isoformat()
+    changed = subprocess.run(
+        ["git", "log", f"--since={since}", "--format=", "--name-only"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\n")
+    always = [page for page in expected if str(page.relative_to(ROOT)) in ("README.md", *changed)]
+    others = [page for page in expected if page not in always]
+    return always + in_turn(others, PARTS_OF_PAGES)
+
+
 def tell(found: list[Followed], seconds: float) -> None:
     """Say how many commands were run, how many were not and why, and what is wrong."""
     reasons = Counter(why for one in found for _, why in one.parsed)
@@ -276,10 +301,17 @@ def main(arguments: list[str] | None = None) -> int:
     given = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     given.add_argument("--parse", action="store_true", help="run nothing")
     given.add_argument("--page", action="append", metavar="PATH", help="only this one; repeatable")
+    given.add_argument(
+        "--in-turn",
+        action="store_true",
+        help="only README, the pages that the last hours changed, and a quarter of the others",
+    )
     given.add_argument("--workers", type=int, default=2, metavar="N", help="pages at once [2]")
     given.add_argument("--verbose", action="store_true", help="show what every command writes")
     request = given.parse_args(arguments)
     expected = [ROOT / name for name in request.page] if request.page else pages()
+    if request.in_turn:
+        expected = pages_in_turn(expected)
     began = time.monotonic()
     if request.parse:
         found = [read(page) for page in expected]

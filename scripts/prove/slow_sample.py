@@ -1,25 +1,21 @@
-"""A plugin of pytest that runs a sample of the slow tests, for as long as CI has time for them.
+"""A plugin of pytest that runs a part of the slow tests; the commits take turns.
 
-    pytest -m slow -p scripts.prove.slow_sample
+    pytest -m slow -p scripts.prove.rotation -p scripts.prove.slow_sample
 
-The digest of the commit decides the order, so that the same commit runs the same tests first and
-each commit others. A kill, an attack on a server and a family of each route always come first; what
-has not begun after SECONDS is skipped. Tests that are allowed more than five minutes are left out.
+A kill, an attack on a server and a family of each route always come first, then the part that is
+in turn (`rotation.py`). Tests that are allowed more than LONGEST_SECONDS are left out.
 """
 
-import hashlib
 import re
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
+from scripts.prove.rotation import commits, in_turn
+
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60.0
-LONGEST_SECONDS = 300.0
-AT_MOST = 120
-"""Tests that are worth ordering: more never fit."""
+LONGEST_SECONDS = 900.0
+PARTS = 15
 ALWAYS = {
     "a kill": "kill",
     "an attack on a server": r"^tests/attacks/test_(serving|deployments)",
@@ -30,12 +26,9 @@ FAMILIES = "tests/families/test_models_families.py::"
 
 
 class Sample:
-    """What this process runs of the sample, and until when."""
+    """What this process runs of the sample."""
 
     def __init__(self) -> None:
-        self.digest = _digest()
-        self.always: set[str] = set()
-        self.ends = 0.0
         self.ran: list[str] = []
 
     @pytest.hookimpl(trylast=True)
@@ -43,24 +36,19 @@ class Sample:
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
         """Keep the sample alone, what every sample has first; after quick tests are deselected."""
-        kept = [item for item in items if _seconds_allowed(item) <= LONGEST_SECONDS]
-        kept.sort(key=lambda item: hashlib.sha256((self.digest + item.nodeid).encode()).digest())
+        short = [item for item in items if _seconds_allowed(item) <= LONGEST_SECONDS]
+        short.sort(key=lambda item: item.nodeid)
+        sample = in_turn(short, PARTS)
+        always = []
         for pattern in [*ALWAYS.values(), *_family_patterns()]:
-            found = next((item for item in kept if re.search(pattern, item.nodeid)), None)
-            if found is None:
+            alike = [item for item in short if re.search(pattern, item.nodeid)]
+            if not alike:
                 raise pytest.UsageError(f"no slow test is like {pattern!r}: mend slow_sample.py")
-            self.always.add(found.nodeid)
-        kept.sort(key=lambda item: item.nodeid not in self.always)
-        chosen = set(kept[:AT_MOST])
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = kept[:AT_MOST]
-        self.ends = time.monotonic() + SECONDS
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Skip what begins too late."""
-        if time.monotonic() > self.ends and item.nodeid not in self.always:
-            pytest.skip("the time of the sample is over")
+            always.append(in_turn(alike, len(alike))[0])
+        chosen = list(dict.fromkeys([*always, *sample]))
+        left = {item.nodeid for item in items} - {item.nodeid for item in chosen}
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
+        items[:] = chosen
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take note of what ran."""
@@ -69,7 +57,8 @@ class Sample:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what ran."""
-        terminalreporter.write_line(f"{len(self.ran)} slow tests, chosen by {self.digest}:")
+        part = commits() % PARTS + 1
+        terminalreporter.write_line(f"{len(self.ran)} slow tests, part {part} of {PARTS}:")
         for line in sorted(self.ran):
             terminalreporter.write_line(f"  {line}")
 
@@ -91,10 +80,3 @@ def _family_patterns() -> list[str]:
     for family, route in ROUTE.findall((ROOT / "docs/models.md").read_text(encoding="utf-8")):
         routes.setdefault(route, []).append(family)
     return [rf"^{FAMILIES}\w+\[({'|'.join(families)})[:\]]" for families in routes.values()]
-
-
-def _digest() -> str:
-    """Return the commit's digest; `none` outside of a repository."""
-    command = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "none"

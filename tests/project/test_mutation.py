@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.prove.mutation.choice import Choice, folders
 from scripts.prove.mutation.mutants import (
     Contexts,
     Mutant,
@@ -88,6 +89,8 @@ def test_what_two_commits_share_is_found_in_whatever_file_it_lies(
     (before / "artifacts/held.py").write_text("def another() -> int:\n    return 3\n")
     shared = drawn(root, 20, 20, seed=1, shared=all_mutants(before))
     assert {each.function for each in shared} == {"largest"}, "docstrings apart it is the same"
+    since = drawn(root, 20, 20, seed=1, older=all_mutants(before))
+    assert {each.function for each in since} == {"<module>", "Held.open"}
     assert len(shared) == 7 and {each.file for each in shared} == {FILE}
     places = located(before, shared)
     assert {places[each].file for each in shared} == {"flows/old/kept.py"}
@@ -97,13 +100,27 @@ def test_what_two_commits_share_is_found_in_whatever_file_it_lies(
     assert located(before, drawn(root, 20, 20, seed=1)).keys() == set(shared)
 
 
+def test_names_of_own_variables_and_paths_of_imports_are_no_change(root: Path) -> None:
+    code = (
+        "def first(words):\n    from {path} import pick\n    {name} = pick(words, {kept})\n"
+        "    return {name} > 3\n"
+    )
+    (root / FILE).write_text(code.format(path="a.b", name="found", kept="found"))
+    before = all_mutants(root)
+    (root / FILE).write_text(code.format(path="c", name="word", kept="word"))
+    assert all_mutants(root) == before
+    (root / FILE).write_text(code.format(path="c", name="word", kept="another"))
+    assert all_mutants(root).isdisjoint(before), "another variable"
+
+
 def test_the_tests_of_a_function_are_those_that_call_it_within_the_limits(tmp_path: Path) -> None:
     (tmp_path / "1.calls").write_text(
         "\ttests/test_a.py::x\nartifacts/held.py:largest\n\ttests/test_b.py::y\n"
         "artifacts/held.py:largest\nartifacts/held.py:Held.open\n\tunknown\nartifacts/held.py:largest\n"
     )
     (tmp_path / "main.seconds").write_text(
-        '["tests/test_a.py::x", 1]\n["tests/test_b.py::y", 50]\n'
+        '["tests/test_a.py::x", "call", 1]\n["tests/test_b.py::y", "setup", 30]\n'
+        '["tests/test_b.py::y", "call", 20]\n'
     )
     contexts = collected(tmp_path)
     largest = Mutant(FILE, "largest", "not", 0, "")
@@ -126,3 +143,19 @@ def test_the_tests_of_a_function_are_those_that_call_it_within_the_limits(tmp_pa
     assert own.tests_for(module)[0] == "tests/rooms/artifacts/test_held.py::z", (
         "its own tests come first"
     )
+
+
+def test_the_choice_leaves_out_what_shows_least_for_its_seconds_and_nothing_that_is_alone() -> None:
+    calls = {"a": ["quick", "long"], "b": ["long", "rows[1]", "rows[2]"], "c": ["alone"]}
+    callers = {
+        f"artifacts/held.py:{name}": [f"t.py::{test}" for test in tests]
+        for name, tests in calls.items()
+    }
+    seconds = {"t.py::quick": 1.0, "t.py::long": 9.0, "t.py::alone": 50.0}
+    seconds.update({"t.py::rows[1]": 1.0, "t.py::rows[2]": 1.0})
+    contexts = Contexts(seconds=seconds, callers=callers, breadth=dict.fromkeys(seconds, 1))
+    assert Choice(contexts).leave_out(most_seconds=60) == ["t.py::long"]
+    assert Choice(contexts).leave_out(most_seconds=1) == ["t.py::long"], "the others are the last"
+    assert Choice(contexts).leave_out(most_seconds=70) == []
+    (folder,) = folders(contexts, killers=["t.py::quick"])
+    assert (folder.tests, folder.seconds, folder.called, folder.noticed) == (5, 62, 3, 1)

@@ -4,6 +4,9 @@
     python -m scripts.prove.mutation draw --seed 1 draws mutants into mutants.jsonl
     python -m scripts.prove.mutation run          judges them, two at a time; continues
     python -m scripts.prove.mutation table        prints the share killed, by package, and survivors
+    python -m scripts.prove.mutation folders      prints what each folder of tests costs and notices
+    python -m scripts.prove.mutation choose --seconds 700   prints which tests to mark as slow, so
+                                                  that what is left takes so long
 
 All of it lies in --folder (build/mutation). `--commit` names another commit than HEAD.
 """
@@ -17,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.prove.mutation.choice import Choice, folders
 from scripts.prove.mutation.mutants import (
     Mutant,
     all_mutants,
@@ -32,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("record", "draw", "run", "table"))
+    parser.add_argument("what", choices=tuple(COMMANDS))
     parser.add_argument("--folder", type=Path, default=ROOT / "build/mutation")
     parser.add_argument("--commit", default="HEAD", help="of the copies [HEAD]")
     parser.add_argument("--number", type=int, default=300, help="of mutants to draw [300]")
@@ -40,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--before", type=Path, help="mutants to draw again where code has changed")
     parser.add_argument("--shared", metavar="COMMIT", help="draw only what this commit has, too")
+    parser.add_argument("--since", metavar="COMMIT", help="draw only what this commit has not")
     parser.add_argument("--earlier", type=Path, help="results; what killed then is run first")
+    parser.add_argument("--seconds", type=float, default=700.0, help="choose: of one core [700]")
     parser.add_argument("--copies", type=int, default=2, help="in which mutants are judged [2]")
     parser.add_argument("tests", nargs="*", help="record: arguments of pytest")
     given = parser.parse_args(arguments)
@@ -63,7 +69,8 @@ def draw(given: argparse.Namespace) -> int:
     if given.before:
         mutants = redrawn(ROOT, _mutants(given.before), given.seed)
     else:
-        mutants = drawn(ROOT, given.number, given.least, given.seed, _shared(given.shared))
+        shared, older = map(_mutants_of, (given.shared, given.since))
+        mutants = drawn(ROOT, given.number, given.least, given.seed, shared=shared, older=older)
     path = given.folder / "mutants.jsonl"
     path.write_text("".join(json.dumps(each.row()) + "\n" for each in mutants), encoding="utf-8")
     print(f"{len(mutants)} mutants in {path}")
@@ -97,12 +104,33 @@ def table(given: argparse.Namespace) -> int:
     return 0
 
 
+def folders_of_tests(given: argparse.Namespace) -> int:
+    """Print what each folder of tests costs, calls and notices."""
+    results = given.folder / "results.jsonl"
+    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    killers = [row["by"] for row in map(json.loads, lines) if row["verdict"] == "killed"]
+    print("| Tests | Number | Seconds | Functions | Called here alone | Faults noticed |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for folder in folders(collected(given.folder / "calls"), killers):
+        numbers = f"{folder.called} | {folder.alone} | {folder.noticed}"
+        print(f"| {folder.name} | {folder.tests} | {folder.seconds:.0f} | {numbers} |")
+    return 0
+
+
+def choose(given: argparse.Namespace) -> int:
+    """Print the test functions that go, with their seconds."""
+    choice = Choice(collected(given.folder / "calls"))
+    for test in choice.leave_out(given.seconds):
+        print(f"{choice.seconds[test]:7.1f} {test}")
+    return 0
+
+
 def _mutants(path: Path) -> list[Mutant]:
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [Mutant(**row) for row in rows]
 
 
-def _shared(commit: str | None) -> set[Mutant] | None:
+def _mutants_of(commit: str | None) -> set[Mutant] | None:
     """Return every mutant of a commit; None without one."""
     if commit is None:
         return None
@@ -119,7 +147,14 @@ def _commit(given: argparse.Namespace) -> str:
     return done.stdout.strip()
 
 
-COMMANDS = {"record": record, "draw": draw, "run": run, "table": table}
+COMMANDS = {
+    "record": record,
+    "draw": draw,
+    "run": run,
+    "table": table,
+    "folders": folders_of_tests,
+    "choose": choose,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -114,17 +114,27 @@ def planted(root: Path, mutant: Mutant) -> Planted | None:
 
 
 def drawn(
-    root: Path, number: int, least: int, seed: int, shared: set[Mutant] | None = None
+    root: Path,
+    number: int,
+    least: int,
+    seed: int,
+    *,
+    shared: set[Mutant] | None = None,
+    older: set[Mutant] | None = None,
 ) -> list[Mutant]:
-    """Draw `number` mutants: `least` of each package that has so many, the rest from all; of those
-    in `shared` alone, in whatever file they lie there, if it is given."""
+    """Draw `number` mutants: `least` of each package that has so many, the rest from all. Of those
+    in `shared` alone, or of those that are not in `older`, in whatever file they lie there."""
     random_ = random.Random(seed)
-    by_package = _by_package(root)
-    if shared is not None:
-        codes = {each.code for each in shared}
-        by_package = {
-            name: [each for each in pool if each.code in codes] for name, pool in by_package.items()
-        }
+    wanted = None if shared is None else {each.code for each in shared}
+    left_out = {each.code for each in older or ()}
+    by_package = {
+        name: [
+            each
+            for each in pool
+            if each.code not in left_out and (wanted is None or each.code in wanted)
+        ]
+        for name, pool in _by_package(root).items()
+    }
     chosen: set[Mutant] = set()
     for _, pool in sorted(by_package.items()):
         chosen.update(random_.sample(pool, min(least, len(pool))))
@@ -252,17 +262,45 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 def _bare(owner: ast.AST) -> str:
-    """Return a function's code without docstrings; a class or module without its functions."""
+    """Return a function's code as it is compared between commits: without docstrings, the names of
+    its own variables and the paths of what it imports; a class or module without its functions."""
     if isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef):
         copied = ast.parse(ast.unparse(owner))
         for node in ast.walk(copied):
             body = getattr(node, "body", None)
             if isinstance(body, list):
                 node.body = [each for each in body if not _is_docstring(each)]  # type: ignore[attr-defined]
-        return ast.dump(copied)
+        return ast.dump(_OwnNames().visit(copied))
     defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     body = [each for each in getattr(owner, "body", []) if not isinstance(each, defined)]
     return "\n".join(ast.dump(each) for each in body if not _is_docstring(each))
+
+
+class _OwnNames(ast.NodeTransformer):
+    """Numbers the variables that a function sets itself, and drops where its imports come from."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, str] = {}
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        stored = (
+            each.id
+            for each in ast.walk(node)
+            if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+        )
+        for name in stored:
+            self._numbers.setdefault(name, f"v{len(self._numbers)}")
+        return self.generic_visit(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        node.id = self._numbers.get(node.id, node.id)
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        node.module = ""
+        return node
 
 
 TESTS_PER_MUTANT = 12
@@ -276,7 +314,7 @@ class Contexts:
     """What a recorded run of the tests has shown."""
 
     seconds: dict[str, float]
-    """How long each test took, by its id."""
+    """How long each test took with the fixtures that were made for it, by its id."""
     callers: dict[str, list[str]]
     """The tests that call a function, by `file:function`."""
     breadth: dict[str, int]
@@ -329,7 +367,8 @@ def collected(folder: Path) -> Contexts:
     """Put together what all processes of a recorded run have written."""
     seconds: dict[str, float] = {}
     for path in folder.glob("*.seconds"):
-        seconds.update(json.loads(line) for line in path.read_text().splitlines())
+        for test, _, took in map(json.loads, path.read_text().splitlines()):
+            seconds[test] = round(seconds.get(test, 0.0) + took, 3)
     callers: dict[str, set[str]] = {}
     for path in sorted(folder.glob("*.calls")):
         test = ""
