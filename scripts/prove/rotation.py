@@ -4,7 +4,8 @@
 
 1. What is too long to be run whole is cut into parts, and each commit takes the part that its
    number in the history names: as many commits in a row as there are parts take each part once.
-2. A test of more than LONG rows runs a quarter of them; the others are marked `slow`.
+2. A test of more than LONG rows runs a quarter of them, and one that is marked `in_turn` a single
+   row; the others are marked `slow`.
 3. The sample of the slow tests (`slow_sample.py`) and the pages that are followed
    (`follow_docs.py --in-turn`) are chosen by the same number.
 """
@@ -45,18 +46,20 @@ def in_turn(ordered: Sequence[_T], parts: int) -> list[_T]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the rows that are not in turn, before tests are deselected by their marks."""
     for rows in tables(items):
-        kept = {item.nodeid for item in in_turn(rows, PARTS_OF_ROWS)}
+        parts = len(rows) if rows[0].get_closest_marker("in_turn") else PARTS_OF_ROWS
+        kept = {item.nodeid for item in in_turn(rows, parts)}
         for item in rows:
             if item.nodeid not in kept:
                 item.add_marker("slow")
 
 
 def tables(items: Sequence[pytest.Item]) -> Iterator[list[pytest.Item]]:
-    """Yield the rows of each quick test that has more than LONG."""
+    """Yield the rows of each quick test that has more than LONG, or that is marked."""
     quick = sorted(
         (item for item in items if not item.get_closest_marker("slow")),
         key=lambda item: item.nodeid,
     )
     for _, rows in groupby(quick, key=lambda item: item.nodeid.partition("[")[0]):
-        if len(table := list(rows)) > LONG:
+        table = list(rows)
+        if len(table) > LONG or table[0].get_closest_marker("in_turn"):
             yield table

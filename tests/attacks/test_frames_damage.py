@@ -121,6 +121,7 @@ def cut_by(
         return digests, (*video.warnings(), *video.damage())
 
 
+@pytest.mark.in_turn
 def test_frames_of_a_damaged_file_do_not_depend_on_threads_or_on_where_a_run_resumes(
     damaged: Path,
 ) -> None:
@@ -148,6 +149,7 @@ def test_frames_of_a_damaged_vp8_file_do_not_depend_on_threads(tmp_path: Path) -
     assert [cut_by(damaged, threads) for threads in (2, 4, 8)] == [alone] * 3
 
 
+@pytest.mark.slow
 def test_shots_of_a_damaged_file_do_not_depend_on_threads(damaged: Path) -> None:
     found = []
     for threads in (1, 2, 4):
@@ -157,6 +159,7 @@ def test_shots_of_a_damaged_file_do_not_depend_on_threads(damaged: Path) -> None
     assert found[1] == found[0] and found[2] == found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
 def test_open_groups_of_pictures_are_not_taken_for_damage(tmp_path: Path, codec: str) -> None:
     """The frames before a keyframe that the decoder seeks to cannot be decoded; nobody needs
@@ -228,6 +231,7 @@ def test_a_picture_that_stands_for_minutes_has_the_time_it_says(
     assert chunks[-1].index.times[-1] >= 1000 - 0.1
 
 
+@pytest.mark.slow
 def test_endless_rubbish_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = MAX_BAD_PACKETS + 500
     whole = write_video(tmp_path / "whole.mov", ticks=range(count), codec="mjpeg", size=(16, 16))

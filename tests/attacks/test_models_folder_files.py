@@ -94,6 +94,7 @@ def test_files_that_a_library_would_pass_over_are_named(
         find_model(folder)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "pointer"])
 @pytest.mark.parametrize("file", FILES)
 def test_each_damaged_file_is_named_in_one_line(
@@ -113,6 +114,7 @@ def test_each_damaged_file_is_named_in_one_line(
         assert "git lfs pull" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_the_published_files_are_read_as_they_are(published: Path) -> None:
     assert describe(published).modalities == ("image", "video")
 
@@ -145,6 +147,7 @@ def test_json_that_no_loader_reads_may_be_anything(published: Path, tmp_path: Pa
     find_model(folder)
 
 
+@pytest.mark.slow
 def test_one_file_of_weights_goes_before_a_stale_index(published: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(published, folder)
@@ -174,6 +177,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("has_config", [False, True])
 @pytest.mark.parametrize("file", FOREIGN)
 def test_what_a_folder_holds_instead_of_a_checkpoint_is_named(
@@ -195,6 +199,7 @@ def small(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if "safetensors" not in path.name)
 
 
+@pytest.mark.slow
 def test_pickles_beside_other_weights_are_still_converted(published: Path, tmp_path: Path) -> None:
     for path in small(published):
         shutil.copy(path, tmp_path)
@@ -222,6 +227,7 @@ def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     return folder
 
 
+@pytest.mark.slow
 def test_a_tensor_of_another_shape_or_of_whole_numbers_is_refused(tmp_path: Path) -> None:
     name = next(
         n for n in load_file(families.checkpoint("llava") / "model.safetensors") if "q_proj" in n
@@ -273,6 +279,7 @@ def test_a_template_of_the_tokenizer_writes_the_turn(tmp_path: Path) -> None:
     assert written[0] == written[1] and "vision_start" in written[0]
 
 
+@pytest.mark.slow
 def test_a_missing_template_of_a_chat_model_is_noted(tmp_path: Path) -> None:
     shutil.copytree(families.checkpoint("qwen2_5_vl"), folder := tmp_path / "model")
     assert not describe(folder).lacks_template

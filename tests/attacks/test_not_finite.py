@@ -75,6 +75,7 @@ LANGUAGE = "model.norm.weight"
 VISION = "visual.merger.mlp.2.weight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "transformers"])
 def test_a_language_half_of_nan_ends_the_run_and_names_the_weight(
     pictures: Path, tmp_path: Path, engine: str
@@ -88,6 +89,7 @@ def test_a_language_half_of_nan_ends_the_run_and_names_the_weight(
     assert place.stored("failures") == {}, "another try computes all of them"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [half_of_nan, one_infinity])
 def test_a_vision_half_of_nan_ends_the_run_before_a_feature_is_stored(
     pictures: Path, tmp_path: Path, change: Change
@@ -99,6 +101,7 @@ def test_a_vision_half_of_nan_ends_the_run_before_a_feature_is_stored(
     assert place.stored("features") == {} == place.stored("failures")
 
 
+@pytest.mark.slow
 def test_numbers_that_overflow_name_a_wider_precision(pictures: Path, tmp_path: Path) -> None:
     model = changed(CHECKPOINT, tmp_path / "model", VISION, huge)
     with pytest.raises(StageDied) as error:
@@ -171,6 +174,7 @@ def test_scales_and_eight_bit_weights_count_and_masks_do_not(tmp_path: Path) -> 
 DUAL_VISION, DUAL_TEXT = "vision_model.head.mlp.fc2.weight", "text_model.head.weight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["embed", "label"])
 def test_a_dual_encoder_of_nan_writes_no_vectors_and_no_labels(
     verb: str,
@@ -190,6 +194,7 @@ def test_a_dual_encoder_of_nan_writes_no_vectors_and_no_labels(
     assert "Traceback" not in said and place.stored("embeddings") == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"), [(DUAL_TEXT, half_of_nan), ("logit_scale", one_infinity)]
 )

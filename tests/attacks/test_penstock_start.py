@@ -42,6 +42,7 @@ def words_after_python(path: Path) -> list[tuple[int, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_python_process_of_the_program_searches_no_current_folder() -> None:
     seen, without = set(), []
     for path in (path for name in STARTERS for path in (ROOT / name).rglob("*.py")):
@@ -87,6 +88,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("path", [None, "", ":{root}", ".:{root}", "{root}:", "films:{root}"])
 def test_the_command_imports_nothing_of_the_current_folder(
     path: str | None, tmp_path: Path
@@ -151,6 +153,7 @@ print(opened)
 """
 
 
+@pytest.mark.slow
 def test_a_folder_s_files_set_nothing_of_prefect_and_the_user_s_profile_does(
     tmp_path: Path,
 ) -> None:
@@ -182,6 +185,7 @@ def test_whoever_listens_where_a_folder_or_the_user_says_gets_no_login(
     assert sent == {}
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("url", ["", " "])
 def test_without_a_server_a_flow_is_refused_before_any_work(url: str, tmp_path: Path) -> None:
     """Prefect would start a server in the current folder, for everybody, and run its code."""
@@ -211,6 +215,7 @@ def test_a_script_works_in_its_clone_whatever_cdpath_is(script: str) -> None:
     assert "unset CDPATH" in lines[:at]
 
 
+@pytest.mark.slow
 def test_a_wrong_setting_of_prefect_is_named(tmp_path: Path) -> None:
     words = ["caption", str(tmp_path), "--prefect", "--out", str(tmp_path / "out")]
     done = subprocess.run(
@@ -243,6 +248,7 @@ HERE = "127.0.0.1,localhost,::1"
 MINE = "example.org"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -314,6 +320,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "<&- 2>&-"])
 def test_what_is_printed_to_closed_streams_goes_into_no_file(closed: str, tmp_path: Path) -> None:
     line = f'exec "$0" -c "$1" "$2" {closed}'
@@ -492,6 +499,7 @@ def test_no_output_depends_on_the_locale(latin: dict[str, str], tmp_path: Path) 
     assert also_printed == printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isolated", [[], ["-I"], ["-E"]])
 def test_the_command_reads_names_as_utf8_in_every_locale(
     isolated: list[str], latin: dict[str, str], tmp_path: Path
@@ -526,6 +534,7 @@ def test_python_is_told_how_to_start_where_names_are_not_utf8(latin: dict[str, s
         assert completed(words, env={**os.environ, **variables}).stdout == "1\n"
 
 
+@pytest.mark.slow
 def test_a_stream_that_cannot_hold_a_name_shows_it_with_question_marks(tmp_path: Path) -> None:
     Image.new("RGB", (128, 96)).save(tmp_path / "日.png")
     words = ["sift", "日.png", "--store", "store", "--out", "日本"]
@@ -533,6 +542,7 @@ def test_a_stream_that_cannot_hold_a_name_shows_it_with_question_marks(tmp_path:
     assert f"1 of 1 file kept in {tmp_path}/??/kept.jsonl".encode() in done.stdout
 
 
+@pytest.mark.slow
 def test_a_path_that_is_not_utf8_keeps_its_bytes_in_every_record(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"d\xe9 \xff")
     named_media(folder)

@@ -122,6 +122,7 @@ def texts_in(out: Path, form: str) -> Counter[str]:
     return Counter(text.strip().rsplit("\n", 1)[-1] for text in texts)
 
 
+@pytest.mark.slow
 @EACH_KIND
 def test_each_file_has_its_own_texts_and_samples(tmp_path: Path, kind: Kind | str) -> None:
     media = tmp_path / "media"
@@ -146,6 +147,7 @@ def test_each_file_has_its_own_texts_and_samples(tmp_path: Path, kind: Kind | st
         assert not [*disk.rglob(".penstock-names-*")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, CASELESS, MAC], ids=["ordinary", "caseless", "mac"])
 def test_names_that_some_disk_takes_for_one_get_the_same_texts_on_each(
     tmp_path: Path, kind: Kind | None
@@ -166,6 +168,7 @@ def test_names_that_some_disk_takes_for_one_get_the_same_texts_on_each(
     assert {p.stem for p in media.glob("*.txt")} == {p.stem for p in media.glob("*.png")}
 
 
+@pytest.mark.slow
 @EACH_FOLD
 def test_texts_beside_media_are_each_file_s_own(
     tmp_path: Path, kind: Kind, names: tuple[str, str]
@@ -190,6 +193,7 @@ def test_texts_beside_media_are_each_file_s_own(
         assert len(os.listdir(media)) == 4
 
 
+@pytest.mark.slow
 def test_a_medium_with_its_name_in_other_case_keeps_its_text(tmp_path: Path) -> None:
     with odd_disk(tmp_path / "odd", CASELESS_KEPT) as disk:
         media = disk / "media"
@@ -203,6 +207,7 @@ def test_a_medium_with_its_name_in_other_case_keeps_its_text(tmp_path: Path) -> 
         assert len(os.listdir(media)) == 2 and "Two?" in (media / "cat.txt").read_text()
 
 
+@pytest.mark.slow
 def test_an_edited_text_stays_that_of_its_medium(tmp_path: Path) -> None:
     media = tmp_path / "media"
     write_pictures(media, ("Cat.png", "cat.png"))
@@ -224,6 +229,7 @@ def test_an_edited_text_stays_that_of_its_medium(tmp_path: Path) -> None:
         assert texts_in(out, "txt") == Counter([texts["Cat.png"], "mine"])
 
 
+@pytest.mark.slow
 def test_training_takes_each_text_for_its_own_medium(tmp_path: Path) -> None:
     media = tmp_path / "media"
     write_pictures(media, ("Cat.png", "a:b.png", "cat.png"))
@@ -238,6 +244,7 @@ def test_training_takes_each_text_for_its_own_medium(tmp_path: Path) -> None:
         assert {str(each.path): each.caption for each in examples} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [WINDOWS, ENCRYPTED], ids=["windows", "encrypted"])
 def test_found_files_are_copied_by_names_that_the_disk_takes(tmp_path: Path, kind: Kind) -> None:
     names = ("a:b.png", "a?b.png", "\u8a9e" * 80 + ".png")
@@ -271,6 +278,7 @@ def test_an_uploaded_file_gets_a_name_that_the_disk_takes(tmp_path: Path) -> Non
             assert (disk / expected).read_bytes() == content
 
 
+@pytest.mark.slow
 def test_the_text_of_a_picture_in_a_subfolder_is_written_anew_when_that_is_replaced(
     tmp_path: Path,
 ) -> None:

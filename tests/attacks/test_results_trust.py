@@ -149,6 +149,7 @@ ADDRESSES = (
 )
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("more", ADDRESSES, ids=str)
 def test_addresses_of_a_stranger_have_no_place_to_fetch_from(
     theirs: Path, more: dict[str, str], capfd: pytest.CaptureFixture[str]
@@ -286,6 +287,7 @@ def test_no_link_below_an_output_folder_is_followed(guarded: Path, tmp_path: Pat
     assert (tmp_path / "real/new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["logs", "logs/frames.log", "logs/frames.items.jsonl"])
 def test_logs_of_a_run_follow_no_link(mine: CaptionConfig, tmp_path: Path, name: str) -> None:
     from flows.execution.run import caption  # with real processes

@@ -78,6 +78,7 @@ def test_who_sends_no_whole_head_is_left(server: BareServer, pause: float) -> No
         assert answer == b"" and 9 < time.monotonic() - began < 15
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("sent", [b"", START])
 def test_silent_connections_keep_nobody_out(server: BareServer, sent: bytes) -> None:
     began = time.monotonic()
@@ -110,12 +111,14 @@ def test_a_head_without_end_is_refused_in_little_memory(server: BareServer, name
         assert b"Check its head: at most 64 KiB" in answer and answer.endswith(b"(closed)")
 
 
+@pytest.mark.slow
 def test_a_head_may_have_64_kib(server: BareServer) -> None:
     fields = START + b"X: "
     largest = fields + b"a" * (LIMIT - len(fields) - 4) + b"\r\n\r\n"
     assert statuses(answer_to(server, 2 * largest)) == [200, 200]
 
 
+@pytest.mark.slow
 def test_requests_sent_at_once_are_answered_in_their_order(server: BareServer) -> None:
     sizes = [0, 1, 300_000, 4096, 4095, 1_000_000, *range(50), 70_000]
     sent = b"".join(
@@ -176,6 +179,7 @@ NOT_READ = {
 """Name → what is sent, and the status that answers it."""
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", NOT_READ)
 @pytest.mark.parametrize("earlier", [b"", START.replace(b"/ ", b"/slow ", 1) + b"\r\n"])
 def test_what_is_no_http_is_refused_in_json_after_the_answers_before_it(
@@ -192,6 +196,7 @@ def test_what_is_no_http_is_refused_in_json_after_the_answers_before_it(
     assert b"content-type: application/json" in head and set(json.loads(body)) == {"error", "hint"}
 
 
+@pytest.mark.slow
 def test_a_refusal_of_no_http_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with bare_server("serve") as found:
         for sent, _ in NOT_READ.values():
@@ -209,6 +214,7 @@ BODIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upgrade", [UPGRADE, b"Connection: upgrade\r\nUpgrade: websocket\r\n"])
 @pytest.mark.parametrize("kind", BODIES)
 @pytest.mark.parametrize("wait", [0.0, 0.2])

@@ -152,6 +152,7 @@ def said_well(answer: Answer) -> None:
     assert answer.allowed is None
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_file_that_means_harm_is_answered_as_said(unharmed: Serving, name: str) -> None:
     make, statuses = HOSTILE[name]

@@ -177,6 +177,7 @@ def test_pieces_of_the_vision_half_stay_its_own(family: str) -> None:
     assert "lm_head" in paths[1] and not any("visi" in path for path in paths[1])
 
 
+@pytest.mark.slow
 def test_a_command_refuses_it_in_one_line_before_any_stage(
     adapter: Path,
     tmp_path: Path,

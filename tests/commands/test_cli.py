@@ -315,6 +315,7 @@ print(*(sys.modules.keys() - at_start), file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["completion", "bash"]])
 def test_help_and_completion_import_little(words: list[str], tmp_path: Path) -> None:
     scripts = []

@@ -47,6 +47,7 @@ def with_default(checkpoint: Path) -> Callable[..., CaptionConfig]:
     return config
 
 
+@pytest.mark.slow
 def test_the_file_is_captioned_by_the_default_model_and_nothing_is_written_beside_it(
     photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

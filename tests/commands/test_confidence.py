@@ -24,6 +24,7 @@ def numbers(line: dict[str, Any]) -> list[Any]:
     return [line[field] for field in CONFIDENCE]
 
 
+@pytest.mark.slow
 def test_captions_have_scores_and_corrections_have_none(place: Place) -> None:
     run_inside(place, format=("csv",), **PLAIN)
     lines = place.captions()

@@ -48,6 +48,7 @@ def of(place: Place) -> list[str]:
     return ["--model", place.model, "--store", str(place.store)]
 
 
+@pytest.mark.slow
 def test_fewer_frames_are_shown_whatever_is_asked(place: Place, tmp_path: Path) -> None:
     place = place_in(tmp_path, place.model)
     first = run_inside(place, **FITTING)
@@ -61,6 +62,7 @@ def test_fewer_frames_are_shown_whatever_is_asked(place: Place, tmp_path: Path) 
     assert run_inside(place, **{**FITTING, "max_new_tokens": 7}).started == ["decode"]
 
 
+@pytest.mark.slow
 def test_the_plan_says_the_same(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(place.clips), *of(place), *WORDS, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -106,6 +108,7 @@ def test_a_server_decodes_as_many_frames_of_a_clip(place: Place) -> None:
     assert job_fields(call.job)["sampling"]["max_frames"] == 2
 
 
+@pytest.mark.slow
 def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) -> None:
     less = place_in(tmp_path, with_context(place.model, 20, tmp_path / "llava"))
     with pytest.raises(UsageError, match=r"one frame takes 17 tokens of .* room for 15") as raised:
@@ -113,6 +116,7 @@ def test_one_frame_that_does_not_fit_is_refused(place: Place, tmp_path: Path) ->
     assert raised.value.exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_advice_to_allow_longer_answers_stays_within_the_context(
     place: Place, tmp_path: Path
 ) -> None:
@@ -130,6 +134,7 @@ def test_the_advice_to_allow_longer_answers_stays_within_the_context(
     assert line.endswith(": the model's context has no room for longer ones")
 
 
+@pytest.mark.slow
 def test_a_video_that_loses_no_frames_is_not_told_of(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

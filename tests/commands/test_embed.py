@@ -68,6 +68,7 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
+@pytest.mark.slow
 def test_in_a_small_store_pictures_come_in_waves_and_vectors_stay_until_they_are_written(
     pictures: Path, clip: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_in_a_small_store_pictures_come_in_waves_and_vectors_stay_until_they_are
     assert np.array_equal(vectors(tmp_path / "small"), vectors(tmp_path / "large"))
 
 
+@pytest.mark.slow
 def test_other_squares_are_other_records_of_pictures_stored_whole(
     clip: Path, tmp_path: Path
 ) -> None:
@@ -232,6 +234,7 @@ def on_a_cpu(folder: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_auto_tries_nothing_on_a_cpu(on_a_cpu: Path) -> None:
     assert dtype_of(on_a_cpu) == "torch.float32"
     assert verdicts(on_a_cpu) == []

@@ -62,6 +62,7 @@ def plan_of(config: CaptionConfig) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_pictures_and_videos_are_captioned_once(pictures: Path) -> None:
     (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
     stand_in = StandIn()
@@ -86,6 +87,7 @@ def test_pictures_and_videos_are_captioned_once(pictures: Path) -> None:
     assert note.startswith(f"frames go to {address}, each as a picture; m is identified by")
 
 
+@pytest.mark.slow
 def test_an_unknown_reason_for_an_end_stands_in_the_row_and_in_the_last_line(
     pictures: Path,
 ) -> None:
@@ -107,6 +109,7 @@ def test_an_unknown_reason_for_an_end_stands_in_the_row_and_in_the_last_line(
     assert ", 1 ended by the server for an unknown reason" in result.line()
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("counts", [True, False])
 def test_only_a_server_that_counts_tokens_of_a_video_gets_videos(
     tmp_path: Path, counts: bool
@@ -162,6 +165,7 @@ def test_what_a_server_states_identifies_its_model(pictures: Path, kind: str) ->
     assert plan_of(config)["served"]["identity"] == ["--revision", "mine"]
 
 
+@pytest.mark.slow
 def test_a_plan_names_what_the_server_does_not_list(
     pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +206,7 @@ def test_a_server_that_does_not_state_its_models_ends_the_run_fails(
     assert not stand_in.requests
 
 
+@pytest.mark.slow
 def test_a_finished_run_with_a_revision_needs_no_server(pictures: Path) -> None:
     with running(StandIn()) as address:
         config = config_for(address, pictures, revision="1")
@@ -304,6 +309,7 @@ HOOK = """
 """Writes down which hosts a process and its children contact, and which files they write."""
 
 
+@pytest.mark.slow
 def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_path: Path) -> None:
     hook, log = tmp_path / "hook", tmp_path / "events.txt"
     hook.mkdir()
@@ -386,6 +392,7 @@ def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None
     assert after == undisturbed and len(after) == 66
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_wait_for_an_overloaded_server(
     pictures: Path, tmp_path: Path, number: int
@@ -406,6 +413,7 @@ def test_a_signal_ends_the_wait_for_an_overloaded_server(
             assert time.monotonic() - began < 3
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_an_address_that_does_not_answer(pictures: Path) -> None:
     dead = "http://127.0.0.1:9/v1"
     with running(StandIn()) as address:
@@ -436,6 +444,7 @@ def test_an_overloaded_server_is_asked_again_with_pauses_before_the_run(
     assert requests[-1] - requests[0] >= 0.05 + 0.1 + 0.2
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(("times", "ends"), [(2, True), (9, False)])
 def test_a_cut_answer_at_the_start_is_requested_again(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, times: int, ends: bool

@@ -55,6 +55,7 @@ def filled(bucket_address: str, tmp_path: Path) -> str:
     return f"{bucket_address}/videos"
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("end", ["", "/"])
 @pytest.mark.parametrize("selection", [PLAIN, DEEP, Selection(recursive=True, extensions=("mp4",))])
 def test_a_folder_of_a_bucket_gives_what_one_on_disk_does(
@@ -246,6 +247,7 @@ def test_a_portion_is_called_the_same_when_it_is_signed_anew(web: Web, tmp_path:
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_a_source_whose_server_is_silent_ends_as_the_network_does(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,6 +190,7 @@ def lines(place: Path) -> list[dict[str, Any]]:
     return read_lines(place / "out" / "labels.jsonl")
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_whole_model_and_another_set_opens_no_picture(
     pictures: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,6 +331,7 @@ def test_the_demo_model_is_the_one_that_the_pipeline_is_for() -> None:
     assert found(EMBED) == found(LABEL) == DUAL_CHECKPOINT
 
 
+@pytest.mark.slow
 def test_other_labels_replace_the_texts_and_tables_of_the_first(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def mixed(at: int, text: str) -> Change | None:
     return (None, "accepted") if at < 40 else (None, "rejected") if at == 40 else None
 
 
+@pytest.mark.slow
 def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -> None:
     first = {line["media_path"]: line["caption"] for line in school.lines()}
     school.decide(mixed)
@@ -93,6 +94,7 @@ def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -
     assert school.reviewed() == {}, "outside learn, no other model is corrected"
 
 
+@pytest.mark.slow
 def test_a_chunk_is_learned_once_and_what_is_held_out_never(school: School) -> None:
     school.decide(mixed)
     school.learn()
@@ -172,6 +174,7 @@ def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
     assert "1.0000 to 0.5000" in capsys.readouterr().out
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("step", ["train", "score", "recaption", "write"])
 def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
     school: School, step: str
@@ -199,6 +202,7 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
     assert not (school.out / "learn/round-001/captions").exists()
 
 
+@pytest.mark.slow
 def test_a_round_does_not_go_on_with_another_adapter_than_it_trained(school: School) -> None:
     school.decide(mixed)
     school.dies_in = "score"
@@ -214,6 +218,7 @@ def test_a_round_does_not_go_on_with_another_adapter_than_it_trained(school: Sch
     assert school.learn().round["accepted"]
 
 
+@pytest.mark.slow
 def test_a_moved_folder_continues_from_its_own_adapter(school: School) -> None:
     school.decide(mixed)
     school.learn()
@@ -225,6 +230,7 @@ def test_a_moved_folder_continues_from_its_own_adapter(school: School) -> None:
     assert not Path(recorded.config.out).exists()
 
 
+@pytest.mark.slow
 def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: School) -> None:
     school.decide(mixed)
     school.learn()
@@ -353,6 +359,7 @@ def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
     assert school.learn().round == round_  # nothing was decided since
 
 
+@pytest.mark.slow
 def test_undo_stops_at_a_round(school: School) -> None:
     school.decide(mixed)
     school.learn()
@@ -371,6 +378,7 @@ def test_undo_stops_at_a_round(school: School) -> None:
     assert school.reviewed() == found
 
 
+@pytest.mark.slow
 def test_a_round_that_nobody_noted_is_not_continued_and_sets_no_option(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -520,6 +528,7 @@ def test_films_that_are_too_few_for_a_test_are_named_before_training(
     assert [len(side) for side in sides] == [3, 3] and not sides[0] & sides[1]
 
 
+@pytest.mark.slow
 def test_a_test_on_few_films_is_called_weak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,6 +557,7 @@ def test_an_adapter_has_to_be_better_in_19_of_20_samples() -> None:
     assert scored(*[11.0] * 6, 0, 0)["lower"] == 0
 
 
+@pytest.mark.slow
 def test_rejected_and_withdrawn_ones_are_no_examples(school: School) -> None:
     school.decide(lambda at, text: (style(text), "") if at < 4 else None)
     school.decide(lambda at, _: (None, "") if at == 0 else (None, "rejected") if at == 1 else None)

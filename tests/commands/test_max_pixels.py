@@ -151,6 +151,7 @@ def config_of(**options: Any) -> CaptionConfig:
     return CaptionConfig(**{"sources": (), "model": "demo", "precision": "fp32", **options})
 
 
+@pytest.mark.slow
 def test_limits_are_in_keys_only_where_they_are_given() -> None:
     plain = profile_of(CHECKPOINT)
     fewer = describe(CHECKPOINT, max_pixels=4 * plain.least_pixels)
@@ -170,6 +171,7 @@ def test_limits_are_in_keys_only_where_they_are_given() -> None:
         assert len({each[kind] for each in alone}) == 4
 
 
+@pytest.mark.slow
 def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
     free = profile_of(checkpoint("llava"))
     check_pixels(config_of(), free)
@@ -187,6 +189,7 @@ def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_limits_below_a_token_are_refused_and_a_token_is_taken() -> None:
     tiny = describe(CHECKPOINT, max_pixels=1, max_video_pixels=1)
     for most in (1, 100, 255):

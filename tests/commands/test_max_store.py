@@ -104,6 +104,7 @@ def features(config: CaptionConfig) -> list[str]:
     return list(FolderStore(Path(config.store_url)).list("features"))
 
 
+@pytest.mark.slow
 def test_a_store_stays_within_its_limit_and_the_last_features_are_left(
     config: CaptionConfig,
 ) -> None:
@@ -132,6 +133,7 @@ def test_all_that_fits_stays_for_another_prompt(config: CaptionConfig) -> None:
     assert {*run(replace(limited, prompt="Second")).names()} == {"decode"}
 
 
+@pytest.mark.slow
 def test_the_size_that_a_refusal_names_is_enough_and_a_smaller_one_is_not(
     config: CaptionConfig,
 ) -> None:
@@ -191,6 +193,7 @@ def test_small_records_of_a_file_that_is_too_large_take_no_room_of_the_others(
     assert [each.media_path for each in result.failures] == ["tape.mp4"] and result.captions
 
 
+@pytest.mark.slow
 def test_half_written_files_do_not_count(config: CaptionConfig) -> None:
     limited = replace(config, max_store=200_000)
     with half_written(Path(config.store_url)) as (_, file):
@@ -200,6 +203,7 @@ def test_half_written_files_do_not_count(config: CaptionConfig) -> None:
         run(limited)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_within_the_same_limit(config: CaptionConfig) -> None:
     limit = 150_000
     limited = replace(config, max_store=limit)
@@ -270,6 +274,7 @@ def test_a_run_killed_anywhere_needs_no_more_room_than_before(
     caption_chunks(limited)
 
 
+@pytest.mark.slow
 def test_another_prompt_fits_within_the_same_limit_and_uses_what_is_stored(
     long_videos: CaptionConfig,
 ) -> None:
@@ -282,6 +287,7 @@ def test_another_prompt_fits_within_the_same_limit_and_uses_what_is_stored(
     assert encoded and not encoded & stored
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_the_limit_does(long_videos: CaptionConfig) -> None:
     limited = replace(long_videos, max_store=exact(long_videos))
     (line,) = (line for line in plan_lines(planned(limited)) if line.startswith("store "))
@@ -293,6 +299,7 @@ def test_a_plan_says_what_the_limit_does(long_videos: CaptionConfig) -> None:
     assert f"{stored} stored now; nothing is left to encode" in values["max_store"]
 
 
+@pytest.mark.slow
 def test_chunks_that_are_cut_again_are_not_counted_as_done(long_videos: CaptionConfig) -> None:
     limited = replace(long_videos, max_store=exact(long_videos) + 8 * SMALL_BYTES)
     caption_chunks(limited)
@@ -305,6 +312,7 @@ def test_chunks_that_are_cut_again_are_not_counted_as_done(long_videos: CaptionC
         assert stage["before"] + stage["items"] == stage["total"] == 4 * CHUNKS
 
 
+@pytest.mark.slow
 def test_features_of_later_files_go_where_a_limit_is_lower_than_before(
     long_videos: CaptionConfig,
 ) -> None:
@@ -316,6 +324,7 @@ def test_features_of_later_files_go_where_a_limit_is_lower_than_before(
     caption_chunks(replace(limited, prompt="Second"))
 
 
+@pytest.mark.slow
 def test_waves_that_were_recorded_with_more_room_are_divided(config: CaptionConfig) -> None:
     stages = Sized(bytes(figures(planned(config))["feature_bytes"] // CLIPS))
     stages.stop_after = {"encode": 0}
@@ -336,6 +345,7 @@ def another_job(config: CaptionConfig, namespace: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_features_of_another_model_go_first_unless_a_job_needs_them(config: CaptionConfig) -> None:
     limited = replace(config, max_store=400_000)
     store = open_store(config.store_url)

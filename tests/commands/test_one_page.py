@@ -22,6 +22,7 @@ def one_page(*words: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_one_page_says_the_words_of_the_program(tmp_path: Path) -> None:
     said = one_page(penstock_demo.CHECKPOINT, tmp_path / "features", *CLIPS).stdout.splitlines()
     captions = penstock.caption(CLIPS, model="demo", out=tmp_path / "out")

@@ -209,6 +209,7 @@ def sent(kind: type[Any], name: str, text: str) -> Any:
     return values.words_of({**needed(kind), **found})
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("each_face", FACES)
 @pytest.mark.parametrize(
     "kind", dict.fromkeys(k for kinds in COMMANDS.values() for k in kinds), ids=lambda k: k.__name__

@@ -156,6 +156,7 @@ def place(tmp_path: Path) -> Place:
     return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_another_prompt_costs_its_captions_alone(place: Place) -> None:
     options = {"chunk": 2.0, "max_new_tokens": 4}
     run_inside(place, prompts=ASKED, **options)
@@ -280,6 +281,7 @@ def summaries(place: Place) -> list[dict[str, Any]]:
     return read_lines(place.out / "summaries.jsonl")
 
 
+@pytest.mark.slow
 def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
     place: Place, tmp_path: Path
 ) -> None:
@@ -311,6 +313,7 @@ def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
     assert (place.out / "summaries.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_texts_without_words_are_noted_and_counted(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +372,7 @@ def test_a_family_of_each_route_summarizes(place: Place, family: str) -> None:
     assert summarized(place).started == []
 
 
+@pytest.mark.slow
 def test_a_run_that_would_lose_the_trigger_of_its_folder_says_so_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -386,6 +390,7 @@ def test_a_run_that_would_lose_the_trigger_of_its_folder_says_so_before(
     assert note.replace("the ohwx", "sks").replace("'", "") in run_inside(place, **options).said
 
 
+@pytest.mark.slow
 def test_captions_of_files_that_are_gone_are_named_before_they_leave(tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     clips.mkdir()

@@ -69,6 +69,7 @@ def stating(model: Path, folder: Path, way: bool) -> str:
     return str(made)
 
 
+@pytest.mark.slow
 def test_config_json_says_how_a_model_runs_and_its_release_only_where_it_does_not(
     place: Place, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def test_every_architecture_runs_quantized(
     assert captions(place, folder) == captions(place, twin_of(folder))
 
 
+@pytest.mark.slow
 def test_names_of_transformers_5_are_found_whatever_the_list_says(
     place: Place, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_packed_layers_make_the_same_captions_under_the_same_keys(
     assert not record(place, folder)["stages"][-1]["processes"]
 
 
+@pytest.mark.slow
 def test_a_half_that_fits_only_packed_is_planned_so(tmp_path: Path) -> None:
     folder = write_headers(plan_case("qwen2.5-vl-7b-instruct"), tmp_path / "7b")
     profile = describe(folder)

@@ -60,6 +60,7 @@ def texts(config: CaptionConfig, form: str) -> dict[str, str]:
     return {path.name: path.read_text() for path in Path(config.out).glob(f"*.{form}")}
 
 
+@pytest.mark.slow
 def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: CaptionConfig) -> None:
     run(config)
     out = Path(config.out)
@@ -111,6 +112,7 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     assert {name: (out / name).read_bytes() for name in kept} == before
 
 
+@pytest.mark.slow
 def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) -> None:
     run(config, prefix="ohwx, ", suffix=" #a")
     first = of_long(config)[0]
@@ -138,6 +140,7 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
     assert of_long(config)[0]["caption"] == "better"
 
 
+@pytest.mark.slow
 def test_media_rejected_in_another_folder_are_named(config: CaptionConfig, tmp_path: Path) -> None:
     run(config, format=("kohya",))
     first = of_long(config)[0]
@@ -166,6 +169,7 @@ class Steady(Saying):
         return f"to {item.prompt}"
 
 
+@pytest.mark.slow
 def test_a_prompt_keeps_its_edits_when_others_join_it(config: CaptionConfig) -> None:
     run(config, Steady(), prompt="What?")
     start = of_long(config)[1]["start"]
@@ -180,6 +184,7 @@ def test_a_prompt_keeps_its_edits_when_others_join_it(config: CaptionConfig) -> 
     captions.close()
 
 
+@pytest.mark.slow
 def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig) -> None:
     run(config)
     data, message = str(Path(config.out) / "captions.jsonl"), list[str]()
@@ -381,6 +386,7 @@ def test_files_that_are_copied_into_data_sets_are_counted(
     assert note.endswith(": turned 2, transparent 1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [True, False])
 def test_the_text_of_a_trainer_s_name_is_that_of_the_only_medium_of_the_name(
     pictures: CaptionConfig, together: bool
@@ -400,6 +406,7 @@ def test_the_text_of_a_trainer_s_name_is_that_of_the_only_medium_of_the_name(
     assert not (folder / "b.jpg.txt").exists()
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("moves", ["media", "out", "all"])
 def test_a_text_of_a_run_is_nobody_s_after_folders_were_moved_and_media_renamed(
@@ -451,6 +458,7 @@ def test_a_medium_of_the_name_of_another_s_prompt_has_the_text_of_its_name(
     assert (folder / "b.long.txt").read_text().startswith("new ")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -501,6 +509,7 @@ def test_tune_learns_what_trainers_do_without_the_trigger(
     assert [each.caption for each in examples_in(data, store=store)] == ["by hand, a"]
 
 
+@pytest.mark.slow
 def test_no_page_shows_other_content_in_the_place_of_what_was_captioned(
     config: CaptionConfig,
 ) -> None:
@@ -532,6 +541,7 @@ def test_no_page_shows_other_content_in_the_place_of_what_was_captioned(
     assert shown()["photo.PNG"] == (OTHER, "")
 
 
+@pytest.mark.slow
 def test_an_edit_of_one_copy_is_told_to_count_for_the_other(config: CaptionConfig) -> None:
     shutil.copy(Path(config.sources[0], "photo.PNG"), Path(config.sources[0], "z_copy.PNG"))
     run(config)
@@ -541,6 +551,7 @@ def test_an_edit_of_one_copy_is_told_to_count_for_the_other(config: CaptionConfi
     assert "that of photo.PNG also for z_copy.PNG. To leave out" in note
 
 
+@pytest.mark.slow
 def test_a_text_by_hand_that_goes_before_a_correction_is_named(config: CaptionConfig) -> None:
     run(config)
     (text,) = Path(config.out).glob("photo.txt")

@@ -76,6 +76,7 @@ def place(tmp_path: Path, long: Path) -> Place:
     return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
 
 
+@pytest.mark.slow
 def test_a_file_has_one_caption_of_frames_from_all_of_it(place: Place) -> None:
     place = replace(place, model=str(checkpoint("qwen2_5_vl")))
     requests = {"max_frames": FRAMES, "max_new_tokens": 4}

@@ -97,6 +97,7 @@ def found(place: Path, capsys: Said, *more: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_picture_finds_itself_and_its_twin(built: Path, capsys: Said) -> None:
     first, second, *_ = found(built, capsys, str(built / "media" / "p2.png"))
     assert (first["rank"], first["media_path"], first["time"]) == (1, "p2.png", None)
@@ -207,6 +208,7 @@ def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
     assert hit["box"] == [0, 64, 64, 128] and hit["score"] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_rows_of_other_options_are_not_told_to_be_of_changed_files(
     built: Path, clip: Path, tmp_path: Path, capsys: Said
 ) -> None:

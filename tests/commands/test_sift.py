@@ -89,6 +89,7 @@ def items_of(out: Path) -> int:
     return int(stages[0]["items"])
 
 
+@pytest.mark.slow
 def test_copies_blur_bars_and_black_pictures_are_found(
     planted: tuple[Path, list[Planted]], tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_copies_blur_bars_and_black_pictures_are_found(
     assert len(best) == len({row["group"] for row in marks.values() if row["group"]})
 
 
+@pytest.mark.slow
 def test_mirrored_copies_are_found_on_request_alone(
     planted: tuple[Path, list[Planted]], tmp_path: Path
 ) -> None:
@@ -122,6 +124,7 @@ def test_mirrored_copies_are_found_on_request_alone(
     )
 
 
+@pytest.mark.slow
 def test_clips_are_marked(clips: Path, tmp_path: Path) -> None:
     _, marks = run(clips, tmp_path / "out", format=("csv", "parquet"), chunk=2.0)
     assert {name: row["black"] > 0 for name, row in marks.items()} == {
@@ -145,6 +148,7 @@ def test_clips_are_marked(clips: Path, tmp_path: Path) -> None:
     assert list(table["media_path"]) == list(marks)
 
 
+@pytest.mark.slow
 def test_a_second_run_marks_nothing_and_a_changed_file_alone_is_marked_anew(
     planted: tuple[Path, list[Planted]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +172,7 @@ def test_a_second_run_marks_nothing_and_a_changed_file_alone_is_marked_anew(
     assert items_of(out) == 1 and marks[changed.name]["blurred"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_said_and_the_list_is_a_source(
     planted: tuple[Path, list[Planted]], tmp_path: Path
 ) -> None:
@@ -318,6 +323,7 @@ def test_bands_find_the_pairs_that_a_comparison_of_all_finds(
     assert np.array_equal(near_pairs(ones, others, 10), every) and len(every) > 2700
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_listed_and_the_exit_code_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "media"
     folder.mkdir()
@@ -366,6 +372,7 @@ def test_vectors_without_their_package_are_refused_in_one_line(
     assert "penstock[sift]" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
     planted: tuple[Path, list[Planted]], tmp_path: Path
 ) -> None:
@@ -407,6 +414,7 @@ def test_the_page_begins_at_the_comparisons_of_keep(keep: str, limits: dict[str,
     assert limits_of(keep) == limits
 
 
+@pytest.mark.slow
 def test_captions_leave_out_what_does_not_meet_sift(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -443,6 +451,7 @@ def test_captions_leave_out_what_does_not_meet_sift(
     assert plan["files"] == 3 and plan["notes"][0].endswith("(--sift): it is running")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_marked_is_named_once_and_not_captioned(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -531,6 +540,7 @@ def test_pictures_that_differ_in_colour_or_words_are_no_copies_and_their_copies_
     ]
 
 
+@pytest.mark.slow
 def test_clips_that_differ_in_the_colour_of_a_thing_are_no_copies(tmp_path: Path) -> None:
     folder, rng = tmp_path / "clips", np.random.default_rng(6)
     folder.mkdir()
@@ -543,6 +553,7 @@ def test_clips_that_differ_in_the_colour_of_a_thing_are_no_copies(tmp_path: Path
     assert None not in groups.values()
 
 
+@pytest.mark.slow
 def test_mirrored_and_cropped_slides_are_copies_on_their_words(tmp_path: Path) -> None:
     folder, rng = tmp_path / "media", np.random.default_rng(5)
     folder.mkdir()

@@ -38,6 +38,7 @@ def found(source: Path) -> list[MediaFile]:
     return files
 
 
+@pytest.mark.slow
 def test_a_list_of_what_is_kept_names_files_as_their_folder_does(folder: Path) -> None:
     assert sift(folder, "--quiet", "--format", "csv,parquet") == 0
     out = folder.with_name("out")
@@ -60,6 +61,7 @@ def test_a_list_cannot_name_a_file_after_another(folder: Path, tmp_path: Path) -
     assert [file.media_path for file in found(tmp_path / "list.jsonl")] == ["x.png", "b/x.png"]
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_whole_in_tables(folder: Path) -> None:
     assert sift(folder, "--quiet", "--format", "parquet") == 0
     import pyarrow.parquet as pq
@@ -72,6 +74,7 @@ def test_whole_numbers_are_whole_in_tables(folder: Path) -> None:
     assert len(read_lines(folder.with_name("out") / "kept.jsonl")) == 2
 
 
+@pytest.mark.slow
 def test_a_picture_of_one_bit_is_never_the_best(folder: Path) -> None:
     with Image.open(folder / "a" / "x.png") as picture:
         picture.resize((800, 480)).convert("1").save(folder / "Müller.png")
@@ -136,6 +139,7 @@ def kept(folder: Path) -> list[str]:
     return sorted(row["media_path"] for row in rows(folder, "kept"))
 
 
+@pytest.mark.slow
 def test_of_pictures_that_fade_each_one_left_out_is_a_copy_of_one_that_is_kept(
     tmp_path: Path,
 ) -> None:
@@ -152,6 +156,7 @@ def test_of_pictures_that_fade_each_one_left_out_is_a_copy_of_one_that_is_kept(
     }
 
 
+@pytest.mark.slow
 def test_the_sharp_picture_is_kept_if_its_larger_copy_is_left_out_as_blurred(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +179,7 @@ def test_the_sharp_picture_is_kept_if_its_larger_copy_is_left_out_as_blurred(
     assert "2 left out: 2 not blurred = 0; 1 as blurred is null (`or blurred is null` keeps" in last
 
 
+@pytest.mark.slow
 def test_what_a_person_chose_is_kept_and_belongs_to_its_content(folder: Path) -> None:
     scene = folder / "a" / "x.png"
     for name in ("copy", "third"):
@@ -218,6 +224,7 @@ def test_a_choice_counts_if_it_is_known_and_its_file_is_there(
     assert "choices.jsonl cannot be read at line 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mark", ["kept_duplicate", "kept_group"])
 def test_a_condition_on_what_it_makes_fails(
     mark: str, folder: Path, capsys: pytest.CaptureFixture[str]

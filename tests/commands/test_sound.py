@@ -71,6 +71,7 @@ def sounds_of(place: Place) -> dict[float, Any]:
     }
 
 
+@pytest.mark.slow
 def test_only_chunks_with_sound_are_captioned_with_it(place: Place) -> None:
     rows = place.captions()
     heard = {(row["media_path"], row["start"]) for row in rows if "heard" in row}
@@ -116,6 +117,7 @@ def test_captions_are_those_of_the_whole_model(place: Place) -> None:
     assert found == {row["start"]: row["caption"] for row in rows}
 
 
+@pytest.mark.slow
 def test_the_default_prompt_loads_neither_encoder_and_asks_for_sound_where_it_is(
     place: Place,
 ) -> None:
@@ -221,6 +223,7 @@ def test_cards_share_the_sound(place: Place, tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_model_that_hears_nothing_is_refused(tmp_path: Path) -> None:
     demo = Place(clips=DATA / "tone.mp4", out=tmp_path / "out", store=tmp_path / "store")
     result = demo.run("--sound", "on")

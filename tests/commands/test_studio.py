@@ -251,6 +251,7 @@ def run(tmp_path: Path, name: str) -> QueuedRun:
     return QueuedRun(kind="caption", out=str(tmp_path / name), words=words, folder=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
     first = queue(tmp_path)
     with pytest.raises(EnvironmentFault, match="another studio"):

@@ -278,6 +278,7 @@ def test_what_runs_out_of_memory_goes_on_a_rung_lower(
     assert tight.record["losses"] == pytest.approx(roomy.record["losses"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_parent_imports_no_model_library() -> None:
     done = completed(
         [sys.executable, "-c", "import sys, flows.commands.tune.run; print(*sys.modules)"]
@@ -362,6 +363,7 @@ def test_the_loss_falls_and_captions_change(numbered: Place, family: str, route:
     assert isinstance(scored, AdapterScore) and scored.score["loss"] < losses[0]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(("file", "sound"), [("tone.mp4", "off"), ("numbered/0.png", None)])
 def test_the_record_of_a_model_that_hears_says_that_clips_had_no_sound(
     tmp_path: Path, file: str, sound: str | None

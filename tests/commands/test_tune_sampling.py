@@ -32,6 +32,7 @@ def test_features_of_any_sampling_are_trained_on(here: Path, way: str) -> None:
     assert {*FolderStore(here / "store").list("features")} == stored
 
 
+@pytest.mark.slow
 def test_a_run_of_another_model_says_where_chunks_begin_and_no_more(here: Path) -> None:
     words = ["--store", "store", "--quiet", "--out", "out", "--chunk", "2", "--frames", "3"]
     assert main(["caption", "videos", "--model", "demo", *words]) == 0

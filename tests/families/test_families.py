@@ -117,6 +117,7 @@ def test_a_run_says_what_the_whole_model_says(family: str, place: Place) -> None
     assert place.captions() == rows
 
 
+@pytest.mark.slow
 def test_of_a_model_that_is_run_whole_pixels_are_stored_and_as_many_as_foreseen(
     place: Place,
 ) -> None:

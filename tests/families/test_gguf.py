@@ -282,6 +282,7 @@ def test_a_damaged_header_is_one_line(tmp_path: Path, content: bytes, texts: str
     assert raised.value.message.startswith(f"{tmp_path / 'file.gguf'} is damaged: ")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", [(1, "b"), (7, "?"), (3, "h"), (6, "f"), (12, "d")])
 @pytest.mark.parametrize("lists", [1, 400])
 def test_lists_of_numbers_take_at_most_twice_their_size(
@@ -305,6 +306,7 @@ def test_lists_of_numbers_take_at_most_twice_their_size(
 MANY = struct.pack("<IIQ", 9, 8, 1 << 17)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [

@@ -43,6 +43,7 @@ QUICK = {"blip_2", "janus", "chameleon", "llama4", "git", "llava", "mllama", "qw
 """One of each route, and of each that needs something special of it."""
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "variant",
     [
@@ -95,6 +96,7 @@ def test_a_piece_that_is_called_by_way_of_another_method_is_found_too() -> None:
     assert isinstance(half.vision_model, MissingModule)
 
 
+@pytest.mark.slow
 def test_a_tower_that_the_installed_package_lacks_is_told_in_one_line(tmp_path: Path) -> None:
     model, _ = FAMILIES["perception_lm"]()
     model.save_pretrained(tmp_path)

@@ -223,6 +223,7 @@ def test_rounded_frequencies_make_other_logits(tmp_path: Path) -> None:
     assert far[case.text["attention_mask"].bool()].abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_code_that_comes_with_the_checkpoint_never_runs() -> None:
     folder = published()
     assert (folder / "modeling_cogvlm.py").exists()  # which would raise SystemExit

@@ -56,6 +56,7 @@ def largest(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_whole_makes_the_vectors_of_the_original_formulas(name: str) -> None:
     layout, weights, whole = LAYOUTS[name], original(LAYOUTS[name]), held(name, "whole")
@@ -72,6 +73,7 @@ def test_the_whole_makes_the_vectors_of_the_original_formulas(name: str) -> None
     assert largest(made.logits_per_image, expected) < NEAR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_halves_make_the_bytes_of_the_whole(name: str) -> None:
     whole, vision, text = (held(name, keep) for keep in ("whole", "vision", "language"))
@@ -243,6 +245,7 @@ def test_without_a_tokenizer_pictures_go_in_and_texts_fail(tmp_path: Path) -> No
     assert "vocab.json and merges.txt" in caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trusted", [False, True])
 def test_pickles_are_told_to_be_converted(trusted: bool, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model")

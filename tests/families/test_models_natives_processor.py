@@ -150,6 +150,7 @@ def test_pixels_are_those_of_bilinear_interpolation_that_does_not_smooth(
         assert np.abs(pixels.numpy() - plain_bilinear(frame, 56)).max() < 2e-3
 
 
+@pytest.mark.slow
 def test_frames_are_stored_at_their_own_size() -> None:
     fit = probe(processor_of(), "video").fit
     assert fit.size(1080, 1920) == (1080, 1920)

@@ -81,6 +81,7 @@ def alone(folder: Path, picture: Path, text: str) -> str:
     return str(tokenizer.decode(tokens[0], skip_special_tokens=True)).removeprefix(text).strip()
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("prompt", [None, "a photo of"])
 def test_parts_without_a_class_that_joins_them_caption_as_transformers_alone(
     prompt: str | None, captioner: Path, tmp_path: Path
@@ -88,6 +89,7 @@ def test_parts_without_a_class_that_joins_them_caption_as_transformers_alone(
     assert_captions_as_transformers(captioner, prompt, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_prompt_goes_to_the_decoder_if_a_class_joins_the_parts(
     captioner: Path, tmp_path: Path
 ) -> None:

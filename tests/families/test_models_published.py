@@ -193,6 +193,7 @@ def test_plan_and_run_agree_on_tokens(folder: Path, lines: int) -> None:
     assert abs(planned(stock, lines, few) / made(folder, stock, lines, few) - 1) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "size"),
     [

@@ -24,6 +24,7 @@ from tests.support.tiny_families.sound_verdict import (
 from tests.support.tiny_families.verdict import FAILING, GREEDY
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("variant", [v for v in HEARING if v not in FAILING])
 def test_three_halves_give_what_the_whole_model_gives(variant: str, tmp_path: Path) -> None:
     run = run_with_sound(variant, tmp_path)

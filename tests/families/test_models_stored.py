@@ -212,6 +212,7 @@ def test_a_packed_layer_takes_what_is_planned_and_computes_the_same(name: str) -
         assert torch.equal(copies[0].grad, copies[1].grad)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.packs])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_card_unpacks_the_same_numbers(name: str, dtype: torch.dtype) -> None:
@@ -240,6 +241,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     del sys.modules[KERNEL]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout.packs])
 @pytest.mark.parametrize(("rows", "columns"), [*SHAPES, (8, 4800)])
 def test_the_kernel_computes_the_same_numbers(
@@ -507,6 +509,7 @@ def in_shards(weights: dict[str, torch.Tensor], folder: Path, chance: random.Ran
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "change"),
     [
@@ -526,6 +529,7 @@ def test_a_damaged_file_is_refused_in_one_line_fails(
     assert "\n" not in str(caught.value) and caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "change"),
     [("awq", "shards"), ("w4a16", "list"), ("w8a8", "order"), ("fp8-block", "more")],
@@ -578,6 +582,7 @@ def test_a_narrow_layer_is_unpacked_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert rows == [256], "pieces that take less time than the calls"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["fp8-tensor", "w8a8", "awq"])
 def test_codes_without_quantization_config_are_not_taken_for_weights(
     layout: str, tmp_path: Path

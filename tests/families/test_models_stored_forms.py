@@ -84,6 +84,7 @@ STATED = {
 """Layout → tensor that its config.json states, without which it can be read as other numbers."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", [False, True], ids=["all", "one"])
 @pytest.mark.parametrize("layout", STATED)
 def test_a_stated_tensor_that_is_missing_is_refused_by_name(
@@ -95,6 +96,7 @@ def test_a_stated_tensor_that_is_missing_is_refused_by_name(
         assert f"config.json states its {local}, which is missing" in error.message
 
 
+@pytest.mark.slow
 def test_a_layer_under_two_names_is_refused(tmp_path: Path) -> None:
     """Its codes in one spelling that transformers knows, a weight in the other."""
 
@@ -128,6 +130,7 @@ def test_a_checkpoint_that_was_overwritten_is_read_anew(tmp_path: Path) -> None:
     assert all(torch.equal(halves[0][name], halves[1][name]) for name in halves[0])
 
 
+@pytest.mark.slow
 def test_layers_of_one_kind_have_the_same_tensors(tmp_path: Path) -> None:
     def change(weights: Tensors, config: dict[str, Any]) -> None:
         drops("weight_zero_point", one=True)(weights, config)
@@ -155,6 +158,7 @@ def as_bitsandbytes(weights: Tensors, config: dict[str, Any]) -> None:
         weights[name.replace("weight_scale", "SCB")] = weights.pop(name).float().flatten()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "change"),
     [
@@ -283,6 +287,7 @@ EACH: dict[str, tuple[dict[str, Any], Layout]] = {
 """What attention is quantized to → settings and layout; the MLPs are in 4 bit, in groups."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_each_layer_is_read_by_the_scheme_of_its_target(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -439,6 +444,7 @@ def as_nobody(weights: Tensors, config: dict[str, Any]) -> None:
         del weights[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -276,6 +276,7 @@ def test_each_pass_of_a_language_half_reads_each_layer_into_one_buffer() -> None
     assert all(weight.is_meta for layer in layers.layers for weight in layer.module.parameters())
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "variant",
     [

@@ -130,6 +130,7 @@ def expected_frames(family: str, usual: int, size: tuple[int, int] = SIZE) -> in
     return max(int(room // per_frame), usual if fits else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plan_of_pictures_alone_speaks_of_no_chunk(
     family: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
@@ -141,6 +142,7 @@ def test_plan_of_pictures_alone_speaks_of_no_chunk(
         assert not lost_frames(plan["notes"])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("source", ["video", "both"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plan_of_frames_that_fit_speaks_of_no_context(
@@ -153,6 +155,7 @@ def test_plan_of_frames_that_fit_speaks_of_no_context(
     assert not lost_frames(plan["notes"])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("source", ["video", "both"])
 @pytest.mark.parametrize("family", LIMITED)
 def test_plan_shows_as_many_frames_of_a_chunk_as_the_context_holds(
@@ -174,6 +177,7 @@ def test_plan_shows_as_many_frames_of_a_chunk_as_the_context_holds(
     assert f"of {MANY:,};" in note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LIMITED)
 def test_plan_names_a_chunk_or_pixels_with_which_all_frames_fit(
     family: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
@@ -197,6 +201,7 @@ def half_a_frame(family: str) -> int:
     return (prompt_tokens(family, 6) - prompt_tokens(family, 2)) // 8
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("source", ["video", "both"])
 @pytest.mark.parametrize("family", LIMITED)
 def test_plan_refuses_a_frame_that_exceeds_the_context(
@@ -233,6 +238,7 @@ def place_of(family: str, folder: Path, source: Path) -> Place:
     return Place(clips=source, out=folder / "out", store=folder / "store", model=model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_caption_of_pictures_alone_captions_each(family: str, media: Path, tmp_path: Path) -> None:
     place = place_of(family, tmp_path, media / "pictures")
@@ -264,6 +270,7 @@ def test_caption_shows_as_many_frames_of_a_chunk_as_the_context_holds(
     assert prompt_tokens(family, frames, SMALL) + ANSWER <= PUBLISHED[family].context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SHRUNK)
 def test_caption_refuses_a_frame_that_exceeds_the_context(
     family: str, media: Path, tmp_path: Path
@@ -276,6 +283,7 @@ def test_caption_refuses_a_frame_that_exceeds_the_context(
     assert error.value.exit_code == 2 and launcher.started == ["describe"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SHRUNK)
 def test_caption_of_pictures_that_exceed_the_context_fails_each(
     family: str, media: Path, tmp_path: Path

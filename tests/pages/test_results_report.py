@@ -58,6 +58,7 @@ def clip(tmp_path: Path) -> Path:
     return write_video(tmp_path / "clips" / ODD, ticks=range(0, 360, 6))
 
 
+@pytest.mark.slow
 def test_a_click_seeks_and_marks_what_is_said(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
     texts = ["first", EVIL, "third", "fourth", "fifth", "last"]
@@ -124,6 +125,7 @@ def test_what_a_person_decided_on_captions_is_marked_and_can_be_chosen(
     assert browser.run(TEXTS, "figcaption .said") == ["blurred rejected"]
 
 
+@pytest.mark.slow
 def test_a_summary_stands_with_its_chapters_and_is_searched(
     browser: Browser, clip: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +177,7 @@ def many(tmp_path: Path, clip: Path, captions: int) -> None:
     write_run(tmp_path, captioned)
 
 
+@pytest.mark.slow
 def test_all_is_there_and_videos_are_read_late(
     browser: Browser, clip: Path, tmp_path: Path
 ) -> None:
@@ -278,6 +281,7 @@ def test_a_report_far_from_its_media_shows_thumbnails_and_where_those_were(
     assert str(picture) in browser.run(TEXTS, "dialog .gone")[0]
 
 
+@pytest.mark.slow
 def test_words_are_found_in_names_and_captions_in_any_form(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -300,6 +304,7 @@ const area = document.querySelector('.area.decode').getBBox();
 return [all.length, ...[Math.min(...all), Math.max(...all)].map(y => area.y + area.height - y)]"""
 
 
+@pytest.mark.slow
 def test_the_time_line_tells_what_is_pointed_at_or_typed(browser: Browser, tmp_path: Path) -> None:
     record = write_run(tmp_path, [])
     planned = {"rung": {"stage": "decode"}, "peak_bytes": 6 * 10**8, "name": "batch 4", **NO_PARTS}

@@ -46,6 +46,7 @@ def test_a_moved_threshold_counts_what_falls_out(browser: Browser, tmp_path: Pat
     assert browser.console() == []
 
 
+@pytest.mark.slow
 def test_copies_come_first_and_say_how_many_they_are(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     scene = next(drawn(np.random.default_rng(4))).resize((320, 200))

@@ -69,6 +69,7 @@ def started(
     return StageProcess(settings, listen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "cut"), [(700, True), (60, False)])
 def test_a_large_video_is_cut_whole_or_not_at_all(budget: int, cut: bool, tmp_path: Path) -> None:
     """A file that needs more memory than the stage may take is no damaged file."""
@@ -87,6 +88,7 @@ def test_a_large_video_is_cut_whole_or_not_at_all(budget: int, cut: bool, tmp_pa
     assert stage.outcome.open_media == {hash_file(path)}
 
 
+@pytest.mark.slow
 def test_of_300_broken_files_each_is_cut_or_named(tmp_path: Path) -> None:
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
@@ -141,6 +143,7 @@ CHUNK_BYTES = 32 * 96 * 160 * 3
 """One chunk's frames; an hour has 120."""
 
 
+@pytest.mark.slow
 def test_an_hour_takes_no_more_memory_than_two_minutes_but_for_the_index(tmp_path: Path) -> None:
     minute = write_video(tmp_path / "minute.mp4", ticks=range(0, 1800, 2), size=(96, 160), gop=4)
     peaks = []

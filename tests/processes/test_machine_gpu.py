@@ -49,6 +49,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
         os.environ.pop(name, None)
 
 
+@pytest.mark.slow
 def test_what_was_found_is_not_asked_again(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = seen(gpus.plain())
     check_device(CARD)
@@ -224,6 +225,7 @@ def test_a_worker_whose_requests_are_gone_is_left_to_its_server(
         assert stages.start(persistent=True).wait().notes["parent"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_a_server_that_has_used_cuda_forks_nothing(cards: Path, tmp_path: Path) -> None:
     code = "import torch; torch.zeros(1, device='cuda:0')\nfrom light_stages import told as run\n"
     (tmp_path / "uses_cuda.py").write_text(code)

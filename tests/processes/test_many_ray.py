@@ -34,6 +34,7 @@ def clips(folder: Path, count: int) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_partitions_are_made_once_and_the_outputs_are_those_of_the_plain_command(
     nodes: Nodes, tmp_path: Path
 ) -> None:

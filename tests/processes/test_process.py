@@ -99,6 +99,7 @@ def gone(pid: int, seconds: float = 60.0) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_events_reach_the_parent_and_library_noise_does_not(tmp_path: Path) -> None:
     heard: list[Event] = []
     outcome = start("works", tmp_path, heard, items=3).wait()
@@ -112,17 +113,20 @@ def test_events_reach_the_parent_and_library_noise_does_not(tmp_path: Path) -> N
     assert "noise on stdout" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_the_peak_is_measured_as_anonymous_memory(tmp_path: Path) -> None:
     small = start("takes_memory", tmp_path, bytes=1).wait().peak_host_bytes
     large = start("takes_memory", tmp_path, bytes=200 * MIB).wait().peak_host_bytes
     assert 190 * MIB < large - small < 215 * MIB
 
 
+@pytest.mark.slow
 def test_an_error_of_ours_comes_back_as_itself(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no such model\. Give another"):
         start("refuses", tmp_path).wait()
 
 
+@pytest.mark.slow
 def test_a_foreign_error_is_told_in_one_line_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(StageDied, match="ValueError: something inside") as caught:
         start("breaks", tmp_path).wait()
@@ -131,6 +135,7 @@ def test_a_foreign_error_is_told_in_one_line_with_its_log(tmp_path: Path) -> Non
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("RuntimeError: CUDA out of memory\n")  # of an earlier run
     heard: list[Event] = []
@@ -142,6 +147,7 @@ def test_a_killed_stage_is_resumable(tmp_path: Path) -> None:
     assert isinstance(heard[-1], Warned) and "SIGKILL" in heard[-1].text
 
 
+@pytest.mark.slow
 def test_stop_ends_a_stage(tmp_path: Path) -> None:
     process = begun(tmp_path, [])
     process.stop()
@@ -149,6 +155,7 @@ def test_stop_ends_a_stage(tmp_path: Path) -> None:
     assert process.wait_for_exit(0)
 
 
+@pytest.mark.slow
 def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; import test_process as t\n"
@@ -169,6 +176,7 @@ def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
     assert gone(child)
 
 
+@pytest.mark.slow
 def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cpu.lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
@@ -188,6 +196,7 @@ def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: pytest.Monkey
     free.close()
 
 
+@pytest.mark.slow
 def test_a_folder_that_goes_away_is_told_as_such(tmp_path: Path) -> None:
     heard: list[Event] = []
     out = tmp_path / "out"

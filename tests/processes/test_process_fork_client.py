@@ -96,6 +96,7 @@ def server_of(forks: ForkServer) -> int:
     return forks._process.pid
 
 
+@pytest.mark.slow
 def test_stages_share_one_import_and_are_as_they_are_alone(
     tmp_path: Path, forks: ForkServer
 ) -> None:
@@ -115,6 +116,7 @@ def test_stages_share_one_import_and_are_as_they_are_alone(
     assert imported[0] == str(server_of(forks))
 
 
+@pytest.mark.slow
 def test_a_stage_is_gone_with_the_server_and_was_killed(tmp_path: Path, forks: ForkServer) -> None:
     running = begun(tmp_path, forks)
     os.kill(running.pid, signal.SIGKILL)
@@ -150,6 +152,7 @@ with ForkServer() as forks:
 """
 
 
+@pytest.mark.slow
 def test_a_server_is_gone_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     importing = tmp_path / "importing"
     module = "import os, time; from pathlib import Path\n"
@@ -167,6 +170,7 @@ def test_a_server_is_gone_with_its_parent(tmp_path: Path, monkeypatch: pytest.Mo
     assert list((tmp_path / "tmp").iterdir()) == []  # no file with a job stays
 
 
+@pytest.mark.slow
 def test_a_stage_stops_when_it_is_asked_to(tmp_path: Path, forks: ForkServer) -> None:
     running = begun(tmp_path, forks)
     running.stop()
@@ -174,6 +178,7 @@ def test_a_stage_stops_when_it_is_asked_to(tmp_path: Path, forks: ForkServer) ->
     running.stop()
 
 
+@pytest.mark.slow
 def test_two_stages_run_beside_each_other_and_end_with_the_block(tmp_path: Path) -> None:
     with ForkServer() as forks:
         first, second = begun(tmp_path, forks), begun(tmp_path, forks)
@@ -220,6 +225,7 @@ def test_a_thread_that_computes_too_long_is_ended(tmp_path: Path, forks: ForkSer
     running.stop()
 
 
+@pytest.mark.slow
 def test_no_fork_where_memory_is_short(
     tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +235,7 @@ def test_no_fork_where_memory_is_short(
     assert running.wait().notes["parent"] == os.getpid()
 
 
+@pytest.mark.slow
 def test_no_fork_in_another_environment(
     tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +247,7 @@ def test_no_fork_in_another_environment(
     assert not is_forked(other) and other.wait().items == 1
 
 
+@pytest.mark.slow
 def test_a_server_with_threads_forks_nothing(tmp_path: Path, forks: ForkServer) -> None:
     (tmp_path / "threaded_stage.py").write_text(
         f"import threading, time\n"
@@ -250,6 +258,7 @@ def test_a_server_with_threads_forks_nothing(tmp_path: Path, forks: ForkServer) 
     assert not is_forked(running) and running.wait().items == 1
 
 
+@pytest.mark.slow
 def test_code_of_a_models_own_is_not_run_in_the_server(tmp_path: Path, forks: ForkServer) -> None:
     running = start("tells", tmp_path, forks, trust_remote_code=True)
     assert is_forked(running) and running.wait().items == 1

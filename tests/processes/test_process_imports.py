@@ -240,6 +240,7 @@ def test_folders_of_one_model_are_asked_of_transformers(models: Path, define: De
     assert request == [models / "one"] * 2 and not (user_cache() / "imports").exists()
 
 
+@pytest.mark.slow
 def test_the_list_is_transformers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.utils.import_utils import define_import_structure

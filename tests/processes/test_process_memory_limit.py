@@ -170,6 +170,7 @@ def test_lack_of_memory_is_told(name: str, words: str, imports: list[str], tmp_p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_who_is_killed_at_its_budget_died_of_memory(number: int, tmp_path: Path) -> None:
     process = start("is_killed", tmp_path, bytes=BUDGET * 93 // 100, signal=number)
@@ -185,6 +186,7 @@ WORDS = "could not create a primitive"
 STRANGE = {"words": "unknown parameter type", "first_gives_back": True}
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("name", "share", "budget", "job", "error"),
     [
@@ -209,6 +211,7 @@ def test_doubtful_ends_are_of_memory_where_it_was_short(
     assert caught.type is error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.9, 1.15])
 def test_who_needs_less_than_the_budget_lives(share: float, tmp_path: Path) -> None:
     process = start("of_numpy", tmp_path, bytes=int(share * BUDGET), imports=["numpy"])
@@ -219,6 +222,7 @@ def test_who_needs_less_than_the_budget_lives(share: float, tmp_path: Path) -> N
             process.wait()
 
 
+@pytest.mark.slow
 def test_the_stacks_of_threads_take_nothing_of_the_budget(tmp_path: Path) -> None:
     outcome = start("starts_threads", tmp_path, threads=30, bytes=BUDGET * 9 // 10).wait()
     assert outcome.notes["held"] == BUDGET * 9 // 10

@@ -45,6 +45,7 @@ def sifting(folder: Path) -> list[str]:
     return ["sift", str(folder / "in"), *out]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_command_works_to_its_end_when_nobody_reads_its_output(
     stream: str, tmp_path: Path
@@ -56,6 +57,7 @@ def test_a_command_works_to_its_end_when_nobody_reads_its_output(
     assert (done.returncode, len(rows), done.stderr or "") == (0, 3, "")
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_that_of_the_work_when_nobody_reads_it(tmp_path: Path) -> None:
     sifting(tmp_path)
     words = ["plan", str(tmp_path / "in"), "--model", "demo", "--memory", "1MB"]
@@ -63,6 +65,7 @@ def test_the_exit_code_is_that_of_the_work_when_nobody_reads_it(tmp_path: Path) 
     assert ended(["status", str(tmp_path)], stdout=unread()).returncode == 2
 
 
+@pytest.mark.slow
 def test_a_log_on_a_full_disk_stops_no_work_and_a_full_output_is_told(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = ended(sifting(tmp_path), stdout=subprocess.PIPE, stderr=full)
@@ -101,6 +104,7 @@ def printing(job: dict[str, Any], report: Any) -> None:
     report.item("made")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("forked", [False, True])
 def test_a_stage_whose_log_is_full_goes_on(
     forked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

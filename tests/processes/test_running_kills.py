@@ -117,6 +117,7 @@ def run(config: CaptionConfig, stages: Stages) -> int:
     return caption(config, Display(quiet=True), stages.launcher).captions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "names"),
     [
@@ -250,6 +251,7 @@ def test_a_file_that_crashes_or_hangs_the_decoder_is_named_alone(config: Caption
     assert "frames" not in [call.name for call in stages.calls[tried:]]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_exit_5_and_later_goes_on(tmp_path: Path) -> None:
     video = write_video(tmp_path / "long.mp4", ticks=range(50), time_base=Fraction(1, 10))
     with small_disk(tmp_path / "disk", "100k") as disk:
@@ -280,6 +282,7 @@ def test_after_a_full_disk_waves_are_cut_by_the_room_of_now(tmp_path: Path) -> N
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_half_written_pack_of_a_stopped_run_is_gone_and_costs_no_captions(
     tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
@@ -366,6 +369,7 @@ def moments() -> Sequence[object]:
     return [pytest.param(*moment, marks=pytest.mark.slow) for moment in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("requested", "stage", "item", "victim"), [("few", "encode", 1, "group"), *moments()]
 )

@@ -19,6 +19,7 @@ def test_the_large_model_has_the_tensors_of_the_published_one() -> None:
     assert shapes_of(config_of(SEVEN_B)) == published
 
 
+@pytest.mark.slow
 def test_a_model_is_written_in_files_of_one_half_each_and_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def run(folder: Path, source: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("promised", "lacking"), [("", "SKIPPED"), ("1", "ERROR")])
 def test_each_test_stands_alone_and_what_is_only_muttered_fails(
     tmp_path: Path, promised: str, lacking: str

@@ -76,6 +76,7 @@ def sent_schema(deployment: dict[str, Any]) -> dict[str, Any]:
     return parameter_schema(flow_of(deployment)).model_dump(exclude_unset=True)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])
 def test_a_misplaced_or_missing_parameter_is_refused_before_a_run(
     deployment: dict[str, Any],
@@ -92,6 +93,7 @@ def test_a_misplaced_or_missing_parameter_is_refused_before_a_run(
             validate({n: good[n] for n in good if n != name}, schema, raise_on_error=True)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda d: d["entrypoint"])
 def test_the_server_is_given_no_value_that_it_cannot_write_back(deployment: dict[str, Any]) -> None:
     """It would answer 500 for every list of runs from then on."""
@@ -237,6 +239,7 @@ def test_each_deployment_has_a_line_and_a_failure_all_that_prefect_printed(
     assert rest == ([boxed, "no such work pool"] if code else [])
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("field", "refusal"),
     [
@@ -263,6 +266,7 @@ def test_a_wrong_value_in_prefect_yaml_is_refused_in_one_line(
         assert line.startswith(f"penstock: {file}{where}") and refusal in line and "\n" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "refusal"),
     [
@@ -357,6 +361,7 @@ def terminal(script: str, home: Path, port: int) -> Iterator[Dialogue]:
         yield shown
 
 
+@pytest.mark.slow
 def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
     tmp_path: Path, port: int
 ) -> None:
@@ -377,6 +382,7 @@ def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
             server.server_close()
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "requested", ["127.0.0.1:{}/api", "http://127.0.0.1:{}", "http://127.0.0.1:{}/"]
 )
@@ -534,6 +540,7 @@ def running() -> Iterator["subprocess.Popen[str]"]:
     process.stdout.close()
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_flow_has_its_exit_report_before_the_worker_ends(
     running: "subprocess.Popen[str]", number: signal.Signals
@@ -551,6 +558,7 @@ def test_under_nohup_a_hangup_is_none() -> None:
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 7
 
 
+@pytest.mark.slow
 def test_a_worker_does_not_outlive_the_script(running: "subprocess.Popen[str]") -> None:
     (worker,) = child_processes(running.pid)
     flows = child_processes(worker)
@@ -566,6 +574,7 @@ def test_the_end_of_the_worker_is_the_end_of_the_script(running: "subprocess.Pop
     assert running.wait(30) == 7
 
 
+@pytest.mark.slow
 def test_the_node_beside_a_worker_ends_after_it_and_ends_it() -> None:
     node = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('the node ends', "
     node += "flush=True) or exit()); print('the node runs', flush=True); time.sleep(60)"

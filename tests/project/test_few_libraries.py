@@ -25,6 +25,7 @@ def environment(folder: Path, found: dict[str, str], then: str = "") -> dict[str
     return {**found, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+@pytest.mark.slow
 def test_images_are_captioned(tmp_path: Path) -> None:
     media = pictures(tmp_path / "media")
     for path in sorted(media.iterdir())[2:]:

@@ -31,6 +31,7 @@ def recorded_row(
     return found, happened.modes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ("qwen2_5_vl", "qwen3_5", "lfm2_vl"))
 def test_recorded_steps_have_the_bits_of_plain_ones_also_with_states(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -67,6 +67,7 @@ def save_siglip(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_siglip_labels_by_its_own_tokenizer(
     plain: dict[str, str], pictures: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ ENOUGH = ("siglip", "tipsv2", "metaclip_2", "ernie4_5_vl_moe", "idefics")
 """Families whose tokenizers are files of sentencepiece."""
 
 
+@pytest.mark.slow
 def test_classes_load_or_name_the_package_that_they_need(plain: dict[str, str]) -> None:
     command = [sys.executable, "scripts/prove/try_classes.py", *NEEDS, *ENOUGH]
     done = completed(command, env=plain, timeout=SECONDS)
@@ -126,6 +128,7 @@ def test_the_page_has_the_families_that_are_tried() -> None:
         assert [row for row in rows if family in row and package in row], family
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "caption"])
 def test_a_model_names_its_package_before_a_run(
     command: str, plain: dict[str, str], pictures: Path, tmp_path: Path

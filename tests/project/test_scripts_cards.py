@@ -71,6 +71,7 @@ def test_the_page_tells_the_kv_cache_that_was_calculated_by_hand() -> None:
         assert rows[name][3:5] == [f"{2 * parameters / 2**30:.2f}", f"{token_bytes:,}"], name
 
 
+@pytest.mark.slow
 def test_every_class_has_the_parameters_that_are_noted_and_another_count_is_refused(
     tmp_path: Path,
 ) -> None:

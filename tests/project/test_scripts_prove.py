@@ -180,6 +180,7 @@ def test_a_copy_has_no_weights_and_takes_from_a_lender_what_it_lacks(tmp_path: P
     assert json.loads((made / "config.json").read_text()) == {"model_type": "own"}
 
 
+@pytest.mark.slow
 def test_a_row_is_refused_by_the_words_of_the_list_or_not_as_expected(tmp_path: Path) -> None:
     folder = snapshot_of("llava", tmp_path / "shots" / "odd")
     values = json.loads((folder / "config.json").read_text())

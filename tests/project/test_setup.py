@@ -227,6 +227,7 @@ def test_a_moved_environment_that_is_first_on_the_path_is_no_interpreter(machine
     assert python.exists() and not python.is_relative_to(venv), python
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("flock"), reason="flock is not installed")
 def test_two_at_once_install_once(machine: Machine) -> None:
     machine.has_python("python3", "3.12")

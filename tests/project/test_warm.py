@@ -17,6 +17,7 @@ from tests.support.started import until
 pytestmark = pytest.mark.skipif(PLACE not in os.environ, reason="needs several workers (-n 2)")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("variable", ["", "HF_HOME", "MALLOC_ARENA_MAX", "PENSTOCK_PREFECT_STACK"])
 def test_a_fork_server_is_forked_where_its_environment_allows_it(variable: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

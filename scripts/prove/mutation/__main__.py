@@ -118,10 +118,12 @@ def folders_of_tests(given: argparse.Namespace) -> int:
 
 
 def choose(given: argparse.Namespace) -> int:
-    """Print the test functions that go, with their seconds."""
+    """Print the test functions that go, and those of which one row stays, with their seconds."""
     choice = Choice(collected(given.folder / "calls"))
     for test in choice.leave_out(given.seconds):
-        print(f"{choice.seconds[test]:7.1f} {test}")
+        print(f"slow    {choice.seconds[test]:7.1f} {test}")
+    for test in sorted(choice.in_turn & choice.left):
+        print(f"in_turn {choice.seconds[test]:7.1f} {test}")
     return 0
 
 

@@ -2,20 +2,28 @@
 
 1. A function of the product is best looked at by the tests that call it and little else: those
    that mutation testing runs first. Each function has a claim on its LOOKED_AT first ones.
-2. Rows of one test function stand or fall together, with the fixtures that are made for them.
+2. Rows of one test function stand or fall together, with the fixtures that are made for them. A
+   table that takes more than TABLE_SECONDS is to be marked `in_turn`: it counts with one row, a
+   long one with the rows that a commit runs (`rotation.py`).
 3. While the suite takes longer than it may, the test function goes that takes the most seconds for
    each function with a claim on it. The claims pass to the next tests in the functions' lists; a
-   test function that is the last to call something stays.
+   test function that is the last to call something stays, and so does one that takes no second.
 """
 
 import heapq
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from scripts.prove.mutation.mutants import Contexts
+from scripts.prove.rotation import LONG, PARTS_OF_ROWS
 
 LOOKED_AT = 3
+SHORT_SECONDS = 1.0
+TABLE_SECONDS = 2.0
+IS_FUNCTION = re.compile(r"^\S+[:.]_*[a-z]\w*$")
+"""Others are modules and classes, which whoever imports them runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +80,25 @@ class Choice:
     """The test functions that are left, and which functions of the product have a claim on each."""
 
     def __init__(self, contexts: Contexts) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+        rows: dict[str, list[float]] = defaultdict(list)
         for test, took in contexts.seconds.items():
-            self.seconds[function_of(test)] += took
+            rows[function_of(test)].append(took)
+        self.seconds = {
+            name: sum(took) / (PARTS_OF_ROWS if len(took) > LONG else 1)
+            for name, took in rows.items()
+        }
+        self.in_turn = {
+            name
+            for name, took in rows.items()
+            if len(took) > 1 and self.seconds[name] > TABLE_SECONDS
+        }
+        self.seconds.update({name: sum(rows[name]) / len(rows[name]) for name in self.in_turn})
         self.left = set(self.seconds)
-        self._lists = {name: _ranked(contexts, tests) for name, tests in contexts.callers.items()}
+        self._lists = {
+            name: _ranked(contexts, tests)
+            for name, tests in contexts.callers.items()
+            if IS_FUNCTION.search(name)
+        }
         self._lists_of: dict[str, set[str]] = defaultdict(set)
         for name, tests in self._lists.items():
             for test in tests:
@@ -93,7 +115,9 @@ class Choice:
     def leave_out(self, most_seconds: float) -> list[str]:
         """Leave out test functions until what is left takes so long at most; return them."""
         total = sum(self.seconds.values())
-        waiting = [(self._worth(test), test) for test in self.left]
+        waiting = [
+            (self._worth(test), test) for test in self.left if self.seconds[test] > SHORT_SECONDS
+        ]
         heapq.heapify(waiting)
         gone = []
         while total > most_seconds and waiting:

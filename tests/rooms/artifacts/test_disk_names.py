@@ -32,6 +32,7 @@ def test_names_that_are_one_on_some_disk_get_numbers(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_the_disk_refuses_is_replaced(tmp_path: Path) -> None:
     odd = ("a:b.mp4", "a?b.mp4", "a_b.mkv", "AUX.mp4", "nul.short.mp4", "auxiliary.mp4")
     with odd_disk(tmp_path / "odd", WINDOWS) as disk:
@@ -83,6 +84,7 @@ def test_the_files_of_a_killed_process_go_with_the_next(tmp_path: Path) -> None:
     assert Naming(tmp_path).part("a:b") == "a:b" and not [*tmp_path.iterdir()]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", [CASELESS, MAC, UNFORMED, FAT, None])
 def test_media_of_a_disk_are_one_where_the_disk_says_so(tmp_path: Path, kind: Kind | None) -> None:
     with odd_disk(tmp_path / "odd", kind or Kind()) as disk:

@@ -106,6 +106,7 @@ def test_any_deeds_give_what_a_plain_list_of_them_gives(tmp_path: Path) -> None:
     assert [each["id"] for each in found.done] == [each["id"] for each in done]
 
 
+@pytest.mark.slow
 def test_a_line_that_a_crash_tore_is_cut_off_and_no_other(tmp_path: Path) -> None:
     run_with(tmp_path, *(deed(str(n), **{f"k{n}": "words"}) for n in range(5)))
     whole = (tmp_path / EDITS).read_bytes()

@@ -214,6 +214,7 @@ def test_many_small_shards_are_merged(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(read_manifest(tmp_path).shards) == 1 and len(paths(tmp_path)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "user",
     [

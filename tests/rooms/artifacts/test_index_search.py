@@ -87,6 +87,7 @@ def test_the_short_way_is_taken_where_it_finds_enough(index: Path, short: None) 
         assert found_in_short(request, sort, 0.4, shift) >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signal", "better"), [(0.4, "texts"), (0.1, "pictures")])
 def test_the_better_mean_is_measured(
     signal: float, better: str, index: Path, short: None, monkeypatch: pytest.MonkeyPatch
@@ -349,6 +350,7 @@ def test_groups_are_those_of_one_row_after_another(
     assert len(set(expected.tolist())) > 10
 
 
+@pytest.mark.slow
 def test_copies_and_a_crowd_are_one_group_each(
     lists: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

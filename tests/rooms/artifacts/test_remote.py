@@ -82,6 +82,7 @@ def test_what_lets_a_reader_in_is_neither_shown_nor_kept() -> None:
     assert unsigned("s3://b/a?b#c.mp4") == "s3://b/a?b#c.mp4"  # a name, and no query
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "name"),
     [

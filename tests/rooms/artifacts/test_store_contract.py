@@ -61,6 +61,7 @@ def store(
     assert bool(kept) == (not of_folder and opened.local.exists())
 
 
+@pytest.mark.slow
 def test_what_was_put_is_had_whole_or_in_part_until_it_is_deleted(store: Store) -> None:
     assert store.put_if_absent("k/ab/one", [b"hello ", memoryview(b"world")])
     assert not store.put_if_absent("k/ab/one", [b"another"])
@@ -261,6 +262,7 @@ def test_the_longest_unused_goes_after_rubbish_and_before_what_is_held(store: St
     assert [path for path in (store.local / "claims").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["memory", *SLOW], indirect=True)
 def test_a_run_captions_the_demo_and_the_next_finds_all(store: Store, tmp_path: Path) -> None:
     write_clips(tmp_path / "clips", 1, seed=1)

@@ -114,6 +114,7 @@ def test_patience_has_an_end(store: Store, way: Between, monkeypatch: pytest.Mon
     assert way.total <= (1 + len(bucket_client.WAITS)) * (1 + bucket_client.INNER_TRIES)
 
 
+@pytest.mark.slow
 def test_a_failing_service_is_borne(store: Store, way: Between, elsewhere: Store) -> None:
     way.spoil = 0.3
     record_set = filled(store, 6, "features")
@@ -251,6 +252,7 @@ def test_what_is_in_no_catalog_is_read(
     assert dict(way.counts) == {"list": 2, "get": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"garbage" * 100])
 def test_a_damaged_catalog_is_no_loss(store: Store, damage: bytes, elsewhere: Store) -> None:
     filled(store, bucket_store.JOINED)
@@ -261,6 +263,7 @@ def test_a_damaged_catalog_is_no_loss(store: Store, damage: bytes, elsewhere: St
     assert len(other) == bucket_store.JOINED
 
 
+@pytest.mark.slow
 def test_a_pack_in_another_one_s_place_is_set_aside_though_a_catalog_has_it(
     store: Store, elsewhere: Store
 ) -> None:
@@ -281,6 +284,7 @@ def test_a_pack_in_another_one_s_place_is_set_aside_though_a_catalog_has_it(
     assert RecordSet(open_store(store.url), "captions", NAMESPACE).keys() == keys
 
 
+@pytest.mark.slow
 def test_many_catalogs_become_one(
     store: Store, elsewhere: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +425,7 @@ def test_a_lease_that_is_renewed_while_it_is_swept_stays(store: Store, tmp_path:
         assert len(running_jobs(other)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("near", [False, True])
 def test_frames_stay_for_a_job_of_this_machine_alone(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: bool
@@ -440,6 +445,7 @@ def test_who_died_here_has_no_lease(store: Store, tmp_path: Path) -> None:
     assert running_jobs(open_store(store.url)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [b"\xff\xfe", b"[1]", b'{"namespaces": 5}', b""])
 def test_a_note_that_is_none_stops_nobody(store: Store, text: bytes) -> None:
     store.put_if_absent("jobs/odd", [text])

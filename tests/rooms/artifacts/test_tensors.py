@@ -65,6 +65,7 @@ def test_what_is_no_tree_fails(value: Any) -> None:
         pack_tree({"a": value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["subprocess:Popen", "transformers.utils:logging", "transformers.trainer:Trainer"],

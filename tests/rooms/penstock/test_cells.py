@@ -125,6 +125,7 @@ def pictures(table: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(each))) for each in found]
 
 
+@pytest.mark.slow
 def test_a_medium_that_is_gone_has_no_thumbnail(tmp_path: Path) -> None:
     out = kept_run(tmp_path)
     shutil.rmtree(tmp_path / "media")
@@ -133,6 +134,7 @@ def test_a_medium_that_is_gone_has_no_thumbnail(tmp_path: Path) -> None:
         penstock.show(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_an_exact_copy_is_corrected_by_any_of_its_names(tmp_path: Path) -> None:
     out = kept_run(tmp_path)
     shutil.copy(tmp_path / "media/c.png", tmp_path / "media/copy.png")
@@ -146,6 +148,7 @@ def test_an_exact_copy_is_corrected_by_any_of_its_names(tmp_path: Path) -> None:
     assert texts["c.png"] == texts["copy.png"] == "Ours."
 
 
+@pytest.mark.slow
 def test_no_text_of_a_stranger_reaches_the_terminal_as_a_control_code(tmp_path: Path) -> None:
     """ESC, BEL and a direction mark, in a caption, a file name and a failure's reason."""
     media, out = tmp_path / "media", tmp_path / "out"

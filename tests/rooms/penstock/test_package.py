@@ -160,6 +160,7 @@ def check_agreement(here: Path, **options: Any) -> None:
     assert sorted(table) == written
 
 
+@pytest.mark.slow
 def test_captions_of_several_prompts_are_those_of_the_file(here: Path) -> None:
     check_agreement(here)
     check_agreement(here)  # all are stored
@@ -300,6 +301,7 @@ def test_what_ends_a_run_is_raised_where_its_captions_are_asked_for(here: Path) 
     assert "refused(lambda" in shown and last == f"{type(error).__name__}: {error}"
 
 
+@pytest.mark.slow
 def test_results_are_shown_as_their_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = penstock.caption("videos", model="demo", out="out").result()
     assert repr(result) == f"2 captions in {here / 'out' / 'captions.jsonl'}"

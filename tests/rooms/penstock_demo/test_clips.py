@@ -19,6 +19,7 @@ from penstock_demo.words import parse, score
 from penstock_demo.world import FRAME_SIZES, Split, caption, sample_clip, sample_still
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [("penstock_demo", {"torch", "numpy", "av"})]

@@ -56,6 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return made
 
 
+@pytest.mark.slow
 def test_every_good_file_is_captioned_over_its_whole_length(place: Place) -> None:
     rows = place.captions()
     assert [r["media_path"] for r in rows if r["start"] == 0] == GOOD
@@ -89,6 +90,7 @@ def test_the_record_says_what_each_stage_did(place: Place) -> None:
     assert stages["encode"]["notes"]["attention"] == "sdpa"
 
 
+@pytest.mark.slow
 def test_a_second_run_does_no_work_and_tells_events_alone(place: Place, tmp_path: Path) -> None:
     again = replace(place, out=tmp_path / "out")
     # How much memory there is decides no byte.
@@ -119,6 +121,7 @@ def test_another_prompt_opens_no_media_file(place: Place, tmp_path: Path) -> Non
     assert [r["features"] for r in again.captions()] == [r["features"] for r in place.captions()]
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_made_again_by_the_same_run(place: Place, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(place.store, store)

@@ -85,6 +85,7 @@ def test_outputs_are_written_seldom(config: CaptionConfig, monkeypatch: pytest.M
     assert written == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "again"),
     [
@@ -144,6 +145,7 @@ def test_frames_go_though_another_run_uses_the_store(config: CaptionConfig) -> N
     assert [*left, frames_left(config)] == [(0, 0), (0, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mp4", "png"])
 def test_frames_that_another_run_needs_stay_and_are_found(
     config: CaptionConfig, tmp_path: Path, kind: str
@@ -196,6 +198,7 @@ class Together(Stages):
         return super().start(call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [("0.mp4", "1.mp4"), ("2.mp4", "3.mp4")])
 def test_two_runs_that_end_together_leave_no_frames(
     config: CaptionConfig, second: tuple[str, str]
@@ -238,6 +241,7 @@ def test_many_partitions_keep_the_frames_of_two_waves_per_worker(
     assert largest <= 4 * 2 * size and frames_left(config) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 def test_a_stopped_run_keeps_its_batches(config: CaptionConfig, stage: str) -> None:
     whole, stopped, resumed = Stages(), Stages(), Stages()
@@ -258,6 +262,7 @@ def test_a_stopped_run_keeps_its_batches(config: CaptionConfig, stage: str) -> N
         assert resumed.names() == ["decode"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["5.mp4", "0.mp4"])
 def test_a_new_or_changed_file_is_encoded_without_the_frames_of_the_others(
     config: CaptionConfig, tmp_path: Path, name: str
@@ -291,6 +296,7 @@ def ends(config: CaptionConfig) -> dict[str, float]:
     return {row["media_path"]: row["end"] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_file_replaced_before_the_cut_is_left_over(config: CaptionConfig, tmp_path: Path) -> None:
     following = write_video(tmp_path / "next.mp4", ticks=range(90))
     first = tmp_path / "clips" / "0.mp4"
@@ -461,6 +467,7 @@ def test_chunks_are_encoded_while_others_of_their_video_are_cut(slowly_cut: Capt
     assert not list((Path(slowly_cut.out) / "logs").glob("*.feed"))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "error",
     [
@@ -481,6 +488,7 @@ def test_what_was_not_encoded_in_time_is_encoded_afterwards(
     assert not record["rungs"]
 
 
+@pytest.mark.slow
 def test_images_and_chunks_of_an_earlier_run_are_sent_once(
     slowly_cut: CaptionConfig, tmp_path: Path
 ) -> None:
@@ -496,6 +504,7 @@ def test_images_and_chunks_of_an_earlier_run_are_sent_once(
     assert "encode" not in stages.names()
 
 
+@pytest.mark.slow
 def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_is_cut(
     slowly_cut: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,6 +518,7 @@ def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_i
     assert len(sent) == len(set(sent)) == 2 * CHUNKS
 
 
+@pytest.mark.slow
 def test_where_batches_matter_nothing_is_encoded_early(
     slowly_cut: CaptionConfig, in_batches: None
 ) -> None:
@@ -517,6 +527,7 @@ def test_where_batches_matter_nothing_is_encoded_early(
     assert stages.names() == ["frames", "encode", "decode"] and not stages.portions
 
 
+@pytest.mark.slow
 def test_without_memory_for_both_stages_nothing_is_encoded_early(
     slowly_cut: CaptionConfig, tmp_path: Path
 ) -> None:

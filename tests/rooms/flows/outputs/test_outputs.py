@@ -52,6 +52,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
     return config
 
 
+@pytest.mark.slow
 def test_each_format_says_what_the_lines_say(done: CaptionConfig) -> None:
     import pandas
 
@@ -93,6 +94,7 @@ def test_a_chunk_of_a_video_comes_with_its_pictures(done: CaptionConfig) -> None
         assert times == pytest.approx([at - expected[0] for at in expected], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_with_nothing_new_writes_no_shard_and_cuts_nothing(config: CaptionConfig) -> None:
     run(config)
     folder = Path(config.out) / "webdataset"
@@ -106,6 +108,7 @@ def test_a_run_with_nothing_new_writes_no_shard_and_cuts_nothing(config: Caption
     assert {sample["json"]["prompt"] for sample in samples(config)} == {"Who?"}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_the_old_shards(
     config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +131,7 @@ def test_a_stopped_run_leaves_the_old_shards(
     assert load_record(out)["state"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
     config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +153,7 @@ def test_a_process_that_dies_of_a_file_costs_that_file_s_clips_alone(
     assert stages.names()[-2:] == ["cut", "cut"] and stages.names().count("cut") == 2
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_with_the_clips_that_are_left(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +165,7 @@ def test_a_process_that_is_killed_goes_on_with_the_clips_that_are_left(
     assert all("mp4" in s for s in samples(config) if s["json"]["media_path"] == LONG)
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_again_and_again_leaves_a_run_that_can_be_resumed(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +181,7 @@ def test_one_that_is_killed_again_and_again_leaves_a_run_that_can_be_resumed(
     assert len(samples(config)) == len(lines(config))
 
 
+@pytest.mark.slow
 def test_clips_cut_at_a_time(
     config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +213,7 @@ def test_files_beside_are_kept_in_every_format(config: CaptionConfig, clips: Pat
     assert mine.read_text().startswith("1\n00:00:00,000 --> ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_longest_names_have_texts(
     config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
@@ -221,6 +229,7 @@ def test_longest_names_have_texts(
     assert [sample["json"]["media_path"] for sample in samples(config)] == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["..mp4", ".hidden.mp4", "a\nb.mp4"])
 def test_no_name_leads_out(config: CaptionConfig, clips: Path, tmp_path: Path, name: str) -> None:
     os.rename(clips / ODD, clips / name)
@@ -260,6 +269,7 @@ def prompts_said(config: CaptionConfig) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_second_prompt_leaves_no_format_stale(config: CaptionConfig) -> None:
     run(config, prompt="First?")
     result = run(config, prompt="Second?", format=())
@@ -312,6 +322,7 @@ def test_tables_that_are_not_ours_are_named_and_left(config: CaptionConfig) -> N
     assert (out / "captions.csv").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_through_three_prompts_nothing_of_a_person_s_is_lost(
     config: CaptionConfig, clips: Path, tmp_path: Path, beside: bool
@@ -359,6 +370,7 @@ def test_texts_about_other_files_are_counted(config: CaptionConfig) -> None:
     assert named in result.warnings
 
 
+@pytest.mark.slow
 def test_a_run_that_is_broken_off_says_what_is_of_an_earlier_one(config: CaptionConfig) -> None:
     run(config, prompt="First?", format=ALL)
     stopped = Saying()

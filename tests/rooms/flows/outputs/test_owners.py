@@ -93,6 +93,7 @@ def own_media(work: Path, made: Path) -> None:
     assert rows() == kohya() == ["1.png", "2.png", "3.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_command_leaves_the_folder_of_another_as_it_is(
     name: str, capsys: pytest.CaptureFixture[str]
@@ -358,6 +359,7 @@ def test_no_run_writes_into_an_index_an_adapter_or_a_checkpoint(name: str, tmp_p
         refuse_taking(config, "caption")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", ["clips", "ltx", "hf"])
 def test_media_of_a_person_in_the_place_of_a_data_set_end_the_run_before_any_work(
     work: Path, made: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -404,6 +406,7 @@ def test_files_of_rows_that_a_person_edited_are_kept_under_another_name(
     assert Path("out/captions.edited.jsonl").read_text() == texts["captions.jsonl"]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("command", "names"),
     [

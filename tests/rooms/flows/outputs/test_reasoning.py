@@ -81,6 +81,7 @@ def place(tmp_path: Path) -> Place:
     return Place(clips=clips, out=out, store=store, model=str(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["inflight", pytest.param("transformers", marks=SLOW)])
 def test_reasoning_that_a_template_opens_is_no_caption(place: Place, engine: str) -> None:
     requests: dict[str, Any] = {"chunk": 1.0, "max_new_tokens": 6, "engine": engine}
@@ -114,6 +115,7 @@ def test_a_summary_that_is_reasoning_alone_is_a_failure(place: Place) -> None:
     assert run_inside(place, **requests, strip_think=True).started == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "caption"),
     [("long", "A dog."), ("both", "B"), ("empty", ""), ("cut", None)],

@@ -179,6 +179,7 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
         CaptionConfig(sources=("a",), schema=str(path))
 
 
+@pytest.mark.slow
 def test_a_larger_limit_makes_what_was_cut_and_no_more(tmp_path: Path, capsys: Said) -> None:
     form, out = tmp_path / "form.json", tmp_path / "out"
     form.write_text(text_of(SHORT))

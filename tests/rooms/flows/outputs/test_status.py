@@ -375,6 +375,7 @@ def test_a_folder_of_a_run_is_no_export_even_with_a_verdict_in_it(tmp_path: Path
     assert export_in(tmp_path / "nothing") is None
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_page_draws_a_dot_for_each_caption_and_the_bounds(
     browser: Browser, tmp_path: Path

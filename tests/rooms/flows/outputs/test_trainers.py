@@ -194,6 +194,7 @@ def test_original_media_are_whole_files_and_chunks_of_longer_videos_are_counted(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("ffmpeg") and shutil.which("jq")), reason="the page's tools")
 def test_the_page_s_command_copies_clips_without_encoding(
     done: CaptionConfig, tmp_path: Path
@@ -341,6 +342,7 @@ def test_a_file_that_was_there_before_is_a_person_s(config: CaptionConfig) -> No
     assert len(captions_of(config, "kohya")) == 2
 
 
+@pytest.mark.slow
 def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_then(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +369,7 @@ def test_stopped_while_clips_are_cut_the_old_files_stay_and_the_rest_is_made_the
         )
 
 
+@pytest.mark.slow
 def test_a_chunk_that_cannot_be_cut_out_is_left_out_and_not_tried_again(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +414,7 @@ def test_a_file_with_two_prompts_is_in_each_data_set_twice(config: CaptionConfig
     assert len(list((Path(config.out) / "clips").glob("*.mp4"))) == 3
 
 
+@pytest.mark.slow
 def test_what_a_run_made_is_not_captioned_again(config: CaptionConfig, tmp_path: Path) -> None:
     write(config, sources=(str(tmp_path),))
     before = len(lines(config))
@@ -497,6 +501,7 @@ def test_an_index_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     assert read_index(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_clips_that_a_stopped_run_finished_are_taken_over(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,6 +521,7 @@ def test_clips_that_a_stopped_run_finished_are_taken_over(
     assert {path.name: path.read_bytes() for path in clips} == made
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_name_the_mode_of_media_keeps_that_of_its_folder(
     config: CaptionConfig,
 ) -> None:
@@ -542,6 +548,7 @@ def sounding(config: CaptionConfig, name: str) -> dict[str, bool]:
     return found
 
 
+@pytest.mark.slow
 def test_clips_have_sound_if_a_trainer_of_the_folder_reads_it_and_edited_ones_stay(
     tmp_path: Path,
 ) -> None:
@@ -568,6 +575,7 @@ def test_clips_have_sound_if_a_trainer_of_the_folder_reads_it_and_edited_ones_st
     assert "cut" not in stages.names() and not sounding(config, "ltx")["00000"]
 
 
+@pytest.mark.slow
 def test_a_model_that_hears_nothing_leaves_the_choice_of_the_track_for_clips(
     tmp_path: Path,
 ) -> None:

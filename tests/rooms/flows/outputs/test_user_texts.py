@@ -44,6 +44,7 @@ def learned(config: CaptionConfig, **options: object) -> str:
     return next(caption for path, caption in found.items() if Path(path).name == "a.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_what_a_run_wrote_about_another_file_of_the_name_is_no_text_of_a_user(
     config: CaptionConfig, tmp_path: Path, beside: bool
@@ -78,6 +79,7 @@ LINKS: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("kind", LINKS)
 def test_a_text_that_leads_elsewhere_is_not_read(
@@ -165,6 +167,7 @@ def write_by_hand(config: CaptionConfig, before: dict[str, str], medium: str) ->
     path.write_text(f"mine of {medium}")
 
 
+@pytest.mark.slow
 def test_texts_by_hand_stay_with_their_media_when_others_of_the_name_come_and_go(
     config: CaptionConfig, sources: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -334,6 +337,7 @@ def test_a_copied_folder_and_a_folder_of_a_data_set_s_name_are_no_work_of_users(
     assert not any("kept" in note for note in [*result.notes(), *result.warnings])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["a.short.png", "a.png.mp4"])
 def test_what_a_run_wrote_beside_one_medium_is_no_text_of_another(
     config: CaptionConfig, tmp_path: Path, other: str

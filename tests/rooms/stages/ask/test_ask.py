@@ -96,6 +96,7 @@ def work(tmp_path: Path) -> Work:
     return Work(tmp_path, 12)
 
 
+@pytest.mark.slow
 def test_twenty_faults_lose_nothing_and_mix_nothing_up(tmp_path: Path) -> None:
     work, stand_in = Work(tmp_path, 2 * len(TWENTY)), StandIn(TWENTY)
     with running(stand_in) as address:
@@ -117,6 +118,7 @@ def test_twenty_faults_lose_nothing_and_mix_nothing_up(tmp_path: Path) -> None:
     assert len(stand_in.requests) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["500", "wrong json", "cut body", "no choices"])
 def test_an_item_that_stays_unanswered_fails_alone_and_is_asked_again(
     work: Work, fault: str
@@ -265,6 +267,7 @@ def test_two_servers_share_the_work_and_one_may_be_down(tmp_path: Path) -> None:
     assert len(work.captions) == 40 and first.requests and second.requests
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("status", "error", "text"),
     [
@@ -327,6 +330,7 @@ def test_a_change_since_an_earlier_process_ends_the_stage(work: Work) -> None:
         work.run(address, seen={address: ["m", "f0"]})
 
 
+@pytest.mark.slow
 def test_no_thread_goes_on_when_the_stage_has_ended(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +361,7 @@ def test_a_store_that_cannot_be_written_ends_the_stage(
     assert len(stand_in.requests) < 60
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_ends_the_stage(work: Work) -> None:
     with pytest.raises(EnvironmentFault, match=r"no answer from http://127.0.0.1:9 for 3 s"):
         work.run("http://127.0.0.1:9/v1")
@@ -485,6 +490,7 @@ def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: 
     assert pace.limit == limits[-1] // 2
 
 
+@pytest.mark.slow
 def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +512,7 @@ def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(
     assert all(re.fullmatch(pattern, text) for text in texts), texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", ["retry-after: 0.3\r\n", ""])
 def test_a_server_that_never_answers_ends_the_stage_however_it_requests_waits(
     wait: str, work: Work, monkeypatch: pytest.MonkeyPatch
@@ -519,6 +526,7 @@ def test_a_server_that_never_answers_ends_the_stage_however_it_requests_waits(
     assert not work.captions and not work.failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait", ["0", "-5", "0.01", "Wed, 21 Oct 2015 07:28:00 GMT"])
 def test_a_requested_wait_shorter_than_the_own_pause_makes_no_storm(
     wait: str, work: Work, monkeypatch: pytest.MonkeyPatch
@@ -533,6 +541,7 @@ def test_a_requested_wait_shorter_than_the_own_pause_makes_no_storm(
     assert len(work.captions) == 12 and not work.failed
 
 
+@pytest.mark.slow
 def test_pauses_that_a_server_requests_between_answers_end_nothing(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def written(tokenizer: Any, rng: random.Random, avoid: tuple[str, ...]) -> str:
     return str(tokenizer.decode(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [sentence_pieces, word_pieces])
 def test_a_phrase_never_stands_alone(make: Any) -> None:
     tokenizer, rng = make(), random.Random(1)

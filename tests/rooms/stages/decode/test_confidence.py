@@ -89,6 +89,7 @@ def raw_numbers(wave: Wave, number: int) -> dict[str, Any]:
     return {**dict(zip(CONFIDENCE, numbers, strict=True)), "tokens": len(tokens)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "choice"), CASES)
 def test_numbers_are_those_of_raw_logits(engine: str, choice: str, tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path)
@@ -151,6 +152,7 @@ def test_a_generate_of_another_kind_gives_nothing() -> None:
     assert watch.confidences(torch.tensor([[4, 5]]), [2]) == [None], "other tokens than it saw"
 
 
+@pytest.mark.slow
 def test_captions_of_no_word_and_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wave = mixed_wave(tmp_path)
     for engine, scope in (("inflight", OTHER), ("transformers", THIRD)):

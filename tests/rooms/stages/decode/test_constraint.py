@@ -88,6 +88,7 @@ def check(records: list[dict[str, Any]], limit: int, form: Mapping[str, Any] = S
         assert "\n" not in text and '": ' not in text and '", ' not in text.replace('\\"', "")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(("name", "engine", "way"), CASES)
 def test_every_caption_is_valid(name: str, engine: str, way: str, tmp_path: Path) -> None:
     form, wave = canonical(text_of(SHORT)), wave_of(folder_of(name), tmp_path)
@@ -96,6 +97,7 @@ def test_every_caption_is_valid(name: str, engine: str, way: str, tmp_path: Path
     assert all(record["generation"]["schema"] == form for record in records)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("more", [{}, {"retry_loops": True}], ids=["once", "again"])
 def test_json_that_was_cut_is_a_failure_and_no_caption(
@@ -217,6 +219,7 @@ FORMS = 250
 """Random forms."""
 
 
+@pytest.mark.slow
 def test_answers_to_random_forms_are_valid() -> None:
     tokens, rng = LLTokenizer(TokenizerWrapper(Bytes())), random.Random(5)
     for _ in range(FORMS):

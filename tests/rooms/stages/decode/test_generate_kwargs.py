@@ -131,6 +131,7 @@ def test_a_control_says_what_stock_says_of_the_row_alone(
         assert captions_of(wave, engine, namespace, request) == expected, engine
 
 
+@pytest.mark.slow
 def test_chance_hangs_on_the_row_and_on_the_seed(tmp_path: Path) -> None:
     wave = wave_of(CHECKPOINT, tmp_path, 4)
     requests = {"temperature": 1.5, "top_k": 0}
@@ -143,6 +144,7 @@ def test_chance_hangs_on_the_row_and_on_the_seed(tmp_path: Path) -> None:
     assert other != whole and len({*whole, *other}) > 4
 
 
+@pytest.mark.slow
 def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
     wave = wave_of(CHECKPOINT, tmp_path, 2)
     clip = wave.batches[0][0][1]
@@ -157,6 +159,7 @@ def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_s_own_sampling_is_done_when_asked_for_and_else_not(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(CHECKPOINT, folder)
@@ -170,6 +173,7 @@ def test_a_checkpoint_s_own_sampling_is_done_when_asked_for_and_else_not(tmp_pat
     assert captions_of(wave, "transformers", OTHER, {}) == greedy != sampled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stated",
     [
@@ -200,6 +204,7 @@ def test_settings_of_a_checkpoint_that_decide_no_words_change_nothing(
         assert captions_of(wave, engine, namespace, {}) == expected, engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_list", [True, False])
 def test_stop_strings_of_a_checkpoint_end_captions_before_them(
     as_list: bool, tmp_path: Path

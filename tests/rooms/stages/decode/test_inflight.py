@@ -50,6 +50,7 @@ def keep(wave: Wave, numbers: Sequence[int]) -> None:
     wave.record_set("captions", OTHER).publish(records)
 
 
+@pytest.mark.slow
 def test_a_record_is_the_same_alone_among_others_and_in_another_order(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype="bfloat16")
     whole = wave.captions()
@@ -63,6 +64,7 @@ def test_a_record_is_the_same_alone_among_others_and_in_another_order(tmp_path: 
     assert wave.captions(THIRD) == [whole[4]]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_makes_only_what_is_missing_and_makes_it_the_same(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, 4, "bfloat16")
     keep(wave, [1, 4, 6, 9])
@@ -95,6 +97,7 @@ def test_a_run_that_ended_anywhere_goes_on_to_the_same_bytes(
     assert wave.captions(OTHER) == [whole[n] for n, _ in batch]
 
 
+@pytest.mark.slow
 def test_a_slot_is_taken_as_soon_as_its_row_has_ended_longest_captions_first(
     tmp_path: Path,
 ) -> None:
@@ -206,6 +209,7 @@ def test_an_item_that_is_too_large_is_told_and_the_others_go_on(
     assert rungs(message) == []
 
 
+@pytest.mark.slow
 def test_a_half_that_is_not_for_slots_is_refused_or_served_in_batches_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +244,7 @@ def test_a_trial_that_runs_out_of_memory_is_made_with_less(
         in_slots(wave, "ff" * 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speaks", ["inflight", "transformers"])
 def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
     speaks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -290,6 +295,7 @@ def fed(wave: Wave, pipe: Path, size: int, **more: Any) -> list[dict[str, Any]]:
         feed.close()
 
 
+@pytest.mark.slow
 def test_captions_of_portions_that_arrive_over_a_pipe_are_the_same(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype="bfloat16")
     keep(wave, [3])
@@ -310,6 +316,7 @@ def test_a_fed_process_leaves_everything_to_another_engine(
         assert not wave.record_set(kind, OTHER).keys()
 
 
+@pytest.mark.slow
 def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, 6)
     captions = wave.record_set("captions", OTHER)
@@ -331,6 +338,7 @@ def test_rows_in_flight_end_while_another_process_is_waited_for(tmp_path: Path) 
     assert len(keys_told(messages)) == 10
 
 
+@pytest.mark.slow
 def test_captions_are_cut_where_they_may_be_no_longer(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path)
     wave.settings["engine"] = "inflight"
@@ -380,6 +388,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_token_is_read_before_the_next_step_was_started(
     order: list[tuple[str, int]], tmp_path: Path
 ) -> None:
@@ -395,6 +404,7 @@ def test_no_token_is_read_before_the_next_step_was_started(
     assert early == []
 
 
+@pytest.mark.slow
 def test_masks_are_computed_while_their_step_runs(
     order: list[tuple[str, int]], tmp_path: Path
 ) -> None:

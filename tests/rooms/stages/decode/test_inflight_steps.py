@@ -47,6 +47,7 @@ def tried(wave: Wave, namespace: str = OTHER, **more: Any) -> dict[str, Any]:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "rows"),
     [(64, 64), (20, 16), pytest.param(40, 32, marks=SLOW), pytest.param(8, 8, marks=SLOW)],
@@ -68,6 +69,7 @@ def test_the_largest_number_that_passes_is_chosen_and_kept(
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_a_number_that_no_longer_passes_is_replaced_by_a_smaller_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_a_number_that_no_longer_passes_is_replaced_by_a_smaller_one(
     assert step_rows_to_check(wave.record_set(KIND, ROWS)) == (32, 16, 8)
 
 
+@pytest.mark.slow
 def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype="bfloat16")
     tried(wave, slots=8)

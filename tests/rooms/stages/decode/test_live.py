@@ -349,6 +349,7 @@ def test_prompts_that_share_a_picture_say_what_each_says_alone(
     assert notes["shared_prefix"] is True
 
 
+@pytest.mark.slow
 def test_bytes_hang_on_the_row_alone(tmp_path: Path) -> None:
     wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 2), dtype="bfloat16")
     request = members(wave, QUESTIONS)
@@ -359,6 +360,7 @@ def test_bytes_hang_on_the_row_alone(tmp_path: Path) -> None:
     assert mixed == whole and alone[request[5].key] == whole[request[5].key]
 
 
+@pytest.mark.slow
 def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wave = encoded_wave(tmp_path, CHECKPOINT, clips("video", 3))
     lengths: list[int] = []

@@ -95,6 +95,7 @@ def halves(variant: str, folder: Path) -> tuple[ReloadableHalf, dict[str, Any], 
 QUICK = {"paligemma", "gemma3", "glm4v:video", "qwen2_vl", "gemma4", "t5gemma2", "janus"}
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "variant",
     [

@@ -77,6 +77,7 @@ def test_the_checker_sees_what_a_card_could_not_record(name: str) -> None:
     assert bool(found) == (name in PLANTED), found
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("variant", [FULL, "gemma3", STATES, "mistral_large4", ENCODER])
 def test_replayed_steps_have_the_bits_of_plain_ones(variant: str) -> None:
     """One family for each kind of cache."""
@@ -214,6 +215,7 @@ def test_a_pool_is_recorded_again_once_its_encoder_output_is_wider() -> None:
     assert (happened.recordings, recorder.computed) == (2, 4)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("faults", "recordings", "reason"),
     [

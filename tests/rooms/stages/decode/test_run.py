@@ -64,6 +64,7 @@ def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) ->
     return [text.strip() for text in texts]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_captions_through_the_store_are_those_of_the_whole_model(
     family: str, kind: str, tmp_path: Path
@@ -108,6 +109,7 @@ def with_an_encoder(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_family_that_is_not_for_slots_is_decoded_in_batches(tmp_path: Path) -> None:
     model = with_an_encoder(tmp_path / "model")
     wave = encoded_wave(tmp_path / "store", model, *([clip] for clip in clips("image", 6)))
@@ -137,6 +139,7 @@ def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -
     assert captions_of(wave.captions(OTHER)) == joint_captions(folder, batch, other)
 
 
+@pytest.mark.slow
 def test_images_and_videos_of_unlike_length_share_a_batch(tmp_path: Path) -> None:
     folder = checkpoint("qwen3_vl")
     (image,), videos = clips("image", 1), clips("video", 2)
@@ -159,6 +162,7 @@ def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
     assert wave.decode(PROMPTS, OTHER) == [{"event": "Total", "items": 0}]
 
 
+@pytest.mark.slow
 def test_a_batch_ends_when_every_row_has_ended_or_is_cut_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +227,7 @@ def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Pat
     assert all(captions_of(wave.captions()))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("engine", ["transformers", "inflight"])
 def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
     engine: str, tmp_path: Path

@@ -163,6 +163,7 @@ def test_tokens_are_those_of_each_row_alone(
     assert differing([kind], rows, vocabulary, whole=whole) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True], ids=["its rows", "all rows"])
 def test_rows_of_different_settings_do_not_disturb_each_other(whole: bool) -> None:
     assert differing([*BOTH], 32, 300, whole=whole) == []
@@ -195,6 +196,7 @@ def counted(rows: int, monkeypatch: pytest.MonkeyPatch, *, request: bool = True)
     return waits
 
 
+@pytest.mark.slow
 def test_selection_waits_for_nothing_and_starts_few_kernels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

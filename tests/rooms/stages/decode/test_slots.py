@@ -69,6 +69,7 @@ SINGLE = [
 ]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("variant", SINGLE)
 def test_a_family_says_in_slots_what_each_row_says_alone_or_it_is_known_why_not(
     variant: str,
@@ -111,6 +112,7 @@ SHAPES = [
 SLOW_FP32 = pytest.param(torch.float32, marks=pytest.mark.slow)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("dtype", [SLOW_FP32, torch.bfloat16])
 @pytest.mark.parametrize("variant", ["qwen2_5_vl", "gemma3", "qwen3_5", "qwen3_vl_moe"])
 def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtype) -> None:

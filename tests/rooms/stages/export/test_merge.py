@@ -227,6 +227,7 @@ def test_ranks_scales_and_whole_modules_are_of_each_layer(tmp_path: Path) -> Non
     assert_same(loaded(merged(source, adapter, tmp_path / "made")), model, 1e-6, 1e-6)
 
 
+@pytest.mark.slow
 def test_tensors_are_merged_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = matrices(linears_of(loaded(CHECKPOINT)))
     adapter = write_adapter(tmp_path / "adapter", tensors)
@@ -261,6 +262,7 @@ def test_which_way_round_is_told_by_the_class_as_peft_has_it(tmp_path: Path) -> 
     assert not _is_transposed(nn.Linear(32, 96), turned) and not _is_transposed(None, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of what is no dependency
 @pytest.mark.parametrize("name", ["demo", "llava"])
 def test_it_is_what_peft_merges(tmp_path: Path, name: str) -> None:

@@ -60,6 +60,7 @@ def exported(source: Path, folder: Path, kind: str, **changes: Any) -> Path:
 MORE = ("llava", "qwen2_5_vl", "smolvlm")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("name", ["demo", *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)])
 def test_every_tensor_is_as_transformers_saves_it(tmp_path: Path, name: str, kind: str) -> None:
@@ -95,6 +96,7 @@ def test_licence_and_templates_go_along(tmp_path: Path) -> None:
     assert {name: (made / name).read_text() for name in along} == along
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [("vision",), ("vision", "language")])
 def test_either_half_or_both_are_quantized(tmp_path: Path, parts: tuple[Any, ...]) -> None:
     source = source_of("llava")
@@ -108,6 +110,7 @@ def test_either_half_or_both_are_quantized(tmp_path: Path, parts: tuple[Any, ...
         assert load_half(made, part) is not None
 
 
+@pytest.mark.slow
 def test_what_was_ended_goes_on_and_becomes_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,6 +194,7 @@ def cut(
     return made
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_clip_has_the_sound_of_its_span_at_its_time(tmp_path: Path, kind: str) -> None:
     source = SOURCES[kind]
@@ -246,6 +247,7 @@ def edits(path: Path) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg program")
 @pytest.mark.parametrize("kind", ["aac", "opus", "mp3", "pcm", "late", "early"])
 def test_ffmpeg_plays_the_same(tmp_path: Path, kind: str) -> None:
@@ -275,6 +277,7 @@ def test_a_clip_of_a_silent_video_has_the_bytes_of_one_without_the_option(tmp_pa
         assert both[0].read_bytes() == both[1].read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["aac", "libmp3lame", "ac3", "flac"])
 def test_a_clip_whose_sound_is_damaged_has_none_and_the_others_keep_theirs(
     tmp_path: Path, codec: str
@@ -330,6 +333,7 @@ def test_a_clip_of_a_clip_hears_nothing_that_its_edit_list_hides(tmp_path: Path)
     assert found == pytest.approx(expected_clicks(source, Fraction(38, 25), 1.2), abs=1e-3)
 
 
+@pytest.mark.in_turn
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs the ffmpeg program")
 @pytest.mark.parametrize(
     ("default", "track", "count"),

@@ -45,6 +45,7 @@ def accurate(path: Path, width: int, height: int) -> NDArray[np.uint8]:
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", MADE)
 def test_frames_are_those_of_an_accurate_conversion(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

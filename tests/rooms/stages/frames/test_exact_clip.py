@@ -67,6 +67,7 @@ def near(
     return len(found) == len(expected) and all(np.abs(a - b).mean() < levels for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_clip_shows_exactly_the_frames_of_its_span(tmp_path: Path, kind: str) -> None:
     name, options = SOURCES[kind]

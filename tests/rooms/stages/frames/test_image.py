@@ -157,6 +157,7 @@ def test_a_picture_named_as_a_video_is_a_video_of_one_frame(tmp_path: Path) -> N
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("size", "by"), [((3000, 4000), 1), ((12241, 16321), 2)])
 def test_a_photo_takes_no_more_memory_than_is_planned_for(

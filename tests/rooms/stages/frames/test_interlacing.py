@@ -131,6 +131,7 @@ def sampled(path: Path, sampling: Sampling = SAMPLING, **options: Any) -> Any:
     return np.concatenate([chunk.pixels for chunk in chunks]), times
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", WAYS)
 def test_frames_of_interlaced_video_are_not_combed_and_keep_their_times(
     tmp_path: Path, name: str
@@ -146,6 +147,7 @@ def test_frames_of_interlaced_video_are_not_combed_and_keep_their_times(
     assert away[0] < away[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [range(FRAMES), range(0, FRAMES, 7), range(11, FRAMES, 13)])
 @pytest.mark.parametrize("name", WAYS)
 def test_a_frame_has_the_bytes_of_the_whole_pass(tmp_path: Path, name: str, numbers: range) -> None:
@@ -204,6 +206,7 @@ def test_a_marked_frame_of_a_file_that_begins_unmarked_is_filtered_alone(tmp_pat
     assert combed(combs) > 2 and combed(shown) <= 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [woven, lambda number: moving(2 * number)])
 def test_unmarked_video_keeps_its_bytes_and_decodes_no_more(
     tmp_path: Path, draw: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
@@ -261,6 +264,7 @@ def test_a_frame_that_the_filter_does_not_take_stays_as_it_is(tmp_path: Path) ->
     assert bytes_of(made) == bytes_of(deinterlaced(frames[1]))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("form", ["nv12", "p010le", "uyvy422", "gray10le", "bgra", "rgb48le"])
 def test_a_converted_frame_keeps_its_colours(tmp_path: Path, form: str) -> None:
     frames = [*read(write(tmp_path / "a.mp4", H264), range(3), deinterlace=False).values()]

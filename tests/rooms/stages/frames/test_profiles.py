@@ -198,6 +198,7 @@ def video_of(path: Path, chart: Image.Image, primaries: str, curve: str, size: s
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("curve", ["bt709", "bt2020-10", "unknown"])
 @pytest.mark.parametrize("primaries", NAMED)
 def test_wide_primaries_that_a_video_names_are_converted(

@@ -242,6 +242,7 @@ def test_one_frame_is_one_shot(tmp_path: Path) -> None:
     assert chunk.index.times == (0,)
 
 
+@pytest.mark.slow
 def test_a_long_shot_does_not_keep_all_of_its_frames(tmp_path: Path) -> None:
     # Twice the width at two points a frame: it goes on where it began.
     pan = write(tmp_path / "a.mp4", moving([]), frames=128)

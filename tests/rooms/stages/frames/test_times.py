@@ -208,6 +208,7 @@ REORDERED: dict[str, tuple[str, dict[str, str] | None]] = {
 """Files whose packets have no times, no seeks, or wrong ones → codec and its options."""
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", REORDERED)
 def test_a_thumbnail_shows_the_frame_that_was_captioned(tmp_path: Path, name: str) -> None:
     codec, options = REORDERED[name]

@@ -27,6 +27,7 @@ AVERAGE = 10
 """Levels that a mapped picture may differ from the chart; the curves are approximated."""
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("suffix", [".png", ".avif", ".heic"])
 @pytest.mark.parametrize("curve", CURVES)
 def test_a_picture_looks_as_its_chart(tmp_path: Path, suffix: str, curve: str) -> None:
@@ -64,6 +65,7 @@ def test_a_chunk_of_another_length_states_nothing(tmp_path: Path, damage: bytes)
     assert np.array_equal(read_image(tmp_path / "a.png")[1].pixels[0], picture(3, *SIZE))
 
 
+@pytest.mark.slow
 def test_one_table_serves_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
     shapes: set[tuple[int, int]] = set()

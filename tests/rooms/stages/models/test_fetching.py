@@ -114,6 +114,7 @@ def test_a_file_that_is_damaged_again_is_named(hub: Hub, cache: Path) -> None:
     assert left(cache) == [] and len(find_model(MODEL).missing()) == 1
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("status", "kind", "says"),
     [
@@ -159,6 +160,7 @@ def test_partial_files_of_the_hub_s_clients_and_ours_are_left_to_each_other(
     assert ours.stat().st_size == 4_000_000 and theirs.read_bytes() == b"another's"
 
 
+@pytest.mark.slow
 def test_a_download_that_was_killed_goes_on(hub: Hub, cache: Path) -> None:
     hub.trouble.stall.set()
     code = f"from stages.models.hub.resolve import resolve_model; resolve_model({MODEL!r})"
@@ -176,6 +178,7 @@ def test_a_download_that_was_killed_goes_on(hub: Hub, cache: Path) -> None:
     assert hub.weights_sent() <= 1.1 * len(BODY)
 
 
+@pytest.mark.slow
 def test_two_at_a_time_fetch_a_file_once(hub: Hub) -> None:
     hub.trouble.seconds_a_block = 0.005
     found, text = find_model(MODEL), list[str]()

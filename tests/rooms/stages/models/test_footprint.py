@@ -121,6 +121,7 @@ def test_pieces_take_no_less_than_what_lives_beside_mlps(mlp_chunk: int, peak: i
 FEW = ("qwen2_5_vl", "blip_2", "florence2")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "family",
     [
@@ -166,6 +167,7 @@ def test_a_row_takes_what_its_layers_see_and_their_states() -> None:
     assert memory.largest(5, 2) == 30 and memory.largest_states(4) == 30
 
 
+@pytest.mark.slow
 def test_a_profile_tells_it_but_for_a_model_with_an_encoder_of_prompts() -> None:
     memory = profile_of(whole_checkpoint("gemma3")).language.row_memory
     assert memory is not None

@@ -57,6 +57,7 @@ def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture
     logging.disable_propagation()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize("family", BUILDERS)
 def test_halves_say_what_the_whole_model_says(family: str, kind: str) -> None:

@@ -117,6 +117,7 @@ def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(
     assert 0 < (folder / "model.safetensors").stat().st_size - held < 1 << 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_checkpoint_stored_in_bf16_computes_in_the_dtype_that_is_requested(
     kind: str, tmp_path: Path
@@ -171,6 +172,7 @@ def test_a_wrong_count_of_quantized_modules_fails() -> None:
         check(load_half(folder, "language"), planned)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_what_the_configuration_says_fail(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved("llava"), tmp_path / "saved"))
     plain = copy_of("llava", tmp_path / "plain")
@@ -183,6 +185,7 @@ def test_weights_that_are_not_what_the_configuration_says_fail(tmp_path: Path) -
             loaded(wrong, "language", "nf4")
 
 
+@pytest.mark.slow
 def test_the_plain_half_of_a_quantized_checkpoint_loads_without_the_other(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved("llava"), tmp_path / "saved"))
     names = profile_of(saved("llava")).vision.tensors

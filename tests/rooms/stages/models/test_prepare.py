@@ -117,6 +117,7 @@ def test_the_step_between_frames_reaches_the_grid() -> None:
     assert side["second_per_grid_ts"] == [0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in KINDS if KINDS[name].rated])
 def test_seconds_of_a_grid_follow_from_the_rate_of_the_frames(family: str) -> None:
     processor, prompts = load_processor(processor_folder(family)), PROMPTS[:3]
@@ -130,6 +131,7 @@ def test_seconds_of_a_grid_follow_from_the_rate_of_the_frames(family: str) -> No
     assert torch.equal(together["pixel_values_videos"], pixels)
 
 
+@pytest.mark.slow
 def test_no_other_processor_is_given_a_rate() -> None:
     rated = {name for name in KINDS if "fps" in layout_options(name)}
     assert rated == {name for name in KINDS if KINDS[name].rated}

@@ -208,6 +208,7 @@ def test_a_caption_is_trained_behind_the_reasoning_that_a_template_opens() -> No
     assert answer_ids(processor, text) == own_ids(processor, text)  # of a forced beginning
 
 
+@pytest.mark.slow
 def test_only_forced_beginnings_of_a_model_with_that_blank_have_other_keys() -> None:
     found = [
         {name: namespaces(replace(profile, answer_blank=blank), name) for name in COMMANDS}
@@ -245,6 +246,7 @@ def test_an_answer_is_tokenized_alone_where_the_prompt_s_tokens_would_change() -
     assert answer_ids(Merging(), "two") == [1, 1, 1] and answer_blank(Merging()) == ""
 
 
+@pytest.mark.slow
 def test_a_limit_of_pixels_makes_frames_smaller_where_the_processor_brings_its_own() -> None:
     tokens, frame = 50, 80 * 80  # of a frame: two frames share the tokens of 8 x 8 pixels
     assert describe(whole_checkpoint(OMNI), max_pixels=frame).frame_tokens == tokens
@@ -307,6 +309,7 @@ def test_what_is_done_to_tiles_needs_no_larger_frame() -> None:
         assert 64 <= max(fit.size(height, width)) < 74
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("shape", [(700, 1280), pytest.param((1280, 740), marks=slow)])
 @pytest.mark.parametrize(
     "family",
@@ -325,6 +328,7 @@ def test_a_fitted_frame_comes_out_as_the_whole_one(family: str, shape: tuple[int
     assert np.shape(whole) == np.shape(fitted) and max(fit.size(*shape)) < max(shape) / 4
 
 
+@pytest.mark.slow
 def test_a_processor_that_cuts_pieces_out_of_a_frame_as_it_is_gets_it_whole() -> None:
     processor = load_processor(processor_folder("git"))
     compute = type(processor).__call__

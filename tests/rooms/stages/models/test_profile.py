@@ -36,6 +36,7 @@ from tests.support.tiny_families import FAMILIES
 from tests.support.waves import events
 
 
+@pytest.mark.slow
 def test_the_demo_is_described_and_its_halves_are_its_whole_checkpoint() -> None:
     demo = profile_of(CHECKPOINT)
     assert demo.class_name == "Qwen2_5_VLForConditionalGeneration"
@@ -57,6 +58,7 @@ def test_the_demo_is_described_and_its_halves_are_its_whole_checkpoint() -> None
     assert 0 < (CHECKPOINT / "model.safetensors").stat().st_size - stored < 1 << 16
 
 
+@pytest.mark.slow
 def test_the_stage_tells_the_profile() -> None:
     for folder in (CHECKPOINT, whole_checkpoint("gemma3")):
         with events() as (report, message):
@@ -64,6 +66,7 @@ def test_the_stage_tells_the_profile() -> None:
         assert ModelProfile.from_json(message[0]["profile"]) == profile_of(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_a_profile_counts_what_each_half_loads(family: str) -> None:
     folder = checkpoint(family)
@@ -95,6 +98,7 @@ def test_shards_are_told_apart(tmp_path: Path) -> None:
         assert len(half.shards) < len(set(index.values()))
 
 
+@pytest.mark.slow
 def test_sampling_is_what_the_processor_states() -> None:
     assert profile_of(checkpoint("smolvlm")).sampling == SamplingProfile(fps=1.0, frames=16)
     found = profile_of(checkpoint("qwen3_vl")).sampling
@@ -108,6 +112,7 @@ def test_numbers_of_frames_that_cannot_be_are_not_taken_from_a_processor(stated:
     assert default_sampling(SimpleNamespace(video_processor=part)) == SamplingProfile()
 
 
+@pytest.mark.slow
 def test_a_processor_that_keeps_large_frames_gives_no_fit() -> None:
     processor = load_processor(checkpoint("qwen2_5_vl"))
     processor.image_processor.size = {"shortest_edge": 256, "longest_edge": 1 << 30}
@@ -124,6 +129,7 @@ def test_a_processor_that_refuses_probes_gives_no_fit() -> None:
     assert probe(processor, "image").fit == FrameFit()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_text_part_alone_fails(tmp_path: Path) -> None:
     folder = copy_of("llava", tmp_path / "model")
     change_weights(folder, lambda old: {n: t for n, t in old.items() if "language_model" in n})
@@ -131,6 +137,7 @@ def test_a_checkpoint_of_the_text_part_alone_fails(tmp_path: Path) -> None:
         describe(folder)
 
 
+@pytest.mark.slow
 def test_a_model_without_weights_fails(tmp_path: Path) -> None:
     folder = copy_of("llava", tmp_path / "model")
     (folder / "model.safetensors").unlink()
@@ -244,6 +251,7 @@ def test_a_generation_config_that_is_no_object_is_a_damaged_file(tmp_path: Path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_configuration_with_more_layers_than_tensors_fails(tmp_path: Path) -> None:
     """Describing a thousand layers takes minutes and gigabytes."""
     folder = copy_of_demo(tmp_path / "model")

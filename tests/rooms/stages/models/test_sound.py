@@ -171,6 +171,7 @@ def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert torch.as_tensor(found[name]).dtype == torch.as_tensor(value).dtype
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("prefix", OMNI)
 @pytest.mark.parametrize(("kind", "rows"), [("image", 1), ("video", 1), ("image", 2), ("video", 2)])
 def test_three_halves_give_what_the_whole_model_gives(prefix: str, kind: str, rows: int) -> None:
@@ -203,6 +204,7 @@ def test_three_halves_give_what_the_whole_model_gives(prefix: str, kind: str, ro
     assert not torch.equal(torch.stack(deaf.logits), torch.stack(expected.logits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", OMNI)
 def test_beams_hear_the_same(prefix: str) -> None:
     folder = omni_checkpoint(prefix)
@@ -218,6 +220,7 @@ def test_beams_hear_the_same(prefix: str) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", OMNI)
 def test_sound_of_another_row_fails_unless_it_is_as_long(prefix: str) -> None:
     folder = omni_checkpoint(prefix)
@@ -244,6 +247,7 @@ def test_a_template_without_a_place_for_sound_fails() -> None:
     assert hearing_profile(processor) is None
 
 
+@pytest.mark.slow
 def test_what_planning_needs_of_hearing_is_found_without_weights() -> None:
     first, second = (describe(omni_checkpoint(prefix)) for prefix in OMNI)
     for profile, per_second, longest in ((first, 25.0, float(HEARD_SECONDS)), (second, 13.0, 0.0)):
@@ -262,6 +266,7 @@ def test_what_planning_needs_of_hearing_is_found_without_weights() -> None:
         assert type(profile).from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", OMNI)
 def test_a_whole_omni_loads_its_thinker_alone(prefix: str) -> None:
     whole, thinker = omni_whole(prefix), omni_checkpoint(prefix)
@@ -355,6 +360,7 @@ def a_wave(folder: Path, model: Path, **options: Any) -> HearingWave:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", OMNI)
 @pytest.mark.parametrize("engine", ["transformers", "inflight", "inflight-shared"])
 def test_rows_with_and_without_sound_give_what_they_give_alone(
@@ -386,6 +392,7 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
     assert near == [False, True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "longest"), [(OMNI[0], HEARD_SECONDS), (OMNI[0], 300), (OMNI[1], 300)]
 )
@@ -431,6 +438,7 @@ def test_sound_of_another_rate_fails(tmp_path: Path) -> None:
         made.hear()
 
 
+@pytest.mark.slow
 def test_bytes_of_what_is_heard_do_not_depend_on_batches(tmp_path: Path) -> None:
     folder = omni_checkpoint(OMNI[1])
     found = []

@@ -111,6 +111,7 @@ EXPERTS: dict[str, tuple[dict[str, Any], dict[str, torch.dtype]]] = {
 """Settings of a mixture, and the types of tensors in place of its experts."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", EXPERTS)
 def test_quantized_experts_are_refused_before_their_download(
     form: str, tmp_path: Path, connect: Callable[[str], None]
@@ -146,6 +147,7 @@ def test_settings_that_are_read_are_let_through_and_noted(tmp_path: Path) -> Non
     assert "kv_cache_scheme" in notes["fp8-row"] and "8-bit activations" in notes["fp8-row"]
 
 
+@pytest.mark.slow
 def test_a_plain_checkpoint_that_says_it_is_quantized_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="quantized by gptq, but its weights are not quantized"
@@ -156,6 +158,7 @@ def test_a_plain_checkpoint_that_says_it_is_quantized_is_told_apart(tmp_path: Pa
     assert describe(tmp_path / "model").language.stored_as == ""  # as the hint says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -65,6 +65,7 @@ def motion(path: Path) -> float:
         return found
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_has_the_motion_of_the_picture(codec: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"pan{CODECS[codec]}", pan(0.1, 24), codec, 24)

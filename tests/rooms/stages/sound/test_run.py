@@ -82,6 +82,7 @@ def keys(medium: SoundItem) -> list[str]:
     return [chunk.key for chunk in medium.chunks]
 
 
+@pytest.mark.slow
 def test_chunks_are_stored_as_pcm_with_what_describes_them_and_not_read_again(desk: Desk) -> None:
     one = sounding(desk)
     assert desk.run(one) == keys(one)
@@ -106,6 +107,7 @@ def test_chunks_are_stored_as_pcm_with_what_describes_them_and_not_read_again(de
     assert desk.told("Failed") == desk.told("Warned") == []
 
 
+@pytest.mark.slow
 def test_only_missing_chunks_are_stored_with_the_same_bytes(desk: Desk) -> None:
     one = sounding(desk)
     desk.run(one)

@@ -94,6 +94,7 @@ def test_clicks_are_heard_at_the_times_of_their_frames_in_nine_containers(
     assert notes_of([sound.meta for sound in cut]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [(0, 1.42), (1.44, 0), (0, 5), (5, 0)])
 @pytest.mark.parametrize("name", ["aac.mp4", "opus.mkv", "aac.ts", "pcm.mov"])
 def test_sound_that_begins_before_or_after_the_picture_keeps_its_times(
@@ -151,6 +152,7 @@ MIXES = {
 """Layout and encoder → gain of each channel: ITU-R BS.775, divided by the sum for one side."""
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(("layout", "codec"), MIXES)
 def test_channels_are_mixed_with_gains_that_sum_to_one(
     tmp_path: Path, layout: str, codec: str
@@ -226,6 +228,7 @@ def test_a_codec_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     assert notes_of([sound.meta]) == ["its sound cannot be decoded"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "share"), [("aac.mp4", 0.6), ("aac.ts", 0.6), ("opus.mkv", 0.6)])
 def test_of_a_truncated_file_all_is_kept_that_ffmpeg_decodes(
     tmp_path: Path, name: str, share: float
@@ -256,6 +259,7 @@ def spoiled(path: Path, which: range, by: bytes = b"\xff") -> Path:
     return damaged
 
 
+@pytest.mark.slow
 def test_damaged_packets_become_silence_and_move_nothing_behind_them(tmp_path: Path) -> None:
     sound = noise(5) * 0.1 + clicks(5, (1, 2, 3, 4), 2)
     whole = write_sounding(tmp_path / "a.mp4", [sound], "aac")
@@ -285,6 +289,7 @@ def remuxed(path: Path, to: Path, keep: Callable[[float], bool]) -> Path:
     return to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mkv", "mp4"])
 def test_a_gap_in_the_track_becomes_silence_as_in_ffmpeg(tmp_path: Path, suffix: str) -> None:
     sound = noise(5) * 0.1 + clicks(5, (1, 3, 4), 2)
@@ -308,6 +313,7 @@ def test_a_silence_of_an_hour_takes_seconds(tmp_path: Path) -> None:
     assert loud[-1] / RATE == pytest.approx(1.5, abs=0.002)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("bit", [18, 24])
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_wrong_time_of_several_frames_moves_no_sound(tmp_path: Path, at: int, bit: int) -> None:
@@ -328,6 +334,7 @@ def test_a_wrong_time_of_several_frames_moves_no_sound(tmp_path: Path, at: int, 
     assert np.abs(found.samples[early - 16 : early + 16]).max() > 5000
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("codec", ["ac3", "aac"])
 @pytest.mark.parametrize("channels", [2, 6])
 def test_joined_recordings_stay_in_step_with_their_frames(
@@ -347,6 +354,7 @@ def test_joined_recordings_stay_in_step_with_their_frames(
     assert "mpegts" in RESET
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_sound", [(True, False, True), (False, True), (False, False, True)])
 def test_sound_behind_a_joined_recording_without_sound_stays_in_step(
     tmp_path: Path, has_sound: tuple[bool, ...]
@@ -366,6 +374,7 @@ def test_sound_behind_a_joined_recording_without_sound_stays_in_step(
     assert peaks(whole.samples, moments) == pytest.approx(moments, abs=0.005)
 
 
+@pytest.mark.slow
 def test_of_broken_files_each_is_read_or_named(tmp_path: Path) -> None:
     sources = [
         write_sounding(tmp_path / name, [noise(1)], CONTAINERS[name], seconds=1)
@@ -389,6 +398,7 @@ def test_a_video_in_avi_begins_with_its_sound(tmp_path: Path) -> None:
     assert peaks(whole.samples, (1, 2, 3)) == pytest.approx((1, 2, 3), abs=0.001)
 
 
+@pytest.mark.slow
 def test_the_program_and_the_stage_hear_the_same_of_many_codecs(tmp_path: Path) -> None:
     for number, codec in enumerate(("aac", "libopus", "libvorbis", "libmp3lame", "ac3", "flac")):
         path = write_sounding(tmp_path / f"{number}.mkv", [noise(3)], codec, seconds=3)

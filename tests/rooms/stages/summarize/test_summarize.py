@@ -104,6 +104,7 @@ def records(store: Path) -> dict[str, dict[str, Any]]:
     return {key: found.meta(key) for key in sorted(found.keys())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_path: Path) -> None:
     count = MAX_TEXTS + 3

@@ -182,6 +182,7 @@ def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
     assert lora_parameters(tower, rank=8) == trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "attention", "keys"),
     [

@@ -72,6 +72,7 @@ def test_what_is_no_date_fails(today: str, capsys: pytest.CaptureFixture[str]) -
         assert len(printed.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_model_is_described_with_the_date_of_its_prompts(tmp_path: Path) -> None:
     model = model_of(tmp_path / "model", "'x ' * (strftime_now('%m') | int)")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))

@@ -53,6 +53,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parents[5]}")
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_loading, "MAX_SECONDS", 1.0)
     with pytest.raises(UsageError, match="more than 1 s of CPU time") as caught:
@@ -61,6 +62,7 @@ def test_what_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert "chat_template.jinja" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_what_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_loading, "MIN_BYTES", 256 * MIB)
     with pytest.raises(UsageError, match=r"more than 1.00 GiB of memory") as caught:
@@ -72,6 +74,7 @@ def test_what_takes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         described("doubles", tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_waiting_is_no_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_loading, "MAX_SECONDS", 1.0)
     with pytest.raises(TypeError, match="missing required field"):  # it answered no profile

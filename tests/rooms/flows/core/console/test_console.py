@@ -180,6 +180,7 @@ STAGES: list[Callable[[random.Random], Seconds]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_time_left_is_within_a_factor_of_two_after_a_tenth(
     stage: Callable[[random.Random], Seconds],

@@ -62,6 +62,7 @@ def on_terminal(**options: bool) -> str:
         return seen.close()
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_line_that_moves_in_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     text = on_terminal()
@@ -150,6 +151,7 @@ def test_a_log_is_not_silent_before_the_first_stage(monkeypatch: pytest.MonkeyPa
     assert log.getvalue() == f"{READING}\n"
 
 
+@pytest.mark.slow
 def test_a_log_says_again_and_again_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.core.console.modes.SILENT_SECONDS", 0.05)
     monkeypatch.setattr("flows.core.console.modes.QUIET_SECONDS", 0.3)

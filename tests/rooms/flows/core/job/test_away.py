@@ -56,6 +56,7 @@ def away_in(ran: Ran) -> list[tuple[str, str]]:
     return [(each.media_path, each.message) for each in failures if each.error == "away"]
 
 
+@pytest.mark.slow
 def test_rows_of_a_disk_that_is_not_mounted_stay_and_are_the_same_when_it_is_back(
     place: Place, mounted: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def file_system_of(mounted: Disk) -> str:
     return subprocess.run(shown, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["empty", "gone", "source gone", "unreadable"])
 def test_rows_below_a_folder_that_is_away_stay(
     place: Place, what: str, monkeypatch: pytest.MonkeyPatch
@@ -166,6 +168,7 @@ def test_media_that_moved_have_no_second_row_and_copies_keep_theirs(place: Place
     assert [where for where, _ in away_in(ran)] == [str(place.clips / "d1")]
 
 
+@pytest.mark.slow
 def test_files_of_a_folder_that_may_be_entered_and_not_listed_stay(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,6 +239,7 @@ def test_a_run_whose_store_lacks_records_of_what_is_away_is_refused_and_drops_no
     assert run_inside(place, **other, replace=True).result.captions == 2
 
 
+@pytest.mark.slow
 def test_what_is_away_keeps_its_own_prompt(place: Place) -> None:
     """Nothing is made of it, though the store has its features."""
     run_inside(place, **OPTIONS, prompt="What is it?")
@@ -249,6 +253,7 @@ def test_what_is_away_keeps_its_own_prompt(place: Place) -> None:
     assert ran.result.exit_code == 1 and len(asked) == 4
 
 
+@pytest.mark.slow
 def test_no_text_is_written_where_a_disk_belongs(place: Place, mounted: Disk) -> None:
     beside: dict[str, Any] = {**OPTIONS, "format": ("txt",), "beside": True}
     run_inside(place, **beside)
@@ -257,6 +262,7 @@ def test_no_text_is_written_where_a_disk_belongs(place: Place, mounted: Disk) ->
     assert [each.name for each in mounted.point.iterdir()] == ["NOT MOUNTED"]
 
 
+@pytest.mark.slow
 def test_marks_of_a_disk_that_is_not_mounted_stay(place: Place, mounted: Disk) -> None:
     command = ["sift", str(place.clips), "--recursive", "--store", str(place.store), "--quiet"]
     command += ["--out", str(place.out)]
@@ -271,6 +277,7 @@ def test_marks_of_a_disk_that_is_not_mounted_stay(place: Place, mounted: Disk) -
     assert main(command) == 0 and read_lines(place.out / "marks.jsonl") == before
 
 
+@pytest.mark.slow
 def test_a_list_keeps_its_rows_and_their_prompts(place: Place, tmp_path: Path) -> None:
     paths = {name: place.clips / f"{name}.png" for name in COLOURS}
     entries = [{"path": str(path), "prompt": f"What of {n}?"} for n, path in paths.items()]
@@ -284,6 +291,7 @@ def test_a_list_keeps_its_rows_and_their_prompts(place: Place, tmp_path: Path) -
     assert sorted((row["media_path"], row["prompt"]) for row in place.captions()) == before
 
 
+@pytest.mark.slow
 def test_what_is_made_again_is_counted_with_the_reason(place: Place) -> None:
     """One weight of the language half changes, and one file holds both halves."""
     from safetensors.numpy import load_file, save_file
@@ -306,6 +314,7 @@ def test_what_is_made_again_is_counted_with_the_reason(place: Place) -> None:
     assert "made again: captions 5 (changed since the last run: the prompt)" in said
 
 
+@pytest.mark.slow
 def test_a_line_says_what_made_it_and_no_upgrade_changes_it(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

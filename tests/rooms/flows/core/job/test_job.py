@@ -75,6 +75,7 @@ def run_to_limit(config: CaptionConfig, limit: int, stages: Speaking) -> RunResu
     return caption(replace(config, max_new_tokens=limit), Display(quiet=True), stages.launcher)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("before", "now", "made"),
     [
@@ -135,6 +136,7 @@ def run(config: CaptionConfig, **profile: Any) -> tuple[RunResult, list[str]]:
         raise
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("prompt", "names"),
     [

@@ -75,6 +75,7 @@ def test_a_clip_has_the_bytes_that_it_has_alone(
         assert made(place) == alone
 
 
+@pytest.mark.slow
 def test_what_was_encoded_in_batches_has_keys_of_its_own(clips: Path, tmp_path: Path) -> None:
     """As of a half that failed its trial on another machine."""
     place = Place(clips=clips, out=tmp_path / "o", store=tmp_path / "s")
@@ -105,6 +106,7 @@ def test_vectors_do_not_depend_on_the_batch(
         assert np.array_equal(vectors(tmp_path / "1"), vectors(tmp_path / size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", [False, True])
 def test_a_finished_chunk_is_computed_again_only_where_its_batch_matters(
     clips: Path, tmp_path: Path, request: pytest.FixtureRequest, batches: bool

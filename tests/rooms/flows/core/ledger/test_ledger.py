@@ -283,6 +283,7 @@ def test_what_the_model_refuses_or_nothing_can_read_wants_no_half(tmp_path: Path
     assert expected_of(book, [medium("a"), medium("b")]) == []
 
 
+@pytest.mark.slow
 def test_a_vision_half_alone_costs_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_rung_that_is_taken_is_told_in_a_line(
     assert "decode runs with batch 2, int8 (remembered)" in list(description_lines(record(other)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies", ["raise", "kill"])
 def test_frames_are_cut_with_fewer_files_at_once(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, dies: str
@@ -210,6 +211,7 @@ def test_frames_are_cut_with_fewer_files_at_once(
     assert (again.deaths, reasons(config)) == (0, [("frames", "remembered")])
 
 
+@pytest.mark.slow
 def test_a_death_that_is_not_of_memory_keeps_the_rung(config: CaptionConfig) -> None:
     for stage in ("encode", "decode"):
         stages = Tight("murder", {stage: dying(times=2)})
@@ -239,6 +241,7 @@ def test_who_cannot_hold_the_weights_tries_lighter_ones_at_once(config: CaptionC
     assert names == [f"batch {PICTURES}, int8", f"batch {PICTURES}, nf4"]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 @pytest.mark.parametrize("precision", ["native", "int8"])
 def test_words_are_changed_with_leave_alone(
@@ -264,6 +267,7 @@ def test_words_are_changed_with_leave_alone(
     assert record(config)["state"] == "failed"
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 def test_an_item_that_fits_on_no_rung_fails_alone(config: CaptionConfig, stage: str) -> None:
     stages = Tight("raise", {stage: lambda message: 8}, giant=stage)
@@ -305,6 +309,7 @@ def test_an_item_alone_on_a_lower_rung_says_its_own_precision(config: CaptionCon
     assert again.names() == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_makes_nothing_twice(config: CaptionConfig, tmp_path: Path) -> None:
     for number in range(PICTURES, 8):
         picture(tmp_path / "pictures", number)
@@ -334,6 +339,7 @@ def test_an_interrupted_run_makes_nothing_twice(config: CaptionConfig, tmp_path:
     assert {line["precision"]["language"] for line in run(config, roomy)} == {"fp32"}
 
 
+@pytest.mark.slow
 def test_features_of_both_precisions_are_read(config: CaptionConfig, tmp_path: Path) -> None:
     for number in range(PICTURES, 4):
         picture(tmp_path / "pictures", number)
@@ -367,6 +373,7 @@ class RealFrames(Tight):
         return DirectLauncher(self._listen, STARVED).start(call)
 
 
+@pytest.mark.slow
 def test_a_file_too_large_for_the_frames_stage_fails_alone(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

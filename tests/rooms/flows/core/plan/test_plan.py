@@ -96,6 +96,7 @@ def test_two_halves_fit_together_only_if_the_sum_of_their_peaks_does(
         assert sum(shares.values()) <= budget(gib).bytes
 
 
+@pytest.mark.slow
 def test_each_change_that_is_named_fits() -> None:
     for gib in (3.5, 5, 8, 11):
         named = changes(question(), decode(gib), budget(gib))
@@ -303,6 +304,7 @@ def test_a_model_alone_can_be_planned_and_once_described_starts_no_process(
     assert {"frames", "encode", "decode", "allowed"} <= rows
 
 
+@pytest.mark.slow
 def test_the_plan_for_programs_holds_all(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips = str(penstock_demo.CLIPS)
     code, printed = message_of(capsys, store, clips, "--json", "--memory", "2GiB")

@@ -265,6 +265,7 @@ def test_a_server_that_is_gone_costs_a_command_one_line() -> None:
     )
 
 
+@pytest.mark.slow
 def test_lines_that_nobody_reads_any_more_end_no_thread() -> None:
     done = subprocess.run([sys.executable, "-c", UNREAD], cwd=ROOT, check=False)
     assert done.returncode == 7

@@ -67,6 +67,7 @@ def test_the_login_is_made_once_and_its_user_alone_can_read_it(home: Path) -> No
     assert login_file().stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_starts_at_the_same_time_end_with_the_same_login(home: Path) -> None:
     code = "from flows.interfaces.prefect.server import own_login; input(); print(own_login())"
     starts = [
@@ -191,6 +192,7 @@ def test_a_second_start_leaves_the_record_of_a_server_that_runs(home: Path, port
     assert login_for(url) == made
 
 
+@pytest.mark.slow
 def test_server_and_worker_of_one_machine_agree(home: Path, port: int) -> None:
     here = {"PREFECT_SERVER_API_PORT": str(port), API: f"http://127.0.0.1:{port}/api"}
     assert message_of("worker", **here).stdout == "\n"
@@ -209,6 +211,7 @@ def test_server_and_worker_of_one_machine_agree(home: Path, port: int) -> None:
     assert shown.stdout == f"{here[API]} {stored_login()}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"])
 def test_what_the_user_has_set_is_kept(home: Path, name: str, port: int) -> None:
     here = {"PREFECT_SERVER_API_PORT": str(port), API: f"http://127.0.0.1:{port}/api"}
@@ -221,6 +224,7 @@ def test_what_the_user_has_set_is_kept(home: Path, name: str, port: int) -> None
     assert not login_file().exists()
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_server_elsewhere_gets_nothing_of_this_machine_s(home: Path) -> None:
     own_login()
     assert message_of("worker", PREFECT_API_URL=ELSEWHERE).stdout == "\n"

@@ -121,6 +121,7 @@ def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
     assert taken(export_model, EXPORT) == ExportConfig(model="demo", to="nf4", out="there")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("text", ["60MB", "4GiB", "8g", "1.5 TiB", "60000000", "0.5gb"])
 def test_a_size_may_be_the_text_of_the_command_line(text: str) -> None:
     for flow, given in ((caption_videos, CLIP), (tune_captions, TUNE), (export_model, EXPORT)):

@@ -151,6 +151,7 @@ def test_another_value_of_such_a_field_is_refused_by_its_name(params: dict[str, 
     assert name in why.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["messages", "stop", "tools", "modalities", "bad_words", "content"]
 )

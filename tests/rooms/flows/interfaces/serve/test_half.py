@@ -151,6 +151,7 @@ def test_a_lock_that_fails_once_keeps_no_request_waiting(
     assert answer_to(tmp_path, "ab")[0] == ["made a", "made b"]
 
 
+@pytest.mark.slow
 @pytest.mark.logs_errors
 def test_tasks_of_the_server_go_on_after_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -375,6 +375,7 @@ def test_nothing_names_another_host_or_breaks_the_policy(page: Document) -> None
     assert re.findall(r'(?:src|href): "([^"]*)"', html) == []
 
 
+@pytest.mark.slow
 def test_the_description_is_valid_and_names_what_requests_may_hold(tmp_path: Path) -> None:
     service = service_in(tmp_path)
     service.captions, service.config = None, ServeConfig(model="demo")
@@ -441,6 +442,7 @@ cards[0].put(cat(0.05, false), tint); seen.push(marks());
 return seen"""
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_threshold_of_the_server_has_one_place_on_cards(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"

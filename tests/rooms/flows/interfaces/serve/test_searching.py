@@ -115,6 +115,7 @@ def assert_refused(client: TestClient, hit: str, why: str) -> None:
     assert all(status == 404 and why in text for status, text in found.values()), found
 
 
+@pytest.mark.slow
 def test_a_removed_row_is_shown_neither_by_an_old_nor_by_a_new_server(place: Path) -> None:
     running = serving(place)
     old = ids(running)
@@ -126,6 +127,7 @@ def test_a_removed_row_is_shown_neither_by_an_old_nor_by_a_new_server(place: Pat
     assert kept.content == (place / "kept" / "green.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_file_whose_name_is_no_utf8_is_shown(place: Path) -> None:
     odd = place / "media" / "caf\udce8.png"
     Image.new("RGB", (90, 70), (90, 20, 90)).save(odd)
@@ -198,6 +200,7 @@ def rewritten(path: Path) -> None:
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("change", [replaced, linked, rewritten])
 @pytest.mark.parametrize("name", ["film.mp4", "red.png"])
 def test_a_file_that_changed_is_not_shown(place: Path, name: str, change: Any) -> None:
@@ -222,6 +225,7 @@ def test_a_file_that_is_gone_is_not_shown(place: Path, kind: str) -> None:
     assert_refused(client, hit, "the file of this hit")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_swapped_all_the_time_is_never_shown_with_another_content(
     place: Path,
 ) -> None:

@@ -55,6 +55,7 @@ server.serve(ServeConfig(model="any", port=0), Display())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_models_are_opened_ends_the_server(number: int) -> None:
     starting = subprocess.Popen(
@@ -111,6 +112,7 @@ def test_captions_are_507_while_the_disk_of_the_store_is_full_and_made_again_aft
             assert server.ask("GET", "/readyz").status == 200
 
 
+@pytest.mark.slow
 def test_the_bits_of_an_index_are_in_memory_before_the_free_memory_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ def test_the_bits_of_an_index_are_in_memory_before_the_free_memory_is_measured(
     assert measured == ["bits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sort", ["embeddings", "identities", "bits"])
 def test_an_index_that_is_copied_over_is_opened_again(sort: str, tmp_path: Path) -> None:
     """As `cp new/* served/` does: each file is cut, and then written."""
