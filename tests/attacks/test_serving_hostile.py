@@ -268,6 +268,7 @@ def kill(server: Serving, stage: str, draw: random.Random) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "kills"), [("embed", 2), pytest.param("cut_live", 8, marks=pytest.mark.slow)]
 )

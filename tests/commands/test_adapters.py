@@ -168,6 +168,7 @@ def test_settings_that_are_no_file_or_no_json_are_told_apart(tmp_path: Path) -> 
         settings.write_bytes(b"{" if "UTF-8" in why else b"\xff")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [pytest.param("llava", marks=pytest.mark.slow), "qwen2_5_vl"])
 def test_pieces_of_the_vision_half_stay_its_own(family: str) -> None:
     """What both halves load is of the one that makes features."""

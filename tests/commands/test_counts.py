@@ -261,6 +261,7 @@ SESSIONS: tuple[Callable[[Session], dict[str, int]], ...] = (
 QUICK = (plain, with_a_failure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "session",
     [

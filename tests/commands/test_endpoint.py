@@ -143,6 +143,7 @@ PAGES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     ["ollama", *(pytest.param(each, marks=pytest.mark.slow) for each in ("vllm", "llama-server"))],

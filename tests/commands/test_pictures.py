@@ -166,6 +166,7 @@ def stock_says(family: str, path: Path, prompt: str) -> str:
     return str(text).strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [

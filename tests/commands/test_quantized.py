@@ -55,6 +55,7 @@ def record(place: Place, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout", [n if n in QUICK else pytest.param(n, marks=slow) for n in (*LAYOUTS, "mixed")]
 )
@@ -75,6 +76,7 @@ def test_captions_of_a_quantized_checkpoint_are_those_of_its_twin(
     assert notes["stored_weights"] == f"{label}, dequantized when loaded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "layout", "nested"),
     [

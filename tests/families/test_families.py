@@ -88,6 +88,7 @@ def _says(family: str, row: dict[str, Any], meta: dict[str, Any], pixels: Any) -
     return str(text.strip())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["blip", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )

@@ -127,6 +127,7 @@ FAILING_DUAL = {("tipsv2", torch.bfloat16): "fails: expected m1 and m2 to have t
 """In transformers itself: its text vectors are in 32 bit, whatever the model computes in."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize(
     "dtype",

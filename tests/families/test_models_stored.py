@@ -341,6 +341,7 @@ def written(folder: Path, layout: str) -> None:
     write_quantized(checkpoint("qwen2_5_vl"), folder, layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [

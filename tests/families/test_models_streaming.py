@@ -58,6 +58,7 @@ def payloads(wave: Wave) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
@@ -89,6 +90,7 @@ def test_layers_come_once_for_a_whole_block() -> None:
     assert layers.buffers.fetched <= len(layers.layers) + 1  # and the first again, for who follows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAIN],

@@ -247,6 +247,7 @@ def test_caption_of_pictures_alone_captions_each(family: str, media: Path, tmp_p
     assert [row["frames"] for row in place.captions()] == [[0.0], [0.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [

@@ -146,6 +146,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words", "imports"),
     [

@@ -108,6 +108,7 @@ def made_of(tmp_path: Path, patch: pytest.MonkeyPatch, ends: str, seconds: float
     return list(child.rows_of(checks, Setting(folder=tmp_path), time.monotonic() + 60.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ends", "seconds", "words"),
     [
@@ -140,6 +141,7 @@ def test_the_first_parts_have_an_order_and_limits_of_nine_minutes() -> None:
             assert part.seconds <= child.named(name).seconds, (part.name, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ends", "seconds", "words"),
     [

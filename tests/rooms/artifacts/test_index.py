@@ -425,6 +425,7 @@ def fill(writer: IndexWriter) -> None:
 SOME, ALL = 9, pytest.param(1, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [SOME, ALL])
 @pytest.mark.parametrize(
     "change",

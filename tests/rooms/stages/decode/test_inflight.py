@@ -114,6 +114,7 @@ def test_a_slot_is_taken_as_soon_as_its_row_has_ended_longest_captions_first(
     assert texts[keys_told(message)[0]] >= min(sorted(texts.values())[-4:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "more"),
     [

@@ -108,6 +108,7 @@ def test_every_keyword_of_json_schema_is_among_the_examples() -> None:
     assert words == EXAMPLES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("places", "answers"),
     [pytest.param(QUICK, 1, id="quick"), pytest.param((*PLACES,), 5, marks=pytest.mark.slow)],

@@ -98,6 +98,7 @@ def said_by(
     return found, speaker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine", ["inflight", pytest.param("transformers", marks=pytest.mark.slow)]
 )

@@ -132,6 +132,7 @@ def test_where_a_short_prompt_agrees_so_do_captions(variant: str, tmp_path: Path
 ALL_LOGITS = ["minicpm_ocr", "video_llama_3", "qwen2_5_omni_thinker"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     ["qwen2_vl", "minicpmv4_6", *(pytest.param(n, marks=pytest.mark.slow) for n in ALL_LOGITS)],

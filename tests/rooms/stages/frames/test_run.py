@@ -106,6 +106,7 @@ def test_a_video_is_stored_chunk_by_chunk_then_described_and_not_made_again(desk
     assert desk.told("Failed") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "text"),
     [

@@ -143,6 +143,7 @@ def batch_costs(folder: Path) -> dict[Any, tuple[BatchCost, ...]]:
 MORE = ("florence2", "llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "blip_2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["gemma3", *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)]
 )

@@ -211,6 +211,7 @@ MODULE_NAMES = {
 modules."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_checkpoints_named_like_the_modules_are_cut_too(
     family: str, tmp_path: Path, heard: pytest.LogCaptureFixture

@@ -66,6 +66,7 @@ def captions_of(folder: Path, vision: str, language: str) -> tuple[torch.Tensor,
     return made.sequences, torch.stack(made.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
@@ -87,6 +88,7 @@ def test_all_layers_of_a_half_but_the_output_head_are_quantized(family: str, kin
     assert half.get_output_embeddings().weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "skip"),
     [
@@ -138,6 +140,7 @@ def test_a_checkpoint_stored_in_bf16_computes_in_the_dtype_that_is_requested(
     captions_of(folder, "fp32", kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
@@ -253,6 +256,7 @@ def with_adapter(source: Path, adapter: Path, **options: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", ["demo", pytest.param("llava", marks=pytest.mark.slow)])
 def test_what_peft_saved_computes_what_it_computed(

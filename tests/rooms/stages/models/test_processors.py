@@ -70,6 +70,7 @@ def whole_says(family: str, batch: list[Clip], prompts: tuple[str, ...]) -> list
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"),
     [

@@ -189,6 +189,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 """What may have become of a file -> its bytes, made of what it should be."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

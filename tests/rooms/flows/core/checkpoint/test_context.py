@@ -92,6 +92,7 @@ def test_where_a_full_chunk_fits_the_sampling_is_as_it_was() -> None:
         assert sampling_of(profile, config()) == requested_sampling(profile, config())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["mllama", *(pytest.param(f, marks=pytest.mark.slow) for f in ("florence2", "git"))]
 )

@@ -49,6 +49,7 @@ ALONE, FIXED = 0, 1 << 10
 """Most images of an input that shares its pass."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [None, FIXED])
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_a_clip_has_the_bytes_that_it_has_alone(

@@ -114,6 +114,7 @@ def test_attention_that_is_not_fused_keeps_scores() -> None:
     assert pass_bytes(vision, 8, 577, 2, fused=False) == rows * (4 + 4) * 1024 + scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "frames_a_patch"),
     [
@@ -140,6 +141,7 @@ def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: in
         assert message == pytest.approx(work.peak_bytes, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [

@@ -137,6 +137,7 @@ def only(stage: str, good: list[Rung]) -> Room:
     return room
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "dies", "each"),
     [

@@ -90,6 +90,7 @@ def qwen3_vl() -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "frames", "height", "width"),
     [
