@@ -217,6 +217,7 @@ def test_a_finished_run_with_a_revision_needs_no_server(pictures: Path) -> None:
         captioned(replace(config, revision=None))
 
 
+@pytest.mark.slow
 def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path) -> None:
     stand_in = StandIn()
     with running(stand_in) as address:

@@ -109,6 +109,7 @@ def only_packed(half: PartProfile, rungs: Sequence[Rung]) -> list[Rung]:
     return [rung for rung in with_packed(half, rungs) if rung.packed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [

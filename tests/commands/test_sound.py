@@ -82,6 +82,7 @@ def test_only_chunks_with_sound_are_captioned_with_it(place: Place) -> None:
     assert counts(place)["hear"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of the processor
 def test_captions_are_those_of_the_whole_model(place: Place) -> None:
     processor, model = load_processor(Path(place.model)), joint_model(Path(place.model))

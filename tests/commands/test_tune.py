@@ -236,6 +236,7 @@ def test_a_dry_run_refuses_captions_that_the_command_refuses(
         assert "dry.jsonl: line 1 holds <|im_end|>, a control token" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_learn_refuses_captions_that_the_round_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +364,7 @@ def test_the_loss_falls_and_captions_change(numbered: Place, family: str, route:
     assert isinstance(scored, AdapterScore) and scored.score["loss"] < losses[0]
 
 
-@pytest.mark.in_turn
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "sound"), [("tone.mp4", "off"), ("numbered/0.png", None)])
 def test_the_record_of_a_model_that_hears_says_that_clips_had_no_sound(
     tmp_path: Path, file: str, sound: str | None

@@ -19,6 +19,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", [w if w == "chunks" else pytest.param(w, marks=pytest.mark.slow) for w in WAYS]
 )

@@ -357,6 +357,7 @@ print(json.dumps([captions_of(wave.captions()), captions_of(wave.captions(OTHER)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "engine"),
     [

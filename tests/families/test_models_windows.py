@@ -73,7 +73,7 @@ def attention_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return calls
 
 
-@pytest.mark.in_turn
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_one_call_a_length_gives_the_bits_of_one_by_one(

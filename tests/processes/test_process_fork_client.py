@@ -189,6 +189,7 @@ def test_two_stages_run_beside_each_other_and_end_with_the_block(tmp_path: Path)
             each.wait()
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_runs_stages_itself_until_one_fails(tmp_path: Path) -> None:
     staying = ForkServer(stays=True)
 

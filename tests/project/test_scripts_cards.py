@@ -53,6 +53,7 @@ def test_the_page_and_the_table_are_what_the_script_makes(planned: list[PlannedM
     assert table(planned) == TABLE.read_text(encoding="utf-8"), AGAIN
 
 
+@pytest.mark.slow
 def test_a_model_that_is_planned_again_has_the_rows_of_the_page(tmp_path: Path) -> None:
     """One of them all, so that an old page is seen without planning for minutes."""
     (model,) = (each for each in card_models() if each.name == "llava-hf/llava-1.5-7b-hf")

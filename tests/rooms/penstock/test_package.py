@@ -246,6 +246,7 @@ def test_a_stop_does_not_wait_for_a_fork_server_that_imports_libraries() -> None
         launcher.start(call)
 
 
+@pytest.mark.slow
 def test_a_run_from_python_is_repeated_by_what_repeats_a_command(here: Path) -> None:
     list(penstock.caption("videos", model="demo", out="out", prompts={"a": "What is it?"}))
     command = command_in(here / "out")

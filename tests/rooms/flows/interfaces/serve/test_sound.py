@@ -46,6 +46,7 @@ def place(served: tuple[Serving, str], tmp_path: Path) -> Place:
     )
 
 
+@pytest.mark.slow
 def test_served_captions_are_those_of_the_command(
     served: tuple[Serving, str], place: Place
 ) -> None:
