@@ -82,22 +82,22 @@ NOT_RUN = (
     (r"penstock .*--adapter DIR", "needs a trained adapter; tune.md's are run"),
     (
         r"penstock export M .*--adapter style",
-        "as export.md's, which is run; tests/commands/test_adapters.py does it with one",
+        "as export.md's, which is run; tests/commands/test_caption_adapters.py does it with one",
     ),
     (
         r"penstock (caption|plan) .*--endpoint",
-        "needs a server of models; tests/commands/test_endpoint.py has two",
+        "needs a server of models; tests/commands/test_caption_endpoint.py has two",
     ),
     (r"penstock doctor --model DIR", "needs an exported model; tests measure one"),
 )
 """Begins of commands that are only parsed, and the reason."""
 
 PAGES_NOT_RUN = {
-    "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; see tests/commands/test_gguf.py",
+    "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; see tests/commands/test_caption_gguf.py",
     "docs/recipes/clusters.md": "needs a cluster",
-    "docs/scale.md": "needs a bucket; tests/commands/test_far.py has one",
+    "docs/scale.md": "needs a bucket; tests/commands/test_caption_far.py has one",
     "docs/deploy/README.md": "scripts/prove/follow_deploy.py follows the page in a fresh clone",
-    "docs/far.md": "needs a bucket and a server; tests/commands/test_far.py has both",
+    "docs/far.md": "needs a bucket and a server; tests/commands/test_caption_far.py has both",
     "docs/serve.md": "needs a server that stays; tests/project/test_serve_page.py runs the page",
 }
 """Pages of which nothing is run, and the reason."""

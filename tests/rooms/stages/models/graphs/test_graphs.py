@@ -265,7 +265,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "elsewhere") is None
 
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 NAMES = (
     *("blip_2", "chameleon", "glm4v", "internvl", "llama4", "qwen2_5_vl"),
     *("cosmos3_edge", "hunyuan_vl", "lighton_ocr", "minicpmv4_6", "muse_spark"),

@@ -341,7 +341,7 @@ def test_a_llava_video_is_told_what_comes_nearest(name: str, tmp_path: Path) -> 
 
 
 def test_the_page_of_models_lists_them_as_its_script_writes_them() -> None:
-    page = (Path(__file__).parents[4] / "docs" / "models.md").read_text()
+    page = (Path(__file__).parents[5] / "docs" / "models.md").read_text()
     assert unsupported_section() in page and "## Graphs" in page.partition(unsupported_section())[2]
 
 

@@ -363,7 +363,7 @@ def test_clear_stops_where_a_job_runs(store: Store) -> None:
 
 def test_only_prepare_store_begins_to_write_a_store() -> None:
     """So no command writes records into a store before its number."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[5]
     found = {
         path.relative_to(root).as_posix()
         for package in ("artifacts", "flows", "penstock", "stages")

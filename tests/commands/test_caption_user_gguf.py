@@ -20,7 +20,7 @@ from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.clips import write_clips
 from stages.models.half_job import DescribeJob
 from stages.process.events import StageOutcome
-from tests.commands.test_published import stating
+from tests.commands.test_caption_published import stating
 from tests.support.described import described
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.pipeline import read_lines
