@@ -93,7 +93,7 @@ NOT_RUN = (
 """Begins of commands that are only parsed, and the reason."""
 
 PAGES_NOT_RUN = {
-    "docs/gguf.md": "needs llama.cpp, which `make gguf` compiles; see tests/commands/test_caption_gguf.py",
+    "docs/gguf.md": "needs llama.cpp (`make gguf`); see tests/commands/test_caption_gguf.py",
     "docs/recipes/clusters.md": "needs a cluster",
     "docs/scale.md": "needs a bucket; tests/commands/test_caption_far.py has one",
     "docs/deploy/README.md": "scripts/prove/follow_deploy.py follows the page in a fresh clone",
