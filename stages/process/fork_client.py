@@ -114,8 +114,10 @@ def compiler_folder() -> str:
     return str(folder) if os.access(folder, os.W_OK) else ""
 
 
-ANSWER_SECONDS = 60.0
-"""How long the server may take to import what a stage needs, and to fork."""
+IDLE_SECONDS = 60.0
+"""How long the server may neither compute nor read while it imports what a stage needs."""
+LOOK_SECONDS = 1.0
+"""Time between two looks at what it has done."""
 MIN_FREE_BYTES = 4 << 30
 """With less free memory, each stage imports for itself. The server holds about 0.4 GB until the run
 ends."""
@@ -223,9 +225,8 @@ class ForkServer:
                 with theirs:
                     descriptors = [log.fileno(), events, theirs.fileno(), job]
                     socket.send_fds(self._control, [message], descriptors)
-                status.settimeout(ANSWER_SECONDS)
-                reply, handles, _, _ = socket.recv_fds(status, 64, 1)
-            except OSError:  # killed or too slow: it must not fork any more
+                reply, handles = self._receive_answer(status)
+            except OSError:  # killed or hanging: it must not fork any more
                 self._end()
                 reply = b""
             except BaseException:
@@ -240,6 +241,22 @@ class ForkServer:
             return ForkedProcess(int(reply), handles[0], status)
         self._last = StayingProcess(int(reply), handles[0], status)
         return self._last
+
+    def _receive_answer(self, status: socket.socket) -> tuple[bytes, list[int]]:
+        """Return what the server answers, and a handle of the process. Waits as long as it makes
+        progress: imports take minutes on a busy machine. Raises TimeoutError."""
+        assert self._process is not None
+        status.settimeout(LOOK_SECONDS)
+        done, since = work_done(self._process.pid), time.monotonic()
+        while True:
+            try:
+                reply, handles, _, _ = socket.recv_fds(status, 64, 1)
+                return reply, handles
+            except TimeoutError:
+                if (now := work_done(self._process.pid)) != done:
+                    done, since = now, time.monotonic()
+                elif time.monotonic() - since > IDLE_SECONDS:
+                    raise
 
     def _ensure_started(self) -> bool:
         """Start the server if that is allowed. Return whether it can be used."""
@@ -318,6 +335,16 @@ def busiest(pid: int) -> float:
         return max(map(_seconds_of, Path(f"/proc/{pid}/task").glob("*/stat")), default=0.0)
     except OSError:  # ended while its threads were listed
         return 0.0
+
+
+def work_done(pid: int) -> tuple[float, str]:
+    """Return how much a process has done: the CPU time in seconds of its busiest thread, and what
+    the kernel counts of its reads and writes; empty where that may not be seen."""
+    try:
+        counted = Path(f"/proc/{pid}/io").read_text(encoding="utf-8")
+    except OSError:
+        counted = ""
+    return busiest(pid), counted
 
 
 def _seconds_of(stat: Path) -> float:

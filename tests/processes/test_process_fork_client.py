@@ -170,6 +170,39 @@ def test_a_server_is_gone_with_its_parent(tmp_path: Path, monkeypatch: pytest.Mo
     assert list((tmp_path / "tmp").iterdir()) == []  # no file with a job stays
 
 
+IMPORTS_FOR_A_WHILE = """
+import os, time
+from pathlib import Path
+
+ends = time.monotonic() + {seconds}
+first = not Path({mark!r}).exists()
+Path({mark!r}).touch()
+while first and time.monotonic() < ends:
+    os.stat("/") if {hangs} else sum(range(300_000))
+    time.sleep({seconds} if {hangs} else 0.05)
+
+def run(job, report):
+    report.item("one")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_server_that_imports_is_waited_for_as_long_as_it_does_something(
+    hangs: bool, tmp_path: Path, forks: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_client, "IDLE_SECONDS", 2.0)
+    monkeypatch.setattr(fork_client, "LOOK_SECONDS", 0.2)
+    seconds = 60 if hangs else 6
+    code = IMPORTS_FOR_A_WHILE.format(seconds=seconds, mark=str(tmp_path / "mark"), hangs=hangs)
+    (tmp_path / "imports_for_a_while.py").write_text(code)
+    began = time.monotonic()
+    running = start("run", tmp_path, forks, module="imports_for_a_while")
+    assert is_forked(running) is not hangs
+    assert hangs or time.monotonic() - began > 6
+    assert running.wait().items == 1
+
+
 @pytest.mark.slow
 def test_a_stage_stops_when_it_is_asked_to(tmp_path: Path, forks: ForkServer) -> None:
     running = begun(tmp_path, forks)
