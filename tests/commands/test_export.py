@@ -282,6 +282,13 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
     )
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4", "onnx"])
+def test_groups_of_columns_are_refused_where_scales_have_none(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--group has no effect with --to {kind}"):
+        ExportConfig(model="demo", to=kind, out=str(tmp_path), group=64)
+    assert ExportConfig(model="demo", to="w4a16", out=str(tmp_path), group=64).group == 64
+
+
 def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
     def request(half: str = "", **more: Any) -> ExportConfig:
         return ExportConfig(model="demo", to="onnx", out=str(tmp_path), half=half, **more)

@@ -153,6 +153,11 @@ class ExportConfig(MemoryOptions, StoreOptions, AdapterOptions, ModelOptions):
             if self.to in OTHERS:
                 hint = "Give w4a16 with --calibrate: the same kernels load it, for any model family"
             raise UsageError(f"unknown --to {self.to}", hint=hint)
+        if self.group != GROUP and not self.packed:
+            raise UsageError(
+                f"--group has no effect with --to {self.to}: its scales are not of groups",
+                hint=f"Give --to {' or '.join(PACKED)}, or leave --group out",
+            )
         if self.graphs and self.half == "language":
             raise UsageError(
                 f"--half language --to {self.to} is not supported: the language half decodes "

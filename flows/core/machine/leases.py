@@ -82,6 +82,15 @@ def start_of(pid: int) -> str:
         return ""
 
 
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs. One that was killed may stay listed until its parent looks."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in (b"Z", b"X")
+
+
 @contextlib.contextmanager
 def heartbeat(show: Callable[[], object]) -> Iterator[None]:
     """Call `show` at regular intervals, to prove that this process is alive."""
@@ -190,7 +199,7 @@ def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
     if has_lock and note["host"] == socket.gethostname():
         return True
     if has_lock is None and note["system"] and note["system"] == system():
-        return not os.path.exists(f"/proc/{note['pid']}")
+        return not is_alive(note["pid"])
     return clock_of(folder) - os.fstat(descriptor).st_mtime > LEASE_SECONDS
 
 
@@ -279,7 +288,7 @@ def _live_notes_on(job_leases: "BucketLeases", but: str) -> Iterator[Mapping[str
             continue
         note = read_note(job_leases.read(name))
         here = note["system"] and note["system"] == system()
-        if age > LEASE_SECONDS or (here and not os.path.exists(f"/proc/{note['pid']}")):
+        if age > LEASE_SECONDS or (here and not is_alive(note["pid"])):
             job_leases.expire(name)
         elif note["namespaces"]:
             yield note

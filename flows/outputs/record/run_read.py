@@ -24,6 +24,7 @@ from artifacts.disk.json_shapes import (
 from artifacts.disk.regular_files import guard, refuse_links
 from artifacts.errors import PenstockError, UsageError
 from artifacts.texts.edits import DECISIONS
+from flows.core.machine.leases import is_alive
 from flows.core.pipelines import STAGES
 from flows.outputs.marker import MARKER
 from flows.outputs.record.run_record import RUN_RECORD, Entry, history_of, seconds_of
@@ -156,7 +157,7 @@ def load_record(out: Path) -> dict[str, Any]:
     record: dict[str, Any] = read_json(path, RECORD, "Run the command again", check_stages)
     record = {"history": [], "keys": [], "keep": "", **record}
     here = record["host"] in ("", socket.gethostname())
-    if record["state"] == "running" and here and not os.path.exists(f"/proc/{record['pid']}"):
+    if record["state"] == "running" and here and not is_alive(record["pid"]):
         record["state"] = "died"
         _count_published(out, record)
     return record

@@ -23,10 +23,11 @@ from flows.core.machine import budget as module
 from flows.core.machine import leases
 from flows.core.machine.budget import Budget, WithinBudget, budget_for
 from flows.core.machine.launch import StageCall, StageHandle
-from flows.core.machine.leases import leased, running_jobs
+from flows.core.machine.leases import is_alive, leased, running_jobs
 from flows.core.options.commands import CaptionConfig, RebuildConfig, RunOptions
 from tests.support.builders.jobs import made_job
 from tests.support.holders import held_elsewhere
+from tests.support.started import until
 
 GIB = 1 << 30
 
@@ -298,3 +299,12 @@ def test_a_job_shows_that_it_lives(
         while path.stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert path.stat().st_mtime > 0
+
+
+def test_a_process_that_was_killed_is_gone_before_its_parent_looks() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert is_alive(process.pid) and is_alive(os.getpid())
+        process.kill()
+        until(lambda: not is_alive(process.pid))
+        assert os.path.exists(f"/proc/{process.pid}"), "nobody has waited for it"
+    assert not is_alive(process.pid)
