@@ -215,7 +215,7 @@ def test_what_changes_something_is_no_address_to_follow(studio: OpenStudio) -> N
     requests = {"Origin": EVIL, "Access-Control-Request-Method": "POST"}
     for path, _ in posts(studio):
         for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "OPTIONS"):
-            if method != "GET" or path not in ("runs", f"{studio.own}/again"):
+            if method != "GET" or path not in ("runs", "sifted/0", f"{studio.own}/again"):
                 answer = studio.ask(method, path, headers=requests)
                 assert answer.status in (404, 405), (method, path)
                 assert not any(name.startswith("access-control") for name in answer.headers)
