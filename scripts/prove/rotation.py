@@ -5,7 +5,7 @@
 1. What is too long to be run whole is cut into parts, and each commit takes the part that its
    number in the history names: as many commits in a row as there are parts take each part once.
 2. A test of more than LONG rows runs a quarter of them, and one that is marked `in_turn` a single
-   row; the others are marked `slow`.
+   row; the others are marked `slow`. One that is marked `whole` runs all.
 3. The sample of the slow tests (`slow_sample.py`) and the pages that are followed
    (`follow_docs.py --in-turn`) are chosen by the same number.
 """
@@ -54,12 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def tables(items: Sequence[pytest.Item]) -> Iterator[list[pytest.Item]]:
-    """Yield the rows of each quick test that has more than LONG, or that is marked."""
+    """Yield the rows of each quick test that has more than LONG, or that is marked `in_turn`."""
     quick = sorted(
         (item for item in items if not item.get_closest_marker("slow")),
         key=lambda item: item.nodeid,
     )
     for _, rows in groupby(quick, key=lambda item: item.nodeid.partition("[")[0]):
         table = list(rows)
+        if table[0].get_closest_marker("whole"):
+            continue
         if len(table) > LONG or table[0].get_closest_marker("in_turn"):
             yield table

@@ -68,6 +68,7 @@ def test_the_cells_are_the_recorded_ones() -> None:
     assert recorded()["keys"].keys() == CELLS.keys()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", CELLS)
 def test_namespaces_and_keys_are_as_recorded(name: str) -> None:
     assert keys_of(CELLS[name]) == recorded()["keys"][name]

@@ -22,6 +22,10 @@ def test_long(row): pass
 @pytest.mark.parametrize("row", range({LONG}))
 def test_short(row): pass
 
+@pytest.mark.whole
+@pytest.mark.parametrize("row", range(9))
+def test_whole(row): pass
+
 @pytest.mark.in_turn
 @pytest.mark.parametrize("row", range(3))
 def test_dear(row): pass
@@ -59,6 +63,6 @@ def test_of_a_long_table_a_quarter_is_quick_and_the_rest_slow(tmp_path: Path) ->
         rows[marks] = Counter(name.partition("::")[2].partition("[")[0] for name in names)
     slow = {"test_long": 3 * LONG, "test_dear": 2, "test_slow": 4 * LONG}
     assert rows == {
-        "not slow": {"test_long": LONG, "test_short": LONG, "test_dear": 1},
+        "not slow": {"test_long": LONG, "test_short": LONG, "test_whole": 9, "test_dear": 1},
         "slow": slow,
     }
