@@ -313,7 +313,6 @@ def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
     assert (place.out / "summaries.jsonl").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_texts_without_words_are_noted_and_counted(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
