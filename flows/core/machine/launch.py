@@ -10,6 +10,7 @@ module does not import Prefect.
 import contextlib
 import http.client
 import os
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -42,14 +43,34 @@ def is_local(url: str) -> bool:
 
 def answers(url: str) -> bool:
     """Return whether a Prefect server is up there."""
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        return _health(url, seconds=5) == 200
+    return False
+
+
+ANSWER_SECONDS = 20.0
+"""How long a server may take to answer. Prefect's client would wait for four minutes."""
+
+
+def is_silent(url: str) -> bool:
+    """Return whether what is there answers nothing, for as long as a server may take."""
+    try:
+        _health(url, ANSWER_SECONDS)
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, TimeoutError)
+    except TimeoutError:
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
+        pass
+    return False
+
+
+def _health(url: str, seconds: float) -> int:
+    """Return the status with which a server answers how it is."""
     proxies = [urllib.request.ProxyHandler({})] if is_local(url) else []
     opener = urllib.request.build_opener(*proxies)
-    with (
-        contextlib.suppress(OSError, ValueError, http.client.HTTPException),
-        opener.open(f"{url}/health", timeout=5) as reply,
-    ):
-        return bool(reply.status == 200)
-    return False
+    with opener.open(f"{url}/health", timeout=seconds) as reply:
+        return int(reply.status)
 
 
 def fault_of_api(url: str) -> str:

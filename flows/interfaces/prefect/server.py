@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from artifacts.disk.files import write_json
 from artifacts.disk.signing import own_secret, stored_secret
 from artifacts.errors import EnvironmentFault, UsageError, redacted
-from flows.core.machine.launch import answers, fault_of_api, is_local
+from flows.core.machine.launch import answers, fault_of_api, is_local, is_silent
 from flows.core.machine.leases import start_of
 
 FILE = "penstock-auth"
@@ -140,8 +140,14 @@ def client_settings() -> dict[Any, str]:
         url = own_server()
         login = stored_login()
         return {PREFECT_API_URL: url, **({PREFECT_API_AUTH_STRING: login} if login else {})}
-    if not answers(url) and (fault := fault_of_api(url)):
-        raise UsageError(f"PREFECT_API_URL is {redacted(url)}", hint=f"Correct it: {fault}")
+    if not answers(url):
+        if fault := fault_of_api(url):
+            raise UsageError(f"PREFECT_API_URL is {redacted(url)}", hint=f"Correct it: {fault}")
+        if is_silent(url):
+            raise EnvironmentFault(
+                f"no answer from the Prefect server at {redacted(url)}",
+                hint="Start it again, or unset PREFECT_API_URL",
+            )
     own = None if PREFECT_API_AUTH_STRING.value() else login_for(url)
     return {PREFECT_API_AUTH_STRING: own} if own else {}
 

@@ -14,7 +14,9 @@ import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import EnvironmentFault
+from flows.core.machine import launch
 from flows.core.machine.launch import is_local
+from flows.interfaces.prefect import server
 from flows.interfaces.prefect.server import (
     client_settings,
     login_file,
@@ -252,3 +254,20 @@ def test_a_command_gives_its_login_to_the_server_of_this_machine_alone(
     login_file().unlink()
     with temporary_settings(here):
         assert client_settings() == {}
+
+
+def test_a_server_that_takes_connections_and_answers_nothing_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(server, "answers", lambda url: False)
+    monkeypatch.setattr(server, "fault_of_api", lambda url: "")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(EnvironmentFault, match=f"no answer from the Prefect server at {url}"),
+        ):
+            client_settings()
+    with temporary_settings({PREFECT_API_URL: url}):
+        client_settings()  # a refused connection is for Prefect to say, at once
