@@ -133,6 +133,12 @@ def test_requests_sent_at_once_are_answered_in_their_order(server: BareServer) -
         assert found == expected
 
 
+def test_what_follows_a_request_of_two_lengths_is_not_read(server: BareServer) -> None:
+    twice = CHUNKS.replace(b"Transfer", b"Content-Length: 4\r\nTransfer") + b"\r\n\r\n"
+    answers = answer_to(server, twice + START + b"\r\n")
+    assert statuses(answers) == [200] and answers.endswith(b"(closed)")
+
+
 def test_half_of_a_body_gets_no_answer(server: BareServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(CHUNKS)

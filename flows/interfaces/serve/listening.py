@@ -124,7 +124,11 @@ class LimitedProtocol(H11Protocol):
         """Ignore an offer of another protocol in silence (RFC 9110, 7.8)."""
 
     def on_response_complete(self) -> None:
+        """Close the connection after a request of two lengths: a proxy may have read the other, and
+        what follows would be somebody's words as another's request (RFC 9112, 6.1)."""
         self._silent_since = self.loop.time()
+        if {b"transfer-encoding", b"content-length"} <= {name for name, _ in self.headers}:
+            self.transport.close()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
