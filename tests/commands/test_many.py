@@ -141,9 +141,7 @@ def test_a_straggler_gets_a_second_task_which_is_stopped_when_one_has_done_it() 
 
 def test_the_copy_of_a_straggler_may_fail() -> None:
     tasks = Tasks(
-        4,
-        lasts=lambda name, n: 50 if n == 1 else 2,
-        ends=lambda name, n: WRONG if n == 2 else DONE,
+        4, lasts=lambda name, n: 50 if n == 1 else 2, ends=lambda name, n: WRONG if n == 2 else DONE
     )
     assert [run.error for run in ended(tasks, terms(2))] == [None, None]
 
