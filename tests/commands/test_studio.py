@@ -42,6 +42,8 @@ from tests.support.pipeline import ROOT
 from tests.support.reports import captions_of, media_file, write_run
 from tests.support.strangers import own_folder
 
+Patch = pytest.MonkeyPatch
+
 
 @pytest.fixture
 def roots(tmp_path: Path) -> Roots:
@@ -173,9 +175,7 @@ def test_values_that_the_command_would_not_take_fails(roots: Roots, tmp_path: Pa
         assert "%(" not in refused.value.hint
 
 
-def test_a_server_is_named_by_its_number(
-    roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_is_named_by_its_number(roots: Roots, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setenv("PENSTOCK_ENDPOINTS", "http://127.0.0.1:9/v1 http://far.example/v1")
     for number, url, is_open in ((0, "http://127.0.0.1:9/v1", False), (1, "far.example", True)):
         values = given(tmp_path) | {"model": "openai:a/b:7b", "server": number}
@@ -223,7 +223,7 @@ def test_a_folder_lists_what_may_be_named(roots: Roots, tmp_path: Path) -> None:
 
 
 def test_media_are_counted_at_any_depth_and_not_beyond_the_roots(
-    roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    roots: Roots, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     deep = tmp_path / "media/inner/a/b"
     deep.mkdir(parents=True)
@@ -282,7 +282,7 @@ def test_a_queue_is_kept_and_its_runs_take_turns(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_saved_is_not_queued(
-    tmp_path: Path, runs: RunQueue, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, runs: RunQueue, monkeypatch: Patch
 ) -> None:
     runs.add(run(tmp_path, "a"))
 
@@ -453,7 +453,7 @@ def test_thumbnails_are_records_that_the_cache_counts_and_deletes(tmp_path: Path
 
 
 def test_stored_thumbnails_are_bounded_and_the_oldest_go_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr("flows.interfaces.studio.session.LIMIT_BYTES", 10_000)
     store, names = open_store(str(tmp_path / "store")), [f"{number}.png" for number in range(12)]
@@ -557,7 +557,7 @@ def commands_in(folder: Path) -> list[CaptionConfig]:
 
 @pytest.mark.parametrize("given", [[], ["--store=s3://b/mine"]])
 def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]
+    tmp_path: Path, monkeypatch: Patch, given: list[str]
 ) -> None:
     moved = moved_run(tmp_path, *given)
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
@@ -639,7 +639,7 @@ def test_the_page_shows_pictures_of_media_below_its_roots_alone(
     assert page.get("small", params={"path": "no.png"}).status_code == 404
 
 
-def test_the_page_says_where_a_model_is(page: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_says_where_a_model_is(page: TestClient, monkeypatch: Patch) -> None:
     def told(name: str) -> Any:
         answer = page.get("model", params={"name": name})
         assert answer.status_code == 200, answer.text
@@ -652,9 +652,7 @@ def test_the_page_says_where_a_model_is(page: TestClient, monkeypatch: pytest.Mo
     assert page.get("model", params={"name": "/etc"}).status_code == 422
 
 
-def test_a_download_is_the_weights_and_the_files_that_describe_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_download_is_the_weights_and_the_files_that_describe_them(monkeypatch: Patch) -> None:
     sizes = {"model.safetensors": 1000, "config.json": 20, "onnx/model.onnx": 5000, "a.bin": 900}
     files = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
     monkeypatch.setattr(
