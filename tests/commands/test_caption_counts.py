@@ -39,11 +39,7 @@ class Session:
         self.media.mkdir()
 
     def run(
-        self,
-        verb: str,
-        *more: str,
-        stop_at: str = "",
-        by: signal.Signals = signal.SIGINT,
+        self, verb: str, *more: str, stop_at: str = "", by: signal.Signals = signal.SIGINT
     ) -> Ended:
         """Run a command over the media. `stop_at`: send the signal `by`, that of Ctrl-C, at the
         first line that has this."""

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from flows.outputs.run_result import RunResult
 from penstock_demo import CLIPS
 from stages.ask.servers import Client, Reply, _wait
 from tests.support.builders.endpoint import StandIn, message_of, running
+from tests.support.commands import completed
 from tests.support.media import write_numbered
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 
@@ -37,6 +39,12 @@ SECRET = "sk-secret-0123456789abcdef"
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     return write_numbered(tmp_path / "pictures", 6)
+
+
+def with_clip(folder: Path, name: str = "clip.mp4") -> Path:
+    """Put a clip into a folder."""
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy(CLIPS / "clip-01.mp4", folder / name))
 
 
 def command(address: str, sources: Path, *more: str) -> list[str]:
@@ -57,14 +65,13 @@ def captions_of(config: CaptionConfig) -> list[dict[str, Any]]:
     return read_lines(Path(config.out) / "captions.jsonl")
 
 
-def plan_of(config: CaptionConfig) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(config.out) / "run.json").read_text())["plan"]
-    return found
+def plan_of(config: CaptionConfig) -> Any:
+    return json.loads((Path(config.out) / "run.json").read_text())["plan"]
 
 
 @pytest.mark.slow
 def test_pictures_and_videos_are_captioned_once(pictures: Path) -> None:
-    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    with_clip(pictures)
     stand_in = StandIn()
     stand_in.answer = lambda request, *_: (
         (400, {"error": "unknown part video_url"}) if "video_url" in str(request) else None
@@ -94,10 +101,8 @@ def test_an_unknown_reason_for_an_end_stands_in_the_row_and_in_the_last_line(
     stand_in = StandIn()
 
     def answer(request: dict[str, Any], digest: str, _: int) -> Any:
-        found = message_of(digest)
-        found["choices"][0]["finish_reason"] = (
-            "pause_turn" if len(stand_in.requests) == 1 else "STOP"
-        )
+        found, is_first = message_of(digest), len(stand_in.requests) == 1
+        found["choices"][0]["finish_reason"] = "pause_turn" if is_first else "STOP"
         return 200, found
 
     stand_in.answer = answer
@@ -114,8 +119,7 @@ def test_an_unknown_reason_for_an_end_stands_in_the_row_and_in_the_last_line(
 def test_only_a_server_that_counts_tokens_of_a_video_gets_videos(
     tmp_path: Path, counts: bool
 ) -> None:
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    with_clip(tmp_path / "clips")
     stand_in = StandIn()
 
     def answer(request: dict[str, Any], digest: str, _: int) -> Any:
@@ -144,10 +148,7 @@ PAGES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind",
-    ["ollama", *(pytest.param(each, marks=pytest.mark.slow) for each in ("vllm", "llama-server"))],
-)
+@pytest.mark.parametrize("kind", PAGES)
 def test_what_a_server_states_identifies_its_model(pictures: Path, kind: str) -> None:
     pages, value = PAGES[kind]
     stand_in = StandIn()
@@ -183,8 +184,7 @@ def test_a_plan_names_what_the_server_does_not_list(
             assert "does not list" not in (told_of_all := capsys.readouterr().out)
             assert "cuts them again" not in told_of_all
         stand_in.models = {"data": [{"id": "m"}, {"id": "\x1b[2J"}, {"id": 7}]}
-        clip, stand_in.answer = pictures / "a.mp4", lambda *_: (404, {"error": "no n"})
-        clip.write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+        clip, stand_in.answer = with_clip(pictures, "a.mp4"), lambda *_: (404, {"error": "no n"})
         assert main(["plan", str(pictures), *where]) == 2
         assert f"no n; {address} does not list n, but [2J, m. Check" in capsys.readouterr().err
         clip.unlink()
@@ -221,9 +221,8 @@ def test_a_finished_run_with_a_revision_needs_no_server(pictures: Path) -> None:
 def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path) -> None:
     stand_in = StandIn()
     with running(stand_in) as address:
-        stand_in.answer = lambda _, digest, __: (
-            (500, {"error": "oops"}) if int(digest, 16) % 2 else None
-        )
+        odd = 500, {"error": "oops"}
+        stand_in.answer = lambda _, digest, __: odd if int(digest, 16) % 2 else None
         result = captioned(config := config_for(address, pictures, retry_failed=True))
         failed = read_lines(Path(config.out) / "failures.jsonl")
         assert result.exit_code == 1 and failed
@@ -250,10 +249,9 @@ def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path)
     ],
 )
 def test_what_has_no_effect_is_refused_fails(given: dict[str, Any], text: str) -> None:
+    served = {"sources": ("a",), "model": "openai:m", "endpoint": ("http://localhost/v1",)}
     with pytest.raises(UsageError, match=text) as refusal:
-        CaptionConfig(
-            **{"sources": ("a",), "model": "openai:m", "endpoint": ("http://localhost/v1",)} | given
-        )
+        CaptionConfig(**(served | given))
     assert "pass" not in str(refusal.value).replace("password", "")
 
 
@@ -333,10 +331,8 @@ def test_no_file_has_the_key_and_no_other_host_is_contacted(pictures: Path, tmp_
     environment = {**os.environ, "PYTHONPATH": f"{hook}:{ROOT}", **proxies}
     with running(stand_in) as address:
         where = ("--endpoint-keys", str(keys), "--out", str(tmp_path / "out"))
-        done = subprocess.run(
-            command(address, pictures, *where),
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        request = command(address, pictures, *where)
+        done = completed(request, cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 1 and SECRET not in done.stdout + done.stderr
     events = log.read_text(encoding="utf-8").splitlines()
     contacts = {line for line in events if line.startswith(("connect (", "look up"))}
@@ -360,20 +356,21 @@ def test_clients_of_openai_can_read_what_is_sent(pictures: Path) -> None:
         schema = '{"type":"object","properties":{"a":{"type":"string"}}}'
         captioned(config_for(address, pictures, schema=schema, seed=3, **options))
         captioned(config_for(address, pictures))
+    requests = json.dumps(stand_in.requests)
     for python in filter(None, (sys.executable, os.environ.get("PENSTOCK_TEST_OPENAI"))):
-        given = json.dumps(stand_in.requests)
-        done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
+        done, odd = (
+            completed([python, "-c", code], input=given)
+            for given in (requests, requests.replace("image_url", "picture_url"))
+        )
         assert done.returncode == 0 and done.stdout.strip() == "12", done.stderr
-        given = given.replace("image_url", "picture_url")
-        done = subprocess.run([python, "-c", code], input=given, text=True, capture_output=True)
-        assert "picture_url" in done.stderr, "the types are checked within messages, too"
+        assert "picture_url" in odd.stderr, "the types are checked within messages, too"
 
 
 @pytest.mark.slow
 def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None:
     write_numbered(pictures, 66)
-    shuffled = random.Random(5)
-    stand_in = StandIn(seconds=0.2)
+    shuffled, stand_in = random.Random(5), StandIn(seconds=0.2)
+    silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with running(stand_in) as address:
         config = config_for(address, pictures, slots=4)
         captioned(config)
@@ -381,14 +378,11 @@ def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None
         where = ("--out", str(tmp_path / "killed"), "--store", str(tmp_path / "other"))
         again = command(address, pictures, "--slots", "4", *where)
         for _ in range(10):
-            with subprocess.Popen(
-                again, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            ) as process:  # fmt: skip
+            with subprocess.Popen(again, cwd=ROOT, start_new_session=True, **silent) as process:
                 time.sleep(shuffled.uniform(1.0, 5.0))
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = completed(again)
     assert done.returncode == 0, done.stderr
     after = read_lines(tmp_path / "killed" / "captions.jsonl")
     assert after == undisturbed and len(after) == 66
@@ -399,7 +393,7 @@ def test_ten_kills_give_the_same_outputs(pictures: Path, tmp_path: Path) -> None
 def test_a_signal_ends_the_wait_for_an_overloaded_server(
     pictures: Path, tmp_path: Path, number: int
 ) -> None:
-    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    with_clip(pictures)
     stand_in = StandIn()
     busy = b"HTTP/1.1 429 Too Many\r\nretry-after: 120\r\ncontent-length: 0\r\n\r\n"
     stand_in.answer = lambda *_: busy
@@ -421,7 +415,7 @@ def test_a_run_goes_on_without_an_address_that_does_not_answer(pictures: Path) -
     with running(StandIn()) as address:
         config = config_for(address, pictures, endpoint=(dead, address))
         assert captioned(config).exit_code == 0
-        (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+        with_clip(pictures)
         assert captioned(replace(config, revision="1")).exit_code == 0
     note = plan_of(config)["notes"][1]
     assert note.startswith(f"no answer from {dead}") and note.endswith("goes on without it")
@@ -452,7 +446,7 @@ def test_a_cut_answer_at_the_start_is_requested_again(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, times: int, ends: bool
 ) -> None:
     monkeypatch.setattr("flows.core.checkpoint.served.PAUSE_SECONDS", 0.01)
-    (pictures / "clip.mp4").write_bytes((CLIPS / "clip-01.mp4").read_bytes())
+    with_clip(pictures)
     stand_in = StandIn()
     cut = b"HTTP/1.1 200 OK\r\ncontent-length: 400\r\n\r\n{"
     stand_in.answer = lambda *_: cut if len(stand_in.requests) <= times else None

@@ -39,11 +39,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 TOKEN = 64
 """Pixels of a token of the tiny processors."""
 OTHERS = ("glm4v", "qwen2_vl", "video_llama_3", "qwen2_5_vl", "qwen3_omni_moe")
-LIMITED = (
-    "qwen3_vl",
-    "qwen2_5_omni",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS),
-)
+SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)
+LIMITED = ("qwen3_vl", "qwen2_5_omni", *SLOW)
 FREE = ("gemma3", "llava_next", "pixtral", "idefics3", "internvl", "llava")
 SHAPES = ((1, 333, 500), (2, 200, 300), (5, 200, 300), (8, 480, 270), (8, 30, 30), (3, 64, 160))
 
@@ -91,10 +88,8 @@ def test_pixels_are_those_of_the_processor_called_with_that_size(family: str) ->
     most = 6 * TOKEN
     plain, request = processor_of(family), processor_of(family, max_pixels=most)
     assert takes_videos(plain)
-    for kind, part, name in (
-        ("image", plain.image_processor, "pixel_values"),
-        ("video", plain.video_processor, "pixel_values_videos"),
-    ):
+    parts = (plain.image_processor, "pixel_values"), (plain.video_processor, "pixel_values_videos")
+    for kind, (part, name) in zip(("image", "video"), parts, strict=True):
         (clip,) = clips(kind, 1, height=96, width=64)
         least = min(part.size["shortest_edge"], most)
         shown: Any = {"size": {"shortest_edge": least, "longest_edge": most}}
@@ -182,11 +177,9 @@ def test_who_asks_for_what_cannot_be_is_told(tmp_path: Path) -> None:
         assert "--max-frames" in caught.value.hint and "\n" not in caught.value.message
         with pytest.raises(UsageError, match=f"invalid {option} 0"):
             config_of(**{name: 0})
+    config = config_of(model=str(checkpoint("llava")), store=str(tmp_path), max_pixels=4096)
     with pytest.raises(UsageError, match="has no pixel limit"):
-        plan_of(
-            config_of(model=str(checkpoint("llava")), store=str(tmp_path), max_pixels=4096),
-            InsideLauncher(),
-        )
+        plan_of(config, InsideLauncher())
 
 
 @pytest.mark.slow
@@ -239,17 +232,13 @@ def test_a_plan_reckons_with_it_as_the_run_does() -> None:
         profile = describe(folder, as_published=False, max_video_pixels=total)
         for shown in ((360, 640), (1080, 1920), (1280, 720)):
             stored = profile.fit_video.size(*shown)
-            workload = workload_of(
-                model(profile), "video", 1, ChunkFrames(frames, stored, shown), "x"
-            )
+            frame = ChunkFrames(frames, stored, shown)
+            workload = workload_of(model(profile), "video", 1, frame, "x")
             planned = workload.tokens - workload.text_tokens
             processor = load_processor(folder, max_video_pixels=total)
-            clip = Clip(
-                frames=np.zeros((frames, *stored, 3), np.uint8),
-                times=tuple(map(float, range(frames))),
-                seconds=float(frames),
-                kind="video",
-            )
+            pixels = np.zeros((frames, *stored, 3), np.uint8)
+            times = tuple(map(float, range(frames)))
+            clip = Clip(frames=pixels, times=times, seconds=float(frames), kind="video")
             found = prepare(processor, clip, "x").count.tokens
             assert abs(planned / found - 1) < 0.01, (total, frames, shown)
             assert found * 784 * 2 <= total + 2 * 784 * found / frames

@@ -65,9 +65,7 @@ MORE = ("blip_2", "florence2", "gemma3", "glm4v", "internvl", "llava_next", "pal
 PROCESSORS: dict[str, Any] = {
     "blip": hf.BlipImageProcessor,
     "clip": functools.partial(
-        hf.CLIPImageProcessor,
-        size={"shortest_edge": 336},
-        crop_size={"height": 336, "width": 336},
+        hf.CLIPImageProcessor, size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
     ),
     "gemma3": hf.Gemma3ImageProcessor,
     "glm4v": hf.Glm4vImageProcessor,

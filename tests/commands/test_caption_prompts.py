@@ -45,22 +45,17 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
 
 def test_every_chunk_is_asked_everything(requests: CaptionConfig) -> None:
     rows = lines(requests)
+    places = [(ODD, rows[0]["start"]), (LONG, 0.0)]
     assert [(r["media_path"], r["start"], r["name"]) for r in rows[:4]] == [
-        (ODD, rows[0]["start"], "long"),
-        (ODD, rows[0]["start"], "tags"),
-        (LONG, 0.0, "long"),
-        (LONG, 0.0, "tags"),
+        (*place, name) for place in places for name in ASKED
     ]
     assert [r["prompt"] for r in rows[:2]] == list(ASKED.values())
     assert all(r["caption"].startswith(r["prompt"]) for r in rows)
     assert len(rows) == 2 * 5
-    out = Path(requests.out)
-    texts = sorted(str(path.relative_to(out)) for path in out.glob("*.txt"))
-    stem = LONG.removesuffix(".mp4")
-    assert {f"{stem}.long.txt", f"{stem}.tags.txt", "photo.long.txt"} <= {*texts}
-    assert len(texts) == 6
-    places = [json.loads(line) for line in (out / "media.jsonl").read_text().splitlines()]
-    assert [place["captions"] for place in places] == [2, 6, 2]
+    out, stem = Path(requests.out), LONG.removesuffix(".mp4")
+    texts = {str(path.relative_to(out)) for path in out.glob("*.txt")}
+    assert {f"{stem}.long.txt", f"{stem}.tags.txt", "photo.long.txt"} <= texts and len(texts) == 6
+    assert [place["captions"] for place in read_lines(out / "media.jsonl")] == [2, 6, 2]
 
 
 def test_tables_have_a_row_a_chunk_and_columns_a_prompt(requests: CaptionConfig) -> None:
@@ -83,8 +78,12 @@ def write_list(config: CaptionConfig, *entries: Mapping[str, Any]) -> tuple[str]
     return (str(listed),)
 
 
-def test_copies_with_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
-    config = make(tmp_path)
+@pytest.fixture
+def config(tmp_path: Path) -> CaptionConfig:
+    return make(tmp_path)
+
+
+def test_copies_with_one_name_have_rows_of_their_own(config: CaptionConfig) -> None:
     picture = Path(config.sources[0], "photo.PNG")
     for name in ("one", "two"):
         (picture.parent / name).mkdir()
@@ -96,51 +95,46 @@ def test_copies_with_one_name_have_rows_of_their_own(tmp_path: Path) -> None:
     assert pq.read_table(Path(config.out) / "captions.parquet").num_rows == 2
 
 
-def test_a_line_of_a_list_asks_for_itself(tmp_path: Path) -> None:
-    config = make(tmp_path)
+def test_a_line_of_a_list_asks_for_itself(config: CaptionConfig) -> None:
     entries: list[dict[str, Any]] = [
         {"path": ODD, "prompts": {"who": "Who?", "where": "Where?"}},
         {"path": LONG, "prompt": "What?"},
         {"path": "photo.PNG"},
     ]
     run(config, sources=write_list(config, *entries), prompts=ASKED)
-    requests = {(row["media_path"], row.get("name", ""), row["prompt"]) for row in lines(config)}
-    assert requests == {
+    assert {(row["media_path"], row.get("name", ""), row["prompt"]) for row in lines(config)} == {
         (ODD, "who", "Who?"),
         (ODD, "where", "Where?"),
         (LONG, "", "What?"),
-        ("photo.PNG", "long", ASKED["long"]),
-        ("photo.PNG", "tags", ASKED["tags"]),
+        *(("photo.PNG", name, prompt) for name, prompt in ASKED.items()),
     }
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_file_of_which_two_things_are_asked_has_two_of_each(tmp_path: Path, beside: bool) -> None:
-    config = make(tmp_path)
+def test_a_file_of_which_two_things_are_asked_has_two_of_each(
+    config: CaptionConfig, beside: bool
+) -> None:
     requests = [{"path": ODD, "prompt": "Who?"}, {"path": ODD, "prompt": "Where?"}, {"path": ODD}]
     stages = Saying()
     run(config, stages, sources=write_list(config, *requests), prompt="What?", beside=beside)
     assert [row["prompt"] for row in lines(config)] == ["Who?", "Where?", "What?"]
     assert [len(batch) for batch in stages.batches("encode")] == [1]
-    folder = Path(config.sources[0]) if beside else tmp_path / "out"
+    folder = Path(config.sources[0] if beside else config.out)
     for suffix in ("txt", "vtt", "srt"):
-        texts = [folder / f"{name}.{suffix}" for name in (ODD, f"{ODD}-2", f"{ODD}-3")]
-        for text, word in zip(texts, ("Who?", "Where?", "What?"), strict=True):
-            assert word in text.read_text()
+        for name, word in ((ODD, "Who?"), (f"{ODD}-2", "Where?"), (f"{ODD}-3", "What?")):
+            assert word in (folder / f"{name}.{suffix}").read_text()
     assert len({sample["__key__"] for sample in samples(config)}) == 3
-    assert (tmp_path / "out" / "captions.csv").is_file()
+    assert Path(config.out, "captions.csv").is_file()
 
 
-def test_a_prompt_with_a_place_of_a_picture_is_refused(tmp_path: Path) -> None:
-    config = make(tmp_path)
+def test_a_prompt_with_a_place_of_a_picture_is_refused(config: CaptionConfig) -> None:
     requests = [{"path": LONG}, {"path": ODD, "prompt": "What is <image>?"}]
     with pytest.raises(UsageError, match=r"no\.1") as caught:
         run(config, sources=write_list(config, *requests))
     assert "<image>" in caught.value.message
 
 
-def test_a_file_that_fails_is_named_once(tmp_path: Path) -> None:
-    config = make(tmp_path)
+def test_a_file_that_fails_is_named_once(config: CaptionConfig) -> None:
     (Path(config.sources[0]) / "odd.mp4").write_bytes(b"no video at all" * 9)
     result = run(config, Saying(), prompts=ASKED)
     assert [failure.media_path for failure in result.failures] == ["odd.mp4"]
@@ -156,45 +150,49 @@ def place(tmp_path: Path) -> Place:
     return Place(clips=clips, out=tmp_path / "out", store=tmp_path / "store")
 
 
+def answers(place: Place) -> dict[Any, str]:
+    return {(row["start"], row["prompt"]): row["caption"] for row in place.captions()}
+
+
 @pytest.mark.slow
 def test_another_prompt_costs_its_captions_alone(place: Place) -> None:
     options = {"chunk": 2.0, "max_new_tokens": 4}
     run_inside(place, prompts=ASKED, **options)
-    first = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    first = answers(place)
     assert run_inside(place, prompts=ASKED, **options).started == []
     more = run_inside(place, prompts={**ASKED, "who": "Who is it?"}, **options)
     assert more.started == ["decode"]
-    found = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    found = answers(place)
     assert first.items() <= found.items() and len(found) == 3 * len(first) // 2
     # One that was asked among others answers who asks it alone.
     assert run_inside(place, prompt=ASKED["tags"], **options).started == []
-    alone = {(r["start"], r["prompt"]): r["caption"] for r in place.captions()}
+    alone = answers(place)
     assert alone.items() <= found.items() and "name" not in place.captions()[0]
     assert json.loads((place.out / "run.json").read_text())["state"] == "done"
 
 
-def test_what_makes_no_sense_is_refused() -> None:
-    for prompts in ({"Long": "What?"}, {"": "What?"}, {"a": " "}):
-        with pytest.raises(UsageError):
-            CaptionConfig(sources=("a.mp4",), prompts=prompts)
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"prompts": prompts} for prompts in ({"Long": "What?"}, {"": "What?"}, {"a": " "})),
+        {"prompts": ASKED, "prompt": "Who?"},
+    ],
+)
+def test_what_makes_no_sense_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        CaptionConfig(sources=("a.mp4",), prompts=ASKED, prompt="Who?")
+        CaptionConfig(sources=("a.mp4",), **given)
 
 
-def test_prompt_of_a_list_line_requests_the_length_too(tmp_path: Path) -> None:
-    config, source = make(tmp_path), tmp_path / "list.jsonl"
-    rows = [
-        {"path": f"clips/{ODD}", "prompt": "What is it?"},
-        {"path": "clips/photo.PNG", "prompts": {"a": "What is it?"}},
-        {"path": f"clips/{ODD}", "prompt": "Who is it?"},
-        {"path": f"clips/{ODD}"},
+def test_prompt_of_a_list_line_requests_the_length_too(config: CaptionConfig) -> None:
+    rows: list[dict[str, Any]] = [
+        {"path": ODD, "prompt": "What is it?"},
+        {"path": "photo.PNG", "prompts": {"a": "What is it?"}},
+        {"path": ODD, "prompt": "Who is it?"},
+        {"path": ODD},
     ]
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    run(config, sources=(str(source),), prompt="Who is it?", length="short")
+    run(config, sources=write_list(config, *rows), prompt="Who is it?", length="short")
     assert [row["prompt"] for row in lines(config)] == [
-        "What is it? Answer in one short sentence.",
-        "What is it? Answer in one short sentence.",
-        "Who is it? Answer in one short sentence.",
+        f"{asked} is it? Answer in one short sentence." for asked in ("What", "What", "Who")
     ]
 
 
@@ -202,8 +200,7 @@ def test_a_sample_holds_all_that_was_said_of_its_chunk(requests: CaptionConfig) 
     texts = {(r["media_path"], r["start"], r["name"]): r["caption"] for r in lines(requests)}
     found = samples(requests)
     assert len(found) == 5
-    for sample in found:
-        line = json.loads(sample["json"]) if isinstance(sample["json"], bytes) else sample["json"]
+    for line, sample in ((sample["json"], sample) for sample in found):
         assert set(line["captions"]) == set(ASKED)
         for name in ASKED:
             text = texts[line["media_path"], line["start"], name]
@@ -227,8 +224,7 @@ def check(rows: list[dict[str, Any]]) -> None:
             text = row["caption"]
 
 
-def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
-    config = make(tmp_path)
+def test_a_chunk_is_asked_about_with_the_caption_before(config: CaptionConfig) -> None:
     stages = Saying()
     assert not run(config, stages, prompt=CHAINED).failures
     rows = lines(config)
@@ -244,8 +240,8 @@ def test_a_chunk_is_asked_about_with_the_caption_before(tmp_path: Path) -> None:
     assert lines(config) == rows
 
 
-def test_a_chain_that_is_broken_goes_on(tmp_path: Path) -> None:
-    config, broken = make(tmp_path), 0
+def test_a_chain_that_is_broken_goes_on(config: CaptionConfig) -> None:
+    broken = 0
     while True:
         stages = Saying()
         stages.stop_after = {"decode": 2}
@@ -260,8 +256,7 @@ def test_a_chain_that_is_broken_goes_on(tmp_path: Path) -> None:
     check(rows)
 
 
-def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
-    config = make(tmp_path)
+def test_who_makes_no_captions_waits_for_none(config: CaptionConfig) -> None:
     run(config, prompt="?")
     job = prepare(replace(config, prompt=CHAINED), Saying())
     request = Ledger(job.store, job.pipeline[:2], *job.ledger.variants)
@@ -270,6 +265,13 @@ def test_who_makes_no_captions_waits_for_none(tmp_path: Path) -> None:
 
 
 CONTEXT = 400
+
+
+@pytest.fixture
+def small(place: Place, tmp_path: Path) -> Place:
+    """The same with a model of a small context."""
+    model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
+    return replace(place, model=str(model))
 
 
 def summarized(place: Place, **options: Any) -> Any:
@@ -282,43 +284,37 @@ def summaries(place: Place) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(
-    place: Place, tmp_path: Path
-) -> None:
-    model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
-    place = replace(place, model=str(model))
-    first = summarized(place)
+def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(small: Place) -> None:
+    first = summarized(small)
     assert first.started[-2:] == ["decode", "summarize"] and first.result.summaries == 2
     assert "2 summaries in " in first.result.line()
-    long, short = summaries(place)
+    long, short = summaries(small)
     assert (long["media_path"], short["media_path"]) == ("long.mp4", "short.mp4")
     assert long["levels"][0] > 1 and long["levels"][-1] == 1 and short["levels"] == [1]
     chapters = long["chapters"]
     assert (chapters[0]["start"], chapters[-1]["end"]) == (0.0, 8.0)
     assert all(a["end"] == b["start"] for a, b in pairwise(chapters))
-    assert place.stages()["summarize"]["items"] == sum(long["levels"]) + 1
-    values = json.loads((place.out / "run.json").read_text())
+    assert small.stages()["summarize"]["items"] == sum(long["levels"]) + 1
+    values = json.loads((small.out / "run.json").read_text())
     assert values["summaries"] == 2 and values["outputs"]["summaries"].endswith("summaries.jsonl")
     memory = {each["stage"]: each["rung"] for each in values["plan"]["memory"]["stages"]}
     assert memory["summarize"]["context"] == CONTEXT
 
-    before = (place.out / "summaries.jsonl").read_bytes()
-    assert summarized(place).started == []
-    assert (place.out / "summaries.jsonl").read_bytes() == before
-    assert summarized(place, summary_prompt="What is it about?").started == ["summarize"]
-    assert place.stages()["summarize"]["items"] == 2, "the chapters are there"
-    assert "summaries.jsonl" in " ".join(summarized(place, summary=False).result.warnings)
-    assert summarized(place, prompt="Who is it?").started == ["decode", "summarize"]
-    assert summarized(place).started == []
-    assert (place.out / "summaries.jsonl").read_bytes() == before
+    before = (small.out / "summaries.jsonl").read_bytes()
+    assert summarized(small).started == []
+    assert (small.out / "summaries.jsonl").read_bytes() == before
+    assert summarized(small, summary_prompt="What is it about?").started == ["summarize"]
+    assert small.stages()["summarize"]["items"] == 2, "the chapters are there"
+    assert "summaries.jsonl" in " ".join(summarized(small, summary=False).result.warnings)
+    assert summarized(small, prompt="Who is it?").started == ["decode", "summarize"]
+    assert summarized(small).started == []
+    assert (small.out / "summaries.jsonl").read_bytes() == before
 
 
 def test_texts_without_words_are_noted_and_counted(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = with_context(checkpoint("qwen2_5_vl"), CONTEXT, tmp_path / "small")
-    place, wordless = replace(place, model=str(model)), {0}
-    made: list[str] = []
+    wordless, made = {0}, list[str]()
 
     def generated(*inputs: Any, **options: Any) -> list[Any]:
         (output,) = run_generate(*inputs, **options)
@@ -328,14 +324,14 @@ def test_texts_without_words_are_noted_and_counted(
     monkeypatch.setattr("stages.summarize.run.run_generate", generated)
 
     def notes() -> list[list[str]]:
-        rows = (row["warnings"] for row in summaries(place))
+        rows = (row["warnings"] for row in summaries(small))
         return [[text.partition(";")[0] for text in of if "words" in text] for of in rows]
 
-    line = summarized(place).result.line()
+    line = summarized(small).result.line()
     assert notes() == [["without words: 1 chapter"], []]
     assert "2 summaries in " in line and f"summaries.jsonl (1 {WORDLESS})" in line
     wordless |= {*range(len(made), len(made) + 2)}
-    line = summarized(place, summary_prompt="What is it about?").result.line()
+    line = summarized(small, summary_prompt="What is it about?").result.line()
     assert notes() == [["without words: the summary and 1 chapter"]] * 2
     assert f"(2 {WORDLESS})" in line
 
@@ -345,9 +341,8 @@ def test_of_several_prompts_the_first_is_summarized(place: Place) -> None:
     place = replace(place, model=str(checkpoint("qwen2_5_vl")))
     summarized(place, prompt="Who is it?")
     alone = summaries(place)
-    assert summarized(place, prompts={"who": "Who is it?", "where": "Where is it?"}).started == [
-        "decode"
-    ]
+    prompts = {"who": "Who is it?", "where": "Where is it?"}
+    assert summarized(place, prompts=prompts).started == ["decode"]
     assert summaries(place) == alone
 
 

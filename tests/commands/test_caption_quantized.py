@@ -22,13 +22,7 @@ from tests.support.families import checkpoint
 from tests.support.inside import InsideLauncher, run_inside
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import Place
-from tests.support.quantized import (
-    LAYOUTS,
-    name_of_today,
-    twin_of,
-    write_headers,
-    write_quantized,
-)
+from tests.support.quantized import LAYOUTS, name_of_today, twin_of, write_headers, write_quantized
 
 slow = pytest.mark.slow
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -45,10 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     write_video(clips / "silent.mp4")
     Image.fromarray(np.full((32, 48, 3), 90, np.uint8)).save(clips / "image.png")
     made = Place(
-        clips=clips,
-        out=folder / "out",
-        store=folder / "store",
-        model=str(omni_checkpoint(OMNI[0])),
+        clips=clips, out=folder / "out", store=folder / "store", model=str(omni_checkpoint(OMNI[0]))
     )
     result = made.run(*MADE, "--keep-frames")
     assert result.returncode == 0, result.stderr

@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -116,14 +115,16 @@ def test_a_store_stays_within_its_limit_and_the_last_features_are_left(
     assert max(stages.sizes) <= limit
     assert stages.names().count("encode") == CLIPS
     assert len(notes(limited)) == 1
-    left = {key for pack in features(config) for key, _ in header(config, pack)}
+    left = keys_of(config)
     order = [key for batch in stages.batches("encode") for key in batch]
     assert len(left) >= 2 and left == {*order[-len(left) :]}, "the oldest go first"
     assert run(limited).names() == [], "all captions are stored"
 
 
-def header(config: CaptionConfig, pack: str) -> list[tuple[str, Any]]:
-    return list(read_header(FolderStore(Path(config.store_url)), pack))
+def keys_of(config: CaptionConfig) -> set[str]:
+    """Return the keys of all features."""
+    store = FolderStore(Path(config.store_url))
+    return {key for pack in features(config) for key, _ in read_header(store, pack)}
 
 
 def test_all_that_fits_stays_for_another_prompt(config: CaptionConfig) -> None:
@@ -140,9 +141,8 @@ def test_the_size_that_a_refusal_names_is_enough_and_a_smaller_one_is_not(
     named = least(replace(config, max_store=70_000))
     refusal = planned(replace(config, max_store=70_000)).refusal
     assert refusal is not None and f"{named >> 20}MiB" in refusal.hint
-    found = re.search(
-        r"([\d.]+) kB must stay in \S+ \((.*)\), and .* need ([\d.]+) kB", refusal.message
-    )
+    stated = r"([\d.]+) kB must stay in \S+ \((.*)\), and .* need ([\d.]+) kB"
+    found = re.search(stated, refusal.message)
     assert found is not None, refusal
     kinds = {name: float(of) for of, name in re.findall(r"([\d.]+) kB ([a-z ]+)", found[2])}
     assert "yet to be made" in kinds and "cards" in kinds, kinds
@@ -153,13 +153,17 @@ def test_the_size_that_a_refusal_names_is_enough_and_a_smaller_one_is_not(
     assert max(run(replace(config, max_store=exact + noted)).sizes) <= exact + noted
 
 
+def with_tape(tmp_path: Path, chunk: float) -> CaptionConfig:
+    """Three short videos; `tape.mp4` is to be written beside them."""
+    clips = write_videos(tmp_path / "clips", 3)
+    return config_in(tmp_path, clips, batch_size=1, prompt="First", chunk=chunk)
+
+
 def test_a_file_that_is_too_large_fails_by_name_and_the_others_are_captioned(
     tmp_path: Path,
 ) -> None:
-    short, long = tmp_path / "clips", 6
-    write_videos(short, 3)
-    write_video(short / "tape.mp4", ticks=range(30 * long), gop=30)
-    config = config_in(tmp_path, short, batch_size=1, prompt="First", chunk=1.0)
+    config, long = with_tape(tmp_path, chunk=1.0), 6
+    write_video(tmp_path / "clips" / "tape.mp4", ticks=range(30 * long), gop=30)
     payload = bytes(figures(planned(config))["feature_bytes"] // (3 + long))
     limited = replace(config, max_store=exact(config) - 30_000)
     (note,) = (note for note in figures(planned(limited))["notes"] if "no room" in note)
@@ -182,11 +186,10 @@ def test_a_file_that_is_too_large_fails_by_name_and_the_others_are_captioned(
 def test_small_records_of_a_file_that_is_too_large_take_no_room_of_the_others(
     tmp_path: Path,
 ) -> None:
-    short = tmp_path / "clips"
-    write_videos(short, 3)
-    config = config_in(tmp_path, short, batch_size=1, prompt="First", chunk=0.2)
+    config = with_tape(tmp_path, chunk=0.2)
     limited = replace(config, max_store=exact(config))
-    write_video(short / "tape.mp4", ticks=range(900), gop=30)  # its records take 0.6 MB
+    tape = tmp_path / "clips" / "tape.mp4"
+    write_video(tape, ticks=range(900), gop=30)  # its records take 0.6 MB
     plan = planned(limited)
     assert plan.refusal is None and any("(tape.mp4)" in note for note in figures(plan)["notes"])
     result = caption(limited, Display(quiet=True), Sized(b"").launcher)
@@ -280,7 +283,7 @@ def test_another_prompt_fits_within_the_same_limit_and_uses_what_is_stored(
 ) -> None:
     limited = replace(long_videos, max_store=exact(long_videos) + 8 * SMALL_BYTES)
     caption_chunks(limited)
-    stored = {key for pack in features(limited) for key, _ in header(limited, pack)}
+    stored = keys_of(limited)
     assert stored
     stages = caption_chunks(replace(limited, prompt="Second"))
     encoded = {key for batch in stages.batches("encode") for key in batch}
@@ -305,10 +308,9 @@ def test_chunks_that_are_cut_again_are_not_counted_as_done(long_videos: CaptionC
     caption_chunks(limited)
     stages = caption_chunks(replace(limited, prompt="Second"))
     record = json.loads((Path(limited.out) / "run.json").read_text())
-    frames, encode = (stage for stage in record["stages"] if stage["name"] != "decode")
-    again = len([key for batch in stages.batches("encode") for key in batch])
-    assert frames["items"] == encode["items"] == again
-    for stage in (frames, encode):
+    again = sum(map(len, stages.batches("encode")))
+    for stage in (stage for stage in record["stages"] if stage["name"] != "decode"):
+        assert stage["items"] == again
         assert stage["before"] + stage["items"] == stage["total"] == 4 * CHUNKS
 
 
@@ -319,7 +321,7 @@ def test_features_of_later_files_go_where_a_limit_is_lower_than_before(
     limit = exact(long_videos) + 4 * CHUNKS * SMALL_BYTES
     limited = replace(long_videos, max_store=limit)
     caption_chunks(long_videos)
-    assert sum(len(header(limited, pack)) for pack in features(limited)) == 4 * CHUNKS
+    assert len(keys_of(limited)) == 4 * CHUNKS
     assert bytes_in(Path(limited.store_url)) > limit
     caption_chunks(replace(limited, prompt="Second"))
 
@@ -338,13 +340,6 @@ def test_waves_that_were_recorded_with_more_room_are_divided(config: CaptionConf
     assert limited.names().count("encode") > 1
 
 
-@contextmanager
-def another_job(config: CaptionConfig, namespace: str) -> Iterator[None]:
-    """Let another process hold a lease on a namespace."""
-    with hold_note_in(Path(config.store_url), note_of([namespace], Path("elsewhere"))):
-        yield
-
-
 @pytest.mark.slow
 def test_features_of_another_model_go_first_unless_a_job_needs_them(config: CaptionConfig) -> None:
     limited = replace(config, max_store=400_000)
@@ -354,7 +349,9 @@ def test_features_of_another_model_go_first_unless_a_job_needs_them(config: Capt
         store.delete(pack)
     other = RecordSet(store, "features", "ab" * 32)
     other.publish([Record(key="a", payload=bytes(300_000))])
-    with another_job(config, "ab" * 32), pytest.raises(CannotFit, match="must stay"):
+    note = note_of(["ab" * 32], Path("elsewhere"))  # of another process
+    needed = hold_note_in(Path(config.store_url), note)
+    with needed, pytest.raises(CannotFit, match="must stay"):
         run(replace(limited, max_store=330_000))
     assert max(run(limited).sizes) <= 400_000
     other.refresh()

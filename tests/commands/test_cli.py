@@ -4,9 +4,9 @@ import argparse
 import json
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +24,22 @@ from flows.interfaces.cli.completion_command import SHELLS
 from flows.interfaces.cli.main import main
 from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_result import RunResult
+from tests.support.commands import completed
 from tests.support.described import described
 from tests.support.refusals import one_line
 from tests.support.terminals import terminal
 
+Said = pytest.CaptureFixture[str]
 BROKEN = os.fsdecode(b"\xff\xfe")
-LABEL = ["label", "a", "--labels", "x", "--model", "m", "--out", "out"]
+LABEL = "label a --labels x --model m --out out"
+EMPTY = [
+    *("index remove a --index ''", "index stats --index ''", "search a --index ''"),
+    *("search a --html ''", "search a --copy ''", "search a --where ''", "sift a --keep ''"),
+    *("caption a --sift ''", "status ''", "report ''", "report . --to ''", "review ''"),
+    *("studio ''", "studio . --out ''", "studio . --root ''", "convert '' new", "convert old ''"),
+    *("learn ''", "cache rebuild ''", "export a --to nf4 --out ''"),
+]
+"""Command lines with an empty value where none may be."""
 
 
 def test_a_prompt_can_come_from_a_file(tmp_path: Path) -> None:
@@ -46,115 +56,73 @@ def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("words", "says"),
     [
-        (["caption"], "no source given"),
-        (["caption", "a", "--fps", "1", "--frames", "8"], "--fps and --frames exclude each other"),
-        (["caption", "a", "--fps", "0"], "invalid --fps 0."),
-        (["caption", "a", "--prompt", "  "], "--prompt is empty"),
-        (["caption", "a", "--prompt-file", "./gone.txt"], "--prompt-file gone.txt cannot be read"),
-        (["caption", "a", "--prompt-file", os.devnull], "/dev/null cannot be read: it is a device"),
-        (["caption", "a", "--prompt-file", "./empty.txt"], "--prompt-file ./empty.txt is empty"),
-        (["caption", "a", "--beside", "--format", "csv"], "--beside needs a format"),
-        (["caption", "a", "--existing", "ask"], "unknown --existing ask"),
-        (
-            ["caption", "a", "--engine", "vllm"],
-            "unknown --engine vllm. Choose from auto, transformers, inflight",
-        ),
-        (["caption", "a", "--overwrite", "--existing", "keep"], "--overwrite and --existing keep"),
-        (["caption", "a", "--existing", "append"], "unknown --existing append"),
-        ([*LABEL, "--format", "hf"], "unknown --format hf. Choose from jsonl, csv"),
-        ([*LABEL, "--threshold", "high"], "invalid --threshold 'high'"),
-        ([*LABEL, "--top", "0"], "invalid --top 0"),
-        ([*LABEL, "--tiles", "many"], "unknown --tiles many"),
-        (["caption", __file__, "--model", "./nowhere"], "there is no model at ./nowhere"),
-        (["caption", "a", "--store", "ftp://host/x"], "unsupported store ftp://host/x"),
-        (["caption", "./nowhere.mp4", "--model", "demo"], "nothing to caption: ./nowhere.mp4"),
-        (["caption", "./no.mp4", "./none.png", "--model", "demo"], "(and 1 more)"),
-        (["cache", "gc", "--max", "500"], "--max 500: 500 bytes? Write 500GiB"),
-        (["serve", "--model", "demo", "--memory", "8"], "--memory 8: 8 bytes? Write 8GiB"),
-        (["plan", "a", "--memory", "4096"], "--memory 4096: 4096 bytes? Write 4096MiB"),
-        *(
-            (shlex.split(words), "empty")
-            for words in (
-                "index remove a --index ''",
-                "index stats --index ''",
-                "search a --index ''",
-                "search a --html ''",
-                "search a --copy ''",
-                "search a --where ''",
-                "sift a --keep ''",
-                "caption a --sift ''",
-                "status ''",
-                "report ''",
-                "report . --to ''",
-                "review ''",
-                "studio ''",
-                "studio . --out ''",
-                "studio . --root ''",
-                "convert '' new",
-                "convert old ''",
-                "learn ''",
-                "cache rebuild ''",
-                "export a --to nf4 --out ''",
-            )
-        ),
-        (["status", "/nowhere"], "no run has written to /nowhere"),
+        ("caption", "no source given"),
+        ("caption a --fps 1 --frames 8", "--fps and --frames exclude each other"),
+        ("caption a --fps 0", "invalid --fps 0."),
+        ("caption a --prompt '  '", "--prompt is empty"),
+        ("caption a --prompt-file ./gone.txt", "--prompt-file gone.txt cannot be read"),
+        ("caption a --prompt-file /dev/null", "/dev/null cannot be read: it is a device"),
+        ("caption a --prompt-file ./empty.txt", "--prompt-file ./empty.txt is empty"),
+        ("caption a --beside --format csv", "--beside needs a format"),
+        ("caption a --existing ask", "unknown --existing ask"),
+        ("caption a --engine vllm", "--engine vllm. Choose from auto, transformers, inflight"),
+        ("caption a --overwrite --existing keep", "--overwrite and --existing keep"),
+        ("caption a --existing append", "unknown --existing append"),
+        (f"{LABEL} --format hf", "unknown --format hf. Choose from jsonl, csv"),
+        (f"{LABEL} --threshold high", "invalid --threshold 'high'"),
+        (f"{LABEL} --top 0", "invalid --top 0"),
+        (f"{LABEL} --tiles many", "unknown --tiles many"),
+        (f"caption {__file__} --model ./nowhere", "there is no model at ./nowhere"),
+        ("caption a --store ftp://host/x", "unsupported store ftp://host/x"),
+        ("caption ./nowhere.mp4 --model demo", "nothing to caption: ./nowhere.mp4"),
+        ("caption ./no.mp4 ./none.png --model demo", "(and 1 more)"),
+        ("caption @empty.txt --model demo", "the list of sources is empty"),
+        ("cache gc --max 500", "--max 500: 500 bytes? Write 500GiB"),
+        ("serve --model demo --memory 8", "--memory 8: 8 bytes? Write 8GiB"),
+        ("plan a --memory 4096", "--memory 4096: 4096 bytes? Write 4096MiB"),
+        ("status /nowhere", "no run has written to /nowhere"),
+        *((words, "empty") for words in EMPTY),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(
-    arguments: list[str],
-    says: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text(" \n")
-    assert main(arguments) == 2
+    assert main(shlex.split(words)) == 2
     shown = capsys.readouterr()
-    assert shown.out == ""
-    assert says in one_line(shown.err)
+    assert shown.out == "" and says in one_line(shown.err)
     assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("command", ["caption", "export", "tune", "learn", "cache rebuild"])
-def test_quiet_and_json_exclude_each_other(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quiet_and_json_exclude_each_other(command: str, capsys: Said) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([*command.split(), "a", "--quiet", "--json"])
     assert "not allowed with argument --quiet" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "option"),
+    ("arguments", "says"),
     [
-        (["caption", "a", "--prompts", "short=One word.", "--prompts", f"b={BROKEN}"], "--prompts"),
-        (["plan", "a", "--summary-prompt", BROKEN], "--summary-prompt"),
-        (["search", BROKEN], "TEXT|IMAGE"),
-        (["search", "a dog", "--not", BROKEN], "--not"),
-        (["search", "a dog", "--where", BROKEN], "--where"),
+        (["caption", "a", "--prompts", "short=One.", "--prompts", f"b={BROKEN}"], "--prompts: not"),
+        (["plan", "a", "--summary-prompt", BROKEN], "--summary-prompt: not valid UTF-8"),
+        (["search", BROKEN], "TEXT|IMAGE: not valid UTF-8"),
+        (["search", "a dog", "--not", BROKEN], "--not: not valid UTF-8"),
+        (["search", "a dog", "--where", BROKEN], "--where: not valid UTF-8"),
+        (["caption", BROKEN, "--model", "demo"], "nothing to caption"),  # a file may be named so
     ],
 )
 def test_a_text_that_is_not_utf_8_is_one_line_and_exit_2(
-    arguments: list[str], option: str, here: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], says: str, here: Path, capsys: Said
 ) -> None:
     assert main(arguments) == 2
-    assert f"{option}: not valid UTF-8" in one_line(capsys.readouterr().err)
-    assert main(["caption", BROKEN, "--model", "demo"]) == 2  # a file may have such a name
-    assert "nothing to caption" in one_line(capsys.readouterr().err)
+    assert says in one_line(capsys.readouterr().err)
 
 
-def test_a_list_without_lines_is_exit_2(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("none.txt").touch()
-    assert main(["caption", "@none.txt", "--model", "demo"]) == 2
-    assert "the list of sources is empty" in one_line(capsys.readouterr().err)
-
-
-def test_a_plan_without_sources_fails_as_its_run_would(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_without_sources_fails_as_its_run_would(tmp_path: Path, capsys: Said) -> None:
     store = str(described(tmp_path / "store"))
     words = ["plan", "--json", "--model", "demo", "--store", store, "--system", "<|video_pad|>"]
     assert main(words) == 2
@@ -163,7 +131,7 @@ def test_a_plan_without_sources_fails_as_its_run_would(
 
 @pytest.mark.parametrize("option", ["--out", "--store"])
 def test_a_file_in_the_place_of_a_folder_is_exit_5_and_named(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, tmp_path: Path, capsys: Said
 ) -> None:
     place = tmp_path / "notes.txt"
     place.write_text("mine")
@@ -171,9 +139,8 @@ def test_a_file_in_the_place_of_a_folder_is_exit_5_and_named(
     requests = [str(word) for pair in words.items() for word in pair]
     clip = next(penstock_demo.CLIPS.glob("*.mp4"))
     assert main(["caption", str(clip), "--model", "demo", "--quiet", *requests]) == 5
-    printed = capsys.readouterr().err
+    printed = one_line(capsys.readouterr().err)
     assert printed.startswith(f"penstock: {place} cannot be made: a file is in its place")
-    assert len(printed.splitlines()) == 1
 
 
 def test_what_nobody_can_see_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,9 +148,7 @@ def test_what_nobody_can_see_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     Display().print_line("cutting frames")
 
 
-def test_json_tells_the_plan_and_how_a_run_ended(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_tells_the_plan_and_how_a_run_ended(tmp_path: Path, capsys: Said) -> None:
     (tmp_path / "empty.mp4").touch()
     where = ["--out", str(tmp_path / "out"), "--store", str(described(tmp_path / "store"))]
     command = ["caption", str(tmp_path / "empty.mp4"), "--model", "demo", "--json", *where]
@@ -200,9 +165,8 @@ def test_json_tells_the_plan_and_how_a_run_ended(
 
 
 def test_a_model_that_cannot_be_had_is_named_and_an_unreachable_hub_is_exit_5(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    here: Path, tmp_path: Path, capsys: Said
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert main(["caption", __file__]) == 5
     shown = capsys.readouterr().err
     assert "SmolVLM2" in shown and "--model demo" in shown
@@ -210,7 +174,7 @@ def test_a_model_that_cannot_be_had_is_named_and_an_unreachable_hub_is_exit_5(
     assert "config.json" in capsys.readouterr().err
 
 
-def test_status_tells_a_run_that_died(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_tells_a_run_that_died(tmp_path: Path, capsys: Said) -> None:
     record = RunRecord(tmp_path)
     record.value["pid"] = 2**22 + 1  # above the largest process id there can be
     record.write(force=True)
@@ -220,7 +184,7 @@ def test_status_tells_a_run_that_died(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["state"] == "died"
 
 
-def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_of_an_empty_store(tmp_path: Path, capsys: Said) -> None:
     for action in ("ls", "verify"):
         assert main(["cache", action, "--store", str(tmp_path / "new")]) == 0
     assert not (tmp_path / "new").exists()
@@ -242,9 +206,7 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("frobnicate", "unknown command: frobnicate."),
     ],
 )
-def test_a_slip_of_the_pen_is_told_what_was_meant(
-    words: str, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_slip_of_the_pen_is_told_what_was_meant(words: str, text: str, capsys: Said) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words.split())
     printed = capsys.readouterr().err
@@ -252,7 +214,7 @@ def test_a_slip_of_the_pen_is_told_what_was_meant(
 
 
 def test_a_kept_completion_script_is_made_anew_when_others_may_have_written_it(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kept = tmp_path / "penstock" / "completion.bash"
@@ -269,16 +231,12 @@ def test_a_kept_completion_script_is_made_anew_when_others_may_have_written_it(
     assert main(["completion", "bash"]) == 0 and capsys.readouterr().out == first
 
 
-def test_a_shell_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shell_completes_commands_and_options(capsys: Said) -> None:
     assert main(["completion", "bash"]) == 0
     script = capsys.readouterr().out
     request = "COMP_WORDS=(penstock caption --no-rep); COMP_CWORD=2; _shtab_penstock"
-    message = subprocess.run(
-        ["bash", "-c", f'{script}\n{request}; echo "${{COMPREPLY[@]}}"'],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    code = f'{script}\n{request}; echo "${{COMPREPLY[@]}}"'
+    message = completed(["bash", "-c", code], check=True)
     assert message.stdout.split() == ["--no-repeat-ngram"]
     for shell in SHELLS:
         assert main(["completion", shell]) == 0
@@ -320,13 +278,9 @@ print(*(sys.modules.keys() - at_start), file=sys.stderr)
 def test_help_and_completion_import_little(words: list[str], tmp_path: Path) -> None:
     scripts = []
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", MODULES, *words],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
-        )
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", MODULES, *words]
+        done = completed(command, check=True, env=environment)
         scripts.append(done.stdout)
     assert scripts[0] == scripts[1] != ""
     found: dict[str, set[str]] = {}
@@ -346,7 +300,7 @@ SECRET = ValueError("https://me:hunter2@host/x")
     "error", [TypeError("a\nb"), RecursionError("deep"), MemoryError(), SECRET]
 )
 def test_what_nobody_foresaw_is_one_line_and_exit_5(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     def fails(_: object) -> int:
         raise error
@@ -355,19 +309,17 @@ def test_what_nobody_foresaw_is_one_line_and_exit_5(
     before = {*(user_cache() / "errors").glob("*.txt")}
     assert main(["doctor"]) == 5
     shown = capsys.readouterr()
-    assert shown.out == ""
-    assert len(shown.err.splitlines()) == 1
+    assert shown.out == "" and len(shown.err.splitlines()) == 1
     assert shown.err.startswith(f"penstock: unexpected error: {type(error).__name__}")
     (path,) = {*(user_cache() / "errors").glob("*.txt")} - before
-    assert str(path) in shown.err
-    assert "Traceback" in path.read_text()
-    assert "hunter2" not in shown.err + path.read_text()
+    text = path.read_text()
+    assert str(path) in shown.err and "Traceback" in text and "hunter2" not in shown.err + text
     assert path.stat().st_mode & 0o077 == 0
     path.unlink()
 
 
 def test_an_error_that_can_be_kept_nowhere_is_still_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -422,28 +374,18 @@ def test_a_text_is_shortened_by_columns() -> None:
     assert columns_of(shortened("圆" * 10, 7)) <= 7
 
 
-@pytest.mark.parametrize(
-    ("quiet", "as_json", "shows"),
-    [(False, False, True), (True, False, False), (False, True, False)],
-)
+@pytest.mark.parametrize("option", ["", "quiet", "json"])
 def test_captions_are_shown_to_people_before_the_last_line(
-    quiet: bool,
-    as_json: bool,
-    shows: bool,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    option: str, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     config = CaptionConfig(sources=("a.mp4",), out="out", trust_folder=True)
     monkeypatch.setattr(caption_command, "config_of", lambda *_: config)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     ended = RunResult(out=out, files=4, limit=9)
     monkeypatch.setattr("flows.execution.run.caption", lambda *_, **__: ended)
-    given = argparse.Namespace(
-        quiet=quiet, json=as_json, dry_run=False, prefect=False, ray="", words=[]
-    )
-    assert caption_command.caption_command(given) == 0
+    given: dict[str, Any] = dict.fromkeys(("quiet", "json", "dry_run", "prefect"), False)
+    named = argparse.Namespace(**given | {option: True}, ray="", words=[])
+    assert caption_command.caption_command(named) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("  a.mp4: A red circle") for line in lines) == shows
-    if shows:
-        assert "captions.jsonl" in lines[-1]
+    shown = [line for line in lines if line.startswith("  a.mp4: A red circle")]
+    assert bool(shown) == (option == "") and (option or "captions.jsonl" in lines[-1])

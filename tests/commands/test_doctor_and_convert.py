@@ -16,11 +16,7 @@ from stages.convert import ConvertJob
 from tests.support import gpus
 from tests.support.described import spare_processes
 from tests.support.fake_gpu.state import Machine
-from tests.support.pickled import (
-    drawn,
-    tensors_of,
-    write_folder,
-)
+from tests.support.pickled import drawn, tensors_of, write_folder
 
 MB = 1_000_000
 

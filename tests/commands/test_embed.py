@@ -3,8 +3,6 @@ alone; rebuilt, planned, shown, past a budget; and in fp16 on a GPU where a tria
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,15 +26,17 @@ from stages.embed.run import run as embed_stage
 from stages.models.encoding import EncodeItem
 from stages.models.half_job import HalfJob
 from stages.process.job import job_fields
-from tests.support import embedding, gpus
+from tests.support import gpus
 from tests.support.builders.clip import save_clip
 from tests.support.builders.words import hf
+from tests.support.commands import completed
 from tests.support.dual_encoders import names, save
 from tests.support.embedding import embed, items, rows, vectors, write_images
 from tests.support.inside import InsideLauncher
-from tests.support.pipeline import ROOT, SECONDS, Place
+from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place
 from tests.support.refusals import one_line
 
+Patch = pytest.MonkeyPatch
 OTHERS = ("align", "altclip", "blip", "chinese_clip", "clipseg", "siglip", "siglip2")
 
 
@@ -50,6 +50,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("pictures"))
 
 
+def processed(model: Path, pictures: Path, **more: Any) -> Any:
+    """What the model's own processor makes of the pictures, in the order of their names."""
+    processor: Any = hf.AutoProcessor.from_pretrained(model)
+    images = [Image.open(path) for path in sorted(pictures.iterdir())]
+    return processor(images=images, return_tensors="pt", **more)
+
+
+def image_features(kind: Any, model: Path, pictures: Path) -> Any:
+    """The vectors by the whole model, which computes all images at once."""
+    with torch.inference_mode():
+        whole = kind.from_pretrained(model).eval()
+        return whole.get_image_features(**processed(model, pictures)).pooler_output.numpy()
+
+
 def test_pictures_get_the_vectors_of_the_whole_model(
     pictures: Path, clip: Path, tmp_path: Path, in_batches: None
 ) -> None:
@@ -59,12 +73,7 @@ def test_pictures_get_the_vectors_of_the_whole_model(
     found = sorted(path.name for path in pictures.iterdir())
     assert [row["media_path"] for row in rows(tmp_path)] == found
     assert all(row["time"] is None and row["box"] is None for row in rows(tmp_path))
-    processor: Any = hf.AutoProcessor.from_pretrained(clip)
-    images = [Image.open(pictures / name) for name in found]
-    with torch.inference_mode():
-        whole = hf.CLIPModel.from_pretrained(clip).eval()
-        expected = whole.get_image_features(**processor(images=images, return_tensors="pt"))
-    assert np.array_equal(vectors(tmp_path), expected.pooler_output.numpy())
+    assert np.array_equal(vectors(tmp_path), image_features(hf.CLIPModel, clip, pictures))
     assert items(tmp_path) == {"frames": 6, "embed": 6}
 
 
@@ -102,31 +111,25 @@ def test_other_classes_give_the_vectors_of_their_own_processor_and_model(
     name: str, pictures: Path, tmp_path: Path, in_batches: None
 ) -> None:
     model = save(name, tmp_path / "model")
-    # The whole model computes all images at once.
     assert embed(pictures, model, tmp_path) == 0
-    processor: Any = hf.AutoProcessor.from_pretrained(model)
-    images = [Image.open(path) for path in sorted(pictures.iterdir())]
-    whole: Any = getattr(hf, names()[name]).from_pretrained(model).eval()
-    with torch.inference_mode():
-        expected = whole.get_image_features(**processor(images=images, return_tensors="pt"))
-    assert np.array_equal(vectors(tmp_path), expected.pooler_output.numpy())
+    expected = image_features(getattr(hf, names()[name]), model, pictures)
+    assert np.array_equal(vectors(tmp_path), expected)
 
 
 def test_the_code_of_the_page_gives_the_logits_of_the_whole_model(
     pictures: Path, clip: Path
 ) -> None:
     page = (ROOT / "docs" / "embed.md").read_text()
-    code = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(code) == 1
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     processor: Any = hf.AutoProcessor.from_pretrained(clip)
     images = [Image.open(path) for path in sorted(pictures.iterdir())]
     labels = ["a cat", "a much longer label"]
     names = {"folder": clip, "processor": processor, "images": images, "labels": labels}
-    exec(code[0], names)  # as it is printed
-    inputs = processor(images=images, text=labels, padding=True, return_tensors="pt")
+    exec(code, names)  # as it is printed
     with torch.inference_mode():
-        whole = hf.CLIPModel.from_pretrained(clip).eval()(**inputs)
-    assert torch.equal(names["scores"], whole.logits_per_image)
+        whole = hf.CLIPModel.from_pretrained(clip).eval()
+        logits = whole(**processed(clip, pictures, text=labels, padding=True)).logits_per_image
+    assert torch.equal(names["scores"], logits)
 
 
 @pytest.mark.slow
@@ -158,31 +161,15 @@ def test_a_plan_is_of_what_the_model_makes(
         assert list(printed["halves"]) == ["vision"] and printed["route"] == "dual"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("precision")
-    (made / "pictures").mkdir()
-    write_images(made / "pictures")
-    save_clip(made / "clip")
-    return made
-
-
-def embed_on_gpu(folder: Path, place: Path, *more: str) -> str:
+def embed_on_gpu(sources: Path, model: Path, place: Path, *more: str) -> str:
     """Run the command on a machine with a GPU, and return what it prints."""
     place.mkdir(exist_ok=True)
     cards = gpus.environment(gpus.plain().write(place / "gpu"))
-    words = ["embed", str(folder / "pictures"), "--model", str(folder / "clip"), *more]
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.interfaces.cli.main", *words, "--out", str(place / "out")],
-        cwd=ROOT,
-        env={**cards, "PENSTOCK_STORE": str(place / "store")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=SECONDS,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    where = ["--out", str(place / "out"), "--store", str(place / "store")]
+    command = [*PENSTOCK, "embed", str(sources), "--model", str(model), *where, *more]
+    done = completed(command, env=cards, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
 
 
 def run_of(place: Path) -> Any:
@@ -201,17 +188,19 @@ def dtype_of(place: Path) -> str:
 
 
 @pytest.mark.slow
-def test_auto_takes_fp16_after_one_trial_and_native_stays(folder: Path, tmp_path: Path) -> None:
-    text = embed_on_gpu(folder, tmp_path, "--precision", "auto")
+def test_auto_takes_fp16_after_one_trial_and_native_stays(
+    pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    text = embed_on_gpu(pictures, clip, tmp_path, "--precision", "auto")
     assert "the vision half runs in fp16 (cosine of fp16 to fp32 at least" in text
     assert dtype_of(tmp_path) == "torch.float16"
     (verdict,) = verdicts(tmp_path)
     assert verdict["holds"] and verdict["images"] == 6
     narrow = np.array(vectors(tmp_path))
-    again = embed_on_gpu(folder, tmp_path, "--precision", "auto")
+    again = embed_on_gpu(pictures, clip, tmp_path, "--precision", "auto")
     assert "cosine" not in again
     assert [stage["items"] for stage in run_of(tmp_path)["stages"]] == [0, 0]
-    embed_on_gpu(folder, tmp_path, "--precision", "native")
+    embed_on_gpu(pictures, clip, tmp_path, "--precision", "native")
     assert dtype_of(tmp_path) == "torch.float32"
     wide = np.array(vectors(tmp_path))
     assert not np.array_equal(wide, narrow) and np.allclose(wide, narrow, atol=1e-2)
@@ -219,41 +208,35 @@ def test_auto_takes_fp16_after_one_trial_and_native_stays(folder: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_auto_stays_in_fp32_where_such_vectors_are_stored(folder: Path, tmp_path: Path) -> None:
-    embed_on_gpu(folder, tmp_path)
-    text = embed_on_gpu(folder, tmp_path, "--precision", "auto", "--batch-size", "2")
+def test_auto_stays_in_fp32_where_such_vectors_are_stored(
+    pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    embed_on_gpu(pictures, clip, tmp_path)
+    text = embed_on_gpu(pictures, clip, tmp_path, "--precision", "auto", "--batch-size", "2")
     assert "the vision half runs in fp32 (the store has vectors of it in fp32" in text
     assert verdicts(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
-def on_a_cpu(folder: Path) -> Path:
-    place = folder / "cpu"
-    options = ("--precision", "auto", "--keep-frames")
-    assert embedding.embed(folder / "pictures", folder / "clip", place, *options) == 0
+def on_a_cpu(pictures: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("cpu")
+    assert embed(pictures, clip, place, "--precision", "auto", "--keep-frames") == 0
     return place
 
 
 @pytest.mark.slow
 def test_auto_tries_nothing_on_a_cpu(on_a_cpu: Path) -> None:
-    assert dtype_of(on_a_cpu) == "torch.float32"
-    assert verdicts(on_a_cpu) == []
+    assert dtype_of(on_a_cpu) == "torch.float32" and verdicts(on_a_cpu) == []
 
 
 @pytest.mark.parametrize(("least", "taken"), [(0.9999, "fp16"), (1.1, "fp32")])
 def test_a_trial_stores_its_result_which_decides_for_this_kind_of_card(
-    folder: Path,
-    on_a_cpu: Path,
-    tmp_path: Path,
-    least: float,
-    taken: str,
-    monkeypatch: pytest.MonkeyPatch,
+    clip: Path, on_a_cpu: Path, tmp_path: Path, least: float, taken: str, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(run, "MIN_COSINE", least)
     store, shown = open_store(str(tmp_path)), open_store(str(on_a_cpu / "store"))
-    config = EmbedConfig(
-        sources=(), model=str(folder / "clip"), precision="auto", store=str(tmp_path)
-    )
+    where: dict[str, Any] = {"model": str(clip), "store": str(tmp_path)}
+    config = EmbedConfig(sources=(), precision="auto", **where)
     model = prepare_without_media(config, InsideLauncher(), EMBED).model
     assert model.fp16_check == "", "this machine has no GPU"
     tried = with_vector_precision(config, model, store, "cuda:0")
@@ -261,7 +244,7 @@ def test_a_trial_stores_its_result_which_decides_for_this_kind_of_card(
     (namespace,) = stored_namespaces(shown, "frames")
     frames = sorted(RecordSet(shown, "frames", namespace).keys())
     job = EmbedJob(
-        half=HalfJob(model=str(folder / "clip"), dtype="float32", route="dual"),
+        half=HalfJob(model=str(clip), dtype="float32", route="dual"),
         store=str(tmp_path),
         frames_store=shown.url,
         frames_namespace=namespace,
@@ -275,9 +258,8 @@ def test_a_trial_stores_its_result_which_decides_for_this_kind_of_card(
     known = with_vector_precision(config, model, store, "cuda:0")
     assert (known.best("vision").precision, known.fp16_check) == (taken, "")
     assert [s.precision for s in known.settings["vision"][1:]] == ["int8", "nf4"]
-    assert [note for note in known.notes if "runs in fp32" in note] == list(
-        known.notes if taken == "fp32" else ()
-    )
+    noted = [note for note in known.notes if "runs in fp32" in note]
+    assert noted == (list(known.notes) if taken == "fp32" else [])
     native = replace(config, precision="native")
     assert with_vector_precision(native, model, store, "cuda:0") == model
     assert with_vector_precision(config, model, store, "cpu") == model

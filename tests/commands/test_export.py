@@ -176,17 +176,14 @@ def test_the_vision_half_of_a_dual_encoder_is_judged_by_its_vectors(
 
 
 def test_what_cannot_be_judged_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    empty = config(tmp_path / "store")
+    given: dict[str, Any] = {"model": "demo", "to": "nf4", "out": str(tmp_path / "made")}
+    empty, request = config(tmp_path / "store"), ExportConfig(**given, calibrate_store="given")
     with pytest.raises(UsageError, match="no captions of demo in"):
-        request = ExportConfig(
-            model="demo", to="nf4", out=str(tmp_path / "made"), calibrate_store="given"
-        )
         export(empty, request, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
     assert not list(tmp_path.rglob("*.safetensors"))
     for changes in ({"to": "awq"}, {"half": "left"}, {"group": 48}, {"samples": 1}):
-        given: dict[str, Any] = {"model": "demo", "to": "nf4", "out": "made", **changes}
         with pytest.raises(UsageError, match=f"--{next(iter(changes))} ") as caught:
-            ExportConfig(**given)
+            ExportConfig(**given | changes)
         assert caught.value.hint
 
 
@@ -243,8 +240,8 @@ def test_the_code_of_the_page_gives_the_vectors_of_embed(
     for image, truth in zip(names, write_images(tmp_path / "drawn", "trained", 2, 1), strict=True):
         (tmp_path / "drawn" / truth.file).rename(image)
     page = (Path(__file__).parents[2] / "docs" / "graphs.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     found: dict[str, Any] = {}
+    (code,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     exec(compile(code, "docs/graphs.md", "exec"), found)
     assert "pixel_values" in capsys.readouterr().out
     messages = ["embed", *names, "--model", "exported", "--vision-backend", "onnx"]
@@ -262,24 +259,21 @@ def test_the_demo_model_captions_by_its_graphs(kind: str, many_clips: Path, tmp_
     assert not parity["missed"]
     assert parity["features"]["neighbours"] > 0.95 and parity["frames"] >= 64
     assert {"features", "text"} <= parity.keys() and parity["text"]["captions"] == GRAPH_SAMPLES
-    texts = []
-    for model, more in (("demo", ()), (str(out), ("--vision-backend", "onnx"))):
-        where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "said")]
+
+    def said(name: str, model: str, *more: str) -> list[dict[str, Any]]:
+        where = ["--store", str(store), "--out", str(tmp_path / name)]
         assert main(["caption", str(many_clips), "--model", model, *where, *more]) == 0
-        rows = read_lines(tmp_path / "said" / "captions.jsonl")
-        texts.append([row["caption"] for row in rows])
+        return read_lines(tmp_path / name / "captions.jsonl")
+
+    plain, rows = said("said", "demo"), said("said", str(out), "--vision-backend", "onnx")
     assert rows[0]["precision"]["vision"] == f"onnx-{GRAPHS[kind]}"
     # Few bits are of what decodes; what sees is computed by its graphs all the same.
-    where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "few")]
     nf4 = ("--vision-backend", "onnx", "--precision", "nf4", "--limit", "2")
-    assert main(["caption", str(many_clips), "--model", str(out), *where, *nf4]) == 0
-    row = read_lines(tmp_path / "few" / "captions.jsonl")[0]
+    row = said("few", str(out), *nf4)[0]
     assert row["precision"] == {**rows[0]["precision"], "language": "nf4"}
-    same = sum(a == b for a, b in zip(*texts, strict=True)) / GRAPH_SAMPLES
-    assert same >= parity["text"]["captions_as_native"] - 1 / GRAPH_SAMPLES
-    assert export_graphs("demo", kind, out, many_clips, tmp_path / "store") == 0, (
-        "it was there before"
-    )
+    same = sum(a["caption"] == b["caption"] for a, b in zip(plain, rows, strict=True))
+    assert same / GRAPH_SAMPLES >= parity["text"]["captions_as_native"] - 1 / GRAPH_SAMPLES
+    assert export_graphs("demo", kind, out, many_clips, store) == 0, "it was there before"
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4", "onnx"])
@@ -293,17 +287,16 @@ def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:
     def request(half: str = "", **more: Any) -> ExportConfig:
         return ExportConfig(model="demo", to="onnx", out=str(tmp_path), half=half, **more)
 
-    with pytest.raises(UsageError, match="--half language --to onnx is not supported"):
-        request("language")
-    with pytest.raises(UsageError, match="for captioning models"):
-        request("both").parts("replay")
-    with pytest.raises(UsageError, match="cannot be split"):
-        request().parts("joint")
-    with pytest.raises(UsageError, match="needs media"):
-        request(calibrate_store="s").parts("replay")
-    assert request().parts("dual") == ("vision", "language") and request().parts("splice") == (
-        "vision",
-    )
+    for call, says in (
+        (lambda: request("language"), "--half language --to onnx is not supported"),
+        (lambda: request("both").parts("replay"), "for captioning models"),
+        (lambda: request().parts("joint"), "cannot be split"),
+        (lambda: request(calibrate_store="s").parts("replay"), "needs media"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            call()
+    assert request().parts("dual") == ("vision", "language")
+    assert request().parts("splice") == ("vision",)
 
 
 def test_a_graph_that_computes_otherwise_is_refused() -> None:

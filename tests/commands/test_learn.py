@@ -20,7 +20,7 @@ from flows.commands.learn.decisions import decisions_of
 from flows.commands.learn.examples import divide
 from flows.commands.learn.learn_command import _next_steps
 from flows.commands.learn.result import is_better, times_lower
-from flows.commands.learn.run import learn, preview
+from flows.commands.learn.run import learn
 from flows.commands.report.sections import rounds_facts
 from flows.commands.review.captions import ReviewedCaptions
 from flows.core.console.display import Display
@@ -152,8 +152,7 @@ def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
     assert "rounds" not in run_status(school.out) and rounds_facts([]) is None
     school.decide(mixed)
     before = sorted(school.out.rglob("*"))
-    recorded = RecordedRun(config=school.config)
-    lines, run, examples = preview(LearnConfig(out=str(school.out)), recorded)
+    lines, run, examples = school.preview()
     assert len(examples) == 32
     held = "8 held out, 6 of them corrected; weak test: 8 files"
     assert lines[0] == f"round 1 is new: 32 captions to train on, {held}"
@@ -181,18 +180,13 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
 ) -> None:
     """What a person decides meanwhile is kept, too, and learned in the next round."""
     school.decide(mixed)
-    school.dies_in = step
-    with pytest.raises(KeyboardInterrupt):
-        school.learn()
-    school.dies_in = ""
+    school.killed_in(step)
     school.decide(lambda at, _: ("Later words.", "accepted") if at in (3, 42) else None)
     if step == "write":
         (round_,) = rounds_in(school.out)  # what a page shows while the files are written
         assert round_["changed"] == round_["captions"] == PICTURES
-        with (
-            closing(ReviewedCaptions(school.out)),
-            pytest.raises(EnvironmentFault, match=r"another review.* the same command again"),
-        ):
+        already = pytest.raises(EnvironmentFault, match=r"another review.* the same command again")
+        with closing(ReviewedCaptions(school.out)), already:
             school.learn()
     result = school.learn()
     assert result.round["accepted"] and len(rounds_in(school.out)) == 1
@@ -205,10 +199,7 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
 @pytest.mark.slow
 def test_a_round_does_not_go_on_with_another_adapter_than_it_trained(school: School) -> None:
     school.decide(mixed)
-    school.dies_in = "score"
-    with pytest.raises(KeyboardInterrupt):
-        school.learn()
-    school.dies_in = ""
+    school.killed_in("score")
     weights = school.out / "learn/round-001/adapter/adapter_model.safetensors"
     trained = weights.read_bytes()
     weights.write_bytes(trained + b" ")
@@ -235,22 +226,19 @@ def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: Scho
     school.decide(mixed)
     school.learn()
     school.decide(lambda at, text: (style(text), "") if at > 40 else None)
-    adapter, recorded = school.out / "learn/round-001/adapter", RecordedRun(config=school.used())
+    adapter = school.out / "learn/round-001/adapter"
     away = adapter.rename(school.out / "away")
-    for call in (school.learn, lambda: preview(LearnConfig(out=str(school.out)), recorded)):
+    for call in (school.learn, school.preview):
         with pytest.raises(EnvironmentFault, match=r"round-001/adapter/adapter_config.json: no"):
             call()
     assert len(rounds_in(school.out)) == 1
     away.rename(adapter)
-    school.dies_in = "train"
-    with pytest.raises(KeyboardInterrupt):
-        school.learn()
+    school.killed_in("train")
     adapter.rename(away)
     assert len(usable_rounds(school.out, anybody)) == 1, "a round that cannot begin is chosen anew"
     with pytest.raises(EnvironmentFault):
         school.learn()
     assert len(rounds_in(school.out)) == 2
-    school.dies_in = ""
     captions_of(school.config)
     run = RecordedRun(config=school.config)
     result = learn(LearnConfig(out=str(school.out), lr=1e-3), run, Display(quiet=True))
@@ -261,16 +249,13 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     school.decide(lambda at, text: (style(text), "accepted"))
-    school.dies_in = "train"
-    with pytest.raises(KeyboardInterrupt):
-        school.learn()
+    school.killed_in("train")
     checkpoint = school.out / "learn/round-001/adapter/checkpoint"
     checkpoint.mkdir(parents=True)
     chosen = rounds_in(school.out)[0]["started"]
     (Path(school.config.sources[0]) / "07.png").unlink()
     captions_of(school.config)
     assert usable_rounds(school.out, anybody) == []
-    school.dies_in = ""
 
     def fails(*_: Any) -> None:
         raise NoFeatures("03.png: no stored features")
@@ -304,11 +289,8 @@ def test_a_round_does_not_begin_without_the_media(school: School) -> None:
     school.decide(mixed)
     folder, away = Path(school.config.sources[0]), school.out / "away"
     folder.rename(away)
-    run = RecordedRun(config=school.config)
-    for call in (school.learn, lambda: preview(LearnConfig(out=str(school.out)), run)):
-        away_now = (
-            rf"^{re.escape(str(folder))} is away \(No such .*\): \d+ files of .* cannot be cap"
-        )
+    away_now = rf"^{re.escape(str(folder))} is away \(No such .*\): \d+ files of .* cannot be cap"
+    for call in (school.learn, school.preview):
         with pytest.raises(EnvironmentFault, match=away_now):
             call()
     away.rename(folder)
@@ -317,18 +299,18 @@ def test_a_round_does_not_begin_without_the_media(school: School) -> None:
     decided = decided.rename(folder / "renamed.png")
     assert school.learn().round["accepted"]
     decided.unlink()
-    with pytest.raises(EnvironmentFault, match=r"^1 file with .* cannot be read: renamed.png\. "):
-        school.learn(lr=1e-3)
-    (folder / "new.png").write_bytes((folder / "00.png").read_bytes() + b"another")
-    with pytest.raises(EnvironmentFault, match=r"^1 file with .* cannot be read: renamed.png\. "):
-        school.learn(lr=1e-3)  # a new file is no renamed one
+    for more in ("", "new.png"):  # a new file is no renamed one
+        if more:
+            (folder / more).write_bytes((folder / "00.png").read_bytes() + b"another")
+        with pytest.raises(EnvironmentFault, match=r"^1 file with .* be read: renamed.png\. "):
+            school.learn(lr=1e-3)
     assert len(rounds_in(school.out)) == 1
 
 
 def test_a_round_begins_without_a_rejected_medium(school: School) -> None:
     school.decide(mixed)
     (Path(school.config.sources[0]) / "40.png").unlink()
-    assert preview(LearnConfig(out=str(school.out)), RecordedRun(config=school.config))
+    assert school.preview()
 
 
 def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
@@ -383,14 +365,12 @@ def test_a_round_that_nobody_noted_is_not_continued_and_sets_no_option(
     school: School, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     school.decide(mixed)
-    school.dies_in = "train"
-    with pytest.raises(KeyboardInterrupt):
-        school.learn()
+    school.killed_in("train")
     path = school.out / "learn/round-001/round.json"
     found = json.loads(path.read_text())
     found["settings"] |= {"trust_remote_code": True, "lr": 1.0}
     path.write_text(json.dumps(found))
-    school.dies_in, trusted = "", list[bool]()
+    trusted = list[bool]()
 
     def train(training: Any, examples: Any, run: Any, *rest: Any) -> None:
         trusted.append(run.trust_remote_code)
@@ -419,9 +399,8 @@ def test_journals_of_copies_are_added_and_differences_left_out(
         (copy / MARKER).unlink()  # its edits stay there, as those on another machine
     school.decide(lambda at, text: (style(text), "") if at < 30 else None)
     school.decide(lambda at, text: ("Other.", "") if at in (1, 40) else None, copies[0])
-    school.decide(
-        lambda at, text: (style(text), "") if at in (2, *range(30, 42)) else None, copies[1]
-    )
+    others = (2, *range(30, 42))
+    school.decide(lambda at, text: (style(text), "") if at in others else None, copies[1])
     journals = tuple(str(copy / EDITS) for copy in copies)
     result = school.learn(journal=journals)
     assert result.round["differing"] == ["01.png", "40.png"]

@@ -63,9 +63,7 @@ class Tasks:
     def attempt(self, task: int) -> int:
         return [name for name, _ in self.submitted[: task + 1]].count(self.submitted[task][0])
 
-    def ended(
-        self, tasks: Sequence[int], seconds: float
-    ) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    def ended(self, tasks: Sequence[int], _: float) -> Iterator[tuple[int, Mapping[str, Any]]]:
         CLOCK.now += 30
         for task in [each for each in self.open if each in tasks][: self.slots]:
             if task not in self.open:  # stopped meanwhile
@@ -140,23 +138,16 @@ def test_a_straggler_gets_a_second_task_which_is_stopped_when_one_has_done_it() 
 
 
 def test_the_copy_of_a_straggler_may_fail() -> None:
-    tasks = Tasks(
-        4,
-        lasts=lambda name, n: 50 if n == 1 else 2,
-        ends=lambda name, n: WRONG if n == 2 else DONE,
-    )
+    ends = {2: WRONG}
+    tasks = Tasks(4, lambda _, n: 50 if n == 1 else 2, ends=lambda _, n: ends.get(n, DONE))
     assert [run.error for run in ended(tasks, terms(2))] == [None, None]
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
     (tmp_path / "a.mp4").touch()
-    return CaptionConfig(
-        sources=(str(tmp_path / "a.mp4"),),
-        model="demo",
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-    )
+    where = {"out": str(tmp_path / "out"), "store": str(tmp_path / "store")}
+    return CaptionConfig(sources=(str(tmp_path / "a.mp4"),), model="demo", **where)  # type: ignore[arg-type]
 
 
 def test_a_node_without_the_store_or_the_output_folder_is_refused_by_name(
@@ -226,19 +217,23 @@ def test_a_folder_of_another_command_gets_no_partitions(tmp_path: Path) -> None:
     assert not (out / "portions").exists()
 
 
-def test_a_flow_uses_the_cluster_that_the_environment_names(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[object] = []
-    monkeypatch.setattr(commands, "run_in_flow", lambda config, run, makes: ran.append(run))
-    monkeypatch.setattr(commands, "run_on_cluster", lambda *given, **_: given[3])
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What flows run, whose environment names no cluster."""
+    found: list[Any] = []
+    monkeypatch.setattr(commands, "run_in_flow", lambda config, run, makes: found.append(run))
     monkeypatch.delenv(commands.ADDRESS, raising=False)
+    return found
+
+
+def test_a_flow_uses_the_cluster_that_the_environment_names(
+    config: CaptionConfig, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     commands.caption_many.fn(config)
     monkeypatch.setenv(commands.ADDRESS, "head:6379")
     commands.caption_many.fn(config)
     plain, on_cluster = ran
-    assert getattr(plain, "func", None) is commands.caption_and_remember
-    assert on_cluster.__name__ == "on_cluster"  # type: ignore[attr-defined]
+    assert plain.func is commands.caption_and_remember and on_cluster.__name__ == "on_cluster"
 
 
 @pytest.mark.parametrize(
@@ -246,21 +241,15 @@ def test_a_flow_uses_the_cluster_that_the_environment_names(
     [({}, "all"), ({"model": "openai:m", "endpoint": ("http://127.0.0.1:1",)}, None)],
 )
 def test_a_flow_without_a_cluster_uses_the_gpus_that_the_model_can_use(
-    model: dict[str, Any], gpus: str | None, monkeypatch: pytest.MonkeyPatch
+    model: dict[str, Any], gpus: str | None, ran: list[Any]
 ) -> None:
-    ran: list[Any] = []
-    monkeypatch.setattr(commands, "run_in_flow", lambda config, run, makes: ran.append(run))
-    monkeypatch.delenv(commands.ADDRESS, raising=False)
     commands.caption_many.fn(CaptionConfig(sources=("a",), **model))
-    (run,) = ran
-    assert run.args[0].gpus == gpus
+    assert [run.args[0].gpus for run in ran] == [gpus]
 
 
 def test_gpus_says_how_many_a_task_takes() -> None:
-    taken = {
-        given: gpus_of_a_task(CaptionConfig(sources=("a",), gpus=given))
-        for given in (None, "all", "2")
-    }
+    configs = {given: CaptionConfig(sources=("a",), gpus=given) for given in (None, "all", "2")}
+    taken = {given: gpus_of_a_task(config) for given, config in configs.items()}
     assert taken == {None: None, "all": None, "2": 2}
     with pytest.raises(UsageError, match="Ray selects"):
         gpus_of_a_task(CaptionConfig(sources=("a",), gpus="0,1"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,19 @@ def review(
     config: CaptionConfig, *changes: tuple[str, float, str | None, str], does: str = "correct"
 ) -> dict[str, Any]:
     """Review captions by file and start."""
-    captions = ReviewedCaptions(Path(config.out))
-    keys = {(r["media_path"], r["start"]): key for key, r in captions.folder.rows.items()}
-    messages = [
-        {"of": keys[name, start], "caption": text, "review": line}
-        for name, start, text, line in changes
-    ]
-    try:
+    with closing(ReviewedCaptions(Path(config.out))) as captions:
+        keys = {(r["media_path"], r["start"]): key for key, r in captions.folder.rows.items()}
+        messages = [
+            {"of": keys[name, start], "caption": text, "review": line}
+            for name, start, text, line in changes
+        ]
         return captions.apply({"id": f"{does} {changes}", "does": does, "changes": messages})
-    finally:
-        captions.close()
+
+
+def shown_of(config: CaptionConfig) -> ReviewedCaptions:
+    """What a review of the captions shows; it is closed again."""
+    with closing(ReviewedCaptions(Path(config.out))) as captions:
+        return captions
 
 
 def of_long(config: CaptionConfig) -> list[dict[str, Any]]:
@@ -77,10 +81,8 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
     result = run(config)
     assert "1 corrected, 1 accepted, 2 rejected by hand" in result.line()
     assert " in jsonl" not in result.line()
-    assert any(
-        "captions written, 1 corrected, 1 accepted, 2 rejected" in line
-        for line in status_lines(out)
-    )
+    counts = "captions written, 1 corrected, 1 accepted, 2 rejected"
+    assert any(counts in line for line in status_lines(out))
     about = dict(facts(out, out)["about"])
     assert (about["corrected"], about["accepted"], about["rejected"]) == ("1", "1", "2")
     assert "not in data sets: 2 captions (rejected)" in result.warnings
@@ -91,12 +93,8 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
         path.unlink()
     run(config)
     now = of_long(config)
-    assert now[0] == {
-        **first,
-        "caption": "A person's words.",
-        "original": first["caption"],
-        "review": "accepted",
-    }
+    corrected = {"caption": "A person's words.", "original": first["caption"]}
+    assert now[0] == {**first, **corrected, "review": "accepted"}
     assert now[1] == {**second, "review": "rejected"} and now[2] == third
     assert texts(config, "txt")["long.txt"].splitlines()[0] == "A person's words."
     assert len(texts(config, "txt")["long.txt"].splitlines()) == 2
@@ -116,10 +114,8 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
 def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) -> None:
     run(config, prefix="ohwx, ", suffix=" #a")
     first = of_long(config)[0]
-    captions = ReviewedCaptions(Path(config.out))
     text = first["caption"].removeprefix("ohwx, ").removesuffix(" #a")
-    assert key_of(first["features"], "", first["prompt"], text) in captions.folder.rows
-    captions.close()
+    assert key_of(first["features"], "", first["prompt"], text) in shown_of(config).folder.rows
     review(config, (LONG, 0.0, "better", "accepted"), ("photo.PNG", 0.0, None, "rejected"))
     run(config, prefix="sks, ")
     assert of_long(config)[0]["caption"] == "sks, better"
@@ -133,9 +129,7 @@ def test_they_hold_for_words_whatever_stands_before_them(config: CaptionConfig) 
         "as before brings them back"
     )
     assert expected in notes
-    captions = ReviewedCaptions(Path(config.out))
-    assert captions.unused() == expected, "the page says the same"
-    captions.close()
+    assert shown_of(config).unused() == expected, "the page says the same"
     run(config)
     assert of_long(config)[0]["caption"] == "better"
 
@@ -152,9 +146,7 @@ def test_media_rejected_in_another_folder_are_named(config: CaptionConfig, tmp_p
     )
     elsewhere = replace(config, prompt="Another?", out=str(tmp_path / "other"))
     assert expected in run(elsewhere).warnings
-    captions = ReviewedCaptions(Path(elsewhere.out))
-    assert captions.unused() == expected, "the page says the same"
-    captions.close()
+    assert shown_of(elsewhere).unused() == expected, "the page says the same"
     review(elsewhere, ("photo.PNG", 0.0, None, "rejected"))
     assert expected.replace("2 media are", "1 medium is") in run(elsewhere).warnings
     review(elsewhere, (LONG, first["start"], None, "rejected"))
@@ -179,16 +171,15 @@ def test_a_prompt_keeps_its_edits_when_others_join_it(config: CaptionConfig) -> 
     rows = {(row["name"], row["start"]): row for row in of_long(config)}
     assert rows["a", 0.0]["caption"] == "mine" and rows["a", start]["review"] == "rejected"
     assert not any("review" in row for (name, _), row in rows.items() if name == "b")
-    captions = ReviewedCaptions(Path(config.out))
-    assert captions.counts() == {"captions": 10, "corrected": 1, "accepted": 1, "rejected": 1}
-    captions.close()
+    counts = shown_of(config).counts()
+    assert counts == {"captions": 10, "corrected": 1, "accepted": 1, "rejected": 1}
 
 
 @pytest.mark.slow
 def test_a_model_learns_what_was_accepted_not_the_rejected(config: CaptionConfig) -> None:
     run(config)
     data, message = str(Path(config.out) / "captions.jsonl"), list[str]()
-    ReviewedCaptions(Path(config.out)).close()  # opened, and left as it was
+    shown_of(config)  # opened, and left as it was
     everything = examples_in(data)
     review(config, (LONG, 0.0, None, "rejected"))
     with pytest.raises(UsageError, match=r"captions\.jsonl lacks corrections"):
@@ -206,29 +197,26 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
 ) -> None:
     run(config)
     path = Path(config.out) / "captions.jsonl"
-    captions = ReviewedCaptions(Path(config.out))
-    first, second, third = list(captions.folder.rows)[:3]
-    text = captions.folder.rows[first]["said"]
-    captions.release()
-    with pytest.raises(EnvironmentFault, match="a model is learning"):
-        captions.apply(change(first, None, "accepted"))
-    ReviewedCaptions(Path(config.out)).close()  # the journal is free
-    rows = [{**row, "caption": f"New {row['caption']}"} for row in lines(config)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    captions.take_back()
-    changes = [
-        {"of": first, "caption": None, "review": "accepted"},
-        {"of": second, "caption": "mine\x0b", "review": "accepted"},
-        {"of": third, "caption": None, "review": "rejected"},
-    ]
-    answer = captions.apply({"id": "2", "does": "x", "changes": changes})
-    assert first not in captions.folder.rows and set(answer["edits"]) == set(
-        list(captions.folder.rows)[:3]
-    )
-    assert [edit["caption"] for edit in answer["edits"].values()] == [text, "mine ", None], (
-        "control characters"
-    )
-    captions.close()
+    with closing(ReviewedCaptions(Path(config.out))) as captions:
+        first, second, third = list(captions.folder.rows)[:3]
+        text = captions.folder.rows[first]["said"]
+        captions.release()
+        with pytest.raises(EnvironmentFault, match="a model is learning"):
+            captions.apply(change(first, None, "accepted"))
+        shown_of(config)  # the journal is free
+        rows = [{**row, "caption": f"New {row['caption']}"} for row in lines(config)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        captions.take_back()
+        changes = [
+            {"of": first, "caption": None, "review": "accepted"},
+            {"of": second, "caption": "mine\x0b", "review": "accepted"},
+            {"of": third, "caption": None, "review": "rejected"},
+        ]
+        edits = captions.apply({"id": "2", "does": "x", "changes": changes})["edits"]
+        now = list(captions.folder.rows)
+    assert first not in now and set(edits) == set(now[:3])
+    said = [edit["caption"] for edit in edits.values()]
+    assert said == [text, "mine ", None], "control characters"
 
 
 def change(of: str, caption: Any, review: str = "") -> dict[str, Any]:
@@ -250,16 +238,15 @@ def test_what_cannot_be_done_is_not_written(config: CaptionConfig, tmp_path: Pat
     with pytest.raises(UsageError, match="no run has written"):
         ReviewedCaptions(tmp_path / "none")
     run(config)
-    captions = ReviewedCaptions(Path(config.out))
-    key = next(iter(captions.folder.rows))
-    for params, says in REFUSED:
-        params = json.loads(json.dumps(params).replace('"K"', json.dumps(key)))
-        with pytest.raises(EditRefused, match=says):
-            captions.apply(params)
-    assert captions.journal.path.read_bytes() == b""
-    with pytest.raises(EnvironmentFault, match="another review"):
-        ReviewedCaptions(Path(config.out))
-    captions.close()
+    with closing(ReviewedCaptions(Path(config.out))) as captions:
+        key = next(iter(captions.folder.rows))
+        for params, says in REFUSED:
+            params = json.loads(json.dumps(params).replace('"K"', json.dumps(key)))
+            with pytest.raises(EditRefused, match=says):
+                captions.apply(params)
+        assert captions.journal.path.read_bytes() == b""
+        with pytest.raises(EnvironmentFault, match="another review"):
+            ReviewedCaptions(Path(config.out))
 
 
 def test_the_same_command_writes_files_and_does_nothing_more() -> None:
@@ -292,13 +279,21 @@ def write(pictures: CaptionConfig, *forms: str, **more: Any) -> RunResult:
     return run(pictures, format=forms or TRAINER_FORMATS, **more)
 
 
+def write_odd(folder: Path, *turned: str) -> None:
+    """Pictures of these names that are turned, and one that is transparent."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name in turned:
+        Image.new("RGB", (64, 48), name[0] == "c" and "red").save(folder / name, exif=exif)
+    Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "d.png")
+
+
 def test_every_trainer_learns_a_text_by_hand_always(
     pictures: CaptionConfig, tmp_path: Path
 ) -> None:
     result = write(pictures, "txt", *TRAINER_FORMATS, beside=True)
-    assert result.warnings == [
-        "kept 1 .txt file that users wrote or edited (a.txt); --overwrite replaces them"
-    ]
+    kept = "kept 1 .txt file that users wrote or edited (a.txt); --overwrite replaces them"
+    assert result.warnings == [kept]
     assert "your texts in place of the model's: 1 in txt, 1 in kohya" in result.line()
     other = str(tmp_path / "other")
     write(pictures, out=other)
@@ -330,9 +325,8 @@ def test_a_correction_is_found_from_another_folder(pictures: CaptionConfig, tmp_
     other = str(tmp_path / "other")
     assert "1 corrected by hand" in write(pictures, "musubi", out=other).line()
     assert captions_of(pictures, "musubi", other)["b"] == "corrected b"
-    captions = ReviewedCaptions(Path(pictures.out))
-    captions.apply({"id": "back", "does": "undo"})
-    captions.close()
+    with closing(ReviewedCaptions(Path(pictures.out))) as captions:
+        captions.apply({"id": "back", "does": "undo"})
     write(pictures, "musubi", out=other)
     assert captions_of(pictures, "musubi", other)["b"] != "corrected b"
 
@@ -360,11 +354,7 @@ def test_pictures_that_differ_only_in_their_suffix_are_named(pictures: CaptionCo
 def test_pictures_that_trainers_see_otherwise_beside_their_texts_are_counted(
     pictures: CaptionConfig,
 ) -> None:
-    folder = Path(pictures.sources[0])
-    turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 6
-    Image.new("RGB", (64, 48), "red").save(folder / "c.jpg", exif=turned)
-    Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "d.png")
+    write_odd(Path(pictures.sources[0]), "c.jpg")
     (note,) = [n for n in write(pictures, "txt", beside=True).warnings if "trainer" in n]
     assert note.startswith("2 pictures beside new texts may be shown to a trainer otherwise")
     assert "(transparent 1, turned 1); --format kohya" in note
@@ -375,12 +365,7 @@ def test_pictures_that_trainers_see_otherwise_beside_their_texts_are_counted(
 def test_files_that_are_copied_into_data_sets_are_counted(
     form: str, pictures: CaptionConfig
 ) -> None:
-    folder = Path(pictures.sources[0])
-    turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 6
-    for name in ("c.jpg", "e.jpg"):
-        Image.new("RGB", (64, 48), name[0] == "c" and "red").save(folder / name, exif=turned)
-    Image.new("RGBA", (64, 48), (255, 0, 0, 9)).save(folder / "d.png")
+    write_odd(Path(pictures.sources[0]), "c.jpg", "e.jpg")
     (note,) = [n for n in write(pictures, form).warnings if "exact" in n]
     assert note.startswith("data sets: 2 files as they are, 3 as exact copies (")
     assert note.endswith(": turned 2, transparent 1")
@@ -401,8 +386,7 @@ def test_the_text_of_a_trainer_s_name_is_that_of_the_only_medium_of_the_name(
     (folder / "b.png").rename(folder / "c.png")
     notes = write(pictures, "txt", beside=True, prefix="new ").warnings
     assert not any("differ only" in note for note in notes)
-    assert (folder / "b.txt").read_text().startswith("new ")
-    assert (folder / "c.txt").read_text().startswith("new ")
+    assert all((folder / name).read_text().startswith("new ") for name in ("b.txt", "c.txt"))
     assert not (folder / "b.jpg.txt").exists()
 
 
@@ -522,8 +506,7 @@ def test_no_page_shows_other_content_in_the_place_of_what_was_captioned(
     run(config)
 
     def shown() -> dict[str, tuple[str, str]]:
-        captions = ReviewedCaptions(out)
-        captions.close()
+        captions = shown_of(config)
         return {
             m["name"]: (m["gone"], captions.folder.place_shown(m["number"]))
             for m in captions.folder.media
@@ -566,8 +549,6 @@ def test_a_text_by_hand_is_shown_beside_the_caption(pictures: CaptionConfig) -> 
     run(pictures)
     name = lines(pictures)[0]["media_path"]
     Path(pictures.sources[0], name).with_suffix(".txt").write_text("By hand.\n")
-    captions = ReviewedCaptions(Path(pictures.out))
-    captions.close()
-    assert {m["name"]: m["text"] for m in captions.folder.media if "text" in m} == {
-        name: (Path(name).with_suffix(".txt").name, "By hand.")
-    }
+    media = shown_of(pictures).folder.media
+    texts = {m["name"]: m["text"] for m in media if "text" in m}
+    assert texts == {name: (Path(name).with_suffix(".txt").name, "By hand.")}

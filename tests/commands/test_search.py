@@ -76,10 +76,18 @@ def place(built: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def empty(built: Path, tmp_path: Path) -> Path:
+    """A place without an index, whose store has all of the built one."""
+    (tmp_path / "store").symlink_to(built / "store")
+    (tmp_path / "media").mkdir()
+    return tmp_path
+
+
 def build(place: Path, model: Path, *more: str, sources: Path | None = None) -> int:
     where = ["--store", str(place / "store"), "--out", str(place / "index")]
     sources = sources or place / "media"
-    return main(["index", "build", str(sources), "--model", str(model), *where, "--quiet", *more])
+    return main(["index", "build", str(sources), "--model", str(model), *where, *more])
 
 
 def index(action: str, place: Path, *more: str) -> int:
@@ -177,64 +185,57 @@ def test_the_page_opens_a_video_at_the_start_of_the_hit(built: Path, tmp_path: P
 
 
 def test_an_index_is_built_where_no_text_half_is_and_measured_once_it_is(
-    built: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Path, clip: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "store").symlink_to(built / "store")
 
     def no_texts(*_: Any) -> Any:
         raise EnvironmentFault("no text half is here")
 
     with monkeypatch.context() as patch:
         patch.setattr(filling, "read_texts", no_texts)
-        assert build(tmp_path, clip, sources=built / "media") == 0
-    assert set(read_manifest(tmp_path / "index").measured) == {"pictures"}
-    assert build(tmp_path, clip, sources=built / "media") == 0
-    assert set(read_manifest(tmp_path / "index").measured) == {"pictures", "texts"}
+        assert build(empty, clip, sources=built / "media") == 0
+    assert set(read_manifest(empty / "index").measured) == {"pictures"}
+    assert build(empty, clip, sources=built / "media") == 0
+    assert set(read_manifest(empty / "index").measured) == {"pictures", "texts"}
 
 
 @pytest.mark.slow
 def test_tiles_are_rows_and_a_picture_is_told_once_with_the_nearest_of_them(
-    built: Path, clip: Path, tmp_path: Path, capsys: Said
+    clip: Path, empty: Path, capsys: Said
 ) -> None:
-    (tmp_path / "store").symlink_to(built / "store")
-    (tmp_path / "media").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
     whole = Image.fromarray(pixels)
-    whole.save(tmp_path / "media" / "whole.png")
-    whole.crop((0, 64, 64, 128)).save(tmp_path / "part.png")
-    assert build(tmp_path, clip, "--tiles", "2") == 0
-    assert len(paths(tmp_path / "index")) == 10
-    (hit,) = found(tmp_path, capsys, str(tmp_path / "part.png"))
+    whole.save(empty / "media" / "whole.png")
+    whole.crop((0, 64, 64, 128)).save(empty / "part.png")
+    assert build(empty, clip, "--tiles", "2") == 0
+    assert len(paths(empty / "index")) == 10
+    (hit,) = found(empty, capsys, str(empty / "part.png"))
     assert hit["box"] == [0, 64, 64, 128] and hit["score"] == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.slow
 def test_rows_of_other_options_are_not_told_to_be_of_changed_files(
-    built: Path, clip: Path, tmp_path: Path, capsys: Said
+    clip: Path, empty: Path, capsys: Said
 ) -> None:
-    (tmp_path / "store").symlink_to(built / "store")
-    (tmp_path / "media").mkdir()
-    write_video(tmp_path / "media" / "film.mp4", ticks=range(0, 90, 3))
-    Image.new("RGB", (60, 60), "green").save(tmp_path / "media" / "p.png")
-    assert build(tmp_path, clip) == 0
-    rows = len(paths(tmp_path / "index"))
-    Image.new("RGB", (60, 60), "red").save(tmp_path / "media" / "p.png")
+    write_video(empty / "media" / "film.mp4", ticks=range(0, 90, 3))
+    Image.new("RGB", (60, 60), "green").save(empty / "media" / "p.png")
+    assert build(empty, clip) == 0
+    rows = len(paths(empty / "index"))
+    Image.new("RGB", (60, 60), "red").save(empty / "media" / "p.png")
     capsys.readouterr()
-    where = ["--store", str(tmp_path / "store"), "--index", str(tmp_path / "index")]
-    assert main(["index", "add", str(tmp_path / "media"), *where, "--fps", "2"]) == 0
-    printed = capsys.readouterr().out
+    store = ("--store", str(empty / "store"))
+    assert index("add", empty, str(empty / "media"), *store, "--fps", "2") == 0
     # Every other frame of the film stands at a time of before, in chunks of other options.
-    assert f"1 of files that changed were removed; {rows - 1} made with other options" in printed, (
-        printed
-    )
+    told = f"1 of files that changed were removed; {rows - 1} made with other options"
+    assert told in capsys.readouterr().out
 
 
 def test_scores_are_cosines_of_at_most_one(tmp_path: Path) -> None:
     """Vectors of 16 bit may be longer than one."""
     vectors = write(tmp_path, 300)
+    snapshot = open_snapshot(tmp_path)
     hits = [
         to_hit(snapshot, 1, moment).score
-        for snapshot in [open_snapshot(tmp_path)]
         for vector in vectors
         for moment in single(Searcher(snapshot), Searcher(snapshot).find(Query(vector=vector), 1))
     ]
@@ -242,78 +243,69 @@ def test_scores_are_cosines_of_at_most_one(tmp_path: Path) -> None:
 
 
 def test_a_second_build_adds_what_is_new_replaces_what_changed_and_tells_what_is_gone(
-    built: Path, clip: Path, tmp_path: Path, capsys: Said
+    clip: Path, empty: Path, capsys: Said
 ) -> None:
-    media = tmp_path / "media"
-    media.mkdir()
+    media = empty / "media"
     write_images(media)
-    (tmp_path / "store").symlink_to(built / "store")
-    assert build(tmp_path, clip) == 0
-    before = (tmp_path / "index" / "index.json").read_bytes()
-    assert build(tmp_path, clip) == 0
-    assert (tmp_path / "index" / "index.json").read_bytes() == before
+    assert build(empty, clip) == 0
+    before = (empty / "index" / "index.json").read_bytes()
+    assert build(empty, clip) == 0
+    assert (empty / "index" / "index.json").read_bytes() == before
     (media / "p0.png").unlink()
     Image.new("RGB", (50, 50), "red").save(media / "p1.png")
     Image.new("RGB", (50, 60), "blue").save(media / "new.png")
     capsys.readouterr()
-    where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "index"), "--json"]
-    assert main(["index", "build", str(media), "--model", str(clip), *where]) == 0
+    assert build(empty, clip, "--json") == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (printed["added"], printed["replaced"]) == (2, 1)
     assert printed["vanished"] == [str(media / "p0.png")]
-    assert len(paths(tmp_path / "index")) == len(SIZES) + 1
-    assert index("remove", tmp_path, "--gone") == 0
-    assert sorted(Path(p).name for p in paths(tmp_path / "index")) == [
-        "new.png", *(f"p{n}.png" for n in range(1, len(SIZES)))
-    ]  # fmt: skip
+    assert len(paths(empty / "index")) == len(SIZES) + 1
+    assert index("remove", empty, "--gone") == 0
+    names = sorted(Path(path).name for path in paths(empty / "index"))
+    assert names == ["new.png", *(f"p{n}.png" for n in range(1, len(SIZES)))]
 
 
 def test_files_of_a_renamed_folder_are_found_where_they_are_now(
-    built: Path, clip: Path, tmp_path: Path, capsys: Said
+    clip: Path, empty: Path, capsys: Said
 ) -> None:
-    media, moved = tmp_path / "Porträts im Mai", tmp_path / "moved"
+    media, moved = empty / "Porträts im Mai", empty / "moved"
     media.mkdir()
     write_images(media)
     (media / "raw.cr2").touch()
-    (tmp_path / "store").symlink_to(built / "store")
-    where = ["--model", str(clip), "--store", str(tmp_path / "store")]
-    out = ["--out", str(tmp_path / "index")]
-    assert main(["index", "build", str(media), *where, *out]) == 0
+    assert build(empty, clip, sources=media) == 0
     assert capsys.readouterr().err.count("not taken: 1 .cr2") == 1
     media.rename(moved)
-    assert main(["index", "build", str(moved), *where, *out]) == 1
+    assert build(empty, clip, sources=moved) == 1
     (note,) = (line for line in capsys.readouterr().err.splitlines() if "index remove" in line)
-    (hit, *_) = found(tmp_path, capsys, str(moved / "p2.png"))
+    (hit, *_) = found(empty, capsys, str(moved / "p2.png"))
     assert hit["path"] == str(moved / "p2.png") and hit["copy_paths"] == [str(media / "p2.png")]
     assert main(shlex.split(note.partition("penstock ")[2])) == 0  # the command that it gives
-    assert {Path(path).parent for path in paths(tmp_path / "index")} == {moved}
+    assert {Path(path).parent for path in paths(empty / "index")} == {moved}
 
 
 def test_rows_of_a_disk_that_is_not_mounted_are_kept_and_counted(
-    built: Path, clip: Path, tmp_path: Path, capsys: Said
+    clip: Path, empty: Path, capsys: Said
 ) -> None:
-    (tmp_path / "store").symlink_to(built / "store")
-    media, files = tmp_path / "media" / "disk", tmp_path / "files"
+    media, files = empty / "media" / "disk", empty / "files"
     with disk(media, files) as mounted:
         write_images(files)
         mounted.unmount()
         (media / "NOT MOUNTED").touch()
-        Image.new("RGB", (50, 50), "red").save(tmp_path / "media" / "near.png")
+        Image.new("RGB", (50, 50), "red").save(empty / "media" / "near.png")
         mounted.mount()
-        assert build(tmp_path, clip, "--recursive") == 0
-        rows = read_manifest(tmp_path / "index").live_rows
+        assert build(empty, clip, "--recursive") == 0
+        rows = read_manifest(empty / "index").live_rows
         mounted.unmount()
-        where = ["--model", str(clip), "--store", str(tmp_path / "store")]
-        command = ["index", "build", str(tmp_path / "media"), "--recursive", *where]
-        assert main([*command, "--out", str(tmp_path / "index")]) == 1
+        capsys.readouterr()
+        assert build(empty, clip, "--recursive") == 1
         said = capsys.readouterr()
         assert f"; away: {media} (not mounted (" in said.out and "of 2 files failed" not in said.out
         assert f"failed: {media}: not mounted (" in said.err and "gone:" not in said.err
         assert f"rows of {len(SIZES)} files kept" in said.out
-        assert main(["status", str(tmp_path / "index" / "run")]) == 0
+        assert main(["status", str(empty / "index" / "run")]) == 0
         assert f"rows of {len(SIZES)} files kept" in capsys.readouterr().out
-        assert index("remove", tmp_path, "--gone") == 0
-        assert read_manifest(tmp_path / "index").live_rows == rows
+        assert index("remove", empty, "--gone") == 0
+        assert read_manifest(empty / "index").live_rows == rows
 
 
 def test_a_busy_index_names_the_option_that_the_command_has(

@@ -71,9 +71,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(folder / "moving.mp4", body)
     write_clip(folder / "copy.mp4", body, quality=34)
     write_clip(folder / "black.mp4", [*other[:low], *black, *other[high:]])
-    write_clip(
-        folder / "frozen.mp4", [*body[:low], *[body[low]] * (high - low), *body[high:]][::-1]
-    )
+    frozen = [*body[:low], *[body[low]] * (high - low), *body[high:]]
+    write_clip(folder / "frozen.mp4", frozen[::-1])
     write_clip(folder / "bars.mp4", [np.asarray(each) for each in pictures][::-1])
     write_clip(folder / "still.mp4", still * (2 * RATE))
     return folder
@@ -90,16 +89,18 @@ def items_of(out: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mirrored", [False, True])
 def test_copies_blur_bars_and_black_pictures_are_found(
-    planted: tuple[Path, list[Planted]], tmp_path: Path
+    planted: tuple[Path, list[Planted]], tmp_path: Path, mirrored: bool
 ) -> None:
+    """Mirrored copies are found on request alone."""
     folder, truth = planted
-    _, marks = run(folder, tmp_path / "out")
+    _, marks = run(folder, tmp_path / "out", mirrored=mirrored)
     group = {one.name: marks[one.name]["group"] for one in truth}
     originals = {one.group: one.name for one in truth if one.kind == "original"}
     for one in truth:
         row = marks[one.name]
-        if one.kind in KINDS[:-1]:
+        if one.kind in KINDS[:-1] or (one.kind == "mirrored" and mirrored):
             assert group[one.name] == group[originals[one.group]] is not None, one
         elif one.kind in ("mirrored", "single", "black"):
             assert group[one.name] is None, one
@@ -111,25 +112,9 @@ def test_copies_blur_bars_and_black_pictures_are_found(
 
 
 @pytest.mark.slow
-def test_mirrored_copies_are_found_on_request_alone(
-    planted: tuple[Path, list[Planted]], tmp_path: Path
-) -> None:
-    folder, truth = planted
-    _, marks = run(folder, tmp_path / "out", mirrored=True)
-    originals = {one.group: one.name for one in truth if one.kind == "original"}
-    mirrored = [one for one in truth if one.kind == "mirrored"]
-    assert all(
-        marks[one.name]["group"] == marks[originals[one.group]]["group"] is not None
-        for one in mirrored
-    )
-
-
-@pytest.mark.slow
 def test_clips_are_marked(clips: Path, tmp_path: Path) -> None:
     _, marks = run(clips, tmp_path / "out", format=("csv", "parquet"), chunk=2.0)
-    assert {name: row["black"] > 0 for name, row in marks.items()} == {
-        name: name == "black.mp4" for name in marks
-    }
+    assert [name for name, row in marks.items() if row["black"] > 0] == ["black.mp4"]
     frozen = {name for name, row in marks.items() if row["frozen"] > 0}
     assert frozen == {"frozen.mp4", "still.mp4"}
     assert 1.5 <= marks["frozen.mp4"]["frozen_seconds"] <= 2.5
@@ -137,15 +122,15 @@ def test_clips_are_marked(clips: Path, tmp_path: Path) -> None:
     assert {name for name, row in marks.items() if row["letterbox"] > 0} == {"bars.mp4"}
     assert marks["moving.mp4"]["motion"] > 0.005 > marks["still.mp4"]["motion"]
     copies = [name for name, row in marks.items() if row["duplicate"]]
-    assert copies == ["copy.mp4"] or copies == ["moving.mp4"]
+    assert copies in (["copy.mp4"], ["moving.mp4"])
     chunks = read_lines(tmp_path / "out" / "chunk_marks.jsonl")
     black = [row["black"] for row in chunks if row["media_path"] == "black.mp4"]
     assert len(black) == 3 and black[2] == 0 < black[0]
     import pandas
 
-    table = pandas.read_parquet(tmp_path / "out" / "marks.parquet")
-    assert list(table.columns) == list(pandas.read_csv(tmp_path / "out" / "marks.csv").columns)
-    assert list(table["media_path"]) == list(marks)
+    table, csv = (tmp_path / "out" / f"marks.{form}" for form in ("parquet", "csv"))
+    assert list(pandas.read_parquet(table).columns) == list(pandas.read_csv(csv).columns)
+    assert list(pandas.read_parquet(table)["media_path"]) == list(marks)
 
 
 @pytest.mark.slow
@@ -186,9 +171,8 @@ def test_what_is_left_out_is_said_and_the_list_is_a_source(
     count = Counter(row["why"].partition(" (")[0] for row in left)
     assert f", {len(left)} left out: " in result.line()
     assert all(f"{number} {text}" in result.line() for text, number in count.items())
-    files, failures = find_media(
-        [str(result.kept_list)], Selection(recursive=False, extensions=()), None
-    )
+    selection = Selection(recursive=False, extensions=())
+    files, failures = find_media([str(result.kept_list)], selection, None)
     assert not failures and len(files) == result.kept == len(marks) - len(left)
 
 
@@ -294,10 +278,8 @@ def test_groups_are_a_best_file_and_its_direct_copies() -> None:
     assert [row["group"] for row in files.rows] == [1, 1, 1, 2, 2]
     kept, left = kept_of(files, parse_keep("duplicate = 0 and sharpness < 0.85"))
     assert kept == [0, 2, 4]
-    assert left.why == {
-        1: "not sharpness < 0.85 (sharpness 0.9)",
-        3: "not duplicate = 0 (a copy of /4)",
-    }
+    copy = "not duplicate = 0 (a copy of /4)"
+    assert left.why == {1: "not sharpness < 0.85 (sharpness 0.9)", 3: copy}
     assert [row["kept_duplicate"] for row in files.rows] == [0, None, 0, 1, 0]
     assert [row["kept_group"] for row in files.rows] == [None, None, None, 1, 1]
     assert kept_of(files, parse_keep("duplicate = 1"))[0] == [0, 2, 3]
@@ -331,9 +313,8 @@ def test_unreadable_files_are_listed_and_the_exit_code_says_so(tmp_path: Path) -
     (folder / "b.mp4").write_bytes(b"not a video")
     words = ["sift", str(folder), "--out", str(tmp_path / "out"), "--quiet"]
     assert main(words) == 1
-    assert [row["media_path"] for row in read_lines(tmp_path / "out" / "failures.jsonl")] == [
-        "b.mp4"
-    ]
+    (failed,) = read_lines(tmp_path / "out" / "failures.jsonl")
+    assert failed["media_path"] == "b.mp4"
     assert main(words) == 1 and items_of(tmp_path / "out") == 0
 
 
@@ -391,9 +372,8 @@ def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
     assert limits.pop("blurred") == 0 and set(limits.values()) == {None}
     assert data["keep"] == "blurred = 0"
     named = {data["files"][at]: why for at, why in data["pictures"]}
-    assert named == dict(data["left"]) and all(
-        data["thumbs"][str(at)] for at, _ in data["pictures"]
-    )
+    assert named == dict(data["left"])
+    assert all(data["thumbs"][str(at)] for at, _ in data["pictures"])
     assert main(["report", str(out)]) == 0  # its own page is replaced
 
 
@@ -432,22 +412,31 @@ def test_captions_leave_out_what_does_not_meet_sift(
     assert "; 1 as blurred is null (`or blurred is null` keeps such)" in printed
     assert main([*words, "--sift", "black = 5"]) == 2
     capsys.readouterr()
+
+    def plan_of(condition: str) -> Any:
+        main(["plan", *words[1:-1], "--json", "--sift", condition])
+        return json.loads(capsys.readouterr().out)
+
     for condition, files, note in (
         ("black = 0", 2, "1 file left out by --sift, as marked before"),
         ("black < 9", 3, "files and chunks are those before the filter (--sift): marks come first"),
     ):
         # The store's marks were made under `black = 5` last, so those are made again.
-        assert (
-            main(["sift", str(here / "videos"), "--keep", "black = 0", "--out", f"{out}/sift"]) == 0
-        )
+        words_of_sift = [
+            "sift",
+            str(here / "videos"),
+            "--keep",
+            "black = 0",
+            "--out",
+            f"{out}/sift",
+        ]
+        assert main(words_of_sift) == 0
         capsys.readouterr()
-        main(["plan", *words[1:-1], "--json", "--sift", condition])
-        plan = json.loads(capsys.readouterr().out)
+        plan = plan_of(condition)
         assert (plan["files"], plan["notes"][0]) == (files, note)
     record = json.loads((out / "sift" / "run.json").read_text())
     (out / "sift" / "run.json").write_text(json.dumps(record | {"state": "running"}))
-    main(["plan", *words[1:-1], "--json", "--sift", "black = 0"])
-    plan = json.loads(capsys.readouterr().out)
+    plan = plan_of("black = 0")
     assert plan["files"] == 3 and plan["notes"][0].endswith("(--sift): it is running")
 
 
@@ -474,8 +463,7 @@ def test_of_equal_files_the_shorter_name_is_kept(here: Path, tmp_path: Path) -> 
     copies = ("clip-01 (Kopie).mp4", "a copy of clip-01.mp4")
     for name in copies:
         shutil.copy(here / "videos" / "clip-01.mp4", here / "videos" / name)
-    run(here / "videos", tmp_path / "out")
-    marks = {row["media_path"]: row for row in read_lines(tmp_path / "out" / "marks.jsonl")}
+    _, marks = run(here / "videos", tmp_path / "out")
     assert {name for name, row in marks.items() if row["duplicate"]} == {*copies}
 
 
@@ -485,18 +473,14 @@ def test_of_a_picture_and_its_grey_copy_the_coloured_one_is_kept(tmp_path: Path)
     pale = ImageEnhance.Color(scene).enhance(0.05)
     pale.filter(ImageFilter.GaussianBlur(0.6)).save(tmp_path / "pictures" / "scene.png")
     pale.convert("L").save(tmp_path / "pictures" / "a.png")
-    run(tmp_path / "pictures", tmp_path / "out")
-    marks = {row["media_path"]: row for row in read_lines(tmp_path / "out" / "marks.jsonl")}
+    _, marks = run(tmp_path / "pictures", tmp_path / "out")
     assert marks["a.png"]["sharpness"] > marks["scene.png"]["sharpness"]
     assert {name for name, row in marks.items() if row["duplicate"]} == {"a.png"}
 
 
 def test_a_video_that_turns_black_is_no_copy_of_one_that_does_not() -> None:
-    draw = np.random.default_rng(3)
-    whole = [
-        replace(NO_LOOK, thumb=draw.integers(0, 255, (SIDE, SIDE), dtype=np.uint8))
-        for _ in range(5)
-    ]
+    thumbs = np.random.default_rng(3).integers(0, 255, (5, SIDE, SIDE), dtype=np.uint8)
+    whole = [replace(NO_LOOK, thumb=thumb) for thumb in thumbs]
     black = [*whole[:3], NO_LOOK, NO_LOOK]
     items = [Fingerprint(looks=looks, seconds=10.0) for looks in (whole, black, [*whole])]
     assert pairs_of(items, mirrored=False).tolist() == [[0, 2]]
@@ -535,9 +519,8 @@ def test_pictures_that_differ_in_colour_or_words_are_no_copies_and_their_copies_
     members: dict[int, set[str]] = {}
     for path, row in marks.items():
         members.setdefault(row["group"], set()).add(path.split(".")[0].removesuffix("-small"))
-    assert sorted(map(sorted, members.values())) == [
-        [f"{name}-{which}"] for name in sorted(pictures(rng)) for which in "ab"
-    ]
+    alone = [[f"{name}-{which}"] for name in sorted(pictures(rng)) for which in "ab"]
+    assert sorted(map(sorted, members.values())) == alone
 
 
 @pytest.mark.slow

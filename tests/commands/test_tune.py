@@ -63,14 +63,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def answer_to(place: Path, out: str, *more: str) -> list[str]:
+def answer_to(place: Path, out: str, *more: str, data: Path | None = None) -> list[str]:
     where = ["--model", "demo", "--out", str(place / out), "--store", str(place / "store")]
-    return ["tune", str(place / "clips"), *where, "--batch-size", "4", *more]
+    return ["tune", str(data or place / "clips"), *where, "--batch-size", "4", *more]
 
 
-def record(place: Path, out: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((place / out / "tune.json").read_text())
-    return found
+def record(place: Path, out: str) -> Any:
+    return json.loads((place / out / "tune.json").read_text())
+
+
+def config_in(place: Path, data: Path, **options: Any) -> TuneConfig:
+    given = {"model": "demo", "store": str(place / "store"), "out": str(place / "adapter")}
+    return TuneConfig(data=str(data), **{**given, **options})
+
+
+def tune_inside(config: TuneConfig) -> Tuned | AdapterScore:
+    return tune(config, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
 
 
 def test_a_caption_that_the_token_limit_cut_is_trained_without_an_end_token(
@@ -78,12 +86,8 @@ def test_a_caption_that_the_token_limit_cut_is_trained_without_an_end_token(
 ) -> None:
     (place / "cut").mkdir()
     rows = [
-        {
-            "path": f"../clips/clip-0{at + 1}.mp4",
-            "caption": f"a caption of film {at}",
-            "ended": ended,
-        }
-        for at, ended in enumerate(("length", "stop"))
+        {"path": f"../clips/clip-0{at}.mp4", "caption": f"a caption of film {at}", "ended": ended}
+        for at, ended in enumerate(("length", "stop"), 1)
     ]
     data = place / "cut" / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -94,15 +98,8 @@ def test_a_caption_that_the_token_limit_cut_is_trained_without_an_end_token(
         return 1.0
 
     monkeypatch.setattr(Trainer, "step", step)
-    config = TuneConfig(
-        data=str(data),
-        model="demo",
-        out=str(place / "cut" / "adapter"),
-        store=str(place / "store"),
-        steps=1,
-        validate=0,
-    )
-    tune(config, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
+    out = str(place / "cut" / "adapter")
+    tune_inside(config_in(place, data, out=out, steps=1, validate=0))
     end = record(place, "cut/adapter")["end_token"]
     ends = [taught[row["caption"]][-1] == end for row in rows]
     assert ends == [False, True], "which captions are trained with an end"
@@ -164,10 +161,9 @@ def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
 def test_a_training_that_is_killed_goes_on_to_the_same_bytes(place: Path) -> None:
     more = ["--steps", "64", "--precision", "fp32", "--validate", "0.3", "--lr", "2e-3"]
     assert main(answer_to(place, "whole", *more)) == 0
+    checkpoint = place / "killed" / "checkpoint.safetensors"
     for after in (2.9, None, 5.4, None):
-        _killed(
-            answer_to(place, "killed", *more), place / "killed" / "checkpoint.safetensors", after
-        )
+        _killed(answer_to(place, "killed", *more), checkpoint, after)
     assert main(answer_to(place, "killed", *more)) == 0
     whole, killed = (place / name / "adapter_model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
@@ -215,8 +211,7 @@ def test_what_cannot_be_learned_from_is_told_in_one_line(
 ) -> None:
     data = place / "clips" / "data.jsonl"
     data.write_text(json.dumps({"path": "none.mp4", "caption": "a", **row}))
-    command = answer_to(place, "wrong", "--validate", "0", "--quiet")
-    command[1] = str(data)
+    command = answer_to(place, "wrong", "--validate", "0", "--quiet", data=data)
     assert main(command) == 2
     printed = capsys.readouterr().err.strip().splitlines()
     assert says in printed[-1] and not any("Traceback" in line for line in printed)
@@ -229,8 +224,7 @@ def test_a_dry_run_refuses_captions_that_the_command_refuses(
     data = place / "clips" / "dry.jsonl"
     known = {"path": "gone.mp4", "features": "f" * 64} if stored else {"path": CLIP}
     data.write_text(json.dumps({**known, "caption": "a cat <|im_end|> on a sofa"}))
-    command = answer_to(place, "dry", "--validate", "0", "--quiet")
-    command[1] = str(data)
+    command = answer_to(place, "dry", "--validate", "0", "--quiet", data=data)
     for more in ([], ["--dry-run"]):
         assert main([*command, *more]) == 2, more
         assert "dry.jsonl: line 1 holds <|im_end|>, a control token" in capsys.readouterr().err
@@ -240,11 +234,8 @@ def test_a_dry_run_refuses_captions_that_the_command_refuses(
 def test_a_dry_run_of_learn_refuses_captions_that_the_round_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded = RecordedRun(
-        config=CaptionConfig(
-            sources=("videos",), model="demo", out=str(tmp_path), store=str(tmp_path / "store")
-        )
-    )
+    where = {"out": str(tmp_path), "store": str(tmp_path / "store")}
+    recorded = RecordedRun(config=CaptionConfig(sources=("videos",), model="demo", **where))  # type: ignore[arg-type]
     config = LearnConfig(out=str(tmp_path))
     run = recorded.tuning(config, tmp_path / "run", 8)
     wrong = Example(path=Path(CLIP), caption="a cat <|im_end|>", line=3)
@@ -259,16 +250,8 @@ def test_what_runs_out_of_memory_goes_on_a_rung_lower(
 ) -> None:
     """First fewer examples at once, which the process does by itself; then layers computed again,
     in another one. The losses are those of a training that had room."""
-    config = TuneConfig(
-        data=str(place / "clips"),
-        model="demo",
-        out=str(place / "tight"),
-        store=str(place / "store"),
-        precision="fp32",
-        steps=8,
-        batch_size=4,
-        validate=0.3,
-    )
+    options = {"precision": "fp32", "steps": 8, "batch_size": 4, "validate": 0.3}
+    config = config_in(place, place / "clips", out=str(place / "tight"), **options)
     roomy = tune(replace(config, out=str(place / "roomy")), Display(quiet=True))
     monkeypatch.setenv(VARIABLE, json.dumps({"tune": {"rows": 1, "again": True}}))
     tight = tune(config, Display(quiet=True), lambda listen: DirectLauncher(listen, STARVED))
@@ -281,9 +264,8 @@ def test_what_runs_out_of_memory_goes_on_a_rung_lower(
 
 @pytest.mark.slow
 def test_the_parent_imports_no_model_library() -> None:
-    done = completed(
-        [sys.executable, "-c", "import sys, flows.commands.tune.run; print(*sys.modules)"]
-    )
+    code = "import sys, flows.commands.tune.run; print(*sys.modules)"
+    done = completed([sys.executable, "-c", code])
     assert done.returncode == 0 and not {"torch", "peft"} & {*done.stdout.split()}, done.stderr
 
 
@@ -324,20 +306,9 @@ def tuned(place: Place, *, validate_only: bool = False) -> Tuned | AdapterScore:
     data = place.out.with_name("data.jsonl")
     rows = [{"file_name": f"clips/{at}.png", "text": "red, blue"} for at in range(4)]
     data.write_text("\n".join(map(json.dumps, rows)))
-    config = TuneConfig(
-        data=str(data),
-        model=place.model,
-        store=str(place.store),
-        out=str(place.out.with_name("adapter")),
-        max_new_tokens=8,
-        steps=24,
-        lr=2e-2,
-        precision="fp32",
-        validate=0.0,
-        batch_size=4,
-        validate_only=validate_only,
-    )
-    return tune(config, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
+    options = {"steps": 24, "lr": 2e-2, "precision": "fp32", "validate": 0.0, "batch_size": 4}
+    options |= {"model": place.model, "max_new_tokens": 8, "validate_only": validate_only}
+    return tune_inside(config_in(place.out.parent, data, **options))
 
 
 @pytest.mark.slow
@@ -372,16 +343,8 @@ def test_the_record_of_a_model_that_hears_says_that_clips_had_no_sound(
     write_numbered(tmp_path / "numbered", 1)
     shutil.copy(Path(__file__).parents[1] / "data/tone.mp4", tmp_path)
     (tmp_path / "data.jsonl").write_text(json.dumps({"file_name": file, "text": "a tone"}))
-    config = TuneConfig(
-        data=str(tmp_path / "data.jsonl"),
-        model=str(omni_checkpoint(OMNI[0])),
-        store=str(tmp_path / "store"),
-        out=str(tmp_path / "adapter"),
-        max_new_tokens=8,
-        steps=1,
-        validate=0.0,
-    )
-    tune(config, Display(quiet=True), lambda listen: InsideLauncher(listen=listen))
+    options = {"model": str(omni_checkpoint(OMNI[0])), "max_new_tokens": 8, "steps": 1}
+    tune_inside(config_in(tmp_path, tmp_path / "data.jsonl", validate=0.0, **options))
     assert record(tmp_path, "adapter").get("sound") == sound
 
 
@@ -392,12 +355,8 @@ def test_what_is_run_whole_is_refused_with_the_reason(numbered: Place) -> None:
     assert "\n" not in str(caught.value)
 
 
-SCORE = {
-    "exact": 0.0,
-    "words": 0.2,
-    "loss": 3.0,
-    "samples": [{"said": "a red dog", "right": "tags: red, dog"}],
-}
+SAMPLE = {"said": "a red dog", "right": "tags: red, dog"}
+SCORE = {"exact": 0.0, "words": 0.2, "loss": 3.0, "samples": [SAMPLE]}
 RECIPE = {"data": "d", "model": "m", "rank": 16, "steps": 4, "rate": 1e-3}
 TUNED = {
     "recipe": RECIPE,
@@ -477,7 +436,7 @@ EVIL = "<img src=x onerror=\"document.title='run'\">"
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """A folder of a training whose model says markup."""
-    score = {**SCORE, "samples": [{"said": EVIL, "right": "tags: red, dog"}]}
+    score = {**SCORE, "samples": [{**SAMPLE, "said": EVIL}]}
     folder(tmp_path, scores=[{"step": 0, **score}, {"step": 4, **score}])
     write_run(tmp_path / RUN, []).write(force=True)
     (tmp_path / RUN / "logs").mkdir()

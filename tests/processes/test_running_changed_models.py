@@ -197,10 +197,7 @@ def strength_of(one: Path, _: Path) -> None:
 
 @pytest.mark.parametrize("change", [weights_of, strength_of])
 def test_an_adapter_that_is_replaced_before_it_is_loaded_is_planned_anew(
-    place: Place,
-    adapters: tuple[Path, Path],
-    tmp_path: Path,
-    change: Callable[[Path, Path], None],
+    place: Place, adapters: tuple[Path, Path], tmp_path: Path, change: Callable[[Path, Path], None]
 ) -> None:
     folder = shutil.copytree(adapters[0], tmp_path / "adapter")
     swap = [lambda: change(folder, adapters[1])]
@@ -465,9 +462,7 @@ def test_a_server_answers_by_the_new_model_after_a_death_and_after_it_was_idle(
     assert undisturbed == second and undisturbed[seen] != first
 
 
-def test_a_server_whose_model_changes_on_and_on_ends_in_one_line(
-    tmp_path: Path,
-) -> None:
+def test_a_server_whose_model_changes_on_and_on_ends_in_one_line(tmp_path: Path) -> None:
     models = Models.below(tmp_path)
     with captioning(models, tmp_path / "first") as server:
         models.rename_in(models.second)

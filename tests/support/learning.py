@@ -16,7 +16,7 @@ from PIL import Image
 from flows.commands.caption import run as sift_first
 from flows.commands.learn import run as module
 from flows.commands.learn.result import Learned
-from flows.commands.learn.run import learn
+from flows.commands.learn.run import learn, preview
 from flows.commands.review.captions import ReviewedCaptions
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
@@ -141,6 +141,17 @@ class School:
         """Run a round after the last accepted one."""
         run = RecordedRun(config=self.used())
         return learn(LearnConfig(out=str(self.out), **options), run, Display(quiet=True))
+
+    def killed_in(self, step: str) -> None:
+        """Run a round that is killed in this step."""
+        self.dies_in = step
+        with pytest.raises(KeyboardInterrupt):
+            self.learn()
+        self.dies_in = ""
+
+    def preview(self) -> Any:
+        """What a dry run tells of the next round."""
+        return preview(LearnConfig(out=str(self.out)), RecordedRun(config=self.used()))
 
     def lines(self) -> list[dict[str, Any]]:
         text = (self.out / "captions.jsonl").read_text(encoding="utf-8")

@@ -40,9 +40,7 @@ COMMANDS: dict[str, tuple[type[Any], ...]] = {
     "tune": (TuneConfig,),
     "export": (ExportConfig,),
 }
-WITHOUT_OPTION = {
-    ServeConfig: {field.name for field in fields(RequestLimits)},
-}
+WITHOUT_OPTION = {ServeConfig: {field.name for field in fields(RequestLimits)}}
 """Class → fields that programs set, and no option does."""
 
 
