@@ -22,16 +22,7 @@ from flows.commands.search.search_command import _copied
 from flows.commands.tune.training_data import examples_in
 from flows.interfaces.studio.roots import _placed
 from stages.decode.generation import DecodeItem
-from tests.support.odd_disk import (
-    CASELESS,
-    ENCRYPTED,
-    FAT,
-    MAC,
-    UNFORMED,
-    WINDOWS,
-    Kind,
-    odd_disk,
-)
+from tests.support.odd_disk import CASELESS, ENCRYPTED, FAT, MAC, UNFORMED, WINDOWS, Kind, odd_disk
 from tests.support.saying import Saying, lines, run, samples
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS

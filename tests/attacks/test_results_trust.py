@@ -374,11 +374,7 @@ def test_captions_that_no_run_wrote_prove_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["captions.jsonl", "media.jsonl", "failures.jsonl", "run.json"])
 @pytest.mark.parametrize("command", ["report", "status", "review"])
 def test_no_page_shows_what_a_link_of_a_stranger_leads_to(
-    mine: CaptionConfig,
-    theirs: Path,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    name: str,
+    mine: CaptionConfig, theirs: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
 ) -> None:
     (theirs / name).unlink(missing_ok=True)
     (theirs / name).symlink_to(Path(mine.out) / name)

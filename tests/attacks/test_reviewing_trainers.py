@@ -41,8 +41,7 @@ def learned(config: CaptionConfig, form: str, **more: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("form", "rule"),
-    [(form, "keep") for form in TRAINER_FORMATS] + [("kohya", "replace")],
+    ("form", "rule"), [(form, "keep") for form in TRAINER_FORMATS] + [("kohya", "replace")]
 )
 def test_a_text_by_hand_follows_the_rule(config: CaptionConfig, form: str, rule: str) -> None:
     model = learned(config, form)

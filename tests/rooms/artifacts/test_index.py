@@ -318,10 +318,7 @@ def test_no_index_another_version_and_a_damaged_book_are_told_apart(tmp_path: Pa
         with pytest.raises(EnvironmentFault, match=r"index\.json is damaged"):
             read_manifest(tmp_path)
     book.unlink()
-    with (
-        pytest.raises(EnvironmentFault, match=r"no index\.json"),
-        writing.writing(tmp_path, MAKER),
-    ):
+    with pytest.raises(EnvironmentFault, match=r"no index\.json"), writing.writing(tmp_path, MAKER):
         pass
 
 
@@ -466,8 +463,7 @@ def signed_anew(folder: Path) -> None:
     manifest = read_manifest(folder)
     shards = tuple(
         replace(
-            shard,
-            files={sort: described(folder / file.name) for sort, file in shard.files.items()},
+            shard, files={sort: described(folder / file.name) for sort, file in shard.files.items()}
         )
         for shard in manifest.shards
     )

@@ -21,13 +21,7 @@ from artifacts.remote import finding, media_cache
 from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.finding import remote_file_at
-from artifacts.remote.media_cache import (
-    copy_of,
-    digest_at,
-    local_path,
-    media_folder,
-    open_local,
-)
+from artifacts.remote.media_cache import copy_of, digest_at, local_path, media_folder, open_local
 from tests.support.web import Web, web_server
 
 BLOCK = 1000

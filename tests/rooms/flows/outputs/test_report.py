@@ -171,11 +171,7 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
         totals["tokens in these texts"],
         totals["files failed"],
         totals["peak host memory"],
-    ) == (
-        "12",
-        "1",
-        "1.0 GB",
-    )
+    ) == ("12", "1", "1.0 GB")
     shown = {"text": "all", "chapters": [[0.0, "first"]], "warnings": []}
     assert message["media"][0]["summary"] == shown
     about = dict(message["about"])

@@ -20,14 +20,7 @@ from flows.outputs.record.run_record import POINTS, RUNS, RunRecord, current_run
 from flows.outputs.run_status import stages_of
 from stages.process.events import StageOutcome
 from tests.support.media import write_video
-from tests.support.reports import (
-    captions_of,
-    labelled,
-    media_file,
-    scored,
-    write_labels,
-    write_run,
-)
+from tests.support.reports import captions_of, labelled, media_file, scored, write_labels, write_run
 from tests.support.stand_ins import Stages, config_in
 
 KEY, OTHER = "a-1", "b-1"

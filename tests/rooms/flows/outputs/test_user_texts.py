@@ -83,11 +83,7 @@ LINKS: dict[str, Callable[[Path, Path], object]] = {
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("kind", LINKS)
 def test_a_text_that_leads_elsewhere_is_not_read(
-    config: CaptionConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    beside: bool,
+    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, beside: bool
 ) -> None:
     monkeypatch.setenv("TOKEN", PRIVATE)
     (tmp_path / "private.txt").write_text(PRIVATE)

@@ -78,14 +78,7 @@ def run_to_limit(config: CaptionConfig, limit: int, stages: Speaking) -> RunResu
 @pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("before", "now", "made"),
-    [
-        (128, 256, []),
-        (4, 256, [5, 9]),
-        (256, 4, [5, 9]),
-        (7, 8, [9]),
-        (8, 7, [9]),
-        (256, 9, []),
-    ],
+    [(128, 256, []), (4, 256, [5, 9]), (256, 4, [5, 9]), (7, 8, [9]), (8, 7, [9]), (256, 9, [])],
 )
 def test_what_ended_by_itself_within_a_limit_answers_for_it(
     config: CaptionConfig, before: int, now: int, made: list[int]

@@ -195,10 +195,7 @@ def test_a_folder_may_be_named_from_below(tmp_path: Path, monkeypatch: pytest.Mo
         ([{"path": "a.mp4"}], "line 1 has no caption"),
         ([{"caption": "a"}], "line 1 has no file"),
         (["a"], "line 1 is no JSON object"),
-        (
-            [{"path": "a.mp4", "caption": "a \ud800"}],
-            "line 1 holds half of a surrogate pair",
-        ),
+        ([{"path": "a.mp4", "caption": "a \ud800"}], "line 1 holds half of a surrogate pair"),
         (
             [{"path": "a.mp4", "caption": "a", "prompt": "\udc80?"}],
             "line 1 holds half of a surrogate pair",

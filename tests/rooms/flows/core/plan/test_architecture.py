@@ -117,10 +117,7 @@ def test_attention_that_is_not_fused_keeps_scores() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "frames_a_patch"),
-    [
-        ("llava-1.5-7b-hf", 1),
-        pytest.param("qwen2.5-vl-7b-instruct", 2, marks=pytest.mark.slow),
-    ],
+    [("llava-1.5-7b-hf", 1), pytest.param("qwen2.5-vl-7b-instruct", 2, marks=pytest.mark.slow)],
 )
 def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: int) -> None:
     """Peaks within 6 %, caches of the language half exactly."""

@@ -97,10 +97,7 @@ def test_an_end_tells_whether_it_is_to_be_started_again(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("scheduled", [True, False])
 @pytest.mark.parametrize("source", ["demo/samples", "/data/videos"])
 def test_a_scheduled_run_of_the_demos_clips_says_so_in_its_log(
-    scheduled: bool,
-    source: str,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    scheduled: bool, source: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = SimpleNamespace(flow_run=SimpleNamespace(auto_scheduled=scheduled))
     monkeypatch.setattr(

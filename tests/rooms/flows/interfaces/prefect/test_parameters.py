@@ -62,7 +62,7 @@ ODD_LABELS: list[dict[str, Any]] = [
     {"summary": True},
 ]
 ODD_EXPORTS: list[dict[str, Any]] = [
-    *({"half": "left"}, {"group": 48}, {"samples": 1}, {"calibrate": "a.mp4"}, {"chunk": 3.0}),
+    *({"half": "left"}, {"group": 48}, {"samples": 1}, {"calibrate": "a.mp4"}, {"chunk": 3.0})
 ]
 ODD_TUNES: list[dict[str, Any]] = [{"optimizer": "sgd"}, {"validate": 1}, {"full": True}]
 BAD: list[tuple[Any, dict[str, Any]]] = [

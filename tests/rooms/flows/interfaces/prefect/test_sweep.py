@@ -46,11 +46,7 @@ def run(name: str, state: str, *, minutes: float = 60, **more: Any) -> FlowRun:
 
 def swept(*runs: FlowRun) -> dict[str, str]:
     """Run → why it is left alone."""
-    found = verdicts(
-        runs,
-        now=SWEPT_AT,
-        older_than=timedelta(seconds=60),
-    )
+    found = verdicts(runs, now=SWEPT_AT, older_than=timedelta(seconds=60))
     return {run.name: why_not for run, why_not in found}
 
 

@@ -37,11 +37,7 @@ def work(
     loop: asyncio.AbstractEventLoop, key: str, *, weight: int = 1, queued: float = 0.0
 ) -> QueuedRequest:
     return QueuedRequest(
-        key=key,
-        item=TextsItem(key, []),
-        weight=weight,
-        answer=loop.create_future(),
-        queued=queued,
+        key=key, item=TextsItem(key, []), weight=weight, answer=loop.create_future(), queued=queued
     )
 
 

@@ -39,10 +39,7 @@ def place(served: tuple[Serving, str], tmp_path: Path) -> Place:
     (tmp_path / "clips").mkdir()
     shutil.copy(TONE, tmp_path / "clips")
     return Place(
-        clips=tmp_path / "clips",
-        out=tmp_path / "out",
-        store=tmp_path / "store",
-        model=served[1],
+        clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store", model=served[1]
     )
 
 
