@@ -76,9 +76,7 @@ def test_files_whose_names_are_no_utf8_have_rows_of_their_own(tmp_path: Path) ->
     assert [each["path"] for each in table[2:]] == list(ODD[2:])  # as UTF-8 has them
 
 
-def test_gone_files_whose_names_are_no_utf8_are_told_from_those_that_are_there(
-    tmp_path: Path,
-) -> None:
+def test_gone_files_whose_names_are_no_utf8_are_told_from_those_there(tmp_path: Path) -> None:
     folder, index = tmp_path / "caf\udce8", tmp_path / "index"
     folder.mkdir()
     there, gone = folder / "\udce8.png", folder / "\udce9.png"
@@ -189,9 +187,7 @@ def test_a_reader_of_an_earlier_generation_reads_on(tmp_path: Path) -> None:
     assert paths(tmp_path) == ["/in/39.jpg"]
 
 
-def test_a_reader_meanwhile_takes_the_new_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_then_takes_the_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 40)
     stale = read_manifest(tmp_path)
     with writing.writing(tmp_path) as writer:

@@ -270,9 +270,7 @@ def test_a_disk_that_is_nearly_full_makes_room(web: Web, monkeypatch: pytest.Mon
         assert path.exists() and copies() == ["b.mp4"]
 
 
-def test_a_size_that_no_disk_has_is_the_file_s_fault(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_size_of_no_disk_is_the_file_s_fault(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     put(web, "a.mp4", 1000)
     far = replace(remote_file_at(f"{web.address}/a.mp4"), size=10**17)
     with pytest.raises(MediaError, match="says that it has 100,000,000,000,000,000 bytes"):

@@ -172,9 +172,7 @@ def test_packed_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_llava_7b_takes_what_is_published(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_llava_7b_is_as_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder(plan_case("llava-1.5-7b-hf"), tmp_path / "model")
     options = ["--frames", "1", "--precision", "bf16", "--memory", "64GiB", "--json"]
     assert main(["plan", "--model", str(folder), *options]) == 0

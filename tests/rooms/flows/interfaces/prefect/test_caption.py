@@ -151,9 +151,7 @@ PROGRESS = re.compile(r" \d+/\d+| so far$|starting Prefect|^reading the sources"
 
 
 @pytest.mark.slow
-def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(
-    tmp_path: Path, server: None
-) -> None:
+def test_with_prefect_the_command_makes_and_says_the_same(tmp_path: Path, server: None) -> None:
     plain_run = run(tmp_path / "plain")
     flow_run = run(tmp_path / "flow", "--prefect")
     assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")

@@ -391,9 +391,7 @@ def test_what_leads_outside_is_refused_in_one_line(world: Path, text: str) -> No
 @pytest.mark.parametrize(
     "root", ["{world}/else:{world}/allowed", "{world}/way/allowed", "../allowed"]
 )
-def test_roots_are_taken_for_where_they_lead(
-    world: Path, monkeypatch: pytest.MonkeyPatch, root: str
-) -> None:
+def test_roots_are_where_they_lead(world: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     monkeypatch.setenv(VARIABLE, spelled(root, world))
     assert passes(of(world))
     assert not passes(of(world, out=str(world / "home")))

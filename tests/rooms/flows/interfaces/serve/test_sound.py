@@ -43,9 +43,7 @@ def place(served: tuple[Serving, str], tmp_path: Path) -> Place:
     )
 
 
-def test_served_captions_are_those_of_the_command(
-    served: tuple[Serving, str], place: Place
-) -> None:
+def test_served_captions_are_those_of_commands(served: tuple[Serving, str], place: Place) -> None:
     server, found = served[0], {}
     for sound in ("auto", "off", "on"):
         assert place.run("--prompt", PROMPT, "--sound", sound).returncode == 0
