@@ -223,9 +223,7 @@ def written(folder: Path, name: str, save: Callable[[str], bytes]) -> Path:
 
 @pytest.mark.parametrize("saved", SAVED)
 @pytest.mark.parametrize("name", READ)
-def test_a_text_says_the_same_whatever_editor_saved_it(
-    name: str, saved: str, tmp_path: Path
-) -> None:
+def test_a_text_is_the_same_whatever_editor_saved_it(name: str, saved: str, tmp_path: Path) -> None:
     path = written(tmp_path, name, SAVED[saved])
     reader, _, _, says = READ[name]
     assert reader(path) == says
@@ -233,9 +231,7 @@ def test_a_text_says_the_same_whatever_editor_saved_it(
 
 @pytest.mark.parametrize("saved", REFUSED)
 @pytest.mark.parametrize("name", READ)
-def test_what_is_no_text_is_refused_in_one_line_fails(
-    name: str, saved: str, tmp_path: Path
-) -> None:
+def test_what_is_no_text_fails_in_one_line(name: str, saved: str, tmp_path: Path) -> None:
     path = written(tmp_path, name, REFUSED[saved])
     try:
         found = READ[name][0](path)

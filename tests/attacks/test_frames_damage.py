@@ -122,9 +122,7 @@ def cut_by(
 
 
 @pytest.mark.in_turn
-def test_frames_of_a_damaged_file_do_not_depend_on_threads_or_on_where_a_run_resumes(
-    damaged: Path,
-) -> None:
+def test_frames_of_a_damaged_file_depend_on_no_threads_nor_where_it_resumes(damaged: Path) -> None:
     alone, warnings = cut_by(damaged, 1)
     assert len(alone) == 4 and warnings
     for threads in (2, 4, 8):
@@ -196,9 +194,7 @@ def test_one_wrong_time_does_not_make_a_video_longer(tmp_path: Path, packet: int
 
 
 @pytest.mark.parametrize("index", [0, 59])
-def test_one_absurd_time_of_display_does_not_make_a_video_of_weeks(
-    tmp_path: Path, index: int
-) -> None:
+def test_one_absurd_time_of_display_makes_no_video_of_weeks(tmp_path: Path, index: int) -> None:
     data = bytearray(write_video(tmp_path / "a.flv", ticks=range(60)).read_bytes())
     with av.open(str(tmp_path / "a.flv")) as container:
         found = [p.pos for p in container.demux(container.streams.video[0]) if p.size]
@@ -222,9 +218,7 @@ def test_a_clock_of_weeks_a_frame_is_not_believed(tmp_path: Path, options: dict[
 
 
 @pytest.mark.parametrize(("name", "last"), [("a.ts", 10), ("a.mp4", 1), ("a.mkv", 1)])
-def test_a_picture_that_stands_for_minutes_has_the_time_it_says(
-    tmp_path: Path, name: str, last: int
-) -> None:
+def test_a_picture_that_stands_for_minutes_does_so(tmp_path: Path, name: str, last: int) -> None:
     ticks = [*range(60), *range(9000, 9060), *range(30000, 30000 + last)]
     chunks, warnings = cut(write_video(tmp_path / name, ticks=ticks))
     assert warnings == ()

@@ -178,9 +178,7 @@ ADAPTERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_the_settings_of_an_adapter_are_read_or_refused_in_a_line(
-    name: str, tmp_path: Path
-) -> None:
+def test_settings_of_an_adapter_are_read_or_refused_in_a_line(name: str, tmp_path: Path) -> None:
     changes, words = ADAPTERS[name]
     shapes = {LONG: (6, 5), f"{LONG}.{'a' * 40}!": (6, 5)}
     folder = write_adapter(tmp_path / "adapter", matrices(shapes), **changes)

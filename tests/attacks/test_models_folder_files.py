@@ -97,9 +97,7 @@ def test_files_that_a_library_would_pass_over_are_named(
 @pytest.mark.in_turn
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "pointer"])
 @pytest.mark.parametrize("file", FILES)
-def test_each_damaged_file_is_named_in_one_line(
-    file: str, how: str, published: Path, tmp_path: Path
-) -> None:
+def test_damaged_files_are_named_each(file: str, how: str, published: Path, tmp_path: Path) -> None:
     folder = damaged(published, tmp_path / "model", file, how)
     if how == "missing" and file in OPTIONAL + OPTIONAL_PARTS:
         find_model(folder)

@@ -71,9 +71,7 @@ def test_what_this_run_does_not_write_may_lie_there(tmp_path: Path, name: str) -
     refused(tmp_path, "label" if name == "captions.jsonl" else "caption")
 
 
-def test_an_empty_file_and_the_failures_of_a_run_without_media_may_be_replaced(
-    tmp_path: Path,
-) -> None:
+def test_an_empty_file_and_failures_of_a_run_without_media_may_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").touch()
     failure = Failure(
         media_path="a.png", source="a", stage="frames", error="e", message="m", hint="h"
@@ -242,9 +240,7 @@ def test_what_is_no_text_is_kept(config: CaptionConfig, text: Path, tmp_path: Pa
     assert os.path.islink(text) and other.read_text() == "mine"
 
 
-def test_texts_of_a_moved_folder_are_ours(
-    config: CaptionConfig, text: Path, tmp_path: Path
-) -> None:
+def test_texts_of_moved_folders_are_ours(config: CaptionConfig, text: Path, tmp_path: Path) -> None:
     text.unlink()
     put(config, None)
     moved = text.parent.rename(tmp_path / "moved")

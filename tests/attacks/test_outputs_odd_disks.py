@@ -22,16 +22,7 @@ from flows.commands.search.search_command import _copied
 from flows.commands.tune.training_data import examples_in
 from flows.interfaces.studio.roots import _placed
 from stages.decode.generation import DecodeItem
-from tests.support.odd_disk import (
-    CASELESS,
-    ENCRYPTED,
-    FAT,
-    MAC,
-    UNFORMED,
-    WINDOWS,
-    Kind,
-    odd_disk,
-)
+from tests.support.odd_disk import CASELESS, ENCRYPTED, FAT, MAC, UNFORMED, WINDOWS, Kind, odd_disk
 from tests.support.saying import Saying, lines, run, samples
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
@@ -149,9 +140,7 @@ def test_each_file_has_its_own_texts_and_samples(tmp_path: Path, kind: Kind | st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, CASELESS, MAC], ids=["ordinary", "caseless", "mac"])
-def test_names_that_some_disk_takes_for_one_get_the_same_texts_on_each(
-    tmp_path: Path, kind: Kind | None
-) -> None:
+def test_names_that_some_disk_joins_get_the_same_texts(tmp_path: Path, kind: Kind | None) -> None:
     media = tmp_path / "media"
     write_pictures(media, ("Cat.png", "cat.png", "Caf\u00e9.png", "Cafe\u0301.png", "a:b.png"))
     with nullcontext(tmp_path) if kind is None else odd_disk(tmp_path / "odd", kind) as disk:
@@ -170,9 +159,7 @@ def test_names_that_some_disk_takes_for_one_get_the_same_texts_on_each(
 
 @pytest.mark.slow
 @EACH_FOLD
-def test_texts_beside_media_are_each_file_s_own(
-    tmp_path: Path, kind: Kind, names: tuple[str, str]
-) -> None:
+def test_texts_by_media_are_their_own(tmp_path: Path, kind: Kind, names: tuple[str, str]) -> None:
     """On the disk of the media, where a run that writes no texts leaves nothing, either."""
     with odd_disk(tmp_path / "odd", kind) as disk:
         media = disk / "media"
@@ -279,9 +266,7 @@ def test_an_uploaded_file_gets_a_name_that_the_disk_takes(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_text_of_a_picture_in_a_subfolder_is_written_anew_when_that_is_replaced(
-    tmp_path: Path,
-) -> None:
+def test_the_text_of_a_picture_in_a_subfolder_is_new_when_that_is_replaced(tmp_path: Path) -> None:
     write_pictures(folder := tmp_path / "media" / "Photos", ("Cat.png", "dog.png"))
     with odd_disk(tmp_path / "odd", CASELESS) as disk:
         config = config_in(tmp_path, tmp_path / "media", format=("txt", "kohya"))

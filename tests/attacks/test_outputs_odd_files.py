@@ -150,9 +150,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
-def test_a_run_writes_it_anew_or_says_what_is_in_the_way(
-    real: Path, tmp_path: Path, kind: str
-) -> None:
+def test_a_run_renews_it_or_says_what_is_in_the_way(real: Path, tmp_path: Path, kind: str) -> None:
     for name in ("out", "store", "clips"):
         shutil.copytree(real / name, tmp_path / name)
     name, thing, code = WRITTEN[kind]

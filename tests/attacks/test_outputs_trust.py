@@ -69,9 +69,7 @@ def texts(config: CaptionConfig) -> list[str]:
     return [row["caption"] for row in lines(config)]
 
 
-def test_a_strangers_edits_enter_no_store_and_no_run_of_mine(
-    mine: CaptionConfig, theirs: Path
-) -> None:
+def test_a_strangers_edits_enter_no_store_or_run_of_mine(mine: CaptionConfig, theirs: Path) -> None:
     before, stored = texts(mine), snapshot(Path(mine.store))
     with closing(ReviewedCaptions(theirs, shows_all=True)) as captions:
         assert [each.caption for each in captions.edits().values()] == [PLANTED], "shown"
@@ -95,9 +93,7 @@ def test_a_trusted_folders_edits_enter_the_store_that_i_named(
     assert PLANTED in texts(mine)
 
 
-def test_lines_of_others_in_my_own_folder_count_only_if_i_trust_it(
-    mine: CaptionConfig, theirs: Path
-) -> None:
+def test_lines_of_others_in_my_folder_count_if_trusted(mine: CaptionConfig, theirs: Path) -> None:
     before, out = texts(mine), Path(mine.out)
     with closing(ReviewedCaptions(out, shows_all=True)):
         pass
@@ -116,9 +112,7 @@ def test_lines_of_others_in_my_own_folder_count_only_if_i_trust_it(
     assert not any("--trust-folder" in each for each in result.warnings)
 
 
-def test_an_undo_reverts_my_edit_and_not_the_one_before_a_strangers(
-    mine: CaptionConfig, theirs: Path
-) -> None:
+def test_an_undo_reverts_my_edit_and_no_earlier_one(mine: CaptionConfig, theirs: Path) -> None:
     out = Path(mine.out)
     edit(out, "My own words.")
     with open(out / EDITS, "ab") as file:
@@ -374,11 +368,7 @@ def test_captions_that_no_run_wrote_prove_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["captions.jsonl", "media.jsonl", "failures.jsonl", "run.json"])
 @pytest.mark.parametrize("command", ["report", "status", "review"])
 def test_no_page_shows_what_a_link_of_a_stranger_leads_to(
-    mine: CaptionConfig,
-    theirs: Path,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    name: str,
+    mine: CaptionConfig, theirs: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
 ) -> None:
     (theirs / name).unlink(missing_ok=True)
     (theirs / name).symlink_to(Path(mine.out) / name)
@@ -405,9 +395,7 @@ def test_a_command_is_not_repeated_with_what_another_put_in_the_place_of_its_ada
     assert command_in(out, trust=True)["words"] == words
 
 
-def test_no_place_of_a_stranger_leads_to_a_file_that_is_no_medium(
-    theirs: Path, tmp_path: Path
-) -> None:
+def test_no_place_of_a_stranger_leads_to_what_is_no_medium(theirs: Path, tmp_path: Path) -> None:
     (tmp_path / "private.txt").write_text("private")
     entries = [json.loads(line) for line in (theirs / "media.jsonl").read_text().splitlines()]
     entries[1]["url"] = (tmp_path / "private.txt").as_uri()

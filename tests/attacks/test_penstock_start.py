@@ -90,9 +90,7 @@ sys.exit(code)
 
 @pytest.mark.in_turn
 @pytest.mark.parametrize("path", [None, "", ":{root}", ".:{root}", "{root}:", "films:{root}"])
-def test_the_command_imports_nothing_of_the_current_folder(
-    path: str | None, tmp_path: Path
-) -> None:
+def test_the_command_imports_nothing_of_current_folders(path: str | None, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     for folder in (tmp_path, tmp_path / "films"):
         (folder / "a_name_of_nothing_else.py").write_text("print('RUN', __file__)\n")
@@ -154,9 +152,7 @@ print(opened)
 
 
 @pytest.mark.slow
-def test_a_folder_s_files_set_nothing_of_prefect_and_the_user_s_profile_does(
-    tmp_path: Path,
-) -> None:
+def test_not_a_folder_s_files_but_the_user_s_profile_sets_prefect(tmp_path: Path) -> None:
     films, home = tmp_path / "films", tmp_path / "prefect"
     films.mkdir()
     home.mkdir()
@@ -282,9 +278,7 @@ def test_server_and_worker_ask_this_machine_through_no_proxy() -> None:
         assert done.stdout.split() == [expected] * 2
 
 
-def test_stages_keep_docstrings_and_take_no_folder_for_a_home(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_stages_keep_docstrings_and_take_no_folder_as_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONOPTIMIZE", "2")
     assert child_environment().get("PYTHONOPTIMIZE") is None
     assert child_environment()["HOME"] == os.environ["HOME"]
@@ -292,9 +286,7 @@ def test_stages_keep_docstrings_and_take_no_folder_for_a_home(
     assert child_environment()["HOME"] == os.devnull
 
 
-def test_relative_folders_of_the_user_stay_theirs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_folders_of_users_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, path in (("HF_HOME", "hub"), ("TMPDIR", "~/t"), ("PENSTOCK_STORE", "s3://b/f")):
         monkeypatch.setenv(name, path)

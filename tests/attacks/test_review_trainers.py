@@ -41,8 +41,7 @@ def learned(config: CaptionConfig, form: str, **more: object) -> str:
 
 
 @pytest.mark.parametrize(
-    ("form", "rule"),
-    [(form, "keep") for form in TRAINER_FORMATS] + [("kohya", "replace")],
+    ("form", "rule"), [(form, "keep") for form in TRAINER_FORMATS] + [("kohya", "replace")]
 )
 def test_a_text_by_hand_follows_the_rule(config: CaptionConfig, form: str, rule: str) -> None:
     model = learned(config, form)
@@ -137,9 +136,7 @@ def test_a_text_by_hand_is_of_its_chunks(
     assert all_learned(video, form) == expected
 
 
-def test_lines_by_hand_stay_with_their_chunks_when_one_was_rejected(
-    video: CaptionConfig, tmp_path: Path
-) -> None:
+def test_lines_by_hand_stay_when_a_chunk_was_rejected(video: CaptionConfig, tmp_path: Path) -> None:
     all_learned(video, "musubi")
     edit(video.out, lambda row: row["start"] == 2.0, review="rejected")
     (Path(video.sources[0]) / "a.txt").write_text("one\ntwo\nthree")

@@ -272,9 +272,7 @@ def kill(server: Serving, stage: str, draw: random.Random) -> None:
 @pytest.mark.parametrize(
     ("stage", "kills"), [("embed", 2), pytest.param("cut_live", 8, marks=pytest.mark.slow)]
 )
-def test_all_are_answered_once_while_processes_are_killed(
-    server: Serving, stage: str, kills: int
-) -> None:
+def test_all_are_answered_once_while_killed(server: Serving, stage: str, kills: int) -> None:
     request, draw = Asked(server=server), seeded("kill", stage, kills)
     with request.going_on():
         for _ in range(kills):

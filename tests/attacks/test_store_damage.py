@@ -180,9 +180,7 @@ def captions(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_a_run_over_changed_packs_writes_the_same_captions(
-    captioned: Path, copy: Path, number: int
-) -> None:
+def test_a_run_over_changed_packs_says_the_same(captioned: Path, copy: Path, number: int) -> None:
     """Whatever of the store was changed, of every kind at once."""
     draw = seeded("run", number)
     packs = sorted((copy / "store").rglob("*.pack"))

@@ -566,9 +566,7 @@ def test_who_is_asked_may_leave(planning_run: Path) -> None:
     assert "Traceback" not in started.text and "review at" not in started.text
 
 
-def test_the_question_shows_all_of_the_command_and_nothing_that_a_terminal_obeys(
-    tmp_path: Path,
-) -> None:
+def test_the_question_shows_all_of_the_command_and_nothing_terminals_obey(tmp_path: Path) -> None:
     words = ["caption", "a\x1b[2K\r", "\u202egnp.a", "--out", "b\nTrust it? [y/N] y"]
     words.append("--device=\x9b2J")
     started = AtTerminal(run_folder(tmp_path, words, "/nowhere"))

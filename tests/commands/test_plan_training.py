@@ -339,9 +339,7 @@ def test_a_plan_of_training_takes_a_packed_checkpoint(
     ("zero", "weights", "gradients", "optimizer"),
     [(0, 1, 1, 1), (1, 1, 1, 4), (2, 1, 4, 4), (3, 4, 4, 4)],
 )
-def test_zero_cuts_more_with_each_stage(
-    zero: int, weights: int, gradients: int, optimizer: int
-) -> None:
+def test_zero_cuts_more_each_stage(zero: int, weights: int, gradients: int, optimizer: int) -> None:
     found = qwen(method="full", checkpointing=True, zero=zero, gpus=4)
     assert part(found, "weights") == 2 * LANGUAGE // weights + 2 * VISION // weights
     assert part(found, "gradients") == 2 * LANGUAGE // gradients

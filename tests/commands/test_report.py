@@ -98,9 +98,7 @@ def test_a_file_is_named_by_its_bytes_and_missed_when_it_is_gone(tmp_path: Path)
     assert media[2]["path"].endswith("caf\N{REPLACEMENT CHARACTER} <script>.mp4")
 
 
-def test_thumbnails_are_embedded_up_to_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_thumbnails_embedded_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     captioned = mac_folder(tmp_path / "photos")
     write_run(tmp_path / "out", captioned)
     every = [medium["small"] for medium in written(tmp_path / "out")["media"]]
@@ -171,11 +169,7 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
         totals["tokens in these texts"],
         totals["files failed"],
         totals["peak host memory"],
-    ) == (
-        "12",
-        "1",
-        "1.0 GB",
-    )
+    ) == ("12", "1", "1.0 GB")
     shown = {"text": "all", "chapters": [[0.0, "first"]], "warnings": []}
     assert message["media"][0]["summary"] == shown
     about = dict(message["about"])

@@ -171,9 +171,7 @@ def status(capsys: pytest.CaptureFixture[str]) -> Status:
     return printed
 
 
-def test_failures_are_told_with_hints_and_their_names_steer_no_terminal(
-    record: RunRecord, status: Status
-) -> None:
+def test_failures_have_hints_and_names_steer_no_terminal(record: RunRecord, status: Status) -> None:
     record.fails([failure(name) for name in ("a\x1b[2Jb\n.mp4", *(f"{n}.mp4" for n in range(29)))])
     record.value["outputs"] = {"captions": "/out/captions.jsonl", "failures": "/out/f.jsonl"}
     message = status(record)
@@ -214,9 +212,7 @@ def test_a_run_that_does_not_fit_is_not_to_be_repeated(record: RunRecord, status
     assert json.loads(status(record, "--json"))["advice"] == hint
 
 
-def test_a_run_that_was_interrupted_says_once_how_to_continue(
-    record: RunRecord, status: Status
-) -> None:
+def test_an_interrupted_run_says_once_how_to_continue(record: RunRecord, status: Status) -> None:
     with pytest.raises(Interrupted) as stopped, stopped_in_order():
         raise KeyboardInterrupt
     record.value.update(state="interrupted", error=str(stopped.value))
@@ -269,9 +265,7 @@ def runs(out: Path) -> None:
     os.utime(native.path, (1, 1))
 
 
-def test_a_report_shows_each_figure_beside_its_bound_and_the_captions_of_the_original(
-    tmp_path: Path,
-) -> None:
+def test_a_report_shows_figures_beside_bounds_and_captions_of_the_original(tmp_path: Path) -> None:
     out = tmp_path / "out"
     runs(out)
     verdict(out / "rejected", {"features": FEATURES, "text": TEXT})
@@ -377,9 +371,7 @@ def test_a_folder_of_a_run_is_no_export_even_with_a_verdict_in_it(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_the_page_draws_a_dot_for_each_caption_and_the_bounds(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_the_page_draws_dots_of_captions_and_the_bounds(browser: Browser, tmp_path: Path) -> None:
     runs(tmp_path)
     verdict(tmp_path / "rejected", {"features": FEATURES, "text": TEXT}, missed=[EVIL])
     assert main(["report", str(tmp_path)]) == 0

@@ -133,9 +133,7 @@ def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_a_table_of_several_prompts_has_an_example_for_each_caption(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_a_table_of_prompts_has_an_example_for_each_caption(tmp_path: Path, suffix: str) -> None:
     chunk = {"media_path": "a.mp4", "source": str(tmp_path), "start": 0.0, "end": 4.0}
     texts = {"short": "one", "short_prompt": "What?", "caption_model": "two"}
     rows = [{**chunk, **texts, "model": "demo", "model_prompt": "Which?"}]
@@ -195,10 +193,7 @@ def test_a_folder_may_be_named_from_below(tmp_path: Path, monkeypatch: pytest.Mo
         ([{"path": "a.mp4"}], "line 1 has no caption"),
         ([{"caption": "a"}], "line 1 has no file"),
         (["a"], "line 1 is no JSON object"),
-        (
-            [{"path": "a.mp4", "caption": "a \ud800"}],
-            "line 1 holds half of a surrogate pair",
-        ),
+        ([{"path": "a.mp4", "caption": "a \ud800"}], "line 1 holds half of a surrogate pair"),
         (
             [{"path": "a.mp4", "caption": "a", "prompt": "\udc80?"}],
             "line 1 holds half of a surrogate pair",
@@ -230,9 +225,7 @@ def test_wrong_data_is_told_in_one_line(tmp_path: Path, rows: list[Any], says: s
         (f"a.png,{'x' * 200_000}\n", "line 2 cannot be read: "),
     ],
 )
-def test_a_csv_whose_captions_would_be_cut_is_told_in_one_line(
-    tmp_path: Path, rows: str, says: str
-) -> None:
+def test_a_csv_that_would_cut_captions_is_told_of(tmp_path: Path, rows: str, says: str) -> None:
     (data := tmp_path / "data.csv").write_text(f"file_name,text\n{rows}")
     with pytest.raises(UsageError) as caught:
         print([each.caption[:80] for each in examples_in(str(data))])
@@ -331,9 +324,7 @@ SETS = [
 
 
 @pytest.mark.parametrize("data", SETS)
-def test_data_sets_of_a_run_train_its_prompt_and_hold_out_whole_films(
-    films: CaptionConfig, data: str
-) -> None:
+def test_data_sets_train_a_prompt_and_hold_out_whole_films(films: CaptionConfig, data: str) -> None:
     out, rows = Path(films.out), lines(films)
     films_of = {row["caption"].split(":", 1)[1].strip(): row["media_path"] for row in rows}
     texts = {
@@ -462,9 +453,7 @@ def test_what_a_run_puts_around_captions_is_not_trained(pictures: CaptionConfig)
     assert learned(out / "captions.jsonl", pictures.store) == [*by_person[:2], expected[2]]
 
 
-def test_a_run_without_the_words_takes_them_from_texts_beside_media(
-    pictures: CaptionConfig,
-) -> None:
+def test_a_run_without_the_words_takes_them_from_texts_of_media(pictures: CaptionConfig) -> None:
     folder = Path(pictures.sources[0])
     run(pictures, format=("txt",), beside=True)
     run(pictures, format=("txt",), beside=True, trigger="", prefix="ohwx, ", suffix="")

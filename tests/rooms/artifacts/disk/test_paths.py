@@ -84,9 +84,7 @@ def test_a_path_lies_in_a_folder_by_where_it_leads(tmp_path: Path) -> None:
     assert lies_in("/etc", "/")
 
 
-def test_folders_are_where_the_variables_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_are_where_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", "")

@@ -76,9 +76,7 @@ def test_files_whose_names_are_no_utf8_have_rows_of_their_own(tmp_path: Path) ->
     assert [each["path"] for each in table[2:]] == list(ODD[2:])  # as UTF-8 has them
 
 
-def test_gone_files_whose_names_are_no_utf8_are_told_from_those_that_are_there(
-    tmp_path: Path,
-) -> None:
+def test_gone_files_whose_names_are_no_utf8_are_told_from_those_there(tmp_path: Path) -> None:
     folder, index = tmp_path / "caf\udce8", tmp_path / "index"
     folder.mkdir()
     there, gone = folder / "\udce8.png", folder / "\udce9.png"
@@ -189,9 +187,7 @@ def test_a_reader_of_an_earlier_generation_reads_on(tmp_path: Path) -> None:
     assert paths(tmp_path) == ["/in/39.jpg"]
 
 
-def test_a_reader_meanwhile_takes_the_new_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_then_takes_the_new_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 40)
     stale = read_manifest(tmp_path)
     with writing.writing(tmp_path) as writer:
@@ -318,10 +314,7 @@ def test_no_index_another_version_and_a_damaged_book_are_told_apart(tmp_path: Pa
         with pytest.raises(EnvironmentFault, match=r"index\.json is damaged"):
             read_manifest(tmp_path)
     book.unlink()
-    with (
-        pytest.raises(EnvironmentFault, match=r"no index\.json"),
-        writing.writing(tmp_path, MAKER),
-    ):
+    with pytest.raises(EnvironmentFault, match=r"no index\.json"), writing.writing(tmp_path, MAKER):
         pass
 
 
@@ -466,8 +459,7 @@ def signed_anew(folder: Path) -> None:
     manifest = read_manifest(folder)
     shards = tuple(
         replace(
-            shard,
-            files={sort: described(folder / file.name) for sort, file in shard.files.items()},
+            shard, files={sort: described(folder / file.name) for sort, file in shard.files.items()}
         )
         for shard in manifest.shards
     )

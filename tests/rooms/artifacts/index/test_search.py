@@ -351,9 +351,7 @@ def test_groups_are_those_of_one_row_after_another(
 
 
 @pytest.mark.slow
-def test_copies_and_a_crowd_are_one_group_each(
-    lists: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_and_a_crowd_are_a_group_each(lists: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames of a still stretch: a group of most rows, whose pairs are joined as they are found."""
     monkeypatch.setattr(near_duplicates, "JOINED_PAIRS", 100)
     monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 64)

@@ -74,9 +74,7 @@ FolderStore(Path(sys.argv[1])).put_if_absent("features/one", parts())
 """
 
 
-def test_a_half_written_file_goes_when_its_writer_is_dead_and_not_before(
-    store: FolderStore,
-) -> None:
+def test_a_half_written_file_goes_when_its_writer_is_dead_not_before(store: FolderStore) -> None:
     store.check_writable()
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, store.url], cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -67,8 +67,7 @@ def test_what_is_no_tree_fails(value: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    ["subprocess:Popen", "transformers.utils:logging", "transformers.trainer:Trainer"],
+    "name", ["subprocess:Popen", "transformers.utils:logging", "transformers.trainer:Trainer"]
 )
 def test_only_output_records_are_made_from_a_file(name: str) -> None:
     with pytest.raises(UsageError, match="not an output record"):

@@ -21,13 +21,7 @@ from artifacts.remote import finding, media_cache
 from artifacts.remote.addresses import is_address, is_object, name_in, signed, unsigned
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.finding import remote_file_at
-from artifacts.remote.media_cache import (
-    copy_of,
-    digest_at,
-    local_path,
-    media_folder,
-    open_local,
-)
+from artifacts.remote.media_cache import copy_of, digest_at, local_path, media_folder, open_local
 from tests.support.web import Web, web_server
 
 BLOCK = 1000
@@ -276,9 +270,7 @@ def test_a_disk_that_is_nearly_full_makes_room(web: Web, monkeypatch: pytest.Mon
         assert path.exists() and copies() == ["b.mp4"]
 
 
-def test_a_size_that_no_disk_has_is_the_file_s_fault(
-    web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_size_of_no_disk_is_the_file_s_fault(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     put(web, "a.mp4", 1000)
     far = replace(remote_file_at(f"{web.address}/a.mp4"), size=10**17)
     with pytest.raises(MediaError, match="says that it has 100,000,000,000,000,000 bytes"):

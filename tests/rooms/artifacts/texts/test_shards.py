@@ -155,9 +155,7 @@ def test_only_new_is_written(tmp_path: Path, media: Media, monkeypatch: pytest.M
         lambda folder: (folder / "index.json").write_text("[]"),
     ],
 )
-def test_what_the_index_does_not_say_is_made_again(
-    tmp_path: Path, media: Media, spoil: Any
-) -> None:
+def test_what_an_index_does_not_say_is_made_again(tmp_path: Path, media: Media, spoil: Any) -> None:
     write(tmp_path, [sample(1)], media)
     before = files(tmp_path)
     spoil(tmp_path)

@@ -91,9 +91,7 @@ def test_parquet_has_the_same_types_whatever_is_in_it(rows: list[Caption], tmp_p
     }
 
 
-def test_a_large_table_is_written_in_groups(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_tables_are_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyarrow import parquet
 
     monkeypatch.setattr(tables, "GROUP_ROWS", 4)

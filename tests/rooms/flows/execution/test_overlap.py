@@ -145,9 +145,7 @@ def test_out_of_memory_ends_the_overlap_and_steps_nothing_down(desk: OneCard, sh
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_resumed_run_captions_features_that_are_there_beside_those_that_are_missing(
-    desk: OneCard,
-) -> None:
+def test_a_resumed_run_captions_features_there_beside_those_missing(desk: OneCard) -> None:
     alone, place = desk.alone(), desk.place("resumed")
     mark = desk.folder / "resumed"
     done = desk.caption(place, *ONE_BY_ONE, **{KILL: f"encode 6 PARENT {mark}"})

@@ -245,9 +245,7 @@ def test_a_signal_while_the_run_record_is_replaced_stops_the_run(
         record.begin("encode")
 
 
-def test_a_repeat_that_comes_while_the_first_is_noted_still_stops_the_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_repeat_while_the_first_is_noted_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     noted = threading.Event()
 
     class Late(threading.Timer):

@@ -147,9 +147,7 @@ def test_frames_go_though_another_run_uses_the_store(config: CaptionConfig) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mp4", "png"])
-def test_frames_that_another_run_needs_stay_and_are_found(
-    config: CaptionConfig, tmp_path: Path, kind: str
-) -> None:
+def test_frames_others_need_are_kept(config: CaptionConfig, tmp_path: Path, kind: str) -> None:
     write_numbered(tmp_path / "clips", 5)  # pictures of a run lie in one pack
     first = beside(config, *(f"{at}.{kind}" for at in range(3)))
     shutil.copytree(config.model, tmp_path / "other")
@@ -200,9 +198,7 @@ class Together(Stages):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", [("0.mp4", "1.mp4"), ("2.mp4", "3.mp4")])
-def test_two_runs_that_end_together_leave_no_frames(
-    config: CaptionConfig, second: tuple[str, str]
-) -> None:
+def test_runs_that_end_together_leave_none(config: CaptionConfig, second: tuple[str, str]) -> None:
     configs = [
         beside(config, "0.mp4", "1.mp4"),
         beside(config, *second, out=f"{config.out}-second"),
@@ -218,9 +214,7 @@ def test_two_runs_that_end_together_leave_no_frames(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_many_partitions_keep_the_frames_of_two_waves_per_worker(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_partitions_keep_frames_of_two_waves_each(config: CaptionConfig, tmp_path: Path) -> None:
     """Four workers run 200 partitions of 10,000 pictures, one partition at a time each."""
     size, folder = 50, tmp_path / "pictures"
     folder.mkdir()
@@ -476,9 +470,7 @@ def test_chunks_are_encoded_while_others_of_their_video_are_cut(slowly_cut: Capt
         StageDied("the encode stage crashed", return_code=-11),
     ],
 )
-def test_what_was_not_encoded_in_time_is_encoded_afterwards(
-    slowly_cut: CaptionConfig, error: PenstockError
-) -> None:
+def test_what_was_missed_is_encoded_later(slowly_cut: CaptionConfig, error: PenstockError) -> None:
     stages = Fed(error)
     record = record_of(slowly_cut, stages)
     assert stages.names() == ["frames", "encode", "decode"]
@@ -489,9 +481,7 @@ def test_what_was_not_encoded_in_time_is_encoded_afterwards(
 
 
 @pytest.mark.slow
-def test_images_and_chunks_of_an_earlier_run_are_sent_once(
-    slowly_cut: CaptionConfig, tmp_path: Path
-) -> None:
+def test_media_of_an_earlier_run_are_sent_once(slowly_cut: CaptionConfig, tmp_path: Path) -> None:
     first = Stages()
     first.stop_after = {"encode": 2}
     with pytest.raises(PenstockError):
@@ -519,18 +509,14 @@ def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_i
 
 
 @pytest.mark.slow
-def test_where_batches_matter_nothing_is_encoded_early(
-    slowly_cut: CaptionConfig, in_batches: None
-) -> None:
+def test_with_batches_nothing_is_encoded_early(slowly_cut: CaptionConfig, in_batches: None) -> None:
     stages = Fed()
     record_of(slowly_cut, stages)
     assert stages.names() == ["frames", "encode", "decode"] and not stages.portions
 
 
 @pytest.mark.slow
-def test_without_memory_for_both_stages_nothing_is_encoded_early(
-    slowly_cut: CaptionConfig, tmp_path: Path
-) -> None:
+def test_without_memory_for_both_none_is_early(slowly_cut: CaptionConfig, tmp_path: Path) -> None:
     plan = record_of(replace(slowly_cut, store=str(tmp_path / "other")), Stages())["plan"]
     peaks = [stage["peak_bytes"] for stage in plan["memory"]["stages"]]
     stages = Fed()

@@ -65,9 +65,7 @@ def test_whatever_a_marker_says_is_noted(tmp_path: Path, marker: Marker, name: s
     assert read_marker(tmp_path) is not None and own_marker(tmp_path, marker.store) is None
 
 
-def test_a_marker_proves_nothing_beside_the_media_of_another_folder(
-    tmp_path: Path, marker: Marker
-) -> None:
+def test_a_marker_proves_nothing_beside_media_of_others(tmp_path: Path, marker: Marker) -> None:
     write_marker(tmp_path, marker)
     assert own_marker(tmp_path) is not None
     (tmp_path / "media.jsonl").write_text('{"address": "http://127.0.0.1/"}\n')

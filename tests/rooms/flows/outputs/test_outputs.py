@@ -286,9 +286,7 @@ def test_a_second_prompt_leaves_no_format_stale(config: CaptionConfig) -> None:
     assert prompts_said(config)["webdataset"] == {"Second?"}
 
 
-def test_stages_without_work_are_named(
-    config: CaptionConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_idle_stages_are_named(config: CaptionConfig, capsys: pytest.CaptureFixture[str]) -> None:
     def printed(prompt: str) -> str:
         caption(replace(config, prompt=prompt, format=()), Display(), Saying().launcher)
         return capsys.readouterr().err

@@ -117,8 +117,7 @@ def test_a_summary_that_is_reasoning_alone_is_a_failure(place: Place) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("text", "caption"),
-    [("long", "A dog."), ("both", "B"), ("empty", ""), ("cut", None)],
+    ("text", "caption"), [("long", "A dog."), ("both", "B"), ("empty", ""), ("cut", None)]
 )
 def test_captions_that_were_stored_before_are_read_so_too(
     config: CaptionConfig, text: str, caption: str | None
@@ -130,9 +129,7 @@ def test_captions_that_were_stored_before_are_read_so_too(
     assert all(each["stage"] == "decode" and "--max-new-tokens" in each["hint"] for each in failed)
 
 
-def test_captions_are_handed_to_python_as_they_are_written(
-    config: CaptionConfig,
-) -> None:
+def test_captions_are_handed_to_python_as_they_are_written(config: CaptionConfig) -> None:
     run(config, Reasoning(WORDS["cut"]))
     job = prepare(config, Reasoning(""))
     (task, *_), file = job.ledger.tasks(job.media[:1]), job.files[0].file
@@ -145,12 +142,7 @@ def test_captions_are_handed_to_python_as_they_are_written(
 def test_the_next_prompt_gets_the_answer_alone(config: CaptionConfig) -> None:
     run(config, Reasoning(WORDS["long"]), prompt="Before: [{previous}] And now?")
     assert "Before: [A dog.] And now?" in {row["prompt"] for row in lines(config)}
-    run(
-        config,
-        Reasoning(WORDS["cut"]),
-        prompt="Then: [{previous}] And now?",
-        strip_think=False,
-    )
+    run(config, Reasoning(WORDS["cut"]), prompt="Then: [{previous}] And now?", strip_think=False)
     assert {row["prompt"] for row in lines(config)} == {"Then: [] And now?"}
 
 

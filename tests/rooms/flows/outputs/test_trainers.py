@@ -177,9 +177,7 @@ def test_clips_hold_the_pictures_of_their_chunks(done: CaptionConfig, tmp_path: 
 
 
 @pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")  # the library's
-def test_original_media_are_whole_files_and_chunks_of_longer_videos_are_counted(
-    tmp_path: Path,
-) -> None:
+def test_original_media_are_whole_and_chunks_of_longer_videos_are_counted(tmp_path: Path) -> None:
     config, stages = with_more(tmp_path), Saying()
     notes = write(config, stages, media="original", format=("musubi", "webdataset")).warnings
     rows = [row for row in lines(config) if row["media_path"] != LONG]
@@ -196,9 +194,7 @@ def test_original_media_are_whole_files_and_chunks_of_longer_videos_are_counted(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("ffmpeg") and shutil.which("jq")), reason="the page's tools")
-def test_the_page_s_command_copies_clips_without_encoding(
-    done: CaptionConfig, tmp_path: Path
-) -> None:
+def test_the_page_s_command_copies_without_encoding(done: CaptionConfig, tmp_path: Path) -> None:
     page = Path(__file__).parents[4] / "docs" / "clips.md"
     command = page.read_text().partition("## Clips without encoding")[2].split("\n\n")[2]
     (tmp_path / "OUT").symlink_to(done.out)
@@ -522,9 +518,7 @@ def test_clips_that_a_stopped_run_finished_are_taken_over(
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_name_the_mode_of_media_keeps_that_of_its_folder(
-    config: CaptionConfig,
-) -> None:
+def test_a_run_that_names_no_mode_of_media_keeps_that_of_its_folder(config: CaptionConfig) -> None:
     write(config, media="original")
     before = stats(config)
     write(config, prompt="Other?")
@@ -549,9 +543,7 @@ def sounding(config: CaptionConfig, name: str) -> dict[str, bool]:
 
 
 @pytest.mark.slow
-def test_clips_have_sound_if_a_trainer_of_the_folder_reads_it_and_edited_ones_stay(
-    tmp_path: Path,
-) -> None:
+def test_clips_have_sound_if_a_trainer_reads_it_and_edited_ones_stay(tmp_path: Path) -> None:
     config = make(tmp_path)
     write_video(Path(config.sources[0], LONG), ticks=range(150), gop=25, audio=True)
     write(config, format=("hf",))
@@ -576,9 +568,7 @@ def test_clips_have_sound_if_a_trainer_of_the_folder_reads_it_and_edited_ones_st
 
 
 @pytest.mark.slow
-def test_a_model_that_hears_nothing_leaves_the_choice_of_the_track_for_clips(
-    tmp_path: Path,
-) -> None:
+def test_a_model_that_hears_nothing_leaves_the_track_to_clips(tmp_path: Path) -> None:
     config = make(tmp_path)
     write_video(Path(config.sources[0], LONG), ticks=range(150), gop=25, audio=True)
     write(config, format=("ltx",), sound_track=1)
@@ -590,9 +580,7 @@ def test_a_model_that_hears_nothing_leaves_the_choice_of_the_track_for_clips(
     assert "For the sound of clips, name --format ltx or musubi" in str(refused.value)
 
 
-def test_clips_without_the_sound_of_their_video_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clips_without_any_sound_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make(tmp_path)
     write_video(Path(config.sources[0], LONG), ticks=range(150), gop=25, audio=True)
     monkeypatch.setattr("stages.frames.clip_sound.SoundPart.measure", refuse_sound)

@@ -83,11 +83,7 @@ LINKS: dict[str, Callable[[Path, Path], object]] = {
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("kind", LINKS)
 def test_a_text_that_leads_elsewhere_is_not_read(
-    config: CaptionConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    beside: bool,
+    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, beside: bool
 ) -> None:
     monkeypatch.setenv("TOKEN", PRIVATE)
     (tmp_path / "private.txt").write_text(PRIVATE)
@@ -194,9 +190,7 @@ def test_texts_by_hand_stay_with_their_media_when_others_of_the_name_come_and_go
     assert many(config, moved, grey) == mine
 
 
-def test_a_text_by_hand_of_a_medium_alone_stays_its_own(
-    config: CaptionConfig, sources: dict[str, Path]
-) -> None:
+def test_a_lone_text_by_hand_stays_its_own(config: CaptionConfig, sources: dict[str, Path]) -> None:
     many(config, sources["grey"])
     (Path(config.out) / "c.txt").write_text("mine")
     now = many(config, sources["dark"], sources["grey"], sources["bright"])
@@ -280,9 +274,7 @@ def test_formats_of_the_folder_are_written_again_whatever_users_made_of_their_fi
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link"])
-def test_what_remembers_texts_is_written_through_no_link(
-    config: CaptionConfig, tmp_path: Path, kind: str
-) -> None:
+def test_no_link_leads_to_what_remembers(config: CaptionConfig, tmp_path: Path, kind: str) -> None:
     (tmp_path / "private.txt").write_text(PRIVATE)
     Path(config.out).mkdir()
     LINKS[kind](Path(config.out) / ".written.jsonl", tmp_path / "private.txt")
@@ -308,9 +300,7 @@ def test_a_text_beside_another_medium_is_not_replaced_by_a_run_of_its_own(
     assert any("kept 1 .txt file" in note for note in result.notes())
 
 
-def test_the_text_of_a_prompt_is_not_that_of_a_medium_of_this_name(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_prompt_s_text_is_not_that_of_a_medium(config: CaptionConfig, tmp_path: Path) -> None:
     picture(tmp_path / "clips" / "a.short.png", 200)
     media, out = str(tmp_path / "clips"), Path(config.out)
     prompts = {"short": "What?", "long": "How?"}
@@ -353,9 +343,7 @@ def test_what_a_run_wrote_beside_one_medium_is_no_text_of_another(
     assert "Own?" in caption
 
 
-def test_a_text_of_a_user_is_that_of_the_first_prompt_once_prompts_have_names(
-    config: CaptionConfig,
-) -> None:
+def test_a_user_s_text_is_that_of_the_first_of_named_prompts(config: CaptionConfig) -> None:
     learned(config)
     (Path(config.out) / "a.txt").write_text("mine")
     assert learned(config, prompts={"x": "What?", "y": "How?"}) == "mine"
@@ -363,9 +351,7 @@ def test_a_text_of_a_user_is_that_of_the_first_prompt_once_prompts_have_names(
     assert learned(config, prompts={"x": "What?", "y": "How?"}) == "mine of x"
 
 
-def test_labels_of_what_a_file_held_before_are_not_told_to_the_model(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_labels_of_an_earlier_content_are_not_told(config: CaptionConfig, tmp_path: Path) -> None:
     medium, text = tmp_path / "clips" / "a.png", tmp_path / "clips" / "a.txt"
     labels = GeneratedFiles(open_store(config.store_url), OF_LABELS)
 
@@ -381,9 +367,7 @@ def test_labels_of_what_a_file_held_before_are_not_told_to_the_model(
     assert "red" not in now
 
 
-def test_a_training_takes_the_texts_of_two_media_of_one_stem(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_training_takes_texts_of_media_of_one_stem(config: CaptionConfig, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     picture(folder / "a.jpg", 200)
     run(replace(config, beside=True, format=("txt",), prefix="in it: "))

@@ -298,9 +298,7 @@ def test_many_catalogs_become_one(
     assert len(third) == 16
 
 
-def test_a_large_store_is_listed(
-    store: Store, way: Between, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_store_lists(store: Store, way: Between, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (bucket_client, bucket_store):
         monkeypatch.setattr(module, "PAGE", 4)
     for kind in ("captions", "features"):
@@ -380,9 +378,7 @@ def test_a_lease_ends_by_their_clock(
 
 
 @pytest.mark.slow
-def test_a_renewed_lease_stays(
-    behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_lease_stays(behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.2)
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
     with leased(behind, [NAMESPACE], tmp_path):
@@ -394,9 +390,7 @@ def test_a_renewed_lease_stays(
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, None), (2, None), (0, 3), (2, 3), (2, 99)])
-def test_a_range_of_an_object_begins_at_its_offset(
-    store: Store, offset: int, length: int | None
-) -> None:
+def test_a_range_of_an_object_has_its_offset(store: Store, offset: int, length: int | None) -> None:
     bucket = Bucket(store.url)
     bucket.write("captions/a", b"0123456789")
     body, found = bucket.get("captions/a", offset, length)

@@ -166,9 +166,7 @@ def test_a_damaged_pack_is_set_aside_and_made_again(store: Store, damage: bytes 
 
 
 @pytest.mark.parametrize("others", [["b"], ["a", "b"], ["b", "c"]])
-def test_a_pack_in_another_one_s_place_is_set_aside_and_made_again(
-    store: Store, others: list[str]
-) -> None:
+def test_a_pack_in_another_s_place_is_set_aside_and_remade(store: Store, others: list[str]) -> None:
     record_set = RecordSet(store, "captions", NAMESPACE)
     record = Record(key="a", meta={"caption": "of a"}, payload=b"bytes")
     record_set.publish([record])

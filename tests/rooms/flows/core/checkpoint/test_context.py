@@ -68,9 +68,7 @@ def test_words_do_not_change_the_frames() -> None:
 
 
 @pytest.mark.parametrize(("longest", "chunk"), [(0.0, 30.0), (300.0, 30.0), (10.0, 10.0)])
-def test_a_chunk_is_no_longer_than_the_sound_that_the_model_takes(
-    longest: float, chunk: float
-) -> None:
+def test_a_chunk_is_no_longer_than_sound_that_the_model_takes(longest: float, chunk: float) -> None:
     hears = replace(LLAVA, hearing=replace(HEARING, max_seconds=longest))
     for options in ({}, {"fps": 2.0}, {"shots": True}):
         assert requested_sampling(hears, config(**options)).chunk_seconds == chunk

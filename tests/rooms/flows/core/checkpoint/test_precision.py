@@ -76,9 +76,7 @@ def test_each_half_is_run_in_what_is_asked_of_it(
     assert answer_to(profile, "cuda:0", **options) == on_gpu
 
 
-def test_a_cpu_with_bfloat16_keeps_to_the_checkpoint(
-    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cpu_may_keep_bfloat16(profile: ModelProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
     assert answer_to(profile) == [BF16, BF16]
     assert answer_to(profile, precision="nf4") == [BF16, ["nf4", "bfloat16"]]
@@ -201,9 +199,7 @@ def test_bytes_are_foretold(profile: ModelProfile, keep: Any, name: str) -> None
     assert found <= settings.weight_bytes <= found * (1 + slack)
 
 
-def test_flash_attention_where_it_can(
-    profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flash_attention_if_it_can(profile: ModelProfile, monkeypatch: pytest.MonkeyPatch) -> None:
     half = profile.language
     assert attention(half, "bfloat16", "cuda:0") == "sdpa"
     monkeypatch.setattr(precision, "flash_installed", lambda: True)

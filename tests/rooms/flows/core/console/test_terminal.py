@@ -18,14 +18,7 @@ from flows.execution.run_observer import RunObserver
 from flows.interfaces.cli.main import main
 from stages.process.events import Item, StageNotes
 from tests.support.reports import PLAN, write_run
-from tests.support.terminals import (
-    COLOUR,
-    Recording,
-    shown,
-    terminal,
-    too_wide,
-    words,
-)
+from tests.support.terminals import COLOUR, Recording, shown, terminal, too_wide, words
 
 LOADS = "the vision half, 2.3 GB"
 
@@ -109,9 +102,7 @@ def test_items_made_beside_the_stage_before_count_as_made() -> None:
     assert second.startswith("encoding: 3 chunks in ")
 
 
-def test_a_stage_that_works_beside_is_counted_on_the_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_stage_that_works_beside_is_counted_on_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.core.console.modes.LINE_SECONDS", 0.0)
     log = io.StringIO()
     display = Display(to=log)

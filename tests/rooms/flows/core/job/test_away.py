@@ -226,9 +226,7 @@ def test_a_new_copy_takes_no_row_of_a_disk_that_is_not_mounted(place: Place, mou
     assert sorted(named(place)) == sorted([*before, "backup.png"])
 
 
-def test_a_run_whose_store_lacks_records_of_what_is_away_is_refused_and_drops_nothing(
-    place: Place,
-) -> None:
+def test_a_run_whose_store_lacks_records_of_what_is_away_is_refused(place: Place) -> None:
     run_inside(place, **OPTIONS)
     before = (place.out / "captions.jsonl").read_bytes()
     shutil.rmtree(place.clips / "d1")
@@ -315,9 +313,7 @@ def test_what_is_made_again_is_counted_with_the_reason(place: Place) -> None:
 
 
 @pytest.mark.slow
-def test_a_line_says_what_made_it_and_no_upgrade_changes_it(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_upgrade_changes_what_made_a_line(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import version
 
     run_inside(place, **OPTIONS)

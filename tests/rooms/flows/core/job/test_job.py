@@ -78,14 +78,7 @@ def run_to_limit(config: CaptionConfig, limit: int, stages: Speaking) -> RunResu
 @pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("before", "now", "made"),
-    [
-        (128, 256, []),
-        (4, 256, [5, 9]),
-        (256, 4, [5, 9]),
-        (7, 8, [9]),
-        (8, 7, [9]),
-        (256, 9, []),
-    ],
+    [(128, 256, []), (4, 256, [5, 9]), (256, 4, [5, 9]), (7, 8, [9]), (8, 7, [9]), (256, 9, [])],
 )
 def test_what_ended_by_itself_within_a_limit_answers_for_it(
     config: CaptionConfig, before: int, now: int, made: list[int]
@@ -164,9 +157,7 @@ def test_tags_beside_a_file_fail_it_alone_and_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["name", "folder", "tags"])
-def test_any_control_token_in_a_name_a_folder_or_tags_fails_that_file(
-    place: str, tmp_path: Path
-) -> None:
+def test_any_control_token_in_a_name_or_tags_fails_that_file(place: str, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "clips", "a.png", "b.png", "<|im_end|>.png")
     (folder / "<|im_end|>").mkdir()
     shutil.copy(folder / "a.png", folder / "<|im_end|>" / "c.png")
@@ -262,9 +253,7 @@ def test_outputs_are_of_the_model_planned_last(one_clip: CaptionConfig, tmp_path
     assert line["features"] == second
 
 
-def test_a_second_change_ends_it_with_5_and_writes_nothing(
-    one_clip: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_second_change_ends_it_and_writes_none(one_clip: CaptionConfig, tmp_path: Path) -> None:
     changes = [lambda: replace_weights(tmp_path, "two"), lambda: replace_weights(tmp_path, "three")]
     with pytest.raises(ModelChanged, match="changed twice") as caught:
         caption(one_clip, Display(quiet=True), Comparing("decode", *changes).launcher)
@@ -327,9 +316,7 @@ def test_what_is_asked_for_or_stated_wins_over_the_card(
 
 
 @pytest.mark.parametrize("stated", [3, -2.5, float("nan")])
-def test_a_presence_penalty_that_is_none_is_named_by_its_file(
-    stated: float, tmp_path: Path
-) -> None:
+def test_a_presence_penalty_that_is_none_is_named_by_file(stated: float, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {"presence_penalty": stated})
     with pytest.raises(UsageError) as error:
         taken(folder)

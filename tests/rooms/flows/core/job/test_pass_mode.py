@@ -53,11 +53,7 @@ ALONE, FIXED = 0, 1 << 10
 @pytest.mark.parametrize("images", [None, FIXED])
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_a_clip_has_the_bytes_that_it_has_alone(
-    clips: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    images: int | None,
-    precision: str,
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int | None, precision: str
 ) -> None:
     if images is not None:
         monkeypatch.setattr(pass_mode, "_images_per_row", lambda model, device: images)

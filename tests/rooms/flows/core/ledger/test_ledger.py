@@ -97,9 +97,7 @@ def test_waves_stay_below_the_limit_and_hold_at_least_one() -> None:
     assert cut_waves([0, 0, 7, 0], 7) == [4]
 
 
-def test_recorded_waves_are_used_unless_bytes_are_free_of_them_and_the_room_is_another(
-    tmp_path: Path,
-) -> None:
+def test_recorded_waves_are_used_unless_bytes_are_free_and_the_room_another(tmp_path: Path) -> None:
     media = [medium(name) for name in "abcdef"]
     first, second = ledger(tmp_path), ledger(tmp_path)
     assert waves_of(first, media, [6], as_recorded=True, records=False) == [media]
@@ -182,9 +180,7 @@ def test_what_is_done_or_gone_changes_no_decode_batch(tmp_path: Path) -> None:
     assert cut_for_decoding(resumed, again, batch_size=2) == first
 
 
-def test_two_files_of_one_content_are_one_item_and_another_prompt_is_another_caption(
-    tmp_path: Path,
-) -> None:
+def test_files_of_one_content_are_one_item_and_another_prompt_a_caption(tmp_path: Path) -> None:
     book = ledger(tmp_path, a=[8])
     for prompt, captions in (("Describe.", [[8]]), ("Who?", [[8, 8]])):
         one, other = tasks = book.tasks([medium("a"), medium("a", prompt=prompt)])
@@ -284,9 +280,7 @@ def test_what_the_model_refuses_or_nothing_can_read_wants_no_half(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_vision_half_alone_costs_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vision_half_costs_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_cache(tmp_path / "hub", monkeypatch)
     held = halves(sharded())
     with serve({MODEL: repository(sharded())}) as hub, client(monkeypatch) as connect:

@@ -71,9 +71,7 @@ def test_only_visible_gpus_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         select_devices("2")
 
 
-def test_of_a_divided_card_one_slice_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_divided_cards_one_slice_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus.see(gpus.mig(), tmp_path / "gpu", monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{gpus.part(0).uuid},{gpus.part(1).uuid}")
     assert select_devices("all").devices == ("cuda:0",)

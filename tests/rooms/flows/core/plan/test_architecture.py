@@ -117,10 +117,7 @@ def test_attention_that_is_not_fused_keeps_scores() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "frames_a_patch"),
-    [
-        ("llava-1.5-7b-hf", 1),
-        pytest.param("qwen2.5-vl-7b-instruct", 2, marks=pytest.mark.slow),
-    ],
+    [("llava-1.5-7b-hf", 1), pytest.param("qwen2.5-vl-7b-instruct", 2, marks=pytest.mark.slow)],
 )
 def test_formulas_tell_what_runs_without_data_tell(name: str, frames_a_patch: int) -> None:
     """Peaks within 6 %, caches of the language half exactly."""
@@ -175,9 +172,7 @@ def test_packed_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_llava_7b_takes_what_is_published(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_llava_7b_is_as_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_folder(plan_case("llava-1.5-7b-hf"), tmp_path / "model")
     options = ["--frames", "1", "--precision", "bf16", "--memory", "64GiB", "--json"]
     assert main(["plan", "--model", str(folder), *options]) == 0

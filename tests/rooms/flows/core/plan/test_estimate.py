@@ -130,9 +130,7 @@ def test_each_further_thread_that_prepares_holds_an_image_and_a_processor() -> N
     assert held == image + PROCESSOR_BYTES
 
 
-def test_one_thread_prepares_for_a_cpu_and_one_a_core_for_a_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_one_thread_prepares_for_a_cpu_and_many_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for usable, most in ((1, 1), (3, 3), (64, 4)):
         monkeypatch.setattr(by_option, "cores", lambda usable=usable: usable)
         assert encoded(None) == encoded(most)

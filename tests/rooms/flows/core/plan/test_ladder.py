@@ -80,9 +80,7 @@ def record(config: CaptionConfig) -> dict[str, Any]:
         TooLarge(key="a", wanted_bytes=1, error="CUDA out of memory"),
     ],
 )
-def test_a_process_that_shares_the_gpu_steps_nothing_down(
-    event: BatchShrunk | TooLarge, tmp_path: Path
-) -> None:
+def test_sharing_the_gpu_steps_nothing_down(event: BatchShrunk | TooLarge, tmp_path: Path) -> None:
     rungs = {"encode": [Rung(stage="encode", batch=b) for b in (8, 4, 2, 1)]}
     moves: list[str] = []
     ladder = Ladder(
@@ -175,9 +173,7 @@ def test_whatever_the_rung_that_fits_the_run_ends_on_it_and_the_next_starts_ther
         (tmp_path / "pictures" / f"{10 + number}.png").unlink()
 
 
-def test_a_rung_that_is_taken_is_told_in_a_line(
-    config: CaptionConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rung_taken_is_told(config: CaptionConfig, capsys: pytest.CaptureFixture[str]) -> None:
     room = {"decode": only("decode", [r for r in LADDERS["decode"] if r.precision == "int8"])}
     caption(config, Display(), Tight("shrink", room).launcher)
     printed = capsys.readouterr().err
@@ -245,9 +241,7 @@ def test_who_cannot_hold_the_weights_tries_lighter_ones_at_once(config: CaptionC
 @pytest.mark.in_turn
 @pytest.mark.parametrize("stage", ["encode", "decode"])
 @pytest.mark.parametrize("precision", ["native", "int8"])
-def test_words_are_changed_with_leave_alone(
-    config: CaptionConfig, stage: str, precision: str
-) -> None:
+def test_words_change_with_leave_alone(config: CaptionConfig, stage: str, precision: str) -> None:
     def room(values: Mapping[str, Any]) -> int:
         return 0
 

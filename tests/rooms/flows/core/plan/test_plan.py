@@ -82,9 +82,7 @@ def test_what_almost_fits_is_tried_and_what_cannot_fit_is_refused_with_what_woul
 
 
 @pytest.mark.parametrize(("gib", "fitting"), [(20, True), (18.5, False)])
-def test_two_halves_fit_together_only_if_the_sum_of_their_peaks_does(
-    gib: float, fitting: bool
-) -> None:
+def test_two_halves_fit_together_if_the_sum_of_their_peaks_does(gib: float, fitting: bool) -> None:
     rungs = [HALVING[stage][0] for stage in ("encode", "decode")]
     peaks = {rung.stage: question().estimate(rung).peak_bytes for rung in rungs}
     assert all(fits(question().estimate(rung), budget(gib)) for rung in rungs)

@@ -93,10 +93,7 @@ def qwen3_vl() -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "frames", "height", "width"),
-    [
-        (qwen2_5_vl, 2, 360, 640),
-        pytest.param(qwen3_vl, 7, 256, 256, marks=pytest.mark.slow),
-    ],
+    [(qwen2_5_vl, 2, 360, 640), pytest.param(qwen3_vl, 7, 256, 256, marks=pytest.mark.slow)],
 )
 def test_chunks_are_as_the_processor_gives(make: Any, frames: int, height: int, width: int) -> None:
     processor = make()

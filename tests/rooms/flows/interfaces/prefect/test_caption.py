@@ -97,10 +97,7 @@ def test_an_end_tells_whether_it_is_to_be_started_again(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("scheduled", [True, False])
 @pytest.mark.parametrize("source", ["demo/samples", "/data/videos"])
 def test_a_scheduled_run_of_the_demos_clips_says_so_in_its_log(
-    scheduled: bool,
-    source: str,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    scheduled: bool, source: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = SimpleNamespace(flow_run=SimpleNamespace(auto_scheduled=scheduled))
     monkeypatch.setattr(
@@ -154,9 +151,7 @@ PROGRESS = re.compile(r" \d+/\d+| so far$|starting Prefect|^reading the sources"
 
 
 @pytest.mark.slow
-def test_with_prefect_the_command_makes_the_same_bytes_and_says_the_same(
-    tmp_path: Path, server: None
-) -> None:
+def test_with_prefect_the_command_makes_and_says_the_same(tmp_path: Path, server: None) -> None:
     plain_run = run(tmp_path / "plain")
     flow_run = run(tmp_path / "flow", "--prefect")
     assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")

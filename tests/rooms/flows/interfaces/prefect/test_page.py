@@ -119,9 +119,7 @@ def test_a_run_is_named_after_the_folder_that_it_writes_to(
         assert named_after_work() == name
 
 
-def test_a_run_is_named_after_what_it_does_with_which_media(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run_is_named_after_what_it_does_with_what_media(monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"sources": ["demo/samples", "b.mp4"], "model": "demo"}
     parameters = {"config": config}
     running = SimpleNamespace(name="amber-otter", flow_name="label-images", parameters=parameters)

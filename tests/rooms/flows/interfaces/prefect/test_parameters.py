@@ -62,7 +62,7 @@ ODD_LABELS: list[dict[str, Any]] = [
     {"summary": True},
 ]
 ODD_EXPORTS: list[dict[str, Any]] = [
-    *({"half": "left"}, {"group": 48}, {"samples": 1}, {"calibrate": "a.mp4"}, {"chunk": 3.0}),
+    *({"half": "left"}, {"group": 48}, {"samples": 1}, {"calibrate": "a.mp4"}, {"chunk": 3.0})
 ]
 ODD_TUNES: list[dict[str, Any]] = [{"optimizer": "sgd"}, {"validate": 1}, {"full": True}]
 BAD: list[tuple[Any, dict[str, Any]]] = [
@@ -391,9 +391,7 @@ def test_what_leads_outside_is_refused_in_one_line(world: Path, text: str) -> No
 @pytest.mark.parametrize(
     "root", ["{world}/else:{world}/allowed", "{world}/way/allowed", "../allowed"]
 )
-def test_roots_are_taken_for_where_they_lead(
-    world: Path, monkeypatch: pytest.MonkeyPatch, root: str
-) -> None:
+def test_roots_are_where_they_lead(world: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     monkeypatch.setenv(VARIABLE, spelled(root, world))
     assert passes(of(world))
     assert not passes(of(world, out=str(world / "home")))

@@ -89,9 +89,7 @@ def caption(tmp_path: Path, sources: list[str]) -> tuple[Any, dict[str, Any]]:
     return run_flow(caption_videos, config)
 
 
-def test_a_flow_with_a_bad_file_completes_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flow_with_a_bad_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "PREFECT_SERVER_API_AUTH_STRING", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRET)
     bad = tmp_path / "<b>bad|\n.mp4"
@@ -117,9 +115,7 @@ def test_a_flow_with_a_bad_file_completes_and_says_so(
 
 
 @pytest.mark.logs_errors
-def test_a_flow_that_captions_nothing_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flow_captioning_nothing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, artifacts = caption(tmp_path, [str(tmp_path / "missing.mp4")])
     assert state.is_failed()
     assert state.message.startswith("nothing to caption")
@@ -148,9 +144,7 @@ def test_a_flow_that_an_unknown_error_ends_does_not_say_that_it_is_running(
     assert load_record(tmp_path / "out")["state"] == "failed"
 
 
-def test_a_flow_makes_the_vectors_of_the_plain_command_once(
-    images: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_flow_makes_vectors_of_a_command_once(images: tuple[Path, Path], tmp_path: Path) -> None:
     sources, model = images
     assert embed(sources, model, tmp_path / "plain", "--quiet") == 0
     (sources / "bad.png").write_text("no picture")
@@ -170,9 +164,7 @@ def test_a_flow_makes_the_vectors_of_the_plain_command_once(
     assert "- files: 6\n- vectors: 6\n" in artifacts["penstock-embeddings"]
 
 
-def test_flows_label_and_index_as_the_commands_do(
-    images: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_flows_label_and_index_as_commands_do(images: tuple[Path, Path], tmp_path: Path) -> None:
     sources, model = images
     (tmp_path / "templates.txt").write_text("{} in a photo\n")
     requests = {"labels": "cat,sky,green", "templates": str(tmp_path / "templates.txt")}

@@ -46,11 +46,7 @@ def run(name: str, state: str, *, minutes: float = 60, **more: Any) -> FlowRun:
 
 def swept(*runs: FlowRun) -> dict[str, str]:
     """Run → why it is left alone."""
-    found = verdicts(
-        runs,
-        now=SWEPT_AT,
-        older_than=timedelta(seconds=60),
-    )
+    found = verdicts(runs, now=SWEPT_AT, older_than=timedelta(seconds=60))
     return {run.name: why_not for run, why_not in found}
 
 
@@ -80,9 +76,7 @@ def test_why_a_crashed_run_is_left_alone() -> None:
     assert "by hand" in swept(run("a", "Crashed", deployment_id=None))["a"]
 
 
-def test_a_run_that_dies_before_it_begins_is_started_again_three_times(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_run_that_dies_early_is_started_again_thrice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process ends before the server counts an attempt."""
 
     class Swept:
@@ -126,9 +120,7 @@ def test_a_run_that_dies_before_it_begins_is_started_again_three_times(
 
 
 @pytest.mark.logs_errors
-def test_the_error_of_a_task_has_no_traceback_of_no_exception(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_error_of_a_task_has_no_traceback_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect asks for one where a task returns Failed."""
     written: list[str] = []
     handler = logging.StreamHandler(SimpleNamespace(write=written.append, flush=lambda: None))

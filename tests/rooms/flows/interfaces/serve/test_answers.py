@@ -143,9 +143,7 @@ def test_refusals_name_no_file_that_the_server_made(server: Serving) -> None:
         assert words in json.loads(answer.body)["error"], answer.body
 
 
-def test_searches_find_alike(
-    server: Serving, place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_searches_agree(server: Serving, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--index", str(place / "index"), "--store", str(place / "store"), "--json"]
     for what, more in (("a red circle", []), (str(place / "media" / "p2.png"), ["--top", "2"])):
         assert main(["search", what, *where, *more]) == 0
@@ -219,9 +217,7 @@ def test_what_a_server_does_not_have_is_told(server: Serving) -> None:
     assert server.ask("POST", "/v1/label?top=none", b"x").status == 422
 
 
-def test_a_clip_that_is_too_long_is_refused_with_the_command_for_it(
-    server: Serving, tmp_path: Path
-) -> None:
+def test_a_clip_too_long_is_refused_with_a_command_for_it(server: Serving, tmp_path: Path) -> None:
     clip = write_video(tmp_path / "long.mp4", ticks=(0, 21_000, 21_030))
     answer = server.ask("POST", "/v1/caption", clip.read_bytes())
     assert answer.status == 413 and b"penstock caption FILE" in answer.body

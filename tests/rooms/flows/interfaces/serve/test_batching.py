@@ -37,11 +37,7 @@ def work(
     loop: asyncio.AbstractEventLoop, key: str, *, weight: int = 1, queued: float = 0.0
 ) -> QueuedRequest:
     return QueuedRequest(
-        key=key,
-        item=TextsItem(key, []),
-        weight=weight,
-        answer=loop.create_future(),
-        queued=queued,
+        key=key, item=TextsItem(key, []), weight=weight, answer=loop.create_future(), queued=queued
     )
 
 
@@ -216,9 +212,7 @@ def test_one_larger_than_the_budget_comes_alone() -> None:
     asyncio.run(asyncio.wait_for(place.acquire(Tenant("a", 500, place)), 1))
 
 
-def test_a_full_log_keeps_no_half_from_the_device(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_log_stops_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
     monkeypatch.setattr("flows.interfaces.serve.device_scheduler.POLL_SECONDS", 0.01)
@@ -285,9 +279,7 @@ def message_of(folder: Path, *lines: str) -> RequestBatches[Work]:
     return found
 
 
-def test_what_was_withdrawn_before_it_was_begun_is_not_begun_until_asked_for_again(
-    tmp_path: Path,
-) -> None:
+def test_what_was_withdrawn_before_it_began_is_not_begun_until_asked_again(tmp_path: Path) -> None:
     found = message_of(tmp_path, '[["a"], ["b"]]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
     assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
     lines = ['[["a"]]', f'{{"{WITHDRAWN}": ["a"]}}', '[["a"]]']

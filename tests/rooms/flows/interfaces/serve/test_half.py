@@ -124,9 +124,7 @@ def answer_to(
     return found, batches, most
 
 
-def test_what_does_not_fit_is_made_alone_or_refused_and_the_others_are_answered(
-    tmp_path: Path,
-) -> None:
+def test_what_does_not_fit_is_made_alone_or_refused_and_others_are_answered(tmp_path: Path) -> None:
     found, batches, _ = answer_to(tmp_path, "abcd")
     assert found == ["made a", "made b", "made c", "made d"]
     assert batches == [["a", "b", "c", "d"], ["d"], ["d"]], "at first it found what others left"
@@ -136,9 +134,7 @@ def test_what_does_not_fit_is_made_alone_or_refused_and_the_others_are_answered(
     assert answer_to(tmp_path, [GIANT])[0] == ["422"]
 
 
-def test_a_lock_that_fails_once_keeps_no_request_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_failing_once_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CPU_LOCK, str(tmp_path / "lock"))
     faults = iter([OSError(errno.EIO, "a fault"), EnvironmentFault("no lock")])
 
@@ -153,9 +149,7 @@ def test_a_lock_that_fails_once_keeps_no_request_waiting(
 
 @pytest.mark.slow
 @pytest.mark.logs_errors
-def test_tasks_of_the_server_go_on_after_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_go_on_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_cache, "FLUSH_SECONDS", 0.0)
     monkeypatch.setattr(record_cache, "REFRESH_SECONDS", 0.0)
     faults = {name: iter([OSError(errno.EIO, "a fault")]) for name in ("save", "refresh", "_step")}

@@ -184,9 +184,7 @@ def test_parameters_of_others_are_let_pass(client: TestClient) -> None:
         ("127.0.0.1.evil.example", 400),
     ],
 )
-def test_a_client_of_http_1_0_need_not_name_the_server(
-    tmp_path: Path, host: str | None, status: int
-) -> None:
+def test_clients_of_http_1_0_need_no_host(tmp_path: Path, host: str | None, status: int) -> None:
     scope = bare_request("/healthz", {} if host is None else {"host": host})
     if host is None:
         scope["headers"] = []

@@ -188,9 +188,7 @@ def test_json_that_reaches_the_limit_is_cut(client: OpenAI, picture: bytes) -> N
         json.loads(choice.message.content)
 
 
-def test_a_model_of_pydantic_is_filled_whole_streamed_and_by_chance(
-    client: OpenAI, picture: bytes
-) -> None:
+def test_a_pydantic_model_is_filled_whole_streamed_or_drawn(client: OpenAI, picture: bytes) -> None:
     def parsed(form: type[BaseModel], **request: Any) -> Any:
         found = client.chat.completions.parse(
             model="demo", messages=messages(picture), response_format=form, **request

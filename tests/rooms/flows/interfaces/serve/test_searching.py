@@ -226,9 +226,7 @@ def test_a_file_that_is_gone_is_not_shown(place: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_is_swapped_all_the_time_is_never_shown_with_another_content(
-    place: Path,
-) -> None:
+def test_a_file_swapped_all_the_time_is_never_shown_with_another_content(place: Path) -> None:
     client = serving(place)
     hit, path = ids(client)["red.png"], (place / "media" / "red.png").resolve()
     good, done = (place / "kept" / "red.png").read_bytes(), threading.Event()
@@ -252,9 +250,7 @@ def test_a_file_that_is_swapped_all_the_time_is_never_shown_with_another_content
     assert {a.status_code for a in answers} <= {200, 404}
 
 
-def test_a_range_of_a_large_file_does_not_read_it_again(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranges_of_large_files_read_no_more(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = serving(place)
     hit = ids(client)["film.mp4"]
     requests = {"range": "bytes=0-3"}
@@ -308,9 +304,7 @@ def damaged(folder: Path, sort: str, how: str) -> Path:
 
 
 @pytest.mark.parametrize("sort", ["embeddings", "rows", "identities"])
-def test_a_server_whose_index_was_cut_is_not_ready_until_it_is_whole(
-    place: Path, sort: str
-) -> None:
+def test_a_server_whose_index_was_cut_is_not_ready_until_whole(place: Path, sort: str) -> None:
     shutil.copytree(place / "index", place / "whole")
     client = serving(place)
     assert ids(client) and readiness(client) == (200, "")

@@ -94,9 +94,7 @@ def test_a_server_is_ready_while_a_mebibyte_can_be_written(
 
 
 @pytest.mark.slow
-def test_captions_are_507_while_the_disk_of_the_store_is_full_and_made_again_after_it(
-    tmp_path: Path,
-) -> None:
+def test_captions_are_507_while_the_store_s_disk_is_full_and_made_after_it(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "60m") as disk:
         store = ("--store", str(disk / "store"), "--caption-model", "demo")
         with serving(tmp_path, *store, command=[*PENSTOCK, "serve"]) as server:

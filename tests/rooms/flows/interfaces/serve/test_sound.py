@@ -39,17 +39,12 @@ def place(served: tuple[Serving, str], tmp_path: Path) -> Place:
     (tmp_path / "clips").mkdir()
     shutil.copy(TONE, tmp_path / "clips")
     return Place(
-        clips=tmp_path / "clips",
-        out=tmp_path / "out",
-        store=tmp_path / "store",
-        model=served[1],
+        clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store", model=served[1]
     )
 
 
 @pytest.mark.slow
-def test_served_captions_are_those_of_the_command(
-    served: tuple[Serving, str], place: Place
-) -> None:
+def test_served_captions_are_those_of_commands(served: tuple[Serving, str], place: Place) -> None:
     server, found = served[0], {}
     for sound in ("auto", "off", "on"):
         assert place.run("--prompt", PROMPT, "--sound", sound).returncode == 0

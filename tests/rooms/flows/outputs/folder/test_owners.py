@@ -95,9 +95,7 @@ def own_media(work: Path, made: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_command_leaves_the_folder_of_another_as_it_is(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_leaves_another_s_folder(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = seen()
     for more in ([], ["--dry-run"]):
         code = main([*OTHERS[name], "--out", "out", *more])
@@ -126,9 +124,7 @@ def test_python_refuses_the_same() -> None:
 
 
 @pytest.mark.parametrize("source", ["b", "b/4.png", "broken.png"])
-def test_other_media_do_not_empty_a_data_set(
-    source: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_media_empty_no_data_set(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.png").write_bytes(b"no picture")
     before = seen()
     for more in ([], ["--sift", "blurred = 0"], ["--dry-run"]):
@@ -232,18 +228,14 @@ def test_a_folder_that_no_note_proves_is_a_stranger_s(
         assert "is the output folder of another user or machine" in capsys.readouterr().err
 
 
-def test_a_folder_goes_on_where_its_store_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_goes_on_with_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # another machine
     assert caption("a") == 0
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_media")
-def test_captions_are_not_written_into_the_folder_of_the_labels(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_captions_do_not_go_into_the_folder_of_labels(capsys: pytest.CaptureFixture[str]) -> None:
     os.renames("b", "c/labels")
     assert main([*OTHERS["label"], "--out", "all/labels"]) == 0
     words = ["caption", "a", "c", "--recursive", "--model", "demo", "--out", "all"]
@@ -272,9 +264,7 @@ def test_labels_and_vectors_lie_below_the_captions_by_default() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["status", "report"])
-def test_runs_below_the_default_folder_are_named(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_below_the_default_are_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(OTHERS["label"]) == 0
     capsys.readouterr()
     assert main([command]) == 2
@@ -297,9 +287,7 @@ def test_runs_below_the_default_folder_are_named(
         ("https://host/gone.mp4?token=secret", "https://host/gone.mp4"),
     ],
 )
-def test_objects_below_the_same_sources_may_be_gone(
-    tmp_path: Path, source: str, address: str
-) -> None:
+def test_objects_below_these_sources_may_go(tmp_path: Path, source: str, address: str) -> None:
     entry = {"media_path": "gone.mp4", "source": source, "kind": "video", "url": "file:///x"}
     line = json.dumps({**entry, "captions": 1, "address": address})
     (tmp_path / "far").mkdir()
@@ -308,9 +296,7 @@ def test_objects_below_the_same_sources_may_be_gone(
     refuse_taking(CaptionConfig(sources=(source,), out=str(tmp_path / "far")), "caption")
 
 
-def test_a_later_format_replaces_no_table_of_a_person_s_but_its_own(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_later_format_replaces_its_own_table_alone(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out/captions.parquet").write_text("mine")
     assert caption("a", more=["--format", "parquet"]) == 2
     assert "captions.parquet exists, and penstock did not write it" in capsys.readouterr().err
@@ -379,9 +365,7 @@ def test_media_of_a_person_in_the_place_of_a_data_set_end_the_run_before_any_wor
     assert len(Path("film/captions.jsonl").read_text().splitlines()) == 2
 
 
-def test_files_of_rows_that_a_person_edited_are_kept_under_another_name(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_edited_files_of_rows_are_kept_by_another_name(capsys: pytest.CaptureFixture[str]) -> None:
     texts = {}
     for name in ("captions.jsonl", "captions.csv"):
         path = Path("out", name)

@@ -20,14 +20,7 @@ from flows.outputs.record.run_record import POINTS, RUNS, RunRecord, current_run
 from flows.outputs.run_status import stages_of
 from stages.process.events import StageOutcome
 from tests.support.media import write_video
-from tests.support.reports import (
-    captions_of,
-    labelled,
-    media_file,
-    scored,
-    write_labels,
-    write_run,
-)
+from tests.support.reports import captions_of, labelled, media_file, scored, write_labels, write_run
 from tests.support.stand_ins import Stages, config_in
 
 KEY, OTHER = "a-1", "b-1"
@@ -54,9 +47,7 @@ def told(out: Path) -> str:
     return "\n".join(lines(record, stages_of(record, 0.0)))
 
 
-def test_a_repeated_command_that_makes_nothing_leaves_the_figures_of_the_run_that_did(
-    tmp_path: Path,
-) -> None:
+def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path: Path) -> None:
     timeline = [[at / 2, 10**8 + at, 0] for at in range(4)]
     ran(tmp_path, 12, tokens=340, peak_host_bytes=5 * 10**8, timeline=timeline)
     assert "runs" not in told(tmp_path)
