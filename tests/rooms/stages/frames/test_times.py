@@ -154,10 +154,7 @@ def test_pictures_that_stand_for_hours_keep_their_times(
 ) -> None:
     seconds = [0, 1, 4000, 9000, 9001, 14000]
     path = write_video(
-        tmp_path / f"a.{suffix}",
-        ticks=seconds,
-        time_base=Fraction(1),
-        options={"bf": reordered},
+        tmp_path / f"a.{suffix}", ticks=seconds, time_base=Fraction(1), options={"bf": reordered}
     )
     hourly = Sampling(chunk_seconds=20000, fps=1, max_frames=20000)
     with Video(path) as video:

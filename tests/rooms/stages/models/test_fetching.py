@@ -236,9 +236,7 @@ def test_the_rest_of_a_snapshot_can_be_fetched_by_its_folder(hub: Hub, tmp_path:
     assert not fetch_rest(tmp_path)
 
 
-def test_weights_that_lie_in_git_come_with_the_small_files(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_that_lie_in_git_come_with_the_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     small = Repository(files={"config.json": b"{}", FILE: b"tiny"}, in_git=(FILE,))
     with serve({MODEL: small}) as hub, client(monkeypatch) as connect:
         connect(hub.url)

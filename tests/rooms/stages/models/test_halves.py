@@ -14,13 +14,7 @@ from transformers.utils import logging
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.tensors import make_record, pack_tree, unpack_tree
-from stages.models import (
-    NeedsWeights,
-    describe,
-    encode,
-    generate,
-    load_half,
-)
+from stages.models import NeedsWeights, describe, encode, generate, load_half
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.boundary import HALVES
 from stages.models.halves.records import (

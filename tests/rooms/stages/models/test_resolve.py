@@ -244,9 +244,7 @@ def test_a_hub_out_of_order_is_a_fault_of_the_environment(
     assert "--model demo" in fault.value.hint and "\n" not in str(fault.value)
 
 
-def test_a_refused_connection_is_a_fault_of_the_environment(
-    connect: Callable[[str], None],
-) -> None:
+def test_a_refused_connection_is_a_fault_of_the_environment(connect: Callable[[str], None]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         connect(f"http://127.0.0.1:{free.getsockname()[1]}")  # bound, and nobody listens

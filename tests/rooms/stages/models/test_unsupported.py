@@ -431,8 +431,7 @@ def test_of_an_original_checkpoint_on_the_hub_no_weight_is_fetched(
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"),
-    [(SETTINGS, "CausalLM"), ({"model_type": "of_its_own"}, "ImageTextToText")],
+    ("values", "kind"), [(SETTINGS, "CausalLM"), ({"model_type": "of_its_own"}, "ImageTextToText")]
 )
 def test_one_that_brings_its_own_code_is_not_taken_for_one_of_transformers(
     values: dict[str, Any], kind: str, tmp_path: Path

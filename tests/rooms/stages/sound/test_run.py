@@ -20,15 +20,7 @@ from stages.sound import run as stage
 from stages.sound.track import NO_SOUND, sound_of_chunks
 from tests.support.builders.jobs import made_job
 from tests.support.media import write_video
-from tests.support.sound import (
-    NEEDS_FFMPEG,
-    RATE,
-    bounds,
-    ffmpeg,
-    noise,
-    tones,
-    write_sounding,
-)
+from tests.support.sound import NEEDS_FFMPEG, RATE, bounds, ffmpeg, noise, tones, write_sounding
 from tests.support.waves import events, keys_told
 
 pytestmark = NEEDS_FFMPEG
