@@ -109,10 +109,7 @@ def test_pictures_stand_where_transformers_puts_them(family: str) -> None:
     assert found.next == 85
 
 
-FIRST_LENGTHS = [
-    ((26, 46), 13, 7, 24),
-    ((40, 72), 19, 10, 37),
-]
+FIRST_LENGTHS = [((26, 46), 13, 7, 24), ((40, 72), 19, 10, 37)]
 """Patches of a frame -> the least steps at which something moves: Qwen2.5-VL at 2 frames a second
 and at 1, Qwen2-VL."""
 

@@ -15,13 +15,11 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from scripts.prove import foreign
 from stages.models import describe, load_half
-from stages.models.hub.headers import Header
-from stages.models.shards.layout import DTYPE_NAMES
 from stages.models.stored import layouts
-from stages.models.stored.codes import codes_of, unpack
-from stages.models.stored.layouts import Scheme, Settings, StoredLayer, recognize, recognized
+from stages.models.stored.codes import codes_of
+from stages.models.stored.layouts import Scheme, Settings, StoredLayer, recognized
 from tests.support.builders.common import divided
-from tests.support.families import checkpoint, made_once
+from tests.support.families import checkpoint
 from tests.support.quantized import (
     GPTQ,
     GROUP,
@@ -31,6 +29,12 @@ from tests.support.quantized import (
     _int8,
     _pack,
     compressed,
+    header,
+    layer_in,
+    layer_of,
+    noise,
+    quantized_checkpoint,
+    read,
     rounded,
     twin_of,
     write_quantized,
@@ -39,14 +43,9 @@ from tests.support.quantized import (
 Change = Callable[[Tensors, dict[str, Any]], None]
 
 
-@made_once
-def written(folder: Path, layout: str) -> None:
-    write_quantized(checkpoint("qwen2_5_vl"), folder, layout)
-
-
 def changed(layout: str, folder: Path, change: Change) -> Path:
     """A copy of a checkpoint with changed tensors and a changed config.json."""
-    shutil.copytree(written(layout), folder)
+    shutil.copytree(quantized_checkpoint(layout), folder)
     path = folder / "model.safetensors"
     weights, config = load_file(path), json.loads((folder / "config.json").read_text())
     change(weights, config)
@@ -118,7 +117,7 @@ def test_a_checkpoint_that_was_overwritten_is_read_anew(tmp_path: Path) -> None:
     halves = []
     for layout in ("awq", "awq-32"):
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
-        shutil.copytree(written("awq"), tmp_path / "model")
+        shutil.copytree(quantized_checkpoint("awq"), tmp_path / "model")
         path = tmp_path / "model" / "model.safetensors"
         weights = load_file(path)
         if layout == "awq-32":
@@ -147,8 +146,7 @@ def unstated(weights: Tensors, config: dict[str, Any]) -> None:
 
 def without_scales(weights: Tensors, config: dict[str, Any]) -> None:
     unstated(weights, config)
-    for name in [name for name in weights if name.endswith("weight_scale")]:
-        del weights[name]
+    drops("weight_scale", one=False)(weights, config)
 
 
 def as_bitsandbytes(weights: Tensors, config: dict[str, Any]) -> None:
@@ -162,11 +160,9 @@ def as_bitsandbytes(weights: Tensors, config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("layout", "change"),
     [
-        ("w8a8", unstated),
+        *((layout, unstated) for layout in ("w8a8", "fp8-row", "fp8-tensor", "awq")),
         ("w8a8", without_scales),
         ("w8a8", as_bitsandbytes),
-        ("fp8-row", unstated),
-        ("fp8-tensor", unstated),
     ],
 )
 def test_codes_that_no_setting_states_are_never_weights(
@@ -189,25 +185,6 @@ def test_a_plain_checkpoint_in_8_bit_floats_without_scales_is_cast(tmp_path: Pat
     assert torch.equal(weights[-1], plain[name].float())
 
 
-def header(name: str, tensor: torch.Tensor) -> Header:
-    return Header(name, "x", DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor.nbytes)
-
-
-def layer_of(tensors: Tensors, shape: tuple[int, int], settings: dict[str, Any]) -> StoredLayer:
-    parts = {name: header(f"m.{name}", tensor) for name, tensor in tensors.items()}
-    rows, columns = shape
-    layer = StoredLayer(name="m.weight", path="m.weight", parts=parts, rows=rows, columns=columns)
-    return recognize(layer, Settings.of(settings))
-
-
-def read(tensors: Tensors, layer: StoredLayer) -> torch.Tensor:
-    return unpack(layer, codes_of(layer, tensors), torch.float32, torch.float32)
-
-
-def noise(rows: int, columns: int) -> torch.Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)) * 0.02
-
-
 @pytest.mark.parametrize("said", ["gptq", "gptq_v2", None])
 @pytest.mark.parametrize("stored", ["gptq", "gptq_v2"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -220,14 +197,13 @@ def test_symmetric_zeros_of_gptq_tell_their_version(
         one = sum(1 << at for at in range(0, 32, bits))
         zeros = tensors["qzeros"].long() + one
         tensors["qzeros"] = ((zeros + 2**31) % 2**32 - 2**31).int()
-    settings = {**layout.settings, "checkpoint_format": said}
-    layer = layer_of(tensors, (16, 64), settings)
+    layer = layer_of(tensors, 16, 64, {**layout.settings, "checkpoint_format": said})
     assert torch.equal(read(tensors, layer), meant)
 
 
 def test_symmetric_zeros_of_no_version_are_refused_by_name() -> None:
     tensors, _ = LAYOUTS["gptq-asymmetric"].quantize(noise(16, 64))
-    layer = layer_of(tensors, (16, 64), GPTQ)
+    layer = layer_of(tensors, 16, 64, GPTQ)
     with pytest.raises(UsageError, match=r"all its zeros are 7 \(version 1\) or 8 \(version 2\)"):
         codes_of(layer, tensors)
 
@@ -244,12 +220,10 @@ SHORT = (24, 40)
     ],
 )
 def test_a_short_last_group_is_read(name: str) -> None:
-    layout = LAYOUTS[name]
-    tensors, meant = layout.quantize(noise(*SHORT))
-    layer = layer_of(tensors, SHORT, layout.settings)
+    layer, tensors, meant = layer_in(name, *SHORT)
     assert (layer.table, layer.block) == ((24, 3), (1, GROUP))
     assert torch.equal(read(tensors, layer), meant)
-    by_headers = recognized([*layer.parts.values()], layout.settings)["m.weight"]
+    by_headers = recognized([*layer.parts.values()], LAYOUTS[name].settings)["m.weight"]
     assert by_headers.rows == 24 and by_headers.columns in (40, 42)  # 3 bit: 4 words hold 42
 
 
@@ -258,7 +232,7 @@ def test_bytes_in_groups_may_have_a_short_last_one() -> None:
     tensors = {"weight": torch.from_numpy(made.codes - 128).to(torch.int8)}
     tensors["weight_scale"] = made.scales
     weights = {"num_bits": 8, "type": "int", "strategy": "group", "group_size": GROUP}
-    layer = layer_of(tensors, SHORT, compressed("int-quantized", weights))
+    layer = layer_of(tensors, *SHORT, compressed("int-quantized", weights))
     assert torch.equal(read(tensors, layer), made.meant)
 
 
@@ -294,12 +268,11 @@ def test_each_layer_is_read_by_the_scheme_of_its_target(
 ) -> None:
     attention, layout = EACH[name]
     settings = two("mixed-precision", attention, SMALL)
-    mlp, plain = LAYOUTS["w4a16"].quantize, checkpoint("qwen2_5_vl")
     folder = tmp_path / "model"
-    monkeypatch.setitem(LAYOUTS, "each", Layout(mlp, settings, "mixed"))
+    mlp = Layout(LAYOUTS["w4a16"].quantize, settings, "mixed")
     monkeypatch.setitem(LAYOUTS, "w8a16", layout)  # what `mixed` writes of attention
-    monkeypatch.setitem(LAYOUTS, "w4a16", LAYOUTS["each"])
-    write_quantized(plain, folder, "mixed")
+    monkeypatch.setitem(LAYOUTS, "w4a16", mlp)
+    write_quantized(checkpoint("qwen2_5_vl"), folder, "mixed")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
     assert describe(folder).language.stored_as in ("mixed", "w4a16")
@@ -354,7 +327,7 @@ def test_settings_are_understood_in_every_spelling(
         {"desc_act": [1]},
         {"block_structure": "96"},
         {"weight_block_size": [96.5, 96]},
-        {"weight_block_size": [0, 0]},
+        *({"weight_block_size": size} for size in ([0, 0], [None, 1], ["a", 5], [-1, 5], "x")),
         {"group_size": "128x"},
         {"bits": True},
         {"group_size": [128]},
@@ -397,10 +370,9 @@ def test_embeddings_have_the_scheme_of_their_class() -> None:
 
 def test_a_layer_that_no_target_names_has_no_scheme_by_chance() -> None:
     tensors, _ = LAYOUTS["w4a16"].quantize(noise(16, 64))
-    count = tensors["weight_scale"].shape[1]
-    size = 64 // count
+    size = 64 // tensors["weight_scale"].shape[1]
     with pytest.raises(UsageError, match="several schemes fit"):
-        layer_of(tensors, (16, 64), grouped(foo=size, bar=size + 1))
+        layer_of(tensors, 16, 64, grouped(foo=size, bar=size + 1))
 
 
 def test_scales_of_what_goes_into_a_layer_are_refused() -> None:
@@ -424,7 +396,7 @@ def test_a_pattern_that_may_take_hours_is_refused(pattern: str) -> None:
     settings["config_groups"]["group_0"]["targets"] = [f"re:{pattern}"]
     tensors, _ = LAYOUTS["w4a16"].quantize(noise(16, 64))
     with pytest.raises(UsageError, match="by the pattern"):
-        layer_of(tensors, (16, 64), settings)
+        layer_of(tensors, 16, 64, settings)
 
 
 def as_quanto(weights: Tensors, config: dict[str, Any]) -> None:

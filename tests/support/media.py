@@ -1,7 +1,9 @@
 """Tiny media files for tests, written with PyAV, and what a plain decode says is in them."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -95,6 +97,16 @@ def write_video(
             frame.pts, frame.time_base = pts, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def write_png(path: Path, chunks: Mapping[bytes, bytes]) -> Path:
+    """A PNG of these chunks, by their types, and of what ends it."""
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with path.open("ab") as file:
+        for name, data in {**chunks, b"IEND": b""}.items():
+            file.write(struct.pack(">I", len(data)) + name + data)
+            file.write(struct.pack(">I", zlib.crc32(name + data)))
     return path
 
 

@@ -12,7 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages.models.hub.headers import Header
+from stages.models.shards.layout import DTYPE_NAMES
+from stages.models.stored.codes import codes_of, unpack
+from stages.models.stored.layouts import Settings, StoredLayer, recognize
 from tests.support.builders.plan_cases import PlanCase, Shape, make_folder, write_header
+from tests.support.families import checkpoint, made_once
 
 Tensors = dict[str, torch.Tensor]
 GROUP = 16
@@ -379,6 +384,36 @@ def write_quantized(
         (folder / "config.json").write_text(json.dumps(config))
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return to
+
+
+@made_once
+def quantized_checkpoint(folder: Path, layout: str) -> None:
+    write_quantized(checkpoint("qwen2_5_vl"), folder, layout)
+
+
+def header(name: str, tensor: torch.Tensor) -> Header:
+    return Header(name, "x", DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor.nbytes)
+
+
+def layer_of(tensors: Tensors, rows: int, columns: int, settings: dict[str, Any]) -> StoredLayer:
+    parts = {name: header(f"m.{name}", tensor) for name, tensor in tensors.items()}
+    parts.pop("input_scale", None)
+    layer = StoredLayer(name="m.weight", path="m.weight", parts=parts, rows=rows, columns=columns)
+    return recognize(layer, Settings.of(settings))
+
+
+def layer_in(layout: str, rows: int, columns: int) -> tuple[StoredLayer, Tensors, torch.Tensor]:
+    """A layer in a layout, its tensors, and the weight that they mean."""
+    tensors, meant = LAYOUTS[layout].quantize(noise(rows, columns))
+    return layer_of(tensors, rows, columns, LAYOUTS[layout].settings), tensors, meant
+
+
+def read(tensors: Tensors, layer: StoredLayer, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return unpack(layer, codes_of(layer, tensors), dtype, dtype)
+
+
+def noise(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)) * 0.02
 
 
 def twin_of(folder: Path) -> Path:

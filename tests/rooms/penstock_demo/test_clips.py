@@ -151,8 +151,7 @@ def test_every_caption_parses_back_to_its_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "A red circle.", CLIP[:-1], CLIP + " Truly.", CLIP.replace("red", "beige")],
+    "text", ["", "A red circle.", CLIP[:-1], CLIP + " Truly.", CLIP.replace("red", "beige")]
 )
 def test_text_outside_the_grammar_fails_to_parse(text: str) -> None:
     assert parse(text) is None

@@ -51,11 +51,7 @@ ROUTING: dict[str, Any] = dict(
     moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1
 )
 HEARD: dict[str, Any] = dict(
-    **TOKENS,
-    audio_token_id=AUDIO,
-    audio_start_token_id=92,
-    audio_end_token_id=91,
-    user_token_id=90,
+    **TOKENS, audio_token_id=AUDIO, audio_start_token_id=92, audio_end_token_id=91, user_token_id=90
 )
 EAR: dict[str, Any] = dict(
     num_mel_bins=20,

@@ -7,14 +7,7 @@ from typing import Any
 import torch
 
 from tests.support.tiny_families.grids import EAR
-from tests.support.tiny_families.parts import (
-    AUDIO,
-    FAMILIES,
-    Built,
-    decisive,
-    hf,
-    prompt_inputs,
-)
+from tests.support.tiny_families.parts import AUDIO, FAMILIES, Built, decisive, hf, prompt_inputs
 
 Sound = Callable[[Any, int], dict[str, Any]]
 """Model and rows → inputs of sound."""

@@ -77,11 +77,7 @@ pictures(
     "Ovis2",
     QWEN_2,
     small(
-        image_size=32,
-        patch_size=8,
-        vocab_size=40,
-        hidden_stride=1,
-        num_visual_indicator_tokens=5,
+        image_size=32, patch_size=8, vocab_size=40, hidden_stride=1, num_visual_indicator_tokens=5
     ),
     visual_indicator_token_ids=[100, 101, 102, 103, 104],
     vocab_size=120,

@@ -58,15 +58,8 @@ class Work:
 
     def run(self, *addresses: str, **more: Any) -> None:
         given: dict[str, Any] = {"at_once": 8, "max_new_tokens": 16, "model": "m"} | more
-        job = AskJob(
-            store=self.url,
-            frames_namespace="f" * 64,
-            namespace="c" * 64,
-            items=self.items,
-            endpoints=list(addresses),
-            fit=FrameFit(),
-            **given,
-        )
+        given |= {"store": self.url, "frames_namespace": "f" * 64, "namespace": "c" * 64}
+        job = AskJob(items=self.items, endpoints=list(addresses), fit=FrameFit(), **given)
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         try:
@@ -75,6 +68,12 @@ class Work:
             os.close(writing)
             with os.fdopen(reading) as lines:
                 self.events += [event for line in lines if (event := event_of(line))]
+
+    def ask(self, stand_in: StandIn, answer: Any = None, **more: Any) -> None:
+        """Run with this server, which gives these answers."""
+        stand_in.answer = answer
+        with running(stand_in) as address:
+            self.run(address, **more)
 
     @property
     def captions(self) -> dict[str, str]:
@@ -99,8 +98,7 @@ def work(tmp_path: Path) -> Work:
 @pytest.mark.slow
 def test_twenty_faults_lose_nothing_and_mix_nothing_up(tmp_path: Path) -> None:
     work, stand_in = Work(tmp_path, 2 * len(TWENTY)), StandIn(TWENTY)
-    with running(stand_in) as address:
-        work.run(address)
+    work.ask(stand_in)
     digests = dict(zip(stand_in.names, map(digest_in, stand_in.requests), strict=True))
     named = {"400": "refused-request", "filter": "refused", "surrogate": "garbled"}
     named["null"] = "not-finite?"
@@ -123,13 +121,8 @@ def test_twenty_faults_lose_nothing_and_mix_nothing_up(tmp_path: Path) -> None:
 def test_an_item_that_stays_unanswered_fails_alone_and_is_asked_again(
     work: Work, fault: str
 ) -> None:
-    stand_in = StandIn()
-    bad = work.items[3].prompt
-
-    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
-        return ONCE[fault] if bad in str(request) else None
-
-    stand_in.answer = answer
+    stand_in, bad = StandIn(), work.items[3].prompt
+    stand_in.answer = lambda request, *_: ONCE[fault] if bad in str(request) else None
     with running(stand_in) as address:
         work.run(address)
         assert list(work.failed) == [work.items[3].key]
@@ -141,15 +134,9 @@ def test_an_item_that_stays_unanswered_fails_alone_and_is_asked_again(
     assert max(stand_in.times.values()) == stages.ask.run.TRIES + 1
 
 
-ENDS = {
-    "stop": ("stop", None),
-    "STOP": ("stop", None),
-    "eos_token": ("stop", None),
-    "end_turn": ("stop", None),
-    "length": ("length", None),
-    "model_length": ("length", None),
-    "max_tokens": ("length", None),
-    "MAX_TOKENS": ("length", None),
+ENDS: dict[str | None, tuple[str, str | None]] = {
+    **dict.fromkeys(("stop", "STOP", "eos_token", "end_turn"), ("stop", None)),
+    **dict.fromkeys(("length", "model_length", "max_tokens", "MAX_TOKENS"), ("length", None)),
     "pause_turn": ("stop", "pause_turn"),
     None: ("stop", "none"),
 }
@@ -157,34 +144,62 @@ ENDS = {
 documentation of OpenAI, Anthropic, Gemini and Mistral, and from TGI."""
 
 
-def ended_by(reason: str | None) -> Any:
+def answered(folder: Path, usage: dict[str, Any] | None = None, **choice: Any) -> Work:
+    """One item, which a server answers so."""
+    work = Work(folder, 1)
+
     def answer(request: dict[str, Any], digest: str, before: int) -> Any:
         found = message_of(digest)
-        found["choices"][0]["finish_reason"] = reason
-        return 200, found
+        found["choices"][0] |= choice
+        return 200, {**found, "usage": usage or {}}
 
-    return answer
+    work.ask(StandIn(), answer)
+    return work
 
 
 @pytest.mark.parametrize("reason", ENDS)
 def test_the_reason_for_an_end_is_understood_in_every_spelling(
     reason: str | None, tmp_path: Path
 ) -> None:
-    work, stand_in = Work(tmp_path, 1), StandIn()
-    stand_in.answer = ended_by(reason)
-    with running(stand_in) as address:
-        work.run(address)
+    work = answered(tmp_path, finish_reason=reason)
     meta = RecordSet(work.store, "captions", "c" * 64).meta(work.items[0].key)
     assert (meta["ended"], meta.get("reason")) == ENDS[reason]
 
 
-@pytest.mark.parametrize("reason", ["SAFETY", "content_filter", "refusal", "PROHIBITED_CONTENT"])
-def test_an_answer_that_the_server_withholds_is_a_refusal(reason: str, tmp_path: Path) -> None:
-    work, stand_in = Work(tmp_path, 1), StandIn()
-    stand_in.answer = ended_by(reason)
-    with running(stand_in) as address:
-        work.run(address)
-    assert not work.captions and [*work.stored_failures.values()] == ["refused"]
+EMPTY: dict[str, Any] = {"message": {"content": ""}}
+REFUSING = ("SAFETY", "content_filter", "refusal", "PROHIBITED_CONTENT")
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [
+        *(({"finish_reason": reason}, "refused") for reason in REFUSING),
+        ({"finish_reason": "length", **EMPTY}, "not-finite?"),
+        ({"finish_reason": "stop", **EMPTY}, "empty"),
+    ],
+)
+def test_an_answer_that_is_withheld_or_empty_is_a_failure_of_its_kind(
+    choice: dict[str, Any], kind: str, tmp_path: Path
+) -> None:
+    work = answered(tmp_path, **choice)
+    assert not work.captions and [*work.stored_failures.values()] == [kind]
+
+
+REASONED: dict[str, dict[str, Any]] = {
+    "deepseek": {"message": {"content": "", "reasoning_content": "Hm."}},
+    "openrouter": {"message": {"content": None, "reasoning": "Hm."}},
+    "mistral": {"message": {"content": [{"type": "thinking", "thinking": []}]}},
+    "openai": EMPTY,
+}
+
+
+@pytest.mark.parametrize("form", REASONED)
+def test_an_answer_that_is_reasoning_alone_says_so(form: str, tmp_path: Path) -> None:
+    counted = {"completion_tokens": 16, "completion_tokens_details": {"reasoning_tokens": 16}}
+    usage = counted if form == "openai" else None
+    work = answered(tmp_path, usage, finish_reason="length", **REASONED[form])
+    assert [*work.stored_failures.values()] == ["thinking"]
+    assert "raise --max-new-tokens" in next(iter(work.failed.values())).message
 
 
 @pytest.mark.parametrize("how", ["error", "abort", "an error beside the choices"])
@@ -203,60 +218,14 @@ def test_an_answer_that_a_server_did_not_finish_is_asked_for_again(
         found["choices"][0]["finish_reason"] = how
         return 200, found
 
-    stand_in.answer = answer
-    with running(stand_in) as address:
-        work.run(address)
+    work.ask(stand_in, answer)
     assert len(stand_in.requests) == 2
     assert all(text.startswith("caption ") for text in work.captions.values())
 
 
-@pytest.mark.parametrize(("reason", "kind"), [("length", "not-finite?"), ("stop", "empty")])
-def test_an_empty_answer_up_to_the_limit_is_suspected_of_numbers_that_are_none(
-    reason: str, kind: str, tmp_path: Path
-) -> None:
-    work, stand_in = Work(tmp_path, 1), StandIn()
-
-    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
-        found = message_of(digest)
-        found["choices"][0] |= {"finish_reason": reason, "message": {"content": ""}}
-        return 200, found
-
-    stand_in.answer = answer
-    with running(stand_in) as address:
-        work.run(address)
-    assert not work.captions and [*work.stored_failures.values()] == [kind]
-
-
-REASONED: dict[str, dict[str, Any]] = {
-    "deepseek": {"message": {"content": "", "reasoning_content": "Hm."}},
-    "openrouter": {"message": {"content": None, "reasoning": "Hm."}},
-    "mistral": {"message": {"content": [{"type": "thinking", "thinking": []}]}},
-}
-
-
-@pytest.mark.parametrize("form", [*REASONED, "openai"])
-def test_an_answer_that_is_reasoning_alone_says_so(form: str, tmp_path: Path) -> None:
-    work, stand_in = Work(tmp_path, 1), StandIn()
-
-    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
-        found = message_of(digest)
-        own = REASONED.get(form, {"message": {"content": ""}})
-        found["choices"][0] |= {"finish_reason": "length", **own}
-        counted = {"completion_tokens": 16, "completion_tokens_details": {"reasoning_tokens": 16}}
-        return 200, {**found, "usage": counted if form == "openai" else {}}
-
-    stand_in.answer = answer
-    with running(stand_in) as address:
-        work.run(address)
-    assert [*work.stored_failures.values()] == ["thinking"]
-    assert "raise --max-new-tokens" in next(iter(work.failed.values())).message
-
-
 def test_a_busy_server_is_asked_for_less(work: Work) -> None:
     stand_in = StandIn(seconds=0.02)
-    stand_in.answer = lambda *_: (429, {}) if stand_in.at_once > 2 else None
-    with running(stand_in) as address:
-        work.run(address)
+    work.ask(stand_in, lambda *_: (429, {}) if stand_in.at_once > 2 else None)
     assert len(work.captions) == 12
 
 
@@ -282,43 +251,30 @@ def test_two_servers_share_the_work_and_one_may_be_down(tmp_path: Path) -> None:
 def test_what_concerns_all_items_ends_the_stage(
     work: Work, status: int, error: type[PenstockError], text: str
 ) -> None:
-    stand_in, other = StandIn(), StandIn()
-    with running(stand_in) as address, running(other) as elsewhere:
-        body = {"error": {"message": "no hf_abcdefghijklmnopqrstuvwxyz\x1b[2J asleep"}}
-        stand_in.answer = lambda *_: (
-            (status, body)
-            if status != 307
-            else (
-                f"HTTP/1.1 307 X\r\nlocation: {elsewhere}/chat/completions\r\n"
-                "content-length: 0\r\n\r\n"
-            ).encode()
-        )
-        with pytest.raises(error, match=text) as fault:
-            work.run(address)
+    other, body = StandIn(), {"error": {"message": "no hf_abcdefghijklmnop\x1b[2J asleep"}}
+    with running(other) as elsewhere, pytest.raises(error, match=text) as fault:
+        to = f"location: {elsewhere}/chat/completions\r\ncontent-length: 0\r\n\r\n"
+        moved = f"HTTP/1.1 307 X\r\n{to}".encode()
+        work.ask(StandIn(), lambda *_: moved if status == 307 else (status, body))
     assert str(fault.value).isprintable()
     assert not other.paths and not work.stored_failures and not work.captions
 
 
 def test_a_request_that_no_item_can_make_ends_the_stage(work: Work) -> None:
-    stand_in = StandIn()
-    stand_in.answer = lambda *_: (400, {"error": "response_format is not supported"})
-    with running(stand_in) as address, pytest.raises(StageDied, match="response_format is not"):
-        work.run(address)
+    with pytest.raises(StageDied, match="response_format is not"):
+        work.ask(StandIn(), lambda *_: (400, {"error": "response_format is not supported"}))
     assert not work.stored_failures
 
 
 @pytest.mark.parametrize("change", ["model", "system_fingerprint"])
 def test_a_changed_model_ends_the_stage(work: Work, change: str) -> None:
     stand_in = StandIn()
-    stand_in.answer = lambda _, digest, __: (
-        200,
-        message_of(digest) | ({change: "another"} if len(stand_in.requests) > 6 else {}),
-    )
-    with (
-        running(stand_in) as address,
-        pytest.raises(EnvironmentFault, match=r"the model changed while it was used: .* m"),
-    ):
-        work.run(address, at_once=1)
+
+    def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        return 200, message_of(digest) | ({change: "another"} if len(stand_in.requests) > 6 else {})
+
+    with pytest.raises(EnvironmentFault, match=r"the model changed while it was used: .* m"):
+        work.ask(stand_in, answer, at_once=1)
     assert len(work.captions) == 6
 
 
@@ -396,10 +352,8 @@ def test_answers_that_break_a_schema_fail_by_name_and_one_fence_is_no_part_of_th
         found["choices"][0]["message"]["content"] = answers[len(stand_in.requests) - 1]
         return 200, found
 
-    stand_in.answer = answer
     schema = '{"type":"object","properties":{"a":{"type":"string"}},"required":["a"]}'
-    with running(stand_in) as address:
-        work.run(address, schema=schema, at_once=1)
+    work.ask(stand_in, answer, schema=schema, at_once=1)
     assert [*work.captions.values()] == [good] * 8
     assert [*work.stored_failures.values()] == ["schema"] * 4
 
@@ -410,32 +364,25 @@ def test_json_that_an_endpoint_cut_is_a_failure_of_its_own_kind(work: Work) -> N
     stand_in = StandIn()
 
     def answer(request: dict[str, Any], digest: str, before: int) -> Any:
+        text, reason = answers[(len(stand_in.requests) - 1) % 3]
         found = message_of(digest)
-        choice = found["choices"][0]
-        choice["message"]["content"], choice["finish_reason"] = answers[
-            (len(stand_in.requests) - 1) % 3
-        ]
+        found["choices"][0] |= {"message": {"content": text}, "finish_reason": reason}
         return 200, found
 
-    stand_in.answer = answer
-    with running(stand_in) as address:
-        work.run(address, schema=schema, at_once=1)
+    work.ask(stand_in, answer, schema=schema, at_once=1)
     assert [*work.captions.values()] == ['{"a": "x"}'] * 4
     assert sorted(work.stored_failures.values()) == ["cut"] * 4 + ["schema"] * 4
 
 
 def test_frames_are_sent_as_pictures_or_as_one_video(tmp_path: Path) -> None:
     work, stand_in = Work(tmp_path, 2, frames=4), StandIn()
-    with running(stand_in) as address:
-        work.run(address, system="Be short.", seed=7, sampling={"temperature": 0.5})
+    work.ask(stand_in, system="Be short.", seed=7, sampling={"temperature": 0.5})
     system, user = stand_in.requests[0]["messages"]
     assert system == {"role": "system", "content": "Be short."}
     assert [part["type"] for part in user["content"]] == ["image_url"] * 4 + ["text"]
     seeds = {request["seed"] for request in stand_in.requests}
     assert len(seeds) == 2 and stand_in.requests[0]["temperature"] == 0.5
-    other = Work(tmp_path / "other", 2, frames=4)
-    with running(stand_in) as address:
-        other.run(address, video=True)
+    Work(tmp_path / "other", 2, frames=4).ask(stand_in, video=True)
     content = stand_in.requests[-1]["messages"][0]["content"]
     assert [part["type"] for part in content] == ["video_url", "text"]
 
@@ -462,9 +409,7 @@ def test_an_echoed_key_is_neither_shown_nor_stored(work: Work, key_file: Path) -
             found["choices"][0]["message"]["content"] = f"I saw {key}"
         return 200, found
 
-    stand_in.answer = answer
-    with running(stand_in) as address:
-        work.run(address, keys_file=str(key_file))
+    work.ask(stand_in, answer, keys_file=str(key_file))
     assert {h["authorization"] for h in stand_in.headers} == {"Bearer sk-secret-0123456789"}
     for path in (Path(work.url)).rglob("*"):
         assert path.is_dir() or b"sk-secret" not in path.read_bytes()
@@ -490,6 +435,12 @@ def test_the_pace_settles_at_what_a_server_can_do(slots: int, least: int, most: 
     assert pace.limit == limits[-1] // 2
 
 
+def busy(wait: str = "") -> bytes:
+    """An answer of an overloaded server, which may ask for a wait."""
+    asked = f"retry-after: {wait}\r\n" if wait else ""
+    return f"HTTP/1.1 429 X\r\n{asked}content-length: 0\r\n\r\n".encode()
+
+
 @pytest.mark.slow
 def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(
     work: Work, monkeypatch: pytest.MonkeyPatch
@@ -498,30 +449,28 @@ def test_a_long_wait_is_said_and_an_absurd_one_is_not_obeyed(
     told_waits = {"inf": 0.0, "nan": 0.0, "1e9": 0.0, "-3": 0.0, "": 0.0, "7": 7.0, "900": 300.0}
     assert {text: stages.ask.servers._wait(text) for text in told_waits} == told_waits
     stand_in = StandIn()
-    stand_in.answer = lambda *_: (
-        f"HTTP/1.1 429 X\r\nretry-after: {'inf' if len(stand_in.requests) < 3 else '0.6'}\r\n"
-        "content-length: 0\r\n\r\n".encode()
-        if len(stand_in.requests) < 5
-        else None
-    )
-    with running(stand_in) as address:
-        work.run(address, at_once=1)
+
+    def answer(*_: Any) -> Any:
+        count = len(stand_in.requests)
+        return busy("inf" if count < 3 else "0.6") if count < 5 else None
+
+    work.ask(stand_in, answer, at_once=1)
     texts = [event.text for event in work.events if isinstance(event, Warned)]
     assert len(texts) == 2 and len(work.captions) == 12
-    pattern = re.escape(address) + r" is overloaded: next try at \d\d:\d\d:\d\d, in 1 s"
+    address = re.escape(f"http://127.0.0.1:{stand_in.port}/v1")
+    pattern = address + r" is overloaded: next try at \d\d:\d\d:\d\d, in 1 s"
     assert all(re.fullmatch(pattern, text) for text in texts), texts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", ["retry-after: 0.3\r\n", ""])
+@pytest.mark.parametrize("wait", ["0.3", ""])
 def test_a_server_that_never_answers_ends_the_stage_however_it_requests_waits(
     wait: str, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages.ask.servers, "MAX_SILENCE", 1.0, raising=False)
     stand_in = StandIn()
-    stand_in.answer = lambda *_: f"HTTP/1.1 429 X\r\n{wait}content-length: 0\r\n\r\n".encode()
-    with running(stand_in) as address, pytest.raises(EnvironmentFault, match="no answer from"):
-        work.run(address, at_once=1)
+    with pytest.raises(EnvironmentFault, match="no answer from"):
+        work.ask(stand_in, lambda *_: busy(wait), at_once=1)
     assert len(stand_in.requests) < 50, "requests in vain"
     assert not work.captions and not work.failed
 
@@ -533,10 +482,8 @@ def test_a_requested_wait_shorter_than_the_own_pause_makes_no_storm(
 ) -> None:
     monkeypatch.setattr(stages.ask.servers, "PAUSE", (0.4, 1.0))
     stand_in, ends = StandIn(), time.monotonic() + 2
-    busy = f"HTTP/1.1 503 X\r\nretry-after: {wait}\r\ncontent-length: 0\r\n\r\n".encode()
-    stand_in.answer = lambda *_: busy if time.monotonic() < ends else None
-    with running(stand_in) as address:
-        work.run(address, at_once=1)
+    down = busy(wait).replace(b"429", b"503")
+    work.ask(stand_in, lambda *_: down if time.monotonic() < ends else None, at_once=1)
     assert len(stand_in.requests) <= 12 + 4, "requests in vain"
     assert len(work.captions) == 12 and not work.failed
 
@@ -547,22 +494,16 @@ def test_pauses_that_a_server_requests_between_answers_end_nothing(
 ) -> None:
     monkeypatch.setattr(stages.ask.servers, "MAX_SILENCE", 1.0, raising=False)
     stand_in = StandIn()
-    busy = b"HTTP/1.1 429 X\r\nretry-after: 0.3\r\ncontent-length: 0\r\n\r\n"
-    stand_in.answer = lambda *_: busy if len(stand_in.requests) % 2 else None
-    with running(stand_in) as address:
-        work.run(address, at_once=1)
+    work.ask(stand_in, lambda *_: busy("0.3") if len(stand_in.requests) % 2 else None, at_once=1)
     assert len(work.captions) == 12
 
 
 def test_a_web_page_ends_the_stage_with_its_words(work: Work, key_file: Path) -> None:
     page = b"<html>\x1b[2J sk-secret-0123456789 Sign in"
-    head = (
-        f"HTTP/1.1 200 OK\r\ncontent-type: text/html; charset=utf-8\r\ncontent-length: {len(page)}"
-    )
-    stand_in = StandIn()
-    stand_in.answer = lambda *_: head.encode() + b"\r\n\r\n" + page
-    with running(stand_in) as address, pytest.raises(EnvironmentFault, match="a web page") as fault:
-        work.run(address, keys_file=str(key_file))
+    kind = f"content-type: text/html; charset=utf-8\r\ncontent-length: {len(page)}\r\n\r\n"
+    answer = b"HTTP/1.1 200 OK\r\n" + kind.encode() + page
+    with pytest.raises(EnvironmentFault, match="a web page") as fault:
+        work.ask(StandIn(), lambda *_: answer, keys_file=str(key_file))
     text = str(fault.value)
     assert "text/html" in text and "Sign in" in text and "/v1" in text
     assert text.isprintable() and "sk-secret" not in text

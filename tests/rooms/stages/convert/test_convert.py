@@ -81,10 +81,9 @@ def test_positions_are_found_where_torch_states_none_for_the_meta_device(
 
 
 def test_licence_and_templates_go_along(tmp_path: Path) -> None:
-    source = write_folder(tmp_path / "source", drawn())
+    source, made = write_folder(tmp_path / "source", drawn()), tmp_path / "made"
     along = write_along(source)
-    converted(source, tmp_path / "made")
-    made = tmp_path / "made"
+    converted(source, made)
     assert {name for name in along if (made / name).is_file()} == along.keys()
     assert {name: (made / name).read_text() for name in along} == along
 
@@ -141,8 +140,7 @@ def test_what_is_written_and_whole_is_not_written_again(tmp_path: Path) -> None:
     names = written(converted(source, made, shard_bytes=each))
     for name in ("config.json", INDEX, names[2]):  # it was killed before
         (made / name).unlink()
-    with (made / names[4]).open("r+b") as half:
-        half.truncate(each // 2)
+    os.truncate(made / names[4], each // 2)
     (made / ".penstock-half").write_bytes(b"half of a file")
     assert written(converted(source, made, shard_bytes=each)) == [names[2], names[4]]
     assert bytes_of(made) == bytes_of(tmp_path / "whole")
@@ -170,6 +168,8 @@ def _saved(value: Any) -> Callable[[Path], Any]:
     return lambda source: torch.save(value, source / "pytorch_model.bin")
 
 
+COMPLEX = r"pytorch_model\.bin: tensor a is of torch\.complex"
+NUMBERS = torch.ones(2, dtype=torch.complex64)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 INDEXED = b'{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}'
 LACKING = b'{"weight_map": {"a": "pytorch_model.bin"}}'
@@ -184,21 +184,12 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (_replaced("model.safetensors", b""), "already holds safetensors"),
     (as_parts, "holds 1 of the 2 files of its weights"),
     (_saved({"a": torch.eye(3).to_sparse()}), "cannot be read as pickled weights|sparse"),
-    (
-        _saved({"a": torch.zeros(2, dtype=torch.complex64)}),
-        r"pytorch_model\.bin: tensor a is of torch\.complex64",
-    ),
-    (
-        _saved({"a": torch.ones(2, dtype=torch.complex128).conj()}),
-        r"pytorch_model\.bin: tensor a is of torch\.complex128",
-    ),
+    (_saved({"a": NUMBERS}), f"{COMPLEX}64"),
+    (_saved({"a": NUMBERS.to(torch.complex128).conj()}), f"{COMPLEX}128"),
     (_saved({"epoch": 3}), "has no named tensors"),
     (_saved({"a": torch.zeros(1).expand(1 << 42)}), "tensor a is a view of other numbers"),
     (_saved({"a": torch.eye(3)[:, 1:]}), "tensor a is a view of other numbers"),
-    (
-        _saved({"a": torch.complex(torch.eye(1), torch.eye(1)).conj().imag}),
-        "tensor a is a view of other numbers",
-    ),
+    (_saved({"a": NUMBERS.conj().imag}), "tensor a is a view of other numbers"),
     (lambda source: (source / "pytorch_model.bin").unlink(), "training_args.bin"),
     (lambda source: (source / "config.json").unlink(), r"there is no config\.json next to it"),
     (lambda source: shutil.rmtree(source), "does not exist"),

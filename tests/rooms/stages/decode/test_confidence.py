@@ -22,14 +22,7 @@ from stages.models.halves.generate import generate, new_tokens, prompt_in
 from stages.models.halves.records import merge_blank, merge_rows
 from stages.process.job import parse_job
 from tests.support.clips import PROMPTS
-from tests.support.waves import (
-    FEATURES,
-    OTHER,
-    THIRD,
-    Wave,
-    in_slots,
-    mixed_wave,
-)
+from tests.support.waves import FEATURES, OTHER, THIRD, Wave, in_slots, mixed_wave
 
 TOKENS = 12
 CHOICES: dict[str, dict[str, Any]] = {

@@ -27,15 +27,7 @@ from stages.decode.schema_columns import columns_of, plain_text_of
 from stages.models.processors.loading import load_processor
 from tests.support.clips import clips, half_model, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint
-from tests.support.forms import (
-    SHORT,
-    SIX,
-    TAGS,
-    Bytes,
-    babbled,
-    random_form,
-    text_of,
-)
+from tests.support.forms import SHORT, SIX, TAGS, Bytes, babbled, random_form, text_of
 from tests.support.tiny_tokenizers import joined_tokenizer
 from tests.support.waves import OTHER, Wave, encoded_wave, folder_of
 

@@ -3,6 +3,7 @@ in one line."""
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,8 +61,7 @@ def pickled(folder: Path) -> None:
 
 
 def torn(folder: Path) -> None:
-    with (folder / "adapter_model.safetensors").open("r+b") as file:
-        file.truncate(300)
+    os.truncate(folder / "adapter_model.safetensors", 300)
 
 
 def above(folder: Path) -> None:
@@ -75,7 +75,8 @@ def no_json(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{")
 
 
-LAYER = (32, 32)
+LAYER, VECTOR = (32, 32), "lora_magnitude_vector"
+HUGE = "infinite or NaN in torch.float32"
 Refused = dict[str, tuple[Callable[[Path], Any], str]]
 USAGE: Refused = {
     "no settings": (without("adapter_config.json"), "has no adapter_config.json"),
@@ -95,10 +96,7 @@ USAGE: Refused = {
         holding({f"{PREFIX}p.lora_{side}.weight": torch.ones(4, 4, 1, 1) for side in "AB"}),
         "convolution",
     ),
-    "magnitudes": (
-        holding({f"{PREFIX}{Q_PROJ}.lora_magnitude_vector.weight": torch.ones(32)}),
-        "lora_magnitude_vector",
-    ),
+    "magnitudes": (holding({f"{PREFIX}{Q_PROJ}.{VECTOR}.weight": torch.ones(32)}), VECTOR),
     "another model": (
         holding(matrices({"model.layers.99.q_proj": LAYER})),
         "changes model.layers.99.q_proj.weight, which .* (has not|does not have).*somebody/model",
@@ -109,10 +107,7 @@ USAGE: Refused = {
     ),
     "twice": (holding(matrices({Q_PROJ: LAYER, Q_PROJ.removeprefix("model."): LAYER})), "twice"),
     "no number": (holding(matrices({Q_PROJ: LAYER}, strength=math.inf)), "that are not finite"),
-    "too large": (
-        holding(matrices({Q_PROJ: LAYER}, strength=1e19)),
-        "infinite or NaN in torch.float32",
-    ),
+    "too large": (holding(matrices({Q_PROJ: LAYER}, strength=1e19)), HUGE),
 }
 DAMAGED: Refused = {
     "no json": (no_json, "cannot be read as JSON"),

@@ -39,10 +39,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def weights(rows: int = 48, columns: int = 256) -> torch.Tensor:
     """Numbers of which some are far out, as in real weights."""
     torch.manual_seed(0)
-    return (
-        torch.randn(rows, columns) * torch.rand(rows, 1) * 0.1
-        + torch.randn(rows, columns) ** 5 / 999
-    )
+    usual = torch.randn(rows, columns) * torch.rand(rows, 1) * 0.1
+    return usual + torch.randn(rows, columns) ** 5 / 999
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -64,11 +62,10 @@ def test_scales_of_least_error_beat_those_of_the_maximum(bits: int) -> None:
     assert int(rounded.numbers.abs().max()) >= max_int(bits)
     plain = weight.reshape(48, 4, 64)
     scales = (plain.abs().amax(-1, keepdim=True) / max_int(bits)).bfloat16().float()
-    error = (
-        (plain / scales).round().clamp(-max_int(bits) - 1, max_int(bits)) * scales - plain
-    ).square()
-    found = (unrounded(rounded, 64, torch.float32) - weight).square()
-    assert found.sum() < error.sum() * (0.85 if bits == 4 else 1.001)
+    numbers = (plain / scales).round().clamp(-max_int(bits) - 1, max_int(bits))
+    error = (numbers * scales - plain).square().sum()
+    found = (unrounded(rounded, 64, torch.float32) - weight).square().sum()
+    assert found < error * (0.85 if bits == 4 else 1.001)
 
 
 def test_blocks_of_rows_are_rounded_as_each_row_alone() -> None:
@@ -109,18 +106,15 @@ def test_weights_that_readers_would_refuse_are_told_with_the_reason() -> None:
 COLUMNS = 256
 
 
-def inputs(count: int, columns: int) -> torch.Tensor:
-    """Inputs as those of a layer: correlated, and some of their parts much larger than others."""
-    mixing = torch.randn(columns, columns) / 16 + torch.randn(columns, 8) @ torch.randn(8, columns)
-    return torch.randn(count, columns) @ mixing * (torch.rand(columns) ** 4 * 4 + 0.1)
-
-
 def layer(
     rows: int, columns: int = COLUMNS, count: int = 1024
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs of a layer and its weight."""
+    """Inputs of a layer and its weight. The inputs are correlated, and some of their parts much
+    larger than others."""
     torch.manual_seed(0)
-    return inputs(count, columns), torch.randn(rows, columns)
+    mixing = torch.randn(columns, columns) / 16 + torch.randn(columns, 8) @ torch.randn(8, columns)
+    inputs = torch.randn(count, columns) @ mixing * (torch.rand(columns) ** 4 * 4 + 0.1)
+    return inputs, torch.randn(rows, columns)
 
 
 def error(rounded: Rounded, weight: torch.Tensor, seen: torch.Tensor, group: int = 32) -> float:
@@ -219,12 +213,10 @@ def test_tensors_are_those_of_compressed_tensors(bits: int, dtype: torch.dtype) 
     made = tensors("weight", rounded, dtype, bits)
     back = unrounded(rounded, 64, dtype)
     scheme = QuantizationScheme(**quantization_config(bits, 64, [])["config_groups"]["group_0"])
-    theirs = PackedQuantizationCompressor.compress(
-        {"weight": back, "weight_scale": rounded.scales.to(dtype)}, scheme
-    )
-    assert {n: (t.dtype, t.shape) for n, t in made.items()} == {
-        n: (t.dtype, t.shape) for n, t in theirs.items()
-    }
+    given = {"weight": back, "weight_scale": rounded.scales.to(dtype)}
+    theirs = PackedQuantizationCompressor.compress(given, scheme)
+    layouts = [{n: (t.dtype, t.shape) for n, t in each.items()} for each in (made, theirs)]
+    assert layouts[0] == layouts[1]
     assert torch.equal(made["weight_shape"], theirs["weight_shape"])
     assert torch.equal(PackedQuantizationCompressor.decompress(made, scheme)["weight"], back)
 

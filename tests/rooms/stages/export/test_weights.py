@@ -35,8 +35,6 @@ from tests.support.families import checkpoint
 from tests.support.pickled import tensors_of, write_along
 from tests.support.waves import told_by
 
-SMALL_SHARDS = 1 << 18
-
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
@@ -46,14 +44,9 @@ def quiet() -> Iterator[None]:
 
 
 def exported(source: Path, folder: Path, kind: str, **changes: Any) -> Path:
-    job = ExportJob(
-        model=str(source),
-        recipe={"kind": kind},
-        folder=str(folder),
-        kind=kind,
-        **{"parts": ("language",), "shard_bytes": SMALL_SHARDS, **changes},
-    )
-    told_by(run, job_fields(job))
+    given: Any = {"parts": ("language",), "shard_bytes": 1 << 18, "kind": kind, **changes}
+    given |= {"model": str(source), "folder": str(folder), "recipe": {"kind": kind}}
+    told_by(run, job_fields(ExportJob(**given)))
     return folder
 
 
@@ -74,10 +67,8 @@ def test_every_tensor_is_as_transformers_saves_it(tmp_path: Path, name: str, kin
     assert expected.keys() <= found.keys()
     for key, tensor in expected.items():
         assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
-    settings = [
-        json.loads((folder / "config.json").read_text())["quantization_config"]
-        for folder in (made, tmp_path / "saved")
-    ]
+    configs = [(each / "config.json").read_text() for each in (made, tmp_path / "saved")]
+    settings = [json.loads(text)["quantization_config"] for text in configs]
     assert settings[0] == settings[1]
     ids = torch.arange(5, 40)[None]
     models = [whole, cls.from_pretrained(made).eval(), load_half(made, "language")]
@@ -158,9 +149,8 @@ def test_a_weight_may_go_in_pieces(monkeypatch: pytest.MonkeyPatch, dtype: torch
     weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(3)).to(dtype)
     whole = {form: form.tensors("x.weight", weight) for form in (Nf4(), Int8())}
     monkeypatch.setattr("stages.export.quant_formats.PIECE", 640)
-    packed, state = functional.quantize_4bit(
-        weight, blocksize=64, compress_statistics=True, quant_type="nf4"
-    )
+    options: Any = {"blocksize": 64, "compress_statistics": True, "quant_type": "nf4"}
+    packed, state = functional.quantize_4bit(weight, **options)
     stock = {f"x.weight.{key}": value for key, value in state.as_dict(packed=True).items()}
     for form, expected in whole.items():
         found = form.tensors("x.weight", weight)
@@ -281,8 +271,7 @@ def plain(model: nn.Module, expected: Sequence[str], calls: Calls) -> dict[str, 
 def test_hessians_are_those_of_whole_passes(family: str, streamed: bool) -> None:
     folder = checkpoint(family)
     skeleton = skeleton_of(*config_and_class(folder, False))
-    whole = load_half(folder, "language")
-    half = whole
+    half = whole = load_half(folder, "language")
     if streamed:
         half = load_streamed(folder, skeleton, "language", (), "cpu", {})
     named = {module: path for path, module in half.named_modules()}

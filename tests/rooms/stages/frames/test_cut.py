@@ -24,7 +24,7 @@ from stages.frames.cut import run
 from stages.frames.image import read_image
 from stages.frames.job import CutItem
 from stages.frames.video import Video
-from tests.support.media import spoil, write_video
+from tests.support.media import spoil, write_png, write_video
 from tests.support.named_colours import write
 from tests.support.trainers import SHOWN, STILLS
 from tests.support.waves import told_by
@@ -40,8 +40,7 @@ def made(path: Path, kind: str, **more: Any) -> dict[str, Any]:
     """What the stage says of a whole file."""
     end = more.pop("end", 0.0)
     cut = CutItem(str(path), "made", 0.0, end, kind=kind, whole=True, **more)
-    cuts = [[*cut]]
-    message = told_by(run, {"folder": str(path.parent), "cuts": cuts})
+    message = told_by(run, {"folder": str(path.parent), "cuts": [[*cut]]})
     return next(event["made"] for event in message if "made" in event)
 
 
@@ -115,11 +114,7 @@ def _of_48_bits(path: Path) -> None:
     pixels, exif = np.asarray(shades()).astype(">u2") * 256 + 200, Image.Exif().tobytes()[6:]
     lines = b"".join(b"\0" + line.tobytes() for line in pixels)
     chunks = {b"IHDR": struct.pack(">IIBBBBB", 80, 60, 16, 2, 0, 0, 0), b"eXIf": exif}
-    path.write_bytes(b"\x89PNG\r\n\x1a\n")
-    with path.open("ab") as file:
-        for name, data in {**chunks, b"IDAT": zlib.compress(lines), b"IEND": b""}.items():
-            file.write(struct.pack(">I", len(data)) + name + data)
-            file.write(struct.pack(">I", zlib.crc32(name + data)))
+    write_png(path, {**chunks, b"IDAT": zlib.compress(lines)})
 
 
 @pytest.mark.parametrize(
@@ -241,10 +236,8 @@ def test_a_file_of_two_videos_is_copied_as_the_one_that_was_seen(tmp_path: Path)
     found = made(path, "video", end=1.0)
     assert found["why"] == "several video streams"
     with Video(path) as video, av.open(str(tmp_path / found["file"])) as copy:
-        assert (copy.streams.video[0].height, copy.streams.video[0].width) == (
-            video.height,
-            video.width,
-        )
+        stream = copy.streams.video[0]
+        assert (stream.height, stream.width) == (video.height, video.width)
 
 
 def test_a_reader_shows_the_copy_of_a_damaged_video_to_its_end(tmp_path: Path) -> None:
@@ -338,9 +331,8 @@ def test_the_stage_notes_what_became_of_each_clip(tmp_path: Path) -> None:
     spans = [(good, "a", 0.0, 1.0), (good, "b", 1.0, 2.0), (tmp_path / "half.mp4", "c", 0.0, 1.0)]
     cuts = [[str(path), *more] for path, *more in spans]
     messages = told_by(run, {"folder": str(tmp_path), "cuts": cuts})
-    notes = {
-        k: v for e in messages if e["event"] == "StageNotes" for k, v in e.items() if k != "event"
-    }
+    noted = [event for event in messages if event["event"] == "StageNotes"]
+    notes = {name: value for event in noted for name, value in event.items()}
     assert (notes["a"], notes["b"]) == ({"file": "a.mp4"}, {"file": "b.mp4"})
     assert (tmp_path / "b.mp4").exists()
     assert "no moov atom" in notes["c"]["error"] and str(tmp_path) not in notes["c"]["error"]

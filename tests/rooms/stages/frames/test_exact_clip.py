@@ -135,9 +135,7 @@ def test_a_slide_alone_stands_for_its_span_whatever_the_mean_rate(tmp_path: Path
         assert container.duration == pytest.approx(2e6, abs=1e3)
 
 
-def test_packets_that_are_exactly_those_of_the_span_are_encoded_as_well(
-    tmp_path: Path,
-) -> None:
+def test_packets_that_are_exactly_those_of_the_span_are_encoded_as_well(tmp_path: Path) -> None:
     options = {"bf": "3", "sc_threshold": "0"}
     path = write_video(tmp_path / "a.mp4", ticks=range(90), gop=30, options=options)
     whole = pixels(path)

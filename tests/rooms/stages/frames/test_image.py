@@ -24,8 +24,6 @@ from stages.frames.video import Video
 from stages.process.memory import Sampler
 from tests.support.media import picture, write_video
 
-AS_IT_IS = FrameFit()
-
 
 def save(path: Path, image: Image.Image, *, orientation: int = 1, **options: object) -> Path:
     exif = Image.Exif()
@@ -45,8 +43,7 @@ def test_a_picture_of_any_suffix_is_one_chunk_of_one_frame_at_0(tmp_path: Path) 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_a_picture_is_what_pillow_reads_at_its_own_size(tmp_path: Path, suffix: str) -> None:
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (STRIP + 44, 600, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (STRIP + 44, 600, 3), dtype=np.uint8)
     path = save(tmp_path / f"a.{suffix}", Image.fromarray(noise), quality=90)
     media, chunk = read_image(path)
     assert (media.height, media.width) == (STRIP + 44, 600)
@@ -55,9 +52,8 @@ def test_a_picture_is_what_pillow_reads_at_its_own_size(tmp_path: Path, suffix: 
 
 
 def test_a_jpeg_cut_short_is_used_with_a_warning(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    noise = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    path = save(tmp_path / "a.jpg", noise, quality=95)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / "a.jpg", Image.fromarray(noise), quality=95)
     whole = read_image(path)[1].pixels
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     media, chunk = read_image(path)
@@ -75,20 +71,16 @@ def test_an_avif_under_the_brand_of_any_such_picture_is_read(tmp_path: Path) -> 
 
 
 def test_unusable_pictures_say_what_to_do(tmp_path: Path) -> None:
-    heic = tmp_path / "IMG_1.HEIC"
-    heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
-    text = tmp_path / "a.jpg"
-    text.write_text("not a picture at all")
-    torn = tmp_path / "torn.png"
-    Image.fromarray(picture(0)).save(torn)
+    (heic := tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (text := tmp_path / "a.jpg").write_text("not a picture at all")
+    Image.fromarray(picture(0)).save(torn := tmp_path / "torn.png")
     torn.write_bytes(torn.read_bytes()[:-60])
     kinds = {}
     for path in (heic, text, torn, tmp_path / "gone.png", tmp_path):
         with pytest.raises(MediaError) as caught:
             read_image(path)
         kinds[path] = caught.value.kind
-        assert str(path) in caught.value.message
-        assert caught.value.hint
+        assert str(path) in caught.value.message and caught.value.hint
     assert list(kinds.values()) == ["damaged", "not-media", "damaged", "missing", "folder"]
 
 
@@ -151,9 +143,8 @@ def test_a_video_named_as_a_picture_is_told_its_suffix(tmp_path: Path) -> None:
 def test_a_picture_named_as_a_video_is_a_video_of_one_frame(tmp_path: Path) -> None:
     Image.fromarray(picture(3)).save(tmp_path / "a.mp4", format="PNG")
     with Video(tmp_path / "a.mp4") as video:
-        (chunk,) = video.chunks(
-            video.plan(Sampling(chunk_seconds=9, fps=1, max_frames=9)), AS_IT_IS
-        )
+        plan = video.plan(Sampling(chunk_seconds=9, fps=1, max_frames=9))
+        (chunk,) = video.chunks(plan, FrameFit())
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
 

@@ -20,6 +20,7 @@ from flows.outputs.thumbnails import thumbnail
 from stages.frames.image import read_image
 from stages.frames.video import Video
 from stages.sift.run import image_marks
+from tests.support.media import write_png
 
 Pixels = NDArray[Any]
 READS_PIXELS = re.compile(r"Image\.open\(|VideoReformatter\(|exif_transpose|\.to_(image|ndarray)\(")
@@ -184,6 +185,11 @@ def test_a_tiff_of_any_depth_is_scaled_by_its_bits_and_turned_once(
         assert read_image(name)[0].warnings == ()
 
 
+def filled(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
 def deep_files(folder: Path) -> Iterator[tuple[Path, Pixels, float]]:
     """Yield pictures of other depths and kinds of numbers, and what each shows."""
     grey, black = shades(), np.where(shades() < 90, 0, 255).astype(np.uint8)
@@ -192,35 +198,24 @@ def deep_files(folder: Path) -> Iterator[tuple[Path, Pixels, float]]:
     yield saved(folder / "g4.tif", black, "1", compression="group4"), black, 0
     deep = deepened(grey, 16).astype(np.uint16)
     yield saved(folder / "16.png", deep), grey, 0
-    (folder / "16.pgm").write_bytes(
-        b"P5 %d %d 65535\n" % (WIDTH, HEIGHT) + deep.astype(">u2").tobytes()
-    )
-    yield folder / "16.pgm", grey, 0
-    (folder / "12.pgm").write_bytes(
-        b"P5 %d %d 4095\n" % (WIDTH, HEIGHT) + (deep >> 4).astype(">u2").tobytes()
-    )
-    yield folder / "12.pgm", grey, 0
+    for bits in (12, 16):
+        head = b"P5 %d %d %d\n" % (WIDTH, HEIGHT, (1 << bits) - 1)
+        body = (deep >> 16 - bits).astype(">u2").tobytes()
+        yield filled(folder / f"{bits}.pgm", head + body), grey, 0
     inverted = packed(0xFFFF - deep, 16)
     yield tiff(folder / "white.tif", inverted, grey.shape, (16,), white_is_zero=True), grey, 0
     rgb = deepened(colours().reshape(HEIGHT, -1), 16)
     yield tiff(folder / "rgb16.tif", packed(rgb, 16), grey.shape, (16,) * 3), colours(), 0.6
     for bits in (16, 32):
-        signed = packed(deepened(grey, bits) >> 1, bits)
-        yield (
-            tiff(folder / f"signed{bits}.tif", signed, grey.shape, (bits,), sample_format=2),
-            grey,
-            0,
-        )
+        signed, path = packed(deepened(grey, bits) >> 1, bits), folder / f"signed{bits}.tif"
+        yield tiff(path, signed, grey.shape, (bits,), sample_format=2), grey, 0
     light = (grey / np.float32(255)).astype("<f4")
     floats = light.view(np.uint8)
     yield tiff(folder / "float.tif", floats, grey.shape, (32,), sample_format=3), grey, 0.6
     lzw = folder / "float-lzw.tif"
     yield tiff(lzw, floats, grey.shape, (32,), sample_format=3, lzw=True), grey, 0.6
-    (folder / "float.pfm").write_bytes(
-        b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT) + light[::-1].tobytes()
-    )
-    (folder / "float.pfm").rename(folder / "float.ppm")
-    yield folder / "float.ppm", grey, 0.6
+    head = b"Pf\n%d %d\n-1.0\n" % (WIDTH, HEIGHT)
+    yield filled(folder / "float.ppm", head + light[::-1].tobytes()), grey, 0.6
 
 
 def bmp(body: bytes, shape: tuple[int, ...], bits: int) -> bytes:
@@ -232,51 +227,28 @@ def bmp(body: bytes, shape: tuple[int, ...], bits: int) -> bytes:
 def moded_files(folder: Path) -> Iterator[tuple[Path, Pixels, float]]:
     """Yield pictures of every mode of BMP and GIF, and what each shows."""
     grey, rgb = shades(), colours()
-    few = rgb // 64 * 64
-    for mode, shown in (("L", grey), ("P", few), ("RGB", rgb)):
-        image = Image.fromarray(shown)
-        image = image.quantize(64) if mode == "P" else image
-        image.save(folder / f"{mode}.bmp")
-        yield folder / f"{mode}.bmp", shown, 0
-    for number, mode in enumerate(("1", "L", "P")):
-        black = np.where(grey < 90, 0, 255).astype(np.uint8)
-        shown = {"1": black, "L": grey, "P": few}[mode]
+    black = np.where(grey < 90, 0, 255).astype(np.uint8)
+    for mode, shown in {"1": black, "L": grey, "P": rgb // 64 * 64, "RGB": rgb}.items():
         image = Image.fromarray(shown)
         image = image.quantize(64) if mode == "P" else image.convert(mode)
-        for interlace in (0, 1):
-            image.save(folder / f"{number}{interlace}.gif", interlace=interlace)
-            yield folder / f"{number}{interlace}.gif", shown, 0
+        if mode != "1":
+            image.save(path := folder / f"{mode}.bmp")
+            yield path, shown, 0
+        for interlace in (0, 1) if mode != "RGB" else ():
+            image.save(path := folder / f"{mode}{interlace}.gif", interlace=interlace)
+            yield path, shown, 0
     alpha = np.dstack([rgb, np.full_like(grey, 255)])
     alpha[:20, :32, 3] = 0
     white = rgb.copy()
     white[:20, :32] = 255
-    header = struct.pack(
-        "<IiiHHIIIIII4I",
-        108,
-        WIDTH,
-        -HEIGHT,
-        1,
-        32,
-        3,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0xFF0000,
-        0xFF00,
-        0xFF,
-        0xFF000000,
-    ).ljust(108, b"\0")
+    sizes, masks = (108, WIDTH, -HEIGHT, 1, 32, 3), (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHH10I", *sizes, *[0] * 5, *masks).ljust(108, b"\0")
     body = alpha[..., [2, 1, 0, 3]].tobytes()
-    (folder / "alpha.bmp").write_bytes(
-        b"BM" + struct.pack("<IHHI", 122 + len(body), 0, 0, 122) + header + body
-    )
-    yield folder / "alpha.bmp", white, 0
+    head = b"BM" + struct.pack("<IHHI", 122 + len(body), 0, 0, 122)
+    yield filled(folder / "alpha.bmp", head + header + body), white, 0
     five = rgb.astype(np.uint16) >> 3
     body = (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2]).astype("<u2")[::-1].tobytes()
-    (folder / "555.bmp").write_bytes(bmp(body, grey.shape, 16))
-    yield folder / "555.bmp", rgb, 4
+    yield filled(folder / "555.bmp", bmp(body, grey.shape, 16)), rgb, 4
     clear = Image.fromarray(np.where(white[..., 0] == 255, 1, 0).astype(np.uint8), "P")
     clear.putpalette([10, 20, 30, 200, 0, 0])
     clear.save(folder / "clear.gif", transparency=1)
@@ -352,20 +324,10 @@ def test_a_deep_picture_that_uses_a_small_part_of_its_range_is_said_to_be_dark(
 def test_the_transparent_shade_of_a_png_is_white_at_every_depth(
     tmp_path: Path, bits: int, colour_type: int, row: bytes, key: tuple[int, ...], shown: list[int]
 ) -> None:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
     header = struct.pack(">IIBBBBB", 2, 1, bits, colour_type, 0, 0, 0)
-    (tmp_path / "a.png").write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
-        + chunk(b"IDAT", zlib.compress(b"\0" + row))
-        + chunk(b"IEND", b"")
-    )
-    assert read_image(tmp_path / "a.png")[1].pixels[0, 0, :, 1].tolist() == shown
+    chunks = {b"IHDR": header, b"tRNS": struct.pack(f">{len(key)}H", *key)}
+    path = write_png(tmp_path / "a.png", {**chunks, b"IDAT": zlib.compress(b"\0" + row)})
+    assert read_image(path)[1].pixels[0, 0, :, 1].tolist() == shown
 
 
 def test_only_the_two_readers_decode_pixels_of_media() -> None:

@@ -140,16 +140,13 @@ def batch_costs(folder: Path) -> dict[Any, tuple[BatchCost, ...]]:
     return {str(half): of_half for half, of_half in found.batch_costs.items()}
 
 
-MORE = ("florence2", "llava", "qwen2_5_vl", "qwen3_vl", "smolvlm", "blip_2")
+KNOWN = ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", ["gemma3", *(pytest.param(x, marks=pytest.mark.slow) for x in MORE)]
-)
+@pytest.mark.parametrize("family", ["gemma3", "florence2", "blip_2", *KNOWN])
 def test_what_is_counted_is_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = family in ("llava", "qwen2_5_vl", "qwen3_vl", "smolvlm")
-    folder = Path(checkpoint(family) if known else whole_checkpoint(family))
+    folder = Path(checkpoint(family) if family in KNOWN else whole_checkpoint(family))
     again, skipped = MetaMemoryCounter.repeat, []
 
     def counted(live: MetaMemoryCounter, *given: Any) -> Any:

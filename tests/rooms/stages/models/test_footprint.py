@@ -31,21 +31,14 @@ SIZES = ((1, 100), (1, 400), (1, 1000), (2, 400), (2, 1000))
 def batch_costs(
     peak: Callable[[int, int], int], sizes: tuple[tuple[int, int], ...] = SIZES
 ) -> list[BatchCost]:
-    return [
-        BatchCost(
-            kind="image",
-            rows=rows,
-            units=units,
-            peak_bytes=peak(rows, units),
-            peak_bytes_32=2 * peak(rows, units) - 1000,
-            kept_bytes=8 * rows * units,
-            mlp_bytes=rows * units * 4,
-            step_bytes=8 * rows * units + 500,
-            flops=7 * rows * units,
-            step_flops=rows,
-        )
-        for rows, units in sizes
-    ]
+    made = []
+    for rows, units in sizes:
+        count, most = rows * units, peak(rows, units)
+        size: dict[str, Any] = {"kind": "image", "rows": rows, "units": units, "step_flops": rows}
+        size |= {"kept_bytes": 8 * count, "mlp_bytes": 4 * count, "step_bytes": 8 * count + 500}
+        size |= {"peak_bytes": most, "peak_bytes_32": 2 * most - 1000, "flops": 7 * count}
+        made.append(BatchCost(**size))
+    return made
 
 
 @pytest.mark.parametrize(
@@ -104,18 +97,10 @@ def test_growth_that_two_peaks_only_seem_to_lose_is_left_out() -> None:
 @pytest.mark.parametrize(("mlp_chunk", "peak"), [(5, 70), (40, 88), (50, 100), (0, 100)])
 def test_pieces_take_no_less_than_what_lives_beside_mlps(mlp_chunk: int, peak: int) -> None:
     """An MLP that is given 50 positions at once has 60 of 100 bytes inside."""
-    work = BatchCost(
-        kind="image",
-        rows=1,
-        units=1000,
-        peak_bytes=100,
-        mlp_bytes=60,
-        outside_bytes=70,
-        positions=50,
-        kept_bytes=1,
-        flops=1,
-    )
-    assert peak_bytes([work], kind="image", rows=1, units=1000, mlp_chunk=mlp_chunk) == peak
+    size: dict[str, Any] = {"kind": "image", "rows": 1, "units": 1000}
+    parts: Any = {"peak_bytes": 100, "mlp_bytes": 60, "outside_bytes": 70, "kept_bytes": 1}
+    work = BatchCost(positions=50, flops=1, **parts, **size)
+    assert peak_bytes([work], **size, mlp_chunk=mlp_chunk) == peak
 
 
 FEW = ("qwen2_5_vl", "blip_2", "florence2")
@@ -171,10 +156,8 @@ def test_a_row_takes_what_its_layers_see_and_their_states() -> None:
 def test_a_profile_tells_it_but_for_a_model_with_an_encoder_of_prompts() -> None:
     memory = profile_of(whole_checkpoint("gemma3")).language.row_memory
     assert memory is not None
-    assert {kind.kind: kind.window for kind in memory.kept} == {
-        "DynamicSlidingWindowLayer": 16,
-        "DynamicLayer": 0,
-    }
+    windows = {kind.kind: kind.window for kind in memory.kept}
+    assert windows == {"DynamicSlidingWindowLayer": 16, "DynamicLayer": 0}
     assert profile_of(whole_checkpoint("florence2")).language.row_memory is None
 
 
@@ -206,11 +189,8 @@ def test_rope_scaling_enlarges_the_context_once(
 
 @pytest.mark.filterwarnings("ignore")
 def test_longrope_states_the_context_that_it_reaches() -> None:
-    config = hf.Phi3Config(
-        max_position_embeddings=131072,
-        original_max_position_embeddings=4096,
-        rope_scaling={"type": "longrope", **FACTORS},
-    )
+    sizes = {"max_position_embeddings": 131072, ORIGINAL: 4096}
+    config = hf.Phi3Config(rope_scaling={"type": "longrope", **FACTORS}, **sizes)
     assert context_tokens(config) == 131072
 
 

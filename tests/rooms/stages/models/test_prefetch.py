@@ -224,10 +224,8 @@ def test_readers_out_of_memory_alone_fails() -> None:
     def prepare(part: Part, item: int) -> int:
         raise MemoryError("Unable to allocate 2.00 GiB for an array")
 
-    with (
-        Readers(prepare, Part(), 2, reads_text=False) as readers,
-        pytest.raises(MemoryError, match="Unable to allocate"),
-    ):
+    readers = Readers[int, Any](prepare, Part(), 2, reads_text=False)
+    with readers, pytest.raises(MemoryError, match="Unable to allocate"):
         each_of(readers, 1)
 
 

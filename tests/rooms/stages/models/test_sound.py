@@ -368,10 +368,7 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
 ) -> None:
     folder = omni_checkpoint(prefix)
     made = a_wave(tmp_path / "store", folder)
-    assert [e["key"] for e in made.hear() if e["event"] == "Item"] == [
-        "heard-0",
-        "heard-2",
-    ]
+    assert [e["key"] for e in made.hear() if e["event"] == "Item"] == ["heard-0", "heard-2"]
     made.settings["engine"] = engine
     note = noted(made.decode((PROMPT,)))
     assert note.get("engine", "transformers") == engine, note.get("engine_reason")

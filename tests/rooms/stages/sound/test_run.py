@@ -20,20 +20,11 @@ from stages.sound import run as stage
 from stages.sound.track import NO_SOUND, sound_of_chunks
 from tests.support.builders.jobs import made_job
 from tests.support.media import write_video
-from tests.support.sound import (
-    NEEDS_FFMPEG,
-    RATE,
-    bounds,
-    ffmpeg,
-    noise,
-    tones,
-    write_sounding,
-)
+from tests.support.sound import NEEDS_FFMPEG, RATE, bounds, ffmpeg, noise, tones, write_sounding
 from tests.support.waves import events, keys_told
 
 pytestmark = NEEDS_FFMPEG
 NAMESPACE = "5d" * 32
-MIB = 1 << 20
 
 
 class Desk:
@@ -144,9 +135,8 @@ def test_a_file_without_the_requested_track_fails_by_name_and_others_go_on(desk:
     path = desk.folder / "two.mp4"
     two = item(write_sounding(path, [noise(2), tones(2, 300)], "aac", seconds=2), [(0, 2)])
     assert desk.run(one, two, track=2) == keys(two)
-    assert [(each["media"], each["kind"]) for each in desk.told("Failed")] == [
-        (key, "no-track") for key in keys(one)
-    ]
+    failed = [(each["media"], each["kind"]) for each in desk.told("Failed")]
+    assert failed == [(key, "no-track") for key in keys(one)]
     stored = desk.record_set("failures").meta(keys(one)[0])
     assert stored["message"] == "sound of track 2 is not there (it has 1)"
     assert desk.run(one, two, track=2) == []
@@ -192,12 +182,6 @@ def test_two_files_with_the_same_content_are_read_once(desk: Desk) -> None:
     assert desk.run(one, item(copy, [(c.start, c.end) for c in one.chunks])) == keys(one)
 
 
-def started(desk: Desk, *media: SoundItem, listen: Any = lambda *_: None) -> StageProcess:
-    job, log = made_job(**desk.job(*media)), desk.folder / "logs" / "sound.log"
-    settings = ProcessSettings(name="sound", entry=STAGE.entry, job=job, device="cpu", log=log)
-    return StageProcess(settings, listen)
-
-
 def long_sound(desk: Desk, seconds: int, codec: str, chunk_seconds: float = 30) -> SoundItem:
     """A video with so many seconds of noise, and a frame each ten seconds."""
     path = desk.folder / "long.mkv"
@@ -210,11 +194,12 @@ def long_sound(desk: Desk, seconds: int, codec: str, chunk_seconds: float = 30) 
 
 @pytest.mark.slow
 def test_an_hour_of_sound_takes_less_than_64_mib(desk: Desk) -> None:
-    one = long_sound(desk, 3600, "ac3")
-    stage = started(desk, one)
-    outcome = stage.wait()
+    job = made_job(**desk.job(long_sound(desk, 3600, "ac3")))
+    log = desk.folder / "logs" / "sound.log"
+    settings = ProcessSettings(name="sound", entry=STAGE.entry, job=job, device="cpu", log=log)
+    outcome = StageProcess(settings, lambda *_: None).wait()
     assert outcome.items == 120
-    assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < 64 * MIB
+    assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < 64 << 20
     assert len(desk.record_set()) == 120
 
 

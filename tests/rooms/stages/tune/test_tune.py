@@ -84,8 +84,7 @@ def test_peft_loads_exactly_its_tensors(tmp_path: Path, name: str) -> None:
 
 def test_an_adapter_has_its_key(tmp_path: Path) -> None:
     adapter = read_adapter(TRAINED)
-    (line,) = (TRAINED / "captions.jsonl").read_text().splitlines()
-    known = json.loads(line)["precision"]["language"]
+    known = json.loads((TRAINED / "captions.jsonl").read_text())["precision"]["language"]
     digest = adapter_digest(adapter, ModelDigests(ContentDigests(tmp_path / "digests.jsonl")))
     assert known == f"fp32 with adapter {digest[:12]}"
     assert {of.scale for of in adapter.low_rank.values()} == {2.0}
@@ -96,10 +95,9 @@ def test_an_adapter_captions_as_recorded(tmp_path: Path) -> None:
     where = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--quiet"]
     model = ["--model", "demo", "--adapter", str(TRAINED), "--precision", "fp32"]
     assert main(["caption", str(TRAINED / "red.png"), *model, *where]) == 0
-    record = json.loads((tmp_path / "out" / "captions.jsonl").read_text())
-    known = json.loads((TRAINED / "captions.jsonl").read_text())
-    for name in ("caption", "precision"):
-        assert record[name] == known[name]
+    files = (tmp_path / "out" / "captions.jsonl", TRAINED / "captions.jsonl")
+    record, known = (json.loads(file.read_text()) for file in files)
+    assert (record["caption"], record["precision"]) == (known["caption"], known["precision"])
 
 
 def demo_layers() -> dict[str, tuple[int, ...]]:
@@ -177,6 +175,7 @@ def test_a_training_goes_on_from_an_adapter_with_its_rank_and_alpha(
 
 
 RECIPE = {"rank": 4}
+COUNTS = ("steps", "batch", "rows")
 SHAPES = ((64, 128), (96, 64), (8,))
 """Of which the last is too small for moments in 8 bit."""
 
@@ -249,19 +248,9 @@ def test_a_training_that_goes_on_sweeps_what_a_killed_one_left_half_written(tmp_
         os.link(own, tmp_path / f"{HALF}abcdefgh")
         raise RuntimeError("killed")
     assert len(list(tmp_path.glob(f"{HALF}*"))) == 2
-    job: dict[str, Any] = {
-        "half": {"model": "demo"},
-        "store": "",
-        "features_namespace": "",
-        "held_out": [],
-    }
-    job |= {
-        "folder": str(tmp_path),
-        "recipe": RECIPE,
-        "examples": [["k", "p", "c", False]],
-        "rate": 0.1,
-    }
-    told_by(run, job | dict.fromkeys(("steps", "batch", "rows"), 1))
+    job = {"half": {"model": "demo"}, "folder": str(tmp_path), "recipe": RECIPE, "rate": 0.1}
+    job |= {"store": "", "features_namespace": "", "held_out": [], **dict.fromkeys(COUNTS, 1)}
+    told_by(run, {**job, "examples": [["k", "p", "c", False]]})
     assert list(tmp_path.glob(f"{HALF}*")) == []
     assert (tmp_path / ADAPTER_WEIGHTS).exists()
 
@@ -379,8 +368,7 @@ def test_many_of_them_in_a_row_end_the_training(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_moments_are_paged_only_if_requested(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    names = ("AdamW8bit", "PagedAdamW8bit")
+    made, names = [], ("AdamW8bit", "PagedAdamW8bit")
     kinds = {n: (lambda *_, n=n, **__: made.append(n)) for n in names}
     monkeypatch.setattr(importlib, "import_module", lambda _: SimpleNamespace(**kinds))
     on_gpu: Any = [SimpleNamespace(device=torch.device("cuda:0"))]

@@ -80,11 +80,7 @@ def test_the_longest_segment_becomes_a_length_once_and_segments_places() -> None
 
 
 GRAPH = Graph(
-    file="vision-0.onnx",
-    inputs={"pixels": [0, 3, 8]},
-    fixed={"hidden": True},
-    output={},
-    names=(),
+    file="vision-0.onnx", inputs={"pixels": [0, 3, 8]}, fixed={"hidden": True}, output={}, names=()
 )
 
 

@@ -14,13 +14,7 @@ from transformers.utils import logging
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.tensors import make_record, pack_tree, unpack_tree
-from stages.models import (
-    NeedsWeights,
-    describe,
-    encode,
-    generate,
-    load_half,
-)
+from stages.models import NeedsWeights, describe, encode, generate, load_half
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.boundary import HALVES
 from stages.models.halves.records import (
@@ -212,7 +206,7 @@ modules."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", MODULE_NAMES)
 def test_checkpoints_named_like_the_modules_are_cut_too(
     family: str, tmp_path: Path, heard: pytest.LogCaptureFixture
 ) -> None:
@@ -236,14 +230,12 @@ def test_checkpoints_named_like_the_modules_are_cut_too(
 ROWS = [RowCount(tokens=4, media=1), RowCount(tokens=10, media=2), RowCount(tokens=2, media=1)]
 
 
+class FieldRecord(dict[str, Any]):
+    """Takes any field, as the records of all families together do."""
+
+
 def record(**fields: Any) -> Any:
-    class Wide(dict[str, Any]):
-        """Takes any field, as the records of all families together do."""
-
-        def __init__(self, **given: Any) -> None:
-            super().__init__(given)
-
-    return Wide(**fields)
+    return FieldRecord(**fields)
 
 
 LAYOUTS: dict[str, tuple[Any, Any]] = {
@@ -306,16 +298,9 @@ def feature_record(pooled: Any, **changes: Any) -> FeatureRecord:
     count = RowCount(tokens=4, media=1)
     output = make_record(BaseModelOutputWithPooling, {"pooler_output": pooled})
     (part,), rule = split(output, [count])
-    values: dict[str, Any] = {
-        "features": {"image": part},
-        "rules": {"image": rule},
-        "needs": (),
-        "channel": "images",
-        "side": {"image_grid_thw": torch.tensor([[1, 4, 4]])},
-        "replacements": ("<image>",),
-        "count": count,
-    }
-    return FeatureRecord(**{**values, **changes})
+    values: dict[str, Any] = {"features": {"image": part}, "rules": {"image": rule}, "needs": ()}
+    values |= {"channel": "images", "side": {"image_grid_thw": torch.tensor([[1, 4, 4]])}}
+    return FeatureRecord(**values | {"replacements": ("<image>",), "count": count, **changes})
 
 
 def test_rows_of_unlike_structure_are_kept_apart() -> None:

@@ -35,8 +35,7 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    assert resolve_model("model") == tmp_path / "model"
-    assert resolve_model(tmp_path / "model") == tmp_path / "model"
+    assert resolve_model("model") == resolve_model(tmp_path / "model") == tmp_path / "model"
 
 
 def test_a_folder_without_a_configuration_fails(tmp_path: Path) -> None:
@@ -244,9 +243,7 @@ def test_a_hub_out_of_order_is_a_fault_of_the_environment(
     assert "--model demo" in fault.value.hint and "\n" not in str(fault.value)
 
 
-def test_a_refused_connection_is_a_fault_of_the_environment(
-    connect: Callable[[str], None],
-) -> None:
+def test_a_refused_connection_is_a_fault_of_the_environment(connect: Callable[[str], None]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         connect(f"http://127.0.0.1:{free.getsockname()[1]}")  # bound, and nobody listens
@@ -281,11 +278,6 @@ def test_a_configuration_with_values_that_no_checkpoint_has_fails(
 
 
 def test_a_configuration_with_large_sizes_is_a_model(tmp_path: Path) -> None:
-    settings = {
-        "vocab_size": 10**6,
-        "rope_theta": 10**9,
-        "max_window_layers": 28,
-        "num_hidden_layers": 1000,
-    }
+    settings = {"vocab_size": 10**6, "rope_theta": 10**9, "num_hidden_layers": 1000}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": None, **settings}))
     assert find_model(tmp_path).folder == tmp_path

@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.records.keys import ContentDigests, hash_file
 from stages.models.hub import transfer
-from stages.models.hub.checkpoint import Checkpoint, WeightFile
+from stages.models.hub.checkpoint import WeightFile
 from stages.models.hub.resolve import fetch_rest, find_model
 from stages.models.hub.transfer import fetch
 from tests.support.hub import STALLED, Hub, Repository, client, serve, use_cache
@@ -182,14 +183,9 @@ def test_a_download_that_was_killed_goes_on(hub: Hub, cache: Path) -> None:
 def test_two_at_a_time_fetch_a_file_once(hub: Hub) -> None:
     hub.trouble.seconds_a_block = 0.005
     found, text = find_model(MODEL), list[str]()
-    threads = [
-        threading.Thread(target=fetch, args=(found,), kwargs={"announce": text.append})
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(fetch, found, announce=text.append) for _ in range(2)]:
+            each.result()
     assert (found.folder / FILE).read_bytes() == BODY
     assert hub.weights_sent() == len(BODY)
     assert f"{FILE} is being downloaded by another process: waiting for it" in text
@@ -198,9 +194,7 @@ def test_two_at_a_time_fetch_a_file_once(hub: Hub) -> None:
 def test_a_failure_of_one_file_stops_the_others(hub: Hub, cache: Path) -> None:
     found = find_model(MODEL)
     absent = WeightFile(name="gone.safetensors", size=9, digest="0" * 64)
-    slow = Checkpoint(
-        name=MODEL, folder=found.folder, commit=found.commit, weights=(*found.weights, absent)
-    )
+    slow = replace(found, weights=(*found.weights, absent))
     hub.trouble.seconds_a_block = 0.1
     with pytest.raises(EnvironmentFault, match="status 404"):
         fetch(slow)
@@ -236,9 +230,7 @@ def test_the_rest_of_a_snapshot_can_be_fetched_by_its_folder(hub: Hub, tmp_path:
     assert not fetch_rest(tmp_path)
 
 
-def test_weights_that_lie_in_git_come_with_the_small_files(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_that_lie_in_git_come_with_the_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     small = Repository(files={"config.json": b"{}", FILE: b"tiny"}, in_git=(FILE,))
     with serve({MODEL: small}) as hub, client(monkeypatch) as connect:
         connect(hub.url)

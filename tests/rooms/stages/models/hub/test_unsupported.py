@@ -149,9 +149,8 @@ def test_settings_that_are_read_are_let_through_and_noted(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_plain_checkpoint_that_says_it_is_quantized_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match="quantized by gptq, but its weights are not quantized"
-    ) as it:
+    fault = "quantized by gptq, but its weights are not quantized"
+    with pytest.raises(UsageError, match=fault) as it:
         describe(said_quantized(tmp_path / "model"))
     assert "quantization_config" in it.value.hint
     change_config(tmp_path / "model", quantization_config=None)
@@ -195,40 +194,34 @@ def written(folder: Path, config: Any) -> Path:
     return folder
 
 
+def stated(model_type: str, architecture: str, own: str = "", **more: Any) -> dict[str, Any]:
+    """A config.json; `own`: the class of a configuration in its own code."""
+    code = {"auto_map": {"AutoConfig": own}} if own else {}
+    return {"model_type": model_type, "architectures": [architecture], **code, **more}
+
+
+FLORENCE = ("florence2", "Florence2ForConditionalGeneration")
+DAVIT = {"model_type": "davit"}
 EXAMPLES: dict[str, dict[str, Any]] = {
-    "Phi-4-multimodal": {
-        "model_type": "phi4_multimodal",
-        "architectures": ["Phi4MultimodalForCausalLM"],
-    },
-    "Florence-2 of Microsoft": {
-        "model_type": "florence2",
-        "architectures": ["Florence2ForConditionalGeneration"],
-        "auto_map": {"AutoConfig": "configuration_florence2.Florence2Config"},
-        "text_config": {"model_type": "florence2_language"},
-        "vision_config": {"model_type": "davit"},
-    },
-    "CogVLM, the first": {
-        "model_type": "cogvlm",
-        "architectures": ["CogVLMForCausalLM"],
-        "auto_map": {"AutoConfig": "configuration_cogvlm.CogVLMConfig"},
-        "vocab_size": 32000,
-        "vision_config": {},
-    },
-    "MiniCPM-V and MiniCPM-o up to 4.5": {
-        "model_type": "minicpmv",
-        "architectures": ["MiniCPMV"],
-        "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPMVConfig"},
-    },
-    "InternVL in the form of its own code": {
-        "model_type": "internvl_chat",
-        "architectures": ["InternVLChatModel"],
-        "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
-    },
-    "Moondream": {
-        "model_type": "moondream1",
-        "architectures": ["HfMoondream"],
-        "auto_map": {"AutoConfig": "hf_moondream.HfConfig"},
-    },
+    "Phi-4-multimodal": stated("phi4_multimodal", "Phi4MultimodalForCausalLM"),
+    "Florence-2 of Microsoft": stated(
+        *FLORENCE,
+        "configuration_florence2.Florence2Config",
+        text_config={"model_type": "florence2_language"},
+        vision_config=DAVIT,
+    ),
+    "CogVLM, the first": stated(
+        *("cogvlm", "CogVLMForCausalLM", "configuration_cogvlm.CogVLMConfig"),
+        vocab_size=32000,
+        vision_config={},
+    ),
+    "MiniCPM-V and MiniCPM-o up to 4.5": stated(
+        "minicpmv", "MiniCPMV", "configuration_minicpm.MiniCPMVConfig"
+    ),
+    "InternVL in the form of its own code": stated(
+        "internvl_chat", "InternVLChatModel", "configuration_internvl_chat.InternVLChatConfig"
+    ),
+    "Moondream": stated("moondream1", "HfMoondream", "hf_moondream.HfConfig"),
 }
 """Name of a form → example of its configuration."""
 
@@ -252,16 +245,15 @@ def test_a_form_that_is_not_read_is_refused_with_one_that_works(
         refuse_unsupported(folder, trusted=True)  # its own code may be tried
 
 
-PUBLISHED_FLORENCE = {
-    "model_type": "florence2",
-    "architectures": ["Florence2ForConditionalGeneration"],
-    "auto_map": {
+PUBLISHED_FLORENCE = stated(
+    *FLORENCE,
+    auto_map={
         "AutoConfig": "configuration_florence2.Florence2Config",
         "AutoModelForCausalLM": "modeling_florence2.Florence2ForConditionalGeneration",
     },
-    "text_config": {"d_model": 1024, "encoder_layers": 12},
-    "vision_config": {"model_type": "davit"},
-}
+    text_config={"d_model": 1024, "encoder_layers": 12},
+    vision_config=DAVIT,
+)
 """config.json of microsoft/Florence-2-large-ft, shortened: its text_config states no type."""
 
 
@@ -285,11 +277,9 @@ def test_mlx_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_class_of_another_type_than_config_json_states_is_refused(tmp_path: Path) -> None:
     """llava-hf/LLaVA-NeXT-Video-34B-hf was published so."""
-    folder = copy_of("llava", tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    config["architectures"] = ["LlavaNextVideoForConditionalGeneration"]
-    config["model_type"] = "llava_next"
-    (folder / "config.json").write_text(json.dumps(config))
+    stated_class = ["LlavaNextVideoForConditionalGeneration"]
+    changes = {"architectures": stated_class, "model_type": "llava_next"}
+    folder = copy_of("llava", tmp_path / "model", **changes)
     with pytest.raises(UsageError, match="model_type is llava_next, and architectures") as caught:
         describe(folder)
     assert "Set model_type to llava_next_video" in caught.value.hint
@@ -349,10 +339,7 @@ def test_forms_that_are_read_are_let_through(tmp_path: Path) -> None:
     configs = [json.loads(path.read_text())["config"] for path in sorted(CASES.glob("*.json"))]
     configs += [
         {"model_type": "florence2", "text_config": {"model_type": "bart"}},
-        {"model_type": "qwen2_5_omni"},
-        {"model_type": "qwen3_omni_moe"},
-        {"model_type": "internvl"},
-        {"model_type": "minicpmv4_6"},
+        *({"model_type": n} for n in ("qwen2_5_omni", "qwen3_omni_moe", "internvl", "minicpmv4_6")),
         {"architectures": ["CogVLMForCausalLM"], "vocab_size": 128256},
         {"architectures": "CogVLMForCausalLM", "text_config": []},
         [],
@@ -431,8 +418,7 @@ def test_of_an_original_checkpoint_on_the_hub_no_weight_is_fetched(
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"),
-    [(SETTINGS, "CausalLM"), ({"model_type": "of_its_own"}, "ImageTextToText")],
+    ("values", "kind"), [(SETTINGS, "CausalLM"), ({"model_type": "of_its_own"}, "ImageTextToText")]
 )
 def test_one_that_brings_its_own_code_is_not_taken_for_one_of_transformers(
     values: dict[str, Any], kind: str, tmp_path: Path
@@ -452,16 +438,12 @@ def test_a_converted_checkpoint_that_still_names_its_tower_is_loaded(tmp_path: P
 
 def test_an_omni_model_is_quantized_as_its_outer_configuration_states(tmp_path: Path) -> None:
     """Qwen/Qwen2.5-Omni-7B-AWQ states it beside thinker_config, whose layers it is about."""
-    (tmp_path / "config.json").write_text(
-        json.dumps(
-            {
-                "model_type": "qwen2_5_omni",
-                "thinker_config": {"model_type": "qwen2_5_omni_thinker"},
-                "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128},
-            }
-        )
-    )
-    config = load_config(tmp_path, trusted=False)
+    stated = {
+        "model_type": "qwen2_5_omni",
+        "thinker_config": {"model_type": "qwen2_5_omni_thinker"},
+        "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128},
+    }
+    config = load_config(written(tmp_path / "model", stated), trusted=False)
     assert config.model_type == "qwen2_5_omni_thinker"
     assert config.quantization_config["quant_method"] == "awq"
 

@@ -37,10 +37,7 @@ from stages.tune.training import make_example
 from tests.support.checkpoints import OMNI, whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_model, profile_of
 from tests.support.families import BUILDERS, checkpoint
-from tests.support.keys import (
-    COMMANDS,
-    namespaces,
-)
+from tests.support.keys import COMMANDS, namespaces
 from tests.support.processors import KINDS, plain_call, processor_folder
 from tests.support.templates import AS_JSON, STYLES, Style
 from tests.support.waves import Wave

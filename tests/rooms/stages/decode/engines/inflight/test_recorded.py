@@ -12,11 +12,7 @@ from stages.decode.engines.inflight import scheduler as scheduler_module
 from stages.decode.engines.inflight.pool import SlotPool
 from stages.decode.engines.inflight.pool_shape import PLAIN, PoolLayout, PoolShape, columns_for
 from stages.decode.engines.inflight.prefill import PrefilledSequence, prefill_row
-from stages.decode.engines.inflight.recorded import (
-    RecordedPool,
-    StepRecorder,
-    recorder_for,
-)
+from stages.decode.engines.inflight.recorded import RecordedPool, StepRecorder, recorder_for
 from stages.decode.engines.inflight.slot_check import recorded_difference, reference_of
 from stages.memory.cuda_graphs import SWITCH
 from stages.models.half_job import HalfJob
