@@ -42,10 +42,10 @@ def used_in(node: ast.AST) -> Iterator[str]:
                 yield from re.findall(r"\w+", text.value) if QUOTED.fullmatch(text.value) else ()
 
 
-def parts_of(text: str) -> list[tuple[int, list[str]]]:
+def parts_of(tree: ast.Module) -> list[tuple[int, list[str]]]:
     """Return the lines and names of each part of a module that has a function or a class, the
     largest part first."""
-    nodes = [node for node in ast.parse(text).body if names_of(node)]
+    nodes = [node for node in tree.body if names_of(node)]
     nodes = [node for node in nodes if not isinstance(getattr(node, "value", None), ast.Name)]
     place = {name: at for at, node in enumerate(nodes) for name in names_of(node)}
     part = list(range(len(nodes)))
@@ -69,21 +69,23 @@ def parts_of(text: str) -> list[tuple[int, list[str]]]:
     )
 
 
-def seams_of(least: int) -> Iterator[str]:
-    """Yield a line for each file whose second largest part has at least so many lines."""
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        first, *others = parts_of(path.read_text(encoding="utf-8")) or [(0, [])]
-        if others and others[0][0] >= least:
-            lines, names = others[0]
-            yield f"{path.relative_to(ROOT)}: {first[0]}+{lines} lines, apart: {' '.join(names)}"
+def seam_of(tree: ast.Module, least: int) -> str:
+    """Return how a module is divided, "" if its second largest part has fewer lines."""
+    first, *others = parts_of(tree) or [(0, [])]
+    if not others or others[0][0] < least:
+        return ""
+    return f"{first[0]}+{others[0][0]} lines, apart: {' '.join(others[0][1])}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("lines", nargs="?", type=int, default=40, help="of the smaller part [40]")
-    lines = [*seams_of(parser.parse_args().lines)]
-    print("\n".join(lines))
-    return int(bool(lines))
+    least, seams = parser.parse_args().lines, 0
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        if seam := seam_of(ast.parse(path.read_text(encoding="utf-8")), least):
+            seams += 1
+            print(f"{path.relative_to(ROOT)}: {seam}")
+    return int(seams > 0)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from stages.decode.engines import (
     choice_for,
     engines_for,
 )
+from tests.support.sources import PRODUCT, ROOT, nodes, sources
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 MOST_LINES = 900
 """Of one file of the product."""
 RETIRED = ("told", "asked", "said", "tell")
@@ -50,7 +49,7 @@ MOST_IN_PROSE = 20
 
 
 def product_files(pattern: str) -> list[Path]:
-    return [path for package in PACKAGES for path in (ROOT / package).rglob(pattern)]
+    return [path for package in PRODUCT for path in (ROOT / package).rglob(pattern)]
 
 
 def pages() -> list[Path]:
@@ -60,46 +59,52 @@ def pages() -> list[Path]:
 
 
 @cache
-def tokens(path: Path) -> list[tuple[int, str]]:
-    """Type and text of each token of a module."""
-    reader = io.StringIO(path.read_text("utf-8")).readline
-    return [(token.type, token.string) for token in tokenize.generate_tokens(reader)]
+def tokens() -> list[tuple[str, int, str]]:
+    """Path of the module, type and text of each token of those that may have a retired word."""
+    return [
+        (source.path, token.type, token.string)
+        for source in sources(*PRODUCT)
+        if re.search("|".join(RETIRED), source.text, re.IGNORECASE)
+        for token in tokenize.generate_tokens(io.StringIO(source.text).readline)
+    ]
 
 
 def test_no_two_classes_have_one_name() -> None:
     places: defaultdict[str, list[str]] = defaultdict(list)
-    for path in product_files("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for source in sources(*PRODUCT):
+        for node in source.tree.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places[node.name].append(str(path.relative_to(ROOT)))
+                places[node.name].append(source.path)
     assert len(places) > 150
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_no_file_is_too_long_to_read() -> None:
-    product = (*PACKAGES, "scripts", "benchmarks")
-    files = [path for top in product for path in (ROOT / top).rglob("*.py")]
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    written = sources(*PRODUCT, "scripts", "benchmarks")
+    lengths = {source.path: len(source.text.splitlines()) for source in written}
     assert len(lengths) > 300
     assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
 def test_a_family_of_our_own_is_named_where_it_is_computed_and_nowhere_else() -> None:
-    natives = ROOT / "stages" / "models" / "in_tree"
-    families = {path.name for path in natives.iterdir() if (path / "__init__.py").exists()}
+    natives = "stages/models/in_tree"
+    families = {path.parent.name for path in (ROOT / natives).glob("*/__init__.py")}
     assert families
-    product = (path for path in product_files("*.py") if path.name != "unsupported.py")  # downloads
     naming = {
-        str(path.relative_to(natives)) if path.is_relative_to(natives) else str(path)
-        for path in product
-        if any(name in path.read_text(encoding="utf-8").lower() for name in families)
+        source.path.removeprefix(f"{natives}/")
+        for source in sources(*PRODUCT)
+        if not source.path.endswith("/unsupported.py")  # downloads
+        and any(name in source.text.lower() for name in families)
     }
     assert {name.split("/")[0] for name in naming} == {"registry.py", *families}
 
 
-def words(node: ast.AST) -> set[str]:
+def words(node: ast.AST) -> Iterator[str]:
     """All names in some code, those in quotes too."""
-    return set(re.findall(r"\w+", ast.unparse(node)))
+    for inner in ast.walk(node):
+        for text in (getattr(inner, field, "") for field in ("id", "attr", "value")):
+            if isinstance(text, str):
+                yield from re.findall(r"\w+", text)
 
 
 def options_of_commands(place: argparse.ArgumentParser) -> Iterator[set[str]]:
@@ -125,19 +130,17 @@ def fields_of(kind: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
 
 def wide_parameters() -> list[str]:
     """The parameters whose annotation names a wide class, or an alias or a TypeVar of one."""
-    trees = [ast.parse(path.read_text("utf-8")) for path in product_files("*.py")]
-    nodes = [node for tree in trees for node in tree.body]
-    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+    statements = [node for source in sources(*PRODUCT) for node in source.tree.body]
+    classes = {node.name: node for node in statements if isinstance(node, ast.ClassDef)}
     commands = [*options_of_commands(parser())]
-    wide = {
-        name
-        for name, kind in classes.items()
-        if max(len(fields_of(kind, classes) & each) for each in commands) > MOST_OPTIONS
+    fields = {name: fields_of(kind, classes) for name, kind in classes.items()}
+    wide = {n for n, f in fields.items() if max(len(f & c) for c in commands) > MOST_OPTIONS}
+    aliases = [node for node in statements if isinstance(node, ast.Assign)]
+    wide |= {
+        ast.unparse(node.targets[0]) for node in aliases if wide.intersection(words(node.value))
     }
-    aliases = [(ast.unparse(n.targets[0]), n) for n in nodes if isinstance(n, ast.Assign)]
-    wide |= {name for name, node in aliases if words(node.value) & wide}
-    arguments = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.arg)]
-    return [a.arg for a in arguments if a.annotation and words(a.annotation) & wide]
+    arguments = (node for _, node in nodes(ast.arg, *PRODUCT))
+    return [a.arg for a in arguments if a.annotation and wide.intersection(words(a.annotation))]
 
 
 def test_few_parameters_take_a_whole_command() -> None:
@@ -146,9 +149,8 @@ def test_few_parameters_take_a_whole_command() -> None:
 
 def test_no_name_has_a_retired_word() -> None:
     found = {
-        f"{path.relative_to(ROOT)}: {text}"
-        for path in product_files("*.py")
-        for kind, text in tokens(path)
+        f"{path}: {text}"
+        for path, kind, text in tokens()
         if kind == tokenize.NAME and text not in STORED
         if {*RETIRED} & {w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text)}
     }
@@ -181,41 +183,31 @@ def test_lines_of_pages_can_be_read_without_scrolling_sideways() -> None:
     assert found == []
 
 
-def bound_in(tree: ast.AST) -> Iterator[str]:
-    """Yield the names of variables and parameters, once for each place that binds them."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        elif isinstance(node, ast.arg):
-            yield node.arg
-
-
 def test_few_variables_have_a_vague_name() -> None:
-    fields = {"found": 2}  # of classes, which say what they are
-    trees = [ast.parse(path.read_text("utf-8")) for path in product_files("*.py")]
-    bound = Counter(name for tree in trees for name in bound_in(tree)) - Counter(fields)
+    """Once for each place that binds a variable or a parameter."""
+    names = (node.id for _, node in nodes(ast.Name, *PRODUCT) if isinstance(node.ctx, ast.Store))
+    bound = Counter(names) + Counter(node.arg for _, node in nodes(ast.arg, *PRODUCT))
+    bound -= Counter({"found": 2})  # fields of classes, which say what they are
     assert {name: bound[name] for name, most in VAGUE.items() if bound[name] > most} == {}
 
 
 def test_prose_seldom_has_a_retired_word() -> None:
     prose = [page.read_text("utf-8") for page in pages()]
-    for path in product_files("*.py"):
-        kinds = (tokenize.STRING, tokenize.COMMENT)
-        prose += [text for kind, text in tokens(path) if kind in kinds]
+    prose += [text for _, kind, text in tokens() if kind in (tokenize.STRING, tokenize.COMMENT)]
     found = Counter(word.lower() for text in prose for word in re.findall("[A-Za-z]+", text))
     assert {word: found[word] for word in RETIRED if found[word] > MOST_IN_PROSE} == {}
 
 
-HOME = ROOT / "stages" / "decode" / "engines"
+HOME = "stages/decode/engines/"
 
 
 def test_no_file_outside_of_their_package_knows_an_engine_by_name() -> None:
     """But for `transformers` and `gguf`, which are names of packages, too."""
     names = {*ENGINES, AUTO_SHARED} - {"transformers", "gguf"}
     named = re.compile(rf"""(["'])({"|".join(map(re.escape, names))})\1""")
-    others = [path for path in product_files("*.py") if HOME not in path.parents]
+    others = [source for source in sources(*PRODUCT) if not source.path.startswith(HOME)]
     assert len(others) > 400
-    assert [path for path in others if named.search(path.read_text(encoding="utf-8"))] == []
+    assert [source.path for source in others if named.search(source.text)] == []
 
 
 def test_what_people_may_ask_for_and_what_answers_it_stay_in_their_order() -> None:

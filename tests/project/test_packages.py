@@ -8,7 +8,7 @@ import resource
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,9 @@ from flows.core.machine.versions import package_lines
 from tests.support.commands import completed
 from tests.support.hidden_modules import hiding
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
+from tests.support.sources import PRODUCT, nodes
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OWN = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 BROUGHT = {
     "jinja2": "torch",
     "onnx_ir": "onnxscript",
@@ -44,14 +44,11 @@ OF_OTHERS = ("_typeshed", "IPython")
 OPTIONAL = tuple(module for extra in EXTRAS.values() for module in extra.modules)
 
 
-def imported(folder: str) -> Iterator[str]:
-    """Yield the top-level modules that the files of a package import."""
-    for file in (ROOT / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                yield from (alias.name.partition(".")[0] for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                yield node.module.partition(".")[0]
+def imported() -> set[str]:
+    """Return the top-level modules that the files of the product import."""
+    names = {alias.name for _, node in nodes(ast.Import, *PRODUCT) for alias in node.names}
+    parts = (node for _, node in nodes(ast.ImportFrom, *PRODUCT) if not node.level)
+    return {name.partition(".")[0] for name in (*names, *(node.module or "" for node in parts))}
 
 
 def packages_of(modules: Sequence[str]) -> set[str]:
@@ -79,8 +76,7 @@ def required(package: str) -> set[str]:
 
 
 def test_every_import_is_of_a_package_that_penstock_or_an_extra_installs() -> None:
-    found = {name for package in OWN for name in imported(package)}
-    others = found - {*sys.stdlib_module_names, *OWN, *OF_OTHERS}
+    others = imported() - {*sys.stdlib_module_names, *PRODUCT, *OF_OTHERS}
     assert others - {*CORE, *OPTIONAL, *BROUGHT, "starlette"} == set()
     assert {*CORE} - BY_TRANSFORMERS <= others
     assert not {*CORE} & {*OPTIONAL}

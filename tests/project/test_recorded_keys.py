@@ -30,6 +30,7 @@ from flows.core.options.vectors import (
     SearchQuery,
 )
 from tests.support.made_up_runs import DATA, Cell, keys_of
+from tests.support.sources import nodes
 
 RECORDED = DATA / "recorded_keys.json"
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'
@@ -159,11 +160,7 @@ def test_a_command_reads_every_field_that_it_has(
 
 def test_every_field_is_named_where_something_is_done() -> None:
     """These commands load models of their own: that some module reads a field has to do."""
-    found: set[str] = set()
-    for path in (Path(__file__).parents[2] / "flows").rglob("*.py"):
-        if "cli" not in path.parts:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            found |= {each.attr for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
+    found = {node.attr for path, node in nodes(ast.Attribute, "flows") if "/cli/" not in path}
     for kind in (TuneConfig, ExportConfig, SearchQuery, SearchPlace, ServeConfig):
         assert {field.name for field in fields(kind)} <= found, kind
 

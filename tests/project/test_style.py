@@ -1,23 +1,17 @@
 """The rules of CONTRIBUTING.md that one can read off the source hold, with the exceptions here."""
 
 import ast
-import inspect
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
-from pathlib import Path
-from typing import TypeVar, cast
 
 import pytest
 
 from scripts.pages.api import public_classes
+from tests.support.sources import PRODUCT, ROOT, nodes, sources
 
-ROOT = Path(__file__).resolve().parents[2]
-PRODUCT = ("penstock", "flows", "stages", "artifacts", "penstock_demo")
 WRITTEN = (*PRODUCT, "scripts", "benchmarks")
 MOST_LINES, MOST_PARAMETERS, MOST_OF_A_CLASS = 60, 7, 250
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-Node = TypeVar("Node", bound=ast.AST)
 
 ATTENTION = "transformers calls it: its attention functions have this signature"
 LONG_FUNCTIONS: dict[str, str] = {}
@@ -35,28 +29,6 @@ LARGE_CLASSES = {
     "flows/execution/stage_runner.py:StageRunner": "runs one stage, rung by rung",
 }
 """Class of more than MOST_OF_A_CLASS lines → its one role."""
-
-
-@cache
-def trees(*tops: str) -> list[tuple[str, ast.Module]]:
-    """Return path and syntax tree of each module."""
-    paths = sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
-    return [(path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())) for path in paths]
-
-
-@cache
-def walked(top: str) -> dict[type[ast.AST], list[tuple[str, ast.AST]]]:
-    """Return path and node of all that one folder holds, by kind."""
-    by_kind: dict[type[ast.AST], list[tuple[str, ast.AST]]] = {}
-    for path, tree in trees(top):
-        for node in ast.walk(tree):
-            by_kind.setdefault(type(node), []).append((path, node))
-    return by_kind
-
-
-def nodes(kind: type[Node], *tops: str) -> Iterator[tuple[str, Node]]:
-    for top in tops:
-        yield from cast(list[tuple[str, Node]], walked(top).get(kind, []))
 
 
 def lines_of(node: Function | ast.ClassDef) -> int:
@@ -77,13 +49,9 @@ def check(breaking: set[str], exceptions: Mapping[str, str]) -> None:
 
 
 def functions(*tops: str) -> Iterator[tuple[str, Function]]:
-    yield from (
-        (f"{path}:{function.name}", function) for path, function in nodes(ast.FunctionDef, *tops)
-    )
-    yield from (
-        (f"{path}:{function.name}", function)
-        for path, function in nodes(ast.AsyncFunctionDef, *tops)
-    )
+    found: list[tuple[str, Function]] = [*nodes(ast.FunctionDef, *tops)]
+    found += nodes(ast.AsyncFunctionDef, *tops)
+    yield from ((f"{path}:{function.name}", function) for path, function in found)
 
 
 def test_no_function_has_more_lines_than_a_page() -> None:
@@ -109,9 +77,10 @@ def test_a_large_class_has_a_role_that_is_named() -> None:
 
 def test_a_module_opens_with_a_sentence() -> None:
     silent = [
-        path
-        for path, tree in trees(*WRITTEN)
-        if tree.body and not is_sentence((ast.get_docstring(tree) or "").partition("\n\n")[0])
+        source.path
+        for source in sources(*WRITTEN)
+        if source.tree.body
+        and not is_sentence((ast.get_docstring(source.tree) or "").partition("\n\n")[0])
     ]
     assert silent == []
 
@@ -213,19 +182,21 @@ UNEXPLAINED = {
 
 
 def test_a_public_field_has_its_docstring() -> None:
-    public = {kind.__name__: kind for kind in public_classes()}
+    declared = {
+        (path.removesuffix(".py").removesuffix("/__init__").replace("/", "."), node.name): node
+        for path, node in nodes(ast.ClassDef, *PRODUCT)
+    }
+    public = {declared[kind.__module__, kind.__qualname__] for kind in public_classes()}
     assert len(public) > 20
-    silent = set()
-    for kind in public.values():
-        (node,) = ast.parse(inspect.getsource(kind)).body
-        assert isinstance(node, ast.ClassDef)
-        silent |= {f"{kind.__name__}.{name}" for name, has in fields_of(node).items() if not has}
+    silent = {f"{k.name}.{name}" for k in public for name, has in fields_of(k).items() if not has}
     check(silent, UNEXPLAINED)
 
 
 def test_each_option_has_its_docstring() -> None:
     silent, options = [], 0
-    for path, node in nodes(ast.ClassDef, "flows/core/options", "flows/commands"):
+    for path, node in nodes(ast.ClassDef, "flows"):
+        if not path.startswith(("flows/core/options/", "flows/commands/")):
+            continue
         declared = {
             ast.unparse(statement.target)
             for statement in node.body
