@@ -49,14 +49,14 @@ def bare_server(name: str) -> Iterator[BareServer]:
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Read the body, then answer: of `/now` before that, of `/slow` a second later, of `/left`
+    """Read the body, then answer: of `/now` before that, of `/slow` a moment later, of `/left`
     with the number of clients that left while `/endless` waited for it, of `/pieces` without a
     length."""
     size, more = 0, scope["path"] != "/now"
     while more and (message := await receive())["type"] == "http.request":
         size, more = size + len(message["body"]), message["more_body"]
     if scope["path"] == "/slow":
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.4)
     if scope["path"] == "/endless":
         while (await receive())["type"] != "http.disconnect":
             pass
