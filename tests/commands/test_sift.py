@@ -422,15 +422,8 @@ def test_captions_leave_out_what_does_not_meet_sift(
         ("black < 9", 3, "files and chunks are those before the filter (--sift): marks come first"),
     ):
         # The store's marks were made under `black = 5` last, so those are made again.
-        words_of_sift = [
-            "sift",
-            str(here / "videos"),
-            "--keep",
-            "black = 0",
-            "--out",
-            f"{out}/sift",
-        ]
-        assert main(words_of_sift) == 0
+        keep = ("--keep", "black = 0")
+        assert main(["sift", str(here / "videos"), *keep, "--out", f"{out}/sift"]) == 0
         capsys.readouterr()
         plan = plan_of(condition)
         assert (plan["files"], plan["notes"][0]) == (files, note)
@@ -492,17 +485,13 @@ def pictures(rng: np.random.Generator) -> dict[str, tuple[Image.Image, Image.Ima
     for colour in ("#e05040", "#3a9a3a"):  # both have a brightness of 120
         shoes.append(white.copy())
         shoe(ImageDraw.Draw(shoes[-1]), (120, 150), 500, colour)
-    slides = [
+    heart, liver = (
         slide(np.random.default_rng(1), [f"{title} surgery", "Bring your report", "Come early"])
         for title in ("Heart", "Liver")
-    ]
-    return {
-        "shoe": (shoes[0], shoes[1]),
-        "field": fields(rng),
-        "slide": (slides[0], slides[1]),
-        "chat": other_words(rng, "chat", "all words"),
-        "line": other_words(rng, "chat", "a line"),
-    }
+    )
+    found = {"shoe": (shoes[0], shoes[1]), "field": fields(rng), "slide": (heart, liver)}
+    words = {"chat": "all words", "line": "a line"}
+    return found | {name: other_words(rng, "chat", of) for name, of in words.items()}
 
 
 def test_pictures_that_differ_in_colour_or_words_are_no_copies_and_their_copies_are(
