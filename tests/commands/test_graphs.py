@@ -28,28 +28,32 @@ from stages.models.graphs.sessions import CPU
 from tests.support.builders.clip import save_clip
 from tests.support.embedding import embed, items, vectors, write_images
 from tests.support.graphs import graph_job, with_graphs
+from tests.support.made_up_runs import write_graphs
 from tests.support.pipeline import read_lines
 
 Said = pytest.CaptureFixture[str]
 BY_GRAPHS = ("--vision-backend", "onnx")
 
 
-def exported(make: pytest.TempPathFactory, *parts: str) -> Path:
-    folder = make.mktemp("exported") / "model"
-    with_graphs(graph_job(save_clip(make.mktemp("clip")), folder, *parts, route="dual"))
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def model(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dual encoder with graphs of both halves."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    with_graphs(graph_job(clip, folder, "vision", "language", route="dual"))
     return folder
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny dual encoder with graphs of both halves."""
-    return exported(tmp_path_factory, "vision", "language")
-
-
-@pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with graphs of its vision half alone."""
-    return exported(tmp_path_factory, "vision")
+def seeing(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a made-up graph of its vision half alone."""
+    folder = Path(shutil.copytree(clip, tmp_path_factory.mktemp("seeing") / "model"))
+    write_graphs(folder, [path.name for path in folder.glob("*.safetensors")])
+    return folder
 
 
 @pytest.fixture
@@ -114,8 +118,9 @@ def last_line(errors: str) -> str:
 
 @pytest.mark.slow
 def test_a_graph_with_a_flipped_bit_is_refused(
-    pictures: Path, own: Path, place: Path, capsys: Said
+    pictures: Path, model: Path, tmp_path: Path, place: Path, capsys: Said
 ) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "own"))
     path = own / "onnx" / "vision-0.onnx.data"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -143,9 +148,9 @@ def test_graphs_of_other_weights_are_refused(
 def test_graphs_that_are_gone_or_are_those_of_another_program_are_refused(
     pictures: Path, own: Path, place: Path, capsys: Said
 ) -> None:
-    (own / "onnx" / "vision-0.onnx").unlink()
+    (own / "onnx" / "vision.onnx").unlink()
     assert embed(pictures, own, place, *BY_GRAPHS) == 5
-    assert "vision-0.onnx is missing" in last_line(capsys.readouterr().err)
+    assert "vision.onnx is missing" in last_line(capsys.readouterr().err)
     # Many checkpoints bring graphs of another program, in a folder of the same name.
     (own / "onnx" / FILE).unlink()
     assert embed(pictures, own, place, *BY_GRAPHS) == 2

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from typing import Annotated, Any
 
 import pytest
@@ -181,17 +182,22 @@ def called(kind: type[Any], name: str, text: str) -> Any:
     return config_with(kind, {**needed(kind, name), name: text}, [d.name for d in declared(kind)])
 
 
-@face("Prefect")
-def posted(kind: type[Any], name: str, text: str) -> Any:
+@cache
+def checked(kind: Any) -> Any:
     from pydantic import BeforeValidator, TypeAdapter
 
-    from flows.interfaces.prefect.config_checks import COMMANDS as DEPLOYED
     from flows.interfaces.prefect.config_checks import command_values
 
-    if kind not in DEPLOYED:
+    return TypeAdapter(Annotated[kind, BeforeValidator(command_values(kind))])
+
+
+@face("Prefect")
+def posted(kind: Any, name: str, text: str) -> Any:
+    from flows.interfaces.prefect import config_checks
+
+    if kind not in config_checks.COMMANDS:
         return called(kind, name, text)
-    checked: Any = Annotated[kind, BeforeValidator(command_values(kind))]
-    return TypeAdapter(checked).validate_python({**needed(kind, name), name: text})
+    return checked(kind).validate_python({**needed(kind, name), name: text})
 
 
 @face("page")
@@ -206,8 +212,12 @@ def sent(kind: type[Any], name: str, text: str) -> Any:
 @pytest.mark.parametrize("each_face", FACES)
 @of_each_kind
 def test_an_odd_value_is_refused_by_name_on_each_face(
-    kind: type[Any], each_face: str, capsys: pytest.CaptureFixture[str]
+    kind: type[Any],
+    each_face: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("flows.commands.shared.parser.parser", cache(parser))
     taken = []
     for each in declared(kind):
         numbered = each.kind in (int, float) or each.name in NUMBERED

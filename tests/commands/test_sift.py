@@ -43,6 +43,7 @@ from tests.support.builders.planted import (
     write_clip,
     write_pictures,
 )
+from tests.support.described import spare_processes
 from tests.support.pipeline import read_lines
 from tests.support.plain_pictures import coloured, fields, other_words, shoe, slide, still
 
@@ -336,7 +337,10 @@ def test_options_on_vectors_that_make_no_sense_fail(options: dict[str, Any], say
         SiftConfig(sources=("a",), **options)
 
 
-def test_near_vectors_of_a_model_are_marks(tmp_path: Path, here: Path) -> None:
+def test_near_vectors_of_a_model_are_marks(
+    tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare_processes(monkeypatch)
     _, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01)
     assert sorted(row["similar"] for row in marks.values()) == [0, 1]
     assert len({row["similar_group"] for row in marks.values()}) == 1

@@ -21,6 +21,7 @@ from stages.models.processors.loading import load_processor
 from tests.support import gpus
 from tests.support.clips import joint_model
 from tests.support.commands import completed
+from tests.support.inside import run_inside
 from tests.support.media import write_video
 from tests.support.omni import OMNI, omni_checkpoint
 from tests.support.pipeline import PENSTOCK, Place, kill_at, place_below
@@ -45,8 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     write_video(clips / "silent.mp4")
     Image.fromarray(np.full((32, 48, 3), 90, np.uint8)).save(clips / "image.png")
     made = place_below(folder, model=omni_checkpoint(OMNI[0]))
-    result = made.run(*MADE, "--keep-frames")
-    assert result.returncode == 0, result.stderr
+    run_inside(made, prompt=PROMPT, chunk=2.0, max_new_tokens=TOKENS, keep_frames=True)
     yield made
     shutil.rmtree(folder)
 
