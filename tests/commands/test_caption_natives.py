@@ -13,7 +13,7 @@ from tests.support.builders.plan_cases import make_folder, plan_case
 from tests.support.cogvlm2 import published
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
-from tests.support.pipeline import Place
+from tests.support.pipeline import Place, place_below
 
 TOKENS = 12
 pytestmark = pytest.mark.slow
@@ -21,11 +21,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    return Place(
-        clips=clips, out=tmp_path / "out", store=tmp_path / "store", model=str(published())
-    )
+    (tmp_path / "clips").mkdir()
+    return place_below(tmp_path, model=published())
 
 
 def run_here(place: Place, **options: Any) -> Ran:
@@ -43,10 +40,8 @@ def test_chunks_are_no_longer_than_what_is_seen_of_them_and_of_others_it_is_told
     assert "are not seen" not in ran.said
     ran = run_here(place, chunk=60.0)
     assert len(place.captions()) == 1
-    assert (
-        "sees 24 frames of a chunk: of 60 in 60 s at 1 per second, 36 are not seen; --chunk 24 "
-        "shows them all"
-    ) in ran.said
+    unseen = "of 60 in 60 s at 1 per second, 36 are not seen; --chunk 24 shows them all"
+    assert f"sees 24 frames of a chunk: {unseen}" in ran.said
 
 
 def test_the_published_sizes_are_planned_from_headers(
@@ -70,10 +65,8 @@ def test_the_published_sizes_are_planned_from_headers(
     # 24 frames of 66 places and the byte or two of their numbers, then the prompt.
     assert decode["load"]["tokens"] - decode["load"]["text_tokens"] == 24 * 66
     assert decode["kv_bytes"] == 8 * columns_for(decode["load"]["tokens"] + 256) * 32 * 2 * 1024 * 2
-    table = {
-        row: {size for size, held in cells.items() if held}
-        for row, cells in found["what_fits_gpu"].items()
-    }
+    rows = found["what_fits_gpu"].items()
+    table = {row: {size for size, held in cells.items() if held} for row, cells in rows}
     assert "24GiB" in table["native"] and "12GiB" not in table["native"]
     assert {"12GiB", "8GiB"} <= table["nf4"] and "4GiB" in table["auto"]
     assert planned("--memory", "12GiB", "--language-precision", "nf4")["fits"]

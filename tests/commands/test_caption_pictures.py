@@ -106,16 +106,16 @@ def photo(seed: int, height: int, width: int) -> Image.Image:
 
 
 @functools.cache
-def drawn() -> list[tuple[str, Image.Image]]:
-    return [(name, photo(seed, *size)) for seed, (name, size) in enumerate(SIZES.items())]
+def drawn(name: str) -> Image.Image:
+    return photo([*SIZES].index(name), *SIZES[name])
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture of each proportion, as JPEG and as PNG in turns."""
     folder = tmp_path_factory.mktemp("mixed")
-    for at, (name, image) in enumerate(drawn()):
-        image.save(folder / f"{name}.{('jpg', 'png')[at % 2]}", quality=92)
+    for at, name in enumerate(SIZES):
+        drawn(name).save(folder / f"{name}.{('jpg', 'png')[at % 2]}", quality=92)
     return folder
 
 
@@ -124,7 +124,8 @@ def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A picture of each proportion and a large one, all with one suffix."""
     folder = tmp_path_factory.mktemp("every")
     paths: list[Path] = []
-    for name, image in [*drawn(), ("photo", photo(99, 3024, 4032))]:
+    for name in (*SIZES, "photo"):
+        image = drawn(name) if name in SIZES else photo(99, 3024, 4032)
         paths.append(folder / f"{name}.{request.param}")
         image.save(paths[-1], quality=92)
     return paths
@@ -151,10 +152,8 @@ def stock_says(family: str, path: Path, prompt: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         turn = [{"role": "user", "content": content}]
         text = processor.apply_chat_template(turn, add_generation_prompt=True)
-        begun = bool(processor.tokenizer.bos_token) and text.startswith(
-            processor.tokenizer.bos_token
-        )
-        options = {"add_special_tokens": False} if begun else {}
+        bos = processor.tokenizer.bos_token
+        options = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
         inputs = processor(text=[text], images=[[opened(path)]], return_tensors="pt", **options)
     model = joint_model(folder_of(family))
     with torch.inference_mode():
@@ -165,13 +164,7 @@ def stock_says(family: str, path: Path, prompt: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(name, marks=[] if name == "llava" else pytest.mark.slow)
-        for name in (*BUILDERS, *MORE)
-    ],
-)
+@pytest.mark.parametrize("family", [*BUILDERS, *MORE])
 def test_of_picture_files_stock_s_words_are_said(family: str, mixed: Path, tmp_path: Path) -> None:
     model, out, store = str(folder_of(family)), tmp_path / "out", tmp_path / "store"
     place = Place(clips=mixed, out=out, store=store, model=model)
@@ -179,27 +172,18 @@ def test_of_picture_files_stock_s_words_are_said(family: str, mixed: Path, tmp_p
     assert not done.result.failures
     rows = place.captions()
     assert len(rows) == len(SIZES)
-    found = {row["media_path"]: row["caption"] for row in rows}
-    expected = {
-        row["media_path"]: stock_says(family, place.clips / row["media_path"], row["prompt"])
-        for row in rows
-    }
-    assert found == expected
-    assert len(set(found.values())) > 1, "or it speaks of nothing that it sees"
+    for row in rows:
+        said = stock_says(family, place.clips / row["media_path"], row["prompt"])
+        assert row["caption"] == said, row["media_path"]
+    assert len({row["caption"] for row in rows}) > 1, "or it speaks of nothing that it sees"
 
 
 def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
     """What the encode stage reads of pictures that the frames stage has stored."""
     media = [[str(path), content_key(hash_file(path), "image"), "image"] for path in paths]
-    job = {
-        "store": str(store),
-        "namespace": "5c" * 32,
-        "sampling": {"chunk_seconds": 30.0, "fps": 1, "max_frames": 32},
-        "fit_video": {"long_edges": SEEN},
-        "fit_image": {"long_edges": SEEN},
-        "media": media,
-        "workers": 1,
-    }
+    sampling, fit = {"chunk_seconds": 30.0, "fps": 1, "max_frames": 32}, {"long_edges": SEEN}
+    job: dict[str, Any] = {"store": str(store), "namespace": "5c" * 32, "media": media}
+    job |= {"sampling": sampling, "fit_video": fit, "fit_image": fit, "workers": 1}
     descriptor = os.memfd_create("events")
     with closing(os.fdopen(descriptor, "rb")) as events:
         frames_stage.run(json.loads(json.dumps(job)), EventReporter(descriptor))
@@ -213,9 +197,7 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
 
 def same(found: Any, expected: Any) -> bool:
     if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(
-            same(found[n], expected[n]) for n in expected
-        )
+        return found.keys() == expected.keys() and all(same(found[n], expected[n]) for n in found)
     if isinstance(expected, list | tuple):
         return len(found) == len(expected) and all(map(same, found, expected))
     return torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
@@ -230,10 +212,11 @@ def check_pixels(name: str, paths: list[Path], store: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mllama", "qwen2_vl"])
-def test_a_processor_is_given_what_it_makes_of_the_file(
-    name: str, mixed: Path, tmp_path: Path
-) -> None:
-    check_pixels(name, [mixed / "2x3.jpg", mixed / "16x9.png"], tmp_path / "store")
+def test_a_processor_is_given_what_it_makes_of_the_file(name: str, tmp_path: Path) -> None:
+    paths = [tmp_path / "2x3.jpg", tmp_path / "16x9.png"]
+    for path in paths:
+        drawn(path.stem).save(path, quality=92)
+    check_pixels(name, paths, tmp_path / "store")
 
 
 @pytest.mark.slow
@@ -284,9 +267,11 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
     job = job_of(place)
     found = dict(zip((Path(m.path).name for m in job.media), estimates(job), strict=True))
     whole = 3 * SHOWN[0] * SHOWN[1]
+    whole = 3 * SHOWN[0] * SHOWN[1]
+    limit = 2 * whole + whole // 2
     assert (found[LARGE].stored, found[LARGE].frame_bytes) == (SHOWN, whole)
-    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 2 * whole + whole // 2)
-    sizes, limit = [e.bytes for e in found.values()], 2 * whole + whole // 2
+    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", limit)
+    sizes = [e.bytes for e in found.values()]
     cut = waves_of(job.ledger, job.media, cut_waves(sizes, limit), as_recorded=True)
     assert max(sum(m.kind == "image" and SMALL not in m.path for m in wave) for wave in cut) == 2
     monkeypatch.undo()
@@ -298,9 +283,8 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
 
 def test_memory_is_planned_for_the_picture_that_is_read_and_tokens_for_what_is_seen() -> None:
     def workload(height: int, width: int) -> Any:
-        return workload_of(
-            model(), "image", 9, ChunkFrames(1, (height, width), (height, width)), "x"
-        )
+        frames = ChunkFrames(1, (height, width), (height, width))
+        return workload_of(model(), "image", 9, frames, "x")
 
     seen, huge = workload(336, 336), workload(8700, 11600)
     assert (huge.tokens, huge.units) == (seen.tokens, seen.units)
@@ -314,17 +298,10 @@ def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() ->
     request = model(replace(PROFILE, fit_image=fit))
 
     def one(height: int, width: int) -> Any:
-        size = (height, width)
-        return flows.core.plan.sizes.Estimate(
-            seconds=0.0,
-            chunks=1,
-            frames=1,
-            frame_bytes=3 * height * width,
-            feature_bytes=0,
-            chunk_frames=1,
-            stored=size,
-            shown=size,
-        )
+        of: dict[str, Any] = {"frame_bytes": 3 * height * width, "feature_bytes": 0}
+        of |= dict.fromkeys(("stored", "shown"), (height, width))
+        of |= dict.fromkeys(("chunks", "frames", "chunk_frames"), 1)
+        return flows.core.plan.sizes.Estimate(seconds=0.0, **of)
 
     media = [Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)]
     workloads = workloads_of(request, media, [one(600, 600), one(1000, 4000)])

@@ -184,16 +184,12 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any]) -> None:
 
 
 def test_prompt_of_a_list_line_requests_the_length_too(config: CaptionConfig) -> None:
-    rows: list[dict[str, Any]] = [
-        {"path": ODD, "prompt": "What is it?"},
-        {"path": "photo.PNG", "prompts": {"a": "What is it?"}},
-        {"path": ODD, "prompt": "Who is it?"},
-        {"path": ODD},
-    ]
-    run(config, sources=write_list(config, *rows), prompt="Who is it?", length="short")
-    assert [row["prompt"] for row in lines(config)] == [
-        f"{asked} is it? Answer in one short sentence." for asked in ("What", "What", "Who")
-    ]
+    what, who = {"path": ODD, "prompt": "What is it?"}, {"path": ODD, "prompt": "Who is it?"}
+    photo = {"path": "photo.PNG", "prompts": {"a": "What is it?"}}
+    listed = write_list(config, what, photo, who, {"path": ODD})
+    run(config, sources=listed, prompt="Who is it?", length="short")
+    asked = [f"{word} is it? Answer in one short sentence." for word in ("What", "What", "Who")]
+    assert [row["prompt"] for row in lines(config)] == asked
 
 
 def test_a_sample_holds_all_that_was_said_of_its_chunk(requests: CaptionConfig) -> None:

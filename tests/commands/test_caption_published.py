@@ -28,7 +28,7 @@ from stages.summarize import SUMMARY, TimedText
 from tests.support.first_releases import RELEASES, Medium, Question, answers, build, release
 from tests.support.inside import Ended, InsideLauncher, Ran, run_inside, run_through
 from tests.support.media import picture, write_video
-from tests.support.pipeline import Place, read_lines
+from tests.support.pipeline import Place, place_below, read_lines
 from tests.support.tiny_families.in_slots import float32_depends_on_rows
 from tests.support.whole_model import frames_of
 
@@ -52,9 +52,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(older: Path, tmp_path: Path) -> Place:
     write_clips(tmp_path / "clips", CLIPS, 7)
-    return Place(
-        clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store", model=str(older)
-    )
+    return place_below(tmp_path, model=older)
 
 
 def way_of(place: Place) -> bool:
@@ -82,9 +80,8 @@ def test_config_json_says_how_a_model_runs_and_its_release_only_where_it_does_no
     stock = run(stating(Path(place.model), tmp_path / "stock", way=False))
     assert not way_of(place) and OTHERWISE not in stock.said
     before = place.captions()
-    assert {row["precision"]["language"] for row in published} == {
-        before[0]["precision"]["language"] + " as published"
-    }
+    half = before[0]["precision"]["language"]
+    assert {row["precision"]["language"] for row in published} == {f"{half} as published"}
     run(stating(CHECKPOINT, tmp_path / "merged", way=True))  # of the installed release
     assert way_of(place)
     assert [row["caption"] for row in place.captions()] == [row["caption"] for row in published]
@@ -95,11 +92,9 @@ def test_an_adapter_goes_before_config_json_and_that_before_the_release(
 ) -> None:
     """An adapter that says nothing counts as stock, unless config.json says how it is."""
     older, merged = Path(place.model), Path(stating(CHECKPOINT, tmp_path / "merged", way=True))
+    parts: dict[str, Any] = {"base": "", "transposed": False, "places": {}, "low_rank": {}}
     silent, text, denied = (
-        LoraAdapter(
-            folder=tmp_path, base="", transposed=False, places={}, low_rank={}, as_published=way
-        )
-        for way in (None, True, False)
+        LoraAdapter(folder=tmp_path, as_published=way, **parts) for way in (None, True, False)
     )
     assert as_published_by(None, older) is as_published_by(None, merged) is None
     assert [as_published_by(each, older) for each in (silent, text, denied)] == [False, True, False]
@@ -156,8 +151,7 @@ def test_an_export_says_which_way_its_model_is_run(place: Place, tmp_path: Path)
     assert main(words) == 0
     config = json.loads((out / "config.json").read_text())
     assert config[FIELD] is True and config["transformers_version"] == "4.49.0"
-    exported = replace(place, model=str(out))
-    run_inside(exported)
+    run_inside(replace(place, model=str(out)))
     assert way_of(place)
 
 
@@ -180,16 +174,11 @@ class Scene:
     """A family's checkpoint as its release wrote it, and media for it."""
 
     family: str
-    model: Path
-    clips: Path
     folder: Path
 
     def place(self, name: str) -> Place:
         """Return where a run of its own reads and writes."""
-        folder = self.folder / name
-        return Place(
-            clips=self.clips, out=folder / "out", store=folder / "store", model=str(self.model)
-        )
+        return place_below(self.folder / name, self.folder / "clips", self.folder / "model")
 
 
 @pytest.fixture(scope="module", params=RELEASES)
@@ -206,7 +195,7 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for name, seconds in (("b-short", SHORT), ("c-long", LONG[family])):
         write_video(clips / f"{name}.mp4", ticks=range(0, 30 * seconds, 15), size=(high, wide))
     build(family, folder / "model")
-    return Scene(family=family, model=folder / "model", clips=clips, folder=folder)
+    return Scene(family=family, folder=folder)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -225,23 +214,16 @@ class Changing(InsideLauncher):
         return InsideLauncher.start(self, replace(call, job=job))
 
 
-STREAMED: dict[str, dict[str, Any]] = {
-    "encode": {"half": {"offload": True}, "block": 2},
-    "decode": {"half": {"offload": True}},
-    "summarize": {"half": {"offload": True}},
-}
+OFFLOADED: dict[str, Any] = {"half": {"offload": True}}
+STREAMED = {"encode": {**OFFLOADED, "block": 2}, "decode": OFFLOADED, "summarize": OFFLOADED}
 """Layers wait in the files of the checkpoint."""
 IN_PIECES: dict[str, dict[str, Any]] = {"decode": {"prefill": 300}}
 """Prompts are read 300 tokens at once."""
 
 
 def run(scene: Scene, place: Place, launcher: InsideLauncher | None = None, **options: Any) -> Ran:
-    requests: dict[str, Any] = {
-        "fps": RATES[scene.family],
-        "max_new_tokens": TOKENS,
-        "prompts": PROMPTS,
-    }
-    requests |= {"keep_frames": True, **options}
+    requests: dict[str, Any] = {"fps": RATES[scene.family], "max_new_tokens": TOKENS}
+    requests |= {"prompts": PROMPTS, "keep_frames": True, **options}
     ran = run_through(launcher or InsideLauncher(), place, **requests)
     assert not ran.result.failures
     return ran
@@ -259,14 +241,11 @@ def questions(place: Place) -> list[Question]:
     """What the captions of a run answer, with the frames that the run stored."""
     found = []
     for row, (meta, pixels) in zip(place.captions(), frames_of(place), strict=True):
-        medium = Medium(frames=pixels, fps=rate(meta) if row["start"] != row["end"] else None)
+        times, moves = meta["times"], row["start"] != row["end"]
+        rate = (len(times) - 1) / (times[-1] - times[0]) if moves else None
+        medium = Medium(frames=pixels, fps=rate)
         found.append(Question(prompt=row["prompt"], media=(medium,), max_new_tokens=TOKENS))
     return found
-
-
-def rate(meta: dict[str, Any]) -> float:
-    first, *_, last = meta["times"]
-    return float((len(meta["times"]) - 1) / (last - first))
 
 
 def summary_questions(place: Place) -> list[Question]:
@@ -274,11 +253,8 @@ def summary_questions(place: Place) -> list[Question]:
     first = next(iter(PROMPTS))
     found = []
     for summary in read_lines(place.out / "summaries.jsonl"):
-        rows = [
-            row
-            for row in place.captions()
-            if (row["media_path"], row["name"]) == (summary["media_path"], first)
-        ]
+        of = (summary["media_path"], first)
+        rows = [row for row in place.captions() if (row["media_path"], row["name"]) == of]
         lines = [TimedText(row["start"], row["end"], row["caption"]).line for row in rows]
         prompt = "\n".join([SUMMARY, "", *lines])
         found.append(Question(prompt=prompt, max_new_tokens=TOKENS))
@@ -292,11 +268,9 @@ def test_every_way_of_running_says_what_the_first_release_says(scene: Scene) -> 
     first = scene.place("transformers")
     ran = run(scene, first, engine="transformers", summary=True)
     request, message = questions(first), summary_questions(first)
-    assert [len(q.media[0].frames) for q in request[::2]] == [
-        1,
-        *(int(seconds * RATES[scene.family]) for seconds in (SHORT, LONG[scene.family])),
-    ]
-    texts = answers(scene.family, scene.model, [*request, *message])
+    frames = [int(seconds * RATES[scene.family]) for seconds in (SHORT, LONG[scene.family])]
+    assert [len(q.media[0].frames) for q in request[::2]] == [1, *frames]
+    texts = answers(scene.family, scene.folder / "model", [*request, *message])
     assert (captions(first), summaries(first)) == (texts[: len(request)], texts[len(request) :])
     assert len(message) == 2 and len({*texts}) > len(texts) // 2
     assert all(len(text) == TOKENS for text in texts), "a sign is a token"

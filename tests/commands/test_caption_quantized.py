@@ -1,7 +1,6 @@
 """Checkpoints that other programs quantized: captions, plans and refusals of whole commands."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ import pytest
 from flows.core.checkpoint.precision import weight_bytes
 from flows.core.machine.launch import DirectLauncher
 from flows.core.plan.costs.part import with_packed
-from flows.core.plan.ladder import Rung
 from flows.interfaces.cli.main import main
 from stages.models import describe
-from stages.models.profile import PartProfile
 from tests.support import gpus
 from tests.support.builders.plan_cases import plan_case
 from tests.support.checkpoints import whole_checkpoint
@@ -26,7 +23,6 @@ from tests.support.quantized import LAYOUTS, name_of_today, twin_of, write_heade
 
 slow = pytest.mark.slow
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-QUICK = ("awq", "fp8-block", "w4a16-unsorted")
 
 
 @pytest.fixture
@@ -44,16 +40,13 @@ def captions(place: Place, folder: Path, **options: Any) -> list[tuple[str, ...]
     return [(row["media_path"], row["caption"], row["logprob"]) for row in own.captions()]
 
 
-def record(place: Place, folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((place.out / folder.name / "run.json").read_text())
-    return found
+def record(place: Place, folder: Path) -> Any:
+    return json.loads((place.out / folder.name / "run.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "layout", [n if n in QUICK else pytest.param(n, marks=slow) for n in (*LAYOUTS, "mixed")]
-)
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=slow)])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "mixed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_captions_of_a_quantized_checkpoint_are_those_of_its_twin(
     layout: str, precision: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,8 +70,8 @@ def test_captions_of_a_quantized_checkpoint_are_those_of_its_twin(
         ("qwen3_vl", "w4a16", False),
         ("gemma3", "gptq", False),
         ("internvl", "awq", True),
-        pytest.param("qwen3_vl", "fp8-block", False, marks=slow),
-        pytest.param("gemma3", "w8a8", False, marks=slow),
+        ("qwen3_vl", "fp8-block", False),
+        ("gemma3", "w8a8", False),
     ],
 )
 def test_every_architecture_runs_quantized(
@@ -99,17 +92,12 @@ def test_names_of_transformers_5_are_found_whatever_the_list_says(
     assert captions(place, folder) == captions(place, before)
 
 
-def only_packed(half: PartProfile, rungs: Sequence[Rung]) -> list[Rung]:
-    return [rung for rung in with_packed(half, rungs) if rung.packed]
+PACKED = [*(name for name, layout in LAYOUTS.items() if layout.packs), "mixed"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "layout",
-    [
-        name if name == "gptq-unsorted" else pytest.param(name, marks=slow)
-        for name in (*(name for name, layout in LAYOUTS.items() if layout.packs), "mixed")
-    ],
+    "layout", [n if n == "gptq-unsorted" else pytest.param(n, marks=slow) for n in PACKED]
 )
 def test_packed_layers_make_the_same_captions_under_the_same_keys(
     layout: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,7 +105,10 @@ def test_packed_layers_make_the_same_captions_under_the_same_keys(
     folder = write_quantized(checkpoint("qwen2_5_vl"), tmp_path / layout, layout)
     expected = captions(place, twin_of(folder))
     with monkeypatch.context() as patch:
-        patch.setattr("flows.core.plan.costs.decode_rungs.with_packed", only_packed)
+        patch.setattr(
+            "flows.core.plan.costs.decode_rungs.with_packed",
+            lambda half, rungs: [rung for rung in with_packed(half, rungs) if rung.packed],
+        )
         assert captions(place, folder) == expected
         notes = record(place, folder)["stages"][-1]["notes"]
         assert notes["stored_weights"].endswith(", unpacked layer by layer")

@@ -58,12 +58,9 @@ drawn = functools.cache(picture)
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two hours at a frame a second."""
+    ticks, path = range(HOURS * 3600), tmp_path_factory.mktemp("long") / "long.mp4"
     return write_video(
-        tmp_path_factory.mktemp("long") / "long.mp4",
-        ticks=range(HOURS * 3600),
-        time_base=SECOND,
-        gop=GOP,
-        draw=lambda index, height, width: drawn(index // GOP, height, width),
+        path, ticks=ticks, time_base=SECOND, gop=GOP, draw=lambda at, *size: drawn(at // GOP, *size)
     )
 
 

@@ -25,16 +25,8 @@ from tests.support.described import described
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.pipeline import read_lines
 
-FOUND = {
-    "kind": "gguf-q4_k_m",
-    "bytes": 1000,
-    "parameters": 1_700_000,
-    "replaced": 1_699_000,
-    "width": 192,
-    "inner": 512,
-    "heads": 4,
-    "whole": 0,
-}
+FOUND = {"kind": "gguf-q4_k_m", "bytes": 1000, "parameters": 1_700_000, "replaced": 1_699_000}
+FOUND |= {"width": 192, "inner": 512, "heads": 4, "whole": 0}
 
 
 class Comparing:
@@ -46,9 +38,7 @@ class Comparing:
     def start(self, call: StageCall) -> Ended:
         self.calls.append(call)
         assert call.name == "describe_gguf", call.name
-        outcome = StageOutcome(name=call.name)
-        outcome.notes = {"file": FOUND}
-        return Ended(outcome=outcome)
+        return Ended(outcome=StageOutcome(name=call.name, notes={"file": FOUND}))
 
 
 @pytest.fixture
@@ -64,12 +54,9 @@ def opened(store: Path, launcher: Any, file: Path, *pipelines: Pipeline, **optio
     if not store.exists():
         described(store)
     given = {"model": "demo", "language_gguf": str(file), **options}
-    config = CaptionConfig(sources=("clip.mp4",), **given)
-    made = FolderStore(store)
-    return open_model(
-        config, *(pipelines or (CAPTION,)), store=made, digests=digests_in(made),
-        launcher=launcher, device="cpu",
-    )  # fmt: skip
+    made, config = FolderStore(store), CaptionConfig(sources=("clip.mp4",), **given)
+    machine: dict[str, Any] = {"digests": digests_in(made), "launcher": launcher, "device": "cpu"}
+    return open_model(config, *(pipelines or (CAPTION,)), store=made, **machine)
 
 
 def test_a_file_is_compared_once_and_keyed_by_its_content(file: Path, tmp_path: Path) -> None:
@@ -145,10 +132,8 @@ def test_a_published_file_captions_as_the_checkpoint_does(tmp_path: Path) -> Non
 
     def rows(name: str, **options: Any) -> list[dict[str, Any]]:
         out = tmp_path / name
-        config = CaptionConfig(
-            sources=(str(tmp_path / "clips"),), store=str(tmp_path / "store"), out=str(out),
-            **options,
-        )  # fmt: skip
+        where: dict[str, Any] = {"out": str(out), "store": str(tmp_path / "store")}
+        config = CaptionConfig(sources=(str(tmp_path / "clips"),), **where, **options)
         assert caption(config, Display(quiet=True)).exit_code == 0
         return read_lines(out / "captions.jsonl")
 

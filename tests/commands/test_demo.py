@@ -13,6 +13,8 @@ from flows.commands.demo import demo_command
 from flows.core.options.commands import DEFAULT_MODEL, CaptionConfig
 from flows.interfaces.cli.main import main
 
+Said = pytest.CaptureFixture[str]
+
 
 @pytest.fixture
 def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -27,9 +29,7 @@ def demo(*given: object) -> int:
     return main(["demo", "--clips", "0", *map(str, given)])
 
 
-def test_without_the_hub_one_line_names_the_command_for_later(
-    photo: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_the_hub_one_line_names_the_command_for_later(photo: Path, capsys: Said) -> None:
     assert demo(photo) == 0
     *_, before, last = capsys.readouterr().out.splitlines()
     assert DEFAULT_MODEL in before
@@ -49,7 +49,7 @@ def with_default(checkpoint: Path) -> Callable[..., CaptionConfig]:
 
 @pytest.mark.slow
 def test_the_file_is_captioned_by_the_default_model_and_nothing_is_written_beside_it(
-    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
     monkeypatch.setattr(demo_command, "CaptionConfig", with_default(penstock_demo.CHECKPOINT))
     monkeypatch.chdir(photo.parent)
@@ -60,8 +60,6 @@ def test_the_file_is_captioned_by_the_default_model_and_nothing_is_written_besid
     assert {path.name for path in photo.parent.iterdir()} == {photo.name, "store"}
 
 
-def test_a_file_that_is_not_there_is_refused_before_the_demo(
-    photo: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_not_there_is_refused_before_the_demo(photo: Path, capsys: Said) -> None:
     assert demo(photo.with_name("none.jpg")) == 2
     assert "none.jpg: no such file. Give a photo or a video" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`penstock convert` in bounded memory, and what `penstock doctor` says of a machine."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.fake_gpu.state import Machine
 from tests.support.pickled import drawn, tensors_of, write_folder
 
 MB = 1_000_000
+LARGER = "NVIDIA GeForce RTX 4090 with 25.8 GB: select it by CUDA_VISIBLE_DEVICES=1"
 
 
 def test_the_command_converts_and_says_what_there_is(
@@ -53,17 +55,12 @@ def test_a_large_pickle_takes_next_to_no_memory(tmp_path: Path) -> None:
     """Less than the 2 GiB of data that a shell may allow it (`ulimit -d`): its budget is the same
     limit."""
     weights = {f"layer.{n}.fc1.weight": mapped(tmp_path / f"{n}", 16384, 16384) for n in range(3)}
-    source = write_folder(tmp_path / "source", weights)
-    assert (source / "pytorch_model.bin").stat().st_size > 3000 * MB
-    call = StageCall(
-        name="convert",
-        job=ConvertJob(
-            source=str(source), folder=str(tmp_path / "made"), dtype="fp16", shard_bytes=1 << 30
-        ),
-        device="cpu",
-        log=tmp_path / "log",
-        budget=96 << 20,  # of what may be written to, above the imports
-    )
+    source = str(write_folder(tmp_path / "source", weights))
+    assert Path(source, "pytorch_model.bin").stat().st_size > 3000 * MB
+    folder = str(tmp_path / "made")
+    job = ConvertJob(source=source, folder=folder, dtype="fp16", shard_bytes=1 << 30)
+    budget = 96 << 20  # of what may be written to, above the imports
+    call = StageCall(name="convert", job=job, device="cpu", log=tmp_path / "log", budget=budget)
     outcome = run_with_restarts(DirectLauncher(lambda *_: None), call)
     assert outcome.peak_host_bytes < 400 * MB
     for path in (tmp_path / "made").glob("*.safetensors"):
@@ -108,21 +105,17 @@ def test_doctor_names_device_memory_store_and_a_server_that_does_not_answer(
 @pytest.mark.parametrize(
     ("machine", "says"),
     [
-        (gpus.plain(), "NVIDIA GeForce RTX 3070, driver "),
-        (gpus.turing(), "not supported by this GPU: such checkpoints run in fp16"),
-        (gpus.wsl2(), "its driver may use host memory when the GPU's is full"),
-        (
-            gpus.two_unlike_cards(),
-            "NVIDIA GeForce RTX 4090 with 25.8 GB: select it by CUDA_VISIBLE_DEVICES=1",
-        ),
-        (gpus.no_process_list(), "share it with containers by PENSTOCK_LOCKS=FOLDER"),
+        (gpus.plain, "NVIDIA GeForce RTX 3070, driver "),
+        (gpus.turing, "not supported by this GPU: such checkpoints run in fp16"),
+        (gpus.wsl2, "its driver may use host memory when the GPU's is full"),
+        (gpus.two_unlike_cards, LARGER),
+        (gpus.no_process_list, "share it with containers by PENSTOCK_LOCKS=FOLDER"),
     ],
-    ids=["plain", "turing", "wsl2", "two", "list"],
 )
 def test_a_gpu_is_told_with_what_it_lacks(
-    machine: Machine, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Callable[[], Machine], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpus.see(machine, tmp_path / "gpu", monkeypatch)
+    gpus.see(machine(), tmp_path / "gpu", monkeypatch)
     assert says in "\n".join(_device("cuda:0"))
     (line,) = (line for line in lines("cuda:0", open_store(str(tmp_path))) if "tensorrt  " in line)
     assert all(name in line for name in missing_libraries())

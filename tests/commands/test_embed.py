@@ -3,6 +3,7 @@ alone; rebuilt, planned, shown, past a budget; and in fp16 on a GPU where a tria
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from tests.support import gpus
 from tests.support.builders.clip import save_clip
 from tests.support.builders.words import hf
 from tests.support.commands import completed
+from tests.support.described import spare_processes
 from tests.support.dual_encoders import names, save
 from tests.support.embedding import embed, items, rows, vectors, write_images
 from tests.support.inside import InsideLauncher
@@ -38,6 +40,14 @@ from tests.support.refusals import one_line
 
 Patch = pytest.MonkeyPatch
 OTHERS = ("align", "altclip", "blip", "chinese_clip", "clipseg", "siglip", "siglip2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stages_in_this_process() -> Iterator[None]:
+    """None of these tests is about processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        spare_processes(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

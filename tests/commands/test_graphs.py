@@ -28,27 +28,32 @@ from stages.models.graphs.sessions import CPU
 from tests.support.builders.clip import save_clip
 from tests.support.embedding import embed, items, vectors, write_images
 from tests.support.graphs import graph_job, with_graphs
+from tests.support.made_up_runs import write_graphs
 from tests.support.pipeline import read_lines
 
+Said = pytest.CaptureFixture[str]
 BY_GRAPHS = ("--vision-backend", "onnx")
 
 
-def exported(make: pytest.TempPathFactory, *parts: str) -> Path:
-    folder = make.mktemp("exported") / "model"
-    with_graphs(graph_job(save_clip(make.mktemp("clip")), folder, *parts, route="dual"))
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def model(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dual encoder with graphs of both halves."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    with_graphs(graph_job(clip, folder, "vision", "language", route="dual"))
     return folder
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny dual encoder with graphs of both halves."""
-    return exported(tmp_path_factory, "vision", "language")
-
-
-@pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with graphs of its vision half alone."""
-    return exported(tmp_path_factory, "vision")
+def seeing(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a made-up graph of its vision half alone."""
+    folder = Path(shutil.copytree(clip, tmp_path_factory.mktemp("seeing") / "model"))
+    write_graphs(folder, [path.name for path in folder.glob("*.safetensors")])
+    return folder
 
 
 @pytest.fixture
@@ -68,10 +73,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("pictures"))
 
 
-def halves(place: Path) -> dict[str, Any]:
+def halves(place: Path) -> Any:
     """What the record of a run says of the halves."""
-    found: dict[str, Any] = json.loads((place / "out" / "run.json").read_text())["plan"]["halves"]
-    return found
+    return json.loads((place / "out" / "run.json").read_text())["plan"]["halves"]
 
 
 @pytest.mark.slow
@@ -114,8 +118,9 @@ def last_line(errors: str) -> str:
 
 @pytest.mark.slow
 def test_a_graph_with_a_flipped_bit_is_refused(
-    pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, model: Path, tmp_path: Path, place: Path, capsys: Said
 ) -> None:
+    own = Path(shutil.copytree(model, tmp_path / "own"))
     path = own / "onnx" / "vision-0.onnx.data"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -127,7 +132,7 @@ def test_a_graph_with_a_flipped_bit_is_refused(
 
 
 def test_graphs_of_other_weights_are_refused(
-    pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, own: Path, place: Path, capsys: Said
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -141,11 +146,11 @@ def test_graphs_of_other_weights_are_refused(
 
 
 def test_graphs_that_are_gone_or_are_those_of_another_program_are_refused(
-    pictures: Path, own: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, own: Path, place: Path, capsys: Said
 ) -> None:
-    (own / "onnx" / "vision-0.onnx").unlink()
+    (own / "onnx" / "vision.onnx").unlink()
     assert embed(pictures, own, place, *BY_GRAPHS) == 5
-    assert "vision-0.onnx is missing" in last_line(capsys.readouterr().err)
+    assert "vision.onnx is missing" in last_line(capsys.readouterr().err)
     # Many checkpoints bring graphs of another program, in a folder of the same name.
     (own / "onnx" / FILE).unlink()
     assert embed(pictures, own, place, *BY_GRAPHS) == 2
@@ -155,19 +160,13 @@ def test_graphs_that_are_gone_or_are_those_of_another_program_are_refused(
 @pytest.mark.parametrize(
     ("more", "code", "words"),
     [
-        (("--vision-backend", "tensorrt"), 5, "tensorrt needs a GPU"),
-        (("--vision-backend", "openvino"), 2, "unknown --vision-backend openvino"),
-        ((*BY_GRAPHS, "--precision", "nf4"), 2, "exclude each other"),
+        (["--vision-backend", "tensorrt"], 5, "tensorrt needs a GPU"),
+        (["--vision-backend", "openvino"], 2, "unknown --vision-backend openvino"),
+        ([*BY_GRAPHS, "--precision", "nf4"], 2, "exclude each other"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(
-    pictures: Path,
-    seeing: Path,
-    place: Path,
-    capsys: pytest.CaptureFixture[str],
-    more: tuple[str, ...],
-    code: int,
-    words: str,
+    pictures: Path, seeing: Path, place: Path, capsys: Said, more: list[str], code: int, words: str
 ) -> None:
     assert embed(pictures, seeing, place, *more) == code
     assert words in last_line(capsys.readouterr().err)
@@ -175,11 +174,7 @@ def test_what_makes_no_sense_is_one_line(
 
 @pytest.mark.slow
 def test_auto_takes_graphs_that_passed_and_are_faster_here(
-    pictures: Path,
-    model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    pictures: Path, model: Path, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = Path(shutil.copytree(model, tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -252,12 +247,14 @@ def test_what_it_makes_is_kept_apart_by_all_that_decides_it(
     monkeypatch.setattr(graphs, "driver_version", lambda _: "570.1")
     monkeypatch.setattr(graphs, "device_model", lambda _: "NVIDIA L4")
     monkeypatch.setattr(graphs, "device_capability", lambda _: (8, 9))
-    found = [engines_folder(tmp_path, "a" * 64, "cuda:0", 8)]
-    assert found == [engines_folder(tmp_path, "a" * 64, "cuda:0", 8)]
-    found.append(engines_folder(tmp_path, "b" * 64, "cuda:0", 8))
-    found.append(engines_folder(tmp_path, "a" * 64, "cuda:0", 4))
+
+    def folder(digest: str = "a", batch: int = 8) -> Path:
+        return engines_folder(tmp_path, digest * 64, "cuda:0", batch)
+
+    assert folder() == folder()
+    found = [folder(), folder("b"), folder(batch=4)]
     installed.number = 100900
-    found.append(engines_folder(tmp_path, "a" * 64, "cuda:0", 8))
+    found.append(folder())
     monkeypatch.setattr(graphs, "device_model", lambda _: "NVIDIA A10")
-    found.append(engines_folder(tmp_path, "a" * 64, "cuda:0", 8))
+    found.append(folder())
     assert len(set(found)) == 5 and all(path.parent == tmp_path / "engines" for path in found)

@@ -20,6 +20,7 @@ from flows.interfaces.cli.main import main
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from tests.support.builders.clip import save_clip
 from tests.support.builders.words import hf
+from tests.support.described import spare_processes
 from tests.support.embedding import items, write_images
 from tests.support.media import flip_bits, write_video
 from tests.support.pipeline import Place, kill_at, read_lines
@@ -249,8 +250,9 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
 
 
 def test_damage_is_named_on_its_own_image_or_frames(
-    clip: Path, tmp_path: Path, capsys: Said
+    clip: Path, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    spare_processes(monkeypatch)
     folder = tmp_path / "media"
     folder.mkdir()
     Image.effect_noise((64, 64), 90).convert("RGB").save(folder / "whole.jpg")

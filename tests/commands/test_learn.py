@@ -36,14 +36,15 @@ from tests.support.inside import Ended, InsideLauncher
 from tests.support.learning import PICTURES, Change, School, captions_of, decide_in, style
 from tests.support.media import write_video
 from tests.support.pipeline import read_lines
-from tests.support.saying import samples
+from tests.support.saying import ALL, samples
 
+Patch = pytest.MonkeyPatch
 Said = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
 
 
 @pytest.fixture
-def school(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> School:
+def school(tmp_path: Path, monkeypatch: Patch) -> School:
     return School(tmp_path, monkeypatch)
 
 
@@ -55,7 +56,10 @@ def mixed(at: int, text: str) -> Change | None:
 
 
 @pytest.mark.slow
-def test_each_decision_stands_in_every_format_after_two_rounds(school: School) -> None:
+def test_each_decision_stands_in_every_format_after_two_rounds(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    school = School(tmp_path, monkeypatch, form=ALL)
     first = {line["media_path"]: line["caption"] for line in school.lines()}
     school.decide(mixed)
     result = school.learn()
@@ -245,9 +249,7 @@ def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: Scho
     assert (result.round["round"], result.round["previous"]) == (2, "")
 
 
-def test_a_round_whose_examples_are_gone_is_chosen_anew(
-    school: School, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_whose_examples_are_gone_is_chosen_anew(school: School, monkeypatch: Patch) -> None:
     school.decide(lambda at, text: (style(text), "accepted"))
     school.killed_in("train")
     checkpoint = school.out / "learn/round-001/adapter/checkpoint"
@@ -272,7 +274,7 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(
 
 
 def test_a_round_stays_in_the_store_of_the_captions_and_passes_notes_on(
-    school: School, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    school: School, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "other"))
     school.decide(mixed)
@@ -314,7 +316,7 @@ def test_a_round_begins_without_a_rejected_medium(school: School) -> None:
 
 
 def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
-    school: School, monkeypatch: pytest.MonkeyPatch
+    school: School, monkeypatch: Patch
 ) -> None:
     school.decide(mixed)
     before = school.lines()
@@ -362,7 +364,7 @@ def test_undo_stops_at_a_round(school: School) -> None:
 
 @pytest.mark.slow
 def test_a_round_that_nobody_noted_is_not_continued_and_sets_no_option(
-    school: School, monkeypatch: pytest.MonkeyPatch
+    school: School, monkeypatch: Patch
 ) -> None:
     school.decide(mixed)
     school.killed_in("train")
@@ -494,7 +496,7 @@ def test_a_bootstrap_sample_draws_films() -> None:
 
 
 def test_films_that_are_too_few_for_a_test_are_named_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     school = School(tmp_path, monkeypatch, films=6)
     school.decide(lambda at, text: (style(text), ""))
@@ -508,9 +510,7 @@ def test_films_that_are_too_few_for_a_test_are_named_before_training(
 
 
 @pytest.mark.slow
-def test_a_test_on_few_films_is_called_weak(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_test_on_few_films_is_called_weak(tmp_path: Path, monkeypatch: Patch) -> None:
     school = School(tmp_path, monkeypatch, films=9)
     school.decide(lambda at, text: (style(text), ""))
     result = school.learn()
@@ -555,13 +555,10 @@ def test_a_change_of_many_captions_that_nobody_read_is_no_example(school: School
         captions.apply({"id": "1", "does": "replace", "changes": bulk})
         assert captions.counts()["corrected"] == len(bulk)  # the files have it
         assert decisions_of(captions, (), ()).examples == []
-        captions.apply(
-            {"id": "2", "does": "accept", "changes": [{**bulk[1], "review": "accepted"}]}
-        )
-        captions.apply({"id": "3", "does": "correct", "changes": [{**bulk[2], "unread": False}]})
-        captions.apply(
-            {"id": "4", "does": "reject", "changes": [{**bulk[3], "review": "rejected"}]}
-        )
+        decisions: list[Any] = [{"review": "accepted"}, {"unread": False}, {"review": "rejected"}]
+        for at, decision in enumerate(decisions, 1):
+            changes = [bulk[at] | decision]
+            captions.apply({"id": f"{at + 1}", "does": "decide", "changes": changes})
     with closing(ReviewedCaptions(school.out)) as captions:  # as the journal and the store have it
         found = decisions_of(captions, (), ()).examples
     assert [each["media_path"] for each in found] == ["01.png", "02.png"]
@@ -570,7 +567,7 @@ def test_a_change_of_many_captions_that_nobody_read_is_no_example(school: School
 @pytest.mark.slow
 @pytest.mark.parametrize("removed", [False, True])
 def test_each_chunk_teaches_its_own_text_also_when_gc_removed_its_features(
-    removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Said
+    removed: bool, tmp_path: Path, monkeypatch: Patch, capfd: Said
 ) -> None:
     jobs: list[TuneJob] = []
 

@@ -98,10 +98,8 @@ def test_an_object_and_a_folder_with_nothing_in_it(filled: str) -> None:
     assert failures == [] and {"c.webm", "z.mp4"} <= {Path(name).name for name in names(found)}
     found, failures = find_media([f"{filled}/notes.docx", f"{filled}/none", f"{filled}/no*"], PLAIN)
     assert names(found) == ["notes.docx"]  # what is named is taken, whatever its suffix
-    assert [(f.media_path, f.error) for f in failures] == [
-        (f"{filled}/none", "missing"),
-        (f"{filled}/no*", "missing"),
-    ]
+    missing = [(f"{filled}/{name}", "missing") for name in ("none", "no*")]
+    assert [(f.media_path, f.error) for f in failures] == missing
 
 
 def test_a_bucket_that_cannot_be_read_ends_the_run(bucket_address: str) -> None:
@@ -133,20 +131,18 @@ def test_the_lines_of_a_list_may_be_addresses_with_prompts(web: Web, tmp_path: P
 
 
 def test_what_cannot_be_fetched_fails_alone(web: Web, tmp_path: Path) -> None:
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
+    medias = ("a.mp4", "b.mp4", "c.mp4")
+    for name in medias:
         (tmp_path / name).write_bytes(name.encode())
-    found, _ = find_media([f"{web.address}/{name}" for name in ("a.mp4", "b.mp4", "c.mp4")], PLAIN)
+    found, _ = find_media([f"{web.address}/{name}" for name in medias], PLAIN)
     web.versions["a.mp4"] = "2"
     web.before = lambda path, _: 500 if "b.mp4" in path else 0
-    readable, failures = read_contents(
-        found, ContentDigests(tmp_path / "d"), open_store(str(tmp_path / "store"))
-    )
+    store = open_store(str(tmp_path / "store"))
+    readable, failures = read_contents(found, ContentDigests(tmp_path / "d"), store)
     assert names([each.file for each in readable]) == ["c.mp4"]
     assert readable[0].medium.digest == hashlib.sha256(b"c.mp4").hexdigest()
-    assert [(f.media_path, f.error) for f in failures] == [
-        ("a.mp4", "changed"),
-        ("b.mp4", "unreachable"),
-    ]
+    failed = [(f.media_path, f.error) for f in failures]
+    assert failed == [("a.mp4", "changed"), ("b.mp4", "unreachable")]
     assert "500" in failures[1].message
 
 
@@ -157,9 +153,8 @@ def test_portions_name_addresses_and_know_their_sizes(
     config = CaptionConfig(sources=(filled + "/",), out=str(tmp_path / "out"), recursive=True)
     portions, failures = partitions_of(config, max_files=2)
     assert [p.files for p in portions] == [2, 2, 1] and failures == []
-    assert sum(p.bytes for p in portions) == sum(
-        len(name) for name in NAMES if name[0] != "." and "docx" not in name
-    )
+    sizes = (len(name) for name in NAMES if name[0] != "." and "docx" not in name)
+    assert sum(p.bytes for p in portions) == sum(sizes)
     # Another machine finds the same by the list alone.
     again, _ = find_media([f"@{p.path}" for p in portions], PLAIN)
     whole, _ = find_media([filled + "/"], DEEP)
@@ -251,8 +246,9 @@ def test_a_portion_is_called_the_same_when_it_is_signed_anew(web: Web, tmp_path:
 def test_a_source_whose_server_is_silent_ends_as_the_network_does(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = ["--model", "demo", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
-    assert main(["caption", "http://127.0.0.1:1/dead.mp4", *out]) == 5
+    out = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    source, model = "http://127.0.0.1:1/dead.mp4", ("--model", "demo")
+    assert main(["caption", source, *model, *out]) == 5
     assert "nothing to caption" in capsys.readouterr().err
-    assert main(["sift", "http://127.0.0.1:1/dead.mp4", "--out", str(tmp_path / "sift")]) == 5
-    assert main(["caption", "http://127.0.0.1:1/dead.mp4", str(tmp_path / "none.mp4"), *out]) == 2
+    assert main(["sift", source, "--out", str(tmp_path / "sift")]) == 5
+    assert main(["caption", source, str(tmp_path / "none.mp4"), *model, *out]) == 2

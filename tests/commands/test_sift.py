@@ -43,6 +43,7 @@ from tests.support.builders.planted import (
     write_clip,
     write_pictures,
 )
+from tests.support.described import spare_processes
 from tests.support.pipeline import read_lines
 from tests.support.plain_pictures import coloured, fields, other_words, shoe, slide, still
 
@@ -336,7 +337,10 @@ def test_options_on_vectors_that_make_no_sense_fail(options: dict[str, Any], say
         SiftConfig(sources=("a",), **options)
 
 
-def test_near_vectors_of_a_model_are_marks(tmp_path: Path, here: Path) -> None:
+def test_near_vectors_of_a_model_are_marks(
+    tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare_processes(monkeypatch)
     _, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01)
     assert sorted(row["similar"] for row in marks.values()) == [0, 1]
     assert len({row["similar_group"] for row in marks.values()}) == 1
@@ -422,15 +426,8 @@ def test_captions_leave_out_what_does_not_meet_sift(
         ("black < 9", 3, "files and chunks are those before the filter (--sift): marks come first"),
     ):
         # The store's marks were made under `black = 5` last, so those are made again.
-        words_of_sift = [
-            "sift",
-            str(here / "videos"),
-            "--keep",
-            "black = 0",
-            "--out",
-            f"{out}/sift",
-        ]
-        assert main(words_of_sift) == 0
+        keep = ("--keep", "black = 0")
+        assert main(["sift", str(here / "videos"), *keep, "--out", f"{out}/sift"]) == 0
         capsys.readouterr()
         plan = plan_of(condition)
         assert (plan["files"], plan["notes"][0]) == (files, note)
@@ -492,17 +489,13 @@ def pictures(rng: np.random.Generator) -> dict[str, tuple[Image.Image, Image.Ima
     for colour in ("#e05040", "#3a9a3a"):  # both have a brightness of 120
         shoes.append(white.copy())
         shoe(ImageDraw.Draw(shoes[-1]), (120, 150), 500, colour)
-    slides = [
+    heart, liver = (
         slide(np.random.default_rng(1), [f"{title} surgery", "Bring your report", "Come early"])
         for title in ("Heart", "Liver")
-    ]
-    return {
-        "shoe": (shoes[0], shoes[1]),
-        "field": fields(rng),
-        "slide": (slides[0], slides[1]),
-        "chat": other_words(rng, "chat", "all words"),
-        "line": other_words(rng, "chat", "a line"),
-    }
+    )
+    found = {"shoe": (shoes[0], shoes[1]), "field": fields(rng), "slide": (heart, liver)}
+    words = {"chat": "all words", "line": "a line"}
+    return found | {name: other_words(rng, "chat", of) for name, of in words.items()}
 
 
 def test_pictures_that_differ_in_colour_or_words_are_no_copies_and_their_copies_are(

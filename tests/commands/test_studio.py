@@ -522,9 +522,8 @@ def test_what_sift_found_is_shown_with_what_is_kept_first(tmp_path: Path) -> Non
 
 def test_copies_that_sift_found_are_of_one_group(tmp_path: Path) -> None:
     files = [media_file(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
-    write_run(
-        tmp_path / "out", [(file, captions_of(file, [f"A ring of {file.path}"])) for file in files]
-    )
+    captioned = [(file, captions_of(file, [f"A ring of {file.path}"])) for file in files]
+    write_run(tmp_path / "out", captioned)
     marks = [{"path": str(files[at].path), "group": group} for at, group in ((0, 7), (1, None))]
     (tmp_path / "out/sift").mkdir()
     lines = [json.dumps(mark) + "\n" for mark in (*marks, {"path": str(files[2].path), "group": 7})]
@@ -655,9 +654,8 @@ def test_the_page_says_where_a_model_is(page: TestClient, monkeypatch: Patch) ->
 def test_a_download_is_the_weights_and_the_files_that_describe_them(monkeypatch: Patch) -> None:
     sizes = {"model.safetensors": 1000, "config.json": 20, "onnx/model.onnx": 5000, "a.bin": 900}
     files = [SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
-    monkeypatch.setattr(
-        "huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files)
-    )
+    info = SimpleNamespace(siblings=files)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
     assert download_bytes("no-one/nothing", 1.0) == 1020
 
 

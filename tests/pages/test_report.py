@@ -29,10 +29,15 @@ pytestmark = pytest.mark.browser
 
 PARTS = ("host", "weight", "activation", "kv", "workspace", "context")
 NO_PARTS = dict.fromkeys((f"{part}_bytes" for part in PARTS), 0)
+FAILURE = ("media_path", "source", "stage", "error", "message", "hint")
 
 TEXTS = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
 EVIL = "<script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
 ODD = "a #1 50%?&é <script>alert(1)<\u2215script>.mp4"
+
+
+CHOOSE = """const one = document.getElementById(arguments[0]);
+one.value = arguments[1]; one.dispatchEvent(new Event('change'))"""
 
 
 def report(out: Path) -> str:
@@ -80,13 +85,9 @@ def test_a_click_seeks_and_marks_what_is_said(browser: Browser, clip: Path, tmp_
 
 def test_text_of_users_is_shown_not_run(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
-    failure = Failure(
-        media_path=EVIL, source=EVIL, stage="frames", error="x", message=EVIL, hint=EVIL
-    )
-    plan = {**PLAN, "model": EVIL, "notes": [EVIL]}
-    record = write_run(
-        tmp_path / EVIL.replace("/", "\u2215"), [(file, captions_of(file, [EVIL]))], [failure], plan
-    )
+    failure = Failure(**{**dict.fromkeys(FAILURE, EVIL), "stage": "frames", "error": "x"})
+    plan, out = {**PLAN, "model": EVIL, "notes": [EVIL]}, tmp_path / EVIL.replace("/", "\u2215")
+    record = write_run(out, [(file, captions_of(file, [EVIL]))], [failure], plan)
     rung = dict.fromkeys(("stage", "name", "reason", "error"), EVIL)
     record.value["rungs"] = [{**rung, "time": record.value["started"]}]
     record.value["error"] = EVIL
@@ -118,9 +119,7 @@ def test_what_a_person_decided_on_captions_is_marked_and_can_be_chosen(
     texts = browser.wait(TEXTS, ".captions button > span")
     assert texts == ["kept", "bad rejected", "mended corrected", "said so accepted"]
     assert browser.run(TEXTS, "figcaption .said") == ["blurred rejected"]
-    choose = "const s = document.querySelector('#filter'); s.value = arguments[0]; "
-    choose += "s.dispatchEvent(new Event('change'))"
-    browser.run(choose, "rejected")
+    browser.run(CHOOSE, "filter", "rejected")
     assert browser.wait(TEXTS, ".captions button > span") == ["bad rejected"]
     assert browser.run(TEXTS, "figcaption .said") == ["blurred rejected"]
 
@@ -132,15 +131,9 @@ def test_a_summary_stands_with_its_chapters_and_is_searched(
     file, out = media_file(clip), tmp_path / "out"
     record = write_run(out, [(file, captions_of(file, ["first", "second", "third"]))])
     chapters = [{"start": 4.0 * n, "end": 4.0 * n + 4, "text": t} for n, t in enumerate((EVIL, ""))]
-    row = {
-        "media_path": file.media_path,
-        "source": file.source,
-        "chapters": chapters,
-        "summary": "A harbour. " * 40,
-        "tokens": 3,
-        "warnings": ["without words: 1 chapter"],
-    }
-    (out / "summaries.jsonl").write_text(json.dumps(row) + "\n")
+    row = {"media_path": file.media_path, "source": file.source, "summary": "A harbour. " * 40}
+    more = {"tokens": 3, "chapters": chapters, "warnings": ["without words: 1 chapter"]}
+    (out / "summaries.jsonl").write_text(json.dumps(row | more) + "\n")
     record.value["summaries"] = 1
     record.write(force=True)
     shown(browser, out)
@@ -189,9 +182,8 @@ def test_all_is_there_and_videos_are_read_late(
     found = browser.run("return [find('said 217 6'), find('said 299 9'), find('said 300 0')]")
     assert found == [True, True, False]
     browser.run("getSelection().empty(); scrollTo(0, document.body.scrollHeight)")
-    browser.wait(
-        "return document.querySelectorAll('.card')[299].querySelector('[preload=metadata]')"
-    )
+    last = "document.querySelectorAll('.card')[299]"
+    browser.wait(f"return {last}.querySelector('[preload=metadata]')")
     assert browser.run(COUNT)[2] < 100
     assert browser.console() == []
 
@@ -205,9 +197,8 @@ def test_of_a_very_long_run_what_is_not_looked_at_is_neither_in_the_page_nor_rea
     browser.run("document.querySelector('#videos').scrollIntoView()")
     cards, buttons, loading = browser.run(COUNT)
     assert cards <= 24 and buttons <= 960 and loading <= cards
-    assert "300 videos, 24,000 captions. Find in page" in browser.run(
-        "return document.body.innerText"
-    )
+    text = browser.run("return document.body.innerText")
+    assert "300 videos, 24,000 captions. Find in page" in text
     browser.run("scrollTo(0, document.body.scrollHeight)")
     titles = "[...document.querySelectorAll('.card h3')]"
     browser.wait(f"return {titles}.pop()?.textContent === '299.mp4'")
@@ -241,18 +232,12 @@ def test_files_gone_or_unplayable_are_named(browser: Browser, clip: Path, tmp_pa
     first, second = browser.run(TEXTS, ".card .gone")
     assert first.split("\n") == ["The file is not where it was:", str(clips / "gone.mp4")]
     assert second.split("\n") == ["Not here, or not for this browser:", str(clips / "broken.mp4")]
-    tiles = (
-        "return [...document.querySelectorAll('figure .frame')]"
-        ".map(f => f.textContent || f.querySelector('img').naturalWidth)"
-    )
+    tiles = "return [...document.querySelectorAll('figure .frame')]"
+    tiles += ".map(f => f.textContent || f.querySelector('img').naturalWidth)"
     browser.run("document.querySelector('#images').scrollIntoView()")
     browser.wait(tiles + ".every(Boolean)")
-    assert browser.run(tiles) == [
-        f"The file is not where it was: {clips / 'gone.jpg'}",
-        f"Not here, or damaged: {clips / 'broken.jpg'}",
-        40,
-        40,
-    ]
+    gone = f"The file is not where it was: {clips / 'gone.jpg'}"
+    assert browser.run(tiles) == [gone, f"Not here, or damaged: {clips / 'broken.jpg'}", 40, 40]
     browser.click("figure .frame", 2)
     said_there = "return document.querySelector('dialog[open] p').textContent"
     assert browser.wait(said_there) == "fine.png"
@@ -338,8 +323,6 @@ def test_the_time_line_tells_what_is_pointed_at_or_typed(browser: Browser, tmp_p
 
 GB = 10**9
 NAMES = "return [...document.querySelectorAll('.card h3')].map(e => e.textContent)"
-CHOOSE = """const one = document.getElementById(arguments[0]);
-one.value = arguments[1]; one.dispatchEvent(new Event('change'))"""
 IN_SIGHT = (
     "document.querySelectorAll('.whole').forEach(e => { e.style.contentVisibility = 'visible' })"
 )
@@ -363,8 +346,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     picture = folder / "clips" / "p.png"
     Image.new("RGB", (40, 30), "red").save(picture)
     captioned.append((media_file(picture), captions_of(media_file(picture), ["A picture."])))
-    why = dict.fromkeys(("source", "stage", "error", "message", "hint"), "x")
-    failures = [Failure(media_path=f"bad {n}.mp4", **why) for n in range(4)]
+    why = dict.fromkeys(FAILURE, "x")
+    failures = [Failure(**{**why, "media_path": f"bad {n}.mp4"}) for n in range(4)]
     record = write_run(folder, captioned, failures)
     budget = {"rung": {"stage": "decode"}, "peak_bytes": GB, "name": "batch 4", **NO_PARTS}
     record.value["plan"]["memory"] = {"budget_bytes": 17 * GB, "stages": [budget]}

@@ -4,7 +4,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,20 +56,11 @@ class Process:
         self.stopped, self.runs = True, False
 
 
-class Left:
-    """GPUs that were left out."""
-
-    def __init__(self) -> None:
-        self.devices: list[str] = []
-
-    def __call__(self, stage: str, device: str, error: PenstockError) -> None:
-        self.devices.append(device)
-
-
-def stage(*processes: Process, share: Path | None = None) -> tuple[StageOnGpus, Left]:
+def stage(*processes: Process, share: Path | None = None) -> tuple[StageOnGpus, list[str]]:
+    """A stage on so many GPUs, and those that were left out."""
     running: Mapping[str, StageHandle] = {f"cuda:{n}": p for n, p in enumerate(processes)}
-    left = Left()
-    return StageOnGpus(running, share, left), left
+    left: list[str] = []
+    return StageOnGpus(running, share, lambda _, device, __: left.append(device)), left
 
 
 @pytest.mark.parametrize(("error", "left_out"), [(FULL, True), (LOST, True), (CUT, False)])
@@ -76,7 +69,7 @@ def test_a_gpu_that_fails_alone_is_left_out_unless_its_process_was_killed(
 ) -> None:
     running, left = stage(Process(items=5), Process(items=2, error=error))
     assert running.wait().items == 7
-    assert left.devices == (["cuda:1"] if left_out else [])
+    assert left == (["cuda:1"] if left_out else [])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +82,7 @@ def test_if_all_fail_the_most_telling_error_is_raised_and_no_gpu_is_left_out(
     running, left = stage(*(Process(error=error) for error in errors))
     with pytest.raises(type(raised)):
         running.wait()
-    assert not left.devices
+    assert not left
 
 
 def test_an_error_of_the_work_itself_ends_all() -> None:
@@ -104,7 +97,7 @@ def test_who_waits_for_a_gpu_is_stopped_when_nothing_is_left() -> None:
     waiting = Process(runs=True, waits=True)
     running, left = stage(Process(items=9), waiting)
     assert running.wait().items == 9
-    assert waiting.stopped and not left.devices
+    assert waiting.stopped and not left
 
 
 def test_who_has_made_something_is_waited_for() -> None:
@@ -146,27 +139,15 @@ def test_the_limit_of_claims_is_lifted_when_the_others_work_or_wait_or_ended(
 
 
 def test_outcomes_are_summed_or_the_largest() -> None:
+    one, other = {"loaded_bytes": 3}, {WAITS_FOR_DEVICE: "process 5"}
+    of = partial(StageOutcome, name="encode")
     parts = {
-        "cuda:0": StageOutcome(
-            name="encode",
-            items=3,
-            tokens=5,
-            seconds=4.0,
-            peak_device_bytes=7,
-            notes={"loaded_bytes": 3},
-        ),
-        "cuda:1": StageOutcome(
-            name="encode",
-            items=2,
-            tokens=1,
-            seconds=6.0,
-            peak_device_bytes=5,
-            notes={WAITS_FOR_DEVICE: "process 5"},
-        ),
+        "cuda:0": of(items=3, tokens=5, seconds=4.0, peak_device_bytes=7, notes=one),
+        "cuda:1": of(items=2, tokens=1, seconds=6.0, peak_device_bytes=5, notes=other),
     }
     whole = joined(parts)
     assert (whole.items, whole.tokens, whole.seconds, whole.peak_device_bytes) == (5, 6, 6.0, 7)
-    assert whole.notes == {"loaded_bytes": 3} and whole.devices == parts
+    assert whole.notes == one and whole.devices == parts
 
 
 class Starts:
@@ -183,15 +164,9 @@ class Starts:
 
 def decode_call(folder: Path, batches: int = 4) -> StageCall:
     items = [[DecodeItem(f"{at}", f"{at}", "?")] for at in range(batches)]
-    job = DecodeJob(
-        half=HalfJob(model="m", device="cuda:0"),
-        store=str(folder),
-        features_namespace="f",
-        namespace="c",
-        batches=items,
-        max_new_tokens=8,
-        engine="inflight",
-    )
+    given: dict[str, Any] = {"features_namespace": "f", "namespace": "c", "engine": "inflight"}
+    given |= {"half": HalfJob(model="m", device="cuda:0"), "max_new_tokens": 8}
+    job = DecodeJob(store=str(folder), batches=items, **given)
     return StageCall(name="decode", job=job, device="cuda:0", log=folder / "logs" / "decode.log")
 
 
@@ -203,19 +178,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_copies_have_devices_logs_and_the_same_batches(tmp_path: Path, store: Store) -> None:
-    call = shared_by(decode_call(tmp_path), ["cuda:0", "cuda:1", "cuda:3"], store)
+    cards = ["cuda:0", "cuda:1", "cuda:3"]
+    call = shared_by(decode_call(tmp_path), cards, store)
     calls = (call, *call.copies)
-    jobs = [each.job for each in calls]
-    assert [each.device for each in calls] == ["cuda:0", "cuda:1", "cuda:3"]
-    assert [job.half.device for job in jobs if isinstance(job, DecodeJob)] == [
-        "cuda:0",
-        "cuda:1",
-        "cuda:3",
-    ]
+    assert [each.device for each in calls] == cards
     assert len({each.log for each in calls}) == 3
-    for job in jobs:
-        assert isinstance(job, DecodeJob)
-        assert len(job.batches) == 4 and job.share.items == 2
+    for each in calls:
+        assert isinstance(each.job, DecodeJob) and each.job.half.device == each.device
+        assert len(each.job.batches) == 4 and each.job.share.items == 2
 
 
 def test_without_byte_locks_batches_are_divided_by_place(

@@ -178,9 +178,8 @@ class Launched:
         self.heard.append(event)
 
     def start(self, **more: Any) -> StageHandle:
-        call = StageCall(
-            name="describe", job=made_job(), device=CARD, log=self._folder / "log", **more
-        )
+        log = self._folder / "log"
+        call = StageCall(name="describe", job=made_job(), device=CARD, log=log, **more)
         return self._launcher.start(call)
 
     def is_forked(self) -> bool:
@@ -205,12 +204,8 @@ def test_a_fork_that_cannot_use_cuda_is_started_anew_and_is_the_last(
         stages = Launched("light_stages:told_if_fresh", forks, tmp_path)
         outcome = stages.start().wait()
         assert outcome.notes["parent"] == os.getpid()
-        printed = [event.text for event in stages.heard if isinstance(event, Warned)]
-        assert (
-            len(printed) == 1
-            and "no longer forked" in printed[0]
-            and printed[0] in outcome.warnings
-        )
+        (printed,) = [event.text for event in stages.heard if isinstance(event, Warned)]
+        assert "no longer forked" in printed and printed in outcome.warnings
         assert not stages.is_forked()
 
 

@@ -28,6 +28,7 @@ from stages.process.fork_client import child_environment, compiler_folder
 from stages.process.stage_process import StageProcess
 from tests.support.started import hold, started, until
 
+Patch = pytest.MonkeyPatch
 HERE = Path(__file__)
 MIB = 1 << 20
 
@@ -71,7 +72,7 @@ start = partial(started, HERE.stem)
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+def importable(monkeypatch: Patch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{HERE.parent}:{HERE.parents[2]}")
 
 
@@ -106,9 +107,8 @@ def test_events_reach_the_parent_and_library_noise_does_not(tmp_path: Path) -> N
     assert (outcome.items, outcome.tokens) == (3, 9)
     assert outcome.notes["attention"] == "sdpa"
     assert outcome.notes["loaded_bytes"] > 0
-    assert outcome.failures == [
-        Failed(media="digest", kind="no-video", message="no video in it", hint="Give a video")
-    ]
+    about = {"kind": "no-video", "message": "no video in it", "hint": "Give a video"}
+    assert outcome.failures == [Failed(media="digest", **about)]
     assert [e.key for e in heard if isinstance(e, Item)] == ["key-0", "key-1", "key-2"]
     assert "noise on stdout" in (tmp_path / "log").read_text()
 
@@ -161,12 +161,8 @@ def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
         "import sys, time; from pathlib import Path; import test_process as t\n"
         "p = t.start('waits', Path(sys.argv[1])); print(p.pid, flush=True); time.sleep(600)"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE.parents[2]}"},
-    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     assert not gone(child, seconds=0.5)
@@ -177,7 +173,7 @@ def test_a_stage_dies_with_its_parent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_holds_the_cpu_s_lock(tmp_path: Path, monkeypatch: Patch) -> None:
     path = tmp_path / "cpu.lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
     first = begun(tmp_path, [], device="cpu")
@@ -207,9 +203,7 @@ def test_a_folder_that_goes_away_is_told_as_such(tmp_path: Path) -> None:
     assert [event.key for event in heard if isinstance(event, Item)] == ["one"]
 
 
-def test_a_stop_at_the_start_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_at_the_start_leaves_no_file(tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
 
@@ -225,7 +219,7 @@ def test_a_stop_at_the_start_leaves_no_file(
 
 
 @pytest.mark.slow
-def test_a_stage_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_leaves_no_temporary_files(tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -235,9 +229,7 @@ def test_a_stage_leaves_no_temporary_files(tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_what_is_said_of_the_compiler_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_said_of_the_compiler_stands(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
     assert child_environment()["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
@@ -312,9 +304,7 @@ def test_a_lock_of_another_user_in_a_folder_of_all_is_held_by_reading() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
-def test_a_mount_may_lock_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_a_mount_may_lock_nothing(tmp_path: Path, monkeypatch: Patch, code: int) -> None:
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -326,7 +316,7 @@ def test_a_mount_may_lock_nothing(
 
 
 def test_importing_onnx_runtime_in_a_stage_leaves_no_id_of_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Its telemetry keeps one in the home folder, and a session in the temporary one."""
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY")

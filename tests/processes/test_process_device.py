@@ -38,13 +38,14 @@ from stages.process.stage_process import wait_for_release
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine
 
+Patch = pytest.MonkeyPatch
 Seen = Callable[..., Path]
 MIB, GIB = 1 << 20, 1 << 30
 CARD = "cuda:0"
 
 
 @pytest.fixture
-def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
+def seen(tmp_path: Path, monkeypatch: Patch) -> Seen:
     """Sees a machine from now on, and of its cards those that are named."""
 
     def see(machine: Machine, named: str | None = None) -> Path:
@@ -67,15 +68,11 @@ def test_a_driver_that_tells_all_is_believed(seen: Seen) -> None:
     assert gpus.contexts(folder) == [] and not on_wsl()
 
 
-@pytest.mark.parametrize(
-    "machine",
-    [gpus.no_process_list(), gpus.no_memory_info(), gpus.wsl2()],
-    ids=["list", "memory", "wsl"],
-)
+@pytest.mark.parametrize("make", [gpus.no_process_list, gpus.no_memory_info, gpus.wsl2])
 def test_what_the_driver_does_not_tell_is_unknown_and_not_waited_for(
-    seen: Seen, machine: Machine
+    seen: Seen, make: Callable[[], Machine]
 ) -> None:
-    seen(machine)
+    seen(machine := make())
     assert device_name() == CARD
     assert device_holders(CARD) == {}
     known = machine.memory_info
@@ -108,9 +105,7 @@ def test_cards_are_counted_by_place_on_the_bus(seen: Seen) -> None:
     assert device_capability(CARD) == (8, 9) and device_capability("cuda:1") == (7, 5)
 
 
-def test_other_cards_are_known_until_one_is_chosen(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_cards_are_known_until_one_is_chosen(seen: Seen, monkeypatch: Patch) -> None:
     seen(gpus.two_unlike_cards())
     assert other_devices(CARD) == [(1, "NVIDIA GeForce RTX 4090", 24 * GIB)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -171,7 +166,7 @@ def test_a_driver_out_of_order_is_no_missing_driver(seen: Seen) -> None:
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_once(monkeypatch: Patch) -> None:
     monkeypatch.setattr(stage_process, "SECONDS", 0.0)
 
 
@@ -207,7 +202,7 @@ and the bytes that are taken for the context."""
 
 
 @pytest.mark.parametrize("case", CONTEXTS)
-def test_the_context_is_what_this_process_added(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_is_what_this_process_added(case: str, monkeypatch: Patch) -> None:
     used, holders, reserved, expected = CONTEXTS[case]
     uses, held = iter(used), iter([{pid: n * MIB for pid, n in each.items()} for each in holders])
     monkeypatch.setattr(device_limit, "device_used_bytes", lambda _: next(uses) * MIB)
@@ -230,23 +225,19 @@ DOUBTFUL = (
 
 @pytest.mark.parametrize("words", DOUBTFUL)
 @pytest.mark.parametrize("share", [0.1, 0.8])
-def test_doubtful_words_mean_memory(
-    words: str, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_doubtful_words_mean_memory(words: str, share: float, monkeypatch: Patch) -> None:
     limit = DeviceLimit(device=CARD, bytes=4 << 30, context=0)
     monkeypatch.setattr(DeviceLimit, "taken", lambda self: int(share * self.bytes))
     monkeypatch.setattr(DeviceLimit, "full", lambda self: False)
     monkeypatch.setattr(memory_limit, "_device_limits", [limit])
     assert out_of_memory(RuntimeError(words.partition(": ")[2])) is (share > 0.5)
     message = StageError(**dict(zip(("type", "message"), words.split(": ", 1), strict=True)))
-    peak = int(share * limit.bytes)
-    ending = ProcessExit(
-        code=1, error_event=message, log=Path("log"), peak_bytes=peak, budget=limit.bytes
-    )
+    peak, of = int(share * limit.bytes), {"error_event": message, "log": Path("log")}
+    ending = ProcessExit(code=1, peak_bytes=peak, budget=limit.bytes, **of)  # type: ignore[arg-type]
     assert isinstance(fault_of_stage("encode", ending), OutOfMemory) is (share > 0.5)
 
 
-def test_they_mean_it_on_a_full_card(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_mean_it_on_a_full_card(seen: Seen, monkeypatch: Patch) -> None:
     seen(gpus.busy(8 * 1024 * MIB - 350 * MIB))
     limit = DeviceLimit(device=CARD, bytes=4 << 30, context=0)
     monkeypatch.setattr(DeviceLimit, "taken", lambda self: 0)
@@ -255,7 +246,7 @@ def test_they_mean_it_on_a_full_card(seen: Seen, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_setting_of_a_library_is_named_if_it_could_have_failed_the_import(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = StageError(type="Exception", message="expected value at line 1 column 1")
@@ -280,12 +271,12 @@ def test_a_gpu_that_failed_is_told_with_what_to_do(words: str, advice: str) -> N
     assert isinstance(fault, StageDied) and advice in fault.hint
 
 
-def test_stages_count_cards_as_the_driver_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_count_cards_as_the_driver_does(monkeypatch: Patch) -> None:
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     assert child_environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
-def test_torch_on_another_card_is_seen(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_on_another_card_is_seen(seen: Seen, monkeypatch: Patch) -> None:
     import torch
 
     seen(gpus.plain())
@@ -300,24 +291,24 @@ def test_torch_on_another_card_is_seen(seen: Seen, monkeypatch: pytest.MonkeyPat
     check_same_card(CARD)
 
 
-def test_segments_do_not_grow_under_windows(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.delenv(name, raising=False)
-    seen(gpus.plain())
-    assert child_environment()["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
-    seen(gpus.wsl2())
-    assert "PYTORCH_ALLOC_CONF" not in child_environment()
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
-    assert child_environment()["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64"
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-    seen(gpus.plain())
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:native")
-    assert "PYTORCH_ALLOC_CONF" not in child_environment()
+def test_segments_do_not_grow_under_windows(seen: Seen, monkeypatch: Patch) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for machine, named, expected in (
+        (gpus.plain(), {}, "expandable_segments:True"),
+        (gpus.wsl2(), {}, None),
+        (gpus.wsl2(), {names[0]: "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        (gpus.plain(), {names[1]: "backend:native"}, None),
+    ):
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.delenv(name, raising=False)
+            for name, value in named.items():
+                patch.setenv(name, value)
+            seen(machine)
+            assert child_environment().get(names[0]) == expected
 
 
-def test_containers_can_share_the_lock(
-    seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_containers_can_share_the_lock(seen: Seen, monkeypatch: Patch, tmp_path: Path) -> None:
     seen(gpus.plain())
     name = f"penstock-{gpus.gpu().uuid}.lock"
     assert lock_path(CARD) == Path("/tmp") / name
@@ -366,12 +357,12 @@ def test_one_beside_integrated_graphics_is_found(tmp_path: Path) -> None:
     assert unused_gpu(tmp_path / "none") == ""
 
 
-def test_a_mac_and_a_machine_without_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_mac_and_a_machine_without_cards(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     assert "Apple" in unused_gpu(tmp_path)
 
 
-def test_doctor_names_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_it_in_one_line(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(unused_gpu, "__defaults__", (card(tmp_path, "0000:03:00.0", AMD, 8 << 30),))
     (line,) = _device("cpu")
@@ -379,9 +370,7 @@ def test_doctor_names_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])
-def test_streams_and_events_of_a_stage_are_of_its_device(
-    budget: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streams_and_events_of_a_stage_are_of_its_device(budget: int, monkeypatch: Patch) -> None:
     chosen: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(memory_limit, "limit_device", lambda *given: given)

@@ -4,7 +4,6 @@ transformers exports is read from its files once; garbage waits meanwhile."""
 import gc
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 from artifacts.disk.paths import user_cache
 from stages.process.deferred_imports import Structure, with_cached_structure
 from stages.process.job import gc_frozen
+from tests.support.commands import completed
 
-ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = ("torch._inductor", "torch.distributed.tensor", "scipy.linalg")
 BEGIN = """
 import sys
@@ -30,9 +29,7 @@ assert stands()
 
 
 def run(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", BEGIN + code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = completed([sys.executable, "-c", BEGIN + code])
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -249,9 +246,8 @@ def test_the_list_is_transformers_own(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = Path(transformers.__file__).parent / "models"
     own = define_import_structure(str(folder), prefix="models")
     for _ in range(2):
-        assert (
-            with_cached_structure(define_import_structure, __file__)(folder, prefix="models") == own
-        )
+        cached = with_cached_structure(define_import_structure, __file__)
+        assert cached(folder, prefix="models") == own
 
 
 def test_garbage_waits_until_the_block_ends_however_it_ends() -> None:

@@ -56,14 +56,9 @@ class Measured:
 def test_a_field_that_a_job_does_not_have_or_lacks_is_named(kind: type[Any]) -> None:
     with pytest.raises(TypeError, match=f"^{kind.__name__} has no field colour$"):
         parse_job(kind, {"colour": "red"})
-    required = next(
-        field.name
-        for field in fields(kind)
-        if field.default is MISSING and field.default_factory is MISSING
-    )
-    with pytest.raises(
-        TypeError, match=f"^{kind.__name__}: .*missing required field `{required}`$"
-    ):
+    required = next(f.name for f in fields(kind) if f.default is f.default_factory is MISSING)
+    lacks = f"^{kind.__name__}: .*missing required field `{required}`$"
+    with pytest.raises(TypeError, match=lacks):
         parse_job(kind, {})
 
 
@@ -79,11 +74,7 @@ def test_a_field_that_a_job_does_not_have_or_lacks_is_named(kind: type[Any]) -> 
         (HalfJob, {"model": "m", "route": "odd"}, "Invalid enum value 'odd' - at `$.route`"),
         (HalfJob, {"model": "m", "adapted": []}, "Expected `object`, got `array` - at `$.adapted`"),
         (HalfJob, {"model": "m", "adapted": {"a": 1}}, "Expected `str`, got `int` - at `$.adap"),
-        (
-            HalfJob,
-            {"model": "m", "extra_modules": [1]},
-            "Expected `str`, got `int` - at `$.extra_modules[0]`",
-        ),
+        (HalfJob, {"model": "m", "extra_modules": [1]}, "Expected `str`, got `int` - at `$.extra_"),
         (HalfJob, {"model": "m", "attention": 3}, "Expected `str | null`, got `int` - at `$.att"),
         (Measured, {"rate": "fast"}, "Expected `float`, got `str` - at `$.rate`"),
         (Measured, {"rate": True}, "Expected `float`, got `bool` - at `$.rate`"),
@@ -157,14 +148,9 @@ def test_what_json_makes_of_a_job_is_the_job_again() -> None:
     places: dict[str, Any] = {"store": "s", "namespace": "n"}
     encoding = EncodeJob(half=half, frames_namespace="f", batches=items, **places)
     captions = SummaryItem("d", "k", [TimedText(0.0, 1.5, "a ball")])
-    summing = SummaryJob(
-        half=half,
-        media=[captions],
-        context=9,
-        max_new_tokens=2,
-        generation=SamplingParams(top_p=0.5, avoid=("a",)),
-        **places,
-    )
+    limits: dict[str, Any] = {"context": 9, "max_new_tokens": 2, **places}
+    params = SamplingParams(top_p=0.5, avoid=("a",))
+    summing = SummaryJob(half=half, media=[captions], generation=params, **limits)
     cutting = FramesJob(
         sampling=Sampling(chunk_seconds=2, fps=1.5, max_frames=4),
         fit_video=FrameFit(long_edges=((1.0, 32), (2.0, 64))),

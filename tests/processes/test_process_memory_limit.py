@@ -36,10 +36,11 @@ from tests.support.started import hold, started
 HERE = Path(__file__)
 MIB = 1 << 20
 BUDGET = 48 * MIB
+Job = dict[str, Any]
 
 
 # What the children of these tests run; each is named by its place in this file.
-def warm(job: dict[str, Any]) -> None:
+def warm(job: Job) -> None:
     if job.get("impatient"):
         memory_limit.STUCK_SECONDS = 0.5
         memory_limit.RECHECK_SECONDS, memory_limit.SILENT_SECONDS = 0.2, 1.0
@@ -47,32 +48,32 @@ def warm(job: dict[str, Any]) -> None:
         import_module(name)
 
 
-def of_python(job: dict[str, Any], report: EventReporter) -> None:
+def of_python(job: Job, report: EventReporter) -> None:
     hold(job["bytes"])
 
 
-def of_numpy(job: dict[str, Any], report: EventReporter) -> None:
+def of_numpy(job: Job, report: EventReporter) -> None:
     import numpy as np
 
     np.ones(job["bytes"], np.uint8)
 
 
-def of_torch(job: dict[str, Any], report: EventReporter) -> None:
+def of_torch(job: Job, report: EventReporter) -> None:
     import torch
 
     torch.ones(job["bytes"], dtype=torch.uint8)
 
 
-def of_cxx(job: dict[str, Any], report: EventReporter) -> None:
+def of_cxx(job: Job, report: EventReporter) -> None:
     library = ctypes.CDLL("libstdc++.so.6")
     library._Znwm(ctypes.c_size_t(job["bytes"]))  # operator new, which throws into plain C
 
 
-def of_a_map(job: dict[str, Any], report: EventReporter) -> None:
+def of_a_map(job: Job, report: EventReporter) -> None:
     mmap.mmap(-1, job["bytes"], flags=mmap.MAP_PRIVATE)
 
 
-def of_weights(job: dict[str, Any], report: EventReporter) -> None:
+def of_weights(job: Job, report: EventReporter) -> None:
     from safetensors import safe_open
 
     count, path = job["bytes"], Path(job["file"])  # one tensor, all of it a hole
@@ -84,28 +85,28 @@ def of_weights(job: dict[str, Any], report: EventReporter) -> None:
         file.get_tensor("weight")
 
 
-def of_threads(job: dict[str, Any], report: EventReporter) -> None:
+def of_threads(job: Job, report: EventReporter) -> None:
     held, over = [hold(BUDGET * 3 // 4)], threading.Event()
     for _ in range(200):
         threading.Thread(target=over.wait, daemon=True).start()
     held.clear()
 
 
-def of_waiting(job: dict[str, Any], report: EventReporter) -> None:
+def of_waiting(job: Job, report: EventReporter) -> None:
     held, lock = [hold(BUDGET * 3 // 4)], threading.Lock()
     with lock:
         lock.acquire()
     held.clear()
 
 
-def of_the_lock(job: dict[str, Any], report: EventReporter) -> None:
+def of_the_lock(job: Job, report: EventReporter) -> None:
     held = [hold(BUDGET * 3 // 4)]
     time.sleep(0.3)
     ctypes.PyDLL(None).sleep(600)  # with the interpreter's lock in hand
     held.clear()
 
 
-def says(job: dict[str, Any], report: EventReporter) -> None:
+def says(job: Job, report: EventReporter) -> None:
     held = [hold(job["bytes"])]
     time.sleep(0.2)
     if job.get("first_gives_back"):
@@ -116,7 +117,7 @@ def says(job: dict[str, Any], report: EventReporter) -> None:
         held.clear()
 
 
-def is_killed(job: dict[str, Any], report: EventReporter) -> None:
+def is_killed(job: Job, report: EventReporter) -> None:
     held = [hold(job["bytes"])]
     report.item("made")
     time.sleep(0.2)
@@ -124,7 +125,7 @@ def is_killed(job: dict[str, Any], report: EventReporter) -> None:
     held.clear()
 
 
-def starts_threads(job: dict[str, Any], report: EventReporter) -> None:
+def starts_threads(job: Job, report: EventReporter) -> None:
     over = threading.Event()
     threads = [threading.Thread(target=over.wait) for _ in range(job["threads"])]
     for thread in threads:
@@ -152,7 +153,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("of_python", "MemoryError", []),
         ("of_numpy", "Unable to allocate", ["numpy"]),
-        pytest.param("of_torch", "DefaultCPUAllocator", ["torch"], marks=pytest.mark.slow),
+        ("of_torch", "DefaultCPUAllocator", ["torch"]),
         ("of_cxx", "bad_alloc", []),
         ("of_a_map", "Cannot allocate memory", []),
         ("of_threads", "thread", []),
@@ -163,7 +164,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_lack_of_memory_is_told(name: str, words: str, imports: list[str], tmp_path: Path) -> None:
     weights = str(tmp_path / "model.safetensors")
-    job: dict[str, Any] = {"imports": imports, "impatient": True, "file": weights}
+    job: Job = {"imports": imports, "impatient": True, "file": weights}
     process = start(name, tmp_path, bytes=400 * MIB, **job)
     with pytest.raises(OutOfMemory, match=words) as caught:
         process.wait()
@@ -200,12 +201,7 @@ STRANGE = {"words": "unknown parameter type", "first_gives_back": True}
     ],
 )
 def test_doubtful_ends_are_of_memory_where_it_was_short(
-    name: str,
-    share: float,
-    budget: int,
-    job: dict[str, Any],
-    error: type[StageDied],
-    tmp_path: Path,
+    name: str, share: float, budget: int, job: Job, error: type[StageDied], tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=job.get("words", "SIGKILL")) as caught:
         start(name, tmp_path, budget=budget, bytes=int(share * BUDGET), **job).wait()
@@ -231,6 +227,7 @@ def test_the_stacks_of_threads_take_nothing_of_the_budget(tmp_path: Path) -> Non
 
 LIBGOMP = "libgomp: Thread creation failed: x"
 KEY = StageError(type="KeyError", message="'x'")
+USAGE = StageError(type="UsageError", message="no", hint="y")
 
 
 @pytest.mark.parametrize(
@@ -255,11 +252,10 @@ KEY = StageError(type="KeyError", message="'x'")
 )
 def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) -> None:
     message = StageError(type="RuntimeError", message=words)
+    last_lines, log = (words, "  what():  something", "Aborted"), Path("log")
     for ending in (
-        ProcessExit(code=1, error_event=message, log=Path("log")),
-        ProcessExit(
-            code=-6, log=Path("log"), last_lines=(words, "  what():  something", "Aborted")
-        ),
+        ProcessExit(code=1, error_event=message, log=log),
+        ProcessExit(code=-6, log=log, last_lines=last_lines),
     ):
         assert type(fault_of_stage("encode", ending)) is OutOfMemory
 
@@ -281,10 +277,7 @@ def test_words_of_a_death_of_memory_are_known_wherever_they_stand(words: str) ->
         ({"code": -15}, Interrupted),
         ({"code": 1, "error_event": StageError(type="MemoryError")}, OutOfMemory),
         ({"code": 1, "error_event": KEY, "last_lines": ("CUDA out of memory",)}, StageDied),
-        (
-            {"code": 1, "error_event": StageError(type="UsageError", message="no", hint="y")},
-            UsageError,
-        ),
+        ({"code": 1, "error_event": USAGE}, UsageError),
     ],
 )
 def test_a_silent_death_is_diagnosed(ending: dict[str, Any], expected: type[PenstockError]) -> None:

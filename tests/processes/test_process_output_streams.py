@@ -20,14 +20,8 @@ from tests.support.started import started
 
 
 def ended(arguments: Sequence[str], **streams: Any) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*PENSTOCK, *arguments],
-        cwd=ROOT,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-        **{"stderr": subprocess.PIPE, **streams},
-    )
+    named = {"stderr": subprocess.PIPE, "timeout": SECONDS, "check": False, **streams}
+    return subprocess.run([*PENSTOCK, *arguments], cwd=ROOT, text=True, **named)
 
 
 def unread() -> int:

@@ -8,7 +8,7 @@ import pytest
 from flows.core.job import pass_mode
 from tests.support.inside import Ran, run_inside
 from tests.support.media import write_video
-from tests.support.pipeline import Place
+from tests.support.pipeline import Place, place_below
 from tests.support.raising import UNKNOWN, mistral3, write_dot, write_images
 from tests.support.serving import REAL, serving
 
@@ -26,18 +26,12 @@ def one_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, model: Path) -> Place:
-    return Place(
-        clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store", model=str(model)
-    )
+    return place_below(tmp_path, model=model)
 
 
 def run(place: Place, **options: Any) -> Ran:
     fixed = {"max_new_tokens": 4, "batch_size": 4}
     return run_inside(place, **{**fixed, **options})
-
-
-def captions_of(place: Place) -> dict[str, str]:
-    return {row["media_path"]: row["caption"] for row in place.captions()}
 
 
 def failed(place: Place) -> list[tuple[str, str, str]]:
@@ -61,7 +55,7 @@ def test_a_video_whose_summary_raises_fails_by_name_and_keeps_its_captions(place
     write_video(place.clips / "one.mp4", ticks=range(2), size=(32, 32))
     options = {"summary": True, "summary_prompt": UNKNOWN}
     assert run(place, **options).result.exit_code == 1
-    assert failed(place) == [("one.mp4", "summarize", "model")] and len(captions_of(place)) == 1
+    assert failed(place) == [("one.mp4", "summarize", "model")] and len(place.captions()) == 1
     again = run(place, **options)
     assert again.result.exit_code == 1 and "summarize" not in again.started
     assert run(place, summary=True, summary_prompt="All of it?").result.exit_code == 0
@@ -83,7 +77,5 @@ def test_a_request_that_raises_ends_no_half_of_a_server(tmp_path: Path, model: P
         assert ask(good) == 200
         assert (ask(bad), ask(good, UNKNOWN), ask(good, "Where?")) == (422, 422, 200)
         counted = server.ask("GET", "/metrics").body.decode()
-    assert not any(
-        line.startswith("penstock_restarts") and not line.endswith(" 0")
-        for line in counted.splitlines()
-    )
+    restarts = [line for line in counted.splitlines() if line.startswith("penstock_restarts")]
+    assert all(line.endswith(" 0") for line in restarts)

@@ -101,11 +101,9 @@ class RealFrames(Stages):
         if call.name != "frames":
             return super().start(call)
         self.calls.append(call)
+        given: dict[str, Any] = {"name": call.name, "job": call.job, "log": call.log}
         entry = "tests.support.crashing:frames"
-        settings = ProcessSettings(
-            name=call.name, entry=entry, job=call.job, device="cpu", log=call.log
-        )
-        return StageProcess(settings, self._listen)
+        return StageProcess(ProcessSettings(entry=entry, device="cpu", **given), self._listen)
 
 
 @pytest.fixture
@@ -240,10 +238,8 @@ def test_a_file_that_crashes_or_hangs_the_decoder_is_named_alone(config: Caption
     rows = read_lines(out / "captions.jsonl")
     assert [row["media_path"] for row in rows] == [f"{number}.mp4" for number in range(4)]
     failures = read_lines(out / "failures.jsonl")
-    assert [(f["media_path"], f["error"]) for f in failures] == [
-        ("2-bad.mp4", "crash"),
-        ("9-bad.mp4", "crash"),
-    ]
+    crashed = [(name, "crash") for name in ("2-bad.mp4", "9-bad.mp4")]
+    assert [(f["media_path"], f["error"]) for f in failures] == crashed
     assert all(failure["hint"] for failure in failures)
     tried = len(stages.calls)
     again = caption(config, Display(quiet=True), stages.launcher)
@@ -270,16 +266,17 @@ def test_after_a_full_disk_waves_are_cut_by_the_room_of_now(tmp_path: Path) -> N
         with pytest.raises(EnvironmentFault, match="is full"):
             run(config, stages := Stages())
         assert stages.names().count("encode") > 2
-        status = [*description_lines(load_record(Path(config.out)))]
-        (line,) = [each for each in status if each.startswith("in about")]
+
+        def told() -> list[str]:
+            lines = description_lines(load_record(Path(config.out)))
+            return [line for line in lines if line.startswith("in about")]
+
+        (line,) = told()
         assert re.fullmatch(rf"in about \d+ waves of \d files?: \S+ kB are free in {disk}", line)
         subprocess.run(mount("remount,size=50m", disk), check=True)
         assert figures(plan_of(config, Stages()))["waves"] == 1
         assert run(config, stages := Stages()) == 12
-        assert stages.names().count("encode") == 1
-        assert not any(
-            "in about" in each for each in description_lines(load_record(Path(config.out)))
-        )
+        assert stages.names().count("encode") == 1 and not told()
 
 
 @pytest.mark.slow
@@ -293,12 +290,8 @@ def test_a_half_written_pack_of_a_stopped_run_is_gone_and_costs_no_captions(
     captions, files = place.stored("captions"), place.store / "tmp"
     write_clips(tmp_path / "more", 1, seed=4)
     other = replace(place, clips=tmp_path / "more", out=tmp_path / "other")
-    running = subprocess.Popen(
-        [sys.executable, "-m", slow_writes.MODULE, *other.command()[len(PENSTOCK) :]],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", slow_writes.MODULE, *other.command()[len(PENSTOCK) :]]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + SECONDS
     while not sum(half.stat().st_size for half in files.glob("*")) > 100_000:
         assert running.poll() is None and time.monotonic() < deadline
@@ -355,7 +348,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def moments() -> Sequence[object]:
+def moments() -> Sequence[tuple[str, str, int, str]]:
     """Return tuples of (run, stage, item, victim), spread over the work."""
     several = "prompts, form and summary"
     found = [("plain", "decode", 12, "server"), (several, "summarize", 6, "child")]
@@ -365,8 +358,7 @@ def moments() -> Sequence[object]:
         found += [(several, "decode", at, victim) for at in (2, 17)]
         found += [("chain", "decode", at, victim) for at in (3, 20)]
     found += [(name, "decode", 5, "group") for name in ("form", "form, transformers")]
-    found.append((several, "summarize", 1, "group"))
-    return [pytest.param(*moment, marks=pytest.mark.slow) for moment in found]
+    return [*found, (several, "summarize", 1, "group")]
 
 
 @pytest.mark.slow
@@ -420,9 +412,8 @@ def test_two_orders_of_workers_give_the_same_bytes(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_clips(tmp_path / "clips", 12, seed=3)
-    config = CaptionConfig(
-        sources=(str(tmp_path / "clips"),), model="demo", out=str(tmp_path / "cut")
-    )
+    clips = (str(tmp_path / "clips"),)
+    config = CaptionConfig(sources=clips, model="demo", out=str(tmp_path / "cut"))
     portions, _ = partitions_of(config, max_files=3)
     assert len(portions) == 4
     found = set()
@@ -430,12 +421,9 @@ def test_two_orders_of_workers_give_the_same_bytes(
         folder = tmp_path / str(order)
         mixed = random.Random(order).sample(portions, len(portions))
         with ThreadPoolExecutor(workers) as pool:
-            running = [
-                pool.submit(run_portion, folder / "store", folder / p.name, f"@{p.path}")
-                for p in mixed
-            ]
-        for each in running:
-            each.result()
+            outs = [folder / portion.name for portion in mixed]
+            sources = [f"@{portion.path}" for portion in mixed]
+            list(pool.map(functools.partial(run_portion, folder / "store"), outs, sources))
         gathered = run_portion(folder / "store", folder / "all", *(f"@{p.path}" for p in portions))
         assert sum(stage["items"] for stage in gathered.stages().values()) == 0
         found.add((gathered.out / "captions.jsonl").read_bytes())
@@ -444,11 +432,9 @@ def test_two_orders_of_workers_give_the_same_bytes(
 
 def real(place: Place, *more: str, kill: str = "") -> "subprocess.CompletedProcess[str]":
     """Run a command whose stages are slow, in processes of their own."""
-    return completed(
-        slow(place.command("--chunk", "1", *more)),
-        timeout=SECONDS,
-        env={**os.environ, CHUNK_SECONDS: "0.2", **({KILL: kill} if kill else {})},
-    )
+    environment = {**os.environ, CHUNK_SECONDS: "0.2", **({KILL: kill} if kill else {})}
+    command = slow(place.command("--chunk", "1", *more))
+    return completed(command, timeout=SECONDS, env=environment)
 
 
 @pytest.mark.slow

@@ -32,16 +32,18 @@ from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
 
 PLACES = [Path(sys.base_prefix), Path(np.__file__), Path(__file__)]
+MODES = [each.stat().st_mode for place in PLACES for each in place.resolve().parents]
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become two other users"),
     pytest.mark.skipif(
-        not all(
-            each.stat().st_mode & 0o001 for place in PLACES for each in place.resolve().parents
-        ),
-        reason="other users cannot reach this Python",
+        not all(mode & 0o001 for mode in MODES), reason="other users cannot reach this Python"
     ),
 ]
 GROUP, ONE, TWO = 5000, 5001, 5002
+
+
+def picture(place: Path, name: str, level: int) -> None:
+    Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(place / "clips" / name)
 
 
 @pytest.fixture
@@ -50,8 +52,8 @@ def shared() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp())
     place.chmod(0o755)
     (place / "clips").mkdir()
-    for name, level in (("a.png", 90), ("b.png", 200)):
-        Image.fromarray(np.full((48, 64, 3), level, np.uint8)).save(place / "clips" / name)
+    picture(place, "a.png", 90)
+    picture(place, "b.png", 200)
     yield place
     shutil.rmtree(place)
 
@@ -92,28 +94,32 @@ def as_user(uid: int, umask: int, place: Path, work: Callable[[], object]) -> No
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def captioned(config: CaptionConfig, suffix: str) -> None:
-    result = run(replace(config, suffix=suffix))
-    assert result.exit_code == 0
+def captioned(config: CaptionConfig, suffix: str = " ONE") -> None:
+    assert run(replace(config, suffix=suffix)).exit_code == 0
     texts = [path.read_text() for path in Path(config.out).glob("*.txt")]
     assert len(texts) >= 2 and all(text.rstrip().endswith(suffix) for text in texts), texts
     sets = READERS["musubi"](Path(config.out)).values()
     assert all(caption.endswith(suffix) for caption in sets), sets
 
 
+def corrected(config: CaptionConfig) -> None:
+    captioned(config)
+    with closing(opened(config)) as studio:
+        assert apply(studio, "by the first") == ""
+
+
 def test_two_users_write_one_folder_and_no_text_counts_as_a_person_s(shared: Path) -> None:
     config = made(shared, 0, 0o2775)
-    as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
+    as_user(ONE, 0o002, shared, lambda: captioned(config))
     as_user(TWO, 0o002, shared, lambda: captioned(config, " TWO"))
-    as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
-    for path in (shared / "store").rglob("*"):
-        if path.is_file():
-            assert path.stat().st_mode & 0o060 == 0o060, path
+    as_user(ONE, 0o002, shared, lambda: captioned(config))
+    for path in filter(Path.is_file, (shared / "store").rglob("*")):
+        assert path.stat().st_mode & 0o060 == 0o060, path
 
 
 def test_who_may_only_read_the_store_is_told_before_any_stage(shared: Path) -> None:
     config = made(shared, ONE, 0o2755)
-    as_user(ONE, 0o022, shared, lambda: captioned(config, " ONE"))
+    as_user(ONE, 0o022, shared, lambda: captioned(config))
     elsewhere = replace(config, out=str(shared / f"home of {TWO}" / "out"))
 
     def refused() -> None:
@@ -126,13 +132,12 @@ def test_who_may_only_read_the_store_is_told_before_any_stage(shared: Path) -> N
 
 def test_folders_that_another_user_s_umask_closed_are_named(shared: Path) -> None:
     config = made(shared, 0, 0o2775)
-    as_user(ONE, 0o022, shared, lambda: captioned(config, " ONE"))
+    as_user(ONE, 0o022, shared, lambda: captioned(config))
     elsewhere = replace(config, out=str(shared / f"home of {TWO}" / "out"))
 
     def refused() -> None:
-        with pytest.raises(
-            EnvironmentFault, match=r"store/\w+.*, a part of .*store that"
-        ) as caught:
+        closed = r"store/\w+.*, a part of .*store that"
+        with pytest.raises(EnvironmentFault, match=closed) as caught:
             run(elsewhere)
         assert "umask 002" in caught.value.hint
 
@@ -141,13 +146,7 @@ def test_folders_that_another_user_s_umask_closed_are_named(shared: Path) -> Non
 
 def test_only_members_of_the_named_store_are_believed(shared: Path) -> None:
     config = made(shared, 0, 0o2775)
-
-    def corrected() -> None:
-        captioned(config, " ONE")
-        with closing(opened(config)) as studio:
-            assert apply(studio, "by the first") == ""
-
-    as_user(ONE, 0o002, shared, corrected)
+    as_user(ONE, 0o002, shared, lambda: corrected(config))
     out, store = Path(config.out), str(config.store)
 
     def believed() -> None:
@@ -168,7 +167,7 @@ def test_only_members_of_the_named_store_are_believed(shared: Path) -> None:
 
 def test_what_may_only_be_read_is_searched_shown_and_reported(shared: Path) -> None:
     config = made(shared, ONE, 0o2755)
-    as_user(ONE, 0o022, shared, lambda: captioned(config, " ONE"))
+    as_user(ONE, 0o022, shared, lambda: captioned(config))
     out, mine = Path(config.out), shared / f"home of {TWO}" / "report.html"
 
     def read() -> None:
@@ -179,10 +178,8 @@ def test_what_may_only_be_read_is_searched_shown_and_reported(shared: Path) -> N
     before = set(map(str, shared.rglob("*")))
     as_user(TWO, 0o022, shared, read)
     assert mine.stat().st_uid == TWO
-    own = str(shared / f"home of {TWO}")
-    assert [
-        p for p in sorted(map(str, shared.rglob("*"))) if p not in before and own not in p
-    ] == []
+    added = {*map(str, shared.rglob("*"))} - before
+    assert not [path for path in added if str(mine.parent) not in path]
 
 
 @pytest.mark.slow
@@ -214,13 +211,7 @@ def test_a_review_of_what_may_only_be_read_shows_it_and_refuses_edits(
     """Of all, of a journal, or of a lock that another user made with umask 022."""
     config = made(shared, ONE, 0o2755 if what == "all" else 0o2775)
     out = Path(config.out)
-
-    def corrected() -> None:
-        captioned(config, " ONE")
-        with closing(opened(config)) as studio:
-            assert apply(studio, "by the first") == ""
-
-    as_user(ONE, 0o022, shared, corrected)
+    as_user(ONE, 0o022, shared, lambda: corrected(config))
     for path in () if what == "all" else (EDITS, ".studio", ".studio/server.lock"):
         (out / path).chmod(0o664 if "." in path[1:] else 0o2775)
     if what != "all":
@@ -249,12 +240,8 @@ def test_a_review_of_what_may_only_be_read_shows_it_and_refuses_edits(
 
 def opened(config: CaptionConfig) -> Studio:
     """A review, as the command opens it."""
-    return Studio(
-        folder=Path(config.out),
-        out=Path(config.out),
-        store=str(config.store),
-        config_of=lambda _: config,
-    )
+    out = Path(config.out)
+    return Studio(folder=out, out=out, store=str(config.store), config_of=lambda _: config)
 
 
 def apply(studio: Studio, text: str) -> str:
@@ -272,13 +259,7 @@ def apply(studio: Studio, text: str) -> str:
 
 def test_edits_stay_in_the_folder_where_the_store_may_only_be_read(shared: Path) -> None:
     config = made(shared, ONE, 0o2775)
-
-    def corrected() -> None:
-        captioned(config, " ONE")
-        with closing(opened(config)) as studio:
-            assert apply(studio, "by the first") == ""
-
-    as_user(ONE, 0o002, shared, corrected)
+    as_user(ONE, 0o002, shared, lambda: corrected(config))
     for path in (shared / "store", *(shared / "store").rglob("*")):
         path.chmod(path.stat().st_mode & ~0o020)
     kept = (shared / "store" / CORRECTIONS).read_bytes()
@@ -295,7 +276,7 @@ def test_edits_stay_in_the_folder_where_the_store_may_only_be_read(shared: Path)
 @pytest.mark.parametrize("name", ["written.jsonl", CORRECTIONS])
 def test_a_record_that_cannot_be_written_ends_the_run(name: str, shared: Path) -> None:
     config = made(shared, 0, 0o2775)
-    as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
+    as_user(ONE, 0o002, shared, lambda: captioned(config))
     record = shared / "store" / name
     record.touch()
     record.chmod(0o644)
@@ -312,8 +293,8 @@ def test_a_record_that_cannot_be_written_ends_the_run(name: str, shared: Path) -
 
 def test_claims_that_cannot_be_written_end_a_run_before_its_first_stage(shared: Path) -> None:
     config = made(shared, 0, 0o2775)
-    as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
-    Image.fromarray(np.full((48, 64, 3), 9, np.uint8)).save(shared / "clips" / "c.png")
+    as_user(ONE, 0o002, shared, lambda: captioned(config))
+    picture(shared, "c.png", 9)
     (claims,) = (shared / "store" / "claims" / "captions").glob("*/*")
     claims.chmod(0o644)
     before = sorted((shared / "store").rglob("*.pack"))
@@ -333,17 +314,16 @@ def test_caches_that_cannot_be_written_are_one_warning(
     shared: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = made(shared, 0, 0o2775)
-    as_user(ONE, 0o002, shared, lambda: captioned(config, " ONE"))
-    Image.fromarray(np.full((48, 64, 3), 9, np.uint8)).save(shared / "clips" / "c.png")
-    Image.fromarray(np.full((48, 64, 3), 5, np.uint8)).save(shared / "clips" / "d.png")
+    as_user(ONE, 0o002, shared, lambda: captioned(config))
+    picture(shared, "c.png", 9)
+    picture(shared, "d.png", 5)
     (shared / "store" / "digests.jsonl").chmod(0o644)
 
     def warned() -> None:
         assert run(replace(config, suffix=" TWO")).exit_code == 0
+        told = f"{shared}/store: what saves work there cannot be written; its owner may allow it"
         texts = [each.getMessage() for each in caplog.records]
-        assert [text for text in texts if "saves work" in text] == [
-            f"{shared}/store: what saves work there cannot be written; its owner may allow it"
-        ]
+        assert [text for text in texts if "saves work" in text] == [told]
 
     as_user(TWO, 0o002, shared, warned)
 

@@ -14,3 +14,10 @@ def completed(
     """What came of a command, in the clone unless told otherwise, with all that it printed."""
     messages: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
     return subprocess.run(command, **{**messages, **options})
+
+
+def begun(command: Sequence[str | PathLike[str]], **options: Any) -> "subprocess.Popen[str]":
+    """A command that goes on, in the clone unless told otherwise, with all that it prints in one
+    stream."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, text=True, **{"cwd": ROOT, **streams, **options})

@@ -26,7 +26,7 @@ from flows.outputs.record.rounds import rounds_in
 from flows.outputs.run_result import RunResult
 from stages.decode.generation import DecodeItem
 from tests.support.media import write_video
-from tests.support.saying import ALL, Saying
+from tests.support.saying import Saying
 from tests.support.stand_ins import config_in
 
 PICTURES, FILM_CHUNKS = 44, 8
@@ -83,7 +83,9 @@ def captions_of(config: CaptionConfig) -> RunResult:
 class School:
     """A folder of captions, and the rounds that learn from its corrections."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, films: int = 0) -> None:
+    def __init__(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, films: int = 0, form: Any = ("txt",)
+    ) -> None:
         """With `films`, the media are so many films of FILM_CHUNKS chunks."""
         folder = root / "pictures"
         folder.mkdir()
@@ -93,7 +95,6 @@ class School:
         for number in range(films):
             ticks = range(number, number + 25 * FILM_CHUNKS)
             write_video(folder / f"{number}.mp4", ticks=ticks, gop=25)
-        form = ("txt",) if films else ALL
         self.config = config_in(root, folder, format=form, temperature=0.5, chunk=1.0)
         self.out = Path(self.config.out)
         self.trained: list[dict[str, str]] = []

@@ -162,10 +162,11 @@ def _write_model(folder: Path, cell: Cell) -> None:
         for shard in message[part]["shards"]:
             (folder / shard).write_text(f"weights of {cell.model}")
     if cell.graphs:
-        _write_graphs(folder, message["vision"]["shards"])
+        write_graphs(folder, message["vision"]["shards"])
 
 
-def _write_graphs(folder: Path, shards: list[str]) -> None:
+def write_graphs(folder: Path, shards: list[str]) -> None:
+    """Put a made-up graph of the vision half beside a checkpoint's weights."""
     from artifacts.records.keys import hash_file
     from stages.models.graphs import FOLDER
 

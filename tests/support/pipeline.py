@@ -81,6 +81,12 @@ class Place:
         return found
 
 
+def place_below(folder: Path, clips: Path | None = None, model: Path | str = "demo") -> Place:
+    """A place whose outputs and store, and clips unless others are given, lie below a folder."""
+    out, store = folder / "out", folder / "store"
+    return Place(clips=clips or folder / "clips", out=out, store=store, model=str(model))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

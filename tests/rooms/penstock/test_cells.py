@@ -75,10 +75,8 @@ def test_captions_are_shown_corrected_rejected_and_written(tmp_path: Path) -> No
         penstock.correct(out, {("c.png", 0.0): "a" * 70_000, ("a & b.png", 0.0): None})
     assert penstock.correct(out, {("c.png", 0.0): "Mine.", ("a & b.png", 0.0): None}) == 2
     shown = penstock.show(out)
-    assert [each.review for each in shown.captions] == [
-        "rejected, not written yet",
-        "corrected, not written yet",
-    ]
+    states = [each.review for each in shown.captions]
+    assert states == ["rejected, not written yet", "corrected, not written yet"]
     assert "c.png, corrected, not written yet: Mine." in repr(shown)
     status, button = penstock.status(out), f"Press Write files in `penstock review {out}`"
     assert f"2 decisions are not in the files yet. {button}" in repr(status)
@@ -107,10 +105,7 @@ WRONG: tuple[tuple[Any, str], ...] = (
     (pandas.DataFrame({"caption": ["Mine."]}), r"texts is .* \(DataFrame\)"),
     (pandas.Series(["Mine."]), r"texts is .* \(Series\)"),
     ({("c.png", 0.0): float("nan")}, r"the text of \('c.png', 0.0\) is nan \(float\)"),
-    (
-        {("c.png", 0.0): ""},
-        r"the text of \('c.png', 0.0\) is '' \(str\).* None as the text rejects",
-    ),
+    ({("c.png", 0.0): ""}, r"is '' \(str\).* None as the text rejects"),
     ({("c.png", 0.0): 5}, r"the text of \('c.png', 0.0\) is 5 \(int\)"),
     ({5: "Mine."}, "no caption of 5"),
     ({("c.png",): "Mine."}, r"no caption of \('c.png',\)"),
@@ -156,9 +151,8 @@ def test_no_text_of_a_stranger_reaches_the_terminal_as_a_control_code(tmp_path: 
     odd = "\x1b]0;x\x07\u202e"
     Image.new("RGB", (64, 48), "red").save(media / f"{odd}.png")
     (media / f"{odd}d.png").write_text("no picture")
-    penstock.caption(
-        media, model="demo", out=out, store=tmp_path / "store", suffix=f" {odd}\nline two"
-    ).table()
+    where: dict[str, Any] = {"out": out, "store": tmp_path / "store"}
+    penstock.caption(media, model="demo", suffix=f" {odd}\nline two", **where).table()
     shown = [repr(penstock.show(out)), repr(penstock.status(out))]
     with pytest.raises(UsageError) as refused:
         penstock.show(tmp_path / odd)
@@ -187,9 +181,8 @@ def test_cells_show_one_line_that_changes_then_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    notebook = nbformat.v4.new_notebook(  # type: ignore[no-untyped-call]
-        cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS]  # type: ignore[no-untyped-call]
-    )
+    made: Any = nbformat.v4
+    notebook = made.new_notebook(cells=[made.new_code_cell(cell) for cell in CELLS])
     messages: list[dict[str, Any]] = []
 
     class Client(NotebookClient):

@@ -295,11 +295,8 @@ def test_results_are_shown_as_their_line(here: Path, capsys: pytest.CaptureFixtu
         assert json.loads(json.dumps(shown)).keys() == shown.keys() and "{" not in repr(shown)
 
 
-START: list[Callable[..., object]] = [
-    penstock.caption,
-    penstock.embed,
-    partial(penstock.label, labels=["red"]),
-]
+LABEL = partial(penstock.label, labels=["red"])
+START: list[Callable[..., object]] = [penstock.caption, penstock.embed, LABEL]
 """The functions whose runs begin in the background."""
 
 
@@ -386,11 +383,9 @@ def test_its_types_are_seen_from_outside_the_clone(tmp_path: Path) -> None:
         "    reveal_type(row.caption)\n"
         "penstock.caption('videos', max_new_token=9)\n"
     )
-    done = completed(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "c"), program],
-        cwd=tmp_path,
-        env={"MYPYPATH": "", "PYTHONPATH": str(site), "PATH": ""},
-    )
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "c")]
+    environment = {"MYPYPATH": "", "PYTHONPATH": str(site), "PATH": ""}
+    done = completed([*mypy, program], cwd=tmp_path, env=environment)
     assert 'Revealed type is "str"' in done.stdout.replace("builtins.", ""), done.stdout
     assert "max_new_token" in done.stdout and "Found 1 error" in done.stdout, done.stdout
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from typing import Annotated, Any
 
 import pytest
@@ -40,6 +41,8 @@ COMMANDS: dict[str, tuple[type[Any], ...]] = {
     "tune": (TuneConfig,),
     "export": (ExportConfig,),
 }
+KINDS = dict.fromkeys(kind for kinds in COMMANDS.values() for kind in kinds)
+of_each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 WITHOUT_OPTION = {ServeConfig: {field.name for field in fields(RequestLimits)}}
 """Class → fields that programs set, and no option does."""
 
@@ -57,9 +60,7 @@ def options_of(command: str) -> dict[str, argparse.Action]:
 def test_every_field_of_a_command_is_an_option_of_it(command: str) -> None:
     options = options_of(command)
     for kind in COMMANDS[command]:
-        free = {
-            n for base, names in WITHOUT_OPTION.items() if issubclass(kind, base) for n in names
-        }
+        free = set[str]().union(*(n for of, n in WITHOUT_OPTION.items() if issubclass(kind, of)))
         assert {field.name for field in fields(kind)} - free == {d.name for d in declared(kind)}
         for each in declared(kind):
             assert options[each.name].help == each.option.help
@@ -109,11 +110,7 @@ def test_a_value_that_its_declaration_does_not_allow_is_refused(
     assert says in str(found.value)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    dict.fromkeys(kind for kinds in COMMANDS.values() for kind in kinds),
-    ids=lambda kind: kind.__name__,
-)
+@of_each_kind
 def test_a_text_that_cannot_be_written_is_refused_by_name(kind: type[Any]) -> None:
     """A lone surrogate in any text, list or dict; a byte that is not UTF-8 in what is no path."""
     needed = {each.name: "int8" for each in declared(kind) if each.is_required}
@@ -121,9 +118,8 @@ def test_a_text_that_cannot_be_written_is_refused_by_name(kind: type[Any]) -> No
         if "str" not in str(each.type):
             continue
         for text in ("a\ud800", *(() if each.option.path else ("a\udcff",))):
-            value: Any = (
-                {"x": text} if each.kind is dict else (text,) if each.kind is tuple else text
-            )
+            value: Any = {"x": text} if each.kind is dict else text
+            value = (value,) if each.kind is tuple else value
             with pytest.raises(UsageError) as raised:
                 kind(**{**needed, each.name: value})
             if each.name != "to":  # refused before, for what it is
@@ -186,17 +182,22 @@ def called(kind: type[Any], name: str, text: str) -> Any:
     return config_with(kind, {**needed(kind, name), name: text}, [d.name for d in declared(kind)])
 
 
-@face("Prefect")
-def posted(kind: type[Any], name: str, text: str) -> Any:
+@cache
+def checked(kind: Any) -> Any:
     from pydantic import BeforeValidator, TypeAdapter
 
-    from flows.interfaces.prefect.config_checks import COMMANDS as DEPLOYED
     from flows.interfaces.prefect.config_checks import command_values
 
-    if kind not in DEPLOYED:
+    return TypeAdapter(Annotated[kind, BeforeValidator(command_values(kind))])
+
+
+@face("Prefect")
+def posted(kind: Any, name: str, text: str) -> Any:
+    from flows.interfaces.prefect import config_checks
+
+    if kind not in config_checks.COMMANDS:
         return called(kind, name, text)
-    checked: Any = Annotated[kind, BeforeValidator(command_values(kind))]
-    return TypeAdapter(checked).validate_python({**needed(kind, name), name: text})
+    return checked(kind).validate_python({**needed(kind, name), name: text})
 
 
 @face("page")
@@ -209,20 +210,19 @@ def sent(kind: type[Any], name: str, text: str) -> Any:
 
 @pytest.mark.in_turn
 @pytest.mark.parametrize("each_face", FACES)
-@pytest.mark.parametrize(
-    "kind", dict.fromkeys(k for kinds in COMMANDS.values() for k in kinds), ids=lambda k: k.__name__
-)
+@of_each_kind
 def test_an_odd_value_is_refused_by_name_on_each_face(
-    kind: type[Any], each_face: str, capsys: pytest.CaptureFixture[str]
+    kind: type[Any],
+    each_face: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("flows.commands.shared.parser.parser", cache(parser))
     taken = []
     for each in declared(kind):
         numbered = each.kind in (int, float) or each.name in NUMBERED
-        of_variable = "" if each_face == "command line" or each.field.default != "" else None
-        texts = ODD if numbered else () if each.kind is bool else (of_variable,)
-        for text in texts:
-            if text is None:
-                continue
+        unset = each_face == "command line" or each.field.default != ""  # of a variable
+        for text in ODD if numbered else ("",) if unset and each.kind is not bool else ():
             try:
                 FACES[each_face](kind, each.name, text)
                 taken.append((each.name, text, "is taken"))
