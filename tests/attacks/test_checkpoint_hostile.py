@@ -80,6 +80,7 @@ def huge(name: str) -> Make:
     return make
 
 
+HUNGRY = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "x"}
 GREEDY: dict[str, Make] = {
     "a template that doubles": template(DOUBLING),
     "a template of loops": template(NESTED),
@@ -90,11 +91,7 @@ GREEDY: dict[str, Make] = {
     "a template of bytes": text("chat_template.jinja", b"\xff\xfe\x00"),
     "a tokenizer that explodes": tokens(exploding),
     "a nested tokenizer": text("tokenizer.json", nested(100_000)),
-    "a tokenizer with a hungry pattern": tokens(
-        lambda t: t.update(
-            normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "x"}
-        )
-    ),
+    "a tokenizer with a hungry pattern": tokens(lambda t: t.update(normalizer=HUNGRY)),
     "a nested config": text("config.json", nested(100_000)),
     "a config of a list": text("config.json", "[]"),
     "a billion layers": config(text_config__num_hidden_layers=10**9, text_config__layer_types=None),
@@ -104,7 +101,7 @@ GREEDY: dict[str, Make] = {
     "less than nothing": config(text_config__hidden_size=-192, vision_config__hidden_size=-1),
     "words for numbers": config(text_config__hidden_size="many", vision_config__depth=[4]),
     "huge pictures": processor(
-        image_processor__size={"longest_edge": 1 << 60, "shortest_edge": 1 << 60}
+        image_processor__size=dict.fromkeys(("longest_edge", "shortest_edge"), 1 << 60)
     ),
     "a thousand merged": processor(image_processor__merge_size=100_000),
     "a huge tokenizer": huge("tokenizer.json"),
@@ -168,14 +165,10 @@ def test_code_that_is_not_trusted_never_runs(tmp_path: Path, kind: str) -> None:
         (folder / "model.safetensors").unlink()
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Sentinel(ran)))
     else:
-        name = {"config": "config.json", "tokenizer": "tokenizer_config.json"}.get(
-            kind, "processor_config.json"
-        )
-        path = folder / name
+        path = folder / (f"{kind}.json" if kind == "config" else f"{kind}_config.json")
         value = json.loads(path.read_text())
-        value["auto_map"] = dict.fromkeys(
-            ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor"), "own.Own"
-        ) | {"AutoTokenizer": ["own.Own", "own.Own"]}
+        classes = ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor")
+        value["auto_map"] = {"AutoTokenizer": ["own.Own"] * 2, **dict.fromkeys(classes, "own.Own")}
         value |= {"model_type": "of_its_own"} if kind == "config" else {}
         value |= {"processor_class": "Own", "tokenizer_class": "Own"} if kind != "config" else {}
         path.write_text(json.dumps(value))

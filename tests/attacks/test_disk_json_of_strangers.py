@@ -107,8 +107,7 @@ def test_lines_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_of_other_lines_is_named(tmp_path: Path, content: bytes, says: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(content)
+    (path := tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(EnvironmentFault, match=says) as caught:
         read_jsonl(path, {"name": text}, "Make it anew")
     assert str(path) in caught.value.message
@@ -130,8 +129,7 @@ LIST = {"type": "string", "maxLength": 100, "pattern": "^([a-z]+,? ?)+$"}
 
 
 def schema(**properties: object) -> str:
-    messages = {"type": "object", "properties": properties, "required": [*properties]}
-    return json.dumps(messages)
+    return json.dumps({"type": "object", "properties": properties, "required": [*properties]})
 
 
 @pytest.mark.parametrize(
@@ -151,22 +149,15 @@ def test_an_expression_meets_the_end_of_a_path(expression: str, path: str, met: 
     assert ends_with(expression, path) is met
 
 
-@pytest.mark.parametrize(
-    "expression",
-    [
-        "^q_proj",
-        "^model.layers.1.q_proj",
-        "^layers.1.q_proj",
-        "q_proj$",
-        r"^model\.layers\.1\.q_proj$",
-        r"^model\.layers\.\d+\.[qv]_proj",
-        r"^layers\.\d+\.q_proj|k_proj$",
-        "k_proj|^model.*q_proj",
-        "^(model|vision).layers.1.[^|^]_proj",
-        r"q_proj\$",
-        "[|^]_proj|[]^|]_proj",
-    ],
+ANCHORED = (
+    *("^q_proj", "^model.layers.1.q_proj", "^layers.1.q_proj", "q_proj$", r"q_proj\$"),
+    *(r"^model\.layers\.1\.q_proj$", r"^model\.layers\.\d+\.[qv]_proj", "k_proj|^model.*q_proj"),
+    *(r"^layers\.\d+\.q_proj|k_proj$", "^(model|vision).layers.1.[^|^]_proj"),
+    "[|^]_proj|[]^|]_proj",
 )
+
+
+@pytest.mark.parametrize("expression", ANCHORED)
 def test_an_expression_with_anchors_meets_the_paths_that_it_meets_in_peft(expression: str) -> None:
     from peft.utils.other import get_pattern_key
 

@@ -32,6 +32,7 @@ from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import LabelConfig
 from flows.interfaces.serve.server import token_of
 from flows.interfaces.studio import start_routes
+from tests.support.pipeline import ROOT
 
 SECRET = "0123456789abcdef" * 4
 EDIT = {
@@ -125,8 +126,7 @@ def handwritten(path: Path) -> str:
 
 
 def presets(path: Path) -> list[str]:
-    folder = start_routes.preset_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := start_routes.preset_folder()).mkdir(parents=True, exist_ok=True)
     (folder / "mine.txt").write_bytes(path.read_bytes())
     found = [each["text"] for each in start_routes.presets()]
     if not found:
@@ -216,8 +216,7 @@ def test_every_option_that_may_name_a_text_is_read_below() -> None:
 def written(folder: Path, name: str, save: Callable[[str], bytes]) -> Path:
     """Save the text of an option as an editor does."""
     _, file, text, _ = READ[name]
-    path = folder / file
-    path.write_bytes(save(text))
+    (path := folder / file).write_bytes(save(text))
     return path
 
 
@@ -242,11 +241,7 @@ def test_what_is_no_text_fails_in_one_line(name: str, saved: str, tmp_path: Path
 
 
 def test_a_mark_is_taken_in_one_place() -> None:
-    root = Path(__file__).resolve().parents[2]
-    files = (
-        path for each in ("flows", "stages", "artifacts") for path in (root / each).rglob("*.py")
-    )
-    found = [
-        str(path.relative_to(root)) for path in files if "utf-8-sig" in path.read_text("utf-8")
-    ]
-    assert found == ["artifacts/disk/regular_files.py"]
+    folders = (ROOT / name for name in ("flows", "stages", "artifacts"))
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    (found,) = (path for path in files if "utf-8-sig" in path.read_text("utf-8"))
+    assert found == ROOT / "artifacts/disk/regular_files.py"

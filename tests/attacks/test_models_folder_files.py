@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from operator import methodcaller
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,9 @@ def damaged(folder: Path, copy: Path, file: str, how: str) -> Path:
     path = copy / file
     content = path.read_bytes()
     path.unlink()
+    contents = {"empty": b"", "pointer": POINTER, "cut": content[: len(content) // 2]}
     if how != "missing":
-        path.write_bytes(
-            {"empty": b"", "pointer": POINTER, "cut": content[: len(content) // 2]}[how]
-        )
+        path.write_bytes(contents[how])
     return copy
 
 
@@ -129,8 +129,7 @@ def test_plan_refuses_a_pointer_before_any_stage(
 
 
 def test_numbers_that_python_alone_writes_are_read(published: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(published, folder)
+    shutil.copytree(published, folder := tmp_path / "model")
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "renormalize": float("nan")}))
     assert "NaN" in path.read_text()
@@ -138,24 +137,20 @@ def test_numbers_that_python_alone_writes_are_read(published: Path, tmp_path: Pa
 
 
 def test_json_that_no_loader_reads_may_be_anything(published: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(published, folder)
-    (folder / "trainer_state.json").write_bytes(b"")
-    (folder / "notes.txt").write_bytes(b"")
+    shutil.copytree(published, folder := tmp_path / "model")
+    for name in ("trainer_state.json", "notes.txt"):
+        (folder / name).touch()
     find_model(folder)
 
 
 @pytest.mark.slow
 def test_one_file_of_weights_goes_before_a_stale_index(published: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(published, folder)
-    save_file(
-        {name: tensor for shard in SHARDS for name, tensor in load_file(folder / shard).items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    shutil.copytree(published, folder := tmp_path / "model")
+    tensors: dict[str, torch.Tensor] = {}
     for shard in SHARDS:
+        tensors |= load_file(folder / shard)
         (folder / shard).unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert weight_names(folder) == ["model.safetensors"]
     expected = describe(published).parts["vision"].parameters
     assert describe(folder).parts["vision"].parameters == expected
@@ -209,13 +204,11 @@ def test_pickles_beside_other_weights_are_still_converted(published: Path, tmp_p
 
 
 def test_files_that_lack_a_tensor_are_refused_before_a_run(tmp_path: Path) -> None:
-    folder = families.copy_of("llava", tmp_path / "model")
-    weights = load_file(folder / "model.safetensors")
-    name = next(name for name in weights if name.endswith("linear_1.bias"))
-    del weights[name]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    def drop(weights: dict[str, torch.Tensor]) -> None:
+        del weights[next(name for name in weights if name.endswith("linear_1.bias"))]
+
     with pytest.raises(EnvironmentFault, match=r"lacks 1 tensor of the model, such as .*linear_1"):
-        describe(folder)
+        describe(changed(tmp_path / "model", drop))
 
 
 def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -227,17 +220,16 @@ def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
 
 @pytest.mark.slow
 def test_a_tensor_of_another_shape_or_of_whole_numbers_is_refused(tmp_path: Path) -> None:
-    name = next(
-        n for n in load_file(families.checkpoint("llava") / "model.safetensors") if "q_proj" in n
-    )
-    longer = changed(
-        tmp_path / "shape", lambda w: w.update({name: torch.zeros(7, w[name].shape[1])})
-    )
-    whole = changed(tmp_path / "int8", lambda w: w.update({name: w[name].to(torch.int8)}))
-    for folder, kind, words in (
-        (longer, EnvironmentFault, "of the checkpoint has the shape"),
-        (whole, UsageError, "is quantized (I8), but config.json has no quantization_config"),
+    weights = load_file(families.checkpoint("llava") / "model.safetensors")
+    name = next(name for name in weights if "q_proj" in name)
+    longer, whole = torch.zeros(7, weights[name].shape[1]), weights[name].to(torch.int8)
+    for number, (made, kind, words) in enumerate(
+        [
+            (longer, EnvironmentFault, "of the checkpoint has the shape"),
+            (whole, UsageError, "is quantized (I8), but config.json has no quantization_config"),
+        ]
     ):
+        folder = changed(tmp_path / str(number), methodcaller("update", {name: made}))
         with pytest.raises(kind, match=re.escape(f"{name} {words}")):
             describe(folder)
 

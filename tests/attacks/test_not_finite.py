@@ -22,7 +22,7 @@ from artifacts.errors import StageDied
 from flows.interfaces.cli.main import main
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.models.finite import damaged_weight, is_finite
-from tests.support.inside import InsideLauncher, run_inside
+from tests.support.inside import run_inside, stages_inside
 from tests.support.media import picture
 from tests.support.pipeline import Place
 
@@ -59,8 +59,7 @@ def huge(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+    (folder := tmp_path / "pictures").mkdir()
     for number in range(3):
         Image.fromarray(picture(number)).save(folder / f"{number}.png")
     return folder
@@ -77,9 +76,7 @@ VISION = "visual.merger.mlp.2.weight"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "transformers"])
-def test_a_language_half_of_nan_ends_the_run_and_names_the_weight(
-    pictures: Path, tmp_path: Path, engine: str
-) -> None:
+def test_a_language_half_of_nan_ends_the_run(pictures: Path, tmp_path: Path, engine: str) -> None:
     model = changed(CHECKPOINT, tmp_path / "model", LANGUAGE, half_of_nan)
     place = place_of(pictures, model)
     with pytest.raises(StageDied) as error:
@@ -94,8 +91,7 @@ def test_a_language_half_of_nan_ends_the_run_and_names_the_weight(
 def test_a_vision_half_of_nan_ends_the_run_before_a_feature_is_stored(
     pictures: Path, tmp_path: Path, change: Change
 ) -> None:
-    model = changed(CHECKPOINT, tmp_path / "model", VISION, change)
-    place = place_of(pictures, model)
+    place = place_of(pictures, changed(CHECKPOINT, tmp_path / "model", VISION, change))
     with pytest.raises(StageDied, match=VISION):
         run_inside(place, max_new_tokens=4)
     assert place.stored("features") == {} == place.stored("failures")
@@ -124,8 +120,7 @@ def test_one_picture_of_many_fails_by_name_and_the_others_are_captioned(
 
     monkeypatch.setattr(encoding, "_is_finite", second_is_nan)
     place = place_of(pictures, CHECKPOINT)
-    ran = run_inside(place, max_new_tokens=4)
-    assert ran.result.exit_code == 1
+    assert run_inside(place, max_new_tokens=4).result.exit_code == 1
     (failure,) = place.failures()
     assert (failure["stage"], failure["error"]) == ("encode", "not-finite")
     assert len(place.captions()) == 2
@@ -146,10 +141,8 @@ def test_one_number_in_many_is_found(dtype: torch.dtype, value: float) -> None:
 
 def weights(folder: Path, **tensors: torch.Tensor) -> Path:
     folder.mkdir()
-    save_file(
-        {name.replace("__", "."): each for name, each in tensors.items()},
-        folder / "model.safetensors",
-    )
+    named = {name.replace("__", "."): each for name, each in tensors.items()}
+    save_file(named, folder / "model.safetensors")
     return folder
 
 
@@ -161,10 +154,8 @@ def test_scales_and_eight_bit_weights_count_and_masks_do_not(tmp_path: Path) -> 
     assert damaged_weight(fine) == ""
     scales = torch.ones(4, dtype=torch.float16)
     scales[3] = math.nan
-    assert (
-        damaged_weight(weights(tmp_path / "awq", fc__qweight=codes, fc__scales=scales))
-        == "fc.scales"
-    )
+    awq = weights(tmp_path / "awq", fc__qweight=codes, fc__scales=scales)
+    assert damaged_weight(awq) == "fc.scales"
     nan_of_fp8 = torch.tensor([0, 0x7F], dtype=torch.uint8).view(torch.float8_e4m3fn)
     assert damaged_weight(weights(tmp_path / "fp8", fc__weight=nan_of_fp8)) == "fc.weight"
     lost = torch.full((2, 2), -math.inf)
@@ -174,44 +165,35 @@ def test_scales_and_eight_bit_weights_count_and_masks_do_not(tmp_path: Path) -> 
 DUAL_VISION, DUAL_TEXT = "vision_model.head.mlp.fc2.weight", "text_model.head.weight"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("verb", ["embed", "label"])
-def test_a_dual_encoder_of_nan_writes_no_vectors_and_no_labels(
-    verb: str,
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("flows.core.machine.launch.DirectLauncher", lambda listen: InsideLauncher())
-    model = changed(DUAL_CHECKPOINT, tmp_path / "model", DUAL_VISION, half_of_nan)
-    place = place_of(pictures, model)
-    more = ["--labels", "a cat,a dog"] if verb == "label" else []
-    where = ["--model", str(model), "--out", str(place.out), "--store", str(place.store)]
-    assert main([verb, str(pictures), *where, *more]) == 5
-    said = capsys.readouterr().err
-    assert f"{DUAL_VISION} in the weights of {model} holds NaN" in said
-    assert "Traceback" not in said and place.stored("embeddings") == {}
+LABEL = ["label", "--labels", "a cat,a dog"]
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages_inside(monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "change"), [(DUAL_TEXT, half_of_nan), ("logit_scale", one_infinity)]
+    ("words", "name", "change"),
+    [
+        (["embed"], DUAL_VISION, half_of_nan),
+        (LABEL, DUAL_VISION, half_of_nan),
+        (LABEL, DUAL_TEXT, half_of_nan),
+        (LABEL, "logit_scale", one_infinity),
+    ],
 )
-def test_texts_of_nan_give_no_labels(
-    name: str,
-    change: Change,
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.usefixtures("inside")
+def test_a_dual_encoder_of_nan_gives_no_vectors_and_no_labels(
+    words: list[str], name: str, change: Change, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flows.core.machine.launch.DirectLauncher", lambda listen: InsideLauncher())
-    model = changed(DUAL_CHECKPOINT, tmp_path / "model", name, change)
+    model = changed(DUAL_CHECKPOINT, pictures.with_name("model"), name, change)
     place = place_of(pictures, model)
     where = ["--model", str(model), "--out", str(place.out), "--store", str(place.store)]
-    assert main(["label", str(pictures), "--labels", "a cat,a dog", *where]) == 5
-    assert f"{name} in the weights of {model} holds NaN" in capsys.readouterr().err
+    assert main([*words, str(pictures), *where]) == 5
+    printed = capsys.readouterr().err
+    assert f"{name} in the weights of {model} holds NaN" in printed and "Traceback" not in printed
+    assert name != DUAL_VISION or place.stored("embeddings") == {}
 
 
 INFINITE = {"x": math.inf}
@@ -247,8 +229,7 @@ def test_no_writer_of_rows_writes_what_json_and_tables_cannot_hold(tmp_path: Pat
     assert [strict(text) for text in texts] == [RIGHT] * 4
     kinds = {"name": "text", "score": "number", "best": "number"}
     write_csv(tmp_path / "a.csv", [ROW, Row(**ROW)], kinds)
-    rows = [*csv.reader((tmp_path / "a.csv").read_text().splitlines())]
-    assert rows[1:] == [["a", "", ""]] * 2
+    assert [*csv.reader((tmp_path / "a.csv").read_text().splitlines())][1:] == [["a", "", ""]] * 2
     write_parquet(tmp_path / "a.parquet", [ROW], kinds)
     assert read_table(tmp_path / "a.parquet")["score"].null_count == 1
 

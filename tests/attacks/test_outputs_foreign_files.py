@@ -26,19 +26,14 @@ from tests.support.rows import HARD
 from tests.support.saying import make, run
 
 FORMATS = ("jsonl", "txt", "csv", "parquet", "webdataset", "musubi")
-NAMES: list[tuple[str, str]] = [
-    *(
-        ("caption", name)
-        for name in ("run.json", "captions.jsonl", "media.jsonl", "failures.jsonl")
-    ),
-    *(("caption", name) for name in ("summaries.jsonl", "captions.csv", "captions.parquet")),
-    *(("caption", name) for name in ("webdataset/index.json", "webdataset/000007.tar")),
-    ("caption", "clips/index.json"),
-    *(("label", name) for name in ("run.json", "labels.jsonl", "label_report.json", "media.jsonl")),
-    *(("label", name) for name in ("label_spans.jsonl", "labels.csv", "labels.parquet")),
-    ("label", "labels.coco.json"),
-    *(("embed", name) for name in ("embeddings.npy", "embeddings.parquet", "failures.jsonl")),
-]
+FILES = {
+    "caption": "run.json captions.jsonl media.jsonl failures.jsonl summaries.jsonl captions.csv "
+    "captions.parquet webdataset/index.json webdataset/000007.tar clips/index.json",
+    "label": "run.json labels.jsonl label_report.json media.jsonl label_spans.jsonl labels.csv "
+    "labels.parquet labels.coco.json",
+    "embed": "embeddings.npy embeddings.parquet failures.jsonl",
+}
+NAMES = [(command, name) for command, names in FILES.items() for name in names.split()]
 
 
 def refused(folder: Path, command: str = "caption", own: tuple[str, ...] = ()) -> None:
@@ -56,8 +51,7 @@ def test_a_file_that_no_run_wrote_is_refused_also_beside_those_that_runs_wrote(
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('{"mine": 1}\n')
     top = name.partition("/")[0]
-    others = tuple(each for _, other in NAMES if (each := other.partition("/")[0]) != top)
-    for own in ((), others):
+    for own in ((), tuple(each for _, other in NAMES if (each := other.partition("/")[0]) != top)):
         with pytest.raises(UsageError, match="exists, and penstock did not write it"):
             refused(tmp_path, command, own)
     if not name.endswith(".tar"):  # one of somebody else may lie in the folder of a run
@@ -73,10 +67,8 @@ def test_what_this_run_does_not_write_may_lie_there(tmp_path: Path, name: str) -
 
 def test_an_empty_file_and_failures_of_a_run_without_media_may_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").touch()
-    failure = Failure(
-        media_path="a.png", source="a", stage="frames", error="e", message="m", hint="h"
-    )
-    write_jsonl(tmp_path / "failures.jsonl", [failure])
+    place = {"media_path": "a.png", "source": "a", "stage": "frames"}
+    write_jsonl(tmp_path / "failures.jsonl", [Failure(error="e", message="m", hint="h", **place)])
     refused(tmp_path)
 
 
@@ -197,8 +189,7 @@ def config(tmp_path: Path) -> CaptionConfig:
 @pytest.fixture
 def text(config: CaptionConfig) -> Path:
     """What lies beside the picture, with a person's words in it."""
-    path = Path(config.sources[0]) / "photo.txt"
-    path.write_text("ohwx, best quality\n")
+    (path := Path(config.sources[0]) / "photo.txt").write_text("ohwx, best quality\n")
     return path
 
 
@@ -232,8 +223,7 @@ def test_what_is_no_text_is_kept(config: CaptionConfig, text: Path, tmp_path: Pa
         text.write_bytes(content)
         assert any("kept" in note for note in put(config, None).warnings)
         assert text.read_bytes() == content
-    other = tmp_path / "other.txt"
-    other.write_text("mine")
+    (other := tmp_path / "other.txt").write_text("mine")
     text.unlink()
     text.symlink_to(other)
     put(config, None)

@@ -4,9 +4,8 @@ by a name that the disk takes, and nothing counts as a text of a user for its na
 import json
 import os
 import shutil
-import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from flows.commands.search.search_command import _copied
 from flows.commands.tune.training_data import examples_in
 from flows.interfaces.studio.roots import _placed
 from stages.decode.generation import DecodeItem
+from tests.support.commands import completed
 from tests.support.odd_disk import CASELESS, ENCRYPTED, FAT, MAC, UNFORMED, WINDOWS, Kind, odd_disk
 from tests.support.saying import Saying, lines, run, samples
 from tests.support.stand_ins import config_in
@@ -59,15 +59,13 @@ def ntfs(folder: Path, options: str) -> Iterator[Path]:
     place.mkdir(parents=True)
     with image.open("wb") as file:
         file.truncate(32 << 20)
-    subprocess.run(["mkfs.ntfs", "-F", "-q", image], check=True, capture_output=True)
-    if subprocess.run(
-        ["lowntfs-3g", "-o", options, image, place], capture_output=True, check=False
-    ).returncode:
+    completed(["mkfs.ntfs", "-F", "-q", image], check=True)
+    if completed(["lowntfs-3g", "-o", options, image, place]).returncode:
         pytest.skip("nothing can be mounted here")
     try:
         yield place
     finally:
-        subprocess.run(["umount", place], check=True)
+        completed(["umount", place], check=True)
 
 
 @contextmanager
@@ -76,24 +74,12 @@ def disk_of(folder: Path, kind: Kind | str) -> Iterator[Path]:
         yield place
 
 
-KINDS = {
-    "caseless": CASELESS,
-    "mac": MAC,
-    "windows": WINDOWS,
-    "fat": FAT,
-    "encrypted": ENCRYPTED,
-    "unformed": UNFORMED,
-    "ntfs": "ignore_case,windows_names",
-}
-QUICK = ("windows",)
+KINDS: tuple[Kind | str, ...] = (CASELESS, MAC, WINDOWS, FAT, ENCRYPTED, UNFORMED)
 EACH_KIND = pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(kind, id=name, marks=[] if name in QUICK else [pytest.mark.slow])
-        for name, kind in KINDS.items()
-    ],
+    [*KINDS, "ignore_case,windows_names"],
+    ids=["caseless", "mac", "windows", "fat", "encrypted", "unformed", "ntfs"],
 )
-
 EACH_FOLD = pytest.mark.parametrize(
     ("kind", "names"),
     [
@@ -104,6 +90,11 @@ EACH_FOLD = pytest.mark.parametrize(
     ids=["lists lower case", "case", "forms"],
 )
 """A disk, and two names with stems that are one there."""
+
+
+def by_content(captions: Mapping[str, str], folder: Path = Path()) -> dict[bytes, str]:
+    """The bytes of each file → its caption."""
+    return {(folder / name).read_bytes(): text for name, text in captions.items()}
 
 
 def texts_in(out: Path, form: str) -> Counter[str]:
@@ -130,10 +121,8 @@ def test_each_file_has_its_own_texts_and_samples(tmp_path: Path, kind: Kind | st
             assert {*texts} == {*NAMES} and all(prompt in text for text in texts.values())
             for form in TEXTS:
                 assert texts_in(disk / "out", form) == Counter(texts.values()), form
-            of_bytes = {(media / name).read_bytes(): text for name, text in texts.items()}
             for form, read in READERS.items():
-                found = {Path(p).read_bytes(): c for p, c in read(disk / "out").items()}
-                assert found == of_bytes, form
+                assert by_content(read(disk / "out")) == by_content(texts, media), form
             assert {each["txt"] for each in samples(config)} == {*texts.values()}
         assert not [*disk.rglob(".penstock-names-*")]
 
@@ -146,8 +135,7 @@ def test_names_that_some_disk_joins_get_the_same_texts(tmp_path: Path, kind: Kin
     with nullcontext(tmp_path) if kind is None else odd_disk(tmp_path / "odd", kind) as disk:
         config = replace(config_in(tmp_path, media, format=("txt",)), out=str(disk / "out"))
         run(config, Keyed())
-        names = {normalize("NFC", p.name).lower() for p in (disk / "out").glob("*.txt")}
-        assert names == {
+        assert {normalize("NFC", p.name).lower() for p in (disk / "out").glob("*.txt")} == {
             *("cat.png.txt", "cat.png-2.txt", "a:b.txt"),
             *("caf\u00e9.png.txt", "caf\u00e9.png-2.txt"),
         }
@@ -203,16 +191,12 @@ def test_an_edited_text_stays_that_of_its_medium(tmp_path: Path) -> None:
         config = replace(config_in(tmp_path, media, format=("txt", "musubi")), out=str(out))
         run(config, Keyed())
         texts = {row["media_path"]: row["caption"] for row in lines(config)}
-        found = {Path(p).read_bytes(): c for p, c in READERS["musubi"](out).items()}
-        assert found == {(media / name).read_bytes(): text for name, text in texts.items()}
+        assert by_content(READERS["musubi"](out)) == by_content(texts, media)
         (text,) = (p for p in out.glob("*.txt") if p.read_text().strip() == texts["cat.png"])
         text.write_text("mine")
         run(config, Keyed())
-        found = {Path(p).read_bytes(): c for p, c in READERS["musubi"](out).items()}
-        assert found == {
-            (media / "Cat.png").read_bytes(): texts["Cat.png"],
-            (media / "cat.png").read_bytes(): "mine",
-        }
+        expected = by_content({**texts, "cat.png": "mine"}, media)
+        assert by_content(READERS["musubi"](out)) == expected
         assert texts_in(out, "txt") == Counter([texts["Cat.png"], "mine"])
 
 
@@ -254,13 +238,9 @@ def test_found_files_are_copied_by_names_that_the_disk_takes(tmp_path: Path, kin
 
 def test_an_uploaded_file_gets_a_name_that_the_disk_takes(tmp_path: Path) -> None:
     with odd_disk(tmp_path / "odd", FAT) as disk:
-        for content, name, expected in [
-            (b"1", "a:b.png", "a_b.png"),
-            (b"2", "A?B.png", "A_B-2.png"),
-            (b"2", "A?B.png", "A_B-2.png"),
-        ]:
-            half = disk / "half"
-            half.write_bytes(content)
+        second = (b"2", "A?B.png", "A_B-2.png")
+        for content, name, expected in ((b"1", "a:b.png", "a_b.png"), second, second):
+            (half := disk / "half").write_bytes(content)
             assert _placed(str(half), disk, name) == disk / expected
             assert (disk / expected).read_bytes() == content
 
@@ -274,11 +254,8 @@ def test_the_text_of_a_picture_in_a_subfolder_is_new_when_that_is_replaced(tmp_p
         notes = run(config).warnings
         for at, path in enumerate(sorted(folder.iterdir())):
             Image.new("RGB", (64, 48), (20 * at, 200, 90)).save(path)
-        result = run(config, prompt="Now?")
-        for note in (*notes, *result.warnings):
+        for note in (*notes, *run(config, prompt="Now?").warnings):
             assert "kept" not in note and "not from this run" not in note
-        captions = [row["caption"] for row in lines(config)]
-        assert sorted(READERS["kohya"](disk / "out").values()) == sorted(
-            " ".join(each.split()) for each in captions
-        )
+        captions = sorted(" ".join(row["caption"].split()) for row in lines(config))
+        assert sorted(READERS["kohya"](disk / "out").values()) == captions
         assert all("Now?" in path.read_text() for path in (disk / "out").rglob("*.txt"))

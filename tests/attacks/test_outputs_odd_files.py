@@ -112,8 +112,7 @@ ODD_VALUES: dict[str, Any] = {
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every container of a value with each of its keys; of a long list the first."""
-    keys = list(value) if isinstance(value, dict) else list(range(min(len(value), 2)))
-    for key in keys:
+    for key in list(value) if isinstance(value, dict) else list(range(min(len(value), 2))):
         yield value, key
         if isinstance(value[key], dict | list):
             yield from places(value[key])
@@ -125,8 +124,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 def test_every_value_may_be_another(out: Path, messages: Told, name: str, kind: str) -> None:
     whole = (out / name).read_text()
     rows = [json.loads(whole)] if name == "run.json" else list(map(json.loads, whole.splitlines()))
-    count = len(list(places(rows[0])))
-    for at in range(0, count, 3):
+    for at in range(0, len(list(places(rows[0]))), 3):
         changed = copy.deepcopy(rows)
         holder, key = list(places(changed[0]))[at]
         if kind == "left out":
@@ -187,8 +185,7 @@ def test_an_out_folder_that_goes_away_is_told_as_such(real: Path, tmp_path: Path
         "threading.Thread(target=remove, daemon=True).start()\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    ended = attacked(
-        *run_into(tmp_path, "--batch-size", "1"), command=[sys.executable, "-c", watch]
-    )
+    command = run_into(tmp_path, "--batch-size", "1")
+    ended = attacked(*command, command=[sys.executable, "-c", watch])
     assert "FileNotFoundError" not in ended.text
     ended.holds(1, 5)

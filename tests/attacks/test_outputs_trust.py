@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from flows.interfaces.cli.main import main
 from flows.interfaces.studio.run_captions import RunCaptions
 from flows.outputs.folder.trust import belief_in, command_in, is_trusted, own_belief
 from flows.outputs.marker import MARKER
+from tests.support.pipeline import read_lines
 from tests.support.saying import lines, make, run
 from tests.support.strangers import another_user, own_folder, snapshot, strangers_folder
 
@@ -45,8 +46,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaptionConfig:
 
 def edit(out: Path, text: str, at: int = 0, **more: Any) -> None:
     with closing(ReviewedCaptions(out, shows_all=True)) as captions:
-        key = list(captions.folder.rows)[at]
-        changes = [{"of": key, "caption": text, "review": ""}]
+        changes = [{"of": list(captions.folder.rows)[at], "caption": text, "review": ""}]
         captions.apply({"id": f"{text} {at}", "does": "x", "changes": changes, **more})
 
 
@@ -69,10 +69,26 @@ def texts(config: CaptionConfig) -> list[str]:
     return [row["caption"] for row in lines(config)]
 
 
+def edits_shown(out: Path, shows_all: bool = True) -> list[str | None]:
+    with closing(ReviewedCaptions(out, shows_all=shows_all)) as captions:
+        return [each.caption for each in captions.edits().values()]
+
+
+def append(content: bytes, path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(content)
+
+
+def change_lines(path: Path, change: Callable[[list[dict[str, Any]]], object]) -> int:
+    """Change the lines of a file; return how many it has."""
+    change(rows := read_lines(path))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return len(rows)
+
+
 def test_a_strangers_edits_enter_no_store_or_run_of_mine(mine: CaptionConfig, theirs: Path) -> None:
     before, stored = texts(mine), snapshot(Path(mine.store))
-    with closing(ReviewedCaptions(theirs, shows_all=True)) as captions:
-        assert [each.caption for each in captions.edits().values()] == [PLANTED], "shown"
+    assert edits_shown(theirs) == [PLANTED]
     edit(theirs, "My own words.", at=1)
     assert [each.caption for each in read_edits(theirs).now.values()] == [PLANTED, "My own words."]
     assert snapshot(Path(mine.store)) == stored
@@ -95,14 +111,11 @@ def test_a_trusted_folders_edits_enter_the_store_that_i_named(
 
 def test_lines_of_others_in_my_folder_count_if_trusted(mine: CaptionConfig, theirs: Path) -> None:
     before, out = texts(mine), Path(mine.out)
-    with closing(ReviewedCaptions(out, shows_all=True)):
-        pass
-    with open(out / EDITS, "ab") as file:
-        file.write((theirs / EDITS).read_bytes())
+    assert edits_shown(out) == []
+    append((theirs / EDITS).read_bytes(), out / EDITS)
     edit(out, "My own words.", at=1)
     assert belief_in(out).is_own
-    with closing(ReviewedCaptions(out)) as captions:
-        assert [each.caption for each in captions.edits().values()] == ["My own words."]
+    assert edits_shown(out, shows_all=False) == ["My own words."]
     result = run(mine)
     assert texts(mine) == [before[0], "My own words.", *before[2:]]
     (note,) = (each for each in result.warnings if "--trust-folder" in each)
@@ -115,22 +128,21 @@ def test_lines_of_others_in_my_folder_count_if_trusted(mine: CaptionConfig, thei
 def test_an_undo_reverts_my_edit_and_no_earlier_one(mine: CaptionConfig, theirs: Path) -> None:
     out = Path(mine.out)
     edit(out, "My own words.")
-    with open(out / EDITS, "ab") as file:
-        file.write((theirs / EDITS).read_bytes())
+    append((theirs / EDITS).read_bytes(), out / EDITS)
     proof = proof_by("")
+
+    def proved() -> list[str | None]:
+        return [each.caption for each in read_edits(out, proof).now.values()]
+
     with closing(ReviewedCaptions(out, shows_all=True)) as captions:
         captions.apply({"id": "u1", "does": "undo"})
-        assert [each.caption for each in captions.edits().values()] == ["My own words."]
-        found = read_edits(out, proof)
-        assert [each.caption for each in found.now.values()] == ["My own words."]
+        assert [each.caption for each in captions.edits().values()] == proved() == ["My own words."]
         captions.apply({"id": "u2", "does": "undo"})
-        assert not captions.edits() and not read_edits(out, proof).now
+        assert not captions.edits() and not proved()
         captions.apply({"id": "r1", "does": "redo"})
-    found = read_edits(out, proof)
-    assert [each.caption for each in found.now.values()] == ["My own words."]
+    assert proved() == ["My own words."]
     line = (out / EDITS).read_bytes().splitlines(keepends=True)[0]
-    with open(out / EDITS, "ab") as file:
-        file.write(line.replace(b"My own", b"Other ") + line)
+    append(line.replace(b"My own", b"Other ") + line, out / EDITS)
     found = read_edits(out, proof)
     assert (found.unproved, len(found.every)) == (2, 4), "changed, and copied"
 
@@ -148,13 +160,10 @@ ADDRESSES = (
 def test_addresses_of_a_stranger_have_no_place_to_fetch_from(
     theirs: Path, more: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    entries = [json.loads(line) for line in (theirs / "media.jsonl").read_text().splitlines()]
-    entries[1] |= more
-    written = "".join(json.dumps(each) + "\n" for each in entries)
-    (theirs / "media.jsonl").write_text(written)
+    count = change_lines(theirs / "media.jsonl", lambda rows: rows[1].update(more))
     for trust in (False, True):
         with closing(RunCaptions(theirs, trust=trust)) as captions:
-            places = [captions.place(number) for number in range(len(entries))]
+            places = [captions.place(number) for number in range(count)]
         assert os.path.isabs(places[0]) and ("://" in places[1]) == trust, places
     assert not is_trusted(theirs)
     host = "bucket" if "s3" in str(more) else "127.0.0.1:9"
@@ -167,8 +176,7 @@ def test_a_genuine_marker_proves_nothing_of_foreign_media(
     out = Path(mine.out)
     assert belief_in(out.rename(tmp_path / "moved")).is_own, "moved"
     (tmp_path / "moved").rename(out)
-    with open(theirs / "media.jsonl", "a") as file:
-        file.write("\n")
+    append(b"\n", theirs / "media.jsonl")
     shutil.copy(out / MARKER, theirs / MARKER)
     assert not belief_in(theirs).is_own
     with pytest.raises(UsageError, match="--trust-folder"):
@@ -262,12 +270,10 @@ def guarded(tmp_path: Path) -> Iterator[Path]:
 def test_no_link_below_an_output_folder_is_followed(guarded: Path, tmp_path: Path) -> None:
     (tmp_path / "source").write_text("x")
     for name in ("link/a", "link/more/a", "inner/deep/link/a"):
-        for write in (
-            lambda path: write_text(path, ["x"]),
-            lambda path: link(tmp_path / "source", path),
-        ):
-            with pytest.raises(EnvironmentFault, match="link: it is a link, and is not followed"):
-                write(guarded / name)
+        with pytest.raises(EnvironmentFault, match="link: it is a link, and is not followed"):
+            write_text(guarded / name, ["x"])
+        with pytest.raises(EnvironmentFault, match="link: it is a link, and is not followed"):
+            link(tmp_path / "source", guarded / name)
         with pytest.raises(OSError, match="it is a link"):
             open_below(guarded / name, os.O_WRONLY | os.O_CREAT)
     write_text(guarded / "inner/deep/file", ["x"])  # a plain file
@@ -311,9 +317,8 @@ def test_a_report_requests_no_address_that_no_folder_of_mine_vouches_for(
     out, request = tmp_path / "marks", list[str]()
     sift(SiftConfig(sources=(str(tmp_path / "pictures"),), out=str(out)), Display(quiet=True))
     address = "http://127.0.0.1:9/a.png"
-    rows = [json.loads(line) for line in (out / "marks.jsonl").read_text().splitlines()]
-    rows[0]["path"] = address
-    (out / "marks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    local = read_lines(out / "marks.jsonl")[1]["path"]
+    change_lines(out / "marks.jsonl", lambda rows: rows[0].update(path=address))
 
     def noted(source: str, *_: object) -> str:
         request.append(source)
@@ -321,18 +326,13 @@ def test_a_report_requests_no_address_that_no_folder_of_mine_vouches_for(
 
     monkeypatch.setattr("flows.commands.report.facts.data_address", noted)
     write_report(out)
-    assert request == [rows[1]["path"]]
-    entries = [json.loads(line) for line in (out / "media.jsonl").read_text().splitlines()]
-    entries[0]["address"] = address
-    lines = [json.dumps(entry) + "\n" for entry in entries]
-    (out / "media.jsonl").write_text("".join(lines))
-    request.clear()
+    assert request == [local]
+    change_lines(out / "media.jsonl", lambda entries: entries[0].update(address=address))
     write_report(out)
-    assert request == [rows[1]["path"]], "changed since it was noted"
+    assert request == [local] * 2, "changed since it was noted"
     own_folder(out)
-    request.clear()
     write_report(out)
-    assert request == [address, rows[1]["path"]]
+    assert request == [local, local, address, local]
 
 
 def test_every_line_is_noted_when_it_is_written(mine: CaptionConfig) -> None:
@@ -397,9 +397,8 @@ def test_a_command_is_not_repeated_with_what_another_put_in_the_place_of_its_ada
 
 def test_no_place_of_a_stranger_leads_to_what_is_no_medium(theirs: Path, tmp_path: Path) -> None:
     (tmp_path / "private.txt").write_text("private")
-    entries = [json.loads(line) for line in (theirs / "media.jsonl").read_text().splitlines()]
-    entries[1]["url"] = (tmp_path / "private.txt").as_uri()
-    (theirs / "media.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries))
+    private = (tmp_path / "private.txt").as_uri()
+    change_lines(theirs / "media.jsonl", lambda rows: rows[1].update(url=private))
     with closing(RunCaptions(theirs)) as captions:
         assert captions.place(0) and not captions.place(1)
 

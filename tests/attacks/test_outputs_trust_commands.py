@@ -22,8 +22,9 @@ from PIL import Image
 
 from artifacts.texts.edits import key_of
 from flows.core.options.training import StepOptions
+from tests.support.commands import completed
 from tests.support.loopback import visited_port
-from tests.support.pipeline import PENSTOCK, ROOT
+from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.strangers import snapshot
 from tests.support.studios import OpenStudio
 
@@ -54,15 +55,8 @@ class User:
         return self.does([*PENSTOCK, *map(str, words)], code)
 
     def does(self, command: list[str], code: int | None = 0) -> str:
-        done = subprocess.run(
-            command,
-            cwd=self.home,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        where: dict[str, Any] = {"cwd": self.home, "env": self.environment, "timeout": 200}
+        done = completed(command, stdin=subprocess.DEVNULL, **where)
         assert code is None or done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
@@ -89,10 +83,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value)
@@ -105,7 +95,7 @@ def plant(out: Path, store: Path, ran: Path, port: int) -> None:
     """Put into a folder what a stranger who knows this program could."""
     words = ["caption", str(out.parent / "pictures"), "--model", "demo", "--out", str(ran)]
     words.append("--trust-remote-code")
-    (row, *_) = jsonl(out / "captions.jsonl")
+    (row, *_) = read_lines(out / "captions.jsonl")
     of = key_of(row["features"], row.get("name", ""), row["prompt"], row["caption"])
     change = {"of": of, "caption": PLANTED, "review": "accepted", "said": row["caption"]}
     change |= {name: row[name] for name in ("media_path", "start")}
@@ -115,7 +105,7 @@ def plant(out: Path, store: Path, ran: Path, port: int) -> None:
     record["plan"]["store"] = str(store)
     record["command"] = {**(record["command"] or {}), "words": words, "folder": "/"}
     write(out / "run.json", record)
-    media = jsonl(out / "media.jsonl")
+    media = read_lines(out / "media.jsonl")
     media[0]["address"] = f"http://127.0.0.1:{port}/a.png"
     media[1]["url"] = f"file://http%3A//127.0.0.1:{port}/b.png"
     write(out / "media.jsonl", media)
@@ -124,33 +114,15 @@ def plant(out: Path, store: Path, ran: Path, port: int) -> None:
         write(out / ".penstock.json", {**marker, "store": str(store), "words": words})
     entry = {"kind": "caption", "state": "queued", "out": str(ran), "folder": "/", "words": words}
     write(out / ".studio/runs.json", {"format": 1, "runs": [entry]})
-    example = {
-        **dict.fromkeys(("key", "name", "media_path"), "x"),
-        "features": row["features"],
-        "prompt": row["prompt"],
-        "caption": PLANTED,
-        "start": 0.0,
-        "corrected": True,
-    }
-    round_ = {
-        "round": 1,
-        "phase": "chosen",
-        "started": now,
-        "digest": "d",
-        "previous": "",
-        "settings": {**asdict(StepOptions()), "trust_remote_code": True, "lr": 1e-3},
-        "command": {"words": words, "folder": "/"},
-        "examples": [example],
-        "held_out": [example],
-        "differing": [],
-        "trained": "",
-        "enough": True,
-        "before": [],
-        "after": [],
-        "lower": 0,
-        "accepted": False,
-        **dict.fromkeys(("captions", "changed", "carried"), 0),
-    }
+    example = dict.fromkeys(("key", "name", "media_path"), "x") | {"caption": PLANTED}
+    example |= {"features": row["features"], "prompt": row["prompt"]}
+    examples = [{**example, "start": 0.0, "corrected": True}]
+    round_ = {"round": 1, "phase": "chosen", "started": now, "digest": "d", "enough": True}
+    round_ |= {"settings": {**asdict(StepOptions()), "trust_remote_code": True, "lr": 1e-3}}
+    round_ |= {"command": {"words": words, "folder": "/"}, "accepted": False}
+    round_ |= {**dict.fromkeys(("previous", "trained"), ""), "examples": examples}
+    round_ |= {**{key: [] for key in ("differing", "before", "after")}, "held_out": examples}
+    round_ |= dict.fromkeys(("captions", "changed", "carried", "lower"), 0)
     write(out / "learn/round-001/round.json", round_)
 
 
@@ -193,13 +165,10 @@ def case(made: Path, tmp_path: Path, listener: tuple[int, list[bytes]]) -> Itera
 def served(case: Case, *words: Any) -> str:
     """Open a page, ask for all that it shows, correct a caption, and return what was printed."""
     command = [*PENSTOCK, *map(str, words), "--port", "0"]
-    pipe = subprocess.PIPE
-    with (
-        subprocess.Popen(
-            command, cwd=case.root, env=case.me.environment, stdin=pipe, stdout=pipe, stderr=pipe
-        ) as process,
-        contextlib.ExitStack() as failed,
-    ):
+    options: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    options |= {"cwd": case.root, "env": case.me.environment}
+    process: subprocess.Popen[bytes] = subprocess.Popen(command, **options)
+    with process, contextlib.ExitStack() as failed:
         failed.callback(process.kill)  # leaving the block waits for the process
         assert process.stdout is not None
         found = ADDRESS.match(line := process.stdout.readline().decode())
@@ -276,8 +245,7 @@ def test_a_command_believes_nothing_that_a_stranger_planted(case: Case, command:
         wrong.append("a stranger's edit is in my captions")
     assert not wrong, wrong
     refused = command in ("caption", "learn", "python learn", "python caption")
-    asks = refused or command in ("review", "studio")
-    assert ("--trust-folder" in text) == asks, text
+    assert ("--trust-folder" in text) == (refused or command in ("review", "studio")), text
 
 
 def test_the_listener_notices(listener: tuple[int, list[bytes]]) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,10 +52,8 @@ def test_every_python_process_of_the_program_searches_no_current_folder() -> Non
         name = path.relative_to(ROOT).as_posix()
         for line, word in words_after_python(path):
             seen.add(name)
-            own = (
-                name == "penstock/checked_start.py"
-            )  # itself once more, with the options that it had
-            if word != "'-P'" and not own:
+            # One starts itself once more, with the options that it had.
+            if word != "'-P'" and name != "penstock/checked_start.py":
                 without.append(f"{name}:{line} {word}")
     assert without == [] and seen >= STARTS
 
@@ -91,14 +90,14 @@ sys.exit(code)
 @pytest.mark.in_turn
 @pytest.mark.parametrize("path", [None, "", ":{root}", ".:{root}", "{root}:", "films:{root}"])
 def test_the_command_imports_nothing_of_current_folders(path: str | None, tmp_path: Path) -> None:
-    (tmp_path / "films").mkdir()
+    for name in ("films", "bin"):
+        (tmp_path / name).mkdir()
     for folder in (tmp_path, tmp_path / "films"):
         (folder / "a_name_of_nothing_else.py").write_text("print('RUN', __file__)\n")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     if path is not None:
         environment["PYTHONPATH"] = path.format(root=ROOT)
     # As the script of an installation does it: with a folder of its own first.
-    (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "penstock").write_text(CODE)
     done = completed([sys.executable, "bin/penstock"], cwd=tmp_path, env=environment)
     version, *lines = done.stdout.splitlines()
@@ -153,9 +152,8 @@ print(opened)
 
 @pytest.mark.slow
 def test_not_a_folder_s_files_but_the_user_s_profile_sets_prefect(tmp_path: Path) -> None:
-    films, home = tmp_path / "films", tmp_path / "prefect"
-    films.mkdir()
-    home.mkdir()
+    (films := tmp_path / "films").mkdir()
+    (home := tmp_path / "prefect").mkdir()
     for name, text in SETTINGS.items():
         (films / name).write_text(text.replace("{folder}", str(films)))
     profile = 'active = "mine"\n[profiles.mine]\nPREFECT_SERVER_API_PORT = "4777"\n'
@@ -177,8 +175,7 @@ def test_whoever_listens_where_a_folder_or_the_user_says_gets_no_login(
     with socket.create_server(("127.0.0.1", 0)) as other:
         url = f"http://127.0.0.1:{other.getsockname()[1]}/api"
         with temporary_settings({PREFECT_API_URL: url}):
-            sent = {setting.name: value for setting, value in client_settings().items()}
-    assert sent == {}
+            assert not client_settings()
 
 
 @pytest.mark.in_turn
@@ -199,8 +196,7 @@ def test_what_libraries_start_searches_no_current_folder(tmp_path: Path) -> None
     code = "import penstock.start as s, subprocess, sys; s.leave_current_folder(); "
     code += "sys.exit(subprocess.run([sys.executable, '-m', 'timeit', '-n', '1']).returncode)"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
-    words = [sys.executable, "-P", "-c", code]
-    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = completed([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
 
 
@@ -214,12 +210,7 @@ def test_a_script_works_in_its_clone_whatever_cdpath_is(script: str) -> None:
 @pytest.mark.slow
 def test_a_wrong_setting_of_prefect_is_named(tmp_path: Path) -> None:
     words = ["caption", str(tmp_path), "--prefect", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*PENSTOCK, *words],
-        env={**os.environ, "PREFECT_LOGGING_LEVEL": "bogus"},
-        capture_output=True,
-        text=True,
-    )
+    done = completed([*PENSTOCK, *words], env={**os.environ, "PREFECT_LOGGING_LEVEL": "bogus"})
     assert done.returncode == 5
     last = done.stderr.splitlines()[-1]
     assert last.startswith("penstock: Prefect refuses its settings: ") and "LoggingSettings" in last
@@ -332,13 +323,9 @@ def caption(folder: Path, *before: str, after: str = "", **variables: str) -> st
     write_video(folder / "films" / "clip.mp4")
     words = ["-P", "-m", "penstock", "caption", "films", "--model", "demo"]
     words += ["--store", "store", "--out", "out"]
-    line = f'exec "$@" {after}'
+    command = ["sh", "-c", f'exec "$@" {after}', "sh", *before, sys.executable, *words]
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "PENSTOCK_"))}
-    done = completed(
-        ["sh", "-c", line, "sh", *before, sys.executable, *words],
-        cwd=folder,
-        env={**kept, "PYTHONPATH": str(ROOT), **variables},
-    )
+    done = completed(command, cwd=folder, env={**kept, "PYTHONPATH": str(ROOT), **variables})
     record = folder / "out" / "run.json"
     state = json.loads(record.read_text())["state"] if record.exists() else done.stderr
     return f"{done.returncode} {state}"
@@ -415,16 +402,16 @@ def latin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def in_shell(
-    words: list[str], variables: dict[str, str], folder: Path, code: int = 0
+    words: list[str],
+    variables: dict[str, str],
+    folder: Path,
+    code: int = 0,
+    options: Sequence[str] = ("-P",),
 ) -> "subprocess.CompletedProcess[bytes]":
     """What came of a command with words and output in bytes, as a shell gives and takes them."""
-    done = subprocess.run(
-        [*PENSTOCK, *map(os.fsencode, words)],
-        cwd=folder,
-        env={**os.environ, **variables},
-        capture_output=True,
-        check=False,
-    )
+    command = [os.fsencode(each) for each in (sys.executable, *options, "-m", "penstock", *words)]
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
     assert done.returncode == code, (done.stdout + done.stderr).decode(errors="replace")
     return done
 
@@ -487,7 +474,7 @@ def test_no_output_depends_on_the_locale(latin: dict[str, str], tmp_path: Path) 
     assert {os.fsencode(f"out é/{text}") for text in texts} <= expected.keys()
     found, also_printed = made["latin"]
     assert found.keys() == expected.keys()
-    assert {n: c for n, c in found.items() if c != expected[n]} == {}
+    assert [n for n, c in found.items() if c != expected[n]] == []
     assert also_printed == printed
 
 
@@ -496,18 +483,10 @@ def test_no_output_depends_on_the_locale(latin: dict[str, str], tmp_path: Path) 
 def test_the_command_reads_names_as_utf8_in_every_locale(
     isolated: list[str], latin: dict[str, str], tmp_path: Path
 ) -> None:
-    name = b"\xe6\x97\xa5 \xff.png"
-    command = [sys.executable, *isolated, "-m", "penstock", "sift", os.fsdecode(name)]
+    words = ["sift", os.fsdecode(b"\xe6\x97\xa5 \xff.png")]
+    text = b"penstock: nothing to sift: \xe6\x97\xa5 \xef\xbf\xbd.png: no such file or folder. "
     for variables in (latin, ASCII, {"LC_ALL": "C.UTF-8"}):
-        done = subprocess.run(
-            list(map(os.fsencode, command)),
-            cwd=tmp_path,
-            env={**os.environ, **variables},
-            capture_output=True,
-            check=False,
-        )
-        text = b"penstock: nothing to sift: \xe6\x97\xa5 \xef\xbf\xbd.png: no such file or folder. "
-        assert done.returncode == 2
+        done = in_shell(words, variables, tmp_path, 2, isolated)
         assert done.stderr.splitlines()[-1].startswith(text), done.stderr
 
 
@@ -557,7 +536,7 @@ def test_a_path_that_is_not_utf8_keeps_its_bytes_in_every_record(tmp_path: Path)
 def test_a_deleted_current_folder_is_named_in_one_line(tmp_path: Path) -> None:
     (gone := tmp_path / "gone").mkdir()
     words = ["sh", "-c", 'rmdir ../gone; exec "$@"', "sh", *PENSTOCK, "status", str(tmp_path)]
-    done = subprocess.run(words, cwd=gone, capture_output=True, text=True)
+    done = completed(words, cwd=gone)
     assert done.returncode == 5
     assert done.stderr == "penstock: the current folder was deleted. Go to another one\n"
 
@@ -571,11 +550,6 @@ def test_no_file_of_the_current_folder_is_imported_before_that_is_left(
     (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the folder ran')")
     code = f"import sys; sys.path.append({str(ROOT)!r}); import penstock.start as s; "
     code += "s.leave_current_folder(); import typing, signal, functools, pathlib, re, types"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        env={**os.environ, "PYTHONPATH": ":/x"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": ":/x"}
+    done = completed([sys.executable, "-S", "-c", code], env=environment, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -28,8 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
-    folder = tmp_path / "clips"
-    folder.mkdir()
+    (folder := tmp_path / "clips").mkdir()
     Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(folder / "a.png")
     return config_in(tmp_path, folder)
 
@@ -45,10 +44,8 @@ def learned(config: CaptionConfig, form: str, **more: object) -> str:
 )
 def test_a_text_by_hand_follows_the_rule(config: CaptionConfig, form: str, rule: str) -> None:
     model = learned(config, form)
-    text = Path(config.sources[0]) / "a.txt"
-    text.write_text("by hand.")
-    expected = {"keep": "by hand.", "replace": model}
-    assert learned(config, form, existing=rule) == expected[rule]
+    (text := Path(config.sources[0]) / "a.txt").write_text("by hand.")
+    assert learned(config, form, existing=rule) == {"keep": "by hand.", "replace": model}[rule]
     assert text.read_text() == "by hand."
 
 
@@ -143,9 +140,7 @@ def test_lines_by_hand_stay_when_a_chunk_was_rejected(video: CaptionConfig, tmp_
     assert all_learned(video, "musubi", out=str(tmp_path / "other")) == ["one", "three"]
 
 
-def test_what_was_rejected_is_learned_nowhere_until_that_is_taken_back(
-    video: CaptionConfig, tmp_path: Path
-) -> None:
+def test_the_rejected_is_learned_nowhere_until_undone(video: CaptionConfig, tmp_path: Path) -> None:
     all_learned(video, "diffusion-pipe")
     model, other = of_chunks(video), str(tmp_path / "other")
     edit(video.out, lambda row: row["start"] == 0.0, review="rejected")

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.bare_server import SERVERS, BareServer, bare_server
+from tests.support.commands import completed
 
 START = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 CHUNKS = b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0"
@@ -148,10 +148,8 @@ def test_half_of_a_body_gets_no_answer(server: BareServer) -> None:
 
 def test_who_closes_both_sides_is_noticed_while_the_answer_is_made(server: BareServer) -> None:
     def left() -> int:
-        text = answer_to(
-            server, b"GET /left HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
-        )
-        return int(text.partition(b"/left ")[2].partition(b";")[0])
+        head = b"GET /left HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        return int(answer_to(server, head).partition(b"/left ")[2].partition(b";")[0])
 
     before = left()
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -233,8 +231,7 @@ def test_a_body_is_read_whose_head_offers_another_protocol(
     head = b"POST /a HTTP/1.1\r\nHost: 127.0.0.1\r\n" + upgrade + framing + b"\r\n"
     found = b""
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
-        parts = [head, body, START + b"\r\n"] if wait else [head + body + START + b"\r\n"]
-        for part in parts:
+        for part in [head, body, START + b"\r\n"] if wait else [head + body + START + b"\r\n"]:
             connection.sendall(part)
             time.sleep(wait)
         connection.settimeout(1)
@@ -248,7 +245,4 @@ def test_a_body_is_read_whose_head_offers_another_protocol(
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_curl_may_offer_http2(server: BareServer) -> None:
     sent = ["curl", "-s", "--http2", "-m", "5", "-w", "%{http_code}", "--data-binary", "0123456789"]
-    done = subprocess.run(
-        [*sent, f"http://127.0.0.1:{server.port}/c"], capture_output=True, check=False
-    )
-    assert done.stdout == b"/c 10;200"
+    assert completed([*sent, f"http://127.0.0.1:{server.port}/c"]).stdout == "/c 10;200"

@@ -122,8 +122,7 @@ REFUSALS = {401, 403, 404, 408, 413, 415, 421, 422, 429, 503, 504}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    folder = tmp_path_factory.mktemp("serving")
-    with serving(folder, "--max-queue", "32", token=TOKEN) as found:
+    with serving(tmp_path_factory.mktemp("serving"), "--max-queue", "32", token=TOKEN) as found:
         assert found.embed(a_picture()).status == 200
         yield found
 
@@ -183,8 +182,7 @@ def test_without_the_token_nothing_is_told(server: Serving, name: str) -> None:
     values = {"token": TOKEN, "cut": TOKEN[:-1]}
     headers = {key: value.format(**values) for key, value in WRONG_TOKENS[name].items()}
     for method, path in ASKING:
-        body = jpeg() if method == "POST" else None
-        answer = server.ask(method, path, body, headers)
+        answer = server.ask(method, path, jpeg() if method == "POST" else None, headers)
         assert answer.status == 401, (path, answer.body)
         said_well(answer)
         if path in ("/v1/chat/completions", "/v1/models"):  # as OpenAI's clients read it
@@ -269,9 +267,7 @@ def kill(server: Serving, stage: str, draw: random.Random) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "kills"), [("embed", 2), pytest.param("cut_live", 8, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("stage", "kills"), [("embed", 2), ("cut_live", 8)])
 def test_all_are_answered_once_while_killed(server: Serving, stage: str, kills: int) -> None:
     request, draw = Asked(server=server), seeded("kill", stage, kills)
     with request.going_on():
@@ -288,8 +284,7 @@ def test_all_are_answered_once_while_killed(server: Serving, stage: str, kills: 
     assert request.statuses()[422] <= kills / 2
     for body, answer in request.answers:
         if answer.status == 200:  # with the vector of its own picture
-            difference = vector_of(answer) - encode([pixels_of(body)])[0]
-            assert float(np.abs(difference).mean()) < 0.05
+            assert float(np.abs(vector_of(answer) - encode([pixels_of(body)])[0]).mean()) < 0.05
     assert "penstock_restarts_total" in server.ask("GET", "/metrics").body.decode()
 
 
@@ -303,8 +298,7 @@ def test_who_was_accepted_is_answered_before_it_ends(tmp_path: Path) -> None:
             message = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             code = server.process.wait(60)
-        early = [sent for sent in request.lost if sent < message - SETTLE_SECONDS]
-        assert early == []
+        assert [sent for sent in request.lost if sent < message - SETTLE_SECONDS] == []
         assert set(request.statuses()) <= {200, 429, 503}, request.statuses()
         assert code == 0
 

@@ -70,47 +70,26 @@ def read_transformer(model: Any) -> Transformer:
         for name, weight in model.named_parameters()
     )[0]
     (query_width, key_width), (mlp_width, is_gated) = attention_of(stack), mlp_of(stack)
-    return Transformer(
-        path=stack.path,
-        kind="text",
-        layers=stack.layers,
-        linear_parameters=0,
-        matrices=tuple(stack.matrices.values()),
-        parameters=0,
-        query_width=query_width,
-        key_width=key_width,
-        mlp_width=mlp_width,
-        is_gated=is_gated,
-        heads=HEADS,
-        width=stack.width,
-        shifts=stack.shifts,
-    )
+    read: dict[str, Any] = {name: getattr(stack, name) for name in ("path", "layers", "width")}
+    read |= {"query_width": query_width, "key_width": key_width, "shifts": stack.shifts}
+    read |= {"mlp_width": mlp_width, "is_gated": is_gated, "heads": HEADS, "kind": "text"}
+    matrices = tuple(stack.matrices.values())
+    return Transformer(matrices=matrices, linear_parameters=0, parameters=0, **read)
+
+
+def sizes(layers: int, attention: str, inside: int = INSIDE) -> dict[str, Any]:
+    sizes = {"hidden_size": WIDTH, "intermediate_size": inside, "num_hidden_layers": layers}
+    return {**sizes, "num_attention_heads": HEADS, "attn_implementation": attention}
 
 
 def decoder(layers: int, attention: str, keys: int) -> Any:
-    config = hf.Qwen2Config(
-        hidden_size=WIDTH,
-        intermediate_size=INSIDE,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=keys,
-        vocab_size=64,
-        attn_implementation=attention,
-    )
+    config = hf.Qwen2Config(**sizes(layers, attention), num_key_value_heads=keys, vocab_size=64)
     return hf.Qwen2Model(config).to(torch.bfloat16).train()
 
 
 def encoder(layers: int, attention: str, inside: int = INSIDE) -> Any:
-    config = hf.CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=inside,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        image_size=64,
-        patch_size=8,
-        hidden_act="gelu",
-        attn_implementation=attention,
-    )
+    image = {"image_size": 64, "patch_size": 8, "hidden_act": "gelu"}
+    config = hf.CLIPVisionConfig(**sizes(layers, attention, inside), **image)
     return hf.CLIPVisionModel(config).to(torch.bfloat16).train()
 
 
@@ -119,10 +98,8 @@ def encoder(layers: int, attention: str, inside: int = INSIDE) -> Any:
 def test_a_gated_layer_keeps_to_the_byte_what_is_told_of_it(attention: str, keys: int) -> None:
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16)
     found = kept_a_layer(lambda n: decoder(n, attention, keys), 2, inputs_embeds=embedded)
-    message = layer_bytes(
-        read_transformer(decoder(FEW, attention, keys)), TOKENS, fused=attention == "sdpa"
-    )
-    assert found == TOKENS * message
+    tower = read_transformer(decoder(FEW, attention, keys))
+    assert found == TOKENS * layer_bytes(tower, TOKENS, fused=attention == "sdpa")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -130,10 +107,8 @@ def test_a_layer_of_a_vision_tower_too(attention: str) -> None:
     pixels = torch.randn(3, 3, 64, 64, dtype=torch.bfloat16)
     tokens = 8 * 8 + 1
     found = kept_a_layer(lambda n: encoder(n, attention), 3, pixel_values=pixels)
-    message = layer_bytes(
-        read_transformer(encoder(FEW, attention)), tokens, fused=attention == "sdpa"
-    )
-    assert found == tokens * message
+    tower = read_transformer(encoder(FEW, attention))
+    assert found == tokens * layer_bytes(tower, tokens, fused=attention == "sdpa")
 
 
 def test_with_dropout_and_a_plain_mlp_it_is_the_34_of_korthikanti() -> None:
@@ -144,22 +119,13 @@ def test_with_dropout_and_a_plain_mlp_it_is_the_34_of_korthikanti() -> None:
     assert message - sums == (34 - 2) * WIDTH
 
 
-def with_peft(
-    layers: int,
-    attention: str,
-    keys: int,
-    dtype: torch.dtype,
-    *,
-    trained: torch.dtype = torch.float32,
-    dropout: float = 0.0,
-) -> Any:
+def with_peft(model: Any, trained: torch.dtype = torch.float32, dropout: float = 0.0) -> Any:
     """As the tune stage trains it, unless told otherwise: adapters in 32 bit, without dropout."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    model = decoder(layers, attention, keys).to(dtype).requires_grad_(False)
+    model.requires_grad_(False)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    request = LoraConfig(r=8, target_modules=targets, lora_dropout=dropout)
-    inject_adapter_in_model(request, model)
+    inject_adapter_in_model(LoraConfig(r=8, target_modules=targets, lora_dropout=dropout), model)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(trained)
@@ -169,8 +135,7 @@ def with_peft(
 
 def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
     def adapted(layers: int) -> Any:
-        half = torch.bfloat16
-        return with_peft(layers, "sdpa", 2, half, trained=half, dropout=0.05)
+        return with_peft(decoder(layers, "sdpa", 2), torch.bfloat16, dropout=0.05)
 
     embedded = torch.randn(2, TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     found = kept_a_layer(adapted, 2, inputs_embeds=embedded)
@@ -183,18 +148,15 @@ def test_a_layer_beside_adapters_keeps_a_copy_for_each() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dtype", "attention", "keys"),
-    [
-        (torch.float32, "sdpa", HEADS),
-        (torch.float32, "eager", 2),
-        (torch.bfloat16, "sdpa", 2),
-        (torch.bfloat16, "eager", HEADS),
-    ],
-)
-def test_a_tuned_layer_is_told_to_the_byte(dtype: torch.dtype, attention: str, keys: int) -> None:
-    embedded = torch.randn(2, TOKENS, WIDTH, dtype=dtype)
-    found = kept_a_layer(lambda n: with_peft(n, attention, keys, dtype), 2, inputs_embeds=embedded)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tuned_layer_is_told_to_the_byte(dtype: torch.dtype, attention: str) -> None:
+    keys = HEADS if (dtype == torch.float32) == (attention == "sdpa") else 2
+
+    def adapted(layers: int) -> Any:
+        return with_peft(decoder(layers, attention, keys).to(dtype))
+
+    found = kept_a_layer(adapted, 2, inputs_embeds=torch.randn(2, TOKENS, WIDTH, dtype=dtype))
     tower = read_transformer(decoder(FEW, attention, keys))
     message = adapted_layer_bytes(tower, TOKENS, 8, dtype.itemsize, fused=attention == "sdpa")
     assert found == TOKENS * message
@@ -229,23 +191,16 @@ class Living(TorchDispatchMode):
 
 def test_a_large_vocabulary_takes_12_bytes_a_logit_at_once() -> None:
     words, tokens = 30_000, 64
-    config = hf.Qwen2Config(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        vocab_size=words,
-        tie_word_embeddings=False,
-    )
+    small = dict.fromkeys(("hidden_size", "intermediate_size"), 16) | {"num_hidden_layers": 1}
+    small |= dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 2)
+    config = hf.Qwen2Config(**small, vocab_size=words, tie_word_embeddings=False)
     model = hf.Qwen2ForCausalLM(config).to(torch.bfloat16)
     model.lm_head.requires_grad_(False)
     model.model.embed_tokens.requires_grad_(False)
     ids = torch.randint(0, words, (1, tokens))
     living = Living(model)
     with living:
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
+        model(input_ids=ids, labels=ids).loss.backward()
     assert living.most == pytest.approx(sum(LOGITS) * words * tokens, rel=0.01)
 
 
@@ -257,8 +212,7 @@ LAYER = 2 * 3584 * 3584 + 2 * 512 * 3584 + 3 * 3584 * 18944
 
 
 def read(case: PlanCase) -> Architecture:
-    folder = kept_folder(case)
-    return read_architecture(Checkpoint(name=case.name, folder=folder))
+    return read_architecture(Checkpoint(name=case.name, folder=kept_folder(case)))
 
 
 @cache
@@ -324,9 +278,7 @@ def test_qlora_over_a_packed_checkpoint_keeps_it_packed(tmp_path: Path) -> None:
         train_estimate(packed, Training(method="full"))
 
 
-def test_a_plan_of_training_takes_a_packed_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_takes_packed_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_headers(plan_case("qwen2.5-vl-7b-instruct"), tmp_path / "awq")
     command = ["plan", "--train", "lora", "--model", str(folder), "--memory", "12GiB"]
     assert main(command) == 3
@@ -370,8 +322,7 @@ def test_a_model_that_writes_nothing_cannot_be_fine_tuned() -> None:
 
 
 def test_fine_tuning_is_told_with_the_sum_first(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", "--model", "demo", "--train", "full", "--gpus", "2", "--zero", "2"]
-    assert main(arguments) == 0
+    assert main(["plan", "--model", "demo", "--train", "full", "--gpus", "2", "--zero", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("fine-tuning demo: ")
     assert "of each of 2 GPUs" in lines[0]
@@ -380,8 +331,7 @@ def test_fine_tuning_is_told_with_the_sum_first(capsys: pytest.CaptureFixture[st
 
 
 def test_the_terms_make_the_sum(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", "--model", "demo", "--train", "lora", "--batch-size", "4", "--json"]
-    assert main(arguments) == 0
+    assert main(["plan", "--model", "demo", "--train", "lora", "--batch-size", "4", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["training"]["batch"] == 4
     moments = ("always", printed["moment"])
@@ -420,13 +370,11 @@ def test_what_does_not_fit_names_what_would(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(make_folder(replace(plan_case("llava-1.5-7b-hf"), processor=None), tmp_path))
-    arguments = ["plan", "--model", folder, "--train", "full", "--memory", "24GiB"]
-    assert main(arguments) == 3
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "does not fit into 24.00 GiB"
-    assert "--zero 3 --gpus 8 --checkpointing (then " in lines[1]
-    assert "--train lora --checkpointing (then " in lines[1]
+    command = ["plan", "--model", folder, "--train", "full", "--memory", "24GiB"]
+    assert main(command) == 3
+    does_not, instead, *_ = capsys.readouterr().out.splitlines()
+    assert does_not == "does not fit into 24.00 GiB"
     for option in ("--zero 3 --gpus 8 --checkpointing", "--train lora --checkpointing"):
-        given = ["plan", "--model", folder, "--train", "full", "--memory", "24GiB"]
-        assert main([*given, *option.split()]) == 0  # the last one given counts
+        assert f"{option} (then " in instead
+        assert main([*command, *option.split()]) == 0  # the last one given counts
         assert capsys.readouterr().out.splitlines()[0] == "fits into 24.00 GiB"

@@ -78,20 +78,15 @@ def test_the_report_goes_where_told(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_file_is_named_by_its_bytes_and_missed_when_it_is_gone(tmp_path: Path) -> None:
     names = [b"a b#1?%41.mp4", "é🎬.mp4".encode(), b"caf\xe9 <script>.mp4", b"gone.mp4", b"p:q.jpg"]
-    files = [
-        media_file(tmp_path / "clips" / name.decode("utf-8", "surrogateescape")) for name in names
-    ]
-    (tmp_path / "clips").mkdir()
+    (clips := tmp_path / "clips").mkdir()
+    files = [media_file(clips / name.decode("utf-8", "surrogateescape")) for name in names]
     for file in files[:3] + files[4:]:
         file.path.touch()
     write_run(tmp_path / "out", [(file, captions_of(file, ["x"])) for file in files])
     media = written(tmp_path / "out")["media"]
-    assert [m["url"] for m in media] == [
-        "../clips/a%20b%231%3F%2541.mp4",
-        "../clips/%C3%A9%F0%9F%8E%AC.mp4",
-        "../clips/caf%E9%20%3Cscript%3E.mp4",
-        "../clips/gone.mp4",
-        "../clips/p%3Aq.jpg",
+    assert [m["url"].removeprefix("../clips/") for m in media] == [
+        *("a%20b%231%3F%2541.mp4", "%C3%A9%F0%9F%8E%AC.mp4", "caf%E9%20%3Cscript%3E.mp4"),
+        *("gone.mp4", "p%3Aq.jpg"),
     ]
     assert [bool(m["gone"]) for m in media] == [False, False, False, True, False]
     assert [m["kind"] for m in media] == ["video"] * 4 + ["image"]
@@ -99,13 +94,10 @@ def test_a_file_is_named_by_its_bytes_and_missed_when_it_is_gone(tmp_path: Path)
 
 
 def test_thumbnails_embedded_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    captioned = mac_folder(tmp_path / "photos")
-    write_run(tmp_path / "out", captioned)
+    write_run(tmp_path / "out", mac_folder(tmp_path / "photos"))
     every = [medium["small"] for medium in written(tmp_path / "out")["media"]]
-    small = Image.open(
-        io.BytesIO(base64.b64decode(every[0].removeprefix("data:image/jpeg;base64,")))
-    )
-    assert small.size == (240, 180) and len(set(map(len, every))) == 1
+    content = base64.b64decode(every[0].removeprefix("data:image/jpeg;base64,"))
+    assert Image.open(io.BytesIO(content)).size == (240, 180) and len(set(map(len, every))) == 1
     monkeypatch.setattr("flows.outputs.media_rows.EMBEDDED_BYTES", 2 * len(every[0]))
     media = written(tmp_path / "out")["media"]
     assert [medium["small"] for medium in media] == [*every[:2], ""]
@@ -117,34 +109,24 @@ def test_two_files_of_one_name_and_source_keep_their_own_captions(tmp_path: Path
     files = [media_file(tmp_path / folder / "cam.mp4", "*/cam.mp4") for folder in "abc"]
     texts = [["a one", "a two"], [], ["c one"]]
     write_run(tmp_path, [(f, captions_of(f, t)) for f, t in zip(files, texts, strict=True)])
-    found = {Path(m["path"]).parent.name: m["captions"] for m in written(tmp_path)["media"]}
-    assert {name: [c[2] for c in captions] for name, captions in found.items()} == {
-        "a": ["a one", "a two"],
-        "b": [],
-        "c": ["c one"],
-    }
+    media = written(tmp_path)["media"]
+    found = {Path(m["path"]).parent.name: [c[2] for c in m["captions"]] for m in media}
+    assert found == dict(zip("abc", texts, strict=True))
 
 
 def test_a_run_without_places_shows_its_captions(tmp_path: Path) -> None:
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "a.mp4").touch()
-    (tmp_path / "one.jpg").touch()
-    files = [
-        media_file(tmp_path / "clips" / "a.mp4", str(tmp_path / "clips")),
-        media_file(tmp_path / "one.jpg", str(tmp_path / "one.jpg")),
-        media_file(tmp_path / "clips" / "lost.mp4", str(tmp_path / "clips")),
-    ]
-    write_run(
-        tmp_path,
-        [(file, captions_of(file, ["x", "y"][: 2 - (file.kind == "image")])) for file in files],
-    )
+    (clips := tmp_path / "clips").mkdir()
+    (clips / "a.mp4").touch()
+    (picture := tmp_path / "one.jpg").touch()
+    files = [media_file(clips / name, str(clips)) for name in ("a.mp4", "lost.mp4")]
+    files.insert(1, media_file(picture, str(picture)))
+    texts = {"video": ["x", "y"], "image": ["x"]}
+    write_run(tmp_path, [(file, captions_of(file, texts[file.kind])) for file in files])
     (tmp_path / "media.jsonl").unlink()
     media = written(tmp_path)["media"]
-    assert [(m["name"], m["kind"], m["url"], bool(m["gone"])) for m in media] == [
-        ("a.mp4", "video", None, True),
-        ("one.jpg", "image", None, True),
-        ("lost.mp4", "video", None, True),
-    ]
+    kinds = [("a.mp4", "video"), ("one.jpg", "image"), ("lost.mp4", "video")]
+    assert [(m["name"], m["kind"]) for m in media] == kinds
+    assert all(m["url"] is None and m["gone"] for m in media)
     assert [len(m["captions"]) for m in media] == [2, 1, 2]
 
 
@@ -164,12 +146,8 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
     started_ago(record, 17.0)
     message = written(tmp_path)  # its caption has 7 tokens
     assert message["failures"][0]["hint"] == "Convert it"
-    totals = dict(message["totals"])
-    assert (
-        totals["tokens in these texts"],
-        totals["files failed"],
-        totals["peak host memory"],
-    ) == ("12", "1", "1.0 GB")
+    totals = {"tokens in these texts": "12", "files failed": "1", "peak host memory": "1.0 GB"}
+    assert dict(message["totals"]).items() >= totals.items()
     shown = {"text": "all", "chapters": [[0.0, "first"]], "warnings": []}
     assert message["media"][0]["summary"] == shown
     about = dict(message["about"])
@@ -203,25 +181,18 @@ def test_each_process_has_its_curve_where_it_worked(tmp_path: Path) -> None:
 
 
 def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
-    record = write_run(
-        tmp_path, [], plan={**PLAN, "memory": memory_plan(), "seconds": {"encode": 8.0}}
-    )
+    plan = {**PLAN, "memory": memory_plan(), "seconds": {"encode": 8.0}}
+    record = write_run(tmp_path, [], plan=plan)
     timeline = [[0.0, 10**9, 0], [1.0, 10**9 + 2 * GIB, 0]]
     work(record, "encode", 0.0, 2.0, timeline, notes={"loaded_bytes": 10**9})
     started_ago(record, 3.0)
     message = written(tmp_path)
     (row,) = message["plan"]["rows"]
-    assert dict(zip(message["plan"]["columns"], row, strict=True)) == {
-        "stage": "encode",
-        "rung": "batch 8, bf16",
-        "weights": "1.1 GB",
-        "planned peak": "3.2 GB",
-        "measured peak": "2.1 GB",
-        "of the plan": "67%",
-    }
-    assert (
-        message["stages"]["rows"][1][message["stages"]["columns"].index("planned time")] == "8.0 s"
-    )
+    columns = ["stage", "rung", "weights", "planned peak", "measured peak", "of the plan"]
+    assert message["plan"]["columns"] == columns
+    assert row == ["encode", "batch 8, bf16", "1.1 GB", "3.2 GB", "2.1 GB", "67%"]
+    stages = message["stages"]
+    assert stages["rows"][1][stages["columns"].index("planned time")] == "8.0 s"
     work(record, "encode", 2.0, 2.0, [[0.0, 10**9 + 4 * GIB, 0]], notes={"loaded_bytes": 10**9})
     assert written(tmp_path)["plan"]["rows"][0][-1] == "133%, over it"
 
@@ -249,10 +220,8 @@ def test_a_run_at_work_and_one_that_died_are_shown_so_far(tmp_path: Path) -> Non
     record = RunRecord(tmp_path)
     record.begin("frames")
     record.stage("frames")["since"] = time.time() - 30
-    point = {"seconds": 4.0, "host_bytes": 5, "device_bytes": 0}
-    record.memory(
-        "frames", {"device": "cpu", **point, "peak_host_bytes": 7, "peak_device_bytes": 0}
-    )
+    point = {"seconds": 4.0, "host_bytes": 5, "device_bytes": 0, "device": "cpu"}
+    record.memory("frames", {**point, "peak_host_bytes": 7, "peak_device_bytes": 0})
     started_ago(record, 40.0)
     message = written(tmp_path)
     assert message["state"] == "running"
@@ -273,8 +242,7 @@ def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:
         record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
     (start, end, worked), (again, _, offset) = record.stage("encode")["spans"]
     assert 0 <= start <= end <= again and (worked, offset) == (0.0, 2.0)
-    looked_again = [[0.0, 5, 0], [2.03, 7, 0]]
-    for timeline in (looked_again, [[0.0, 6, 0]]):
+    for timeline in ([[0.0, 5, 0], [2.03, 7, 0]], [[0.0, 6, 0]]):
         outcome = StageOutcome(name="decode", seconds=2.0, timeline=timeline)
         record.add(outcome, attention="", precision={})
     curves = timeline_of(record.value)["stages"][2]["curves"]
@@ -289,11 +257,8 @@ def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:
 def test_labels_boxes_and_counts_stand_beside_their_pictures(tmp_path: Path) -> None:
     """Two files of one name and source keep their own, as `penstock label '*/a.png'` finds them."""
     files = [media_file(tmp_path / folder / "a.png", "*/a.png") for folder in "xy"]
-    rows = [
-        [labelled(files[0], scored("cat", 0.4, [1, 2, 30, 40]), scored("sky", 0.3))],
-        [labelled(files[1])],
-    ]
-    write_labels(tmp_path, list(zip(files, rows, strict=True)))
+    both = labelled(files[0], scored("cat", 0.4, [1, 2, 30, 40]), scored("sky", 0.3))
+    write_labels(tmp_path, [(files[0], [both]), (files[1], [labelled(files[1])])])
     found = facts(tmp_path, tmp_path)
     first, second = found["media"]
     assert (first["url"], second["url"]) == ("x/a.png", "y/a.png")

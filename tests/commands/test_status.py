@@ -52,16 +52,11 @@ def test_speed_is_told_of_the_last_minute_and_of_all(record: RunRecord) -> None:
     record.stage("encode").update(since=1000.0, recent=samples, running=45)
     stood = encode(record, 1200.0)
     assert (stood.done, stood.pending, stood.running) == (55, 45, True)
-    assert stood.rate == pytest.approx(45 / 200)
-    assert stood.rate_last_minute == pytest.approx(25 / 50)
-    assert stood.seconds_left == pytest.approx(45 / 0.5)
-
-
-def test_a_stage_that_makes_nothing_for_a_minute_says_so(record: RunRecord) -> None:
-    record.begin("encode")
-    record.stage("encode").update(since=1000.0, recent=[[1010.0, 5]], running=5)
+    rates = (stood.rate, stood.rate_last_minute, stood.seconds_left)
+    assert rates == pytest.approx((45 / 200, 25 / 50, 45 / 0.5))
+    record.stage("encode").update(recent=[[1010.0, 5]], running=5)
     stood = encode(record, 1200.0)
-    assert stood.rate_last_minute == 0
+    assert stood.rate_last_minute == 0, "nothing for a minute"
     assert stood.seconds_left == pytest.approx(85 / (5 / 200))  # by all of it
 
 
@@ -101,13 +96,18 @@ def test_outcomes_add_up_over_waves(record: RunRecord) -> None:
     assert stood.rate == pytest.approx(2.5)
 
 
+def measured(
+    record: RunRecord, host: int = 0, peak_host: int = 0, device: int = 0, peak_device: int = 0
+) -> None:
+    peaks = {"peak_host_bytes": peak_host, "peak_device_bytes": peak_device}
+    now = {"seconds": 1.0, "host_bytes": host, "device_bytes": device}
+    record.memory("encode", {"device": "cuda:0", **now, **peaks})
+
+
 def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
     record.begin("encode")
     for host in (5_000_000, 4_000_000):
-        seen = {"seconds": 1.0, "host_bytes": host, "device_bytes": 0}
-        record.memory(
-            "encode", {"device": "cuda:0", **seen, "peak_host_bytes": host, "peak_device_bytes": 0}
-        )
+        measured(record, host=host, peak_host=host)
     stood = encode(record)
     assert (stood.peak_host_bytes, stood.taken_bytes, stood.now_bytes) == (5_000_000, 0, 0)
     record.imported("encode", {"loaded_bytes": 3_000_000})
@@ -118,10 +118,7 @@ def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
 def test_memory_of_a_gpu_is_told_above_what_others_use(record: RunRecord) -> None:
     record.begin("encode")
     for device, peak in ((2_000_000, 2_000_000), (9_000_000, 9_000_000), (5_000_000, 9_000_000)):
-        seen = {"seconds": 1.0, "host_bytes": 0, "device_bytes": device}
-        record.memory(
-            "encode", {"device": "cuda:0", **seen, "peak_host_bytes": 0, "peak_device_bytes": peak}
-        )
+        measured(record, device=device, peak_device=peak)
     stood = encode(record)
     assert (stood.taken_bytes, stood.now_bytes) == (7_000_000, 3_000_000)
     outcome = StageOutcome(name="encode", peak_device_bytes=9_000_000, baseline_before_bytes=1)
@@ -175,10 +172,12 @@ def test_failures_have_hints_and_names_steer_no_terminal(record: RunRecord, stat
     record.fails([failure(name) for name in ("a\x1b[2Jb\n.mp4", *(f"{n}.mp4" for n in range(29)))])
     record.value["outputs"] = {"captions": "/out/captions.jsonl", "failures": "/out/f.jsonl"}
     message = status(record)
-    assert "running for" in message and f"process {os.getpid()}" in message
-    assert "/out/captions.jsonl" in message
-    assert message.count("Mend it") == 20 and "failed: a?[2Jb?.mp4: broken" in message
-    assert "… and 10 more in /out/f.jsonl" in message
+    for text in (
+        *("running for", f"process {os.getpid()}", "/out/captions.jsonl"),
+        *("failed: a?[2Jb?.mp4: broken", "… and 10 more in /out/f.jsonl"),
+    ):
+        assert text in message
+    assert message.count("Mend it") == 20
 
 
 @pytest.mark.parametrize(
@@ -219,34 +218,22 @@ def test_an_interrupted_run_says_once_how_to_continue(record: RunRecord, status:
     assert status(record).count("run the same command again") == 1
 
 
-def test_a_run_elsewhere_is_not_dead(record: RunRecord, status: Status) -> None:
+def test_a_run_elsewhere_lives_and_json_has_its_stages(record: RunRecord, status: Status) -> None:
     record.value.update(host="elsewhere", pid=2**22 + 1)
     assert "on elsewhere" in status(record)
-
-
-def test_json_has_stages_as_they_are(record: RunRecord, status: Status) -> None:
     stages = json.loads(status(record, "--json"))["stages"]
     stage = next(stage for stage in stages if stage["name"] == "encode")
     assert (stage["done"], stage["pending"], stage["total"]) == (10, 90, 100)
 
 
-TEXT = {
-    "captions": 3,
-    "tokens": 60,
-    "token_agreement": 0.999,
-    "divergence": 0.002,
-    "captions_as_native": 0.5,
+TEXT: dict[str, Any] = {
     "by_caption": {"c" * 64: 0.004, "a" * 64: 0.0005, "b" * 64: 0.0015},
-}
-FEATURES = {
-    "rows": 700,
-    "cosine": 0.9999,
-    "centred_mean": 0.993,
-    "centred_least": 0.9,
-    "neighbours": 0.97,
-    "chunks": 2,
+    "captions_as_native": 0.5,
+} | {"captions": 3, "tokens": 60, "token_agreement": 0.999, "divergence": 0.002}
+FEATURES: dict[str, Any] = {
     "by_chunk": {"d" * 64: 0.99, "e" * 64: 0.996},
-}
+    "neighbours": 0.97,
+} | {"rows": 700, "chunks": 2, "cosine": 0.9999, "centred_mean": 0.993, "centred_least": 0.9}
 MISSED = "lowest centred cosine of features 0.9"
 RECIPE = {"kind": "nf4", "parts": ["vision", "language"], "group": 0, "source": ["x"]}
 EVIL = "</script><script>document.title='run'</script>"
@@ -381,10 +368,8 @@ def test_the_page_draws_dots_of_captions_and_the_bounds(browser: Browser, tmp_pa
     count = "return document.querySelectorAll('#parity ' + arguments[0]).length"
     assert browser.run(count, ".dot") == 5
     assert browser.run(count, ".rank .plot .budget") == 2
-    heights = browser.run(
-        "return [...document.querySelector('#parity .rank').querySelectorAll('.dot')]"
-        ".map(dot => dot.getBoundingClientRect().top)"
-    )
+    dots = "document.querySelector('#parity .rank').querySelectorAll('.dot')"
+    heights = browser.run(f"return [...{dots}].map(dot => dot.getBoundingClientRect().top)")
     assert heights == sorted(heights, reverse=True)  # the least is drawn lowest
     assert EVIL in browser.run("return document.querySelector('#parity p').textContent")
     over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"

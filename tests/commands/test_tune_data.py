@@ -79,14 +79,8 @@ def test_a_corrected_caption_counts_as_accepted(tmp_path: Path) -> None:
 
 
 HF_ROWS: list[dict[str, Any]] = [
-    {
-        "file_name": f"clip-{at}.mp4",
-        "text": text,
-        "media_path": "long.mp4",
-        "model": "demo",
-        "start": at * 4.0,
-        "end": at * 4.0 + 4,
-    }
+    {"file_name": f"clip-{at}.mp4", "text": text, "media_path": "long.mp4", "model": "demo"}
+    | {"start": at * 4.0, "end": at * 4.0 + 4}
     for at, text in enumerate(("one", "two"))
 ]
 """Rows as `--format hf` writes them: clips of a source that lies elsewhere."""
@@ -97,10 +91,8 @@ def test_file_names_go_before_the_source_of_a_clip(tmp_path: Path, suffix: str) 
     for row in HF_ROWS:
         (tmp_path / row["file_name"]).touch()
     found = examples_in(written(tmp_path / f"metadata.{suffix}", HF_ROWS))
-    assert [(each.path, each.caption) for each in found] == [
-        (tmp_path / "clip-0.mp4", "one"),
-        (tmp_path / "clip-1.mp4", "two"),
-    ]
+    assert [each.path for each in found] == [tmp_path / row["file_name"] for row in HF_ROWS]
+    assert [each.caption for each in found] == ["one", "two"]
     assert {(each.start, each.end) for each in found} == {(None, None)}, "each clip is one chunk"
 
 
@@ -112,24 +104,21 @@ def test_times_without_a_source_are_those_in_the_file_that_is_named(tmp_path: Pa
 
 
 def test_a_row_whose_file_name_is_not_there_is_found_by_its_source(tmp_path: Path) -> None:
-    (tmp_path / "media").mkdir()
-    (tmp_path / "media" / "long.mp4").touch()
-    media = tmp_path / "media"
+    (media := tmp_path / "media").mkdir()
+    (long := media / "long.mp4").touch()
     found = examples_in(jsonl(tmp_path, *({**row, "source": str(media)} for row in HF_ROWS)))
-    long = media / "long.mp4"
     assert [(each.path, each.start) for each in found] == [(long, 0.0), (long, 4.0)]
 
 
 def test_a_run_s_source_leads_to_its_files(tmp_path: Path) -> None:
-    (tmp_path / "media").mkdir()
-    (tmp_path / "one.mp4").touch()
+    (media := tmp_path / "media").mkdir()
+    (one := tmp_path / "one.mp4").touch()
     rows = [
-        {"media_path": "sub/a.mp4", "source": str(tmp_path / "media"), "caption": "x"},
-        {"media_path": "one.mp4", "source": str(tmp_path / "one.mp4"), "caption": "y"},
+        {"media_path": name, "source": str(source), "caption": "x"}
+        for name, source in (("sub/a.mp4", media), ("one.mp4", one))
     ]
     found = examples_in(jsonl(tmp_path, *rows))
-    sub = tmp_path / "media" / "sub"
-    assert [each.path for each in found] == [sub / "a.mp4", tmp_path / "one.mp4"]
+    assert [each.path for each in found] == [media / "sub" / "a.mp4", one]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -185,27 +174,21 @@ def test_a_folder_may_be_named_from_below(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.path == tmp_path / "data" / "a.png"  # as the search for media names it
 
 
+A = {"path": "a.mp4", "caption": "a"}
+
+
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
         ([], "holds no captions"),
-        ([{"path": "a.mp4", "caption": "  "}], "line 1 has no caption"),
+        ([A | {"caption": "  "}], "line 1 has no caption"),
         ([{"path": "a.mp4"}], "line 1 has no caption"),
         ([{"caption": "a"}], "line 1 has no file"),
         (["a"], "line 1 is no JSON object"),
-        ([{"path": "a.mp4", "caption": "a \ud800"}], "line 1 holds half of a surrogate pair"),
-        (
-            [{"path": "a.mp4", "caption": "a", "prompt": "\udc80?"}],
-            "line 1 holds half of a surrogate pair",
-        ),
-        (
-            [{"path": "a.mp4", "caption": "a", "start": "x"}],
-            "line 1 has a start or an end that is no number",
-        ),
-        (
-            [{"path": "a.mp4", "caption": "a"}, {"path": "a.mp4", "caption": "b"}],
-            "line 1 and line 2 are two captions of one item, a.mp4",
-        ),
+        ([A | {"caption": "a \ud800"}], "line 1 holds half of a surrogate pair"),
+        ([A | {"prompt": "\udc80?"}], "line 1 holds half of a surrogate pair"),
+        ([A | {"start": "x"}], "line 1 has a start or an end that is no number"),
+        ([A, A | {"caption": "b"}], "line 1 and line 2 are two captions of one item, a.mp4"),
     ],
 )
 def test_wrong_data_is_told_in_one_line(tmp_path: Path, rows: list[Any], says: str) -> None:
@@ -242,11 +225,7 @@ def test_wrong_options_are_told() -> None:
 
 
 def test_a_caption_counts_once_for_a_prompt(tmp_path: Path) -> None:
-    rows = [
-        {"path": "a.mp4", "caption": "a"},
-        {"path": "a.mp4", "caption": "a"},
-        {"path": "a.mp4", "caption": "b", "prompt": "In one word?"},
-    ]
+    rows = [A, A, A | {"caption": "b", "prompt": "In one word?"}]
     assert [each.caption for each in examples_in(jsonl(tmp_path, *rows))] == ["a", "b"]
 
 
@@ -282,23 +261,18 @@ def test_clips_of_one_video_in_a_data_set_are_held_out_together(tmp_path: Path) 
     config = config_in(tmp_path, folder, chunk=1.0, format=("hf",))
     run(config)
     data = Path(config.out) / "hf" / "videos" / "metadata.jsonl"
-    video_of = {}
-    for line in data.read_text().splitlines():
-        row = json.loads(line)
-        video_of[row["file_name"]] = row["media_path"]
-    parts = split(examples_in(str(data), store=open_store(config.store)), 0.25, 0, {})
-    sides = [{video_of[str(e.path.relative_to(data.parent))] for e in part} for part in parts]
-    assert len(video_of) == 12 and sides[0] & sides[1] == set() and len(sides[1]) == 1
-    (Path(config.out) / "media.jsonl").unlink()  # a data set that was moved
-    parts = split(examples_in(str(data)), 0.25, 0, {})
-    sides = [{video_of[str(e.path.relative_to(data.parent))] for e in part} for part in parts]
-    assert sides[0] & sides[1] == set() and len(sides[1]) == 1
+    rows = map(json.loads, data.read_text().splitlines())
+    video_of = {row["file_name"]: row["media_path"] for row in rows}
+    for store in (open_store(config.store), None):
+        parts = split(examples_in(str(data), store=store), 0.25, 0, {})
+        sides = [{video_of[str(e.path.relative_to(data.parent))] for e in part} for part in parts]
+        assert len(video_of) == 12 and sides[0] & sides[1] == set() and len(sides[1]) == 1
+        (Path(config.out) / "media.jsonl").unlink(missing_ok=True)  # a data set that was moved
 
 
 def clips_beside(out: Path, folder: str, captions: dict[str, str]) -> Path:
     """A data set folder with a text beside each clip of a film, by the clip's number."""
-    clips = [path for path in sorted((out / folder).iterdir()) if path.suffix == ".mp4"]
-    for clip in clips:
+    for clip in [path for path in sorted((out / folder).iterdir()) if path.suffix == ".mp4"]:
         film, number = clip.name.split("-")[0], clip.stem.split("-")[2]
         clip.with_suffix(".txt").write_text(captions[f"{film} {int(number)}"])
     return out / folder
@@ -343,10 +317,8 @@ def test_data_sets_train_a_prompt_and_hold_out_whole_films(films: CaptionConfig,
     assert (len(found), {each.prompt for each in found}, notes) == (12, {expected}, [])
     assert not [each for each in found if each.caption.startswith("In short")]
     film = {" ".join(text.split()): name for text, name in films_of.items()}
-    sides = [
-        {film[" ".join(each.caption.split())] for each in side}
-        for side in split(found, 0.25, 0, {})
-    ]
+    parts = split(found, 0.25, 0, {})
+    sides = [{film[" ".join(each.caption.split())] for each in part} for part in parts]
     assert sides[0] & sides[1] == set() and len(sides[1]) == 1, "films on both sides"
     for path in out.rglob("*.txt"):
         path.unlink()
@@ -361,16 +333,12 @@ def test_a_corrected_text_of_a_data_set_has_the_prompt_of_its_clip(films: Captio
     assert (found.caption, found.prompt) == ("mine", "What is it?")
 
 
-def test_a_data_set_without_its_run_says_that_the_default_prompt_is_trained(
-    films: CaptionConfig, tmp_path: Path
-) -> None:
+def test_without_its_run_the_default_prompt_is_told(films: CaptionConfig, tmp_path: Path) -> None:
     shutil.copytree(Path(films.out) / "ltx", tmp_path / "moved")
     message = list[str]()
     found = examples_in(str(tmp_path / "moved" / "dataset.jsonl"), message.append)
     assert {each.prompt for each in found} == {""}
-    assert [
-        note for note in message if "the default prompt is trained for 13 captions of 13" in note
-    ]
+    assert "the default prompt is trained for 13 captions of 13" in "\n".join(message)
     shutil.copytree(Path(films.out) / "hf", tmp_path / "hub")
     metadata = tmp_path / "hub" / "videos" / "metadata.jsonl"
     assert {each.prompt for each in examples_in(str(metadata), message.append)} == {"What is it?"}
@@ -379,12 +347,11 @@ def test_a_data_set_without_its_run_says_that_the_default_prompt_is_trained(
 def test_a_data_set_trains_captions_that_were_cut_without_an_end(tmp_path: Path) -> None:
     (folder := tmp_path / "pictures").mkdir()
     Image.new("L", (64, 48), 80).save(folder / "a.png")
-    config = config_in(tmp_path, folder, format=("ltx", "hf"))
+    config, out = config_in(tmp_path, folder, format=("ltx", "hf")), tmp_path / "out"
     run(config)
-    rows = [json.dumps({**row, "ended": "length"}) for row in lines(config)]
-    (Path(config.out) / "captions.jsonl").write_text("\n".join(rows) + "\n")
+    jsonl(out, *({**row, "ended": "length"} for row in lines(config)))
     for data in ("ltx/dataset.jsonl", "hf/images/metadata.jsonl"):
-        assert [each.is_cut for each in examples_in(str(Path(config.out) / data))] == [True], data
+        assert [each.is_cut for each in examples_in(str(out / data))] == [True], data
 
 
 def test_an_adapter_replaces_no_settings_of_somebody_else(tmp_path: Path) -> None:
@@ -407,9 +374,8 @@ def test_captions_that_the_token_limit_cut_have_no_end(tmp_path: Path, suffix: s
     message = list[str]()
     data = written(tmp_path / f"captions.{suffix}", rows[:2])
     assert [each.is_cut for each in examples_in(data, message.append)] == [True, False]
-    assert message == [
-        "1 caption of 2 reached the token limit: trained as far as they go, without an end"
-    ]
+    advice = "trained as far as they go, without an end"
+    assert message == [f"1 caption of 2 reached the token limit: {advice}"]
     data = written(tmp_path / f"captions.{suffix}", [*rows, {**rows[0], "review": "accepted"}][2:])
     assert not any(each.is_cut for each in examples_in(data))
     named = {"short": "cut in", "short_prompt": "What?", "short_ended": "length"}

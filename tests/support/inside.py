@@ -8,10 +8,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib import import_module
 from io import StringIO
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flows.core.console.display import Display
-from flows.core.machine.launch import ENTRIES, StageCall
+from flows.core.machine.launch import ENTRIES, DirectLauncher, StageCall
 from flows.execution.run import caption
 from flows.outputs.run_result import RunResult
 from stages.process.events import (
@@ -26,6 +26,9 @@ from stages.process.events import (
 from stages.process.job import job_fields
 from stages.process.stage_process import Listener
 from tests.support.pipeline import Place
+
+if TYPE_CHECKING:  # benchmarks use this module, too
+    import pytest
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,6 +100,15 @@ class InsideLauncher:
         elif isinstance(event, Failed):
             outcome.failures.append(event)
         self.listen(outcome.name, event)
+
+
+def stages_inside(patch: "pytest.MonkeyPatch") -> None:
+    """Let the stages of commands run in this process."""
+
+    def start(launcher: DirectLauncher, call: StageCall) -> Ended:
+        return InsideLauncher(listen=launcher._on_event).start(call)
+
+    patch.setattr(DirectLauncher, "start", start)
 
 
 def run_inside(place: Place, **options: Any) -> Ran:

@@ -14,9 +14,12 @@ from PIL import Image
 from artifacts.disk.files import write_json, write_text
 from artifacts.texts.captions import Caption, Failure, write_jsonl
 from artifacts.texts.labels import Labelled, Scored
+from flows.commands.status.status_command import lines
 from flows.core.media.media_file import IMAGE_SUFFIXES, MediaFile
 from flows.core.pipelines import LABEL
+from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import RunRecord, empty
+from flows.outputs.run_status import stages_of
 from flows.outputs.write import media_line
 from stages.process.events import StageOutcome
 from tests.support.rows import caption
@@ -50,6 +53,12 @@ def captions_of(file: MediaFile, texts: Sequence[str], seconds: float = 2.0) -> 
         values = {name: getattr(row, name) for name in Caption.__slots__}
         rows.append(Caption(**{**values, "source": file.source, "warnings": ()}))
     return rows
+
+
+def status_of(out: Path) -> str:
+    """What `penstock status` prints of a run."""
+    record = load_record(out)
+    return "\n".join(lines(record, stages_of(record, 0.0)))
 
 
 TRIGGER = "ohwx"

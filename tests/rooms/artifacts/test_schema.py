@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,8 @@ from artifacts.tiles import boxes_of, check_tiles
 
 def test_an_index_survives_json() -> None:
     chunk = ChunkIndex(index=0, start=0.0, end=3.0, times=(0.0, 1.04), height=64, width=96)
-    index = MediaIndex(
-        kind="video", height=480, width=640, duration=3.0, chunks=(chunk,), warnings=("cut short",)
-    )
+    more: Any = {"height": 480, "width": 640, "warnings": ("cut short",)}
+    index = MediaIndex(kind="video", duration=3.0, chunks=(chunk,), **more)
     assert read_record(MediaIndex, json.loads(json.dumps(index.to_json()))) == index
 
 

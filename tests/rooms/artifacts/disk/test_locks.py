@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.disk.locks import lock, lock_byte
+from tests.support.faults import failing
 
 
 @pytest.fixture
@@ -20,15 +21,9 @@ def file(tmp_path: Path) -> Iterator[int]:
 
 def answer(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """Let the file system answer each lock with this error."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    fcntl_of = fcntl.fcntl
-    monkeypatch.setattr(
-        fcntl, "fcntl", lambda f, how, *more: refuse() if more else fcntl_of(f, how)
-    )
+    monkeypatch.setattr(fcntl, "flock", failing(code))
+    refusing = failing(code, fcntl.fcntl, lambda file, how, *more: bool(more))
+    monkeypatch.setattr(fcntl, "fcntl", refusing)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ENOLCK])

@@ -151,18 +151,15 @@ def test_a_broken_move_goes_on_over_its_own(
             (request.work / name).write_text("{}")
         (request.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
 
-    write()
-    moved = replace_file
-
     def broken(path: Path, to: Path) -> None:
         if path.parent == request.work and path.name == "config.json":
             raise KeyboardInterrupt
-        moved(path, to)
+        replace_file(path, to)
 
-    with monkeypatch.context() as patched:
+    write()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(export_result, "replace_file", broken)
-        with pytest.raises(KeyboardInterrupt):
-            move_into_place(request)
+        move_into_place(request)
     write()
     assert move_into_place(request).accepted
     assert (tmp_path / "config.json").is_file() and not request.work.exists()

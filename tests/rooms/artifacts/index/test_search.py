@@ -2,7 +2,6 @@
 duplicates by vectors: planted groups, backgrounds, chains, and the extra that they need."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -134,10 +133,10 @@ def test_copies_are_one_hit_and_equal_scores_stand_as_they_were_added(tmp_path: 
     vectors = np.repeat(drawn(3), 4, axis=0)
     given = [row(n // 4 if n < 8 else n, path=f"/{n}.jpg") for n in range(12)]
     request = filled(tmp_path, given, vectors, 0)
-    found = request.find(Query(vector=vectors[11]), 5)
-    assert found.positions[:4].tolist() == [8, 9, 10, 11]  # equal, but not of one content
-    found = request.find(Query(vector=vectors[0]), 12)
-    assert sorted(found.positions) == [1, 4, 8, 9, 10, 11]
+    found = request.find(Query(vector=vectors[11]), 5).positions
+    assert found[:4].tolist() == [8, 9, 10, 11]  # equal, but not of one content
+    found = request.find(Query(vector=vectors[0]), 12).positions
+    assert sorted(found) == [1, 4, 8, 9, 10, 11]
 
 
 def test_a_picture_is_one_hit_by_its_nearest_part(tmp_path: Path) -> None:
@@ -201,8 +200,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     ],
 )
 def test_a_condition_chooses_rows(text: str, expected: list[int], mixed: Searcher) -> None:
-    kept = matching(mixed.snapshot, Condition(text))
-    assert np.flatnonzero(kept).tolist() == expected
+    assert np.flatnonzero(matching(mixed.snapshot, Condition(text))).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -287,11 +285,10 @@ def agree(found: Numbers, truth: Numbers) -> tuple[float, float]:
 
 
 @pytest.fixture
-def lists(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists for as few rows as there are here."""
     monkeypatch.setattr(near_duplicates, "EXACT_ROWS", 100)
     monkeypatch.setattr(near_duplicates, "SAMPLE", 500)
-    yield
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32])
@@ -326,8 +323,7 @@ def test_of_a_chain_of_near_ones_the_first_takes_those_near_to_it_alone() -> Non
     first = list(range(50))
     ends = groups(np.concatenate([third, second, base]), THRESHOLD)
     assert ends.tolist() == first * 2 + list(range(100, 150))
-    middle = groups(np.concatenate([second, third, base]), THRESHOLD)
-    assert middle.tolist() == first * 3
+    assert groups(np.concatenate([second, third, base]), THRESHOLD).tolist() == first * 3
 
 
 @pytest.mark.parametrize("most", [1 << 25, 1000, 10])
@@ -345,8 +341,7 @@ def test_groups_are_those_of_one_row_after_another(
     for first in range(800):
         if expected[first] < 0:
             expected[(expected < 0) & ((cosines[first] >= 0.9) | (np.arange(800) == first))] = first
-    found = groups(rows, 0.9)
-    assert np.mean(found == expected) > 0.99  # cosines at the threshold are rounded
+    assert np.mean(groups(rows, 0.9) == expected) > 0.99  # cosines at the threshold are rounded
     assert len(set(expected.tolist())) > 10
 
 
@@ -387,8 +382,7 @@ def test_a_hit_of_a_vector_that_is_no_unit_is_refused_with_its_name(tmp_path: Pa
     filled(tmp_path, rows(40), vectors)
     (path,) = tmp_path.glob("embeddings-*.f16")
     stored = np.memmap(path, np.float16, "r+").reshape(-1, WIDTH)
-    whole = searcher(tmp_path).find(Query(vector=vectors[7]), 3)
-    assert whole.positions[0] == 7
+    assert searcher(tmp_path).find(Query(vector=vectors[7]), 3).positions[0] == 7
     bits = stored[7, :1].view(np.uint16)
     bits ^= 1 << 14  # of the exponent
     with pytest.raises(EnvironmentFault, match=r"the vector of 7\.jpg has the length") as error:

@@ -31,48 +31,48 @@ def test_a_digest_depends_on_the_value_alone() -> None:
 
 
 def test_an_item_key_changes_with_each_part() -> None:
-    base = item_key("namespace", "media", 0, "prompt")
-    others = [
-        item_key("other", "media", 0, "prompt"),
-        item_key("namespace", "other", 0, "prompt"),
-        item_key("namespace", "media", 1, "prompt"),
-        item_key("namespace", "media", 0, "other"),
-    ]
-    assert len({base, *others}) == 5
+    base = ("namespace", "media", 0, "prompt")
+    changed = [(*base[:at], new, *base[at + 1 :]) for at, new in enumerate(("a", "a", 1, "a"))]
+    assert len({item_key(*parts) for parts in (base, *changed)}) == 5  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Files whose content was read, in order."""
     seen: list[Path] = []
-    hash_file = keys.hash_file
 
     def counting(path: Path) -> str:
         seen.append(path)
         return hash_file(path)
 
-    monkeypatch.setattr(keys, "hash_file", counting)
+    for module in (keys, model_files):
+        monkeypatch.setattr(module, "hash_file", counting)
     return seen
 
 
-def test_a_file_is_read_once_across_processes(tmp_path: Path, reads: list[Path]) -> None:
-    file = tmp_path / "clip.mp4"
-    file.write_bytes(b"content")
-    first = ContentDigests(tmp_path / "memory").of(file)
-    assert first == hashlib.sha256(b"content").hexdigest()
-    assert ContentDigests(tmp_path / "memory").of(file) == first
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (file := tmp_path / "clip.mp4").write_bytes(b"content")
+    return file
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Path:
+    return tmp_path / "memory"
+
+
+CONTENT = hashlib.sha256(b"content").hexdigest()
+
+
+def test_a_file_is_read_once_until_it_changes(file: Path, memory: Path, reads: list[Path]) -> None:
+    for _ in range(2):  # of two processes
+        digests = ContentDigests(memory)
+        assert digests.of(file) == CONTENT
     assert reads == [file]
-
-
-def test_a_touched_or_replaced_file_is_read_again(tmp_path: Path, reads: list[Path]) -> None:
-    file = tmp_path / "clip.mp4"
-    file.write_bytes(b"content")
-    digests = ContentDigests(tmp_path / "memory")
-    first = digests.of(file)
     os.utime(file, ns=(1, 1))
-    assert digests.of(file) == first
+    assert digests.of(file) == CONTENT
     file.write_bytes(b"other")
-    assert digests.of(file) != first
+    assert digests.of(file) == hashlib.sha256(b"other").hexdigest()
     assert len(reads) == 3
 
 
@@ -100,73 +100,65 @@ def mounted_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     ],
 )
 def test_where_inodes_change_a_file_is_known_by_path_size_and_time(
-    tmp_path: Path,
+    file: Path,
+    memory: Path,
     reads: list[Path],
     mounted_as: Callable[[str], None],
     kind: str,
     is_read_again: bool,
 ) -> None:
     mounted_as(kind)
-    file, other = tmp_path / "clip.mp4", tmp_path / "other"
+    other = Path(shutil.copy(file, file.with_name("other")))
     for path in (file, other):
-        path.write_bytes(b"content")
         os.utime(path, ns=(7, 7))
-    ContentDigests(tmp_path / "memory").of(file)
+    ContentDigests(memory).of(file)
     os.replace(other, file)
-    ContentDigests(tmp_path / "memory").of(file)
+    ContentDigests(memory).of(file)
     assert (len(reads) == 2) is is_read_again
     os.utime(file, ns=(7, 8))
-    ContentDigests(tmp_path / "memory").of(file)
+    ContentDigests(memory).of(file)
     assert len(reads) == 2 + is_read_again
 
 
 def test_a_file_that_is_to_be_checked_is_read_again_and_noted_if_it_changed(
-    tmp_path: Path, reads: list[Path]
+    file: Path, memory: Path, reads: list[Path]
 ) -> None:
-    file, memory = tmp_path / "clip.mp4", tmp_path / "memory"
-    file.write_bytes(b"content")
     ContentDigests(memory).of(file)
     before, stamp = memory.read_bytes(), file.stat()
     assert ContentDigests(memory).of_many([file], 1, again=True)
     assert len(reads) == 2 and memory.read_bytes() == before
     file.write_bytes(b"CONTENT")
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert ContentDigests(memory).of(file) == hashlib.sha256(b"content").hexdigest()
+    assert ContentDigests(memory).of(file) == CONTENT
     (found,) = ContentDigests(memory).of_many([file], 1, again=True)
     assert isinstance(found, Content)
     assert found.digest == hashlib.sha256(b"CONTENT").hexdigest() == ContentDigests(memory).of(file)
 
 
-def test_a_memory_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "clip.mp4").write_bytes(b"content")
-    for memory in (tmp_path / "file" / "memory", tmp_path / "fifo"):
-        digests = ContentDigests(memory)
-        assert digests.of(tmp_path / "clip.mp4") == hashlib.sha256(b"content").hexdigest()
+def test_a_memory_that_cannot_be_written_is_no_obstacle(file: Path, memory: Path) -> None:
+    os.mkfifo(memory)
+    for place in (file / "memory", memory):
+        assert ContentDigests(place).of(file) == CONTENT
 
 
-def test_a_missing_file_among_many_fails_alone(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"a")
-    found = ContentDigests(tmp_path / "memory").of_many([tmp_path / "a", tmp_path / "b"], 2)
-    assert isinstance(found[0], Content)
-    assert isinstance(found[1], FileNotFoundError)
+def test_a_missing_file_among_many_fails_alone(file: Path, memory: Path) -> None:
+    found = ContentDigests(memory).of_many([file, file.with_name("b")], 2)
+    assert [type(each) for each in found] == [Content, FileNotFoundError]
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> tuple[Path, dict[Path, str]]:
-    """A memory of three files, and what they hold."""
+def three(tmp_path: Path, memory: Path) -> dict[Path, str]:
+    """Three files that the memory has, and what they hold."""
     files = [tmp_path / f"{n}.mp4" for n in range(3)]
     for n, file in enumerate(files):
         file.write_bytes(b"%d" % n)
-    digests = ContentDigests(tmp_path / "memory")
-    return tmp_path / "memory", {file: digests.of(file) for file in files}
+    digests = ContentDigests(memory)
+    return {file: digests.of(file) for file in files}
 
 
 def test_a_flipped_bit_costs_one_reading_and_is_never_believed(
-    three: tuple[Path, dict[Path, str]], reads: list[Path]
+    three: dict[Path, str], memory: Path, reads: list[Path]
 ) -> None:
-    memory, digests = three
     whole = memory.read_bytes()
     for bit in range(0, 8 * len(whole), 7):
         damaged = bytearray(whole)
@@ -174,7 +166,7 @@ def test_a_flipped_bit_costs_one_reading_and_is_never_believed(
         memory.write_bytes(damaged)
         again = ContentDigests(memory)
         reads.clear()
-        assert {file: again.of(file) for file in digests} == digests
+        assert {file: again.of(file) for file in three} == three
         assert len(reads) <= 1, f"bit {bit}"
 
 
@@ -186,13 +178,12 @@ def test_a_flipped_bit_costs_one_reading_and_is_never_believed(
     ],
 )
 def test_a_line_that_is_none_of_ours_is_passed_over(
-    three: tuple[Path, dict[Path, str]], line: bytes, monkeypatch: pytest.MonkeyPatch
+    three: dict[Path, str], memory: Path, line: bytes, reads: list[Path]
 ) -> None:
-    memory, digests = three
     memory.write_bytes(line + b"\n" + memory.read_bytes() + line)
-    monkeypatch.setattr(keys, "hash_file", lambda path: pytest.fail(f"{path} is read again"))
+    reads.clear()
     again = ContentDigests(memory)
-    assert [again.of(file) for file in digests] == list(digests.values())
+    assert {file: again.of(file) for file in three} == three and not reads
 
 
 @pytest.mark.parametrize("after", [[], ["é", {"b": 1, "a": None}]])
@@ -203,35 +194,34 @@ def test_digests_by_number_are_those_of_the_whole_list(after: list[object]) -> N
 
 
 def test_what_is_written_meanwhile_has_no_digest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "clip.mp4"
-    file.write_bytes(b"old")
-    hash_file = keys.hash_file
-
     def late(path: Path) -> str:
         digest = hash_file(path)
         file.write_bytes(b"newer")
         return digest
 
-    monkeypatch.setattr(keys, "hash_file", late)
-    with pytest.raises(OSError, match="changed while it was read"):
-        ContentDigests(tmp_path / "memory").of(file)
-    monkeypatch.undo()
-    assert ContentDigests(tmp_path / "memory").of(file) == hashlib.sha256(b"newer").hexdigest()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="changed while it was read"):
+        patch.setattr(keys, "hash_file", late)
+        ContentDigests(memory).of(file)
+    assert ContentDigests(memory).of(file) == hashlib.sha256(b"newer").hexdigest()
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
-def test_what_is_no_file_is_not_opened(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_what_is_no_file_is_not_opened(
+    tmp_path: Path, memory: Path, make: Callable[[Path], None]
+) -> None:
     make(tmp_path / "clip.mp4")
     with pytest.raises(OSError, match="not a file"):
-        ContentDigests(tmp_path / "memory").of(tmp_path / "clip.mp4")
+        ContentDigests(memory).of(tmp_path / "clip.mp4")
+
+
+WEIGHTS = r"model\.safetensors"
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
+    (folder := tmp_path / "model").mkdir()
     for name in ("config.json", "chat_template.jinja", "model.safetensors", "README.md"):
         (folder / name).write_text(f"{name} as it was")
     (tmp_path / "other").write_text("other bytes of it")
@@ -306,7 +296,7 @@ def test_a_link_that_led_elsewhere_for_a_while_is_seen(model: Path, tmp_path: Pa
     for target in (tmp_path / "other", blob):
         path.unlink()
         path.symlink_to(target)
-    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+    with pytest.raises(ModelChanged, match=WEIGHTS):
         files.check()
 
 
@@ -331,22 +321,15 @@ def hard_link_and_remove(path: Path) -> None:
         backup.unlink()
 
 
-def test_hard_links_change_no_model_and_their_file_is_read_once(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, files, read = model / "model.safetensors", planned(model), list[Path]()
-
-    def counted(path: Path) -> str:
-        read.append(path)
-        return hash_file(path)
-
-    monkeypatch.setattr(model_files, "hash_file", counted)
+def test_hard_links_change_no_model_and_cost_one_read(model: Path, reads: list[Path]) -> None:
+    path, files = model / "model.safetensors", planned(model)
+    reads.clear()
     hard_link(path)
     with files.compared():
         files.check()
         hard_link(path)
     files.check()
-    assert [*map(str, read)] == [str(path)] * 2, "once for each number of links"
+    assert [*map(str, reads)] == [str(path)] * 2, "once for each number of links"
     assert files.changed() is None
 
 
@@ -359,7 +342,7 @@ def test_what_changes_only_metadata_changes_a_model_only_while_it_is_read(
     with files.compared():
         pass
     time.sleep(0.02)
-    with pytest.raises(ModelChanged, match=r"model\.safetensors"), files.compared():
+    with pytest.raises(ModelChanged, match=WEIGHTS), files.compared():
         change(path)  # as if it had been overwritten and put back
 
 
@@ -367,9 +350,9 @@ def test_a_hard_link_hides_no_change(model: Path) -> None:
     path, files = model / "model.safetensors", planned(model)
     overwrite_with_its_time(path)
     hard_link(path)
-    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+    with pytest.raises(ModelChanged, match=WEIGHTS):
         files.check()
-    with pytest.raises(ModelChanged, match=r"model\.safetensors"), files.compared():
+    with pytest.raises(ModelChanged, match=WEIGHTS), files.compared():
         pass
 
 
@@ -418,53 +401,42 @@ def remembered_line(*values: object) -> str:
     return f'\n{text}, "{zlib.crc32(text.encode()):08x}"]\n'
 
 
-def never(path: Path) -> str:
-    raise AssertionError(f"{path} is read")
-
-
 def test_a_memory_of_before_keeps_every_medium_and_a_model_is_read_once(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, memory: Path, reads: list[Path]
 ) -> None:
-    memory, path = tmp_path / "digests.jsonl", model / "model.safetensors"
+    path = model / "model.safetensors"
     found = path.stat()
     stamp = [found.st_size, found.st_mtime_ns, found.st_ino]
     memory.write_text(remembered_line(os.path.realpath(path), stamp, "0" * 64))
-    with monkeypatch.context() as patched:
-        patched.setattr(keys, "hash_file", never)
-        assert ContentDigests(memory).of(path) == "0" * 64, "as a medium it is not read again"
-        assert ContentDigests(memory).known_of_model(path) is None
-    digest = ContentDigests(memory).of_model(path).digest
-    assert digest == keys.hash_file(path)
-    monkeypatch.setattr(keys, "hash_file", never)
-    again = ContentDigests(memory)
-    assert again.of_model(path).digest == digest
-    assert again.of(path) == "0" * 64, "lines of media stay as they are"
-
-
-def test_a_model_overwritten_with_its_time_is_read_again(model: Path, tmp_path: Path) -> None:
-    path = model / "model.safetensors"
-    before = ContentDigests(tmp_path / "digests.jsonl").of_model(path).digest
-    overwrite_with_its_time(path)
-    digests = ContentDigests(tmp_path / "digests.jsonl")
-    assert digests.known_of_model(path) is None
-    assert digests.of_model(path).digest == keys.hash_file(path) != before
-
-
-def test_a_named_blob_is_never_read(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blob = tmp_path / "blobs" / ("ab" * 32)
-    blob.parent.mkdir()
-    shutil.copy(model / "model.safetensors", blob)
-    (model / "model.safetensors").unlink()
-    (model / "model.safetensors").symlink_to(blob)
-    monkeypatch.setattr(keys, "hash_file", never)
-    digests = ContentDigests(tmp_path / "digests.jsonl")
-    assert digests.of(model / "model.safetensors") == "ab" * 32
+    assert ContentDigests(memory).of(path) == "0" * 64, "as a medium it is not read again"
+    assert ContentDigests(memory).known_of_model(path) is None and not reads
     for _ in range(2):
-        found = digests.of_model(model / "model.safetensors")
+        digests = ContentDigests(memory)
+        assert digests.of_model(path).digest == hash_file(path) and len(reads) == 1
+    assert digests.of(path) == "0" * 64, "lines of media stay as they are"
+
+
+def test_a_model_overwritten_with_its_time_is_read_again(model: Path, memory: Path) -> None:
+    path = model / "model.safetensors"
+    before = ContentDigests(memory).of_model(path).digest
+    overwrite_with_its_time(path)
+    digests = ContentDigests(memory)
+    assert digests.known_of_model(path) is None
+    assert digests.of_model(path).digest == hash_file(path) != before
+
+
+def test_a_named_blob_is_never_read(model: Path, tmp_path: Path, reads: list[Path]) -> None:
+    path, blob = model / "model.safetensors", tmp_path / "blobs" / ("ab" * 32)
+    blob.parent.mkdir()
+    path.rename(blob)
+    path.symlink_to(blob)
+    digests = ContentDigests(tmp_path / "memory")
+    assert digests.of(path) == "ab" * 32
+    for _ in range(2):
+        found = digests.of_model(path)
         assert found.digest == "ab" * 32 and found.stamp == model_stamp_of(blob)
         os.utime(blob)
+    assert not reads
 
 
 def test_weights_fetched_after_the_plan_are_the_hub_s(model: Path, tmp_path: Path) -> None:
@@ -479,9 +451,9 @@ def test_weights_fetched_after_the_plan_are_the_hub_s(model: Path, tmp_path: Pat
     assert list(found.stamps) == list(found.links) == [str(path)]
     path.unlink()
     path.symlink_to(blobs / ("cd" * 32))
-    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+    with pytest.raises(ModelChanged, match=WEIGHTS):
         found.check()
-    with pytest.raises(ModelChanged, match=r"model\.safetensors"):
+    with pytest.raises(ModelChanged, match=WEIGHTS):
         with_fetched(ModelFiles(), {path: "ab" * 32})
 
 

@@ -1,7 +1,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +86,7 @@ def test_drop_deletes_a_pack_only_when_its_last_record_goes(store: FolderStore) 
 @pytest.mark.parametrize("cut", [3, 30, 60, None])
 def test_a_cut_or_changed_header_is_set_aside(store: FolderStore, cut: int | None) -> None:
     RecordSet(store, "media", NAMESPACE).publish([Record(key="a", meta={"of": "this"})])
-    pack = only_pack(store)
-    pack.write_bytes(pack.read_bytes()[:cut].replace(b"this", b"that"))
+    (pack := only_pack(store)).write_bytes(pack.read_bytes()[:cut].replace(b"this", b"that"))
     assert RecordSet(store, "media", NAMESPACE).keys() == set()
     assert not pack.exists()
 
@@ -98,10 +96,8 @@ def test_verify_reads_every_byte_and_names_the_bad_pack(store: FolderStore) -> N
     bad = only_pack(store)
     RecordSet(store, "captions", NAMESPACE).publish([Record(key="b", payload=b"12345")])
     bad.write_bytes(bad.read_bytes()[:-2] + b"!!")
-    found = dict(verify(store))
-    assert found == {bad.relative_to(store.local).as_posix(): False} | {
-        name: True for name in store.list("captions")
-    }
+    (good,), name = store.list("captions"), bad.relative_to(store.local).as_posix()
+    assert dict(verify(store)) == {name: False, good: True}
     assert all(good for _, good in verify(store))
 
 
@@ -156,8 +152,7 @@ def test_who_comes_second_to_a_damaged_pack_writes_a_good_one(store: FolderStore
 
 
 def test_what_lies_in_a_pack_s_place_is_told_and_not_waited_for(store: FolderStore) -> None:
-    record_set = RecordSet(store, "k", NAMESPACE)
-    record_set.publish([Record(key="a")])
+    RecordSet(store, "k", NAMESPACE).publish([Record(key="a")])
     (name,) = store.list("k")
     store.delete(name)
     os.mkfifo(store.local / name)
@@ -175,30 +170,23 @@ def test_records_of_a_pack_that_is_gone_are_removed_without_a_word(store: Folder
 
 
 GOOD = {"key": "k", "offset": 0, "length": 0, "sha256": hashlib.sha256(b"").hexdigest(), "meta": {}}
-WRONG: dict[str, list[Any]] = {
-    "offset": [-1, 1 << 63, 1e300, "x", None],
-    "length": [-1, 1 << 70, []],
-    "meta": [5],
-    "sha256": [5, [{}]],
-}
+WRONG: dict[str, list[Any]] = {"offset": [-1, 1 << 63, 1e300, "x", None], "sha256": [5, [{}]]}
+WRONG |= {"length": [-1, 1 << 70, []], "meta": [5]}
 TEXTS = [b"", b"null", b'"records"', b"[" * 200_000, b"\xff\xfe", b'{"records": NaN}']
 HEADERS: list[Any] = [{}, [], {"records": 5}, {"records": [5]}, {"records": [{"key": "a"}]}]
-FORGED = [
-    *TEXTS,
-    *(json.dumps(header).encode() for header in HEADERS),
-    *(
-        json.dumps({"records": [{**GOOD, name: value}]}).encode()
-        for name, values in WRONG.items()
-        for value in values
-    ),
-]
+HEADERS += [{"records": [{**GOOD, name: value}]} for name in WRONG for value in WRONG[name]]
+FORGED = [*TEXTS, *(json.dumps(header).encode() for header in HEADERS)]
+
+
+def forge(store: FolderStore, name: str, header: bytes) -> None:
+    lead = LEAD.pack(MAGIC, len(header), hashlib.sha256(header).digest())
+    store.put_if_absent(name, [lead, header])
 
 
 @pytest.mark.parametrize("text", FORGED, ids=lambda text: text[:60].decode(errors="replace"))
 def test_a_header_that_nobody_wrote_is_set_aside(store: FolderStore, text: bytes) -> None:
     RecordSet(store, "k", NAMESPACE).publish([Record(key="good")])
-    lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
-    store.put_if_absent(f"k/{NAMESPACE[:2]}/{NAMESPACE}/aa/aa.pack", [lead, text])
+    forge(store, f"k/{NAMESPACE[:2]}/{NAMESPACE}/aa/aa.pack", text)
     record_set = RecordSet(store, "k", NAMESPACE)
     for key in record_set.keys() - {"good"}:  # a digest is looked at when the record is read
         with pytest.raises(DamagedRecord):
@@ -208,14 +196,12 @@ def test_a_header_that_nobody_wrote_is_set_aside(store: FolderStore, text: bytes
 
 
 def test_a_record_beyond_what_a_disk_can_hold_is_set_aside(store: FolderStore) -> None:
-    place = {**GOOD, "offset": LARGEST - 1, "length": 1}
-    text = json.dumps({"records": [place]}).encode()
+    text = json.dumps({"records": [{**GOOD, "offset": LARGEST - 1, "length": 1}]}).encode()
     name = pack_name(f"k/{NAMESPACE[:2]}/{NAMESPACE}", ["k"])
-    lead = LEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest())
-    store.put_if_absent(name, [lead, text])
+    forge(store, name, text)
     with pytest.raises(DamagedRecord):
         RecordSet(store, "k", NAMESPACE).read("k")
-    store.put_if_absent(name, [lead, text])
+    forge(store, name, text)
     assert list(verify(store)) == [(name, False)]
 
 
@@ -229,7 +215,7 @@ def union(store: FolderStore) -> RecordUnion:
 
 
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     request: list[str] = []
     get = FolderStore.get
 
@@ -238,7 +224,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return get(self, name, offset, length)
 
     monkeypatch.setattr(FolderStore, "get", counted)
-    yield request
+    return request
 
 
 def made(key: str) -> Record:
@@ -270,8 +256,7 @@ def test_of_several_the_damaged_one_is_set_aside(union: RecordUnion, store: Fold
 
 
 def test_of_several_one_that_was_moved_is_found(union: RecordUnion, store: FolderStore) -> None:
-    other = RecordSet(store, "kind", "two")
-    other.remove([KEYS[4]])  # the rest is written anew, elsewhere
+    RecordSet(store, "kind", "two").remove([KEYS[4]])  # the rest is written anew, elsewhere
     with pytest.raises(DamagedRecord):
         union.read_several(KEYS[4:8])
     union.refresh()

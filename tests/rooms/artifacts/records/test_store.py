@@ -20,6 +20,7 @@ from artifacts.records.claims import Claims, WorkClaims, claims_at
 from artifacts.records.packs import Record, RecordSet, half_written_in
 from artifacts.records.store import FolderStore, open_store
 from artifacts.records.stores.local import clock_of, half_written, state_folder
+from tests.support.faults import failing
 from tests.support.pipeline import ROOT
 
 
@@ -35,11 +36,8 @@ def store(tmp_path: Path) -> FolderStore:
 def test_a_full_disk_gives_the_option_that_moves_the_folder(
     store: FolderStore, nearby: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / nearby))
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(EnvironmentFault, match=r"is full, or your quota on it\. Free") as raised:
         store.put_if_absent("one", [b"x"])
     assert advice in raised.value.hint
@@ -76,9 +74,8 @@ FolderStore(Path(sys.argv[1])).put_if_absent("features/one", parts())
 
 def test_a_half_written_file_goes_when_its_writer_is_dead_not_before(store: FolderStore) -> None:
     store.check_writable()
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, store.url], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as writer:
+    command: Any = {"args": [sys.executable, "-c", WRITER, store.url], "text": True}
+    with subprocess.Popen(**command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == "half\n"
         (half,) = (store.local / "tmp").iterdir()
         store.check_writable()
@@ -86,8 +83,7 @@ def test_a_half_written_file_goes_when_its_writer_is_dead_not_before(store: Fold
         writer.kill()
         writer.wait()
     assert half_written_in(store) == ({f"tmp/{half.name}": 1 << 20}, 0)
-    other = half.with_name(f"{half.stem}.another-boot")
-    other.write_bytes(b"half")
+    (other := half.with_name(f"{half.stem}.another-boot")).write_bytes(b"half")
     store.check_writable()
     assert [*(store.local / "tmp").iterdir()] == [other], "of another machine only the age is known"
 
@@ -95,11 +91,8 @@ def test_a_half_written_file_goes_when_its_writer_is_dead_not_before(store: Fold
 def test_without_locks_the_age_of_a_half_written_file_decides(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lockless(*_: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
     with monkeypatch.context() as patched:
-        patched.setattr(fcntl, "flock", lockless)
+        patched.setattr(fcntl, "flock", failing(errno.ENOLCK))
         writing = half_written(store.local)
         half, file = writing.__enter__()
         file.write(b"half")
@@ -132,10 +125,7 @@ def test_what_lies_beside_a_store_is_the_user_s(monkeypatch: pytest.MonkeyPatch)
 def test_without_hard_links_the_first_writer_s_object_stays(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch, code: int, has_rename: bool
 ) -> None:
-    def refused(*_: object) -> None:
-        raise OSError(code, "no links here")
-
-    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(os, "link", failing(code))
     if not has_rename:
         monkeypatch.setattr(paths, "_renameat2", lambda: lambda *_: -1)
         reported = errno.EINVAL if code == errno.EXDEV else code
@@ -252,11 +242,8 @@ def test_who_waits_for_another_ends_with_its_own_work(store: FolderStore) -> Non
 def test_without_locks_all_is_granted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
     first, second = Claims(tmp_path / "c"), Claims(tmp_path / "c")
-    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    monkeypatch.setattr(fcntl, "fcntl", failing(code))
     assert first.take(["a"]) and second.take(["a"])
     first.close()
     second.close()
@@ -268,28 +255,19 @@ def test_a_claim_that_cannot_be_opened_is_named_and_neither_granted_nor_held(
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(EnvironmentFault, match=f"{tmp_path}/file/c cannot be made"):
         Claims(tmp_path / "file" / "c")
-    opened = os.open
-
-    def of_another(path: Any, flags: int, *more: Any) -> int:
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return opened(path, flags, *more)
-
     (tmp_path / "c").write_bytes(b"")
+    of_another = failing(
+        errno.EACCES, os.open, lambda path, flags, *_: flags & os.O_ACCMODE != os.O_RDONLY
+    )
     monkeypatch.setattr(os, "open", of_another)
     with pytest.raises(EnvironmentFault, match=f"{tmp_path}/c cannot be written"):
         Claims(tmp_path / "c")
 
 
 def test_a_lock_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim, real = Claims(tmp_path / "c"), fcntl.fcntl
-
-    def refuse(file: int, command: int, *more: Any) -> Any:
-        if command != fcntl.F_OFD_SETLK:
-            return real(file, command, *more)
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    claim = Claims(tmp_path / "c")
+    refusing = failing(errno.EBADF, fcntl.fcntl, lambda _, how, *more: how == fcntl.F_OFD_SETLK)
+    monkeypatch.setattr(fcntl, "fcntl", refusing)
     with pytest.raises(EnvironmentFault, match=f"{tmp_path}/c"):
         claim.take(["a"])
     claim.close()

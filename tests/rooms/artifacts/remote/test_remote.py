@@ -22,6 +22,7 @@ from artifacts.remote.addresses import is_address, is_object, name_in, signed, u
 from artifacts.remote.ahead import map_prefetched
 from artifacts.remote.finding import remote_file_at
 from artifacts.remote.media_cache import copy_of, digest_at, local_path, media_folder, open_local
+from tests.support.faults import failing
 from tests.support.web import Web, web_server
 
 BLOCK = 1000
@@ -58,6 +59,12 @@ def copies() -> list[str]:
     return sorted(name for name in names if not name.startswith(".penstock-"))
 
 
+@pytest.fixture
+def far(web: Web) -> str:
+    """The address of `a.mp4`."""
+    return f"{web.address}/a.mp4"
+
+
 def test_addresses_are_told_from_paths() -> None:
     assert is_address("s3://b/x.mp4") and is_address("https://h/x") and is_address("HTTP://h")
     assert not any(map(is_address, ["x.mp4", "/a/s3/x", "ftp://h/x", "s3:/b/x", "file:///x"]))
@@ -77,31 +84,25 @@ def test_what_lets_a_reader_in_is_neither_shown_nor_kept() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("address", "name"),
-    [
-        ("https://h/a/b%20c.mp4?x=y.png", "b c.mp4"),
-        ("https://h/a%2F..%2Fetc", "etc"),
-        ("https://h", "file"),
-        ("https://h/..", "file"),
+def test_a_copy_has_the_name_of_what_it_is_a_copy_of() -> None:
+    for address, name in (
+        *(("https://h/a/b%20c.mp4?x=y.png", "b c.mp4"), ("https://h/a%2F..%2Fetc", "etc")),
+        *(("https://h", "file"), ("https://h/..", "file"), ("s3://b/folder/ü?.mp4", "ü?.mp4")),
         ("https://h/.penstock-far.json", "penstock-far.json"),
-        ("s3://b/folder/ü?.mp4", "ü?.mp4"),
         ("https://h/" + "x" * 500 + ".mp4", "x" * 116 + ".mp4"),
-    ],
-)
-def test_a_copy_has_the_name_of_what_it_is_a_copy_of(address: str, name: str) -> None:
-    assert name_in(address) == name
+    ):
+        assert name_in(address) == name
 
 
-def test_a_file_is_fetched_once_in_one_response(web: Web) -> None:
+def test_a_file_is_fetched_once_in_one_response(web: Web, far: str) -> None:
     content = put(web, "a.mp4", 10 * BLOCK + 7)
-    far = remote_file_at(f"{web.address}/a.mp4")
-    assert (far.size, far.version, far.name) == (len(content), "1", "a.mp4")
-    path = copy_of(far)
+    file = remote_file_at(far)
+    assert (file.size, file.version, file.name) == (len(content), "1", "a.mp4")
+    path = copy_of(file)
     assert not path.exists()
     for _ in range(2):
         assert digest_at(path) == hashlib.sha256(content).hexdigest()
-    for place in (path, str(path), f"{web.address}/a.mp4"):
+    for place in (path, str(path), far):
         with open_local(place) as found:
             assert found == path and found.read_bytes() == content
     assert web.ranges("a.mp4") == [""]
@@ -196,8 +197,7 @@ def test_a_new_version_is_another_copy(web: Web) -> None:
 def test_a_signed_address_is_asked_with_what_is_given_last(web: Web) -> None:
     content = put(web, "a.mp4", 100)
     before = copy_of(remote_file_at(f"{web.address}/a.mp4?X-Amz-Signature=old"))
-    after = copy_of(remote_file_at(f"{web.address}/a.mp4?X-Amz-Signature=new"))
-    assert before == after
+    assert before == copy_of(remote_file_at(f"{web.address}/a.mp4?X-Amz-Signature=new"))
     assert fetched(before) == content
     assert web.asked[-1][0].endswith("Signature=new")
     note = before.parent / ".penstock-far.json"
@@ -222,14 +222,13 @@ def test_two_that_want_the_same_fetch_it_once(web: Web) -> None:
 
 def test_copies_in_use_stay_and_the_oldest_go(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(5500 / 1e9))
-    paths = []
-    for used, name in enumerate(("a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4")):
+    paths, names = [], ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
+    for used, name in enumerate(names):
         put(web, name, 1000)
         with open_local(f"{web.address}/{name}") as path:
-            pass
+            paths.append(path)
         os.utime(path, ns=(used, used))
-        paths.append(path)
-    assert copies() == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.mp4"]
+    assert copies() == names
     with open_local(paths[0]):
         os.utime(paths[0], ns=(0, 0))
         put(web, "f.mp4", 1000)
@@ -244,10 +243,8 @@ def test_copies_in_use_stay_and_the_oldest_go(web: Web, monkeypatch: pytest.Monk
 
 def test_own_files_are_never_taken_for_copies(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_NEARBY_GB", str(1500 / 1e9))
-    own = [
-        media_folder() / "films" / "2024" / "holiday.mp4",
-        media_folder() / "ab" / ("ab" * 32) / "no note beside it.mp4",
-    ]
+    folders = ("films/2024", f"ab/{'ab' * 32}")  # without a note
+    own = [media_folder() / folder / "holiday.mp4" for folder in folders]
     for path in own:
         path.parent.mkdir(parents=True)
         path.write_bytes(bytes(5000))
@@ -310,12 +307,9 @@ def test_a_disk_without_room_is_said_before(web: Web, monkeypatch: pytest.Monkey
 
 
 def test_a_disk_that_fills_meanwhile_is_named(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     put(web, "a.mp4", BLOCK)
     path = copy_of(remote_file_at(f"{web.address}/a.mp4"))  # which writes a note
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(EnvironmentFault, match=r"the disk of /.* is full"):
         fetched(path)
 

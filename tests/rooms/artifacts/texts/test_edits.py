@@ -54,6 +54,10 @@ def run_with(folder: Path, *deeds: dict[str, Any]) -> Path:
     return folder
 
 
+def words_of(folder: Path) -> dict[str, str | None]:
+    return {key: edit.caption for key, edit in read_edits(folder).now.items()}
+
+
 def test_what_is_said_last_counts_and_can_be_undone_and_done_again(tmp_path: Path) -> None:
     journal = EditJournal(tmp_path)
     assert journal.add(deed("1", a="one", b=None)) == ["a", "b"]
@@ -67,10 +71,7 @@ def test_what_is_said_last_counts_and_can_be_undone_and_done_again(tmp_path: Pat
     journal.add(deed("7", b="three"))
     assert journal.add(step("8", "redo")) == [], "after something new there is nothing to redo"
     journal.close()
-    assert {key: edit.caption for key, edit in read_edits(tmp_path).now.items()} == {
-        "a": "one",
-        "b": "three",
-    }
+    assert words_of(tmp_path) == {"a": "one", "b": "three"}
 
 
 def test_a_deed_that_is_sent_twice_counts_once(tmp_path: Path) -> None:
@@ -100,10 +101,8 @@ def test_any_deeds_give_what_a_plain_list_of_them_gives(tmp_path: Path) -> None:
             end += [start.pop()] if start else []
         every.append(made)
     run_with(tmp_path, *every)
-    expected = {c["of"]: c["caption"] for each in done for c in each["changes"]}
-    found = read_edits(tmp_path)
-    assert {key: edit.caption for key, edit in found.now.items()} == expected
-    assert [each["id"] for each in found.done] == [each["id"] for each in done]
+    assert words_of(tmp_path) == {c["of"]: c["caption"] for each in done for c in each["changes"]}
+    assert [each["id"] for each in read_edits(tmp_path).done] == [each["id"] for each in done]
 
 
 @pytest.mark.slow
@@ -214,9 +213,8 @@ def test_a_folder_s_own_journal_wins_over_the_store(tmp_path: Path) -> None:
 
 
 def test_a_torn_or_damaged_line_costs_nothing_but_itself(tmp_path: Path) -> None:
-    folder = run_with(
-        tmp_path / "out", deed("1", 1, a="a"), deed("2", 2, b="b"), deed("3", 3, c="c")
-    )
+    deeds = [deed(str(at), at, **{key: key}) for at, key in enumerate("abc", 1)]
+    folder = run_with(tmp_path / "out", *deeds)
     taken_in(tmp_path, folder)
     lines = (tmp_path / CORRECTIONS).read_bytes().splitlines(keepends=True)
     (tmp_path / CORRECTIONS).write_bytes(b"\xff\x00{]\n" + lines[0] + b"[[[\n" + lines[1][:40])

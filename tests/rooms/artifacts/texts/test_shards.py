@@ -56,8 +56,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def media(tmp_path: Path) -> Media:
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(b"moving pictures")
+    (path := tmp_path / "clip.mp4").write_bytes(b"moving pictures")
     return Media(path=path, suffix="mp4", start=1.5)
 
 
@@ -199,13 +198,11 @@ def test_clips_of_the_shards_that_a_stopped_run_finished_are_taken_by_the_next(
             write_shards(folder, [], stopped(beyond))
         found = clips_in(folder)
         assert sorted(found) == [f"clip-{n}" for n in range(4)]
-    again = [(sample(n), found[f"clip-{n}"]) for n in range(4)]
-    write_shards(folder, [], iter(again))
+    write_shards(folder, [], iter([(sample(n), found[f"clip-{n}"]) for n in range(4)]))
     assert {path.name for path in folder.iterdir()} == {"000000.tar", "000001.tar", "index.json"}
     with tarfile.open(folder / "000001.tar") as tar:
         first = tar.extractfile(tar.getmembers()[0])
-        assert first is not None
-        assert first.read() == media.path.read_bytes()
+        assert first is not None and first.read() == media.path.read_bytes()
 
 
 def test_killed_while_shards_take_their_places_the_next_run_mends_it(
@@ -215,19 +212,17 @@ def test_killed_while_shards_take_their_places_the_next_run_mends_it(
     folder = tmp_path / "out"
     write(folder, [sample(n) for n in range(3)], media)
     anew = [sample(0), sample(1, "anew"), sample(2, "anew")]
-    with monkeypatch.context() as patch:
-        real = replace_file
-        moved: list[Path] = []
+    moved: list[Path] = []
 
-        def replace_one(half: Path, target: Path) -> None:
-            if moved:
-                raise KeyboardInterrupt
-            moved.append(target)
-            real(half, target)
+    def replace_one(half: Path, target: Path) -> None:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(target)
+        replace_file(half, target)
 
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shards, "replace_file", replace_one)
-        with pytest.raises(KeyboardInterrupt):
-            write(folder, anew, media)
+        write(folder, anew, media)
     assert len(read_index(folder)) == 1
     assert write(folder, anew, media) == 2
     write(tmp_path / "fresh", anew, media)

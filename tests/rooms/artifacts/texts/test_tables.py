@@ -41,13 +41,10 @@ from tests.support.rows import HARD, caption, hard_rows
 from tests.support.web import web_server
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> list[Caption]:
-    made = hard_rows()
-    write_jsonl(tmp_path / "captions.jsonl", made)
-    write_csv(tmp_path / "captions.csv", made)
-    write_parquet(tmp_path / "captions.parquet", made)
-    return made
+def write_all(folder: Path, rows: list[Caption]) -> None:
+    write_jsonl(folder / "captions.jsonl", rows)
+    write_csv(folder / "captions.csv", rows)
+    write_parquet(folder / "captions.parquet", rows)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -55,14 +52,12 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def test_pandas_reads_from_csv_what_the_lines_say(rows: list[Caption], tmp_path: Path) -> None:
+def test_pandas_reads_from_csv_what_the_lines_say(tmp_path: Path) -> None:
     import pandas
 
-    found = pandas.read_csv(
-        tmp_path / "captions.csv",
-        keep_default_na=False,
-        converters={name: json.loads for name in ("precision", "frames", "warnings")},
-    )
+    write_all(tmp_path, hard_rows())
+    converters = {name: json.loads for name in ("precision", "frames", "warnings")}
+    found = pandas.read_csv(tmp_path / "captions.csv", keep_default_na=False, converters=converters)
     names = "media_path source start end caption model prompt precision frames features tokens"
     assert [*found] == [*names.split(), "ended", *CONFIDENCE, "warnings"]
     assert [*lines(tmp_path)[0]] == [*found]
@@ -71,14 +66,12 @@ def test_pandas_reads_from_csv_what_the_lines_say(rows: list[Caption], tmp_path:
     assert types == ["float64", "float64", "int64"]
 
 
-def test_parquet_has_the_same_types_whatever_is_in_it(rows: list[Caption], tmp_path: Path) -> None:
-    from pyarrow import parquet
-
-    empty = tmp_path / "empty.parquet"
-    write_parquet(empty, [])
-    full = parquet.read_table(tmp_path / "captions.parquet")
+def test_parquet_has_the_same_types_whatever_is_in_it(tmp_path: Path) -> None:
+    write_all(tmp_path, hard_rows())
+    write_parquet(tmp_path / "empty.parquet", [])
+    full = pq.read_table(tmp_path / "captions.parquet")
     assert full.to_pylist() == lines(tmp_path)
-    schema = parquet.read_table(empty).schema
+    schema = pq.read_table(tmp_path / "empty.parquet").schema
     assert schema == full.schema
     assert {field.name: str(field.type) for field in schema} == {
         **dict.fromkeys(KINDS, "string"),
@@ -92,25 +85,18 @@ def test_parquet_has_the_same_types_whatever_is_in_it(rows: list[Caption], tmp_p
 
 
 def test_large_tables_are_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyarrow import parquet
-
     monkeypatch.setattr(tables, "GROUP_ROWS", 4)
     made = hard_rows()
     write_parquet(tmp_path / "captions.parquet", iter(made))
-    file = parquet.ParquetFile(tmp_path / "captions.parquet")
+    file = pq.ParquetFile(tmp_path / "captions.parquet")
     assert file.num_row_groups == -(-len(made) // 4)
     assert file.read().column("caption").to_pylist() == [row.caption for row in made]
 
 
 def test_what_utf8_cannot_hold_is_written_alike(tmp_path: Path) -> None:
-    from pyarrow import parquet
-
-    odd = [replace(hard_rows()[0], prompt="a\udce9b")]
-    write_jsonl(tmp_path / "captions.jsonl", odd)
-    write_csv(tmp_path / "captions.csv", odd)
-    write_parquet(tmp_path / "captions.parquet", odd)
+    write_all(tmp_path, [replace(hard_rows()[0], prompt="a\udce9b")])
     (line,) = lines(tmp_path)
-    assert parquet.read_table(tmp_path / "captions.parquet").to_pylist() == [line]
+    assert pq.read_table(tmp_path / "captions.parquet").to_pylist() == [line]
     assert line["prompt"] == "a?b" and ",a?b," in (tmp_path / "captions.csv").read_text()
 
 
@@ -141,8 +127,7 @@ def test_text_is_one_line_a_chunk() -> None:
 
 
 def test_vtt_escapes_markup_and_stamps_times() -> None:
-    text = "".join(vtt_lines([caption("a <b> & c", 0.0, 30.0), caption("d", 3630.0, 3645.5)]))
-    assert text == (
+    assert "".join(vtt_lines([caption("a <b> & c", 0.0, 30.0), caption("d", 3630.0, 3645.5)])) == (
         "WEBVTT\n"
         "\n00:00:00.000 --> 00:00:30.000\na &lt;b&gt; &amp; c\n"
         "\n01:00:30.000 --> 01:00:45.500\nd\n"
@@ -170,8 +155,7 @@ def test_no_cue_is_of_no_length() -> None:
 
 
 def write(folder: Path, form: str, rows: list[Caption]) -> Path:
-    path = folder / f"track.{form}"
-    path.write_text("".join(WRITERS[form](rows)), encoding="utf-8")
+    (path := folder / f"track.{form}").write_text("".join(WRITERS[form](rows)), encoding="utf-8")
     return path
 
 
@@ -179,9 +163,8 @@ def test_a_vtt_parser_reads_every_cue(tmp_path: Path) -> None:
     import webvtt
 
     rows = hard_rows()
-    *cues, image = webvtt.read(
-        str(write(tmp_path, "vtt", [*rows, caption("a photo", 0.0, 0.0)]))
-    ).captions
+    path = write(tmp_path, "vtt", [*rows, caption("a photo", 0.0, 0.0)])
+    *cues, image = webvtt.read(str(path)).captions
     texts = [(row, text) for row, text in zip(rows, ONE_LINE, strict=True) if text]
     escapes = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
     # This parser hands out the text of a cue as it is written.
@@ -223,8 +206,7 @@ track.track.mode = "showing";
 @pytest.mark.browser
 def test_a_browser_shows_every_cue_as_it_was_said(tmp_path: Path) -> None:
     rows = [*hard_rows(), caption("a picture", 60.0, 60.0)]
-    site = tmp_path / "site"
-    site.mkdir()
+    (site := tmp_path / "site").mkdir()
     write_text(site / NAME, vtt_lines(rows))
     write_text(site / "page.html", [PAGE.replace("TRACK", quote(NAME))])
     write_video(site / "v.webm", codec="libvpx")

@@ -2,7 +2,7 @@
 by a run that has failed. The store loses them here: it says of one record that another wrote it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +11,16 @@ from PIL import Image
 from pyarrow.parquet import read_table
 
 from artifacts.records.packs import Record, RecordSet
-from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.interfaces.cli.main import main
 from flows.outputs.write import missing_error
 from tests.support.builders.clip import save_clip
-from tests.support.inside import Ended, InsideLauncher
+from tests.support.inside import stages_inside
 from tests.support.pipeline import read_lines
 
 PICTURES = ("a.png", "b.png", "c.png")
 EVER = 1000
-KINDS = {
-    "caption": "captions",
-    "embed": "embeddings",
-    "label": "embeddings",
-    "index": "embeddings",
-    "sift": "marks",
-    "tune": "features",
-}
+KINDS = {"caption": "captions", "sift": "marks", "tune": "features"}
+KINDS |= dict.fromkeys(("embed", "label", "index"), "embeddings")
 """Command → kind of its last records of media."""
 WITH_ROWS = {"caption", "embed", "label", "sift"}
 """Commands whose outputs name the file of each row."""
@@ -35,34 +28,32 @@ SLOW = [pytest.param(verb, marks=pytest.mark.slow) for verb in KINDS if verb != 
 """All that load models."""
 
 
-class LossyStore:
-    """Loses the record that is first published of a kind, so many times."""
+Lose = Callable[[str, int], None]
 
-    def __init__(self, kind: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._kind, self._times = kind, times
-        self._lost = ""
-        publish = RecordSet.publish
+
+@pytest.fixture
+def lose(monkeypatch: pytest.MonkeyPatch) -> Lose:
+    """Let the store lose the record that is first published of a kind, so many times."""
+
+    def lose(kind: str, times: int) -> None:
+        publish, lost = RecordSet.publish, ""
 
         def lossy(record_set: RecordSet, records: Sequence[Record]) -> list[str]:
-            return publish(record_set, self._left(record_set, records))
+            nonlocal lost, times
+            if records and record_set.folder.split("/")[0] == kind and times:
+                lost, count = lost or records[0].key, len(records)
+                records = [record for record in records if record.key != lost]
+                times -= len(records) < count
+            return publish(record_set, records)
 
         monkeypatch.setattr(RecordSet, "publish", lossy)
 
-    def _left(self, record_set: RecordSet, records: Sequence[Record]) -> Sequence[Record]:
-        if not records or record_set.folder.split("/")[0] != self._kind or not self._times:
-            return records
-        self._lost = self._lost or records[0].key
-        left = [record for record in records if record.key != self._lost]
-        self._times -= len(left) < len(records)
-        return left
+    return lose
 
 
 @pytest.fixture(autouse=True)
 def stages_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(launcher: DirectLauncher, call: StageCall) -> Ended:
-        return InsideLauncher(listen=launcher._on_event).start(call)
-
-    monkeypatch.setattr(DirectLauncher, "start", start)
+    stages_inside(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +62,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place(tmp_path: Path) -> Path:
     """Three pictures of noise, and a caption of each."""
     (tmp_path / "media").mkdir()
     draw = np.random.default_rng(3)
@@ -80,7 +71,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
         Image.fromarray(pixels).save(tmp_path / "media" / name)
     lines = [{"path": f"media/{name}", "caption": f"Noise {name}."} for name in PICTURES]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    yield tmp_path
+    return tmp_path
 
 
 def run(verb: str, place: Path, clip: Path, *more: str) -> int:
@@ -109,13 +100,9 @@ def rows(verb: str, out: Path) -> list[str]:
 
 @pytest.mark.parametrize("verb", ["sift", *SLOW])
 def test_an_item_that_is_lost_again_and_again_is_named(
-    verb: str,
-    place: Path,
-    clip: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    verb: str, place: Path, clip: Path, lose: Lose, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    LossyStore(KINDS[verb], EVER, monkeypatch)
+    lose(KINDS[verb], EVER)
     code, printed = run(verb, place, clip), capfd.readouterr().err
     assert code == 5, f"exit code {code}: {printed.splitlines()[-1]}"
     (lost,) = (name for name in PICTURES if f"for 1 item of {name}, which" in printed)
@@ -126,13 +113,9 @@ def test_an_item_that_is_lost_again_and_again_is_named(
 
 @pytest.mark.parametrize("verb", ["sift", *SLOW])
 def test_an_item_that_is_lost_twice_is_made_once_more(
-    verb: str,
-    place: Path,
-    clip: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    verb: str, place: Path, clip: Path, lose: Lose, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    LossyStore(KINDS[verb], 2, monkeypatch)
+    lose(KINDS[verb], 2)
     code = run(verb, place, clip)
     printed = "".join(capfd.readouterr())
     if verb in WITH_ROWS:

@@ -108,8 +108,7 @@ def test_another_prompt_opens_no_media_file(place: Place, tmp_path: Path) -> Non
     again = replace(place, out=tmp_path / "out")
     trace = tmp_path / "trace"
     traced = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2", "-o", str(trace)]
-    command = [*traced, *again.command(*OPTIONS, "--prompt", "What happens?")]
-    done = completed(command)
+    done = completed([*traced, *again.command(*OPTIONS, "--prompt", "What happens?")])
     assert done.returncode == 1, done.stderr
     stages = again.stages()
     assert [stages[name]["processes"] for name in ("frames", "encode", "decode")] == [0, 0, 1]
@@ -125,8 +124,7 @@ def test_another_prompt_opens_no_media_file(place: Place, tmp_path: Path) -> Non
 def test_a_damaged_record_is_made_again_by_the_same_run(place: Place, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(place.store, store)
-    for pack in (store / "captions").rglob("*.pack"):
-        pack.unlink()
+    shutil.rmtree(store / "captions")
     bad = sorted((store / "features").rglob("*.pack"))[0]
     data = bytearray(bad.read_bytes())
     data[-1] ^= 0xFF
@@ -166,18 +164,15 @@ def test_a_closed_terminal_ends_a_run_in_order(tmp_path: Path) -> None:
     def begin() -> None:
         fcntl.ioctl(its, termios.TIOCSCTTY, 0)
 
-    streams: Any = {"stdin": its, "stdout": its, "stderr": its}
-    running = subprocess.Popen(
-        command, cwd=ROOT, **streams, start_new_session=True, preexec_fn=begin
-    )
+    options: Any = {"stdin": its, "stdout": its, "stderr": its, "start_new_session": True}
+    running = subprocess.Popen(command, cwd=ROOT, preexec_fn=begin, **options)
     os.close(its)
     text = b""
     while not (fresh.out / "logs" / "encode.items.jsonl").exists():
         text += os.read(ours, 4096)
     os.close(ours)
     assert running.wait(SECONDS) == 4 and b"Traceback" not in text
-    record = json.loads((fresh.out / "run.json").read_text())
-    assert record["state"] == "interrupted"
+    assert json.loads((fresh.out / "run.json").read_text())["state"] == "interrupted"
     assert (fresh.out / "captions.jsonl").exists()
     assert completed(command, timeout=SECONDS).returncode == 0
     assert not [key for key, count in fresh.journal("encode").items() if count > 1]
@@ -273,11 +268,8 @@ def test_of_two_that_repeat_only_the_inner_one_does() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, stop)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        repeating_dropped_interrupts(stop),
-        repeating_dropped_interrupts(stop),
-    ):
+    outer, inner = repeating_dropped_interrupts(stop), repeating_dropped_interrupts(stop)
+    with pytest.raises(KeyboardInterrupt), outer, inner:
         Signalling(signal.SIGINT)
         threading.Event().wait(20)
     threading.Event().wait(0.1)
@@ -298,15 +290,13 @@ def test_other_ignored_exceptions_are_told_as_before(monkeypatch: pytest.MonkeyP
         def __del__(self) -> None:
             raise ValueError("lost")
 
-    messages: list[str] = []
-    monkeypatch.setattr(
-        "sys.unraisablehook", lambda dropped: messages.append(str(dropped.exc_value))
-    )
+    dropped: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", dropped.append)
     before = sys.unraisablehook
     with stopped_in_order():
         assert sys.unraisablehook is not before
         Failing()
-    assert messages == ["lost"] and sys.unraisablehook is before
+    assert [str(each.exc_value) for each in dropped] == ["lost"] and sys.unraisablehook is before
 
 
 def test_threads_leave_the_hook_of_the_process_alone() -> None:

@@ -124,25 +124,24 @@ def frames_left(config: CaptionConfig) -> tuple[int, int]:
 def beside(config: CaptionConfig, *names: str, **options: Any) -> CaptionConfig:
     """Another run over these files of the same folder, with the same store."""
     sources = tuple(str(Path(config.sources[0]) / name) for name in names)
-    out = f"{config.out}-{'-'.join(names)}"
-    return replace(config, sources=sources, **{"out": out, **options})
+    return replace(config, sources=sources, **{"out": f"{config.out}-{'-'.join(names)}", **options})
 
 
-def run_around(outer: CaptionConfig, inner: Callable[[], None], stages: Stages) -> None:
-    """Run `outer`; while it runs and has done nothing yet, call `inner`."""
-    caption(outer, Display(quiet=True), stages.launcher, lambda *_: inner())
+def run_around(outer: CaptionConfig, inner: CaptionConfig, stages: Stages) -> list[tuple[int, int]]:
+    """Run `outer`, and, before it has done anything, `inner`. Return the frames that each left."""
+    left = []
+
+    def run_inner(*_: object) -> None:
+        run(inner, Stages())
+        left.append(frames_left(inner))
+
+    caption(outer, Display(quiet=True), stages.launcher, run_inner)
+    return [*left, frames_left(outer)]
 
 
 def test_frames_go_though_another_run_uses_the_store(config: CaptionConfig) -> None:
     first, second = beside(config, "0.mp4", "1.mp4"), beside(config, "2.mp4", "3.mp4")
-    left: list[tuple[int, int]] = []
-
-    def run_first() -> None:
-        run(first, Stages())
-        left.append(frames_left(config))
-
-    run_around(second, run_first, Stages())
-    assert [*left, frames_left(config)] == [(0, 0), (0, 0)]
+    assert run_around(second, first, Stages()) == [(0, 0), (0, 0)]
 
 
 @pytest.mark.slow
@@ -153,60 +152,48 @@ def test_frames_others_need_are_kept(config: CaptionConfig, tmp_path: Path, kind
     shutil.copytree(config.model, tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").write_text("others")
     second = beside(config, *(f"{at}.{kind}" for at in (2, 3)), model=str(tmp_path / "other"))
-    left: list[tuple[int, int]] = []
-
-    def run_first() -> None:
-        run(first, Stages())
-        left.append(frames_left(config))
-
     stages = Stages()
-    run_around(second, run_first, stages)
+    assert run_around(second, first, stages) == [(1, 1), (0, 0)]
     cut = [m.path for c in stages.calls if c.name == "frames" for m in job_fields(c.job)["media"]]
     assert [Path(path).name for path in cut] == [f"3.{kind}"]
-    assert [*left, frames_left(config)] == [(1, 1), (0, 0)]
 
 
 def test_frames_that_two_runs_shared_go_with_the_later_one(config: CaptionConfig) -> None:
     """Each of the two runs still needs the clip when the other has encoded it."""
     left = []
-
-    class Ending(Stages):
-        def start(self, call: StageCall) -> Answer:
-            if call.name == "decode":
-                left.append(frames_left(config))
-                other.close()
-            return super().start(call)
-
     with ExitStack() as other:
         other.enter_context(hold_lease(prepare(beside(config, "0.mp4"), Stages())))
-        run(config, Ending())
+        other.callback(lambda: left.append(frames_left(config)))
+        run(config, Disturbed("decode", other.close))
     assert [*left, frames_left(config)] == [(1, 1), (0, 0)]
 
 
-class Together(Stages):
-    """Stages of runs that begin to decode at the same time."""
+class Disturbed(Stages):
+    """A launcher that calls a function before it starts one stage."""
 
-    def __init__(self, barrier: threading.Barrier) -> None:
+    def __init__(self, stage: str, happens: Callable[[], object]) -> None:
         super().__init__()
-        self._barrier = barrier
+        self._stage = stage
+        self._happens = happens
 
     def start(self, call: StageCall) -> Answer:
-        if call.name == "decode":
-            self._barrier.wait(60)
+        if call.name == self._stage:
+            self._stage = ""
+            self._happens()
         return super().start(call)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", [("0.mp4", "1.mp4"), ("2.mp4", "3.mp4")])
 def test_runs_that_end_together_leave_none(config: CaptionConfig, second: tuple[str, str]) -> None:
-    configs = [
-        beside(config, "0.mp4", "1.mp4"),
-        beside(config, *second, out=f"{config.out}-second"),
-    ]
+    other = beside(config, *second, out=f"{config.out}-second")
     for _ in range(20):
-        barrier = threading.Barrier(2)
+        decoding = threading.Barrier(2, timeout=60)
         with ThreadPoolExecutor(max_workers=2) as pool:
-            done = [pool.submit(run, each, Together(barrier)) for each in configs]
+            done = [
+                pool.submit(run, each, Disturbed("decode", decoding.wait))
+                for each in (beside(config, "0.mp4", "1.mp4"), other)
+            ]
             assert [each.result() for each in done] == [2, 2]
         assert frames_left(config) == (0, 0)
         shutil.rmtree(config.store)
@@ -270,21 +257,6 @@ def test_a_new_or_changed_file_is_encoded_without_the_frames_of_the_others(
     assert message.path.endswith(name)
 
 
-class Disturbed(Stages):
-    """A launcher that calls a function before it starts one stage."""
-
-    def __init__(self, stage: str, happens: Callable[[], object]) -> None:
-        super().__init__()
-        self._stage = stage
-        self._happens = happens
-
-    def start(self, call: StageCall) -> Answer:
-        if call.name == self._stage:
-            self._stage = ""
-            self._happens()
-        return super().start(call)
-
-
 def ends(config: CaptionConfig) -> dict[str, float]:
     rows = read_lines(Path(config.out) / "captions.jsonl")
     return {row["media_path"]: row["end"] for row in rows}
@@ -311,8 +283,7 @@ def test_a_file_replaced_after_that_is_in_no_shard(config: CaptionConfig, tmp_pa
     following = write_video(tmp_path / "next.mp4", ticks=range(90))
     first = tmp_path / "clips" / "0.mp4"
     stages = Disturbed("decode", lambda: os.replace(following, first))
-    shards = replace(config, format=("webdataset",))
-    result = caption(shards, Display(quiet=True), stages.launcher)
+    result = caption(replace(config, format=("webdataset",)), Display(quiet=True), stages.launcher)
     assert result.captions == 5 and "files changed" in result.warnings[-1]
     (shard,) = (tmp_path / "out" / "webdataset").glob("*.tar")
     with tarfile.open(shard) as tar:
@@ -367,8 +338,7 @@ def test_a_text_is_written_though_a_chunk_is_refused(config: CaptionConfig, tmp_
 
 
 def test_a_name_that_is_no_utf8_costs_no_output(config: CaptionConfig, tmp_path: Path) -> None:
-    odd = os.fsencode(tmp_path / "clips") + b"/caf\xe9.mp4"
-    os.rename(tmp_path / "clips" / "0.mp4", odd)
+    os.rename(tmp_path / "clips" / "0.mp4", os.fsencode(tmp_path / "clips") + b"/caf\xe9.mp4")
     assert run(config, Stages()) == 5
     assert "caf\ufffd.mp4" in (tmp_path / "out" / "captions.jsonl").read_text()
 

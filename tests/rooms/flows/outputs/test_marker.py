@@ -22,14 +22,9 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Marker:
-    (tmp_path / "store").mkdir()
-    return Marker(
-        command="caption",
-        words=("caption", os.fsdecode(b"\xff"), "ü"),
-        folder="/films",
-        store=str(tmp_path / "store"),
-        outputs=("captions.jsonl",),
-    )
+    (store := tmp_path / "store").mkdir()
+    made = Marker(command="caption", words=("caption", os.fsdecode(b"\xff"), "ü"))
+    return replace(made, folder="/films", store=str(store), outputs=("captions.jsonl",))
 
 
 def test_a_folder_is_its_users_own_also_after_a_move(tmp_path: Path, marker: Marker) -> None:
@@ -41,9 +36,7 @@ def test_a_folder_is_its_users_own_also_after_a_move(tmp_path: Path, marker: Mar
     assert own_marker(tmp_path / "moved") is not None
 
 
-def test_another_user_proves_nothing_but_a_named_store_does(
-    tmp_path: Path, marker: Marker, state: Path
-) -> None:
+def test_a_named_store_proves_not_another_user(tmp_path: Path, marker: Marker, state: Path) -> None:
     out, store = tmp_path / "out", marker.store
     write_marker(out, marker)
     assert (state / "penstock" / NOTES).stat().st_mode & 0o777 == 0o600

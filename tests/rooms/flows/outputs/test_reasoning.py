@@ -28,7 +28,6 @@ from tests.support.pipeline import Place, read_lines
 from tests.support.saying import Saying, lines, make, run
 from tests.support.stand_ins import PROFILE
 
-SLOW = pytest.mark.slow
 OPENING = "<|im_start|>assistant\n<think>\n"
 SWITCHED = (
     "<|im_start|>assistant\n{% if '/no_think' in messages[-1]['content'][-1]['text'] %}"
@@ -82,7 +81,7 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["inflight", pytest.param("transformers", marks=SLOW)])
+@pytest.mark.parametrize("engine", ["inflight", "transformers"])
 def test_reasoning_that_a_template_opens_is_no_caption(place: Place, engine: str) -> None:
     requests: dict[str, Any] = {"chunk": 1.0, "max_new_tokens": 6, "engine": engine}
     requests |= {"strip_think": True, "prompt": "What?"}
@@ -102,7 +101,7 @@ def test_reasoning_that_a_template_opens_is_no_caption(place: Place, engine: str
     assert all(row["caption"].startswith("A") for row in place.captions()) and place.captions()
 
 
-@SLOW
+@pytest.mark.slow
 def test_a_summary_that_is_reasoning_alone_is_a_failure(place: Place) -> None:
     requests: dict[str, Any] = {"chunk": 1.0, "max_new_tokens": 16, "prompt": "What? /no_think"}
     requests |= {"summary": True, "max_frames": 1}
@@ -208,5 +207,4 @@ def test_a_cut_answer_of_a_server_stays_with_a_warning(config: CaptionConfig) ->
     for text, ended, warns in (("It has", "length", True), ("It has", "stop", False)):
         stored = {"caption": text, "ended": ended}
         assert _text_and_warnings(job, stored) == (text, [MAYBE_THINKING] * warns)
-    cut = {"caption": "<think>It has", "ended": "length"}
-    assert _text_and_warnings(job, cut) == (None, [])
+    assert _text_and_warnings(job, {"caption": "<think>It has", "ended": "length"}) == (None, [])

@@ -21,6 +21,7 @@ from stages.decode.generation import DecodeJob, SamplingParams
 from stages.decode.json_schema import canonical
 from stages.process.events import StageOutcome
 from tests.support.forms import SHORT, SIX, TAGS, text_of
+from tests.support.pipeline import read_lines
 from tests.support.saying import ALL, Saying, lines, make, run, samples
 
 # The library leaves its shards open.
@@ -77,8 +78,7 @@ def test_lines_have_fields_and_tables_a_column_a_property(config: CaptionConfig)
     assert cells["title"] == ANSWER["title"] and json.loads(cells["tags"]) == ANSWER["tags"]
     (messages,) = {c.job.generation.schema for c in stages.calls if isinstance(c.job, DecodeJob)}
     assert messages == canonical(text_of(SIX))
-    text = (Path(config.out) / "photo.txt").read_text(encoding="utf-8")
-    assert text.startswith('P {"title":')
+    assert (Path(config.out) / "photo.txt").read_text(encoding="utf-8").startswith('P {"title":')
 
 
 def test_without_a_schema_lines_and_columns_are_as_before(config: CaptionConfig) -> None:
@@ -189,8 +189,7 @@ def test_a_larger_limit_makes_what_was_cut_and_no_more(tmp_path: Path, capsys: S
     for limit, made, code in ((9, 0, 1), (9, 0, 1), (100, 1, 0), (101, 0, 0)):
         assert main([*command, str(limit)]) == code, capsys.readouterr()
         captions, failures = (
-            [json.loads(line) for line in (out / name).read_text().splitlines()]
-            for name in ("captions.jsonl", "failures.jsonl")
+            read_lines(out / f"{name}.jsonl") for name in ("captions", "failures")
         )
         if code:
             assert not captions

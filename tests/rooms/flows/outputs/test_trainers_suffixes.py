@@ -51,8 +51,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
     """A run over a file of each suffix, and two that are damaged."""
     pytest.importorskip("pillow_heif").register_heif_opener()
     root = tmp_path_factory.mktemp("suffixes")
-    media = root / "media"
-    media.mkdir()
+    (media := root / "media").mkdir()
     frames = b"".join(picture(index).tobytes() for index in range(FRAMES))
     for suffix in VIDEO_SUFFIXES:
         write_moving(media / f"s{suffix[1:]}{suffix}", RAW, frames)
@@ -112,9 +111,7 @@ def unlike(found: list[NDArray[Any]], expected: list[NDArray[Any]], aspect: floa
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_every_suffix_is_shown_as_the_model_saw_it_or_left_out_with_a_note(
-    config: CaptionConfig, name: str
-) -> None:
+def test_every_suffix_is_shown_as_seen_or_is_noted(config: CaptionConfig, name: str) -> None:
     wrong: dict[str, str] = {}
     sources = {path.stem: path for path in Path(config.sources[0]).iterdir() if path.suffix}
     for stem, path in listed(config, name):

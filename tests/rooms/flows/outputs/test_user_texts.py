@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from flows.commands.tune.training_data import examples_in
 from flows.core.media.generated_files import OF_LABELS, GeneratedFiles, about
 from flows.core.options.commands import CaptionConfig
 from tests.support.media import write_video
-from tests.support.saying import run
+from tests.support.pipeline import read_lines
+from tests.support.saying import lines, run
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS
 
@@ -31,10 +33,15 @@ def picture(path: Path, level: int) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> CaptionConfig:
-    (tmp_path / "clips").mkdir()
-    picture(tmp_path / "clips" / "a.png", 90)
-    return config_in(tmp_path, tmp_path / "clips", format=("txt", "kohya"))
+def clips(tmp_path: Path) -> Path:
+    (clips := tmp_path / "clips").mkdir()
+    picture(clips / "a.png", 90)
+    return clips
+
+
+@pytest.fixture
+def config(clips: Path, tmp_path: Path) -> CaptionConfig:
+    return config_in(tmp_path, clips, format=("txt", "kohya"))
 
 
 def learned(config: CaptionConfig, **options: object) -> str:
@@ -47,28 +54,26 @@ def learned(config: CaptionConfig, **options: object) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_what_a_run_wrote_about_another_file_of_the_name_is_no_text_of_a_user(
-    config: CaptionConfig, tmp_path: Path, beside: bool
+    config: CaptionConfig, clips: Path, beside: bool
 ) -> None:
-    text = (tmp_path / "clips" if beside else Path(config.out)) / "a.txt"
+    text = (clips if beside else Path(config.out)) / "a.txt"
     assert "Then?" in learned(config, prompt="Then?", beside=beside)
-    picture(tmp_path / "clips" / "a.png", 200)
+    picture(clips / "a.png", 200)
     now = learned(config, prompt="Now?", beside=beside)
     assert "Now?" in now and "Then?" not in now
     assert "Now?" in text.read_text() and "Then?" not in text.read_text()
-    picture(tmp_path / "clips" / "a.png", 30)  # and by a run that no longer asks for texts
+    picture(clips / "a.png", 30)  # and by a run that no longer asks for texts
     assert "Later?" in learned(config, prompt="Later?", format=("kohya",))
     assert beside or "Later?" in text.read_text()
 
 
-def test_a_text_of_a_user_stays_one_when_another_medium_has_its_stem(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_user_s_text_stays_when_others_share_its_stem(config: CaptionConfig, clips: Path) -> None:
     model = learned(config)
     (Path(config.out) / "a.txt").write_text("mine")
     assert learned(config) == "mine"
-    write_video(tmp_path / "clips" / "a.mp4")
+    write_video(clips / "a.mp4")
     assert learned(config) == "mine"
-    (tmp_path / "clips" / "a.mp4").unlink()
+    (clips / "a.mp4").unlink()
     assert learned(config) == "mine" != model
 
 
@@ -83,53 +88,48 @@ LINKS: dict[str, Callable[[Path, Path], object]] = {
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("kind", LINKS)
 def test_a_text_that_leads_elsewhere_is_not_read(
-    config: CaptionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, beside: bool
+    config: CaptionConfig, clips: Path, monkeypatch: pytest.MonkeyPatch, kind: str, beside: bool
 ) -> None:
     monkeypatch.setenv("TOKEN", PRIVATE)
-    (tmp_path / "private.txt").write_text(PRIVATE)
-    text = (tmp_path / "clips" if beside else Path(config.out)) / "a.txt"
+    (private := clips.with_name("private.txt")).write_text(PRIVATE)
+    text = (clips if beside else Path(config.out)) / "a.txt"
     text.parent.mkdir(exist_ok=True)
-    LINKS[kind](text, tmp_path / "private.txt")
+    LINKS[kind](text, private)
     result = run(replace(config, format=("kohya",)))
     (caption,) = READERS["kohya"](Path(config.out)).values()
     assert PRIVATE not in caption
     (note,) = (note for note in result.warnings if "not read" in note)
     assert str(text) in note and "link" in note
-    assert (tmp_path / "private.txt").read_text() == PRIVATE
+    assert private.read_text() == PRIVATE
     assert PRIVATE not in learned(config, format=("kohya",), prompt="Which of {tags}?")
 
 
 def test_texts_of_the_hub_s_cache_and_links_within_the_folder_are_read(
-    config: CaptionConfig, tmp_path: Path
+    config: CaptionConfig, clips: Path, tmp_path: Path
 ) -> None:
-    cache = tmp_path / "datasets--a--b"
-    (cache / "blobs").mkdir(parents=True)
-    (cache / "snapshots" / "0").mkdir(parents=True)
-    for name, content in (("a.png", None), ("a.txt", "theirs")):
-        blob = cache / "blobs" / ("f" * 39 + str(len(name)) + name[-1])
-        picture(tmp_path / "made.png", 50)
-        blob.write_bytes((tmp_path / "made.png").read_bytes() if content is None else b"theirs")
-        (cache / "snapshots" / "0" / name).symlink_to(f"../../blobs/{blob.name}")
-    assert learned(config, sources=(str(cache / "snapshots" / "0"),)) == "theirs"
-    (found,) = examples_in(str(cache / "snapshots" / "0"))
+    (blobs := tmp_path / "datasets--a--b" / "blobs").mkdir(parents=True)
+    (snapshot := tmp_path / "datasets--a--b" / "snapshots" / "0").mkdir(parents=True)
+    picture(tmp_path / "made.png", 50)
+    contents = {"a.png": (tmp_path / "made.png").read_bytes(), "a.txt": b"theirs"}
+    for name, content in contents.items():
+        (blob := blobs / ("f" * 39 + str(len(name)) + name[-1])).write_bytes(content)
+        (snapshot / name).symlink_to(f"../../blobs/{blob.name}")
+    assert learned(config, sources=(str(snapshot),)) == "theirs"
+    (found,) = examples_in(str(snapshot))
     assert found.caption == "theirs"
-    (tmp_path / "clips" / "words").mkdir()
-    (tmp_path / "clips" / "words" / "a.txt").write_text("within")
-    (tmp_path / "clips" / "a.txt").symlink_to("words/a.txt")
+    (clips / "words").mkdir()
+    (clips / "words" / "a.txt").write_text("within")
+    (clips / "a.txt").symlink_to("words/a.txt")
     assert learned(config, replace=True) == "within"
 
 
 @pytest.mark.parametrize("kind", LINKS)
-def test_a_training_refuses_a_text_that_leads_elsewhere(tmp_path: Path, kind: str) -> None:
-    picture(tmp_path / "a.png", 90)
-    folder = tmp_path / "data"
-    folder.mkdir()
-    picture(folder / "a.png", 90)
-    (tmp_path / "private.txt").write_text(PRIVATE)
-    LINKS[kind](folder / "a.txt", tmp_path / "private.txt")
+def test_a_training_refuses_a_text_that_leads_elsewhere(clips: Path, kind: str) -> None:
+    (private := clips.with_name("private.txt")).write_text(PRIVATE)
+    LINKS[kind](clips / "a.txt", private)
     with pytest.raises(UsageError, match="link") as refused:
-        examples_in(str(folder))
-    assert str(folder / "a.txt") in str(refused.value)
+        examples_in(str(clips))
+    assert str(clips / "a.txt") in str(refused.value)
 
 
 def many(config: CaptionConfig, *sources: Path | str, **options: object) -> dict[str, str]:
@@ -138,8 +138,9 @@ def many(config: CaptionConfig, *sources: Path | str, **options: object) -> dict
     found = run(replace(config, sources=named, format=("txt", "hf"), **options))  # type: ignore[arg-type]
     assert found.exit_code == 0
     folder = Path(config.out) / "hf" / "images"
-    rows = map(json.loads, (folder / "metadata.jsonl").read_text().splitlines())
-    texts = {folder / row["file_name"]: row["text"] for row in rows}
+    texts = {
+        folder / row["file_name"]: row["text"] for row in read_lines(folder / "metadata.jsonl")
+    }
     return {NAMES[int(np.asarray(Image.open(p)).flat[0])]: text for p, text in texts.items()}
 
 
@@ -186,8 +187,7 @@ def test_texts_by_hand_stay_with_their_media_when_others_of_the_name_come_and_go
     assert many(config, bright) == {"bright": mine["bright"]}
     (tmp_path / "away.png").rename(grey / "c.png")
     assert many(config, bright, grey) == mine
-    moved = bright.rename(tmp_path / "moved")
-    assert many(config, moved, grey) == mine
+    assert many(config, bright.rename(tmp_path / "moved"), grey) == mine
 
 
 def test_a_lone_text_by_hand_stays_its_own(config: CaptionConfig, sources: dict[str, Path]) -> None:
@@ -198,19 +198,15 @@ def test_a_lone_text_by_hand_stays_its_own(config: CaptionConfig, sources: dict[
 
 
 @pytest.mark.parametrize("name", ["A.png", "0/a.png"])
-def test_a_text_by_hand_stays_with_its_medium_when_a_copy_comes(
-    config: CaptionConfig, tmp_path: Path, name: str
-) -> None:
+def test_a_text_stays_when_a_copy_comes(config: CaptionConfig, clips: Path, name: str) -> None:
     """The copy is looked at first: it has the content, and in OUT the name, too."""
     run(config)
     (Path(config.out) / "a.txt").write_text("mine")
-    copy = tmp_path / "clips" / name
-    copy.parent.mkdir(exist_ok=True)
-    shutil.copy(tmp_path / "clips" / "a.png", copy)
-    folders = (str(copy.parent), str(tmp_path / "clips"))
-    run(replace(config, sources=tuple(dict.fromkeys(folders))))
-    rows = map(json.loads, (Path(config.out) / "captions.jsonl").read_text().splitlines())
-    assert len({(row["media_path"], row["source"]) for row in rows}) == 2
+    (clips / name).parent.mkdir(exist_ok=True)
+    shutil.copy(clips / "a.png", clips / name)
+    folders = dict.fromkeys((str((clips / name).parent), str(clips)))
+    run(replace(config, sources=tuple(folders)))
+    assert len({(row["media_path"], row["source"]) for row in lines(config)}) == 2
     assert (Path(config.out) / "a.txt").read_text() == "mine"
     texts = sorted(path.name for path in Path(config.out).glob("*.txt"))
     assert len(texts) == 2, texts
@@ -218,11 +214,9 @@ def test_a_text_by_hand_stays_with_its_medium_when_a_copy_comes(
     assert sorted(text == "mine" for text in said.values()) == [False, True]
 
 
-def test_a_text_under_another_spelling_of_a_name_is_of_an_earlier_run(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_texts_of_another_spelling_are_of_earlier_runs(config: CaptionConfig, clips: Path) -> None:
     run(config)
-    (tmp_path / "clips" / "a.png").rename(tmp_path / "clips" / "A.png")
+    (clips / "a.png").rename(clips / "A.png")
     result = run(config)
     assert {path.name for path in Path(config.out).glob("*.txt")} == {"A.txt", "a.txt"}
     assert any("a.txt" in note for note in result.warnings), result.warnings
@@ -247,9 +241,7 @@ def test_texts_of_two_prompts_of_a_list_stay_with_their_prompts(
     assert texts("How many?") == ["one, by hand"]
 
 
-def test_what_a_run_with_another_store_wrote_is_no_text_of_a_user(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_a_text_of_another_store_s_run_is_no_user_s(config: CaptionConfig, tmp_path: Path) -> None:
     before = learned(config, prompt="Then?")
     picture(tmp_path / "clips" / "a.png", 200)
     now = learned(config, prompt="Now?", store=str(tmp_path / "other"))
@@ -258,28 +250,27 @@ def test_what_a_run_with_another_store_wrote_is_no_text_of_a_user(
 
 
 def test_formats_of_the_folder_are_written_again_whatever_users_made_of_their_files(
-    config: CaptionConfig, tmp_path: Path
+    config: CaptionConfig, clips: Path
 ) -> None:
     learned(config)
     (Path(config.out) / "a.txt").write_text("mine")
-    picture(tmp_path / "clips" / "b.png", 200)
+    picture(clips / "b.png", 200)
     learned(config, format=())
     assert (Path(config.out) / "a.txt").read_text() == "mine"
     assert (Path(config.out) / "b.txt").is_file()
     result = run(replace(config, format=(), prompts={"x": "What?", "y": "How?"}))
     names = {each.name for each in Path(config.out).glob("*.txt")}
     assert names == {"a.txt", "b.txt", "a.x.txt", "a.y.txt", "b.x.txt", "b.y.txt"}
-    note = "not from this run: 2 .txt files in the same folder (a.txt, b.txt)"
-    assert note in [*result.notes()]
+    assert "not from this run: 2 .txt files in the same folder (a.txt, b.txt)" in [*result.notes()]
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link"])
-def test_no_link_leads_to_what_remembers(config: CaptionConfig, tmp_path: Path, kind: str) -> None:
-    (tmp_path / "private.txt").write_text(PRIVATE)
+def test_the_note_of_texts_follows_no_link(config: CaptionConfig, clips: Path, kind: str) -> None:
+    (private := clips.with_name("private.txt")).write_text(PRIVATE)
     Path(config.out).mkdir()
-    LINKS[kind](Path(config.out) / ".written.jsonl", tmp_path / "private.txt")
+    LINKS[kind](Path(config.out) / ".written.jsonl", private)
     learned(config)
-    assert (tmp_path / "private.txt").read_text() == PRIVATE
+    assert private.read_text() == PRIVATE
 
 
 @pytest.mark.parametrize("names", [("a.short.png", "a.png"), ("a.png", "a.jpg")])
@@ -293,22 +284,22 @@ def test_a_text_beside_another_medium_is_not_replaced_by_a_run_of_its_own(
     run(replace(config, sources=(first,), prompt="First?", beside=True, format=("txt",)))
     assert "First?" in text.read_text()
     again = replace(config, sources=(second,), out=str(tmp_path / "other"), beside=True)
-    prompts = {"short": "Second?"} if "short" in first else {"": "Second?"}
-    requests = {"prompts": prompts} if "short" in first else {"prompt": "Second?"}
-    result = run(replace(again, format=("txt",), **requests))
+    named = {"prompts": {"short": "Second?"}}
+    request: dict[str, Any] = named if "short" in first else {"prompt": "Second?"}
+    result = run(replace(again, format=("txt",), **request))
     assert "First?" in text.read_text()
     assert any("kept 1 .txt file" in note for note in result.notes())
 
 
 def test_a_prompt_s_text_is_not_that_of_a_medium(config: CaptionConfig, tmp_path: Path) -> None:
     picture(tmp_path / "clips" / "a.short.png", 200)
-    media, out = str(tmp_path / "clips"), Path(config.out)
+    out, config = Path(config.out), replace(config, format=("txt", "hf"))
     prompts = {"short": "What?", "long": "How?"}
-    run(replace(config, sources=(media,), prompts=prompts, format=("txt", "hf")))
+    run(config, prompts=prompts)
     (out / "a.short.txt").write_text("mine of a")
-    run(replace(config, sources=(media,), prompts=prompts, format=("txt", "hf")))
+    run(config, prompts=prompts)
     assert list(READERS["hf"](out).values()).count("mine of a") == 1
-    run(replace(config, sources=(media,), prompt="What?", format=("txt", "hf")))
+    run(config, prompt="What?")
     assert "mine of a" not in READERS["hf"](out).values()
     assert (out / "a.short.txt").read_text() == "mine of a"
 
@@ -316,8 +307,7 @@ def test_a_prompt_s_text_is_not_that_of_a_medium(config: CaptionConfig, tmp_path
 def test_a_copied_folder_and_a_folder_of_a_data_set_s_name_are_no_work_of_users(
     config: CaptionConfig, tmp_path: Path
 ) -> None:
-    media = tmp_path / "clips" / "hf"
-    media.mkdir()
+    (media := tmp_path / "clips" / "hf").mkdir()
     picture(media / "b.png", 200)
     result = run(replace(config, format=("txt",), recursive=True))
     assert not any("earlier run" in note for note in result.notes())
@@ -338,8 +328,7 @@ def test_what_a_run_wrote_beside_one_medium_is_no_text_of_another(
         picture(tmp_path / "clips" / other, 200)
     only = replace(config, sources=(str(tmp_path / "clips" / other),), out=str(tmp_path / "o"))
     run(replace(only, prompt="Other?", beside=True, format=("txt",)))
-    prompts = {"short": "Own?", "long": "Other still?"}
-    caption = learned(config, prompts=prompts, format=("kohya",))
+    caption = learned(config, prompts={"short": "Own?", "long": "Other still?"}, format=("kohya",))
     assert "Own?" in caption
 
 
@@ -351,34 +340,26 @@ def test_a_user_s_text_is_that_of_the_first_of_named_prompts(config: CaptionConf
     assert learned(config, prompts={"x": "What?", "y": "How?"}) == "mine of x"
 
 
-def test_labels_of_an_earlier_content_are_not_told(config: CaptionConfig, tmp_path: Path) -> None:
-    medium, text = tmp_path / "clips" / "a.png", tmp_path / "clips" / "a.txt"
+def test_labels_of_an_earlier_content_are_not_told(config: CaptionConfig, clips: Path) -> None:
+    medium, text = clips / "a.png", clips / "a.txt"
+    of = about(content_key(hash_file(medium), "image"), text, str(medium))
     labels = GeneratedFiles(open_store(config.store_url), OF_LABELS)
-
-    def label() -> None:
-        of = about(content_key(hash_file(medium), "image"), text, str(medium))
-        assert labels.update(text, b"red\n", "txt", of, replace=True)
-
-    label()
+    assert labels.update(text, b"red\n", "txt", of, replace=True)
     caption = learned(config, prompt="Tags: {tags}.", beside=True)
     assert caption.startswith("Tags: red.")  # of this picture
     picture(medium, 200)
-    now = learned(config, prompt="Tags: {tags}.", beside=True)
-    assert "red" not in now
+    assert "red" not in learned(config, prompt="Tags: {tags}.", beside=True)
 
 
-def test_a_training_takes_texts_of_media_of_one_stem(config: CaptionConfig, tmp_path: Path) -> None:
-    folder = tmp_path / "clips"
-    picture(folder / "a.jpg", 200)
+def test_a_training_takes_texts_of_media_of_one_stem(config: CaptionConfig, clips: Path) -> None:
+    picture(clips / "a.jpg", 200)
     run(replace(config, beside=True, format=("txt",), prefix="in it: "))
-    texts = {f"a.{suffix}": (folder / f"a.{suffix}.txt").read_text() for suffix in ("jpg", "png")}
-    found = examples_in(str(folder), store=open_store(config.store_url))
+    texts = {f"a.{suffix}": (clips / f"a.{suffix}.txt").read_text() for suffix in ("jpg", "png")}
+    found = examples_in(str(clips), store=open_store(config.store_url))
     assert {e.path.name: f"in it: {e.caption}\n" for e in found} == texts
 
 
-def test_a_training_leaves_out_texts_that_runs_wrote_about_other_content(
-    config: CaptionConfig, tmp_path: Path
-) -> None:
+def test_trainings_omit_texts_about_other_content(config: CaptionConfig, tmp_path: Path) -> None:
     folder, message, store = tmp_path / "clips", list[str](), open_store(config.store_url)
     picture(folder / "b.png", 200)
     run(replace(config, beside=True, format=("txt",)))

@@ -135,20 +135,18 @@ def test_a_stalled_get_is_asked_again(
     monkeypatch.setattr(bucket_client, "SILENT_SECONDS", 0.2)
     other = another_machine(store, monkeypatch)
     way.clear()
-    stalls = iter([1.0, 1.0])
-    real = way.fate
+    stalls, fate = iter([1.0, 1.0]), Between.fate
 
-    def fate() -> tuple[int | None, bool]:
-        way.delay = next(stalls, 0.0)
-        return real()
+    def stalled(self: Between) -> tuple[int | None, bool]:
+        self.delay = next(stalls, 0.0)
+        return fate(self)
 
-    monkeypatch.setattr(Between, "fate", lambda _: fate())
+    monkeypatch.setattr(Between, "fate", stalled)
     assert other.get("features/one") == b"one" and way.counts["get"] == 3
 
 
 def test_of_two_writers_the_first_one_s_bytes_stay(store: Store, elsewhere: Store) -> None:
-    ours = RecordSet(store, "features", NAMESPACE)
-    theirs = RecordSet(elsewhere, "features", NAMESPACE)
+    ours, theirs = (RecordSet(each, "features", NAMESPACE) for each in (store, elsewhere))
     assert ours.publish([Record(key="a", payload=b"of one card")]) == ["a"]
     assert theirs.publish([Record(key="a", payload=b"of another card")]) == []
     assert theirs.read("a").payload == ours.read("a").payload == b"of one card"
@@ -157,8 +155,7 @@ def test_of_two_writers_the_first_one_s_bytes_stay(store: Store, elsewhere: Stor
 
 
 def test_a_pack_made_anew_is_read_as_it_is_now(store: Store, elsewhere: Store) -> None:
-    ours = RecordSet(store, "features", NAMESPACE)
-    ours.publish([Record(key="a", payload=b"of one card")])
+    RecordSet(store, "features", NAMESPACE).publish([Record(key="a", payload=b"of one card")])
     theirs = RecordSet(elsewhere, "features", NAMESPACE)
     theirs.drop(["a"])
     theirs.publish([Record(key="a", payload=b"of another card")])
@@ -170,8 +167,7 @@ def test_a_pack_made_anew_is_read_as_it_is_now(store: Store, elsewhere: Store) -
 def test_a_copy_that_rotted_costs_a_request_and_no_pack(store: Store, way: Between) -> None:
     filled(store, 2)
     assert isinstance(store, bucket_store.BucketStore)
-    copies = [path for path in store._copies._folder.rglob("*") if path.is_file()]
-    for path in copies:
+    for path in [path for path in store._copies._folder.rglob("*") if path.is_file()]:
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     again = RecordSet(open_store(store.url), "captions", NAMESPACE)
     way.clear()
@@ -210,8 +206,7 @@ def test_copies_keep_within_their_limit_and_the_longest_unused_goes_first(tmp_pa
         copies.read("0", "v")
     again = Copies(tmp_path, limit=5_000)
     again.add("new", "v", b"x" * 1000)
-    left = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert left <= 5_000
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 5_000
     assert again.read("new", "v") == b"x" * 1000
     assert again.read("1", "v") is None
 
@@ -259,14 +254,11 @@ def test_a_damaged_catalog_is_no_loss(store: Store, damage: bytes, elsewhere: St
     RecordSet(store, "captions", NAMESPACE)
     (name,) = store.list(CATALOGS)
     bucket_client.Bucket(store.url).write(name, damage)
-    other = RecordSet(elsewhere, "captions", NAMESPACE)
-    assert len(other) == bucket_store.JOINED
+    assert len(RecordSet(elsewhere, "captions", NAMESPACE)) == bucket_store.JOINED
 
 
 @pytest.mark.slow
-def test_a_pack_in_another_one_s_place_is_set_aside_though_a_catalog_has_it(
-    store: Store, elsewhere: Store
-) -> None:
+def test_a_misplaced_pack_is_set_aside_though_in_a_catalog(store: Store, elsewhere: Store) -> None:
     keys = filled(store, bucket_store.JOINED).keys()
     name, other, *_ = store.list("captions")
     body = store.get(other)
@@ -294,8 +286,7 @@ def test_many_catalogs_become_one(
         record_set.publish([Record(key=f"k{number}")])
         seen.refresh()
     assert len(list(store.list(CATALOGS))) <= 3
-    third = RecordSet(another_machine(store, monkeypatch, "third"), "captions", NAMESPACE)
-    assert len(third) == 16
+    assert len(RecordSet(another_machine(store, monkeypatch, "third"), "captions", NAMESPACE)) == 16
 
 
 def test_a_large_store_lists(store: Store, way: Between, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,8 +353,7 @@ def test_a_lease_ends_by_their_clock(
     behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_machine(monkeypatch)
-    left = leased(behind, [NAMESPACE], tmp_path)
-    left.__enter__()  # and never leaves, as a machine that is switched off
+    leased(behind, [NAMESPACE], tmp_path).__enter__()  # for ever, as if it were switched off
     other = open_store(behind.url)
     # Taken for our own clock's, the lease would be an hour old, or an hour young.
     monkeypatch.setattr(leases, "LEASE_SECONDS", HOUR / 2)

@@ -49,6 +49,7 @@ def answer_to(profile: ModelProfile, device: str = "cpu", **options: Any) -> lis
 
 
 FP32, BF16, FP16 = ["fp32", "float32"], ["bf16", "bfloat16"], ["fp16", "float16"]
+BOTH = [[["int8", dtype], ["nf4", dtype]] for dtype in ("float32", "bfloat16")]
 
 
 @pytest.mark.parametrize(
@@ -60,11 +61,7 @@ FP32, BF16, FP16 = ["fp32", "float32"], ["bf16", "bfloat16"], ["fp16", "float16"
         ({"precision": "fp16"}, [FP16, FP16], [FP16, FP16]),
         ({"precision": "nf4"}, [FP32, ["nf4", "float32"]], [BF16, ["nf4", "bfloat16"]]),
         ({"language_precision": "int8"}, [FP32, ["int8", "float32"]], [BF16, ["int8", "bfloat16"]]),
-        (
-            {"precision": "nf4", "vision_precision": "int8"},
-            [["int8", "float32"], ["nf4", "float32"]],
-            [["int8", "bfloat16"], ["nf4", "bfloat16"]],
-        ),
+        ({"precision": "nf4", "vision_precision": "int8"}, *BOTH),
         ({"vision_precision": "nf4"}, [["nf4", "float32"], FP32], [["nf4", "bfloat16"], BF16]),
         ({"precision": "fp16", "language_precision": "bf16"}, [FP16, BF16], [FP16, BF16]),
     ],
@@ -219,8 +216,7 @@ def test_before_ampere_a_checkpoint_in_bf16_is_run_in_fp16_and_that_is_said(
     profile: ModelProfile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def note(device: str = "cuda:0", **options: Any) -> str:
-        config = CaptionConfig(sources=("a.mp4",), **options)
-        settings = resolve_settings(config, profile, "cuda:0")
+        settings = resolve_settings(CaptionConfig(sources=("a.mp4",), **options), profile, "cuda:0")
         return precision_note(profile, [half[0] for half in settings.values()], device)
 
     gpus.see(gpus.plain(), tmp_path / "new", monkeypatch)
@@ -257,7 +253,5 @@ def namespaces(vision: PartSettings, language: PartSettings) -> Any:
         digests={"vision": "v", "language": "l"},
         settings={"vision": (vision,), "language": (language,)},
     )
-    config = CaptionConfig(sources=("a.mp4",))
-    return variant_of(
-        config, model, model.sampling(config), CAPTION, {"vision": vision, "language": language}
-    )
+    config, parts = CaptionConfig(sources=("a.mp4",)), {k: s[0] for k, s in model.settings.items()}
+    return variant_of(config, model, model.sampling(config), CAPTION, parts)

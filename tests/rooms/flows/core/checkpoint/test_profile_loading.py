@@ -87,8 +87,7 @@ def test_describing_may_take_what_a_stage_may_and_never_less_than_it_needs() -> 
 
     assert profile_loading.memory_limit(config(5 * GIB), "cpu") == 5 * GIB
     assert profile_loading.memory_limit(config(1), "cpu") == profile_loading.MIN_BYTES
-    free = profile_loading.memory_limit(config(None), "cpu")
-    assert free >= profile_loading.MIN_BYTES
+    assert profile_loading.memory_limit(config(None), "cpu") >= profile_loading.MIN_BYTES
     # Of a GPU's run, `--memory` speaks of the GPU.
     on_gpu = profile_loading.memory_limit(config(1 << 50), "cuda:0")
     assert profile_loading.MIN_BYTES <= on_gpu < 1 << 50
@@ -116,9 +115,9 @@ def calls_for(model: Path, **options: Any) -> list[StageCall]:
 
 
 def test_every_describing_process_is_told_its_limits(tmp_path: Path) -> None:
-    assert [(c.budget, c.seconds) for c in calls_for(copy_of_demo(tmp_path / "m"), memory=1)] == [
-        (profile_loading.MIN_BYTES, profile_loading.MAX_SECONDS)
-    ]
+    (call,) = calls_for(copy_of_demo(tmp_path / "m"), memory=1)
+    limits = (profile_loading.MIN_BYTES, profile_loading.MAX_SECONDS)
+    assert (call.budget, call.seconds) == limits
 
 
 def test_the_way_is_described_apart_only_where_the_rule_gives_another(

@@ -49,11 +49,8 @@ def test_a_command_is_not_broken_where_it_fits_in_a_line() -> None:
 
 def test_a_word_that_is_too_long_has_a_line_for_itself() -> None:
     path = "/data/" + "x" * 90
-    assert wrapped(f"3 captions in {path}, 1 failed", 80) == [
-        "3 captions in",
-        f"  {path},",
-        "  1 failed",
-    ]
+    lines = ["3 captions in", f"  {path},", "  1 failed"]
+    assert wrapped(f"3 captions in {path}, 1 failed", 80) == lines
 
 
 def test_letters_of_two_columns_count_as_two() -> None:
@@ -61,15 +58,12 @@ def test_letters_of_two_columns_count_as_two() -> None:
 
 
 @pytest.mark.parametrize("none", [False, True])
-def test_a_terminal_has_a_word_in_colour_unless_none_is_wanted(
-    none: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_terminal_has_colour_unless_unwanted(none: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1" if none else "")
+    failed = "failed: a.mp4: no video in it. Convert it with ffmpeg"
     with terminal(40) as seen:
-        print_lines(
-            "failed: a.mp4: no video in it. Convert it with ffmpeg", "one \x1b[2J line", to=seen.to
-        )
+        print_lines(failed, "one \x1b[2J line", to=seen.to)
         text = seen.close()
     first = "failed" if none else "\x1b[31mfailed\x1b[0m"
     assert text.replace("\r", "") == (
@@ -86,9 +80,8 @@ def test_a_log_has_whole_lines_at_once_without_colour(tmp_path: Path) -> None:
 def test_a_table_without_room_goes_on_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "terminal_width", lambda _: 80)
     columns = ("stage", "done", "last minute", "time left", "overall", "worked", "peak memory")
-    rows = [
-        ("embed_texts", "1,204", "3.20/s", "2 h 05 min", "unknown", "3 min 20 s", "442.6 MB " * 7)
-    ]
+    times = ("2 h 05 min", "unknown", "3 min 20 s")
+    rows = [("embed_texts", "1,204", "3.20/s", *times, "442.6 MB " * 7)]
     lines = table_lines(columns, rows, right=columns[1:-1])
     assert max(map(len, lines)) <= 80 and len(lines) > 2
     cells = {word for row in (columns, *rows) for cell in row for word in cell.split()}
@@ -170,18 +163,10 @@ def very_fast(dice: random.Random) -> Seconds:
     yield from (lognormal(dice, 0.004, 1.0) for _ in range(30_000))
 
 
-STAGES: list[Callable[[random.Random], Seconds]] = [
-    one_by_one,
-    slow_first,
-    in_batches,
-    slow_first_batch,
-    very_long,
-    very_fast,
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [one_by_one, slow_first, in_batches, slow_first_batch, very_long, very_fast]
+)
 def test_time_left_is_soon_within_a_factor_of_2(stage: Callable[[random.Random], Seconds]) -> None:
     for seed in range(5):
         ends = [LOADING_SECONDS + end for end in accumulate(stage(random.Random(seed)))]

@@ -1,5 +1,6 @@
 """Rows of media whose disk or folder is away stay, and those of deleted media go."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,12 +15,15 @@ from PIL import Image
 from artifacts.errors import UsageError
 from flows.interfaces.cli.main import main
 from tests.support.away import Disk, disk
+from tests.support.commands import completed
 from tests.support.families import checkpoint
+from tests.support.faults import failing
 from tests.support.inside import Ran, run_inside
 from tests.support.pipeline import Place, read_lines
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar:ResourceWarning")
 COLOURS = {"a": "red", "d1/b": "blue", "d1/c": "green", "d2/d": "yellow"}
+NAMES = [f"{name}.png" for name in COLOURS]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 4, "recursive": True}
 
 
@@ -51,6 +55,10 @@ def named(place: Place) -> list[str]:
     return [row["media_path"] for row in place.captions()]
 
 
+def said_of(place: Place, what: str = "caption") -> list[tuple[str, str]]:
+    return sorted((row["media_path"], row[what]) for row in place.captions())
+
+
 def away_in(ran: Ran) -> list[tuple[str, str]]:
     failures = ran.result.failures
     return [(each.media_path, each.message) for each in failures if each.error == "away"]
@@ -62,15 +70,14 @@ def test_rows_of_a_disk_that_is_not_mounted_stay_and_are_the_same_when_it_is_bac
 ) -> None:
     form = ("txt", "csv", "kohya", "webdataset", "hf")
     everything: dict[str, Any] = {**OPTIONS, "format": form}
-    names = [f"{name}.png" for name in COLOURS]
     assert run_inside(place, **everything).result.exit_code == 0
     outputs = ("captions.jsonl", "media.jsonl", "captions.csv", "d1/b.txt")
     before = {name: (place.out / name).read_bytes() for name in outputs}
-    assert named(place) == names
+    assert named(place) == NAMES
     mounted.unmount()
     draw(place.clips, {"a2": "purple"})  # another order
     ran = run_inside(place, **everything)
-    assert ran.result.exit_code == 1 and named(place) == ["a.png", "a2.png", *names[1:]]
+    assert ran.result.exit_code == 1 and named(place) == ["a.png", "a2.png", *NAMES[1:]]
     kind = f"not mounted ({file_system_of(mounted)}): 2 rows of 2 files kept"
     assert away_in(ran) == [(str(mounted.point), kind)]
     line = ran.result.line()
@@ -80,11 +87,11 @@ def test_rows_of_a_disk_that_is_not_mounted_stay_and_are_the_same_when_it_is_bac
     assert f"{mounted.point}: {kind}" in status and "--replace" in status
     with tarfile.open(place.out / "webdataset" / "000000.tar") as shard:
         pictures = [each for each in shard.getnames() if each.endswith(".png")]
-    assert len(pictures) == len(names) + 1, "media of the data set are there, too"
+    assert len(pictures) == len(NAMES) + 1, "media of the data set are there, too"
     entries = json.loads(next((place.out / "kohya").glob("*.json")).read_text())
-    assert {Path(entry).name for entry in entries} >= {Path(name).name for name in names}
+    assert {Path(entry).name for entry in entries} >= {Path(name).name for name in NAMES}
     (rows,) = (place.out / "hf").glob("**/metadata.jsonl")
-    assert len(read_lines(rows)) == len(names) + 1
+    assert len(read_lines(rows)) == len(NAMES) + 1
     (place.clips / "a2.png").unlink()
     mounted.mount()
     ran = run_inside(place, **everything)
@@ -94,10 +101,8 @@ def test_rows_of_a_disk_that_is_not_mounted_stay_and_are_the_same_when_it_is_bac
 
 def file_system_of(mounted: Disk) -> str:
     """Return the kind of file system as the system's own program names it."""
-    import subprocess
-
     shown = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(mounted.point.parent)]
-    return subprocess.run(shown, capture_output=True, text=True, check=True).stdout.strip()
+    return completed(shown, check=True).stdout.strip()
 
 
 @pytest.mark.slow
@@ -105,9 +110,8 @@ def file_system_of(mounted: Disk) -> str:
 def test_rows_below_a_folder_that_is_away_stay(
     place: Place, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [f"{name}.png" for name in COLOURS]
     run_inside(place, **OPTIONS)
-    folder = place.clips if what == "source gone" else place.clips / "d1"
+    folder, count = (place.clips, 4) if what == "source gone" else (place.clips / "d1", 2)
     if what == "unreadable":
         deny(folder, monkeypatch)
     else:
@@ -115,38 +119,25 @@ def test_rows_below_a_folder_that_is_away_stay(
     if what == "empty":
         folder.mkdir()
     ran = run_inside(place, **OPTIONS)
-    assert ran.result.exit_code == 1 and named(place) == names
+    assert ran.result.exit_code == 1 and named(place) == NAMES
     ((where, why),) = away_in(ran)
-    kept = "4 rows of 4 files kept" if what == "source gone" else "2 rows of 2 files kept"
-    assert where == str(folder) and why.endswith(kept)
+    assert where == str(folder) and why.endswith(f"{count} rows of {count} files kept")
     (place.clips / "a.png").unlink(missing_ok=True)
-    replaced = {**OPTIONS, "replace": True}
     if what == "source gone":
         draw(place.clips, {"other": "red"})
-        assert run_inside(place, **replaced).result.exit_code == 0
-        assert named(place) == ["other.png"]
-    elif what != "unreadable":
-        assert run_inside(place, **replaced).result.exit_code == 0
-        assert named(place) == ["d2/d.png"]
+    if what != "unreadable":
+        assert run_inside(place, **OPTIONS, replace=True).result.exit_code == 0
+        assert named(place) == ["other.png" if what == "source gone" else "d2/d.png"]
 
 
 def deny(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a folder be of a disk with faults, from which nothing can be read."""
-    scan, look = os.scandir, os.lstat
 
-    def scandir(path: Any = ".") -> Any:
-        return scan(fault(path))
+    def is_below(path: Any = ".", **_: Any) -> bool:
+        return isinstance(path, (str, Path)) and f"{path}/".startswith(f"{folder}/")
 
-    def lstat(path: Any, **more: Any) -> os.stat_result:
-        return look(fault(path), **more)
-
-    def fault(path: Any) -> Any:
-        if isinstance(path, (str, Path)) and f"{path}/".startswith(f"{folder}/"):
-            raise OSError(5, os.strerror(5), str(path))
-        return path
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    monkeypatch.setattr(os, "lstat", lstat)
+    for name in ("scandir", "lstat"):
+        monkeypatch.setattr(os, name, failing(errno.EIO, getattr(os, name), is_below))
 
 
 def test_rows_of_a_deleted_file_go_and_are_counted(place: Place) -> None:
@@ -169,38 +160,29 @@ def test_media_that_moved_have_no_second_row_and_copies_keep_theirs(place: Place
 
 
 @pytest.mark.slow
-def test_files_of_a_folder_that_may_be_entered_and_not_listed_stay(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = [f"{name}.png" for name in COLOURS]
+def test_files_in_an_unlistable_folder_stay(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     run_inside(place, **OPTIONS)
-    scan, folder = os.scandir, place.clips / "d1"
-
-    def scandir(path: Any = ".") -> Any:
-        if str(path) == str(folder):
-            raise PermissionError(13, os.strerror(13), str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    folder = place.clips / "d1"
+    refusing = failing(errno.EACCES, os.scandir, lambda path=".": str(path) == str(folder))
+    monkeypatch.setattr(os, "scandir", refusing)
     ran = run_inside(place, **OPTIONS)
-    assert ran.result.exit_code == 1 and named(place) == names
+    assert ran.result.exit_code == 1 and named(place) == NAMES
     assert away_in(ran) == [(str(folder), "Permission denied: 2 rows of 2 files kept")]
 
 
 def test_files_of_one_name_in_two_folders_keep_their_rows(place: Place, tmp_path: Path) -> None:
     """Two cards of cameras number their pictures alike."""
-    draw(tmp_path, {"one/x": "red", "two/x": "blue", "three/x": "green", "three/y": "white"})
-    (tmp_path / "list.txt").write_text(
-        "".join(f"{tmp_path / name}.png\n" for name in ("one/x", "two/x", "three/x", "three/y"))
-    )
-    options = {**OPTIONS, "sources": (f"@{tmp_path / 'list.txt'}",)}
+    pictures = {"one/x": "red", "two/x": "blue", "three/x": "green", "three/y": "white"}
+    draw(tmp_path, pictures)
+    (listed := tmp_path / "list.txt").write_text("".join(f"{n}.png\n" for n in pictures))
+    options = {**OPTIONS, "sources": (f"@{listed}",)}
     run_inside(place, **options)
-    before = sorted((row["media_path"], row["caption"]) for row in place.captions())
+    before = said_of(place)
     assert len(before) == 4
     for folder in ("one", "two"):
         shutil.rmtree(tmp_path / folder)
     run_inside(place, **options)
-    assert sorted((row["media_path"], row["caption"]) for row in place.captions()) == before
+    assert said_of(place) == before
 
 
 def test_one_file_that_is_new_stands_for_one_that_moved(place: Place) -> None:
@@ -243,12 +225,9 @@ def test_what_is_away_keeps_its_own_prompt(place: Place) -> None:
     run_inside(place, **OPTIONS, prompt="What is it?")
     shutil.rmtree(place.clips / "d1")
     ran = run_inside(place, **OPTIONS, prompt="And now?")
-    asked = {row["media_path"]: row["prompt"] for row in place.captions()}
-    assert {name for name, prompt in asked.items() if prompt == "What is it?"} == {
-        "d1/b.png",
-        "d1/c.png",
-    }
-    assert ran.result.exit_code == 1 and len(asked) == 4
+    prompts = {"d1": "What is it?", "d2": "And now?", "a.png": "And now?"}
+    assert said_of(place, "prompt") == [(n, prompts[n.partition("/")[0]]) for n in NAMES]
+    assert ran.result.exit_code == 1
 
 
 @pytest.mark.slow
@@ -277,16 +256,15 @@ def test_marks_of_a_disk_that_is_not_mounted_stay(place: Place, mounted: Disk) -
 
 @pytest.mark.slow
 def test_a_list_keeps_its_rows_and_their_prompts(place: Place, tmp_path: Path) -> None:
-    paths = {name: place.clips / f"{name}.png" for name in COLOURS}
-    entries = [{"path": str(path), "prompt": f"What of {n}?"} for n, path in paths.items()]
+    entries = [{"path": str(place.clips / name), "prompt": f"What of {name}?"} for name in NAMES]
     listed = tmp_path / "list.jsonl"
     listed.write_text("".join(json.dumps(each) + "\n" for each in entries))
     given: dict[str, Any] = {"max_new_tokens": 4, "sources": (str(listed),)}
     assert run_inside(place, **given).result.exit_code == 0
-    before = sorted((row["media_path"], row["prompt"]) for row in place.captions())
+    before = said_of(place, "prompt")
     shutil.rmtree(place.clips / "d1")
     assert run_inside(place, **given).result.exit_code == 1
-    assert sorted((row["media_path"], row["prompt"]) for row in place.captions()) == before
+    assert said_of(place, "prompt") == before
 
 
 @pytest.mark.slow

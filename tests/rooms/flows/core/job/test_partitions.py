@@ -18,8 +18,7 @@ def test_the_cut_hangs_on_the_files_alone(tmp_path: Path) -> None:
     assert [(each.files, each.bytes) for each in first] == [(3, 3), (3, 12), (2, 9)]
     assert [failure.media_path for failure in failures] == [str(tmp_path / "none.mp4")]
     assert partitions_of(config, 3)[0] == first
-    lines = [json.loads(line) for line in first[2].path.read_text().splitlines()]
-    assert lines == [
+    assert [json.loads(line) for line in first[2].path.read_text().splitlines()] == [
         {"path": str(tmp_path / "6.mp4")},
         {"path": str(tmp_path / "3.mp4"), "prompt": "What?"},
     ]

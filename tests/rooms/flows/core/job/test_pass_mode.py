@@ -51,7 +51,7 @@ ALONE, FIXED = 0, 1 << 10
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [None, FIXED])
-@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_clip_has_the_bytes_that_it_has_alone(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int | None, precision: str
 ) -> None:
@@ -115,8 +115,7 @@ def test_a_finished_chunk_is_computed_again_only_where_its_batch_matters(
     caption(config, Display(quiet=True), stages.launcher)
     whole = stages.batches("encode")
     (job,) = (job_fields(call.job) for call in stages.calls if call.name == "encode")
-    store = open_store(config.store)
-    RecordSet(store, "features", job["namespace"]).remove([whole[0][0]])
+    RecordSet(open_store(config.store), "features", job["namespace"]).remove([whole[0][0]])
     shutil.rmtree(Path(config.store) / "captions")
     stages.calls.clear()
     caption(config, Display(quiet=True), stages.launcher)

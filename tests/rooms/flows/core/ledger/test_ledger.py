@@ -7,6 +7,7 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from stages.models import describe, load_half
 from stages.models.hub import transfer
 from stages.models.hub.resolve import find_model
 from stages.models.hub.transfer import fetch
+from tests.support.commands import completed
 from tests.support.hub import COMMIT, Hub, client, serve, use_cache
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 from tests.support.refusals import one_line
@@ -116,19 +118,12 @@ def shapes(batches: list[list[Task]]) -> list[list[int]]:
 
 def test_encode_batches_hold_one_shape_and_few_frames(tmp_path: Path) -> None:
     tasks = ledger(tmp_path, a=[8, 8, 3], b=[8, 8, 3]).tasks([medium("a"), medium("b")])
-    assert shapes(batches_by_shape(tasks, "features", batch_size=3, frames_per_batch=64)) == [
-        [8, 8, 8],
-        [8],
-        [3, 3],
-    ]
-    assert shapes(batches_by_shape(tasks, "features", batch_size=8, frames_per_batch=16)) == [
-        [8, 8],
-        [8, 8],
-        [3, 3],
-    ]
-    assert shapes(batches_by_shape(tasks[:1], "features", batch_size=8, frames_per_batch=1)) == [
-        [8]
-    ]
+    for some, size, frames, expected in (
+        (tasks, 3, 64, [[8, 8, 8], [8], [3, 3]]),
+        (tasks, 8, 16, [[8, 8], [8, 8], [3, 3]]),
+        (tasks[:1], 8, 1, [[8]]),
+    ):
+        assert shapes(batches_by_shape(some, "features", size, frames)) == expected
 
 
 def encoded(book: Ledger, tasks: list[Task], tokens: list[int]) -> None:
@@ -191,19 +186,13 @@ def test_files_of_one_content_are_one_item_and_another_prompt_a_caption(tmp_path
 
 def test_only_rounding_may_differ_between_the_variants_that_answer(tmp_path: Path) -> None:
     own = replace(NAMESPACES, engine="inflight", limit=128, precision={"vision": "bf16"})
-    others = [
-        replace(own, in_batches=False),
-        replace(own, in_batches=False, engine="transformers"),
-        replace(own, engine="transformers"),
+    plain = replace(own, engine="transformers")
+    others = [replace(own, in_batches=False), replace(plain, in_batches=False), plain]
+    changes: list[dict[str, Any]] = [
+        *({"precision": {"vision": "nf4"}}, {"limit": 64}, {"tiles": "auto", "in_batches": False}),
+        *({"frames_per_video": 8}, {"sends_video": True}, {"prompted": frozenset()}),
     ]
-    different = [
-        replace(own, precision={"vision": "nf4"}),
-        replace(own, limit=64),
-        replace(own, tiles="auto", in_batches=False),
-        replace(own, frames_per_video=8),
-        replace(own, sends_video=True),
-        replace(own, prompted=frozenset()),
-    ]
+    different = [replace(own, **change) for change in changes]
     made = Ledger(FolderStore(tmp_path), CAPTION, own, *different, *others)
     assert made.variants.answering(made.variant) == [own, others[2], *others[:2]]
 
@@ -231,24 +220,16 @@ def run(hub: Hub, home: Path, *arguments: str, **more: str) -> subprocess.Comple
     environment = {name: v for name, v in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), **more}
     environment |= {"NO_PROXY": "127.0.0.1,localhost", "PENSTOCK_STORE": str(home / "store")}
-    return subprocess.run(
-        [*PENSTOCK, *arguments, "--model", MODEL],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    return completed([*PENSTOCK, *arguments, "--model", MODEL], env=environment, timeout=200)
 
 
 def halves(folder: Path) -> dict[str, set[str]]:
     """Half -> the files that hold it, read off the names of the tensors."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    of_text = ("language_model", "lm_head")
-    vision = {file for name, file in index.items() if not any(w in name for w in of_text)}
-    language = {file for name, file in index.items() if any(w in name for w in of_text)}
-    return {"vision": vision, "language": language}
+    found: dict[str, set[str]] = {"vision": set(), "language": set()}
+    for name, file in index.items():
+        found["language" if ("language_model" in name or "lm_head" in name) else "vision"].add(file)
+    return found
 
 
 def size(files: set[str]) -> int:
@@ -319,18 +300,14 @@ def test_fine_tuning_of_a_model_of_the_hub_is_told_from_its_headers(
 def test_a_download_moves_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.core.console.modes.TerminalLine.download_seconds", 0.0)
     for terminal in (True, False):
-        to = Terminal() if terminal else io.StringIO()
+        to = io.StringIO()
+        monkeypatch.setattr(to, "isatty", lambda shown=terminal: shown)
         display = Display(to=to)
         for here in range(11):
             display.fetched(here * 1_000_000, 10_000_000)
         last = to.getvalue().rsplit("\x1b[2K", 1)[-1]
         assert last.startswith("downloaded 10.0 MB in ") and last.endswith("\n")
         assert ("MB  " in to.getvalue()) == terminal
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.slow

@@ -43,14 +43,12 @@ def remember(place: Path, text: Path, of: str = "") -> None:
 
 def test_words_in_braces_are_replaced_and_others_left_alone(tmp_path: Path, tags: Path) -> None:
     tags.write_text("red,  round\n{name}\n")
-    request = "{name} in {folder}: {tags}; {}, {x}, {{name}}, { name }"
-    assert prompts(tmp_path, request) == (
+    assert prompts(tmp_path, "{name} in {folder}: {tags}; {}, {x}, {{name}}, { name }") == (
         ["ball.one in Summer {tags}: red, round {name}; {}, {x}, {ball.one}, { name }"],
         [],
     )
-    assert prompts(tmp_path, "What {is} it after {previous}?")[0] == [
-        "What {is} it after {previous}?"
-    ]
+    other = "What {is} it after {previous}?"
+    assert prompts(tmp_path, other)[0] == [other]
 
 
 def test_what_a_model_said_is_no_tag_and_labels_are_joined(tmp_path: Path, tags: Path) -> None:
@@ -65,8 +63,7 @@ def test_what_a_model_said_is_no_tag_and_labels_are_joined(tmp_path: Path, tags:
 
 
 def test_tags_stand_in_either_text_of_a_medium(tmp_path: Path, tags: Path) -> None:
-    longer = tags.with_name("ball.one.mp4.txt")
-    longer.write_text("red, round\n")
+    (longer := tags.with_name("ball.one.mp4.txt")).write_text("red, round\n")
     assert prompts(tmp_path, "[{tags}]") == (["[red, round]"], [])
     tags.write_text("blue\n")
     assert prompts(tmp_path, "[{tags}]")[0] == ["[red, round]"], "the text with its whole name"
@@ -101,12 +98,9 @@ def chunk(start: float = 0.0, end: float = 3.0, *times: float) -> ChunkIndex:
 
 
 def test_the_prompt_of_llava_video_is_that_of_its_card() -> None:
-    request = fill_placeholders(CARD, chunk(0.0, 3.5, 0.0, 1.0, 2.0))
-    assert request == (
-        "The video lasts for 3.50 seconds, and 3 frames are uniformly sampled from it. These "
-        "frames are located at 0.00s,1.00s,2.00s.Please answer the following questions related to "
-        "this video.\nDescribe it."
-    )
+    filled = CARD.replace("{seconds}", "3.50").replace("{frames}", "3")
+    filled = filled.replace("{times}", "0.00s,1.00s,2.00s")
+    assert fill_placeholders(CARD, chunk(0.0, 3.5, 0.0, 1.0, 2.0)) == filled
 
 
 def test_times_count_from_the_beginning_of_the_chunk() -> None:
@@ -155,12 +149,10 @@ ITSELF = [
 @pytest.mark.parametrize("requested", ITSELF)
 def test_what_fills_a_placeholder_is_not_filled_again(requested: str, tmp_path: Path) -> None:
     name, tags, before = "{previous}{times}", "{frames} seconds {\ufdd0}{name}", "{tags} {seconds}"
-    folder = tmp_path / "{seconds}"
-    folder.mkdir()
+    (folder := tmp_path / "{seconds}").mkdir()
     (folder / f"{name}.txt").write_text(tags)
-    file = MediaFile(
-        path=folder / f"{name}.mp4", media_path=f"{name}.mp4", source=str(tmp_path), kind="video"
-    )
+    path = folder / f"{name}.mp4"
+    file = MediaFile(path=path, media_path=path.name, source=str(tmp_path), kind="video")
     medium = Medium(digest=DIGEST, path=str(file.path), kind="video", prompt=requested)
     prompt = FilePlaceholders(FolderStore(tmp_path / "store")).fill(requested, file, DIGEST)
     filled = replace(medium, prompt=prompt)

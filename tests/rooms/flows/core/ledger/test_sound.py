@@ -79,13 +79,10 @@ def test_a_chunk_without_sound_has_the_keys_of_a_run_without_sound(tmp_path: Pat
     silence(book, book.tasks([VIDEO])[1])
     heard, silent = book.tasks([VIDEO])
     assert (heard.variant, silent.variant) == (HEARS, SILENT)
-    assert [silent.keys, *(t.keys for t in book.tasks([IMAGE]))] == [
-        plain.tasks([VIDEO])[1].keys,
-        plain.tasks([IMAGE])[0].keys,
-    ]
-    both = ("frames", "features")
-    assert [heard[k] for k in both] == [plain.tasks([VIDEO])[0][k] for k in both]
-    assert heard["captions"] != plain.tasks([VIDEO])[0]["captions"]
+    first, second, image = plain.tasks([VIDEO, IMAGE])
+    assert [silent.keys, *(t.keys for t in book.tasks([IMAGE]))] == [second.keys, image.keys]
+    assert [heard[k] for k in ("frames", "features")] == [first["frames"], first["features"]]
+    assert heard["captions"] != first["captions"]
 
 
 def test_a_chunk_without_sound_is_not_asked_what_is_heard(tmp_path: Path) -> None:
@@ -150,12 +147,10 @@ def test_sound_that_is_stored_needs_no_more_room(tmp_path: Path) -> None:
     tasks, media = book.tasks([VIDEO]), [VIDEO]
     for task in tasks:
         book["sound"].publish([Record(key=task["sound"], payload=bytes(25_000))])
-    job: Any = SimpleNamespace(
-        store=book.records.media.store, ledger=book, pipeline=PIPELINE, media=media
-    )
-    expected = Estimate(
-        seconds=60, chunks=2, frames=2, **sizes, sound_bytes=50_000, heard_bytes=300
-    )
+    store = book.records.media.store
+    job: Any = SimpleNamespace(store=store, ledger=book, pipeline=PIPELINE, media=media)
+    sizes |= {"sound_bytes": 50_000, "heard_bytes": 300}
+    expected = Estimate(seconds=60, chunks=2, frames=2, **sizes)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     stay = sum(path.stat().st_size for path in files if "sound" not in path.parts)
     needed = stay + 50_000 + 1000 + 2000 + 300 + 2 * SMALL_BYTES // 2

@@ -26,6 +26,7 @@ from flows.core.machine.launch import StageCall, StageHandle
 from flows.core.machine.leases import is_alive, leased, running_jobs
 from flows.core.options.commands import CaptionConfig, RebuildConfig, RunOptions
 from tests.support.builders.jobs import made_job
+from tests.support.faults import failing
 from tests.support.holders import held_elsewhere
 from tests.support.started import until
 
@@ -77,6 +78,10 @@ def test_other_processes_of_the_host_are_found() -> None:
     assert module.own_bytes() == 0 or module.own_bytes() < sum(found.values())
 
 
+def stage_call(name: str, device: str, **more: Any) -> StageCall:
+    return StageCall(name=name, job=made_job(), device=device, log=Path("log"), **more)
+
+
 class Started:
     """Keeps what it was asked to start."""
 
@@ -109,14 +114,7 @@ def run_of(free_gib: list[float], memory: int | None = None) -> tuple[list[float
     before = look(request, "cuda:0")
     launcher = WithinBudget(started, before, request, message.append, look)
     while free_gib:
-        call = StageCall(
-            name="encode",
-            job=made_job(),
-            device="cuda:0",
-            log=Path("log"),
-            budget=before.of_stage("cuda:0"),
-        )
-        launcher.start(call)
+        launcher.start(stage_call("encode", "cuda:0", budget=before.of_stage("cuda:0")))
     return [call.budget / GIB for call in started.calls], message
 
 
@@ -135,10 +133,7 @@ def test_a_given_budget_stays_and_a_lack_is_told_once() -> None:
 def test_a_process_with_a_share_of_the_gpu_keeps_it() -> None:
     started = Started()
     found = budget_for(config(memory=8 * GIB), "cuda:0")
-    job, log = made_job(), Path("log")
-    call = StageCall(
-        name="encode", job=job, device="cuda:0", log=log, budget=3 * GIB, persistent=True
-    )
+    call = stage_call("encode", "cuda:0", budget=3 * GIB, persistent=True)
     WithinBudget(started, found, config(memory=8 * GIB), print).start(call)
     assert started.calls == [call]
 
@@ -146,7 +141,7 @@ def test_a_process_with_a_share_of_the_gpu_keeps_it() -> None:
 def test_a_stage_of_the_host_is_left_alone_in_a_run_on_a_gpu() -> None:
     started = Started()
     found = budget_for(config(), "cuda:0")
-    call = StageCall(name="frames", job=made_job(), device="cpu", log=Path("log"))
+    call = stage_call("frames", "cpu")
     WithinBudget(started, found, config(), print).start(call)
     assert started.calls == [call]
 
@@ -211,17 +206,10 @@ def test_a_claim_whose_media_are_cut_needs_all(store: FolderStore) -> None:
             assert mine.needed_elsewhere(HELD, ["a", "c"]) == {"a"}
 
 
-def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-
-
 def test_a_mount_that_locks_nothing_can_hold_a_job(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refuse_locks(monkeypatch, errno.ENOSYS)
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOSYS))
     with leased(store, [HELD], tmp_path):
         assert [job.namespaces for job in running_jobs(store)] == [{HELD}]
     assert running_jobs(store) == []
@@ -232,7 +220,7 @@ def test_a_dead_claim_ends_where_no_lock_tells(
 ) -> None:
     (path,) = (store.local / "jobs").iterdir()
     for code in (errno.ENOSYS, errno.EBADF, errno.ENOLCK):
-        refuse_locks(monkeypatch, code)
+        monkeypatch.setattr(fcntl, "flock", failing(code))
         assert len(running_jobs(store)) == 1
     holder.kill()
     holder.wait()
@@ -252,7 +240,7 @@ def test_another_machine_s_claim_is_a_lease(
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() - 90 * 86400)  # ours is far behind
     if not locks:
-        refuse_locks(monkeypatch, errno.EBADF)
+        monkeypatch.setattr(fcntl, "flock", failing(errno.EBADF))
     assert [job.namespaces for job in running_jobs(store)] == [{HELD}] * running
     assert path.exists() == bool(running)
 
@@ -260,13 +248,10 @@ def test_another_machine_s_claim_is_a_lease(
 def test_a_lock_is_asked_for_on_a_file_that_may_be_written(
     store: FolderStore, holder: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flock = fcntl.flock
+    def is_only_read(descriptor: int, _: int) -> bool:
+        return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
-    def as_nfs(descriptor: int, how: int) -> None:
-        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        flock(descriptor, how)
-
+    as_nfs = failing(errno.EBADF, fcntl.flock, is_only_read)
     monkeypatch.setattr(fcntl, "flock", as_nfs)
     assert len(running_jobs(store)) == 1
     holder.kill()

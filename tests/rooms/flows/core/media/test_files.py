@@ -49,5 +49,4 @@ def test_a_trainer_is_given_no_file_that_it_takes_for_another_kind(name: str) ->
     pictures = {s for s in as_they_are if kind_of(f"a{s}") == "image"}
     assert pictures <= Image.registered_extensions().keys() - HEIF  # without plugins
     if name == "diffusion-pipe":
-        wrong = [s for s in as_they_are if (s in IMAGEIO) != (kind_of(f"a{s}") == "video")]
-        assert wrong == []
+        assert [s for s in as_they_are if (s in IMAGEIO) != (kind_of(f"a{s}") == "video")] == []

@@ -1,6 +1,7 @@
 """Which media of this machine sources mean, and in which order."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -9,30 +10,39 @@ import socket
 import subprocess
 import unicodedata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
 from artifacts.disk.files import OURS
 from flows.core.media.media_file import MediaFile, Selection
 from flows.core.media.sources import find_media, left_out_note, texts_among
+from tests.support.faults import failing
 
 PLAIN = Selection(recursive=False, extensions=())
 DEEP = Selection(recursive=True, extensions=())
 CHOSEN = Selection(recursive=True, extensions=("webm", ".DOCX"))
 
 
+def write_all(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "videos"
-    for name in ("b.mp4", "a.MKV", "notes.docx", "photo.jpg", "deep/c.webm", ".hidden.mp4"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"x")
-    return root
+    files = ("b.mp4", "a.MKV", "notes.docx", "photo.jpg", "deep/c.webm", ".hidden.mp4")
+    return write_all(tmp_path / "videos", *files)
 
 
 def names(found: list[MediaFile]) -> list[str]:
     return [file.media_path for file in found]
+
+
+def asked(found: list[MediaFile]) -> list[tuple[str, str | None]]:
+    return [(file.media_path, file.prompt) for file in found]
 
 
 @pytest.mark.parametrize(
@@ -61,17 +71,9 @@ def test_media_of_folders_and_patterns_are_found_in_name_order(
 
 
 def test_a_limit_takes_files_of_every_folder(tmp_path: Path) -> None:
-    for folder in "abcd":
-        (tmp_path / folder).mkdir()
-        write_all(tmp_path, *(f"{folder}/{number}.jpg" for number in range(10)))
+    write_all(tmp_path, *(f"{folder}/{number}.jpg" for folder in "abcd" for number in range(10)))
     found, _ = find_media([str(tmp_path)], DEEP, limit=4)
     assert names(found) == ["a/0.jpg", "b/0.jpg", "c/0.jpg", "d/0.jpg"]
-
-
-def write_all(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x")
 
 
 def test_subfolders_with_media_that_are_not_read_are_named(folder: Path) -> None:
@@ -126,15 +128,8 @@ def test_a_source_with_other_media_alone_says_what_they_are(tmp_path: Path, patt
 def test_what_a_file_server_keeps_for_itself_is_only_named(tmp_path: Path, pattern: str) -> None:
     kept = ["@eaDir/photo.jpg/SYNOPHOTO_THUMB_XL.jpg", "in/@eaDir/b.jpg/SYNOPHOTO_THUMB_M.jpg"]
     kept += [".@__thumb/s800photo.jpg", ".thumbnails/photo.jpg", "#recycle/old.jpg"]
-    names = [
-        "#snapshot",
-        "$RECYCLE.BIN",
-        "$Recycle.Bin",
-        "@Recently-Snapshot",
-        "@Snapshots",
-        "@SynoResource",
-    ]
-    names += ["@tmp", "System Volume Information", "__MACOSX", "lost+found"]
+    names = ["#snapshot", "$RECYCLE.BIN", "$Recycle.Bin", "@Recently-Snapshot", "@Snapshots"]
+    names += ["@SynoResource", "@tmp", "System Volume Information", "__MACOSX", "lost+found"]
     kept += [f"{name}/photo.jpg" for name in names]
     write_all(tmp_path, "photo.jpg", "in/b.jpg", *kept)
     found, failures = find_media([f"{tmp_path}{pattern}"], DEEP)
@@ -176,19 +171,13 @@ def test_a_line_may_ask_something_of_its_own(folder: Path) -> None:
     )
     found, failures = find_media([source], PLAIN)
     assert failures == []
-    assert [(file.media_path, file.prompt) for file in found] == [
-        ("b.mp4", request),
-        ("a.MKV", None),
-        ("c.webm", "Where?"),
-        ("photo.jpg", None),
-    ]
+    rows = [("b.mp4", request), ("a.MKV", None), ("c.webm", "Where?"), ("photo.jpg", None)]
+    assert asked(found) == rows
 
 
 def test_a_file_is_taken_once_for_each_thing_asked(folder: Path) -> None:
-    lines = [
-        {"path": "b.mp4", "prompt": request} for request in ("Who?", "Where?", "Who?", "What?")
-    ]
-    source = write_list(folder, *lines, {"path": "b.mp4"}, {"path": "b.mp4"})
+    requests = ({"prompt": "Who?"}, {"prompt": "Where?"}, {"prompt": "Who?"}, {"prompt": "What?"})
+    source = write_list(folder, *({"path": "b.mp4", **each} for each in (*requests, {}, {})))
     found, _ = find_media([source], PLAIN, prompt_for=lambda kind: "What?")
     assert [file.prompt for file in found] == ["Who?", "Where?", "What?"]
 
@@ -257,8 +246,7 @@ def test_a_relative_source_is_made_absolute_and_a_file_with_brackets_is_no_patte
 
 
 def test_listed_files_bear_their_own_name_wherever_they_lie(tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "er"
-    folder.mkdir(parents=True)
+    (folder := tmp_path / "deep" / "er").mkdir(parents=True)
     for name in ("a\nb.mp4", "c.mp4", "...mp4"):
         (tmp_path / name).touch()
     given = ["../../a\nb.mp4", str(tmp_path / "c.mp4"), "../er/../../...mp4", "../.."]
@@ -337,33 +325,19 @@ def test_lists_of_other_programs_are_read(folder: Path, name: str, text: str, ma
     (folder / name).write_text(text, encoding="utf-8", newline="")
     found, failures = find_media([f"{mark}{folder / name}"], PLAIN)
     assert failures == []
-    assert [[f.media_path, f.prompt] for f in found] == [
-        ["b.mp4", ROWS[0][1]],
-        ["c.webm", ROWS[1][1]],
-    ]
+    assert asked(found) == [("b.mp4", ROWS[0][1]), ("c.webm", ROWS[1][1])]
 
 
 @pytest.mark.parametrize(("name", "mark"), [("l.csv", ","), ("l.csv", ";"), ("l.tsv", "\t")])
 def test_a_row_with_more_cells_than_columns_fails_alone(folder: Path, name: str, mark: str) -> None:
-    rows = [
-        "path,prompt,",
-        "b.mp4,What is it, and where?",
-        "a.MKV,Who?,,",
-        ",,",
-        'b.mp4,"An ""x"""',
-    ]
-    rows += ['b.mp4,"x" y', 'a.MKV,"never closed', "b.mp4,lost"]
+    rows = ["path,prompt,", "b.mp4,What is it, and where?", "a.MKV,Who?,,", ",,"]
+    rows += ['b.mp4,"An ""x"""', 'b.mp4,"x" y', 'a.MKV,"never closed', "b.mp4,lost"]
     (folder / name).write_text("\n".join(rows).replace(",", mark))
     found, failures = find_media([str(folder / name)], PLAIN)
-    assert [(each.media_path, each.prompt) for each in found] == [
-        ("a.MKV", "Who?"),
-        ("b.mp4", 'An "x"'),
-    ]
+    assert asked(found) == [("a.MKV", "Who?"), ("b.mp4", 'An "x"')]
     cells, quote, end = (failure.message for failure in failures)
-    assert (
-        cells
-        == "the list: line 2 cannot be read: more cells than columns ('and where?' is in none)"
-    )
+    why = "more cells than columns ('and where?' is in none)"
+    assert cells == f"the list: line 2 cannot be read: {why}"
     assert "line 6 cannot be read" in quote and "line 7 cannot be read: unexpected end" in end
     assert all("Quote a cell" in failure.hint for failure in failures)
     (folder / name).write_text(f"path{mark}prompt{mark}prompt\nb.mp4{mark}a{mark}b\n")
@@ -376,11 +350,9 @@ def test_a_column_prompts_of_a_table_is_noted(folder: Path) -> None:
     for source in (str(folder / "l.csv"), f"@{folder / 'l.csv'}"):
         (found,), failures = find_media([source], PLAIN)
         assert (found.prompt, failures) == (None, [])
+        advice = "name it `prompt`, or write prompts in a .jsonl list"
         note = left_out_note([source, str(folder / "b.mp4")], PLAIN)
-        assert note == (
-            f"{source}: column `prompts` not read; name it `prompt`, or write prompts in a .jsonl "
-            "list"
-        )
+        assert note == f"{source}: column `prompts` not read; {advice}"
 
 
 def test_an_array_of_paths_is_a_list(folder: Path) -> None:
@@ -395,29 +367,21 @@ def test_an_array_of_paths_is_a_list(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("form", "text", "says"),
     [
-        (
-            "list.json",
-            '{"path": "b.mp4"}\n{"path": "a.MKV"}',
-            "the list cannot be read: Extra data",
-        ),
-        ("list.json", '["b.mp4"', "the list cannot be read: Expecting ',' delimiter: line 1"),
-        (
-            "list.json",
-            '{"a.mp4": {"caption": "a ring"},\n "b.mp4": {}}',
-            "entry 1 of the list names",
-        ),
-        ("list.json", "[" * 100_000, "the list cannot be read: maximum recursion depth"),
-        ("list.csv", "url,text\na.mp4,ring\n", "its first line names no column `path`"),
-        ("list.csv", "", "its first line names no column `path`"),
-        ("list.csv", "path,text\n" + "x" * 200_000 + ",ring\n", "field larger than field limit"),
-        ("list.csv", "path,text\n,ring\n", "line 2 of the list names no path"),
+        ("json", '{"path": "b.mp4"}\n{"path": "a.MKV"}', "the list cannot be read: Extra data"),
+        ("json", '["b.mp4"', "the list cannot be read: Expecting ',' delimiter: line 1"),
+        ("json", '{"a.mp4": {"caption": ""},\n "b.mp4": {}}', "entry 1 of the list names"),
+        ("json", "[" * 100_000, "the list cannot be read: maximum recursion depth"),
+        ("csv", "url,text\na.mp4,ring\n", "its first line names no column `path`"),
+        ("csv", "", "its first line names no column `path`"),
+        ("csv", "path,text\n" + "x" * 200_000 + ",ring\n", "field larger than field limit"),
+        ("csv", "path,text\n,ring\n", "line 2 of the list names no path"),
     ],
 )
-def test_a_list_without_paths_is_one_failure(folder: Path, name: str, text: str, says: str) -> None:
-    (folder / name).write_text(text)
-    found, (failure,) = find_media([str(folder / name)], PLAIN)
+def test_a_list_without_paths_is_one_failure(folder: Path, form: str, text: str, says: str) -> None:
+    (path := folder / f"list.{form}").write_text(text)
+    found, (failure,) = find_media([str(path)], PLAIN)
     assert found == [] and failure.error == "list"
     assert says in failure.message and failure.hint
 
@@ -432,26 +396,18 @@ def test_a_list_longer_than_any_list_is_refused_unread(folder: Path) -> None:
 
 def test_a_file_of_overlapping_sources_counts_once(folder: Path) -> None:
     """The first source names it; with another prompt it is another row."""
-    deep = folder / "deep"
+    deep, b = str(folder / "deep"), str(folder / "b.mp4")
     alone, _ = find_media([str(folder)], DEEP)
-    (folder.parent / "list.txt").write_text(f"{deep}\n{folder / 'b.mp4'}\n")
-    (folder.parent / "asked.jsonl").write_text(
-        json.dumps({"path": str(folder / "b.mp4"), "prompt": "Who?"})
-    )
-    more = [str(deep), f"@{folder.parent / 'list.txt'}", str(folder / "b.mp4")]
-    assert find_media([str(folder), *more], DEEP) == (alone, [])
-    found, _ = find_media([str(folder), f"@{folder.parent / 'asked.jsonl'}"], DEEP)
+    (plain := folder.parent / "list.txt").write_text(f"{deep}\n{b}\n")
+    assert find_media([str(folder), deep, f"@{plain}", b], DEEP) == (alone, [])
+    asking = write_list(folder.parent, {"path": b, "prompt": "Who?"})
+    found, _ = find_media([str(folder), f"@{asking}"], DEEP)
     assert [each.prompt for each in found] == [None] * len(alone) + ["Who?"]
 
 
 def test_an_unreadable_folder_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scandir = os.scandir
-
-    def refusing(path: Any) -> Any:
-        if os.path.basename(path) == "deep":  # as for anybody but root
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
+    # As for anybody but root.
+    refusing = failing(errno.EACCES, os.scandir, lambda path: os.path.basename(path) == "deep")
     monkeypatch.setattr(os, "scandir", refusing)
     found, failures = find_media([str(folder)], DEEP)
     assert names(found) == ["a.MKV", "b.mp4", "photo.jpg"]
@@ -515,20 +471,13 @@ def test_a_text_beside_a_medium_of_its_stem_is_no_list(folder: Path) -> None:
     found, failures = find_media([e for e in every if ".docx" not in e], PLAIN)
     assert names(found) == [".hidden.mp4", "a.MKV", "b.mp4", "c.webm", "photo.jpg"]
     assert failures == []
-    for sources, selection in (
-        ([str(folder), f"{folder}/b.txt"], PLAIN),
-        ([str(folder.parent), f"{folder}/b.txt"], DEEP),
-    ):
-        assert find_media(sources, selection)[1] == []
+    for place, selection in ((folder, PLAIN), (folder.parent, DEEP)):
+        assert find_media([str(place), f"{folder}/b.txt"], selection)[1] == []
 
 
 def test_a_text_is_a_list_where_its_medium_is_not_named_or_an_at_says_so(folder: Path) -> None:
-    (folder / "b.txt").write_text("photo.jpg\n")
-    for sources in (
-        [f"{folder}/b.txt"],
-        [f"@{folder}/b.txt", f"{folder}/b.mp4"],
-        [str(folder.parent), f"{folder}/b.txt"],
-    ):
+    (text := folder / "b.txt").write_text("photo.jpg\n")
+    for sources in ([f"{text}"], [f"@{text}", f"{folder}/b.mp4"], [f"{folder.parent}", f"{text}"]):
         found, _ = find_media(sources, PLAIN)
         assert "photo.jpg" in names(found)
     assert find_media([f"{folder}/\0.txt", f"{folder}/b.mp4"], PLAIN)[0]
@@ -538,8 +487,9 @@ def test_a_text_named_after_a_prompt_is_no_list(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.short.txt", "a.short.mp4.txt", "a.list.txt"):
         (tmp_path / name).write_text("a.mp4")
     given = [str(tmp_path / name) for name in ("a.mp4", "a.short.txt", "a.short.mp4.txt")]
-    assert texts_among(
-        [*given, str(tmp_path / "a.list.txt")], recursive=False, names=["short"]
-    ) == {*given[1:]}
-    assert texts_among([str(tmp_path), given[1]], recursive=False, names=["short"]) == {given[1]}
+    for sources, texts in (
+        ([*given, str(tmp_path / "a.list.txt")], given[1:]),
+        ([str(tmp_path), given[1]], [given[1]]),
+    ):
+        assert texts_among(sources, recursive=False, names=["short"]) == {*texts}
     assert not texts_among(given, recursive=False)

@@ -28,14 +28,9 @@ def decode(batch: int = 8, device: str = "cuda:0", **rung: object) -> StageEstim
 
 def test_a_7b_decoder_of_eight_rows_takes_what_paper_says() -> None:
     found = decode(precision="fp16")
-    assert (
-        found.bytes_of("weight") == 2 * paper.LANGUAGE == pytest.approx(12.55 * paper.GIB, rel=1e-3)
-    )
-    assert (
-        found.bytes_of("kv")
-        == 8 * (1000 + 128) * paper.KV_PER_TOKEN
-        == pytest.approx(4.41 * paper.GIB, rel=1e-2)
-    )
+    weights, cache = 2 * paper.LANGUAGE, 8 * (1000 + 128) * paper.KV_PER_TOKEN
+    assert found.bytes_of("weight") == weights == pytest.approx(12.55 * paper.GIB, rel=1e-3)
+    assert found.bytes_of("kv") == cache == pytest.approx(4.41 * paper.GIB, rel=1e-2)
     # While prompts are read, 128 tokens of the cache are still to come.
     assert found.bytes_of("activation") == 8 * (1000 * paper.A_TOKEN - 128 * paper.KV_PER_TOKEN) + 0
     assert found.bytes_of("context") == CONTEXT_BYTES
@@ -53,10 +48,8 @@ def test_a_batch_is_no_larger_than_the_job() -> None:
 def test_quantized_weights_take_their_scales_and_one_layer_unpacked() -> None:
     rest = 2 * (paper.LANGUAGE - paper.LINEAR)
     nf4, int8 = decode(precision="nf4"), decode(precision="int8")
-    assert (
-        nf4.bytes_of("weight")
-        == rest + paper.LINEAR // 2 + paper.LINEAR // 64 + paper.LINEAR // 4096
-    )
+    packed = paper.LINEAR // 2 + paper.LINEAR // 64 + paper.LINEAR // 4096
+    assert nf4.bytes_of("weight") == rest + packed
     assert int8.bytes_of("weight") == rest + paper.LINEAR + 4 * paper.ROWS
     unpacked = nf4.bytes_of("workspace") - decode(precision="fp16").bytes_of("workspace")
     assert unpacked == 2 * paper.WIDTH * paper.INSIDE
@@ -68,9 +61,8 @@ def test_products_in_8_bit_are_32_bit_numbers_first() -> None:
     assert int8.bytes_of("workspace") - plain.bytes_of("workspace") == 4 * made
     pieces = decode(precision="int8", prefill=256)
     assert pieces.bytes_of("activation") <= int8.bytes_of("activation")
-    assert pieces.bytes_of("workspace") < int8.bytes_of("workspace") - 4 * (
-        made - 256 * paper.INSIDE
-    ) + (1 << 20)
+    less = 4 * (made - 256 * paper.INSIDE) - (1 << 20)
+    assert pieces.bytes_of("workspace") < int8.bytes_of("workspace") - less
     on_cpu = decode(device="cpu", precision="int8").bytes_of("workspace")
     more = on_cpu - decode(device="cpu", precision="bf16").bytes_of("workspace")
     assert 9 * made <= more < 9.2 * made  # of what is computed in between, 4 % are held back
@@ -86,9 +78,8 @@ def test_on_a_cpu_the_peak_is_the_hosts_and_32_bit_doubles_it() -> None:
 
 def test_offloaded_weights_leave_two_layers_and_the_ends_on_the_device() -> None:
     found = decode(batch=1, precision="fp16", offload=True)
-    assert found.bytes_of("weight") == 2 * (
-        2 * paper.LAYER + 2 * paper.VOCABULARY * paper.WIDTH + paper.WIDTH
-    )
+    ends = 2 * paper.VOCABULARY * paper.WIDTH + paper.WIDTH
+    assert found.bytes_of("weight") == 2 * (2 * paper.LAYER + ends)
     assert found.host_bytes > 2 * paper.LANGUAGE
 
 
@@ -104,8 +95,7 @@ def test_an_offloaded_cache_is_pinned_in_powers_of_two_and_a_quantized_one_takes
 
 
 def test_encoding_takes_pixels_of_no_more_than_the_batch() -> None:
-    one = question(prepare_workers=1)
-    found = one.estimate(Rung(stage="encode", batch=4, precision="fp16"))
+    found = question(prepare_workers=1).estimate(Rung(stage="encode", batch=4, precision="fp16"))
     assert found.bytes_of("weight") == 2 * paper.SEES
     assert found.bytes_of("activation") == 4 * paper.AN_IMAGE
     assert found.bytes_of("kv") == 0
@@ -121,13 +111,11 @@ def encoded(workers: int | None, device: str = "cuda:0", batch: int = 4) -> Stag
 
 def test_each_further_thread_that_prepares_holds_an_image_and_a_processor() -> None:
     image = 7 * 3 * 336 * 336
-    more = encoded(3).host_bytes - encoded(1).host_bytes
-    assert more == 2 * (image + PROCESSOR_BYTES)
+    assert encoded(3).host_bytes - encoded(1).host_bytes == 2 * (image + PROCESSOR_BYTES)
     assert encoded(3).peak_bytes == encoded(1).peak_bytes, "the device holds none of it"
     # Of one image a batch, three are in work at most: one that is computed, and two read ahead.
     assert encoded(8, batch=1) == encoded(3, batch=1) != encoded(2, batch=1)
-    held = encoded(2, "cpu").peak_bytes - encoded(1, "cpu").peak_bytes
-    assert held == image + PROCESSOR_BYTES
+    assert encoded(2, "cpu").peak_bytes - encoded(1, "cpu").peak_bytes == image + PROCESSOR_BYTES
 
 
 def test_one_thread_prepares_for_a_cpu_and_many_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +134,8 @@ def test_of_a_streamed_tower_two_layers_are_there_and_what_other_batches_hold() 
     found = streamed()
     ends = paper.SEES - 24 * paper.A_SEEING_LAYER
     assert found.bytes_of("weight") == 2 * (2 * paper.A_SEEING_LAYER + ends)
-    kept = (
-        paper.TOKENS * paper.WIDTH * 2
-    )  # more than what waits for a layer, when the last one is done
+    # More than what waits for a layer, when the last one is done.
+    kept = paper.TOKENS * paper.WIDTH * 2
     assert found.bytes_of("activation") == 2 * paper.AN_IMAGE + 2 * 2 * max(paper.WAITS, kept)
     pinned = 2 * power_of_two(2 * paper.A_SEEING_LAYER)
     pixels, frames = 4 * paper.NUMBERS, 3 * 336 * 336
@@ -164,21 +151,16 @@ def test_weights_that_are_cast_as_they_come_take_one_more_as_it_is_stored() -> N
 
 
 def test_a_half_of_which_nothing_ran_is_estimated_by_its_dimensions() -> None:
-    bare = replace(
-        paper.PROFILE,
-        parts={**paper.PROFILE.parts, "language": replace(paper.PROFILE.language, batch_costs=())},
-    )
+    language = replace(paper.PROFILE.language, batch_costs=())
+    bare = replace(paper.PROFILE, parts={**paper.PROFILE.parts, "language": language})
     request = replace(question(), model=model(bare))
     found = request.estimate(Rung(stage="decode", batch=1, precision="fp16"))
     assert found.by_dimensions
     assert any("by dimensions" in term.why for term in found.terms)
-    assert found.bytes_of("kv") == pytest.approx(
-        1128 * paper.KV_PER_TOKEN, rel=1e-6
-    )  # no grouped heads
-    inside = 1000 * (2 * paper.INSIDE + 3 * paper.WIDTH) * 2
-    assert found.bytes_of("activation") + 128 * paper.KV_PER_TOKEN == pytest.approx(
-        inside, rel=0.01
-    )
+    # It has no grouped heads.
+    assert found.bytes_of("kv") == pytest.approx(1128 * paper.KV_PER_TOKEN, rel=1e-6)
+    whole = found.bytes_of("activation") + 128 * paper.KV_PER_TOKEN
+    assert whole == pytest.approx(1000 * (2 * paper.INSIDE + 3 * paper.WIDTH) * 2, rel=0.01)
 
 
 def test_the_terms_are_the_whole_arithmetic() -> None:
@@ -201,8 +183,7 @@ def test_batch_costs_go_on_in_lines(rows: int, tokens: int, says: int) -> None:
 
 
 def test_one_batch_cost_is_enough_for_a_proportion() -> None:
-    found = expected((decoding(2, 100),), "video", 4, 300)
-    assert found.kept_bytes == 1200 * paper.KV_PER_TOKEN
+    assert expected((decoding(2, 100),), "video", 4, 300).kept_bytes == 1200 * paper.KV_PER_TOKEN
 
 
 DECODER_HEADS = 6

@@ -60,12 +60,10 @@ def test_the_names_of_what_has_slots_are_those_of_the_engine() -> None:
 def test_a_form_takes_what_its_tokens_do() -> None:
     card = with_memory(FULL)
     rung, load = decode_rungs_of(card)[0], [images(64, 1000)]
-    plain, formed = (estimate(card, rung, load, on("cpu", schema=form)) for form in (False, True))
-    assert formed.peak_bytes - plain.peak_bytes == WORDS * GRAMMAR_BYTES
-    plain, formed = (
-        estimate(card, rung, load, on("cuda:0", schema=form)) for form in (False, True)
-    )
-    assert formed.peak_bytes == plain.peak_bytes
+    for device, more in (("cpu", WORDS * GRAMMAR_BYTES), ("cuda:0", 0)):
+        both = (on(device, schema=form) for form in (False, True))
+        plain, formed = (estimate(card, rung, load, conditions) for conditions in both)
+        assert formed.peak_bytes - plain.peak_bytes == more
     assert formed.host_bytes - plain.host_bytes == WORDS * GRAMMAR_BYTES
 
 
@@ -87,17 +85,14 @@ def test_a_pool_is_slots_times_columns_and_one_prompt_is_read_beside_it() -> Non
     assert part(eight, "kv") == [8 * columns * KV_PER_TOKEN]
     assert part(four, "kv")[0] == 4 * columns * KV_PER_TOKEN
     assert eight.bytes_of("activation") == four.bytes_of("activation")
-    assert eight.bytes_of("activation") > 1000 * KV_PER_TOKEN, (
-        "the prompt that is read has a cache, too"
-    )
+    assert eight.bytes_of("activation") > 1000 * KV_PER_TOKEN, "the prompt has a cache, too"
     assert part(planned(card, replace(first, batch=2)), "kv")[1:], "the trial takes more"
 
 
 def test_a_window_takes_no_more_columns_than_it_sees_and_states_are_of_every_row() -> None:
     window = replace(FULL, kind="DynamicSlidingWindowLayer", layers=1, window=512)
-    state = LayerMemory(
-        kind="LinearAttentionLayer", layers=3, state_bytes=1000, state_bytes_32=2000
-    )
+    sizes = {"state_bytes": 1000, "state_bytes_32": 2000}
+    state = LayerMemory(kind="LinearAttentionLayer", layers=3, **sizes)
     card = with_memory(replace(FULL, layers=1), window, state)
     rung = Rung(stage="decode", batch=2, precision="fp16", in_slots=True)
     each = KV_PER_TOKEN // LAYERS
@@ -115,11 +110,9 @@ def test_unused_rows_have_a_copy_of_a_layer_only_where_the_model_changes_keys() 
         ("DynamicIndexedLayer", True, copy),
     ):
         memory = RowMemory(kept=(replace(FULL, kind=kind),), words=WORDS)
-        sizes = {
-            slots: step_bytes(memory, PoolShape(rows=8, slots=slots, columns=64), 2, direct)
-            for slots in (1, 3, 8)
-        }
-        assert sizes == {1: logits, 3: logits + copied, 8: logits}
+        shapes = [PoolShape(rows=8, slots=slots, columns=64) for slots in (1, 3, 8)]
+        sizes = [step_bytes(memory, shape, 2, direct) for shape in shapes]
+        assert sizes == [logits, logits + copied, logits]
 
 
 @pytest.mark.parametrize(
@@ -140,8 +133,7 @@ def test_a_half_that_cannot_have_slots_is_planned_in_batches(kept: Any) -> None:
 def test_who_names_batches_and_rungs_that_have_no_slots_are_planned_in_batches() -> None:
     plain = with_memory(FULL, engine="transformers")
     assert not any(rung.in_slots for rung in decode_rungs_of(plain, engine="transformers"))
-    free = with_memory(FULL, precision="auto")
-    for rung in decode_rungs_of(free, precision="auto"):
+    for rung in decode_rungs_of(with_memory(FULL, precision="auto"), precision="auto"):
         assert rung.in_slots == (not rung.kv and rung.precision != "int8")
     named = with_memory(FULL, precision="auto", engine="inflight")
     ladder = decode_rungs_of(named, precision="auto", engine="inflight")
@@ -169,8 +161,7 @@ def test_selecting_tokens_counts_where_it_takes_more_than_a_prompt() -> None:
     rung = next(each for each in decode_rungs_of(card, "cuda:0") if each.batch == 8)
 
     def computing(tokens: int, selection: tuple[str, ...] = ()) -> int:
-        load = [images(64, tokens)]
-        estimated = estimate(card, rung, load, on("cuda:0", selection=selection))
+        estimated = estimate(card, rung, [images(64, tokens)], on("cuda:0", selection=selection))
         return estimated.bytes_of("activation")
 
     # 64 rows: 4 bytes per logit, 26 of top-p.
@@ -197,9 +188,7 @@ def terms_of_another(load: SlotLoad) -> Iterator[SlotTerm]:
     yield SlotTerm("kv", load.slots * (load.tokens + load.new_tokens), "a byte a token")
 
 
-def test_an_engine_of_another_kind_has_slots_of_any_layer_and_counts_them_itself(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_another_engine_has_and_counts_slots_of_any_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     other = EngineSpec(
         name="other",
         entry="",
@@ -225,17 +214,10 @@ def test_an_engine_of_another_kind_has_slots_of_any_layer_and_counts_them_itself
 def test_fewer_slots_come_before_all_else() -> None:
     names = [rung.name for rung in decode_rungs_of(with_memory(FULL))]
     assert [rung.name for rung in decode_rungs_of(with_memory(FULL), "cpu")] == names[3:-1]
+    pieces = [f"1 slot, fp16, prefill chunks of {tokens}" for tokens in (1024, 256)]
     assert names == [
-        "64 slots, fp16",
-        "32 slots, fp16",
-        "16 slots, fp16",
-        "8 slots, fp16",
-        "4 slots, fp16",
-        "2 slots, fp16",
-        "1 slot, fp16",
-        "1 slot, fp16, prefill chunks of 1024",
-        "1 slot, fp16, prefill chunks of 256",
-        "batch 1, fp16, prefill chunks of 256, KV cache offloaded",
+        *(f"{slots} slots, fp16" for slots in (64, 32, 16, 8, 4, 2)),
+        *("1 slot, fp16", *pieces, "batch 1, fp16, prefill chunks of 256, KV cache offloaded"),
     ]
 
 
@@ -249,8 +231,7 @@ def test_a_budget_decides_how_many_slots_there_are_and_what_is_told_to_who_has_n
     for gib in (64, 16.6, 15):
         taken = stage_plans(question, question.rungs, budget(gib))["decode"].chosen
         assert taken.peak_bytes <= gib * GIB
-        capacity = Capacity(request=question, budget=budget(gib))
-        instead = capacity.batch_without_slots(taken.rung)
+        instead = Capacity(request=question, budget=budget(gib)).batch_without_slots(taken.rung)
         less = replace(taken.rung, in_slots=False, batch=instead)
         assert question.estimate(less).peak_bytes <= gib * GIB
         found[gib] = (taken.rung.batch, instead)

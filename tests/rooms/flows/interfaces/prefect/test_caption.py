@@ -35,6 +35,7 @@ from flows.interfaces.prefect.runs import INTERRUPTED, Caller, ended_by, warn_of
 from flows.interfaces.prefect.view import Progress, RunLog
 from flows.outputs.folder.trust import command_in
 from scripts.run.stage_processes import descendants, stage_of
+from tests.support.commands import completed
 from tests.support.pipeline import PENSTOCK, ROOT, wait_gone
 
 CLIPS = [str(penstock_demo.CLIPS / name) for name in ("clip-01.mp4", "clip-02.mp4")]
@@ -100,12 +101,9 @@ def test_a_scheduled_run_of_the_demos_clips_says_so_in_its_log(
     scheduled: bool, source: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = SimpleNamespace(flow_run=SimpleNamespace(auto_scheduled=scheduled))
-    monkeypatch.setattr(
-        flows.interfaces.prefect.runs, "FlowRunContext", SimpleNamespace(get=lambda: context)
-    )
-    monkeypatch.setattr(
-        flows.interfaces.prefect.runs, "get_run_logger", lambda: logging.getLogger("a flow run")
-    )
+    runs, log = flows.interfaces.prefect.runs, logging.getLogger("a flow run")
+    monkeypatch.setattr(runs, "FlowRunContext", SimpleNamespace(get=lambda: context))
+    monkeypatch.setattr(runs, "get_run_logger", lambda: log)
     warn_of_demo(CaptionConfig(sources=(source,)))
     warned = scheduled and source == "demo/samples"
     assert ["name your own `sources`" in each for each in caplog.messages] == [True] * warned
@@ -134,9 +132,7 @@ def server() -> Iterator[None]:
 
 
 def run(out: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        command(out, *more), cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
-    )
+    done = completed(command(out, *more), timeout=280)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -156,10 +152,8 @@ def test_with_prefect_the_command_makes_and_says_the_same(tmp_path: Path, server
     flow_run = run(tmp_path / "flow", "--prefect")
     assert outputs(tmp_path / "flow") == outputs(tmp_path / "plain")
     assert outputs(tmp_path / "flow")["captions.jsonl"].count(b"\n") == 2
-    plain, flow = (
-        recorded_run(command_in(tmp_path / name, f"{tmp_path / name}-store")).config
-        for name in ("plain", "flow")
-    )
+    outs = [tmp_path / name for name in ("plain", "flow")]
+    plain, flow = (recorded_run(command_in(out, f"{out}-store")).config for out in outs)
     assert replace(plain, out=flow.out, store=flow.store) == flow
     assert flow.format == ("txt", "vtt")
     texts = []
@@ -251,16 +245,11 @@ get_logger("engine").error("theirs")
 
 
 def test_a_server_that_is_gone_costs_a_command_one_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", AWAY], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == ""
-    assert done.stderr == (
-        "ours: the Prefect server stopped responding: its UI shows only a part of this run\n"
-    )
+    done = completed([sys.executable, "-c", AWAY], check=True)
+    message = "the Prefect server stopped responding: its UI shows only a part of this run"
+    assert (done.stdout, done.stderr) == ("", f"ours: {message}\n")
 
 
 @pytest.mark.slow
 def test_lines_that_nobody_reads_any_more_end_no_thread() -> None:
-    done = subprocess.run([sys.executable, "-c", UNREAD], cwd=ROOT, check=False)
-    assert done.returncode == 7
+    assert subprocess.run([sys.executable, "-c", UNREAD], cwd=ROOT, check=False).returncode == 7

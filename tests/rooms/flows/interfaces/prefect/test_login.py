@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -26,6 +27,7 @@ from flows.interfaces.prefect.server import (
     own_login,
     stored_login,
 )
+from tests.support.commands import completed
 from tests.support.pipeline import ROOT
 
 SECRET = "penstock:not-to-be-told-4711"
@@ -46,14 +48,9 @@ API = "PREFECT_API_URL"
 
 def message_of(who: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """What scripts/run/server, as this process, or scripts/run/worker takes."""
-    return subprocess.run(
-        [sys.executable, "-m", "scripts.run.login", who, *([str(os.getpid())] * (who == "server"))],
-        cwd=ROOT,
-        env={**os.environ, "PREFECT_SERVER_API_PORT": "4242", **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [who, str(os.getpid())] if who == "server" else [who]
+    environment = {**os.environ, "PREFECT_SERVER_API_PORT": "4242", **variables}
+    return completed([sys.executable, "-m", "scripts.run.login", *words], env=environment)
 
 
 def test_the_login_is_made_once_and_its_user_alone_can_read_it(home: Path) -> None:
@@ -72,22 +69,13 @@ def test_the_login_is_made_once_and_its_user_alone_can_read_it(home: Path) -> No
 @pytest.mark.slow
 def test_starts_at_the_same_time_end_with_the_same_login(home: Path) -> None:
     code = "from flows.interfaces.prefect.server import own_login; input(); print(own_login())"
-    starts = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(6)
-    ]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    starts = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(6)]
     for start in starts:
         assert start.stdin is not None
         start.stdin.write("\n")
         start.stdin.flush()
-    found = {start.communicate()[0].strip() for start in starts}
-    assert found == {stored_login()}
+    assert {start.communicate()[0].strip() for start in starts} == {stored_login()}
     assert [path.name for path in home.iterdir()] == ["penstock-auth"]
 
 
@@ -99,9 +87,7 @@ def test_a_file_that_holds_no_login_fails(home: Path) -> None:
             own_login()
 
 
-def test_a_place_where_nothing_can_be_kept_fails_in_one_line(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_home_fails_in_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home.write_text("a file")
     done = message_of("server")
     assert (done.returncode, done.stdout) == (5, "")
@@ -140,9 +126,7 @@ def test_no_server_elsewhere_is_told_it(home: Path, url: str, local: bool) -> No
     assert login_for(url) is None  # nor one of this machine that `make server` did not start
 
 
-def test_whoever_listens_on_this_machine_is_told_nothing_unless_make_server_wrote_it_down(
-    home: Path, port: int
-) -> None:
+def test_who_listens_here_is_told_nothing_unless_make_server_noted(home: Path, port: int) -> None:
     url, made = f"http://127.0.0.1:{port}/api", own_login()
     (record,) = [home / f"penstock-server-{port}.json"]
     assert login_for(url) is None, "the login goes to a server that nobody wrote down"
@@ -204,13 +188,8 @@ def test_server_and_worker_of_one_machine_agree(home: Path, port: int) -> None:
     told_lines = server.stderr.splitlines()
     assert told_lines[0] == f"penstock: {page}"
     exports = "; ".join(line.strip() for line in told_lines[2:])
-    shown = subprocess.run(
-        ["sh", "-c", f'{exports}; echo "$PREFECT_API_URL $PREFECT_API_AUTH_STRING"'],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert shown.stdout == f"{here[API]} {stored_login()}\n"
+    shown = f'{exports}; echo "$PREFECT_API_URL $PREFECT_API_AUTH_STRING"'
+    assert completed(["sh", "-c", shown]).stdout == f"{here[API]} {stored_login()}\n"
 
 
 @pytest.mark.slow
@@ -219,8 +198,7 @@ def test_what_the_user_has_set_is_kept(home: Path, name: str, port: int) -> None
     here = {"PREFECT_SERVER_API_PORT": str(port), API: f"http://127.0.0.1:{port}/api"}
     both = [message_of(who, **{name: SECRET}, **here).stdout for who in ("server", "worker")]
     assert both == [f"{SECRET}\n"] * 2
-    profiles = f'active = "mine"\n[profiles.mine]\n{name} = "{SECRET}"\n'
-    (home / "profiles.toml").write_text(profiles)
+    (home / "profiles.toml").write_text(f'active = "mine"\n[profiles.mine]\n{name} = "{SECRET}"\n')
     assert [message_of(who, **here).stdout for who in ("server", "worker")] == [f"{SECRET}\n"] * 2
     assert message_of("server", **here).stderr.endswith(f"that {name} holds\n")
     assert not login_file().exists()

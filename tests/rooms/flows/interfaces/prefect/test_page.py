@@ -15,25 +15,11 @@ from flows.interfaces.prefect.runs import MAX_LETTERS, named_after_work
 from flows.interfaces.prefect.view import MAX_FAILURES, page, plain
 
 HOSTILE = [
-    "<script>alert(1)</script>.mp4",
-    "<img src=x onerror=alert(1)>",
-    "a | b | c.mp4",
-    r"a\|b\\|c\.mp4",
-    "`code` ``more`` `.mp4",
-    "[here](javascript:alert(1))",
-    "![](http://evil/x.png)",
-    "[a][b] [a]: http://evil",
-    "<http://evil>",
-    "**bold** _thin_ ~~gone~~ *a*",
-    "# heading",
-    "1. first",
-    "- item",
-    "> quoted",
-    "a\nb\r\n\n# c\n| d | e |",
-    "a\x00b\x1b[2J\x7f\u2028\u202e",
-    "&lt;b&gt; &amp; &#60; a&b",
-    "---",
-    "trailing\\",
+    *("<script>alert(1)</script>.mp4", "<img src=x onerror=alert(1)>", "a | b | c.mp4"),
+    *(r"a\|b\\|c\.mp4", "`code` ``more`` `.mp4", "[here](javascript:alert(1))"),
+    *("![](http://evil/x.png)", "[a][b] [a]: http://evil", "<http://evil>", "# heading"),
+    *("**bold** _thin_ ~~gone~~ *a*", "1. first", "- item", "> quoted", "---", "trailing\\"),
+    *("a\nb\r\n\n# c\n| d | e |", "a\x00b\x1b[2J\x7f\u2028\u202e", "&lt;b&gt; &amp; &#60; a&b"),
     "half \ud800 a character",
 ]
 ALPHABET = "a1 |\\`*_~[]()<>!#&;:-+.\"'\n\t/="
@@ -65,9 +51,8 @@ def test_no_text_is_more_than_a_paragraph() -> None:
 
 
 def failure(name: str, message: str = "x", hint: str = "y") -> Failure:
-    return Failure(
-        media_path=name, source="", stage="frames", error="x", message=message, hint=hint
-    )
+    place = {"media_path": name, "source": "", "stage": "frames"}
+    return Failure(error="x", message=message, hint=hint, **place)
 
 
 def test_no_failure_and_no_count_gets_out_of_its_line() -> None:
@@ -111,11 +96,10 @@ def test_the_page_names_the_report_or_what_writes_one(tmp_path: Path) -> None:
 def test_a_run_is_named_after_the_folder_that_it_writes_to(
     out: str, given: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    running = SimpleNamespace(name=given, flow_name="caption-videos")
+    monkeypatch.setattr(runs, "flow_run", running)
     for config in ({"out": out}, SimpleNamespace(out=out)):
-        running = SimpleNamespace(
-            name=given, flow_name="caption-videos", parameters={"config": config}
-        )
-        monkeypatch.setattr(runs, "flow_run", running)
+        running.parameters = {"config": config}
         assert named_after_work() == name
 
 

@@ -44,36 +44,22 @@ EMBED = {"sources": ["a.png"], "model": "a/clip"}
 LABEL = {**EMBED, "labels": "cat,dog"}
 EXPORT = {"model": "demo", "to": "nf4", "out": "there"}
 TUNE: dict[str, Any] = {"data": "captions.jsonl", "model": "demo", "out": "there"}
-ODD_CLIPS: list[dict[str, Any]] = [
-    *({"fsp": 2}, {"fps": 0}, {"chunk": "long"}, {"batch_size": 1.5}, {"limit": -1}),
-    *(
-        {"memory": "8 apples"},
-        {"max_store": "sixty"},
-        {"format": ["docx"]},
-        {"prompt": " "},
-        {"out": ""},
-        {"tiles": "2"},
-    ),
+ODD_CLIPS: list[tuple[str, Any]] = [
+    *(("fsp", 2), ("fps", 0), ("chunk", "long"), ("batch_size", 1.5), ("limit", -1)),
+    *(("memory", "8 apples"), ("max_store", "sixty"), ("format", ["docx"]), ("prompt", " ")),
+    *(("out", ""), ("tiles", "2"), ("sources", []), ("sources", "a.mp4")),
 ]
-ODD_LABELS: list[dict[str, Any]] = [
-    {"threshold": "often"},
-    {"format": ["webdataset"]},
-    {"threshold": 2},
-    {"summary": True},
-]
-ODD_EXPORTS: list[dict[str, Any]] = [
-    *({"half": "left"}, {"group": 48}, {"samples": 1}, {"calibrate": "a.mp4"}, {"chunk": 3.0})
-]
-ODD_TUNES: list[dict[str, Any]] = [{"optimizer": "sgd"}, {"validate": 1}, {"full": True}]
+ODD_LABELS = [("threshold", "often"), ("format", ["webdataset"]), ("threshold", 2)]
+ODD_EXPORTS = [("half", "left"), ("group", 48), ("samples", 1), ("chunk", 3.0)]
+ODD_TUNES = [("optimizer", "sgd"), ("validate", 1), ("full", True)]
 BAD: list[tuple[Any, dict[str, Any]]] = [
-    (caption_videos, {}),
-    (caption_videos, {"sources": []}),
-    (caption_videos, {"sources": "a.mp4"}),
-    *((caption_videos, CLIP | odd) for odd in ODD_CLIPS),
-    *((embed_media, given) for given in ({"sources": ["a.png"]}, {**EMBED, "precision": "fp12"})),
-    *((label_images, given) for given in (EMBED, *(LABEL | odd for odd in ODD_LABELS))),
-    *((export_model, EXPORT | odd) for odd in ODD_EXPORTS),
-    *((tune_captions, TUNE | odd) for odd in ODD_TUNES),
+    *((caption_videos, {}), (embed_media, {"sources": ["a.png"]}), (label_images, EMBED)),
+    *((caption_videos, {**CLIP, name: odd}) for name, odd in ODD_CLIPS),
+    (embed_media, {**EMBED, "precision": "fp12"}),
+    *((label_images, {**LABEL, "summary": True}), (export_model, {**EXPORT, "calibrate": "a.mp4"})),
+    *((label_images, {**LABEL, name: odd}) for name, odd in ODD_LABELS),
+    *((export_model, {**EXPORT, name: odd}) for name, odd in ODD_EXPORTS),
+    *((tune_captions, {**TUNE, name: odd}) for name, odd in ODD_TUNES),
 ]
 
 
@@ -105,11 +91,13 @@ def test_a_refusal_of_the_server_names_the_field() -> None:
         check(embed_media, {**EMBED, "prompt": "Why?"})
 
 
-def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
-    def taken(flow: Any, config: dict[str, Any]) -> Any:
-        check(flow, config)
-        return flow.validate_parameters({"config": config})["config"]
+def taken(flow: Any, config: dict[str, Any]) -> Any:
+    """What a flow makes of a configuration that the server takes."""
+    check(flow, config)
+    return flow.validate_parameters({"config": config})["config"]
 
+
+def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
     given = {**CLIP, "fps": 0.5, "frames": None, "limit": 3, "format": ["txt"]}
     clips = CaptionConfig(sources=("a.mp4",), fps=0.5, limit=3, format=("txt",))
     assert taken(caption_videos, given) == clips
@@ -124,11 +112,9 @@ def test_what_is_left_out_has_the_defaults_of_the_command() -> None:
 @pytest.mark.in_turn
 @pytest.mark.parametrize("text", ["60MB", "4GiB", "8g", "1.5 TiB", "60000000", "0.5gb"])
 def test_a_size_may_be_the_text_of_the_command_line(text: str) -> None:
+    memory = config_from(parse_memory(text), MemoryOptions).memory
     for flow, given in ((caption_videos, CLIP), (tune_captions, TUNE), (export_model, EXPORT)):
-        config = {**given, "memory": text}
-        check(flow, config)
-        taken = flow.validate_parameters({"config": config})["config"]
-        assert taken.memory == config_from(parse_memory(text), MemoryOptions).memory
+        assert taken(flow, {**given, "memory": text}).memory == memory
 
 
 @pytest.mark.parametrize("given", ["sixty", "60", 60, "-5MB", "60 MBs"])
@@ -149,10 +135,7 @@ def parse_memory(text: str) -> argparse.Namespace:
 
 def test_a_threshold_may_be_the_text_of_the_command_line() -> None:
     for given, threshold in (("auto", None), ("0.25", 0.25), (1, 1.0), (0.3, 0.3)):
-        config = {**LABEL, "threshold": given}
-        check(label_images, config)
-        taken = label_images.validate_parameters({"config": config})["config"]
-        assert taken.threshold == threshold
+        assert taken(label_images, {**LABEL, "threshold": given}).threshold == threshold
 
 
 IMAGES: dict[str, Any] = {"sources": ("a.png",), "model": "a/clip"}
@@ -198,8 +181,7 @@ def test_what_no_schema_can_say_is_refused_by_the_configuration() -> None:
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaptionConfig:
     """A run into the only folder that the worker allows."""
-    root = tmp_path / "allowed"
-    root.mkdir()
+    (root := tmp_path / "allowed").mkdir()
     monkeypatch.setenv(VARIABLE, str(root))
     monkeypatch.chdir(tmp_path)
     return CaptionConfig(sources=("a.mp4",), out=str(root / "new" / "run"))
@@ -301,10 +283,7 @@ OUTSIDE = [
     *("file://", "file://.", "file://~", "file://else", "file:///", "file://{root}/../x"),
 ]
 ALSO_FOR_STORE = [
-    "file://{root}/x",
-    "file:///{root}/x",
-    "file:///../..{root}/x",
-    "file://../allowed/x",
+    f"file://{place}/x" for place in ("{root}", "/{root}", "/../..{root}", "../allowed")
 ]
 """A store may be an address of a file, and is opened where that leads."""
 
@@ -328,14 +307,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def spelled(text: str, world: Path) -> str:
     return text.format(root=world / "allowed", world=world)
-
-
-def passes(config: CaptionConfig) -> bool:
-    try:
-        confine(config)
-    except UsageError:
-        return False
-    return True
 
 
 def written(config: CaptionConfig, world: Path) -> None:
@@ -370,12 +341,11 @@ def of(world: Path, **given: str) -> CaptionConfig:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
-    [*product(("out", "store"), INSIDE), *(("store", text) for text in ALSO_FOR_STORE)],
+    ("name", "text"), [*product(("out", "store"), INSIDE), *product(["store"], ALSO_FOR_STORE)]
 )
 def test_what_leads_inside_is_let_through_and_lies_there(world: Path, name: str, text: str) -> None:
     config = of(world, **{name: spelled(text, world)})
-    assert passes(config)
+    confine(config)
     written(config, world)
 
 
@@ -393,11 +363,12 @@ def test_what_leads_outside_is_refused_in_one_line(world: Path, text: str) -> No
 )
 def test_roots_are_where_they_lead(world: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
     monkeypatch.setenv(VARIABLE, spelled(root, world))
-    assert passes(of(world))
-    assert not passes(of(world, out=str(world / "home")))
+    confine(of(world))
+    with pytest.raises(UsageError):
+        confine(of(world, out=str(world / "home")))
 
 
 def test_a_store_that_is_left_out_is_the_worker_s_own(world: Path) -> None:
     config = replace(of(world), store="")
-    assert passes(config)
+    confine(config)
     assert open_store(config.store_url).url == os.environ["PENSTOCK_STORE"]

@@ -92,8 +92,7 @@ def caption(tmp_path: Path, sources: list[str]) -> tuple[Any, dict[str, Any]]:
 def test_a_flow_with_a_bad_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "PREFECT_SERVER_API_AUTH_STRING", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRET)
-    bad = tmp_path / "<b>bad|\n.mp4"
-    bad.write_text("no video")
+    (bad := tmp_path / "<b>bad|\n.mp4").write_text("no video")
     state, artifacts = caption(tmp_path, [CLIPS[0], str(bad), f"https://me:{SECRET}@host/a.mp4"])
     assert state.is_completed()
     assert "2 of 3 files failed" in state.message

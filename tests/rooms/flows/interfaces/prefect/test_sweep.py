@@ -103,13 +103,10 @@ def test_a_run_that_dies_early_is_started_again_thrice(monkeypatch: pytest.Monke
 
     lines: list[str] = []
     log = SimpleNamespace(info=lambda form, *values: lines.append(form % values))
-    for name, stand_in in (
-        ("get_client", lambda **_: Swept()),
-        ("close_ended", lambda *_: 0),
-        ("drop_late", lambda *_: None),
-        ("get_run_logger", lambda: log),
-    ):
-        monkeypatch.setattr(sweep, name, stand_in)
+    monkeypatch.setattr(sweep, "get_client", lambda **_: Swept())
+    monkeypatch.setattr(sweep, "close_ended", lambda *_: 0)
+    monkeypatch.setattr(sweep, "drop_late", lambda *_: None)
+    monkeypatch.setattr(sweep, "get_run_logger", lambda: log)
     for _ in range(5):
         Swept.states.append(Crashed(message="Process exited with status code: 1"))
         end = sweep.sweep_crashed.fn(older_than_seconds=0.0, younger_than_hours=1e6)

@@ -89,8 +89,7 @@ def counted(server: Serving, name: str) -> float:
 
 def test_labels_are_those_of_the_command_and_its_store(server: Serving, place: Path) -> None:
     """Of pictures, and of a clip frame by frame."""
-    text = (place / "labels" / "labels.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = read_lines(place / "labels" / "labels.jsonl")
     for line in (line for line in lines if line["time"] is None):
         body = media(place, line["media_path"])
         found = message_of(server.ask("POST", "/v1/label?threshold=0.01&top=4", body))
@@ -98,9 +97,8 @@ def test_labels_are_those_of_the_command_and_its_store(server: Serving, place: P
         assert (found["top"], found["key"]) == (line["top"], line["features"])
         assert found["cached"] and (found["width"], found["height"]) == (200, 150)
     frames = [line for line in lines if line["time"] is not None]
-    found = message_of(
-        server.ask("POST", "/v1/label?threshold=0.01&top=4", media(place, "clip.mp4"))
-    )
+    answer = server.ask("POST", "/v1/label?threshold=0.01&top=4", media(place, "clip.mp4"))
+    found = message_of(answer)
     assert [frame["time"] for frame in found["frames"]] == [line["time"] for line in frames]
     for frame, line in zip(found["frames"], frames, strict=True):
         alike(frame["labels"], line["labels"])
@@ -111,14 +109,12 @@ def test_vectors_are_those_of_the_command(server: Serving, place: Path) -> None:
     from pyarrow.parquet import read_table
 
     rows = read_table(place / "vectors" / "embeddings.parquet").to_pylist()
-    every = np.load(place / "vectors" / "embeddings.npy")
-    pairs = zip(rows, every, strict=True)
+    pairs = zip(rows, np.load(place / "vectors" / "embeddings.npy"), strict=True)
     vector = next(vector for row, vector in pairs if row["media_path"] == "p1.png")
     body = media(place, "p1.png")
     found = message_of(server.ask("POST", "/v1/embed?encoding=json", body))
     assert found["embedding"] == pytest.approx(vector.tolist(), abs=1e-5)
-    half = vector_of(server.embed(body))
-    assert half.tolist() == vector.astype("<f2").tolist()
+    assert vector_of(server.embed(body)).tolist() == vector.astype("<f2").tolist()
 
 
 def test_what_is_sent_is_made_once_and_kept(server: Serving, place: Path, tmp_path: Path) -> None:
@@ -128,8 +124,7 @@ def test_what_is_sent_is_made_once_and_kept(server: Serving, place: Path, tmp_pa
     again = message_of(server.ask("POST", "/v1/embed?encoding=json", body))
     assert (first["cached"], again["cached"]) == (False, True)
     assert first["embedding"] == again["embedding"]
-    hits = counted(server, "penstock_store_hits_total")
-    assert hits >= 1
+    assert counted(server, "penstock_store_hits_total") >= 1
 
 
 def test_refusals_name_no_file_that_the_server_made(server: Serving) -> None:
@@ -149,18 +144,15 @@ def test_searches_agree(server: Serving, place: Path, capsys: pytest.CaptureFixt
         assert main(["search", what, *where, *more]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         if more:
-            found = message_of(server.ask("POST", "/v1/search?top=2", media(place, "p2.png")))[
-                "hits"
-            ]
+            answer = server.ask("POST", "/v1/search?top=2", media(place, "p2.png"))
         else:
-            found = message_of(server.ask("GET", "/v1/search?q=a%20red%20circle"))["hits"]
-        names = ("rank", "media_path", "time", "at", "box")
-        assert [[hit[n] for n in names] for hit in found] == [
-            [hit[n] for n in names] for hit in lines
-        ]
-        # The demo's text half is in bf16 in the server; the command computes in 32 bit.
-        scores = [[hit["score"] for hit in hits] for hits in (found, lines)]
-        assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+            answer = server.ask("GET", "/v1/search?q=a%20red%20circle")
+        found = message_of(answer)["hits"]
+        for hit, line in zip(found, lines, strict=True):
+            for name in ("rank", "media_path", "time", "at", "box"):
+                assert hit[name] == line[name]
+            # The demo's text half is in bf16 in the server; the command computes in 32 bit.
+            assert hit["score"] == pytest.approx(line["score"], abs=1e-3)
     picture = server.ask("GET", f"/v1/media/{found[0]['id']}")
     assert picture.body == media(place, "p2.png")
     assert picture.headers["content-type"] == "image/png"
@@ -178,19 +170,15 @@ def test_captions_are_those_of_the_command(server: Serving, place: Path, tmp_pat
     clips = [str(CLIPS / name) for name in names]
     store = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     assert main(["caption", *clips, "--model", "demo", *store]) == 0
-    lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
-    for name, line in zip(names, map(json.loads, lines), strict=True):
+    for name, line in zip(names, read_lines(tmp_path / "out" / "captions.jsonl"), strict=True):
         body = (CLIPS / name).read_bytes()
-        first = message_of(server.ask("POST", "/v1/caption", body))
-        (text,) = first["captions"]
-        assert {key: text[key] for key in text if key != "ended"} == {
-            key: line[key] for key in ("start", "end", "caption", "tokens")
-        }
+        (text,) = message_of(server.ask("POST", "/v1/caption", body))["captions"]
+        expected = {key: line[key] for key in ("start", "end", "caption", "tokens")}
+        assert text == {**expected, "ended": text["ended"]}
         again = message_of(server.ask("POST", "/v1/caption", body))
-        assert again["cached"] and again["captions"] == first["captions"]
+        assert again["cached"] and again["captions"] == [text]
     before = counted(server, 'penstock_batch_size_count{half="encode"}')
-    request = message_of(server.ask("POST", "/v1/caption?prompt=What%20moves?", body))
-    assert not request["cached"]
+    assert not message_of(server.ask("POST", "/v1/caption?prompt=What%20moves?", body))["cached"]
     assert counted(server, 'penstock_batch_size_count{half="encode"}') == before
 
 
@@ -237,9 +225,7 @@ def test_clients_are_not_told_where_models_and_indexes_lie(server: Serving, plac
     assert server.ask("GET", "/v1/search?q=star").status == 200
 
 
-def test_penstock_caption_gets_from_a_server_what_the_model_itself_says(
-    server: Serving, tmp_path: Path
-) -> None:
+def test_penstock_caption_gets_what_the_model_itself_says(server: Serving, tmp_path: Path) -> None:
     pictures = write_numbered(tmp_path / "pictures", 6)
     for name in ("clip-01.mp4", "clip-02.mp4"):
         shutil.copy(CLIPS / name, pictures)
@@ -276,8 +262,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     config = json.loads((model / "config.json").read_text())
     config["text_config"]["max_position_embeddings"] = 300
     (model / "config.json").write_text(json.dumps(config))
-    command = [*PENSTOCK, "serve", "--caption-model", str(model)]
-    with serving(place, command=command) as server:
+    with serving(place, command=[*PENSTOCK, "serve", "--caption-model", str(model)]) as server:
         yield server
 
 

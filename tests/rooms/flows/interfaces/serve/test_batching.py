@@ -3,10 +3,10 @@ halves are on the device together."""
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -41,8 +41,15 @@ def work(
     )
 
 
-def keys(some: list[QueuedRequest]) -> list[str]:
+def keys(some: Iterable[QueuedRequest]) -> list[str]:
     return [each.key for each in some]
+
+
+def filled(loop: asyncio.AbstractEventLoop, of: str, most: int = 4) -> Batcher:
+    """Batches to which works of these keys wait to be given."""
+    found = batches(most)
+    found.waiting.extend(work(loop, key) for key in of)
+    return found
 
 
 def test_an_idle_half_is_given_what_there_is_at_once(loop: asyncio.AbstractEventLoop) -> None:
@@ -65,8 +72,7 @@ def test_an_idle_half_waits_for_works_on_the_way_alone(loop: asyncio.AbstractEve
 
 
 def test_while_a_half_is_busy_full_batches_go_beside(loop: asyncio.AbstractEventLoop) -> None:
-    found = batches(most=2)
-    found.waiting.append(work(loop, "a"))
+    found = filled(loop, "a", most=2)
     found.take()
     found.waiting.append(work(loop, "b"))
     assert found.seconds_until_batch(9.0) is None
@@ -87,9 +93,8 @@ def test_a_batch_is_bounded_by_weight_but_for_one_alone(loop: asyncio.AbstractEv
 
 
 def test_who_is_gone_is_not_made(loop: asyncio.AbstractEventLoop) -> None:
-    found = batches()
-    gone, there = work(loop, "a"), work(loop, "b")
-    found.waiting.extend([gone, there])
+    found = filled(loop, "ab")
+    gone, there = found.waiting
     gone.answer.cancel()
     assert keys(found.take()) == ["b"]
     there.answer.cancel()
@@ -98,20 +103,18 @@ def test_who_is_gone_is_not_made(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def test_works_of_one_key_are_made_once(loop: asyncio.AbstractEventLoop) -> None:
-    found = batches()
-    found.waiting.extend([work(loop, "a"), work(loop, "a")])
+    found = filled(loop, "aa")
     assert keys(found.take()) == ["a"]
     assert len(list(found.complete(["a"]))) == 2
     assert found.idle
 
 
 def test_after_a_death_each_goes_alone_and_is_blamed_twice(loop: asyncio.AbstractEventLoop) -> None:
-    found = batches()
-    found.waiting.extend(work(loop, key) for key in "abc")
+    found = filled(loop, "abc")
     found.take()
     found.waiting.append(work(loop, "d"))
     assert found.requeue_after_crash() == []
-    assert keys(list(found.waiting)) == ["a", "b", "c", "d"]
+    assert keys(found.waiting) == ["a", "b", "c", "d"]
     assert found.seconds_until_batch(0.0) == 0.0
     assert keys(found.take()) == ["a"]
     assert found.seconds_until_batch(0.0) is None, "nobody goes beside it"
@@ -126,8 +129,7 @@ def test_after_a_death_each_goes_alone_and_is_blamed_twice(loop: asyncio.Abstrac
 
 
 def test_what_did_not_fit_goes_alone_and_is_blamed_twice(loop: asyncio.AbstractEventLoop) -> None:
-    found = batches()
-    found.waiting.extend(work(loop, key) for key in "abc")
+    found = filled(loop, "abc")
     found.take()
     list(found.complete("ac"))
     assert found.requeue_after_oom("b") == [], "others may have been in its way"
@@ -141,9 +143,8 @@ def test_what_did_not_fit_goes_alone_and_is_blamed_twice(loop: asyncio.AbstractE
 
 
 def test_in_flight_a_work_goes_whenever_there_is_room(loop: asyncio.AbstractEventLoop) -> None:
-    found = batches(most=2)
+    found = filled(loop, "abc", most=2)
     found.continuous = True
-    found.waiting.extend(work(loop, key) for key in "abc")
     assert found.seconds_until_batch(0.0) == 0.0
     assert keys(found.take()) == ["a", "b"]
     assert found.seconds_until_batch(0.0) is None
@@ -212,38 +213,17 @@ def test_one_larger_than_the_budget_comes_alone() -> None:
     asyncio.run(asyncio.wait_for(place.acquire(Tenant("a", 500, place)), 1))
 
 
-def test_a_full_log_stops_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_device_is_waited_for_and_left_and_a_full_log_stops_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
     path = tmp_path / "lock"
     monkeypatch.setenv(CPU_LOCK, str(path))
     monkeypatch.setattr("flows.interfaces.serve.device_scheduler.POLL_SECONDS", 0.01)
+    texts: list[str] = []
 
-    async def go(full: IO[str]) -> None:
-        place = DeviceScheduler("cpu", 100, Display(to=full).print_line)
-        other = try_hold(path)
-        assert other is not None
-        tenant = Tenant("a", 10, place)
-        coming = asyncio.create_task(place.acquire(tenant))
-        await asyncio.sleep(0.05)
-        other.close()
-        await asyncio.wait_for(coming, 5)
-        assert try_hold(path) is None
-        tenant.leave()
-
-    before = failed_writes()
-    with open("/dev/full", "w") as full:
-        asyncio.run(go(full))
-        LastingStream(full).end()
-    assert failed_writes() > before
-
-
-def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "lock"
-    monkeypatch.setenv(CPU_LOCK, str(path))
-    monkeypatch.setattr("flows.interfaces.serve.device_scheduler.POLL_SECONDS", 0.01)
-
-    async def go() -> None:
-        texts: list[str] = []
-        place = DeviceScheduler("cpu", 100, texts.append)
+    async def go(note: Callable[[str], None]) -> None:
+        place = DeviceScheduler("cpu", 100, note)
         other = try_hold(path)
         assert other is not None
         tenant = Tenant("a", 10, place)
@@ -251,7 +231,7 @@ def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.Mon
         await asyncio.sleep(0.05)
         assert not coming.done()
         assert place.held_by.startswith("process ")
-        assert texts == [f"waiting for CPU, used by {place.held_by}"]
+        assert texts == ([] if is_full else [f"waiting for CPU, used by {place.held_by}"])
         other.close()
         await asyncio.wait_for(coming, 5)
         assert place.held_by == ""
@@ -261,7 +241,11 @@ def test_a_device_is_waited_for_and_left(tmp_path: Path, monkeypatch: pytest.Mon
         assert again is not None, "a batch job has its turn"
         again.close()
 
-    asyncio.run(go())
+    before = failed_writes()
+    with open("/dev/full", "w") as full:
+        asyncio.run(go(Display(to=full).print_line if is_full else texts.append))
+        LastingStream(full).end()
+    assert (failed_writes() > before) == is_full
 
 
 class Work(NamedTuple):
@@ -272,8 +256,7 @@ class Work(NamedTuple):
 
 
 def message_of(folder: Path, *lines: str) -> RequestBatches[Work]:
-    pipe = folder / "told"
-    pipe.write_text("\n".join([*lines, ""]))
+    (pipe := folder / "told").write_text("\n".join([*lines, ""]))
     found = RequestBatches(str(pipe), Work)
     found._thread.join(HANGS_SECONDS)
     return found
@@ -282,8 +265,7 @@ def message_of(folder: Path, *lines: str) -> RequestBatches[Work]:
 def test_what_was_withdrawn_before_it_began_is_not_begun_until_asked_again(tmp_path: Path) -> None:
     found = message_of(tmp_path, '[["a"], ["b"]]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
     assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
-    lines = ['[["a"]]', f'{{"{WITHDRAWN}": ["a"]}}', '[["a"]]']
-    (first,) = message_of(tmp_path, *lines)
+    (first,) = message_of(tmp_path, '[["a"]]', f'{{"{WITHDRAWN}": ["a"]}}', '[["a"]]')
     assert [work.is_withdrawn for work in first] == [False]
 
 

@@ -237,11 +237,8 @@ def test_what_cannot_be_done_is_refused_by_its_name(params: dict[str, Any], para
     why = refused(**params)
     assert (why.status, why.code, why.param) == (400, "unsupported_parameter", param)
     message = why.to_json("/v1/chat/completions")["error"]
-    assert (
-        message["type"] == "invalid_request_error"
-        and message["param"] == param
-        and message["message"]
-    )
+    assert (message["type"], message["param"]) == ("invalid_request_error", param)
+    assert message["message"]
 
 
 @pytest.mark.parametrize(
@@ -302,26 +299,18 @@ def test_base64_may_have_line_breaks_and_any_case_of_its_scheme(head: str, ends:
     letters = base64.b64encode(medium).decode()
     lines = [letters[at : at + 76] for at in range(0, len(letters), 76)]
     part = {"type": "image_url", "image_url": {"url": head + ends.join(lines) + ends}}
-    found = read(messages=[{"role": "user", "content": [part]}])
-    assert found.medium == medium
+    assert read(messages=[{"role": "user", "content": [part]}]).medium == medium
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "data:image/png,AAAA",
-        "data:image/png;base64",
-        "xdata:;base64,AA",
-        "data:image/png;base64,A",
-        "data:image/png;base64,A*==",
-        "http://example.org/;base64,AAAA",
-    ],
-)
-def test_other_addresses_and_damaged_base64_are_refused(url: str) -> None:
-    part = {"type": "image_url", "image_url": {"url": url}}
-    why = refused(messages=[{"role": "user", "content": [part]}])
-    code = "invalid_base64_image" if "data:image/png;base64,A" in url else "invalid_image_url"
-    assert (why.status, why.code, why.param) == (400, code, "messages")
+def test_other_addresses_and_damaged_base64_are_refused() -> None:
+    for url, code in (
+        *((f"data:image/png{text}", "invalid_image_url") for text in (",AAAA", ";base64")),
+        *((f"data:image/png;base64,{text}", "invalid_base64_image") for text in ("A", "A*==")),
+        *((f"{text};base64,AAAA", "invalid_image_url") for text in ("xdata:", "http://a.org/")),
+    ):
+        part = {"type": "image_url", "image_url": {"url": url}}
+        why = refused(messages=[{"role": "user", "content": [part]}])
+        assert (why.status, why.code, why.param) == (400, code, "messages"), url
 
 
 def test_another_model_is_not_found() -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import pytest
 
@@ -78,6 +78,10 @@ class CrowdedHalf:
     def stop(self) -> None: ...
 
 
+def call_of(name: str, pipe: str, folder: Path) -> StageCall:
+    return StageCall(name=name, job=made_job(live=pipe), device="cpu", log=folder / "log")
+
+
 def half_of(
     folder: Path, start: Callable[[Listener], Any], metrics: Metrics | None = None, **settings: Any
 ) -> HalfWorker:
@@ -88,9 +92,7 @@ def half_of(
         name="embed",
         ladder=Ladder(rungs, remembered, budget_bytes=1, on_move=lambda entry, text: None),
         peak_bytes=lambda rung: 1,
-        call=lambda rung, pipe, room: StageCall(
-            name="embed", job=made_job(live=pipe), device="cpu", log=folder / "log"
-        ),
+        call=lambda rung, pipe, room: call_of("embed", pipe, folder),
         answers=lambda keys: {key: f"made {key}" for key in keys},
         **{"max_batch": 0, "item_weight": 1, "wait_seconds": 0.0, "idle_seconds": 60.0, **settings},
     )
@@ -161,18 +163,13 @@ def test_tasks_go_on_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     keeper = RecordCacheFlusher(text.append)
     kept = keeper.of(store, "captions", "a" * 64)
     half = half_of(tmp_path, lambda listen: CrowdedHalf(listen=listen, batches=[]))
-    service = SimpleNamespace(
-        halves=[half],
-        decoders=[],
-        metrics=Metrics(),
-        queued=0,
-        budget_bytes=1,
-        drain=lambda: None,
-        seconds_left=5.0,
+    counts = {"queued": 0, "budget_bytes": 1, "seconds_left": 5.0}
+    service: Any = SimpleNamespace(
+        halves=[half], decoders=[], metrics=Metrics(), drain=lambda: None, **counts
     )
 
     async def go() -> None:
-        async with startup._running(service, keeper):  # type: ignore[arg-type]
+        async with startup._running(service, keeper):
             kept.keep([Record(key="lost")])
             assert await asyncio.wait_for(half.submit("a", Work("a"), 1), 20) == "made a"
             while "lost" in kept.unsaved:
@@ -362,12 +359,9 @@ def test_no_more_bytes_wait_than_there_is_room_for(tmp_path: Path) -> None:
 def started(folder: Path) -> tuple[WorkerProcess, BusyHalf, asyncio.Event, asyncio.Event]:
     """A stage and its process, and what is set when it is ready and when it has ended."""
     process, ready, over = BusyHalf(), asyncio.Event(), asyncio.Event()
-    launcher: Any = process
     stage = WorkerProcess(
-        launcher,
-        lambda pipe: StageCall(
-            name="decode", job=made_job(live=pipe), device="cpu", log=folder / "log"
-        ),
+        cast(Any, process),
+        lambda pipe: call_of("decode", pipe, folder),
         folder / "pipe",
         lambda event: ready.set(),
         lambda stage, error: over.set(),
@@ -463,10 +457,6 @@ def answered(seconds: float, client: Callable[[socket.socket], Awaitable[int]]) 
     return found[0], found[1]
 
 
-async def never(asking: socket.socket) -> int:
-    return 0
-
-
 async def slowly(asking: socket.socket) -> int:
     loop, size = asyncio.get_running_loop(), 0
     while size < PIECES * len(PIECE):
@@ -475,10 +465,7 @@ async def slowly(asking: socket.socket) -> int:
     return size
 
 
-def test_who_never_reads_is_left() -> None:
-    assert answered(0.2, never) == (True, 0)
-
-
-def test_who_reads_slowly_is_told_all() -> None:
+def test_who_never_reads_is_left_and_who_reads_slowly_is_told_all() -> None:
+    assert answered(0.2, lambda asking: asyncio.sleep(0, 0)) == (True, 0)
     left, size = answered(10.0, slowly)
     assert not left and size >= PIECES * len(PIECE)

@@ -111,9 +111,7 @@ def test_a_limit_cuts_the_answer(client: OpenAI, picture: bytes, plain: Any, lim
     assert text_of(create(client, picture, max_completion_tokens=limit)) == text_of(found)
 
 
-def test_a_stream_ends_with_its_usage_where_that_is_asked_for(
-    client: OpenAI, picture: bytes, plain: Any
-) -> None:
+def test_a_stream_ends_with_usage_if_asked_for(client: OpenAI, picture: bytes, plain: Any) -> None:
     chunks = streamed(client, picture, stream_options={"include_usage": True}, seed=1)
     *others, last = chunks
     assert last.usage == plain.usage and last.choices == []
@@ -138,8 +136,7 @@ def test_a_stop_string_ends_the_answer_wherever_tokens_end(
     assert (text_of(found), found.choices[0].finish_reason) == (expected, "stop")
     assert found.usage.completion_tokens <= plain.usage.completion_tokens
     assert joined(streamed(client, picture, stop=[NEVER, stop])) == expected
-    fresh = streamed(client, picture, stop=[stop, NEVER, f"{NEVER}{start}"])
-    assert joined(fresh) == expected
+    assert joined(streamed(client, picture, stop=[stop, NEVER, f"{NEVER}{start}"])) == expected
 
 
 def tool(name: str, parameters: Any = None) -> Any:
@@ -190,9 +187,8 @@ def test_json_that_reaches_the_limit_is_cut(client: OpenAI, picture: bytes) -> N
 
 def test_a_pydantic_model_is_filled_whole_streamed_or_drawn(client: OpenAI, picture: bytes) -> None:
     def parsed(form: type[BaseModel], **request: Any) -> Any:
-        found = client.chat.completions.parse(
-            model="demo", messages=messages(picture), response_format=form, **request
-        )
+        asked: Any = {"model": "demo", "messages": messages(picture), **request}
+        found = client.chat.completions.parse(response_format=form, **asked)
         assert found.choices[0].finish_reason == "stop"
         assert found.usage and found.usage.completion_tokens <= LIMIT
         return found.choices[0].message.parsed

@@ -6,8 +6,10 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -18,7 +20,6 @@ from PIL import Image
 from artifacts.index.manifest import read_manifest
 from artifacts.index.shard import ROW
 from artifacts.index.snapshot import open_snapshot
-from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.options.serving import ServeConfig
 from flows.interfaces.cli.main import main
 from flows.interfaces.serve.app import app_of
@@ -28,7 +29,7 @@ from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.searching import ServedIndex
 from flows.interfaces.serve.startup import Service
 from tests.support.builders.clip import save_clip
-from tests.support.inside import Ended, InsideLauncher
+from tests.support.inside import stages_inside
 from tests.support.media import write_video
 
 COLOURS = {"red.png": (200, 20, 20), "green.png": (20, 200, 20), "blue.png": (20, 20, 200)}
@@ -39,12 +40,8 @@ CHANGED = "the file of this hit has changed since it was indexed"
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Three pictures and a video, their index, and the model that made it."""
     place = tmp_path_factory.mktemp("built")
-
-    def start(launcher: DirectLauncher, call: StageCall) -> Ended:
-        return InsideLauncher(listen=launcher._on_event).start(call)
-
     with pytest.MonkeyPatch.context() as patch:  # none of these tests is about processes
-        patch.setattr(DirectLauncher, "start", start)
+        stages_inside(patch)
         clip = save_clip(place / "clip")
         (place / "media").mkdir()
         for name, colour in COLOURS.items():
@@ -73,28 +70,28 @@ def place(built: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(tmp_path / "kept", built / "media", dirs_exist_ok=True)
 
 
+@dataclass
 class Texts:
     """Gives each text the same drawn vector."""
 
-    def __init__(self, width: int) -> None:
-        self._width = width
+    width: int
 
     async def vectors(self, texts: Any) -> Any:
-        drawn = np.random.default_rng(0).standard_normal((1, self._width)).astype(np.float32)
-        return type("Made", (), {"vectors": drawn})
+        drawn = np.random.default_rng(0).standard_normal((1, self.width)).astype(np.float32)
+        return SimpleNamespace(vectors=drawn)
 
 
 def serving(place: Path) -> TestClient:
     """Return a client of a server of the index."""
     maker = read_manifest(place / "index").maker
+    parts: dict[str, Any] = {"texts": Texts(maker.width), "scheduler": SimpleNamespace(held_by="")}
     service = Service(
         config=ServeConfig(caption_model="demo", store=str(place / "store")),
         metrics=Metrics(),
         temp_store=TempStore(place),
-        scheduler=cast(Any, type("Free", (), {"held_by": ""})),
         budget_bytes=0,
-        texts=cast(Any, Texts(maker.width)),
         index=ServedIndex(place / "index", maker),
+        **parts,
     )
     app: Any = Guard(app_of(service, ""), service, "")
     return TestClient(app, base_url="http://127.0.0.1:8000")
@@ -185,8 +182,7 @@ def replaced(path: Path) -> None:
 
 
 def linked(path: Path) -> None:
-    secret = path.parent / "secret.txt"
-    secret.write_text("a secret")
+    (secret := path.parent / "secret.txt").write_text("a secret")
     path.unlink()
     path.symlink_to(secret)
 
@@ -255,20 +251,15 @@ def test_ranges_of_large_files_read_no_more(place: Path, monkeypatch: pytest.Mon
     hit = ids(client)["film.mp4"]
     requests = {"range": "bytes=0-3"}
     assert client.get(f"/v1/media/{hit}", headers=requests).status_code == 206
-    monkeypatch.setattr(
-        "artifacts.records.keys.hash_file", lambda path: pytest.fail(f"read {path}")
-    )
+    monkeypatch.setattr("artifacts.records.keys.hash_file", pytest.fail)
     assert client.get(f"/v1/media/{hit}", headers=requests).status_code == 206
-
-
-NO_RANGES = ("bytes=x", "bytes=9-1", "bytes=", "bytes", "items=0-3", "")
 
 
 def test_what_is_no_range_of_bytes_is_ignored(place: Path) -> None:
     client = serving(place)
     hit = ids(client)["film.mp4"]
     whole = client.get(f"/v1/media/{hit}").content
-    for given in NO_RANGES:
+    for given in ("bytes=x", "bytes=9-1", "bytes=", "bytes", "items=0-3", ""):
         answer = client.get(f"/v1/media/{hit}", headers={"range": given})
         assert (answer.status_code, answer.content == whole) == (200, True), given
     behind = client.get(f"/v1/media/{hit}", headers={"range": f"bytes={len(whole)}-"})
@@ -323,8 +314,7 @@ def test_a_server_is_not_ready_while_its_searches_fail(place: Path) -> None:
     shutil.copytree(place / "index", place / "whole")
     client = serving(place)
     damaged(place / "index", "embeddings", "overwritten")  # no number is finite
-    refused = client.get("/v1/search?q=colour")
-    assert refused.status_code == 503
+    assert client.get("/v1/search?q=colour").status_code == 503
     status, why = readiness(client)
     assert (status, "embeddings-" in why) == (503, True), (status, why)
     shutil.rmtree(place / "index")

@@ -3,6 +3,7 @@ what a client sends."""
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ from flows.interfaces.serve.refusals import HttpRefusal
 from flows.interfaces.serve.searching import ServedIndex
 from flows.interfaces.serve.startup import open_service
 from tests.support.disks import small_disk
+from tests.support.faults import failing
 from tests.support.indexes import MAKER, write
 from tests.support.pipeline import PENSTOCK, ROOT
 from tests.support.serving import a_picture, serving
@@ -58,9 +60,8 @@ server.serve(ServeConfig(model="any", port=0), Display())
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_models_are_opened_ends_the_server(number: int) -> None:
-    starting = subprocess.Popen(
-        [sys.executable, "-c", STARTING], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", STARTING]
+    starting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert starting.stdout is not None
     with starting.stdout:
         assert starting.stdout.readline() == "opening\n"
@@ -79,16 +80,10 @@ def test_an_upload_that_does_not_fit_is_507(tmp_path: Path) -> None:
     assert caught.value.status == 507 and "no room" in caught.value.error
 
 
-def test_a_server_is_ready_while_a_mebibyte_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_is_ready_with_room_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = TempStore(tmp_path)
     assert scratch.has_room()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
     assert not scratch.has_room()
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
 
@@ -115,8 +110,7 @@ def test_the_bits_of_an_index_are_in_memory_before_the_free_memory_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "index", 3000, 0)
-    read: list[str] = []
-    measured: list[str] = []
+    read, measured = list[str](), list[str]()
 
     def reading(path: Path, *shape: Any) -> Any:
         read.append(path.name.partition("-")[0])

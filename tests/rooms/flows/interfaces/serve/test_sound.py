@@ -80,8 +80,7 @@ def test_a_server_answers_from_the_store_of_a_command(place: Place) -> None:
 
 
 def test_sound_on_fails_if_the_model_hears_nothing(tmp_path: Path) -> None:
-    command = [*PENSTOCK, "serve", "--caption-model", "demo"]
-    with serving(tmp_path, command=command) as server:
+    with serving(tmp_path, command=[*PENSTOCK, "serve", "--caption-model", "demo"]) as server:
         answer = server.ask("POST", "/v1/caption?sound=on", TONE.read_bytes())
         assert answer.status == 422
         assert json.loads(answer.body)["error"] == "sound is on: demo hears nothing"

@@ -11,16 +11,22 @@ import pytest
 from artifacts.disk.files import write_text
 from artifacts.errors import Interrupted
 from flows.commands.report.facts import facts
-from flows.commands.status.status_command import lines
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
 from flows.execution.run import caption
 from flows.outputs.record.run_read import history_in, load_record
 from flows.outputs.record.run_record import POINTS, RUNS, RunRecord, current_runs, sum_of
-from flows.outputs.run_status import stages_of
 from stages.process.events import StageOutcome
-from tests.support.media import write_video
-from tests.support.reports import captions_of, labelled, media_file, scored, write_labels, write_run
+from tests.support.media import write_videos
+from tests.support.reports import (
+    captions_of,
+    labelled,
+    media_file,
+    scored,
+    status_of,
+    write_labels,
+    write_run,
+)
 from tests.support.stand_ins import Stages, config_in
 
 KEY, OTHER = "a-1", "b-1"
@@ -41,22 +47,16 @@ def ran(out: Path, items: int, *keys: str, minute: int = 0, **outcome: Any) -> N
     record.path.write_text(json.dumps(record.value), encoding="utf-8")
 
 
-def told(out: Path) -> str:
-    """What `penstock status` prints."""
-    record = load_record(out)
-    return "\n".join(lines(record, stages_of(record, 0.0)))
-
-
 def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path: Path) -> None:
     timeline = [[at / 2, 10**8 + at, 0] for at in range(4)]
     ran(tmp_path, 12, tokens=340, peak_host_bytes=5 * 10**8, timeline=timeline)
-    assert "runs" not in told(tmp_path)
+    assert "runs" not in status_of(tmp_path)
     ran(tmp_path, 0, minute=5)
     (entry,) = current_runs(load_record(tmp_path))
     assert (entry["seconds"], entry["tokens"]) == (40.0, 340)
     assert entry["items"] == {"frames": 0, "encode": 12, "decode": 0}
     message = "an earlier run: 40 s, made encode 12, at most 500.0 MB host; the table is of"
-    assert message in told(tmp_path)
+    assert message in status_of(tmp_path)
     found = facts(tmp_path, tmp_path)
     totals = dict(found["totals"])
     assert (totals["time"], dict(found["about"])["last run"]) == ("40 s", "40 s")
@@ -69,7 +69,7 @@ def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path
 def test_runs_that_made_something_stand_in_a_table_with_their_sum(tmp_path: Path) -> None:
     for minute, items in enumerate((5, 0, 7)):
         ran(tmp_path, items, minute=minute, peak_host_bytes=items * 10**6)
-    assert "all 2 runs: 1 min 20 s, made encode 12, at most 7.0 MB host" in told(tmp_path)
+    assert "all 2 runs: 1 min 20 s, made encode 12, at most 7.0 MB host" in status_of(tmp_path)
     found = facts(tmp_path, tmp_path)
     assert found["runs"]["columns"] == ["started", "time", "made", "peak host memory"]
     assert [row[1:] for row in found["runs"]["rows"]] == [
@@ -98,18 +98,12 @@ def test_a_copied_folder_does_not_count_the_work_of_the_original(tmp_path: Path)
 def test_old_runs_are_merged_and_a_long_timeline_keeps_its_peak(tmp_path: Path) -> None:
     points = [[float(at), 7 if at == 1234 else 1, 0] for at in range(5000)]
     for minute in range(RUNS + 5):
-        timeline = points if minute == RUNS else []
-        ran(tmp_path, 1, minute=minute, tokens=2, timeline=timeline)
-    record = load_record(tmp_path)
-    entries = current_runs(record)
+        ran(tmp_path, 1, minute=minute, tokens=2, timeline=points if minute == RUNS else [])
+    entries = current_runs(load_record(tmp_path))
     assert len(entries) == RUNS and (entries[0]["runs"], entries[1]["runs"]) == (6, 1)
-    total = sum_of(entries)
+    total, count = sum_of(entries), RUNS + 5
     assert total is not None
-    assert (total["runs"], total["seconds"], total["tokens"]) == (
-        RUNS + 5,
-        40.0 * (RUNS + 5),
-        2 * (RUNS + 5),
-    )
+    assert [total[n] for n in ("runs", "seconds", "tokens")] == [count, 40.0 * count, 2 * count]
     (kept,) = (each["timeline"]["encode"] for each in entries if each["timeline"])
     assert POINTS / 2 < len(kept) <= POINTS and max(point[1] for point in kept) == 7
 
@@ -131,10 +125,7 @@ def test_a_damaged_record_is_no_reason_to_refuse_a_run(tmp_path: Path) -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> CaptionConfig:
     """Two clips of a model whose stages are made up."""
-    (tmp_path / "clips").mkdir()
-    for ticks in (12, 14):
-        write_video(tmp_path / "clips" / f"{ticks}.mp4", ticks=range(ticks))
-    return config_in(tmp_path, tmp_path / "clips", batch_size=1)
+    return config_in(tmp_path, write_videos(tmp_path / "clips", 2), batch_size=1)
 
 
 def test_an_interrupted_run_and_its_continuation_are_summed_up(config: CaptionConfig) -> None:
@@ -159,13 +150,13 @@ def test_a_report_of_captions_shows_the_labels_below(tmp_path: Path) -> None:
     photo, film = media_file(tmp_path / "a.png"), media_file(tmp_path / "b.mp4")
     captioned = [(photo, captions_of(photo, ["a cat"])), (film, captions_of(film, ["a sky"]))]
     cat = scored("cat", 0.4)
-    rows = [
-        [labelled(photo, cat)],
-        [labelled(film, cat, time=0.0), labelled(film, time=1.0), labelled(film, cat, time=2.0)],
+    frames = [
+        labelled(film, *shown, time=at) for at, shown in ((0.0, [cat]), (1.0, []), (2.0, [cat]))
     ]
     write_run(tmp_path / "out", captioned)
     assert facts(tmp_path / "out", tmp_path)["labels"] is None
-    write_labels(tmp_path / "out" / "labels", list(zip((photo, film), rows, strict=True)))
+    labels = [(photo, [labelled(photo, cat)]), (film, frames)]
+    write_labels(tmp_path / "out" / "labels", labels)
     found = facts(tmp_path / "out", tmp_path)
     assert [one["label"] for one in found["labels"]["labels"]] == ["cat"] and found["captioned"]
     image, video = found["media"]
