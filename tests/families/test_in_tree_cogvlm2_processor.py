@@ -84,8 +84,8 @@ def test_what_was_said_before_stands_before_the_question() -> None:
 
 def test_padding_is_not_what_stands_for_a_picture() -> None:
     processor = processor_of()
-    rows = [prepare(processor, clip) for clip in clips("video", 1, frames=5)]
-    rows += [prepare(processor, clip) for clip in clips("video", 1, frames=2)]
+    batch = [*clips("video", 1, frames=5), *clips("video", 1, frames=2)]
+    rows = [prepare(processor, clip) for clip in batch]
     inputs = rebuild(processor, rows, ["Describe."] * 2)
     ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
     assert set(ids[~mask].tolist()) == {END}
@@ -100,11 +100,8 @@ def test_a_prompt_is_rebuilt_from_what_was_kept(kind: str) -> None:
     videos = [clip.frames for clip in batch]
     place = "<|begin_of_text|><|reserved_special_token_0|>"
     texts = [f"{place}Question: {prompt} Answer:" for prompt in PROMPTS[:3]]
-    joint = dict(
-        processor(
-            text=texts, videos=videos, padding=True, return_tensors="pt", add_special_tokens=False
-        )
-    )
+    options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+    joint = dict(processor(text=texts, videos=videos, add_special_tokens=False, **options))
     if kind == "video":
         message = joint_inputs(processor, batch, PROMPTS[:3])
         assert all(torch.equal(message[name], value) for name, value in joint.items())

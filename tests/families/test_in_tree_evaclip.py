@@ -40,6 +40,7 @@ from tests.support.evaclip import (
     published,
     write,
 )
+from tests.support.families import change_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("PENSTOCK_TEST_NATIVES", ROOT.parent / "shared" / "natives"))
@@ -203,10 +204,9 @@ def vectors_of(folder: Path, name: str) -> torch.Tensor:
 def test_flags_that_config_json_states_otherwise_are_read_off_the_names(tmp_path: Path) -> None:
     for name in ("8B", "E-plus"):
         folder = make_folder(tmp_path / name, LAYOUTS[name])
-        config = json.loads((folder / "config.json").read_text())
-        for flag in ("q_bias", "k_bias", "v_bias", "use_rms_norm"):
-            config["vision_config"][flag] = name == "E-plus"
-        (folder / "config.json").write_text(json.dumps(config))
+        stated = json.loads((folder / "config.json").read_text())["vision_config"]
+        flags = ("q_bias", "k_bias", "v_bias", "use_rms_norm")
+        change_config(folder, vision_config=stated | dict.fromkeys(flags, name == "E-plus"))
         assert torch.equal(vectors_of(folder, name), vectors_of(published(name), name))
 
 

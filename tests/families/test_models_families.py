@@ -20,17 +20,12 @@ from stages.models.halves.split_route import refuse
 from tests.support import dual_encoders
 from tests.support.dual_encoders import judge as judge_dual
 from tests.support.dual_encoders import kept_by_vision, reached_by_running
+from tests.support.families import change_config
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.verdict import FAILING, UNCUT, judge, untried
 
-BY_OTHER_ROUTES = {
-    "blip_2": "splice",
-    "florence2": "replay",
-    "instructblip": "replay",
-    "instructblipvideo": "replay",
-    "janus": "replay",
-    "t5gemma2": "replay",
-}
+REPLAYED = ("florence2", "instructblip", "instructblipvideo", "janus", "t5gemma2")
+BY_OTHER_ROUTES = {"blip_2": "splice"} | dict.fromkeys(REPLAYED, "replay")
 NEEDING_PIECES = {
     "chameleon": ("model.embed_tokens",),
     "emu3": ("model.text_model.embed_tokens",),
@@ -100,9 +95,8 @@ def test_a_piece_that_is_called_by_way_of_another_method_is_found_too() -> None:
 def test_a_tower_that_the_installed_package_lacks_is_told_in_one_line(tmp_path: Path) -> None:
     model, _ = FAMILIES["perception_lm"]()
     model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["vision_config"]["architecture"] = "vit_of_another_time"
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    config = json.loads((tmp_path / "config.json").read_text())["vision_config"]
+    change_config(tmp_path, vision_config={**config, "architecture": "vit_of_another_time"})
     with pytest.raises(MissingPackage, match="needs a package") as caught:
         load_half(tmp_path, "vision")
     assert "timm" in str(caught.value) and "\n" not in str(caught.value)
@@ -129,13 +123,7 @@ FAILING_DUAL = {("tipsv2", torch.bfloat16): "fails: expected m1 and m2 to have t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="fp32"),
-        pytest.param(torch.bfloat16, id="bf16", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_halves_make_the_vectors_and_logits_of_the_whole(
     name: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:

@@ -47,10 +47,9 @@ def tiny_config() -> Any:
 
 
 def write_tokenizer(folder: Path) -> None:
-    words = {
-        word: at for at, word in enumerate(["a", "photo", "of", *(f"w{n}" for n in range(36))])
-    }
-    tokenizer = Tokenizer(models.WordLevel({**words, "<|endoftext|>": 39}, unk_token="w0"))
+    words = ["a", "photo", "of", *(f"w{n}" for n in range(36)), "<|endoftext|>"]
+    vocabulary = {word: at for at, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
@@ -95,9 +94,8 @@ def test_a_prompt_goes_to_the_decoder_if_a_class_joins_the_parts(
 ) -> None:
     """Donut's processor returns a prompt as if a text encoder read it."""
     shutil.copytree(captioner, folder := tmp_path / "model")
-    images, words = (
-        part.from_pretrained(folder) for part in (hf.AutoImageProcessor, hf.AutoTokenizer)
-    )
+    parts = (hf.AutoImageProcessor, hf.AutoTokenizer)
+    images, words = (part.from_pretrained(folder) for part in parts)
     hf.VisionTextDualEncoderProcessor(images, words).save_pretrained(folder)
     assert_captions_as_transformers(folder, "a photo of", tmp_path)
 

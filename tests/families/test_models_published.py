@@ -31,7 +31,7 @@ from stages.models.published import (
 from tests.support.builders.plan_cases import kept_folder, plan_case
 from tests.support.by_hand import model
 from tests.support.clips import clips, profile_of
-from tests.support.families import checkpoint, copy_of
+from tests.support.families import change_config, checkpoint, copy_of
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,8 @@ def test_an_older_qwen3_writes_no_pair_around_a_video_and_its_rows_serve_both(
     folder = copy_of("qwen3_vl", tmp_path / "model", transformers_version="4.57.0.dev0")
     stock, published = (load_processor(folder, as_published=way) for way in (False, None))
     (clip,) = clips("video", 1, frames=6)
-    start, end = (
-        stock.tokenizer.convert_tokens_to_ids(f"<|vision_{e}|>") for e in ("start", "end")
-    )
+    marks = ["<|vision_start|>", "<|vision_end|>"]
+    start, end = stock.tokenizer.convert_tokens_to_ids(marks)
     row = prepare(stock, clip)
     written = [text_ids(rebuild(each, [row], ["What?"])) for each in (stock, published)]
     before, after = (ids[0].tolist() for ids in written)
@@ -138,9 +137,7 @@ FRAMES = 30
 def folder() -> Path:
     """The published Qwen2.5-VL-7B, which transformers 4.41.2 wrote."""
     found = kept_folder(plan_case("qwen2.5-vl-7b-instruct"))
-    config = json.loads((found / "config.json").read_text())
-    (found / "config.json").write_text(json.dumps({**config, "transformers_version": "4.41.2"}))
-    return found
+    return change_config(found, transformers_version="4.41.2")
 
 
 described = cache(describe)
@@ -232,6 +229,5 @@ def test_a_processor_with_other_tokens_is_left_as_it_is() -> None:
 def test_families_without_other_sizes_have_no_bounds(model_type: str, tmp_path: Path) -> None:
     config = {"model_type": model_type, "transformers_version": "4.41.2"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert (
-        published_bounds(tmp_path) is None and published_bounds(tmp_path, as_published=True) is None
-    )
+    assert published_bounds(tmp_path) is None
+    assert published_bounds(tmp_path, as_published=True) is None

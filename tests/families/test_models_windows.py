@@ -22,6 +22,7 @@ from stages.models.halves.features import encode
 from stages.models.halves.recorded import HostGrid, keep_grids_on_host
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import cast, greedy
+from tests.support.trees import AllEqual, tensors_in
 
 MODELS = Path(transformers.__file__).parent / "models"
 LOOP = "lengths = cu_seqlens[1:] - cu_seqlens[:-1]"
@@ -91,13 +92,6 @@ def test_one_call_a_length_gives_the_bits_of_one_by_one(
     for found in (compared, together):
         assert found.dtype == dtype
         assert torch.equal(found.view(torch.uint8), expected.view(torch.uint8))
-
-
-class AllEqual(dict[str, bool]):
-    """The results of comparisons, all of them equal."""
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return True
 
 
 def test_a_clip_takes_one_call_a_length_and_layer_and_no_read_of_the_card(
@@ -176,11 +170,6 @@ def test_all_classes_of_transformers_with_the_loop_are_found() -> None:
     assert found == expected and len({file for file, _ in found}) == 33
 
 
-def numbers(features: Any) -> list[torch.Tensor]:
-    found = [torch.utils._pytree.tree_leaves(dict(record)) for record in features.values()]
-    return [leaf for leaves in found for leaf in leaves if torch.is_tensor(leaf)]
-
-
 def _families() -> Iterator[Any]:
     for name in FAMILIES:
         if name in ("qwen2_5_vl:video:b2", "qwen3_vl"):
@@ -197,14 +186,14 @@ def test_an_encoder_gives_the_same_features_and_reads_nothing_from_the_card(
     if not any(has_windows(type(module)) for module in model.modules()):
         pytest.skip(f"{name} has no windows")
     model, inputs = greedy(model.to(torch.bfloat16)), cast(inputs, torch.bfloat16)
-    expected = numbers(encode(model, inputs))
+    expected = tensors_in(encode(model, inputs))
     assert group_windows(model)
     keep_grids_on_host(model)
-    for found in (numbers(encode(model, inputs)), numbers(encode(model, inputs))):
+    for found in (tensors_in(encode(model, inputs)), tensors_in(encode(model, inputs))):
         assert all(type(tensor) is torch.Tensor for tensor in found)
         assert len(found) == len(expected) and all(map(torch.equal, found, expected))
     monkeypatch.setattr(boundary, "EQUAL", AllEqual())
-    on_card = numbers(encode(model.to("meta"), inputs))  # a read of the meta device raises
+    on_card = tensors_in(encode(model.to("meta"), inputs))  # a read of the meta device raises
     assert [tensor.shape for tensor in on_card] == [tensor.shape for tensor in expected]
 
 

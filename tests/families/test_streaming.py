@@ -21,9 +21,11 @@ from stages.models.encoding import EncodeItem
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import encode
 from stages.models.halves.generate import generate, offloaded_bytes
+from stages.models.halves.records import FeatureRecord
 from stages.models.halves.split_route import choose_route
 from stages.models.loading import ModelJob, facts
 from stages.models.processors.prepare import prepare
+from stages.models.processors.side_inputs import Prepared
 from stages.models.streaming.load import StreamedLayers, run_calls, streamed_layers
 from stages.process.stage_process import ProcessSettings, StageProcess
 from tests.support.builders.jobs import made_job
@@ -37,10 +39,7 @@ from tests.support.waves import FEATURES, OTHER, Wave, captions_of
 PLAIN = [name for name in FAMILIES if ":" not in name]
 WITHOUT_LAYERS = {"chameleon", "fuyu", "gemma4_unified"}
 """Of tiny families: those that see with a linear layer alone, or in one block a stage."""
-QUICK = {"emu3", "florence2", "kimi_k25"}
-"""One whose vision half needs a piece of the other, one of stages, one whose weights are arranged
-anew."""
-QUICK_LANGUAGE = {"florence2", "qwen2_5_vl", "qwen3_vl_moe"}
+QUICK = {"florence2", "qwen2_5_vl", "qwen3_vl_moe"}
 """One that encodes its prompt, a decoder alone, and one whose weights are arranged anew."""
 ALL = 256
 
@@ -58,14 +57,20 @@ def payloads(wave: Wave) -> list[bytes]:
     return found
 
 
+def rows_of(folder: Path, count: int = 1) -> list[list[Prepared]]:
+    """Rows of two clips each."""
+    processor = ModelJob(model=str(folder)).processor()
+    return [[prepare(processor, clip) for clip in clips("video", 2)] for _ in range(count)]
+
+
+def packed(rows: list[list[FeatureRecord]]) -> list[list[Any]]:
+    return [[pack_tree(record.to_tree()) for record in row] for row in rows]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [
-        ("qwen2_5_vl", "bfloat16"),
-        pytest.param("llava", "float32", marks=pytest.mark.slow),
-        pytest.param("llava_onevision", "bfloat16", marks=pytest.mark.slow),
-    ],
+    [("qwen2_5_vl", "bfloat16"), ("llava", "float32"), ("llava_onevision", "bfloat16")],
 )
 def test_features_are_those_of_a_resident_half(family: str, dtype: str, tmp_path: Path) -> None:
     video, images = clips("video", 5), clips("image", 2)
@@ -81,20 +86,15 @@ def test_features_are_those_of_a_resident_half(family: str, dtype: str, tmp_path
 
 
 def test_layers_come_once_for_a_whole_block() -> None:
-    processor = ModelJob(model=str(checkpoint("llava"))).processor()
     half = ModelJob(model=str(checkpoint("llava")), offload=True).load("vision")
-    rows = [[prepare(processor, clip) for clip in clips("video", 2)] for _ in range(6)]
-    encode_batches(half, rows)
+    encode_batches(half, rows_of(checkpoint("llava"), 6))
     layers = layers_of(half)
     assert len(layers.layers) == 3
     assert layers.buffers.fetched <= len(layers.layers) + 1  # and the first again, for who follows
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAIN],
-)
+@pytest.mark.parametrize("variant", PLAIN)
 def test_every_family_can_be_streamed(variant: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = FAMILIES[variant]()
@@ -112,18 +112,13 @@ def test_every_family_can_be_streamed(variant: str, tmp_path: Path) -> None:
         assert pack_tree(dict(found)) == pack_tree(dict(expected))
 
 
-def test_weights_stored_in_another_type_are_cast_as_they_come(tmp_path: Path) -> None:
-    folder = checkpoint("qwen2_5_vl")
-    processor = ModelJob(model=str(folder)).processor()
-    rows = [[prepare(processor, clip) for clip in clips("video", 2)]]
+def test_weights_stored_in_another_type_are_cast_as_they_come() -> None:
+    rows = rows_of(checkpoint("qwen2_5_vl"))
     for dtype in ("bfloat16", "float16", "float32"):
-        job = {"model": str(folder), "dtype": dtype}
-        whole = encode_batches(ModelJob(**job).load("vision"), rows)  # type: ignore[arg-type]
-        half = ModelJob(**job, offload=True).load("vision")  # type: ignore[arg-type]
-        found = encode_batches(half, rows)
-        assert [pack_tree(r.to_tree()) for r in found[0]] == [
-            pack_tree(r.to_tree()) for r in whole[0]
-        ]
+        job: dict[str, Any] = {"model": str(checkpoint("qwen2_5_vl")), "dtype": dtype}
+        whole = encode_batches(ModelJob(**job).load("vision"), rows)
+        half = ModelJob(**job, offload=True).load("vision")
+        assert packed(encode_batches(half, rows)) == packed(whole)
     weights = sum(
         t.shape.numel() * t.dtype.itemsize for x in layers_of(half).layers for t in x.tensors
     )
@@ -151,10 +146,8 @@ def test_files_of_the_other_half_need_not_be_there(tmp_path: Path) -> None:
     whole = ModelJob(model=str(folder)).load("vision")
     (folder / "model-language.safetensors").unlink()
     half = ModelJob(model=str(folder), offload=True).load("vision")
-    processor = ModelJob(model=str(folder)).processor()
-    rows = [[prepare(processor, clip) for clip in clips("video", 2)]]
-    (found,), (expected,) = encode_batches(half, rows), encode_batches(whole, rows)
-    assert [pack_tree(r.to_tree()) for r in found] == [pack_tree(r.to_tree()) for r in expected]
+    rows = rows_of(folder)
+    assert packed(encode_batches(half, rows)) == packed(encode_batches(whole, rows))
 
 
 def test_weights_that_were_arranged_anew_go_with_their_process(
@@ -205,14 +198,9 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
         "batches": [chunks[at : at + 2] for at in range(0, len(chunks), 2)],
         "block": block,
     }
-    settings = ProcessSettings(
-        name="encode",
-        entry="stages.encode.run:run",
-        job=made_job(**job),
-        device="cpu",
-        log=folder / "encode.log",
-        budget=160 << 20,
-    )
+    stage: Any = {"name": "encode", "entry": "stages.encode.run:run", "device": "cpu"}
+    log = folder / "encode.log"
+    settings = ProcessSettings(job=made_job(**job), log=log, budget=160 << 20, **stage)
     process = StageProcess(settings, lambda stage, event: None)
     if not block:
         with pytest.raises(OutOfMemory):
@@ -229,16 +217,11 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
 @pytest.mark.parametrize("family", BUILDERS)
 def test_on_a_gpu_features_are_those_of_a_resident_half(family: str) -> None:
     job: dict[str, Any] = {"model": str(checkpoint(family)), "device": "cuda:0"}
-    processor = ModelJob(**job).processor()
-    rows = [[prepare(processor, clip) for clip in clips("video", 2)] for _ in range(4)]
-    expected = encode_batches(ModelJob(**job).load("vision"), rows)
+    rows = rows_of(checkpoint(family), 4)
+    expected = packed(encode_batches(ModelJob(**job).load("vision"), rows))
     half = ModelJob(**job, offload=True).load("vision")
     for _ in range(2):  # the second time the order of the layers is known
-        found = encode_batches(half, rows)
-        for some, others in zip(found, expected, strict=True):
-            assert [pack_tree(r.to_tree()) for r in some] == [
-                pack_tree(r.to_tree()) for r in others
-            ]
+        assert packed(encode_batches(half, rows)) == expected
     assert torch.cuda.memory_allocated() > 0
 
 
@@ -253,10 +236,8 @@ def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatc
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
     for library in (modeling_utils, accelerate):
         monkeypatch.setattr(library, "safe_open", mapped)
-    half = (
-        ModelJob(model=str(folder), dtype="float32", offload=True).load_reloadable("vision").model
-    )
-    assert layers_of(half).layers
+    job = ModelJob(model=str(folder), dtype="float32", offload=True)
+    assert layers_of(job.load_reloadable("vision").model).layers
 
 
 def test_only_layers_wait_and_their_bytes_are_told() -> None:
@@ -281,10 +262,7 @@ def test_each_pass_of_a_language_half_reads_each_layer_into_one_buffer() -> None
 @pytest.mark.in_turn
 @pytest.mark.parametrize(
     "variant",
-    [
-        name if name in QUICK_LANGUAGE else pytest.param(name, marks=pytest.mark.slow)
-        for name in PLAIN
-    ],
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PLAIN],
 )
 def test_every_family_says_the_same_layer_by_layer(variant: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -292,9 +270,8 @@ def test_every_family_says_the_same_layer_by_layer(variant: str, tmp_path: Path)
     model.save_pretrained(tmp_path)
     if choose_route(model).route == "joint":
         return
-    features = (
-        ModelJob(model=str(tmp_path)).load_reloadable("vision").call(partial(encode, inputs=inputs))
-    )
+    vision = ModelJob(model=str(tmp_path)).load_reloadable("vision")
+    features = vision.call(partial(encode, inputs=inputs))
     options: dict[str, Any] = {"do_sample": False, "num_beams": 1}
     options |= {"min_new_tokens": 3, "max_new_tokens": 3}
 

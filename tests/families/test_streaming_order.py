@@ -318,19 +318,19 @@ print(json.dumps(found))
 """
 
 
+def printed(cards: Path, script: str, *given: str) -> Any:
+    """What a script prints that runs on these cards."""
+    command = [sys.executable, "-c", script, *given]
+    done = subprocess.run(command, env=gpus.environment(cards), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["pinned", "unpinned"])
 def test_a_half_on_a_gpu_has_the_weights_of_one_on_the_cpu(how: str, tmp_path: Path) -> None:
     cards = gpus.plain().write(tmp_path / "gpu")
-    done = subprocess.run(
-        [sys.executable, "-c", LOADS, str(CHECKPOINT), how],
-        env=gpus.environment(cards),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found = printed(cards, LOADS, str(CHECKPOINT), how)
     assert len(found) == 4
     for (_, on_cpu, silent), (_, on_gpu, note) in found.values():
         assert on_gpu == on_cpu and not silent
@@ -369,15 +369,7 @@ def test_captions_from_layers_in_pinned_memory_are_those_of_a_resident_half(
     family: str, engine: str, tmp_path: Path
 ) -> None:
     cards = gpus.plain().write(tmp_path / "gpu")
-    done = subprocess.run(
-        [sys.executable, "-c", CAPTIONS, str(tmp_path), family, engine],
-        env=gpus.environment(cards),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    resident, offloaded, fetched = json.loads(done.stdout.splitlines()[-1])
+    resident, offloaded, fetched = printed(cards, CAPTIONS, str(tmp_path), family, engine)
     assert offloaded == resident and len(resident) == 2 and fetched > 0
     assert sum(call.name == "pin" for call in gpus.calls(cards)) > 2 * ranged_reads.BUFFERS
 
@@ -456,16 +448,9 @@ def test_layers_that_call_each_other_or_share_weights_cannot_be_offloaded() -> N
 def test_a_read_that_fails_is_raised_after_all_others_have_ended(tmp_path: Path) -> None:
     file, size = tmp_path / "short", 3 * streamed.READ_BYTES
     place = TensorPlace(dtype="U8", shape=(size,), start=0, end=size)
-    owner = Calling()
-    tensor = FileTensor(
-        owner=owner,
-        name="weight",
-        shape=torch.Size(place.shape),
-        dtype=torch.uint8,
-        at=0,
-        file=file,
-        place=place,
-    )
+    owner, shape = Calling(), torch.Size(place.shape)
+    stored: Any = {"dtype": torch.uint8, "at": 0, "file": file, "place": place}
+    tensor = FileTensor(owner=owner, name="weight", shape=shape, **stored)
     layer = FileLayer(module=owner, tensors=(tensor,), size=size)
     buffer, scratch = torch.zeros(size, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
     file.write_bytes(b"7" * (streamed.READ_BYTES + 5))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import LogitsProcessor
 
 from artifacts.schema import Half
 from stages.models import ModelProfile, describe, load_half
@@ -31,6 +32,20 @@ def clips(kind: str, count: int, frames: int = 4, height: int = 48, width: int =
         which: Any = kind
         made.append(Clip(frames=pixels, times=times, seconds=seconds, kind=which))
     return made
+
+
+class Lowered(LogitsProcessor):
+    """The rule of OpenAI and vLLM, token by token, behind a prompt of so many tokens."""
+
+    def __init__(self, penalty: float, prompt: int) -> None:
+        self.penalty, self.prompt = penalty, prompt
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        found = scores.clone()
+        for row, tokens in enumerate(ids[:, self.prompt :].tolist()):
+            for token in set(tokens):
+                found[row, token] -= self.penalty
+        return found
 
 
 def joint_inputs(processor: Any, batch: Sequence[Clip], prompts: Sequence[str]) -> dict[str, Any]:

@@ -21,3 +21,16 @@ def assert_equal(found: Any, expected: Any) -> None:
             assert_equal(left, right)
     else:
         assert found == expected
+
+
+def tensors_in(features: Any) -> list[torch.Tensor]:
+    """All tensors of the records of features."""
+    found = [torch.utils._pytree.tree_leaves(dict(record)) for record in features.values()]
+    return [leaf for leaves in found for leaf in leaves if torch.is_tensor(leaf)]
+
+
+class AllEqual(dict[str, bool]):
+    """The results of comparisons, all of them equal."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return True

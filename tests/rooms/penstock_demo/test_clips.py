@@ -65,11 +65,9 @@ def test_the_shipped_clips_are_a_dozen_and_small() -> None:
 def test_a_scoreboard_keeps_never_trained_pairs_apart() -> None:
     red = "A small red circle appears on a dark background."
     star = "A small red star appears on a dark background."
-    truths = [
-        Truth(file="a.mp4", caption=red, trained=True),
-        Truth(file="b.mp4", caption=star, trained=False),
-    ]
-    board = score_captions(truths, {"a.mp4": red, "b.mp4": red})
+    known = Truth(file="a.mp4", caption=red, trained=True)
+    new = Truth(file="b.mp4", caption=star, trained=False)
+    board = score_captions([known, new], {"a.mp4": red, "b.mp4": red})
     exact = {group.name: group.tallies["exact"].percent for group in board.groups}
     assert exact == {"all": 50.0, "trained": 100.0, "never trained": 0.0}
     assert [truth.file for truth, _ in board.misses] == ["b.mp4"]
@@ -120,8 +118,7 @@ def test_frames_have_the_asked_size_and_show_what_moves() -> None:
         while not any(track.legs for track in spec.tracks):
             spec = sample_clip(rng, "any")
         frames = render_frames(spec, (0.0, 0.99), height, width)
-        assert frames.shape == (2, height, width, 3)
-        assert frames.dtype == np.uint8
+        assert frames.shape == (2, height, width, 3) and frames.dtype == np.uint8
         assert (frames[0] != frames[1]).any()
 
 
@@ -160,14 +157,9 @@ def test_text_outside_the_grammar_fails_to_parse(text: str) -> None:
 def test_score_is_told_attribute_by_attribute() -> None:
     text = CLIP.replace("circle", "square").replace("left", "right").replace("dark", "light")
     hits = score(text, CLIP)
-    assert hits["exact"] == [False]
-    assert hits["size"] == [True, True]
-    assert hits["shape"] == [False, True]
-    assert hits["action"] == [True, True]
-    assert hits["direction"] == [False]
-    assert hits["speed"] == [True]
-    assert hits["structure"] == [True]
-    assert hits["background"] == [False]
+    assert hits["size"] == hits["action"] == [True, True] and hits["shape"] == [False, True]
+    assert hits["exact"] == hits["direction"] == hits["background"] == [False]
+    assert hits["speed"] == hits["structure"] == [True]
 
 
 def test_nonsense_scores_nothing_but_is_counted() -> None:

@@ -55,10 +55,8 @@ def test_the_shipped_checkpoint_tells_the_shipped_clips(captioner: Captioner) ->
 def test_the_shipped_checkpoint_tells_pictures(captioner: Captioner) -> None:
     rng = random.Random(8)
     specs = [sample_still(rng, "trained") for _ in range(8)]
-    films = [
-        Film(frames=list(render_frames(spec, (0.0,), 96, 128)), frames_per_second=1.0)
-        for spec in specs
-    ]
+    drawn = [list(render_frames(spec, (0.0,), 96, 128)) for spec in specs]
+    films = [Film(frames=frames, frames_per_second=1.0) for frames in drawn]
     message = captioner.generate(captioner.image_inputs(films))
     assert sum(text == caption(spec) for text, spec in zip(message, specs, strict=True)) >= 6
 
@@ -71,9 +69,8 @@ def test_the_same_seed_writes_the_same_pictures(tmp_path: Path) -> None:
     assert write_images(tmp_path / "b", "several", 2, 3) == first
     assert write_images(tmp_path / "c", "several", 2, 4) != first
     for truth in first:
-        assert (tmp_path / "a" / truth.file).read_bytes() == (
-            tmp_path / "b" / truth.file
-        ).read_bytes()
+        one, other = ((tmp_path / name / truth.file).read_bytes() for name in "ab")
+        assert one == other
         with Image.open(tmp_path / "a" / truth.file) as picture:
             assert all(0 <= x <= picture.width for x, _, _ in truth.places)
 
@@ -82,10 +79,8 @@ def test_texts_are_filled_up_and_shown_without_a_mask(tmp_path: Path) -> None:
     model, processor = build_dual(TINY)
     processor.save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
-    auto: Any = AutoProcessor
-    made = auto.from_pretrained(tmp_path)(
-        text=["a photo of red star", "dog"], padding="max_length", return_tensors="pt"
-    )
+    loaded: Any = AutoProcessor.from_pretrained(tmp_path)
+    made = loaded(text=["a photo of red star", "dog"], padding="max_length", return_tensors="pt")
     assert set(made) == {"input_ids"} and made["input_ids"].shape == (2, TINY.length)
     with torch.no_grad():
         vectors = AutoModel.from_pretrained(tmp_path).get_text_features(**made)
@@ -100,16 +95,13 @@ def test_the_shipped_dual_encoder_tells_fresh_pictures(
     kind: str, count: int, least: int, tmp_path: Path
 ) -> None:
     truths = write_images(tmp_path, kind, count, 77)
-    auto: Any = AutoProcessor
-    processor = auto.from_pretrained(DUAL_CHECKPOINT)
+    processor: Any = AutoProcessor.from_pretrained(DUAL_CHECKPOINT)
     model = AutoModel.from_pretrained(DUAL_CHECKPOINT, dtype=torch.float32).eval()
     names = [" ".join(pair) for pair in PAIRS]
-    inputs = processor(
-        text=[f"a photo of {name}" for name in names],
-        images=[Image.open(tmp_path / truth.file) for truth in truths],
-        padding="max_length",
-        return_tensors="pt",
-    )
+    texts = [f"a photo of {name}" for name in names]
+    images = [Image.open(tmp_path / truth.file) for truth in truths]
+    options = {"padding": "max_length", "return_tensors": "pt"}
+    inputs = processor(text=texts, images=images, **options)
     with torch.no_grad():
         found = model(**inputs).logits_per_image.argmax(1)
     right = sum(names[at] == t.labels[0] for at, t in zip(found.tolist(), truths, strict=True))

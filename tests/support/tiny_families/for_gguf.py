@@ -26,14 +26,8 @@ from tests.support.tiny_families.shared import SMALL, stream
 
 FIVE_AND_ONE = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
 HALF_TURNED = {**MROPE, "partial_rotary_factor": 0.5}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+LLAMA3: dict[str, Any] = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0)
+LLAMA3 |= dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 
 
@@ -57,20 +51,12 @@ def linear() -> Built:
 
 def prefixed() -> Built:
     """PaliGemma with a prompt whose tokens all see each other."""
-    config = config_of(
-        "PaliGemma",
-        text("gemma", num_key_value_heads=1),
-        siglip(projection_dim=32),
-        projection_dim=32,
-        hidden_size=32,
-        **INDEX,
-    )
+    reader, seen = text("gemma", num_key_value_heads=1), siglip(projection_dim=32)
+    config = config_of("PaliGemma", reader, seen, projection_dim=32, hidden_size=32, **INDEX)
     pixels = {"pixel_values": noise(1)}
-
-    def types(ids: Any) -> dict[str, Any]:
-        return {"token_type_ids": ids * 0}
-
-    return finish(model_of(config), pixels, wrap=False, extra=types)
+    return finish(
+        model_of(config), pixels, wrap=False, extra=lambda ids: {"token_type_ids": ids * 0}
+    )
 
 
 def half_turned(prefix: str, video: bool = False, **vision: Any) -> Built:

@@ -50,19 +50,11 @@ TALL: dict[str, Any] = dict(rope_parameters=INTERLEAVED, num_hidden_layers=3)
 ROUTING: dict[str, Any] = dict(
     moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1
 )
-HEARD: dict[str, Any] = dict(
-    **TOKENS, audio_token_id=AUDIO, audio_start_token_id=92, audio_end_token_id=91, user_token_id=90
-)
-EAR: dict[str, Any] = dict(
-    num_mel_bins=20,
-    encoder_layers=1,
-    encoder_attention_heads=4,
-    encoder_ffn_dim=32,
-    d_model=32,
-    max_source_positions=100,
-    n_window=8,
-    output_dim=32,
-)
+HEARD: dict[str, Any] = dict(**TOKENS, audio_token_id=AUDIO, audio_start_token_id=92)
+HEARD |= dict(audio_end_token_id=91, user_token_id=90)
+ALL_FULL: dict[str, Any] = {"layer_types": ["full_attention"] * 2}
+EAR: dict[str, Any] = dict(num_mel_bins=20, encoder_layers=1, encoder_attention_heads=4, d_model=32)
+EAR |= dict(encoder_ffn_dim=32, max_source_positions=100, n_window=8, output_dim=32)
 
 
 def seconds(ids: torch.Tensor, video: bool) -> dict[str, Any]:
@@ -73,107 +65,37 @@ def grid_seconds(ids: torch.Tensor, video: bool) -> dict[str, Any]:
     return {"video_second_per_grid": torch.ones(ids.shape[0])} if video else {}
 
 
-streaming(
-    "qwen2_vl",
-    "Qwen2VL",
-    TURNED,
-    patches(embed_dim=32, mlp_ratio=2, intermediate_size=NONE, out_hidden_size=NONE),
-    **TOKENS,
-)
+_vision = patches(embed_dim=32, mlp_ratio=2, intermediate_size=NONE, out_hidden_size=NONE)
+streaming("qwen2_vl", "Qwen2VL", TURNED, _vision, **TOKENS)
 streaming("qwen2_5_vl", "Qwen2_5_VL", TURNED, patches(**WINDOWS), extra=seconds, **TOKENS)
 streaming("qwen3_vl", "Qwen3VL", text(**TALL), DEEP, frames=2, **TOKENS)
-streaming(
-    "qwen3_vl_moe",
-    "Qwen3VLMoe",
-    text(**TALL, **ROUTING, num_local_experts=4),
-    DEEP,
-    frames=2,
-    **TOKENS,
-)
+_text = text(**TALL, **ROUTING, num_local_experts=4)
+streaming("qwen3_vl_moe", "Qwen3VLMoe", _text, DEEP, frames=2, **TOKENS)
 streaming("qwen3_5", "Qwen3_5", text(**HYBRID), PLACED, frames=2, **TOKENS)
 streaming("qwen3_5_moe", "Qwen3_5Moe", text(**HYBRID, **EXPERTS), PLACED, frames=2, **TOKENS)
-streaming(
-    "qwen4_exp",
-    "Qwen4Exp",
-    text(
-        **{**HYBRID, "rope_parameters": INTERLEAVED},
-        **EXPERTS,
-        hc_count=2,
-        hc_lowrank=8,
-        indexer_n_heads=2,
-        indexer_kv_heads=1,
-        indexer_head_dim=8,
-        indexer_budget=64,
-        indexer_compress_ratio=4,
-        ple_embed_dim=8,
-        ple_layer_ids=[],
-    ),
-    PLACED,
-    frames=2,
-    **TOKENS,
-)
+_text = text(**{**HYBRID, "rope_parameters": INTERLEAVED}, **EXPERTS, hc_count=2, hc_lowrank=8)
+_text |= dict(indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=64)
+_text |= dict(indexer_compress_ratio=4, ple_embed_dim=8, ple_layer_ids=[])
+streaming("qwen4_exp", "Qwen4Exp", _text, PLACED, frames=2, **TOKENS)
 streaming("cosmos3_omni", "Cosmos3Omni", text(**TALL), DEEP, frames=2, **TOKENS)
-streaming(
-    "cosmos3_edge",
-    "Cosmos3Edge",
-    text(rope_parameters=MROPE),
-    small(patch_size=4, num_patches=16, spatial_merge_size=2),
-    projector_hidden_size=64,
-    depth=1,
-    frames=2,
-    **TOKENS,
-)
-streaming(
-    "exaone4_5",
-    "Exaone4_5_",
-    text(
-        "exaone4",
-        sliding_window=None,
-        layer_types=["full_attention"] * 2,
-        sliding_window_pattern=NONE,
-    ),
-    patches(**WINDOWS, num_key_value_heads=2),
-    types=None,
-    **SEEN,
-)
-streaming(
-    "hyperclovax_vision_v2",
-    "HyperCLOVAXVisionV2",
-    text("hyperclovax"),
-    patches(model_type="qwen2_5_vl_vision", **WINDOWS),
-    types=None,
-    **SEEN,
-)
-streaming(
-    "cohere_compass",
-    "CohereCompass",
-    text(layer_types=["full_attention"] * 2, rope_parameters={"full_attention": MROPE}),
-    DEEP,
-    frames=2,
-    **TOKENS,
-)
-streaming(
-    "qwen2_5_omni_thinker",
-    "Qwen2_5OmniThinker",
-    TURNED,
-    patches(**WINDOWS),
-    audio_config=EAR,
-    audio_token_index=AUDIO,
-    types=None,
-    extra=grid_seconds,
-    **INDICES,
-    **HEARD,
-)
-streaming(
-    "qwen3_omni_moe_thinker",
-    "Qwen3OmniMoeThinker",
-    text(**TALL, **ROUTING),
-    DEEP,
-    audio_config={**EAR, "downsample_hidden_size": 8},
-    types=None,
-    extra=grid_seconds,
-    **HEARD,
-)
+_vision = small(patch_size=4, num_patches=16, spatial_merge_size=2)
+_more: dict[str, Any] = dict(projector_hidden_size=64, depth=1, frames=2)
+_text = text(rope_parameters=MROPE)
+streaming("cosmos3_edge", "Cosmos3Edge", _text, _vision, **_more, **TOKENS)
+_text = text("exaone4", sliding_window=None, sliding_window_pattern=NONE, **ALL_FULL)
+_vision = patches(**WINDOWS, num_key_value_heads=2)
+streaming("exaone4_5", "Exaone4_5_", _text, _vision, types=None, **SEEN)
+_vision = patches(model_type="qwen2_5_vl_vision", **WINDOWS)
+_name = "hyperclovax_vision_v2"
+streaming(_name, "HyperCLOVAXVisionV2", text("hyperclovax"), _vision, types=None, **SEEN)
+_text = text(**ALL_FULL, rope_parameters={"full_attention": MROPE})
+streaming("cohere_compass", "CohereCompass", _text, DEEP, frames=2, **TOKENS)
+HEARING: dict[str, Any] = dict(types=None, extra=grid_seconds, **HEARD)
+_more = dict(audio_config=EAR, audio_token_index=AUDIO, **HEARING, **INDICES)
+streaming("qwen2_5_omni_thinker", "Qwen2_5OmniThinker", TURNED, patches(**WINDOWS), **_more)
+_more = dict(audio_config={**EAR, "downsample_hidden_size": 8}, **HEARING)
+_text = text(**TALL, **ROUTING)
+streaming("qwen3_omni_moe_thinker", "Qwen3OmniMoeThinker", _text, DEEP, **_more)
 
 
 def framed(name: str, prefix: str, text: Any, marks: bool = False, **vision: Any) -> None:
@@ -199,48 +121,24 @@ framed("glm4v", "Glm4v", TURNED)
 for _name in ("glm46v", "glmga"):
     framed(_name, "Glm46V", {**TURNED, "model_type": "glm4v_text"}, model_type="glm4v_vision")
 framed("glm_ocr", "GlmOcr", text(rope_parameters=MROPE))
-framed(
-    "glm4v_moe",
-    "Glm4vMoe",
-    text(
-        rope_parameters=dict(MROPE, partial_rotary_factor=1.0), first_k_dense_replace=1, **GROUPED
-    ),
-)
-framed(
-    "glm5_next",
-    "Glm5Next",
-    text(
-        **LATENT,
-        **INDEXED,
-        **SPARSE,
-        qk_rope_head_dim=0,
-        head_dim=NONE,
-        layer_types=["linear_attention", "indexed_attention"],
-        indexer_types=["full", "full"],
-        linear_head_dim=8,
-        linear_num_heads=4,
-        linear_conv_kernel_dim=2,
-        hc_mult=2,
-    ),
-    marks=True,
-    projection_intermediate_size=64,
-)
-streaming(
-    "ernie4_5_vl_moe",
-    "Ernie4_5_VLMoe",
-    text(
-        rope_parameters=dict(MROPE, mrope_section=[1, 1, 2]),
-        moe_intermediate_size=[16, 16],
-        moe_k=2,
-        moe_num_experts=4,
-        moe_num_shared_experts=1,
-        **SPARSE,
-    ),
-    patches(depth=2, temporal_merge_size=2, temporal_patch_size=NONE, out_hidden_size=NONE),
-    depth=1,
-    extra=lambda ids, _: {"moe_mm_token_type_ids": ((ids == IMAGE) | (ids == VIDEO)).int()},
-    **MARKED,
-)
+_turned = dict(MROPE, partial_rotary_factor=1.0)
+_text = text(rope_parameters=_turned, first_k_dense_replace=1, **GROUPED)
+framed("glm4v_moe", "Glm4vMoe", _text)
+_text = text(**LATENT, **INDEXED, **SPARSE, qk_rope_head_dim=0, head_dim=NONE, hc_mult=2)
+_text |= dict(layer_types=["linear_attention", "indexed_attention"], linear_head_dim=8)
+_text |= dict(indexer_types=["full", "full"], linear_num_heads=4, linear_conv_kernel_dim=2)
+framed("glm5_next", "Glm5Next", _text, marks=True, projection_intermediate_size=64)
+_text = text(rope_parameters=dict(MROPE, mrope_section=[1, 1, 2]), moe_k=2, moe_num_experts=4)
+_text |= dict(moe_intermediate_size=[16, 16], moe_num_shared_experts=1, **SPARSE)
+_vision = patches(depth=2, temporal_merge_size=2, temporal_patch_size=NONE, out_hidden_size=NONE)
+
+
+def seen_ids(ids: torch.Tensor, video: bool) -> dict[str, Any]:
+    return {"moe_mm_token_type_ids": ((ids == IMAGE) | (ids == VIDEO)).int()}
+
+
+_more = dict(depth=1, extra=seen_ids, **MARKED)
+streaming("ernie4_5_vl_moe", "Ernie4_5_VLMoe", _text, _vision, **_more)
 
 
 @both("video_llama_3")
@@ -261,128 +159,46 @@ def one_step(rows: int, video: bool = False) -> dict[str, Any]:
     return {"pixel_values": pixels, "image_grid_thw": grid}
 
 
-family(
-    "paddleocr_vl",
-    "PaddleOCRVL",
-    text(rope_parameters=MROPE),
-    small(image_size=16, patch_size=4, spatial_merge_size=2),
-    inputs=one_step,
-    finishing={"types": "mm_token_type_ids"},
-    **TOKENS,
-)
-MUSE: dict[str, Any] = small(
-    patch_size=4,
-    pos_emb_height=4,
-    pos_emb_width=4,
-    patch_temporal=2,
-    merge_size=2,
-    max_position_embeddings=64,
-    layer_types=["window_attention", "full_attention"],
-)
-MUSE_TEXT = text(
-    sliding_window=64,
-    layer_types=["sliding_attention", "full_attention"],
-    layer_rope_theta=[10000.0, 0],
-)
-
+_vision = small(image_size=16, patch_size=4, spatial_merge_size=2)
+_more = dict(inputs=one_step, finishing={"types": "mm_token_type_ids"}, **TOKENS)
+family("paddleocr_vl", "PaddleOCRVL", text(rope_parameters=MROPE), _vision, **_more)
+MUSE = small(patch_size=4, pos_emb_height=4, pos_emb_width=4, patch_temporal=2, merge_size=2)
+MUSE |= dict(max_position_embeddings=64, layer_types=["window_attention", "full_attention"])
+MUSE_TEXT = text(sliding_window=64, layer_rope_theta=[10000.0, 0])
+MUSE_TEXT |= {"layer_types": ["sliding_attention", "full_attention"]}
 MUSED: dict[str, Any] = dict(out_hidden_size=128, projector_hidden_size=32, types=None, **SEEN)
 streaming("muse_glimmer", "MuseGlimmer", MUSE_TEXT, MUSE, **MUSED)
-streaming(
-    "muse_spark",
-    "MuseSpark",
-    {**MUSE_TEXT, **ROUTED, **SPARSE, "moe_hidden_size": 32},
-    MUSE,
-    audio_token_id=AUDIO,
-    audio_config=dict(
-        patch_sizes=[2, 2],
-        hidden_sizes=[16, 32],
-        depths=[1, 1],
-        num_hidden_layers=2,
-        out_hidden_size=32,
-    ),
-    **MUSED,
-)
+_text = {**MUSE_TEXT, **ROUTED, **SPARSE, "moe_hidden_size": 32}
+_heard: dict[str, Any] = dict(patch_sizes=[2, 2], hidden_sizes=[16, 32], depths=[1, 1])
+_heard |= dict(num_hidden_layers=2, out_hidden_size=32)
+_more = dict(audio_token_id=AUDIO, audio_config=_heard, **MUSED)
+streaming("muse_spark", "MuseSpark", _text, MUSE, **_more)
 
 
 def half_turned(theta: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5}
 
 
-streaming(
-    "dots3_note",
-    "Dots3Note",
-    text(
-        **LATENT,
-        **SPARSE,
-        **{**INDEXED, "index_head_dim": 16},
-        qk_rope_head_dim=8,
-        head_dim=16,
-        layer_types=["indexed_attention", "sliding_attention"],
-        sliding_window=16,
-        shared_experts_intermediate_size=16,
-        per_layer_config={},
-        rope_parameters={
-            "sliding_attention": half_turned(50000.0),
-            "indexed_attention": half_turned(80000.0),
-        },
-    ),
-    small(
-        patch_size=4,
-        spatial_merge_size=2,
-        adapter_in_dim=32,
-        adapter_out_dim=32,
-        adapter_merge_size=2,
-        per_layer_config={},
-        **ROUTED,
-        **SPARSE,
-    ),
-    audio_config=small(
-        num_hidden_layers=1,
-        num_key_value_heads=4,
-        head_dim=8,
-        downsample_hidden_size=8,
-        adapter_input_size=32,
-        adapter_out_dim=32,
-        conv_output_size=128,
-        feature_size=16,
-    ),
-    audio_token_id=AUDIO,
-    depth=1,
-    types=None,
-    **SEEN,
-)
-
-
-family(
-    "kimi_k25",
-    "Kimi_K25",
-    text("deepseek_v3", **LATENT, qk_rope_head_dim=8, head_dim=NONE, first_k_dense_replace=1),
-    small(patch_size=4, pos_emb_height=4, pos_emb_width=4, pos_emb_time=4),
-    inputs=one_step,
-    video=True,
-    finishing={},
-    projection_hidden_size=32,
-    **TOKENS,
-)
-streaming(
-    "minimax_m3_vl",
-    "MiniMaxM3VL",
-    text(
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        dense_intermediate_size=64,
-        shared_intermediate_size=16,
-        rotary_dim=8,
-        index_n_heads=2,
-        index_head_dim=8,
-        index_block_size=16,
-        index_topk_blocks=4,
-        layer_types=["full_attention", "minimax_m3_sparse"],
-        **SPARSE,
-    ),
-    small(num_attention_heads=2, image_size=32, patch_size=4),
-    cls="MiniMaxM3SparseForConditionalGeneration",
-    projector_hidden_size=32,
-    types=None,
-    **INDICES,
-)
+_ropes = {"sliding_attention": half_turned(50000.0), "indexed_attention": half_turned(80000.0)}
+_text = text(**LATENT, **SPARSE, **{**INDEXED, "index_head_dim": 16}, qk_rope_head_dim=8)
+_text |= dict(head_dim=16, sliding_window=16, per_layer_config={}, rope_parameters=_ropes)
+_text |= dict(shared_experts_intermediate_size=16)
+_text |= dict(layer_types=["indexed_attention", "sliding_attention"])
+_vision = small(patch_size=4, spatial_merge_size=2, adapter_in_dim=32, adapter_out_dim=32)
+_vision |= dict(adapter_merge_size=2, per_layer_config={}, **ROUTED, **SPARSE)
+_heard = small(num_hidden_layers=1, num_key_value_heads=4, head_dim=8, downsample_hidden_size=8)
+_heard |= dict(adapter_input_size=32, adapter_out_dim=32, conv_output_size=128, feature_size=16)
+_more = dict(audio_config=_heard, audio_token_id=AUDIO, depth=1, types=None, **SEEN)
+streaming("dots3_note", "Dots3Note", _text, _vision, **_more)
+_latent: dict[str, Any] = dict(**LATENT, qk_rope_head_dim=8, head_dim=NONE)
+_text = text("deepseek_v3", **_latent, first_k_dense_replace=1)
+_vision = small(patch_size=4, pos_emb_height=4, pos_emb_width=4, pos_emb_time=4)
+_more = dict(inputs=one_step, video=True, finishing={}, projection_hidden_size=32, **TOKENS)
+family("kimi_k25", "Kimi_K25", _text, _vision, **_more)
+_text = text(num_local_experts=4, num_experts_per_tok=2, dense_intermediate_size=64)
+_text |= dict(shared_intermediate_size=16, rotary_dim=8, index_n_heads=2, index_head_dim=8)
+_text |= dict(index_block_size=16, index_topk_blocks=4, **SPARSE)
+_text |= dict(layer_types=["full_attention", "minimax_m3_sparse"])
+_vision = small(num_attention_heads=2, image_size=32, patch_size=4)
+_more = dict(cls="MiniMaxM3SparseForConditionalGeneration", projector_hidden_size=32, types=None)
+streaming("minimax_m3_vl", "MiniMaxM3VL", _text, _vision, **_more, **INDICES)

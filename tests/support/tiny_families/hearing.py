@@ -7,7 +7,16 @@ from typing import Any
 import torch
 
 from tests.support.tiny_families.grids import EAR
-from tests.support.tiny_families.parts import AUDIO, FAMILIES, Built, decisive, hf, prompt_inputs
+from tests.support.tiny_families.parts import (
+    AUDIO,
+    FAMILIES,
+    NONE,
+    Built,
+    decisive,
+    hf,
+    prompt_inputs,
+    small,
+)
 
 Sound = Callable[[Any, int], dict[str, Any]]
 """Model and rows → inputs of sound."""
@@ -54,29 +63,17 @@ SOUND: dict[str, Sound] = {
     "nemotron_h_omni": _masked("input_features", 80, 16),
 }
 """Family → makes the inputs of its sound."""
+_gemma4: dict[str, Any] = small(intermediate_size=NONE, output_proj_dims=32)
+_gemma4 |= dict(subsampling_conv_channels=(128, 4), attention_chunk_size=12)
+_parakeet: dict[str, Any] = small(num_mel_bins=16, subsampling_conv_channels=8)
 EARS: dict[str, Callable[[], Any]] = {
     "qwen3_omni_moe_thinker": lambda: hf.Qwen3OmniMoeAudioEncoderConfig(
         **{**EAR, "downsample_hidden_size": 8, "n_window": 50}
     ),
-    "gemma4": lambda: hf.Gemma4AudioConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        subsampling_conv_channels=(128, 4),
-        output_proj_dims=32,
-        attention_chunk_size=12,
-        attention_context_left=13,
-    ),
+    "gemma4": lambda: hf.Gemma4AudioConfig(**_gemma4, attention_context_left=13),
     "gemma4_unified": lambda: hf.Gemma4UnifiedAudioConfig(audio_embed_dim=16),
     "nemotron_h_omni": lambda: hf.ParakeetEncoderConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        num_mel_bins=16,
-        subsampling_conv_channels=8,
-        projection_hidden_size=64,
-        projection_bias=True,
+        projection_hidden_size=64, projection_bias=True, **_parakeet
     ),
 }
 """Family → the configuration of an audio encoder, where its entry in FAMILIES has none that can be

@@ -80,8 +80,8 @@ def plain() -> Any:
 
 
 def both_timed() -> Built:
-    pixels = streams([[1, 4, 4]], [[2, 4, 4]])
-    pixels["second_per_grid_ts"] = torch.tensor([1.0])
+    seconds = {"second_per_grid_ts": torch.tensor([1.0])}
+    pixels = {**streams([[1, 4, 4]], [[2, 4, 4]]), **seconds}
     return rows(timed(), [[1, *image(4), 5, 6, *video(8), 7]], pixels)
 
 

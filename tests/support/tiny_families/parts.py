@@ -28,13 +28,8 @@ MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_s
 INTERLEAVED: dict[str, Any] = {**MROPE, "mrope_interleaved": True}
 SEEN: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": VIDEO}
 TOKENS: dict[str, Any] = {**SEEN, "vision_start_token_id": START, "vision_end_token_id": END}
-MARKED: dict[str, Any] = {
-    **SEEN,
-    "image_start_token_id": START,
-    "image_end_token_id": END,
-    "video_start_token_id": 94,
-    "video_end_token_id": 93,
-}
+MARKED: dict[str, Any] = {**SEEN, "image_start_token_id": START, "image_end_token_id": END}
+MARKED |= {"video_start_token_id": 94, "video_end_token_id": 93}
 INDEX: dict[str, Any] = {"image_token_index": IMAGE}
 INDICES: dict[str, Any] = {**INDEX, "video_token_index": VIDEO}
 PINPOINTS = [[32, 64], [64, 32], [64, 64]]
@@ -43,29 +38,15 @@ EMBEDS = ("embed_tokens", "shared.weight", "position_embedding")
 
 def small(**changes: Any) -> dict[str, Any]:
     """The sizes that nearly every part has; without those that are said to be NONE."""
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        **changes,
-    }
-    return {name: size for name, size in sizes.items() if size is not NONE}
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    return {name: size for name, size in {**sizes, **changes}.items() if size is not NONE}
 
 
 def text(model_type: str | None = None, **changes: Any) -> dict[str, Any]:
     """Sizes of a tiny language model."""
-    sizes = {
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "vocab_size": 120,
-        "max_position_embeddings": 512,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        **({"model_type": model_type} if model_type else {}),
-    }
-    return small(**{**sizes, **changes})
+    sizes: dict[str, Any] = dict(num_key_value_heads=2, head_dim=8, vocab_size=120)
+    sizes |= dict(max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    return small(**{**sizes, **({"model_type": model_type} if model_type else {}), **changes})
 
 
 def tower(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -76,17 +57,9 @@ def tower(model_type: str, **changes: Any) -> dict[str, Any]:
 
 def patches(**changes: Any) -> dict[str, Any]:
     """Sizes of a tiny tower that takes a stream of patches."""
-    sizes = {
-        "num_hidden_layers": NONE,
-        "num_attention_heads": NONE,
-        "depth": 3,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
-    return small(**{**sizes, **changes})
+    sizes: dict[str, Any] = dict(num_hidden_layers=NONE, num_attention_heads=NONE, depth=3)
+    sizes |= dict(num_heads=4, out_hidden_size=32, patch_size=4, spatial_merge_size=2)
+    return small(**{**sizes, "temporal_patch_size": 2, **changes})
 
 
 def clip(**changes: Any) -> dict[str, Any]:

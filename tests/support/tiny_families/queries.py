@@ -46,18 +46,10 @@ PLACE: dict[str, Any] = {"image_token_id": IMAGE}
 MARKS: dict[str, Any] = dict(vocab_size=120, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 
 T5: dict[str, Any] = dict(
-    model_type="t5",
-    vocab_size=120,
-    d_model=32,
-    d_kv=8,
-    d_ff=64,
-    num_layers=2,
-    num_decoder_layers=2,
-    num_heads=4,
-    pad_token_id=0,
-    eos_token_id=2,
-    decoder_start_token_id=0,
+    model_type="t5", vocab_size=120, d_model=32, d_kv=8, d_ff=64, num_layers=2
 )
+T5 |= dict(num_decoder_layers=2, num_heads=4, pad_token_id=0, eos_token_id=2)
+T5 |= dict(decoder_start_token_id=0)
 
 
 def asking(name: str, prefix: str, text: Any, video: bool = False) -> None:
@@ -114,34 +106,18 @@ def masked(name: str, prefix: str, *given: Any, frames: int = 0, **config: Any) 
 
 masked("smolvlm", "SmolVLM", llama(), tower("smolvlm_vision"), frames=4, scale_factor=2)
 masked("idefics3", "Idefics3", llama(), tower("idefics3_vision"), scale_factor=2)
-masked(
-    "idefics2",
-    "Idefics2",
-    text("mistral", sliding_window=None),
-    tower("idefics2_vision"),
-    perceiver_config=dict(
-        model_type="idefics2_perceiver",
-        hidden_size=32,
-        resampler_n_latents=4,
-        resampler_depth=2,
-        resampler_n_heads=4,
-        resampler_head_dim=8,
-        num_key_value_heads=2,
-    ),
-)
+_asking: dict[str, Any] = dict(model_type="idefics2_perceiver", hidden_size=32)
+_asking |= dict(resampler_n_latents=4, resampler_depth=2, resampler_n_heads=4)
+_asking |= dict(resampler_head_dim=8, num_key_value_heads=2)
+_text = text("mistral", sliding_window=None)
+masked("idefics2", "Idefics2", _text, tower("idefics2_vision"), perceiver_config=_asking)
+_vision = small(num_hidden_layers=3, image_size=32, patch_size=4, out_hidden_size=32)
+_vision |= dict(scale_factor=4, deepstack_visual_indexes=[0, 1], use_fine_route=True)
 family(
     "granite_docling",
     "GraniteDocling",
     text(num_hidden_layers=4),
-    small(
-        num_hidden_layers=3,
-        image_size=32,
-        patch_size=4,
-        out_hidden_size=32,
-        scale_factor=4,
-        deepstack_visual_indexes=[0, 1],
-        use_fine_route=True,
-    ),
+    _vision,
     inputs=lambda rows: {
         "pixel_values": noise(rows, 32, 2),
         "pixel_attention_mask": torch.ones(rows, 2, dtype=torch.bool),
@@ -177,18 +153,13 @@ def granite4_vision(rows: int) -> Built:
     return finish(model, inputs, rows, wrap=False, total=sum(map(len, found)))
 
 
+_text = text(sliding_window=16, num_sliding_attention_heads=4, n_routed_experts=4)
+_text |= dict(share_expert_dim=16, **ROUTED, **SPARSE)
+_text |= {"layer_types": ["full_attention", "sliding_attention"]}
 family(
     "step3p7",
     "Step3p7",
-    text(
-        layer_types=["full_attention", "sliding_attention"],
-        sliding_window=16,
-        num_sliding_attention_heads=4,
-        n_routed_experts=4,
-        share_expert_dim=16,
-        **ROUTED,
-        **SPARSE,
-    ),
+    _text,
     small(image_size=32, patch_size=4, mlp_ratio=2.0, max_position_embeddings=64),
     inputs=lambda rows: {
         "pixel_values": noise(rows, 32),
@@ -220,34 +191,20 @@ def git(rows: int) -> Built:
 
 @images("kosmos-2")
 def kosmos(rows: int) -> Built:
-    config = config_of(
-        "Kosmos2",
-        {
-            "vocab_size": 120,
-            "max_position_embeddings": 128,
-            "embed_dim": 32,
-            "layers": 2,
-            "ffn_dim": 64,
-            "attention_heads": 4,
-        },
-        small(image_size=32, patch_size=8),
-        latent_query_num=4,
-    )
-    built, inputs = message_of(
-        model_of(config), rows, {"pixel_values": noise(rows)}, [3, *[IMAGE] * 4]
-    )
+    sizes = dict(vocab_size=120, max_position_embeddings=128, embed_dim=32, layers=2, ffn_dim=64)
+    vision = small(image_size=32, patch_size=8)
+    config = config_of("Kosmos2", {**sizes, "attention_heads": 4}, vision, latent_query_num=4)
+    prompt = [3, *[IMAGE] * 4]
+    built, inputs = message_of(model_of(config), rows, {"pixel_values": noise(rows)}, prompt)
     inputs["image_embeds_position_mask"] = (inputs["input_ids"] == IMAGE).long()
     return built, inputs
 
 
 @images("mllama")
 def crossed(rows: int) -> Built:
-    config = config_of(
-        "Mllama",
-        text("mllama_text_model", head_dim=NONE, cross_attention_layers=[1]),
-        mllama_tower(max_num_tiles=1, supported_aspect_ratios=[[1, 1]]),
-        **INDEX,
-    )
+    reader = text("mllama_text_model", head_dim=NONE, cross_attention_layers=[1])
+    seen = mllama_tower(max_num_tiles=1, supported_aspect_ratios=[[1, 1]])
+    config = config_of("Mllama", reader, seen, **INDEX)
     pixels = {
         "pixel_values": noise(rows)[:, None, None],
         "aspect_ratio_ids": torch.ones(rows, 1, dtype=torch.long),
@@ -271,20 +228,8 @@ def flattened(rows: int) -> Built:
 
 @images("vision-encoder-decoder")
 def encoder_decoder(rows: int) -> Built:
-    config = hf.VisionEncoderDecoderConfig(
-        encoder=tower("vit"),
-        decoder={
-            "model_type": "gpt2",
-            "vocab_size": 120,
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-            "add_cross_attention": True,
-            "is_decoder": True,
-        },
-        decoder_start_token_id=1,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
+    reader: dict[str, Any] = dict(model_type="gpt2", vocab_size=120, n_embd=32, n_layer=2, n_head=4)
+    reader |= dict(n_positions=64, add_cross_attention=True, is_decoder=True)
+    ids = dict(decoder_start_token_id=1, pad_token_id=0, eos_token_id=2)
+    config = hf.VisionEncoderDecoderConfig(encoder=tower("vit"), decoder=reader, **ids)
     return decisive(hf.VisionEncoderDecoderModel(config)), {"pixel_values": noise(rows)}

@@ -18,145 +18,54 @@ from tests.support.tiny_families.parts import (
     text,
 )
 
-HYBRID: dict[str, Any] = {
-    "rope_parameters": {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
-    "linear_conv_kernel_dim": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "layer_types": ["linear_attention", "full_attention"],
-}
+TURNING: dict[str, Any] = {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0}
+HYBRID: dict[str, Any] = dict(rope_parameters=TURNING, linear_conv_kernel_dim=2)
+HYBRID |= dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2)
+HYBRID |= dict(linear_num_value_heads=4, layer_types=["linear_attention", "full_attention"])
 """Linear and full attention in turn."""
-GROUPED: dict[str, Any] = {
-    "moe_intermediate_size": 16,
-    "n_shared_experts": 1,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-}
+GROUPED: dict[str, Any] = dict(moe_intermediate_size=16, n_shared_experts=1, n_routed_experts=4)
+GROUPED |= dict(num_experts_per_tok=2, n_group=1, topk_group=1)
 """A mixture of experts in groups."""
-LATENT: dict[str, Any] = {
-    **GROUPED,
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 8,
-    "q_lora_rank": 8,
-    "v_head_dim": 8,
-    "qk_nope_head_dim": 8,
-}
+LATENT: dict[str, Any] = dict(**GROUPED, num_key_value_heads=4, kv_lora_rank=8, q_lora_rank=8)
+LATENT |= dict(v_head_dim=8, qk_nope_head_dim=8)
 """Latent attention over a mixture of experts."""
-ROUTED: dict[str, Any] = {
-    "moe_intermediate_size": 16,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-}
+ROUTED: dict[str, Any] = dict(moe_intermediate_size=16, num_local_experts=4, num_experts_per_tok=2)
 """A mixture of experts."""
-EXPERTS: dict[str, Any] = {
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-}
+EXPERTS: dict[str, Any] = dict(moe_intermediate_size=16, shared_expert_intermediate_size=16)
+EXPERTS |= dict(num_experts=4, num_experts_per_tok=2)
 INDEXED: dict[str, Any] = {"index_topk": 64, "index_head_dim": 8, "index_n_heads": 2}
 """Attention to what an index chooses."""
 SPARSE: dict[str, Any] = {"mlp_layer_types": ["dense", "sparse"]}
-SLIDING: dict[str, Any] = {
-    "sliding_window": 16,
-    "layer_types": ["sliding_attention", "full_attention"],
-}
+SLIDING: dict[str, Any] = {"layer_types": ["sliding_attention", "full_attention"]}
+SLIDING |= {"sliding_window": 16}
 QWEN_2: dict[str, Any] = text("qwen2", head_dim=NONE)
-OPT: dict[str, Any] = {
-    "model_type": "opt",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "ffn_dim": 64,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-    "word_embed_proj_dim": 32,
-}
-BART: dict[str, Any] = {
-    "model_type": "bart",
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "max_position_embeddings": 512,
-    "decoder_start_token_id": 1,
-    "forced_eos_token_id": None,
-}
-DAVIT: dict[str, Any] = {
-    "depths": [1, 1, 1, 1],
-    "patch_size": [7, 3, 3, 3],
-    "patch_stride": [4, 2, 2, 2],
-    "patch_padding": [3, 1, 1, 1],
-    "patch_prenorm": [False, True, True, True],
-    "embed_dim": [8, 8, 16, 32],
-    "num_heads": [2, 2, 2, 2],
-    "num_groups": [2, 2, 2, 2],
-    "window_size": 4,
-    "projection_dim": 32,
-    "max_temporal_embeddings": 4,
-    "max_position_embeddings": 8,
-    "drop_path_rate": 0.0,
-}
-PERCEIVING: dict[str, Any] = {
-    "model_type": "timm_wrapper",
-    "architecture": "vit_pe_core_tiny_patch16_384",
-    "do_pooling": False,
-    "num_classes": 0,
-    "model_args": {
-        "embed_dim": 32,
-        "depth": 2,
-        "num_heads": 4,
-        "img_size": [32, 32],
-        "patch_size": 8,
-        "global_pool": "",
-        "use_post_transformer_norm": False,
-        "init_values": 0.1,
-        "ref_feat_shape": [4, 4],
-    },
-}
+OPT: dict[str, Any] = dict(model_type="opt", hidden_size=32, num_hidden_layers=2, ffn_dim=64)
+OPT |= dict(num_attention_heads=4, max_position_embeddings=512, word_embed_proj_dim=32)
+BART: dict[str, Any] = dict(model_type="bart", d_model=32, encoder_layers=2, decoder_layers=2)
+BART |= dict(encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64)
+BART |= dict(decoder_ffn_dim=64, max_position_embeddings=512, decoder_start_token_id=1)
+BART |= dict(forced_eos_token_id=None)
+DAVIT: dict[str, Any] = dict(depths=[1, 1, 1, 1], patch_size=[7, 3, 3, 3], window_size=4)
+DAVIT |= dict(patch_stride=[4, 2, 2, 2], patch_padding=[3, 1, 1, 1], drop_path_rate=0.0)
+DAVIT |= dict(patch_prenorm=[False, True, True, True], embed_dim=[8, 8, 16, 32], projection_dim=32)
+DAVIT |= dict(num_heads=[2, 2, 2, 2], num_groups=[2, 2, 2, 2], max_temporal_embeddings=4)
+DAVIT |= dict(max_position_embeddings=8)
+_inside: dict[str, Any] = dict(embed_dim=32, depth=2, num_heads=4, img_size=[32, 32], patch_size=8)
+_inside |= dict(global_pool="", use_post_transformer_norm=False, init_values=0.1)
+_inside |= dict(ref_feat_shape=[4, 4])
+PERCEIVING: dict[str, Any] = dict(model_type="timm_wrapper", do_pooling=False, num_classes=0)
+PERCEIVING |= dict(architecture="vit_pe_core_tiny_patch16_384", model_args=_inside)
 """A tower of a package of its own, without a pooled output."""
-LLAMA4_TEXT: dict[str, Any] = {
-    "intermediate_size_mlp": 64,
-    "num_local_experts": 2,
-    "num_experts_per_tok": 1,
-    "attention_chunk_size": 64,
-    "moe_layers": [1],
-}
-LLAMA4_TOWER = small(
-    intermediate_size=128,
-    image_size=32,
-    patch_size=8,
-    vision_output_dim=32,
-    projector_input_dim=32,
-    projector_output_dim=32,
-)
-PIX2STRUCT_TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "d_kv": 8,
-    "d_ff": 64,
-    "num_layers": 2,
-    "num_heads": 4,
-}
+LLAMA4_TEXT: dict[str, Any] = dict(intermediate_size_mlp=64, num_local_experts=2, moe_layers=[1])
+LLAMA4_TEXT |= dict(num_experts_per_tok=1, attention_chunk_size=64)
+PROJECTED = dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 32)
+LLAMA4_TOWER = small(intermediate_size=128, image_size=32, patch_size=8, **PROJECTED)
+PIX2STRUCT_TEXT = dict(hidden_size=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
 PIX2STRUCT_TOWER = small(intermediate_size=NONE, d_kv=8, d_ff=64)
 SMALL: dict[str, Any] = {"image_size": 16, "intermediate_size": 64}
-SAM: dict[str, Any] = {
-    "hidden_size": 32,
-    "output_channels": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 64,
-    "patch_size": 4,
-    "window_size": 4,
-    "global_attn_indexes": [1],
-    "mlp_dim": 64,
-    "mlp_ratio": 2.0,
-}
+SAM: dict[str, Any] = dict(hidden_size=32, output_channels=16, num_hidden_layers=2, image_size=64)
+SAM |= dict(num_attention_heads=4, patch_size=4, window_size=4, global_attn_indexes=[1])
+SAM |= dict(mlp_dim=64, mlp_ratio=2.0)
 
 
 def stream(rows: int, video: bool, patch: int = 4, depth: int = 2) -> dict[str, torch.Tensor]:
@@ -212,13 +121,8 @@ def pixtral() -> dict[str, Any]:
 
 
 def qformer(model_type: str, **changes: Any) -> dict[str, Any]:
-    sizes = {
-        "vocab_size": 120,
-        "max_position_embeddings": 64,
-        "cross_attention_frequency": 1,
-        "encoder_hidden_size": 32,
-    }
-    return small(model_type=model_type, **{**sizes, **changes})
+    sizes = dict(vocab_size=120, max_position_embeddings=64, cross_attention_frequency=1)
+    return small(model_type=model_type, **{**sizes, "encoder_hidden_size": 32, **changes})
 
 
 def blip_config(**marks: Any) -> Any:
@@ -229,16 +133,9 @@ def blip_config(**marks: Any) -> Any:
 
 
 def mllama_tower(**changes: Any) -> dict[str, Any]:
-    return small(
-        num_attention_heads=NONE,
-        num_global_layers=1,
-        attention_heads=4,
-        vision_output_dim=64,
-        image_size=32,
-        patch_size=8,
-        intermediate_layers_indices=[0],
-        **changes,
-    )
+    sizes: dict[str, Any] = dict(num_attention_heads=NONE, num_global_layers=1, attention_heads=4)
+    sizes |= dict(vision_output_dim=64, image_size=32, patch_size=8)
+    return small(intermediate_layers_indices=[0], **sizes, **changes)
 
 
 def timm_tower(architecture: str, **changes: Any) -> dict[str, Any]:

@@ -46,47 +46,25 @@ BESIDE_SAM: dict[str, Any] = dict(size=64, image_seq_length=16, **PLACE, **INDEX
 WHOLE: dict[str, Any] = dict(vision_feature_layer=-1, vision_feature_select_strategy="full")
 MISTRAL = text("mistral", sliding_window=None)
 
+SEQUENCE: dict[str, Any] = dict(image_seq_length=4, **PLACE)
 for _name, _prefix, _text, _frames in (
     ("internvl", "InternVL", QWEN_2, 3),
     ("qianfan_ocr", "QianfanOCR", text("qwen3"), 0),
 ):
-    pictures(
-        _name,
-        _prefix,
-        _text,
-        small(model_type=f"{_name}_vision", image_size=[32, 32], patch_size=[8, 8]),
-        frames=_frames,
-        image_seq_length=4,
-        **PLACE,
-    )
+    _vision = small(model_type=f"{_name}_vision", image_size=[32, 32], patch_size=[8, 8])
+    pictures(_name, _prefix, _text, _vision, frames=_frames, **SEQUENCE)
+ALIGNED: dict[str, Any] = {"downsample_factor": 2, "alignment_intermediate_size": 64}
 for _name, _prefix, _place in (
     ("aya_vision", "AyaVision", INDEX),
     ("cohere2_vision", "Cohere2Vision", PLACE),
 ):
-    pictures(
-        _name,
-        _prefix,
-        text("cohere2", head_dim=NONE, **SLIDING),
-        siglip(),
-        downsample_factor=2,
-        alignment_intermediate_size=64,
-        **_place,
-    )
-pictures(
-    "ovis2",
-    "Ovis2",
-    QWEN_2,
-    small(
-        image_size=32, patch_size=8, vocab_size=40, hidden_stride=1, num_visual_indicator_tokens=5
-    ),
-    visual_indicator_token_ids=[100, 101, 102, 103, 104],
-    vocab_size=120,
-    hidden_size=32,
-    **PLACE,
-)
+    _text = text("cohere2", head_dim=NONE, **SLIDING)
+    pictures(_name, _prefix, _text, siglip(), **ALIGNED, **_place)
+_vision = small(image_size=32, patch_size=8, vocab_size=40, hidden_stride=1)
+_vision |= {"num_visual_indicator_tokens": 5}
+_ids: dict[str, Any] = {"visual_indicator_token_ids": [100, 101, 102, 103, 104], **PLACE}
+pictures("ovis2", "Ovis2", QWEN_2, _vision, vocab_size=120, hidden_size=32, **_ids)
 pictures("deepseek_vl", "DeepseekVL", llama(), siglip(), **PLACE)
-
-
 family(
     "deepseek_vl_hybrid",
     "DeepseekVLHybrid",
@@ -96,42 +74,15 @@ family(
     high_res_vision_config=dict(SAM, model_type="sam_vision_model"),
     **PLACE,
 )
-pictures(
-    "janus",
-    "Janus",
-    llama(),
-    small(
-        intermediate_size=NONE,
-        image_size=32,
-        patch_size=8,
-        projection_dim=32,
-        depth=2,
-        num_image_tokens=16,
-        mlp_ratio=2,
-    ),
-    vq_config=dict(
-        embed_dim=8,
-        num_embeddings=16,
-        latent_channels=32,
-        base_channels=32,
-        channel_multiplier=[1, 1],
-        num_res_blocks=1,
-        num_patches=4,
-        projection_dim=32,
-        image_token_embed_dim=32,
-        num_hidden_layers=1,
-    ),
-    **PLACE,
-)
+_vision = small(intermediate_size=NONE, image_size=32, patch_size=8, projection_dim=32, depth=2)
+_vision |= {"num_image_tokens": 16, "mlp_ratio": 2}
+_codes: dict[str, Any] = dict(embed_dim=8, num_embeddings=16, latent_channels=32, base_channels=32)
+_codes |= dict(channel_multiplier=[1, 1], num_res_blocks=1, num_patches=4, projection_dim=32)
+_codes |= dict(image_token_embed_dim=32, num_hidden_layers=1)
+pictures("janus", "Janus", llama(), _vision, vq_config=_codes, **PLACE)
 pictures("got_ocr2", "GotOcr2", QWEN_2, SAM, **BESIDE_SAM)
-pictures(
-    "pp_chart2table",
-    "PPChart2Table",
-    QWEN_2,
-    SAM,
-    cls="GotOcr2ForConditionalGeneration",
-    **BESIDE_SAM,
-)
+_class = "GotOcr2ForConditionalGeneration"
+pictures("pp_chart2table", "PPChart2Table", QWEN_2, SAM, cls=_class, **BESIDE_SAM)
 for _name, _prefix, _text, _place in (
     ("mistral3", "Mistral3", MISTRAL, INDEX),
     ("lighton_ocr", "LightOnOcr", text("qwen3"), PLACE),
@@ -150,24 +101,10 @@ family(
     **INDEX,
 )
 pictures("llava", "Llava", llama(), clip(), **INDEX)
-pictures(
-    "llava:siglip",
-    "Llava",
-    llama(tie_word_embeddings=True),
-    siglip(),
-    tie_word_embeddings=True,
-    **WHOLE,
-    **INDEX,
-)
-pictures(
-    "vipllava",
-    "VipLlava",
-    llama(),
-    clip(num_hidden_layers=4),
-    vision_feature_layers=[-1, -2, 1],
-    vision_feature_layer=[-1, -2, 1],
-    **INDEX,
-)
+TIED: dict[str, Any] = {"tie_word_embeddings": True}
+pictures("llava:siglip", "Llava", llama(**TIED), siglip(), **TIED, **WHOLE, **INDEX)
+_layers: Any = {"vision_feature_layers": [-1, -2, 1], "vision_feature_layer": [-1, -2, 1]}
+pictures("vipllava", "VipLlava", llama(), clip(num_hidden_layers=4), **_layers, **INDEX)
 family("llava:pixtral", "Llava", MISTRAL, pixtral(), inputs=sized, **WHOLE, **INDEX)
 
 
@@ -193,26 +130,13 @@ family(
     video=True,
     **INDICES,
 )
+_turned: dict[str, Any] = dict(rope_type="dynamic", alpha=1000.0, factor=1.0, rope_theta=10000.0)
+_vision = small(out_hidden_size=32, patch_size=4, spatial_merge_size=2, max_image_size=32)
 family(
     "hunyuan_vl",
     "HunYuanVL",
-    text(
-        rope_parameters=dict(
-            rope_type="dynamic",
-            alpha=1000.0,
-            factor=1.0,
-            rope_theta=10000.0,
-            mrope_section=[1, 1, 1, 1],
-        )
-    ),
-    small(
-        out_hidden_size=32,
-        patch_size=4,
-        spatial_merge_size=2,
-        max_image_size=32,
-        text_hidden_size=32,
-        img_max_token_num=64,
-    ),
+    text(rope_parameters={**_turned, "mrope_section": [1, 1, 1, 1]}),
+    {**_vision, "text_hidden_size": 32, "img_max_token_num": 64},
     inputs=lambda rows: stream(rows, False, 4, 1),
     im_start_id=START,
     im_end_id=END,
@@ -234,42 +158,21 @@ family(
 )
 _rope = {"rope_type": "default", "rope_theta": 10000.0}
 _layers = {"layer_types": ["conv", "full_attention"]}
-streaming(
-    "lfm3_vl",
-    "Lfm3Vl",
-    text("lfm3", rope_parameters={"full_attention": _rope, "sliding_attention": _rope}, **_layers),
-    small(
-        patch_size=4, spatial_merge_size=2, temporal_patch_size=2, num_key_value_heads=2, **_layers
-    ),
-    projector_hidden_size=32,
-    types=None,
-    **TOKENS,
-)
+_ropes = {"full_attention": _rope, "sliding_attention": _rope}
+_text = text("lfm3", rope_parameters=_ropes, **_layers)
+_vision = small(patch_size=4, spatial_merge_size=2, temporal_patch_size=2, **_layers)
+_vision |= {"num_key_value_heads": 2}
+streaming("lfm3_vl", "Lfm3Vl", _text, _vision, projector_hidden_size=32, types=None, **TOKENS)
 
-INKLING = text(
-    swa_num_attention_heads=4,
-    swa_num_key_value_heads=2,
-    swa_head_dim=8,
-    sliding_window_size=16,
-    d_rel=4,
-    rel_extent=64,
-    layer_types=["hybrid_sliding", "hybrid"],
-    moe_intermediate_size=16,
-    n_routed_experts=4,
-    num_experts_per_tok=2,
-)
+INKLING = text(swa_num_attention_heads=4, swa_num_key_value_heads=2, swa_head_dim=8, d_rel=4)
+INKLING |= dict(sliding_window_size=16, rel_extent=64, layer_types=["hybrid_sliding", "hybrid"])
+INKLING |= dict(moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2)
+_vision = dict(text_hidden_size=32, patch_size=8, temporal_patch_size=2, hidden_size=32)
 family(
     "inkling",
     "Inkling",
     {**INKLING, **SPARSE, "n_shared_experts": 1},
-    dict(
-        text_hidden_size=32,
-        patch_size=8,
-        temporal_patch_size=2,
-        hidden_size=32,
-        n_layers=2,
-        num_attention_heads=4,
-    ),
+    {**_vision, "n_layers": 2, "num_attention_heads": 4},
     inputs=lambda rows: {"pixel_values": torch.randn(rows, 2, 8, 8, 3)},
     audio_config=dict(n_mel_bins=8, mel_vocab_size=16, text_hidden_size=32),
     audio_token_id=AUDIO,
@@ -277,17 +180,12 @@ family(
     audio_bos_token_id=94,
     **PLACE,
 )
+_vision = small(patch_size=4, spatial_merge_size=2, posemb_grid_size=4, text_hidden_size=32)
 family(
     "inkling2",
     "Inkling2",
     {**INKLING, "unpadded_vocab_size": 120, "n_layers_per_attn_res_block": 1},
-    small(
-        patch_size=4,
-        spatial_merge_size=2,
-        posemb_grid_size=4,
-        projection_hidden_dim=32,
-        text_hidden_size=32,
-    ),
+    {**_vision, "projection_hidden_dim": 32},
     inputs=lambda rows: {
         "pixel_values": torch.randn(rows * 4, 8, 8, 3),
         "image_grid_thw": torch.tensor([[1, 2, 2]] * rows),
@@ -298,33 +196,16 @@ family(
 
 @both("nemotron_h_omni")
 def nemotron_h_omni(rows: int, video: bool) -> Built:
+    mamba: dict[str, Any] = dict(num_hidden_layers=NONE, mamba_num_heads=4, mamba_head_dim=8)
+    mamba |= dict(n_groups=1, ssm_state_size=8, chunk_size=8, expand=1, conv_kernel=2)
+    vision = small(model_type="radio", image_size=32, patch_size=8, video_temporal_patch_size=2)
+    sizes: dict[str, Any] = dict(force_image_size=32, downsample_ratio=0.5, vision_hidden_size=32)
+    sizes |= dict(projector_hidden_size=32, audio_token_id=AUDIO, **SEEN)
     config = hf.NemotronH_Omni_Reasoning_V3_Config(
-        vision_config=small(
-            model_type="radio",
-            image_size=32,
-            patch_size=8,
-            video_temporal_patch_size=2,
-            torch_dtype="float32",
-        ),
-        text_config=text(
-            "nemotron_h",
-            layers_block_type=["mamba", "attention"],
-            num_hidden_layers=NONE,
-            mamba_num_heads=4,
-            mamba_head_dim=8,
-            n_groups=1,
-            ssm_state_size=8,
-            chunk_size=8,
-            expand=1,
-            conv_kernel=2,
-        ),
+        vision_config={**vision, "torch_dtype": "float32"},
+        text_config=text("nemotron_h", layers_block_type=["mamba", "attention"], **mamba),
         audio_config=None,
-        force_image_size=32,
-        downsample_ratio=0.5,
-        projector_hidden_size=32,
-        vision_hidden_size=32,
-        audio_token_id=AUDIO,
-        **SEEN,
+        **sizes,
     )
     grid = torch.tensor([[4, 4]] * rows)
     patches = {"pixel_values": torch.randn(rows * 16, 192), "image_grid_hw": grid}

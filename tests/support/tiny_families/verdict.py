@@ -36,6 +36,14 @@ UNCUT = {"blip", "git", "kosmos-2", "mllama", "pix2struct", "vision-encoder-deco
 FAILING = {"nemotron_h_omni:video", "nemotron_h_omni:video:b2"}
 """Variants on which transformers' own model fails: it joins as a list what is one tensor."""
 MIXED = (":mixed", ":uneven", ":textrow")
+SINGLE = [
+    name
+    for name in FAMILIES
+    if name.split(":")[0] not in UNCUT
+    and not name.endswith((":b2", *MIXED))
+    and name not in FAILING
+]
+"""Variants of one row and one medium that are cut."""
 MEDIA = {"uneven": (2, 1), "textrow": (1, 0)}
 """Pictures in each row, where it is not one."""
 

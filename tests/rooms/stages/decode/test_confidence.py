@@ -32,12 +32,6 @@ CHOICES: dict[str, dict[str, Any]] = {
     "begun": {"start_with": "A large"},
 }
 ENGINES = ("transformers", "inflight", "inflight-shared")
-QUICK = {("inflight", "greedy"), ("transformers", "penalized"), ("inflight", "sampled")}
-CASES = [
-    pytest.param(engine, choice, marks=[] if (engine, choice) in QUICK else pytest.mark.slow)
-    for engine in ENGINES
-    for choice in CHOICES
-]
 
 
 def spoken(wave: Wave, engine: str, choice: str, scope: str = OTHER) -> list[dict[str, Any]]:
@@ -59,15 +53,8 @@ def raw_numbers(wave: Wave, number: int) -> dict[str, Any]:
     options = kwargs.options(half, processor, [item])
     inputs = prompts_for(half, processor, [row], [prompt], kwargs.generation)
     features = Features(merge_rows([row]), row.needs, merge_blank([row]))
-    made: Any = generate(
-        half,
-        inputs,
-        features,
-        max_new_tokens=TOKENS,
-        return_dict_in_generate=True,
-        output_logits=True,
-        **options,
-    )
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    made: Any = generate(half, inputs, features, max_new_tokens=TOKENS, **options)
     tokens = new_tokens(made.sequences, prompt_in(half, inputs))[0].tolist()
     logs, margins = [], []
     for token, logits in zip(tokens, made.logits, strict=True):
@@ -83,7 +70,8 @@ def raw_numbers(wave: Wave, number: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "choice"), CASES)
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_numbers_are_those_of_raw_logits(engine: str, choice: str, tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path)
     found = spoken(wave, engine, choice)
@@ -102,13 +90,10 @@ def test_a_row_depends_on_no_other_row_and_not_on_how_many_there_are() -> None:
     tokens = torch.arange(9) * 7
     together = token_scores(logits, tokens)
     for row in range(9):
-        assert torch.equal(
-            token_scores(logits[row : row + 1], tokens[row : row + 1])[0], together[row]
-        )
-    of_all = logits.double().log_softmax(-1)
-    assert together[:, 0].tolist() == pytest.approx(
-        of_all.gather(1, tokens[:, None])[:, 0].tolist(), abs=1e-4
-    )
+        alone = token_scores(logits[row : row + 1], tokens[row : row + 1])[0]
+        assert torch.equal(alone, together[row])
+    of_all = logits.double().log_softmax(-1).gather(1, tokens[:, None])
+    assert together[:, 0].tolist() == pytest.approx(of_all[:, 0].tolist(), abs=1e-4)
 
 
 def test_of_equal_logits_the_margin_is_nothing_and_the_first_is_taken() -> None:

@@ -64,10 +64,8 @@ def captions_of(
     wave: Wave, engine: str, namespace: str, limit: int, form: str, **request: Any
 ) -> list[dict[str, Any]]:
     """The records of the captions."""
-    wave.settings |= {
-        "engine": engine,
-        "generation": SamplingParams(schema=form, **request).non_defaults,
-    }
+    generation = SamplingParams(schema=form, **request).non_defaults
+    wave.settings |= {"engine": engine, "generation": generation}
     wave.decode(PROMPTS, namespace, tokens=limit)
     return wave.captions(namespace)
 
@@ -207,14 +205,10 @@ def test_what_is_cut_in_the_middle_is_read_as_it_is() -> None:
     assert answer_text(vocabulary, row) == '{"title":"a  b , c'
 
 
-FORMS = 250
-"""Random forms."""
-
-
 @pytest.mark.slow
 def test_answers_to_random_forms_are_valid() -> None:
     tokens, rng = LLTokenizer(TokenizerWrapper(Bytes())), random.Random(5)
-    for _ in range(FORMS):
+    for _ in range(250):
         form = random_form(rng)
         text = canonical(text_of(form))
         matcher = LLMatcher(tokens, grammar_of(text), log_level=0)
@@ -308,9 +302,8 @@ def test_an_answer_of_one_text_or_list_of_them_can_be_read_as_words() -> None:
 
 def test_a_form_is_in_the_key_exactly_when_it_is_given() -> None:
     text = canonical(text_of(TAGS))
-    assert (
-        SamplingParams(schema="").non_defaults == {} and SamplingParams(schema="").key_fields == []
-    )
+    assert SamplingParams(schema="").non_defaults == {}
+    assert SamplingParams(schema="").key_fields == []
     assert SamplingParams(schema=text).non_defaults == {"schema": text}
     assert SamplingParams(schema=text) == SamplingParams(schema=text)
     assert SamplingParams(schema=text).is_prefix_stable

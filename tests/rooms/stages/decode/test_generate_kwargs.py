@@ -2,9 +2,7 @@
 and bytes hang on the row alone."""
 
 import copy
-import json
 import re
-import shutil
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from artifacts.errors import UsageError
 from flows.outputs.captions import TEXT_SETTINGS
@@ -24,18 +22,16 @@ from stages.decode.prompts import NGRAM, PENALTY, is_repetitive
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import load_processor
 from stages.models.processors.processor_calls import PARTS, PLAIN, write
-from tests.support.clips import clips, joint_inputs, joint_model
+from tests.support.clips import Lowered, clips, joint_inputs, joint_model
 from tests.support.families import checkpoint
+from tests.support.hostile import with_json
 from tests.support.waves import CAPTIONS, OTHER, THIRD, Wave, encoded_wave, folder_of
 
 PROMPTS = ("Describe.", "What happens in it?")
 TOKENS = 12
 QUICK = {("qwen2_5_vl", "together")}
 CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "temperature": (
-        {"temperature": 0.8, "seed": 7},
-        {"do_sample": True, "temperature": 0.8},
-    ),
+    "temperature": ({"temperature": 0.8, "seed": 7}, {"do_sample": True, "temperature": 0.8}),
     "top-p": ({"top_p": 0.7}, {"do_sample": True, "top_p": 0.7}),
     "top-k": ({"top_k": 5, "seed": 3}, {"do_sample": True, "top_k": 5}),
     "penalty": ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
@@ -54,14 +50,11 @@ CONTROLS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "start": ({"start_with": "A big"}, {"begun": "A big"}),
 }  # fmt: skip
 """Name → what is asked of us, and of stock."""
+MORE = ("demo", "qwen3_vl", "llava", "llava_onevision", "smolvlm")
+CONTROLS_OF_MORE = ("together", "presence")
 CASES = [
     pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
-    for case in [
-        *product(("qwen2_5_vl", "gemma3"), CONTROLS),
-        *product(
-            ("demo", "qwen3_vl", "llava", "llava_onevision", "smolvlm"), ("together", "presence")
-        ),
-    ]
+    for case in [*product(("qwen2_5_vl", "gemma3"), CONTROLS), *product(MORE, CONTROLS_OF_MORE)]
 ]
 
 
@@ -69,24 +62,15 @@ def wave_of(folder: Path, store: Path, number: int = 3) -> Wave:
     return encoded_wave(store, folder, clips("image", number))
 
 
+def stating(folder: Path, **stated: Any) -> Path:
+    """A copy of the demo whose generation_config.json states this, too."""
+    return with_json(folder, "generation_config.json", lambda old: {**old, **stated})
+
+
 def captions_of(wave: Wave, engine: str, namespace: str, params: Mapping[str, Any]) -> list[str]:
     wave.settings |= {"engine": engine, "generation": SamplingParams(**params).non_defaults}
     wave.decode(PROMPTS, namespace, tokens=TOKENS)
     return [one["caption"] for one in wave.captions(namespace)]
-
-
-class Lowered(LogitsProcessor):
-    """The rule of OpenAI and vLLM, token by token, behind a prompt of so many tokens."""
-
-    def __init__(self, penalty: float, prompt: int) -> None:
-        self.penalty, self.prompt = penalty, prompt
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        found = scores.clone()
-        for row, tokens in enumerate(ids[:, self.prompt :].tolist()):
-            for token in set(tokens):
-                found[row, token] -= self.penalty
-        return found
 
 
 def stock(folder: Path, clip: Clip, number: int, options: Mapping[str, Any], seed: int = 0) -> str:
@@ -118,10 +102,8 @@ def test_a_control_says_what_stock_says_of_the_row_alone(
     folder = folder_of(name)
     request, options = CONTROLS[control]
     wave = wave_of(folder, tmp_path)
-    expected = [
-        stock(folder, clip, number, options, request.get("seed", 0))
-        for number, clip in wave.batches[0]
-    ]
+    seed = request.get("seed", 0)
+    expected = [stock(folder, clip, n, options, seed) for n, clip in wave.batches[0]]
     if control == "presence" and name != "demo":  # which is too sure of its words
         assert expected != [stock(folder, clip, n, {}) for n, clip in wave.batches[0]]
     engines = {"transformers": CAPTIONS, "auto": OTHER, "inflight-shared": THIRD}
@@ -161,11 +143,8 @@ def test_words_that_are_avoided_are_not_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_s_own_sampling_is_done_when_asked_for_and_else_not(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(CHECKPOINT, folder)
-    path = folder / "generation_config.json"
     stated = {"do_sample": True, "temperature": 1.7, "top_k": 12, "top_p": 0.95}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **stated}))
+    folder = stating(tmp_path / "model", **stated)
     wave = wave_of(folder, tmp_path / "store")
     sampled = [stock(folder, c, n, {"do_sample": True}) for n, c in wave.batches[0]]
     greedy = [stock(CHECKPOINT, c, n, {}) for n, c in wave.batches[0]]
@@ -194,11 +173,7 @@ def test_a_checkpoint_s_own_sampling_is_done_when_asked_for_and_else_not(tmp_pat
 def test_settings_of_a_checkpoint_that_decide_no_words_change_nothing(
     stated: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(CHECKPOINT, folder)
-    path = folder / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **stated}))
-    wave = wave_of(folder, tmp_path / "store")
+    wave = wave_of(stating(tmp_path / "model", **stated), tmp_path / "store")
     expected = [stock(CHECKPOINT, c, n, {}) for n, c in wave.batches[0]]
     for engine, namespace in (("transformers", CAPTIONS), ("inflight", OTHER)):
         assert captions_of(wave, engine, namespace, {}) == expected, engine
@@ -211,20 +186,16 @@ def test_stop_strings_of_a_checkpoint_end_captions_before_them(
 ) -> None:
     clip = wave_of(CHECKPOINT, tmp_path / "plain").batches[0][0][1]
     word = stock(CHECKPOINT, clip, 0, {}).split()[2]
-    folder = tmp_path / "model"
-    shutil.copytree(CHECKPOINT, folder)
-    path = folder / "generation_config.json"
     strings = [word, "never said"] if as_list else word
-    path.write_text(json.dumps({**json.loads(path.read_text()), "stop_strings": strings}))
+    folder = stating(tmp_path / "model", stop_strings=strings)
     wave = wave_of(folder, tmp_path / "store")
     tokenizer = load_processor(folder, trusted=False).tokenizer
     by_stock = [stock(folder, c, n, {"tokenizer": tokenizer}) for n, c in wave.batches[0]]
     assert by_stock[0].count(" ") == 2 and by_stock[0].endswith(word)
     expected = [text.split(word)[0].rstrip() for text in by_stock]
     for engine, namespace in (("transformers", CAPTIONS), ("inflight", OTHER)):
-        assert [text.rstrip() for text in captions_of(wave, engine, namespace, {})] == expected, (
-            engine
-        )
+        found = captions_of(wave, engine, namespace, {})
+        assert [text.rstrip() for text in found] == expected, engine
         assert wave.captions(namespace)[0]["ended"] == "stop"
 
 
@@ -293,10 +264,8 @@ def test_a_token_is_lowered_once_however_often_it_was_generated() -> None:
     scores = torch.tensor([[1.0, 2.0, 3.0, -torch.inf]]).expand(2, -1)
     assert penalty(prompt, scores).equal(scores)
     later = torch.cat([prompt, torch.tensor([[2, 2, 3], [0, 1, 0]])], 1)
-    assert penalty(later, scores).tolist() == [
-        [1.0, 2.0, 1.5, -torch.inf],
-        [-0.5, 0.5, 3.0, -torch.inf],
-    ]
+    lowered = [[1.0, 2.0, 1.5, -torch.inf], [-0.5, 0.5, 3.0, -torch.inf]]
+    assert penalty(later, scores).tolist() == lowered
     assert scores[0].tolist() == [1.0, 2.0, 3.0, -torch.inf]
 
 

@@ -68,13 +68,10 @@ class Leaving(PipedRequest[DecodeItem]):
 def asked_of(wave: Wave, leaving: Sequence[int]) -> list[DecodeRequest]:
     features = wave.record_set("features", FEATURES)
     (items,) = wave.to_decode(PROMPTS)["batches"]
+    kinds = [Leaving if n in leaving else PipedRequest for n in range(AT_ONCE)]
     return [
-        DecodeRequest(
-            item,
-            read_features(features, item.features),
-            (Leaving if n in leaving else PipedRequest)(item),
-        )
-        for n, item in enumerate(items[:AT_ONCE])
+        DecodeRequest(item, read_features(features, item.features), kind(item))
+        for item, kind in zip(items, kinds, strict=False)
     ]
 
 
@@ -99,9 +96,7 @@ def said_by(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "engine", ["inflight", pytest.param("transformers", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_who_leaves_changes_no_word_of_the_others_and_leaves_its_slot(
     engine: str, tmp_path: Path
 ) -> None:
@@ -119,12 +114,15 @@ def test_who_leaves_changes_no_word_of_the_others_and_leaves_its_slot(
 def test_a_batch_that_nobody_wants_any_more_is_ended(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path)
     wave.settings |= {"live": "pipe"}
-    job = parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
-    speaker = TransformersEngine(job)
-    request = asked_of(wave, [])
-    whole = max(text.tokens for text in speaker.generate_batch(request))
-    left = max(text.tokens for text in speaker.generate_batch(asked_of(wave, range(AT_ONCE))))
+    speaker = TransformersEngine(parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24)))
+    asked = asked_of(wave, []), asked_of(wave, range(AT_ONCE))
+    whole, left = (max(text.tokens for text in speaker.generate_batch(each)) for each in asked)
     assert left <= 5 < whole / 2
+
+
+def ended_in(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of the captions that ended."""
+    return [e["key"] for e in messages if e["event"] == "CaptionProgress" and e["ended"]]
 
 
 def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) -> None:
@@ -157,9 +155,7 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
             withdrawn.set()
             lines.write(json.dumps([first._replace(key="third")]) + "\n")
         running.join(60)
-    ended = [
-        event["key"] for event in message if event["event"] == "CaptionProgress" and event["ended"]
-    ]
+    ended = ended_in(message)
     assert sorted(ended) == [first.key, "third"]
     assert wave.record_set("captions", OTHER).keys() == set(ended)
 
@@ -174,10 +170,7 @@ def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Pa
     long = batch[0]._replace(prompt="Tell me what is there. " * 400)
     pipe.write_text(json.dumps([long, *batch[1:3]]) + "\n")
     message = told_by(run, {**job, "batches": []})
-    ended = [
-        event["key"] for event in message if event["event"] == "CaptionProgress" and event["ended"]
-    ]
-    assert sorted(ended) == [item.key for item in batch[1:3]]
+    assert sorted(ended_in(message)) == [item.key for item in batch[1:3]]
     (failed,) = [event for event in message if event.get("kind") == "too-long"]
     assert failed["media"] == long.key
     assert "context is 2,048 tokens" in failed["message"]
@@ -198,9 +191,8 @@ EITHER_ENGINE = ["transformers", pytest.param("inflight", marks=pytest.mark.slow
 
 
 def settings(stop: tuple[str, ...] = (), limit: int = LIMIT, **generation: Any) -> str:
-    return RequestSettings(
-        max_new_tokens=limit, stop=stop, generation=SamplingParams(**generation)
-    ).text
+    params = SamplingParams(**generation)
+    return RequestSettings(max_new_tokens=limit, stop=stop, generation=params).text
 
 
 ASKED: Mapping[str, str] = {
@@ -298,19 +290,12 @@ def test_settings_are_one_text_whatever_order_they_are_given_in() -> None:
 
 
 QUESTIONS = (
-    "Describe.",
-    "What happens in it?",
+    *("Describe.", "What happens in it?", "Who?"),
     "Say in one long sentence what you see, from the left to the right.",
-    "Who?",
 )
 SHARING = [
-    ("qwen2_5_vl", "video"),
-    ("qwen3_vl", "image"),
-    ("llava", "image"),
-    ("llava_onevision", "video"),
-    ("smolvlm", "image"),
-    ("gemma3", "image"),
-    ("demo", "video"),
+    *((name, "image") for name in ("qwen3_vl", "llava", "smolvlm", "gemma3")),
+    *((name, "video") for name in ("qwen2_5_vl", "llava_onevision", "demo")),
 ]
 
 
@@ -344,9 +329,8 @@ def test_prompts_that_share_a_picture_say_what_each_says_alone(
     request = members(wave, QUESTIONS)
     plain, _ = captions_of(wave, "transformers", CAPTIONS, request, size=1)
     shared, notes = captions_of(wave, "inflight-shared", OTHER, request)
-    assert {k: v["caption"] for k, v in shared.items()} == {
-        k: v["caption"] for k, v in plain.items()
-    }
+    assert shared.keys() == plain.keys()
+    assert all(shared[key]["caption"] == each["caption"] for key, each in plain.items())
     assert notes["shared_prefix"] is True
 
 
@@ -374,9 +358,8 @@ def test_a_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(prefill, "prefill_row", counting)
     request = members(wave, QUESTIONS)
-    captions_of(
-        wave, "inflight-shared", CAPTIONS, [request[at] for at in torch.randperm(len(request))]
-    )
+    shuffled = [request[at] for at in torch.randperm(len(request))]
+    captions_of(wave, "inflight-shared", CAPTIONS, shuffled)
     # Once for each clip, and once for the trial, where another clip follows it.
     assert sum(length > 0 for length in lengths) in (3, 4)
     assert sum(length == 0 for length in lengths) == 2 + len(request)

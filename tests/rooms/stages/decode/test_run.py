@@ -29,6 +29,7 @@ from tests.support.builders.words import hf
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips, joint_inputs, joint_model
 from tests.support.families import BUILDERS, checkpoint, decisive
+from tests.support.hostile import with_json
 from tests.support.tiny_families.queries import T5
 from tests.support.waves import (
     CAPTIONS,
@@ -58,10 +59,8 @@ def joint_captions(folder: Path, batch: list[Clip], prompts: tuple[str, ...]) ->
     inputs = joint_inputs(processor, batch, prompts[: len(batch)])
     with torch.inference_mode():
         tokens = joint_model(folder).generate(**inputs, do_sample=False, max_new_tokens=8)
-    texts: list[str] = processor.batch_decode(
-        tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
-    return [text.strip() for text in texts]
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
 @pytest.mark.in_turn
@@ -130,8 +129,7 @@ def test_an_engine_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 def test_a_new_prompt_needs_neither_frames_nor_the_vision_half(tmp_path: Path) -> None:
-    folder = checkpoint("qwen2_5_vl")
-    batch = clips("video", 2)
+    folder, batch = checkpoint("qwen2_5_vl"), clips("video", 2)
     wave = encoded_wave(tmp_path / "store", folder, batch)
     wave.record_set("frames", FRAMES).drop(["frames-0", "frames-1"])
     other = ("Name every colour.",) * 4
@@ -166,12 +164,9 @@ def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
 def test_a_batch_ends_when_every_row_has_ended_or_is_cut_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "model"  # whose settings say nothing of an end
-    shutil.copytree(CHECKPOINT, folder)
+    no_end = {"eos_token_id": None}
+    folder = with_json(tmp_path / "model", "config.json", lambda c: c["text_config"].update(no_end))
     (folder / "generation_config.json").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["eos_token_id"] = None
-    (folder / "config.json").write_text(json.dumps(config))
     noise, other = clips("video", 2, frames=8, height=64)
     dark = replace(other, frames=other.frames * np.uint8(0))
     wave = encoded_wave(tmp_path / "store", CHECKPOINT, [dark, noise])
@@ -275,16 +270,9 @@ def test_who_was_talkative_comes_first_and_after_those_of_whom_nothing_is_known(
 def test_a_failure_is_stored_for_each_engine_under_its_own_key(tmp_path: Path) -> None:
     item = DecodeItem("own", "features", "What?", fallback_key="other")
     half = HalfJob(model="", device="cpu", dtype="float32")
-    job = DecodeJob(
-        half=half,
-        store=str(tmp_path),
-        features_namespace=FEATURES,
-        namespace=CAPTIONS,
-        batches=[[item]],
-        max_new_tokens=1,
-        engine="auto",
-        fallback_namespace=OTHER,
-    )
+    names = {"features_namespace": FEATURES, "namespace": CAPTIONS, "fallback_namespace": OTHER}
+    where: Any = {"store": str(tmp_path), "engine": "auto", **names}
+    job = DecodeJob(half=half, batches=[[item]], max_new_tokens=1, **where)
     _, _, answers = open_records(job, open_store(job.store))
     answers.fail(item, {"kind": "model"})
     found = [RecordSet(open_store(job.store), "failures", n) for n in (CAPTIONS, OTHER)]

@@ -158,11 +158,10 @@ def test_numpy_gives_the_vectors_of_transformers(
     processor = hf.AutoProcessor.from_pretrained(folder)
     texts = [*TEXTS, "Cafe\u0301 AU  Lait, 1987!", "of many words " * 20]
     limit = whole.config.text_config.max_position_embeddings
-    is_padded = "siglip" in whole.config.model_type
+    padding = "max_length" if "siglip" in whole.config.model_type else True
+    options = {"padding": padding, "truncation": True, "max_length": limit}
     expected = []
     for text in texts:
-        padding = "max_length" if is_padded else True
-        options = {"padding": padding, "truncation": True, "max_length": limit}
         inputs = processor(text=[text], return_tensors="pt", **options)
         with torch.inference_mode():
             made = whole.get_text_features(input_ids=inputs["input_ids"]).pooler_output

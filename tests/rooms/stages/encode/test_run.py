@@ -151,15 +151,9 @@ def test_a_chunk_that_memory_cannot_read_is_told_and_the_others_go_on(
 def record(value: float, dtype: torch.dtype) -> FeatureRecord:
     pooled = torch.ones(2, 3, dtype=dtype)
     pooled[1, 1] = value
-    return FeatureRecord(
-        features={"image": BaseModelOutputWithPooling(pooler_output=pooled)},
-        rules={},
-        needs=(),
-        channel="images",
-        side={},
-        replacements=(),
-        count=RowCount(tokens=2, media=1),
-    )
+    features = {"image": BaseModelOutputWithPooling(pooler_output=pooled)}
+    row: Any = {"channel": "images", "side": {}, "count": RowCount(tokens=2, media=1)}
+    return FeatureRecord(features=features, rules={}, needs=(), replacements=(), **row)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])

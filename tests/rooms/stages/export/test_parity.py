@@ -48,11 +48,9 @@ from tests.support.waves import noted, told_by
 
 
 def test_the_figure_of_each_is_told_from_the_smallest_on_in_few_digits() -> None:
-    assert list(of_each({"b": 2.0, "a": 1 / 3e7, "c": 2.0}).items()) == [
-        ("a", float(f"{1 / 3e7:.{DIGITS}g}")),
-        ("b", 2.0),
-        ("c", 2.0),
-    ]
+    smallest = float(f"{1 / 3e7:.{DIGITS}g}")
+    found = of_each({"b": 2.0, "a": 1 / 3e7, "c": 2.0})
+    assert list(found.items()) == [("a", smallest), ("b", 2.0), ("c", 2.0)]
     many = {f"{at}": float(at * 7 % 1009) for at in range(1009)}
     kept = list(of_each(many).values())
     assert len(kept) == KEPT
@@ -102,39 +100,25 @@ def test_divergence_is_that_of_the_two_distributions() -> None:
     assert message["token_agreement"] == 0.5 and message["captions_as_native"] == 0
 
 
-CLIPS = 3
-
-
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The fields of a job that is asked about captions of the demo model, in 32 bit."""
     folder = tmp_path_factory.mktemp("words")
-    write_clips(folder / "clips", CLIPS, seed=4)
-    config = CaptionConfig(
-        sources=(str(folder / "clips"),),
-        model="demo",
-        out=str(folder / "out"),
-        store=str(folder / "store"),
-        precision="fp32",
-        engine="transformers",
-    )
+    write_clips(folder / "clips", 3, seed=4)
+    where: Any = {"out": str(folder / "out"), "store": str(folder / "store"), "model": "demo"}
+    how: Any = {"precision": "fp32", "engine": "transformers"}
+    config = CaptionConfig(sources=(str(folder / "clips"),), **where, **how)
     caption(config, Display(quiet=True))
     job = prepare_job(config, DirectLauncher(lambda *_: None))
     tasks = job.ledger.tasks(job.media)
-    return {
-        "half": HalfJob(model=str(CHECKPOINT), dtype="float32"),
-        "store": job.store.url,
-        "features_namespace": tasks[0].variant["features"],
-        "members": [
-            CaptionedItem(
-                task["captions"],
-                task["features"],
-                task.medium.prompt,
-                job.ledger["captions"].meta(task["captions"])["caption"],
-            )
-            for task in tasks
-        ],
-    }
+    captions = [job.ledger["captions"].meta(task["captions"])["caption"] for task in tasks]
+    members = [
+        CaptionedItem(task["captions"], task["features"], task.medium.prompt, text)
+        for task, text in zip(tasks, captions, strict=True)
+    ]
+    half = HalfJob(model=str(CHECKPOINT), dtype="float32")
+    given = {"half": half, "store": job.store.url, "members": members}
+    return {**given, "features_namespace": tasks[0].variant["features"]}
 
 
 def answer_to(
@@ -165,25 +149,17 @@ def test_it_expects_the_words_that_it_says_also_streamed(
 
 @pytest.mark.slow
 def test_rounded_weights_are_put_in_also_streamed(words: dict[str, Any], tmp_path: Path) -> None:
-    packed = ExportJob(
-        model=words["half"].model,
-        recipe={},
-        folder=str(tmp_path / "packed"),
-        kind="w4a16",
-        parts=("language",),
-        group=32,
-    )
+    how: dict[str, Any] = {"parts": ("language",), "group": 32}
+    to = str(tmp_path / "packed")
+    packed = ExportJob(model=words["half"].model, recipe={}, folder=to, kind="w4a16", **how)
     told_by(write, job_fields(packed))
     answer_to(words, tmp_path / "expected")
-    rounded = {"rounded": str(tmp_path / "packed"), "parts": ("language",), "bits": 4, "group": 32}
-    found = [
-        answer_to(words, tmp_path / "expected", compared=True, offload=offload, **rounded)[
-            "agreement"
-        ]
+    how |= {"rounded": to, "bits": 4, "compared": True}
+    resident, streamed = (
+        answer_to(words, tmp_path / "expected", offload=offload, **how)["agreement"]["divergence"]
         for offload in (False, True)
-    ]
-    assert found[0]["divergence"] > 1e-6
-    assert found[1]["divergence"] == pytest.approx(found[0]["divergence"], rel=1e-4)
+    )
+    assert resident > 1e-6 and streamed == pytest.approx(resident, rel=1e-4)
 
 
 PROMPT = "Say it."
@@ -229,6 +205,5 @@ def test_it_expects_what_it_says(family: str) -> None:
     ahead = is_bidirectional(half, processor, request)
     assert ahead == (family == "paligemma")
     if not ahead:
-        torch.testing.assert_close(
-            forced_logits(half, processor, request), by_steps, rtol=0, atol=1e-4
-        )
+        at_once = forced_logits(half, processor, request)
+        torch.testing.assert_close(at_once, by_steps, rtol=0, atol=1e-4)

@@ -26,6 +26,7 @@ CLICKS = (0.5, 1.0, 1.7, 2.1, 3.1, 3.31, 4.0)
 SPANS = ((0.0, 2.0), (1.5, 3.5), (2.0, 4.48), (3.0, 5.0))
 """Spans of clips, in seconds since the first picture."""
 LOUD = 0.25
+LATER = 1105 / 48_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +59,7 @@ SOURCES = {
     "mono at 8 kHz": Source(name="a.mp4", codec="aac", rate=8000, layout="mono"),
     "5.1": Source(name="a.mp4", codec="aac", layout="5.1"),
     "mp3": Source(name="a.mp4", codec="libmp3lame", made="mp3"),
-    "mp3 in AVI": Source(
-        name="a.avi", codec="libmp3lame", video="mpeg4", made="mp3", delay=1105 / 48_000
-    ),
+    "mp3 in AVI": Source(name="a.avi", codec="libmp3lame", video="mpeg4", made="mp3", delay=LATER),
     "ac3": Source(name="a.mp4", codec="ac3", made="ac3"),
     "eac3": Source(name="a.mkv", codec="eac3", made="eac3"),
     "alac": Source(name="a.mov", codec="alac", made="alac"),
@@ -140,10 +139,8 @@ def pictures_of(path: Path) -> list[Fraction]:
     """Return the times of pictures since the start of the file, as a plain decode gives them."""
     with av.open(str(path)) as container:
         zero = min((s.start_time or 0) * Fraction(s.time_base or 0) for s in container.streams)
-        return [
-            Fraction(f.pts or 0) * Fraction(f.time_base or 0) - zero
-            for f in container.decode(video=0)
-        ]
+        shown = [(f.pts or 0, Fraction(f.time_base or 0)) for f in container.decode(video=0)]
+        return [pts * base - zero for pts, base in shown]
 
 
 def expected_clicks(source: Source, zero: Fraction, seconds: float) -> list[float]:
@@ -194,6 +191,13 @@ def cut(
     return made
 
 
+def sounding(path: Path, start: float = 0.0, end: float = 2.0, **more: Any) -> Path:
+    """A clip with sound, in a folder beside the file."""
+    folder = path.parent / "clips"
+    (made,) = cut(path, folder, [(start, end)], sound=True, **more)
+    return folder / str(made["file"])
+
+
 @pytest.mark.in_turn
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_clip_has_the_sound_of_its_span_at_its_time(tmp_path: Path, kind: str) -> None:
@@ -239,9 +243,8 @@ def edits(path: Path) -> list[float]:
     found = []
     for match in re.finditer(b"elst\0\0\0\0", content):
         count = struct.unpack_from(">I", content, match.end())[0]
-        entries = [
-            struct.unpack_from(">Ii", content, match.end() + 4 + 12 * at) for at in range(count)
-        ]
+        places = [match.end() + 4 + 12 * at for at in range(count)]
+        entries = [struct.unpack_from(">Ii", content, place) for place in places]
         assert all(media >= 0 for _, media in entries), "the sound begins with the clip"
         found.append(sum(duration for duration, _ in entries) / scale)
     return found
@@ -258,11 +261,9 @@ def test_ffmpeg_plays_the_same(tmp_path: Path, kind: str) -> None:
         (start, end), clip = spans[at], tmp_path / "clips" / made["file"]
         first = next(t for t in pictures if t >= start - 1e-6)
         # With `async` its times count.
-        requests = ["-af", "aresample=48000:async=1", "-ac", "1", "-f", "f32le", "-"]
-        run = subprocess.run(
-            ["ffmpeg", "-v", "error", "-i", clip, "-vn", *requests], capture_output=True, check=True
-        )
-        levels = np.abs(np.frombuffer(run.stdout, np.float32).astype(np.float64))
+        mono = ["-vn", "-af", "aresample=48000:async=1", "-ac", "1", "-f", "f32le", "-"]
+        played = subprocess.check_output(["ffmpeg", "-v", "error", "-i", clip, *mono])
+        levels = np.abs(np.frombuffer(played, np.float32).astype(np.float64))
         found = clicks_in(np.arange(len(levels)) / 48_000, levels)
         expected = expected_clicks(SOURCES[kind], first - pictures[0], end - start - 0.03)
         assert within(found, 0.0, end - start - 0.03) == pytest.approx(expected, abs=1e-3)
@@ -311,8 +312,7 @@ def test_a_file_that_ends_within_its_sound_gets_silence_for_the_rest(tmp_path: P
     whole = write(tmp_path, Source(name="whole.ts", codec="aac"))
     path = tmp_path / "a.ts"
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 5])
-    (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True)
-    assert heard(tmp_path / "clips" / made["file"])[:2] == pytest.approx([0.5, 1.0], abs=1e-3)
+    assert heard(sounding(path))[:2] == pytest.approx([0.5, 1.0], abs=1e-3)
 
 
 def test_a_clock_that_was_reset_gives_no_sound(tmp_path: Path) -> None:
@@ -327,9 +327,8 @@ def test_a_clock_that_was_reset_gives_no_sound(tmp_path: Path) -> None:
 
 def test_a_clip_of_a_clip_hears_nothing_that_its_edit_list_hides(tmp_path: Path) -> None:
     source = SOURCES["aac"]
-    (made,) = cut(write(tmp_path, source), tmp_path / "clips", [(1.52, 3.52)], sound=True)
-    (again,) = cut(tmp_path / "clips" / made["file"], tmp_path / "again", [(0, 1.2)], sound=True)
-    found = within(heard(tmp_path / "again" / again["file"]), 0.0, 1.2)
+    again = sounding(sounding(write(tmp_path, source), 1.52, 3.52), 0.0, 1.2)
+    found = within(heard(again), 0.0, 1.2)
     assert found == pytest.approx(expected_clicks(source, Fraction(38, 25), 1.2), abs=1e-3)
 
 
@@ -345,24 +344,19 @@ def test_of_several_tracks_the_default_one_is_taken_or_the_requested_one(
     clicks, path = write(tmp_path, SOURCES["aac"]), tmp_path / "two.mkv"
     silence = ["-f", "lavfi", "-t", "5", "-i", "anullsrc=r=48000:cl=mono"]
     maps = ["-map", "0:v", "-map", "0:a", "-map", "1:a", "-c:v", "copy", "-c:a", "aac"]
-    marks = [
-        word
-        for at in "01"
-        for word in (f"-disposition:a:{at}", "default" if at == default else "0")
-    ]
-    command = ["ffmpeg", "-v", "error", "-i", str(clicks), *silence, *maps, *marks, str(path)]
+    for at in "01":
+        maps += [f"-disposition:a:{at}", "default" if at == default else "0"]
+    command = ["ffmpeg", "-v", "error", "-i", str(clicks), *silence, *maps, str(path)]
     subprocess.run(command, check=True)
-    (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True, track=track)
-    assert len(heard(tmp_path / "clips" / made["file"])) == count
+    assert len(heard(sounding(path, track=track))) == count
 
 
 @pytest.mark.parametrize("layout", ["3.0", "quad", "2.1"])
 def test_odd_layouts_become_stereo(tmp_path: Path, layout: str) -> None:
-    path = write(tmp_path, Source(name="a.mkv", codec="pcm_s16le", layout=layout))
-    (made,) = cut(path, tmp_path / "clips", [(0.0, 2.0)], sound=True)
-    with av.open(str(tmp_path / "clips" / made["file"])) as container:
+    clip = sounding(write(tmp_path, Source(name="a.mkv", codec="pcm_s16le", layout=layout)))
+    with av.open(str(clip)) as container:
         assert container.streams.audio[0].layout.name == "stereo"
-    assert len(heard(tmp_path / "clips" / made["file"])) == 3
+    assert len(heard(clip)) == 3
 
 
 def test_sound_that_no_filter_takes_leaves_a_clip_without(

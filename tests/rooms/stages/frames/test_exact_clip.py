@@ -153,9 +153,8 @@ def noise(index: int, height: int, width: int) -> NDArray[np.uint8]:
 def test_bytes_do_not_depend_on_what_the_processor_can_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_video(
-        tmp_path / "a.mkv", ticks=range(40), codec="ffv1", size=(180, 320), draw=noise
-    )
+    drawn: Any = {"codec": "ffv1", "size": (180, 320), "draw": noise}
+    path = write_video(tmp_path / "a.mkv", ticks=range(40), **drawn)
     (tmp_path / "sse2").mkdir()
     (made,) = cut(path, tmp_path, [(0.2, 1.2)])
     monkeypatch.setattr(exact_clip, "X264", f"{exact_clip.X264}:asm=sse2")

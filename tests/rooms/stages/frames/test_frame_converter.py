@@ -42,14 +42,14 @@ def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write(
-    path: Path, codec: str, pixel_format: str, rgba: NDArray[np.uint8], **options: str
+    path: Path, codec: str, pixel_format: str, *drawn: NDArray[np.uint8], **options: str
 ) -> Path:
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pixel_format
         if codec.startswith("libvpx"):
             stream.metadata["alpha_mode"] = "1"
-        for number in range(6):
+        for number, rgba in enumerate(drawn):
             frame = VideoFrame.from_ndarray(rgba, format="rgba")
             frame.pts, frame.time_base = number, Fraction(1, 10)
             container.mux(stream.encode(frame))
@@ -114,7 +114,7 @@ def assert_seen_everywhere(path: Path, upright: NDArray[np.uint8], folder: Path)
 def test_what_is_transparent_in_a_video_is_white_everywhere(
     tmp_path: Path, name: str, codec: str, pixel_format: str, options: dict[str, str]
 ) -> None:
-    path = write(tmp_path / name, codec, pixel_format, transparent(), **options)
+    path = write(tmp_path / name, codec, pixel_format, *[transparent()] * 6, **options)
     assert_seen_everywhere(path, on_white(transparent()), tmp_path)
 
 
@@ -122,23 +122,14 @@ def test_what_is_transparent_in_a_video_is_white_everywhere(
 def test_the_frames_of_a_transparent_webm_are_those_of_their_times(
     tmp_path: Path, codec: str
 ) -> None:
-    path = tmp_path / "a.webm"
     options = {"b": "2M", "auto-alt-ref": "0", "g": "10", "deadline": "realtime", "cpu-used": "8"}
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=10, options=options)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuva420p"
-        stream.metadata["alpha_mode"] = "1"
-        for number in range(60):
-            rgba = transparent()
-            rgba[32:, :, :3] = 4 * number
-            frame = VideoFrame.from_ndarray(rgba, format="rgba")
-            frame.pts, frame.time_base = number, Fraction(1, 10)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    drawn = [transparent() for _ in range(60)]
+    for number, rgba in enumerate(drawn):
+        rgba[32:, :, :3] = 4 * number
+    path = write(tmp_path / "a.webm", codec, "yuva420p", *drawn, **options)
     with Video(path) as video:
         plans = video.plan(Sampling(chunk_seconds=3, fps=0.7, max_frames=9))
-        chunks = list(video.chunks([plans[1]], FrameFit()))
-    (chunk,) = chunks
+        (chunk,) = video.chunks([plans[1]], FrameFit())
     assert chunk.index.times[0] == 3.0 and len(chunk.index.times) == 3
     for seconds, pixels in zip(chunk.index.times, chunk.pixels, strict=True):
         assert abs(int(pixels[50, 50, 0]) - 40 * seconds) < 6
@@ -154,7 +145,7 @@ def test_an_alpha_mode_is_asked_for_before_another_decoder_is_taken(tmp_path: Pa
 def test_a_fourth_byte_that_means_nothing_hides_nothing(tmp_path: Path) -> None:
     pixels = transparent()
     pixels[..., 3] = 0
-    path = write(tmp_path / "a.avi", "rawvideo", "bgra", pixels)
+    path = write(tmp_path / "a.avi", "rawvideo", "bgra", *[pixels] * 6)
     np.testing.assert_array_equal(model_sees(path), pixels[..., :3])
 
 

@@ -45,6 +45,7 @@ WAYS = {
 MARK = re.compile(rb"\x00\x00\x01\xb5[\x80-\x8f]...(?=(.))", re.DOTALL)
 """The start of an MPEG-2 picture coding extension up to the byte whose highest bit says that the
 picture is not interlaced. Source: ITU-T H.262, 6.2.3.1."""
+BWDIF = "bwdif=mode=send_frame:deint=interlaced"
 COMBED = 15
 """A pixel that differs by more from both of the lines next to it, in the same direction, is
 combed."""
@@ -83,9 +84,7 @@ def program(*words: str, input: bytes | None = None) -> bytes:
     return subprocess.run(command, input=input, capture_output=True, check=True).stdout
 
 
-def filtered(
-    path: Path, form: str, filters: str = "bwdif=mode=send_frame:deint=interlaced"
-) -> list[bytes]:
+def filtered(path: Path, form: str, filters: str = BWDIF) -> list[bytes]:
     """The bytes of all frames after a pass of the program over the whole file."""
     words = ("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", form, "-")
     found = program("-i", str(path), "-vf", filters, *words)
@@ -115,9 +114,8 @@ def combed(pixels: NDArray[Any]) -> float:
     """Percent of combed pixels of images [count, height, width, 3]."""
     grey = pixels.astype(int).mean(axis=-1)
     up, down = (grey[:, 1:-1] - grey[:, at : at + HEIGHT - 2] for at in (0, 2))
-    return round(
-        100 * float(((up * down > 0) & (np.minimum(abs(up), abs(down)) > COMBED)).mean()), 2
-    )
+    combs = (up * down > 0) & (np.minimum(abs(up), abs(down)) > COMBED)
+    return round(100 * float(combs.mean()), 2)
 
 
 def sampled(path: Path, sampling: Sampling = SAMPLING, **options: Any) -> Any:
@@ -243,9 +241,7 @@ def test_shots_thumbnails_and_marks_see_no_combs(tmp_path: Path) -> None:
     with SampledVideo(path, threads=1) as video:
         ((_, marked),) = video.sampled([0])
     plain = tmp_path / "plain.mkv"
-    program(
-        "-i", str(path), "-vf", "bwdif=mode=send_frame:deint=interlaced", "-c:v", "ffv1", str(plain)
-    )
+    program("-i", str(path), "-vf", BWDIF, "-c:v", "ffv1", str(plain))
     with SampledVideo(plain, threads=1) as video:
         ((_, expected),) = video.sampled([0])
     at = SERIES.index("sharpness")
@@ -280,8 +276,5 @@ def test_a_converted_frame_keeps_its_colours(tmp_path: Path, form: str) -> None:
     assert (shown.color_trc, shown.color_primaries) == (16, 9)
     if not shown.format.is_rgb:
         assert (shown.colorspace, shown.color_range) == (made[1].colorspace, made[1].color_range)
-    away = (
-        shown.to_ndarray(format="rgb24").astype(int).mean()
-        - made[1].to_ndarray(format="rgb24").astype(int).mean()
-    )
-    assert abs(away) < 1.5
+    one, other = (each.to_ndarray(format="rgb24").mean() for each in (shown, made[1]))
+    assert abs(one - other) < 1.5

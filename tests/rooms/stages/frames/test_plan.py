@@ -14,12 +14,8 @@ from stages.frames.timeline import END, ChunkPlan, Keyframes, SeekPlan, Timeline
 
 def cut(ticks: Sequence[int], *, last: float = 1, **sampling: float) -> list[ChunkPlan]:
     """The chunks of a file with ten ticks a second, whose last frame stands for so many."""
-    timeline = Timeline(
-        pts=np.array(ticks, dtype=np.int64),
-        time_base=Fraction(1, 10),
-        last_ticks=int(last),
-        keyframes=None,
-    )
+    base, pts = Fraction(1, 10), np.array(ticks, dtype=np.int64)
+    timeline = Timeline(pts=pts, time_base=base, last_ticks=int(last), keyframes=None)
     wishes: dict[str, float] = {"chunk_seconds": 3, "max_frames": 100, **sampling}
     return plan_chunks(timeline, Sampling(**wishes))  # type: ignore[arg-type]
 
@@ -94,12 +90,8 @@ def test_chunks_cover_the_whole_length_without_gap_or_overlap(
 
 @pytest.mark.parametrize("fps", [1, 2, 3, 7, 29.97, 30])
 def test_no_target_is_missed_by_rounding(fps: float) -> None:
-    ntsc = Timeline(
-        pts=np.arange(0, 1001 * 3000, 1001, dtype=np.int64),
-        time_base=Fraction(1, 30000),
-        last_ticks=1001,
-        keyframes=None,
-    )
+    base, pts = Fraction(1, 30000), np.arange(0, 1001 * 3000, 1001, dtype=np.int64)
+    ntsc = Timeline(pts=pts, time_base=base, last_ticks=1001, keyframes=None)
     plans = plan_chunks(ntsc, Sampling(chunk_seconds=10, fps=fps, max_frames=1000))
     for plan in plans[:-1]:
         # One of the ntsc frames at either border may be shown in the chunk before.
@@ -108,11 +100,8 @@ def test_no_target_is_missed_by_rounding(fps: float) -> None:
     assert everything == sorted(set(everything))
 
 
-GROUPS_OF_TEN = Keyframes(
-    pts=array("q", range(0, 100, 10)),
-    dts=array("q", range(0, 100, 10)),
-    ordinals=array("q", range(0, 100, 10)),
-)
+TENS = array("q", range(0, 100, 10))
+GROUPS_OF_TEN = Keyframes(pts=TENS, dts=TENS, ordinals=TENS)
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,8 @@ def test_a_picture_is_converted_as_lcms_does(tmp_path: Path, name: str, suffix: 
 
 
 def test_a_profile_of_srgb_changes_no_byte(tmp_path: Path) -> None:
-    plain = saved(
-        tmp_path / "a.png", Image.fromarray(picture(3, *SIZE)), profile(PRIMARIES["sRGB"], None)
-    )
+    srgb = profile(PRIMARIES["sRGB"], None)
+    plain = saved(tmp_path / "a.png", Image.fromarray(picture(3, *SIZE)), srgb)
     assert np.array_equal(read_image(tmp_path / "a.png")[1].pixels[0], np.asarray(plain))
 
 

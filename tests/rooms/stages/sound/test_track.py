@@ -159,10 +159,8 @@ def test_channels_are_mixed_with_gains_that_sum_to_one(
 ) -> None:
     expected = MIXES[layout, codec]
     hertz = [200 + 150 * at for at in range(len(expected))]
-    path = write_sounding(
-        tmp_path / "a.mkv", [tones(3, *hertz)], codec, "-af", f"channelmap=channel_layout={layout}"
-    )
-    (whole,) = heard(path)
+    flags = ("-af", f"channelmap=channel_layout={layout}")
+    (whole,) = heard(write_sounding(tmp_path / "a.mkv", [tones(3, *hertz)], codec, *flags))
     found = gains(whole.samples, hertz)
     assert found == pytest.approx(expected, abs=0.01)
     assert sum(found) == pytest.approx(1, abs=0.02)
@@ -242,9 +240,8 @@ def test_of_a_truncated_file_all_is_kept_that_ffmpeg_decodes(
     assert 3 < len(expected) / RATE < 7
     assert len(whole.samples) == pytest.approx(len(expected), abs=0.05 * RATE)
     assert differs_by(whole.samples, expected) <= 0.6 * LEAST_STEP
-    notes = notes_of([whole.meta])
     if name.endswith("mp4"):
-        assert "of the stated 8.0" in notes[0]
+        assert "of the stated 8.0" in notes_of([whole.meta])[0]
 
 
 def spoiled(path: Path, which: range, by: bytes = b"\xff") -> Path:
@@ -340,12 +337,11 @@ def test_a_wrong_time_of_several_frames_moves_no_sound(tmp_path: Path, at: int, 
 def test_joined_recordings_stay_in_step_with_their_frames(
     tmp_path: Path, codec: str, channels: int
 ) -> None:
-    parts = [
-        write_sounding(tmp_path / f"{n}.ts", [clicks(5, (1, 2, 3, 4), n)], codec)
-        for n in (2, channels)
-    ]
     path = tmp_path / "both.ts"
-    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with path.open("wb") as both:
+        for n in (2, channels):
+            part = write_sounding(tmp_path / f"{n}.ts", [clicks(5, (1, 2, 3, 4), n)], codec)
+            both.write(part.read_bytes())
     chunks = bounds(path, 5)
     assert chunks[-1][1] - chunks[0][0] == pytest.approx(10, abs=0.1)
     (whole,) = heard(path)

@@ -21,9 +21,7 @@ from tests.support.families import checkpoint
 from tests.support.waves import events
 
 CONTEXT = 400
-ANSWER = 8
 NAMESPACE = "ab" * 32
-FAMILIES = ("qwen2_5_vl", pytest.param("llava_onevision", marks=pytest.mark.slow))
 
 
 def test_every_text_is_packed_once_and_no_group_is_too_large() -> None:
@@ -60,24 +58,15 @@ def texts(count: int, *, changed: int = -1) -> list[tuple[float, float, str]]:
 def half(family: str) -> dict[str, Any]:
     """What a job is told of the half."""
     profile = profile_of(checkpoint(family))
-    extra_modules = list(profile.language.extra_modules)
-    return {
-        "model": str(checkpoint(family)),
-        "route": profile.route,
-        "extra_modules": extra_modules,
-    }
+    extra = list(profile.language.extra_modules)
+    return {"model": str(checkpoint(family)), "route": profile.route, "extra_modules": extra}
 
 
 def job_of(family: str, store: Path, *media: Any, **changes: Any) -> dict[str, Any]:
-    job = {
-        "half": half(family),
-        "store": str(store),
-        "namespace": NAMESPACE,
-        "media": [SummaryItem("d" * 64, f"{at}" * 64, each) for at, each in enumerate(media)],
-        "context": CONTEXT,
-        "max_new_tokens": ANSWER,
-    }
-    return json.loads(json.dumps({**job, **changes}))  # type: ignore[no-any-return]
+    items = [SummaryItem("d" * 64, f"{at}" * 64, each) for at, each in enumerate(media)]
+    job = {"half": half(family), "store": str(store), "namespace": NAMESPACE, "media": items}
+    sizes = {"context": CONTEXT, "max_new_tokens": 8}
+    return json.loads(json.dumps({**job, **sizes, **changes}))  # type: ignore[no-any-return]
 
 
 class Died(BaseException):
@@ -105,7 +94,7 @@ def records(store: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
 def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_path: Path) -> None:
     count = MAX_TEXTS + 3
     text = summarize(job_of(family, tmp_path, texts(count)))

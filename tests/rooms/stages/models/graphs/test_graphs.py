@@ -61,9 +61,8 @@ def test_segments_of_unlike_lengths_attend_to_themselves_alone() -> None:
         parts.append(attend(request, known, message, enable_gqa=True).transpose(1, 2))
     torch.testing.assert_close(found, torch.cat(parts, dim=1), rtol=1e-5, atol=1e-5)
     for longest in (8, torch.zeros(9)):
-        message, _ = packed_attention(
-            torch.nn.Module(), query, key, value, cu_seq_lens_q=ENDS, max_length_q=longest
-        )
+        given: Any = {"cu_seq_lens_q": ENDS, "max_length_q": longest}
+        message, _ = packed_attention(torch.nn.Module(), query, key, value, **given)
         torch.testing.assert_close(message, found, rtol=1e-5, atol=1e-5)
 
 
@@ -112,9 +111,7 @@ class Session:
 def test_another_provider_than_was_asked_for_is_refused() -> None:
     check_provider(Session(CUDA, CPU), CUDA)
     for found in ([CPU], [], [CPU, CUDA]):
-        with pytest.raises(
-            EnvironmentFault, match="CUDAExecutionProvider is not available"
-        ) as caught:
+        with pytest.raises(EnvironmentFault, match=f"{CUDA} is not available") as caught:
             check_provider(Session(*found), CUDA)
         assert "--vision-backend torch" in str(caught.value.hint)
 
@@ -161,14 +158,19 @@ def test_tensorrt_is_told_where_it_keeps_what_it_makes_and_what_it_may_take(
     assert (tmp_path / "engines").is_dir()
 
 
-def plain_graph(folder: Path, operator: str) -> Path:
-    """A graph of one operator, without weights."""
+def plain_graph(folder: Path, operator: str, weight: Any = None) -> Path:
+    """A graph of one operator, with a weight or without."""
     import onnx
-    from onnx import TensorProto, helper
+    from onnx import TensorProto, helper, numpy_helper
 
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", "y")]
-    node = helper.make_node(operator, ["x"], ["y"])
-    graph = helper.make_graph([node], "plain", ends[:1], ends[1:])
+    weights = [] if weight is None else [numpy_helper.from_array(weight, "weight")]
+    columns = {"x": 4, "y": 4} if weight is None else dict(zip("xy", weight.shape, strict=True))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", count])
+        for name, count in columns.items()
+    ]
+    node = helper.make_node(operator, ["x", *(each.name for each in weights)], ["y"])
+    graph = helper.make_graph([node], "plain", ends[:1], ends[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, str(folder / "plain.onnx"))
     return folder / "plain.onnx"
@@ -184,31 +186,19 @@ def test_sums_of_a_graph_in_8_bit_fit_the_16_bits_of_processors_without_vnni(
 ) -> None:
     import numpy as np
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import numpy_helper
 
     drawn = np.random.default_rng(0).standard_normal((64, 32), np.float32)
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", c]) for n, c in ENDS_OF]
-    node = helper.make_node("MatMul", ["x", "weight"], ["y"])
-    weight = numpy_helper.from_array(drawn, "weight")
-    graph = helper.make_graph([node], "product", ends[:1], ends[1:], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, str(tmp_path / "product.onnx"))
-    assert quantize_graph(tmp_path / "product.onnx", tmp_path / "quantized.onnx") == 1
+    product = plain_graph(tmp_path, "MatMul", drawn)
+    assert quantize_graph(product, tmp_path / "quantized.onnx") == 1
     made = onnx.load(str(tmp_path / "quantized.onnx"))
-    (numbers,) = (
-        array.astype(int)
-        for array in map(numpy_helper.to_array, made.graph.initializer)
-        if array.shape == drawn.shape
-    )
+    arrays = map(numpy_helper.to_array, made.graph.initializer)
+    (numbers,) = (array.astype(int) for array in arrays if array.shape == drawn.shape)
     # They multiply bytes of 0 to 255 by weights, and add two products in 16 bit (VPMADDUBSW).
     largest = 255 * np.abs(numbers[0::2] + numbers[1::2]).max()
     assert largest < 2**15
     assert {entry.key: entry.value for entry in made.metadata_props}["penstock.weight_bits"] == "7"
     assert 60 <= np.abs(numbers).max() <= 64
-
-
-ENDS_OF = (("x", 64), ("y", 32))
-"""The ends of a product of 64 by 32: name, columns."""
 
 
 def test_what_is_no_graph_is_said(tmp_path: Path) -> None:
@@ -309,12 +299,10 @@ def test_what_a_graph_does_not_take_is_said_in_one_line(words: str, memory: bool
     def run(_: object) -> list[torch.Tensor]:
         raise RuntimeError(words)
 
-    graph = Graph(
-        file="g.onnx", inputs={"input": [0, 2]}, fixed={}, output={"tensor": "out"}, names=("out",)
-    )
-    tower = GraphEncoder(
-        path="towers.0", class_name="Linear", parameters=1, packed=False, graphs=(graph,)
-    )
+    ends: Any = {"inputs": {"input": [0, 2]}, "output": {"tensor": "out"}, "names": ("out",)}
+    kind: Any = {"class_name": "Linear", "parameters": 1, "packed": False}
+    graphs = (Graph(file="g.onnx", fixed={}, **ends),)
+    tower = GraphEncoder(path="towers.0", graphs=graphs, **kind)
     skeleton = torch.nn.Linear(2, 2, device="meta")
     stand_in = OnnxEncoder(MissingModule(skeleton, "towers.0"), tower, [run], torch.empty(0))
     with pytest.raises(RuntimeError if memory else UsageError, match=words) as raised:

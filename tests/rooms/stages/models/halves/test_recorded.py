@@ -23,8 +23,9 @@ from tests.support.fake_gpu.graphs import Happened
 from tests.support.fake_gpu.state import GraphFaults
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import cast, greedy
+from tests.support.trees import AllEqual, tensors_in
 
-QUICK = ("qwen2_5_vl:video", "llava_onevision", "internvl", "gemma4")
+QUICK = ("qwen2_5_vl:video", "llava_onevision", "internvl", "gemma4", "smolvlm")
 PLAIN = {"smolvlm", "idefics3", "idefics2", "dots3_note"}
 """Families whose encoders leave out empty pictures, or assign pixels to experts."""
 Faults = Callable[[GraphFaults], Happened]
@@ -78,34 +79,26 @@ def as_on_card(half: Any) -> Any:
     return half
 
 
-def numbers(features: Any) -> list[torch.Tensor]:
-    found = [torch.utils._pytree.tree_leaves(dict(record)) for record in features.values()]
-    return [leaf for leaves in found for leaf in leaves if torch.is_tensor(leaf)]
-
-
 def counts() -> tuple[int, int]:
     return PassRecorder.recordings, PassRecorder.replayed
 
 
-def _families() -> Iterator[Any]:
-    for name in FAMILIES:
-        slow = name not in (*QUICK, "smolvlm")
-        yield pytest.param(name, marks=pytest.mark.slow) if slow else name
-
-
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")
-@pytest.mark.parametrize("name", list(_families()))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES],
+)
 def test_replayed_features_of_other_pictures_are_those_of_plain_passes(
     name: str, happened: Happened
 ) -> None:
     model, inputs = prepared(name)
     pictures = [other(inputs) for _ in range(4)]
     try:
-        expected = [numbers(encode(model, picture)) for picture in pictures]
+        expected = [tensors_in(encode(model, picture)) for picture in pictures]
     except (UsageError, NeedsWeights) as error:
         pytest.skip(str(error))
     as_on_card(model)
-    found = [numbers(encode(model, picture)) for picture in pictures]
+    found = [tensors_in(encode(model, picture)) for picture in pictures]
     for one, target in zip(found, expected, strict=True):
         assert len(one) == len(target) and all(map(torch.equal, one, target))
     if name.partition(":")[0] in PLAIN:
@@ -157,12 +150,12 @@ def test_grids_of_the_same_number_of_patches_are_other_shapes(happened: Happened
     inputs = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
     inputs["image_grid_thw"] = torch.tensor([[1, 2, 8]])  # the 16 patches of 4 x 4
     turned = {**inputs, "image_grid_thw": torch.tensor([[1, 8, 2]])}
-    expected = [numbers(encode(model, given)) for given in (inputs, turned)]
+    expected = [tensors_in(encode(model, given)) for given in (inputs, turned)]
     assert not torch.equal(expected[0][0], expected[1][0])
     as_on_card(model)
     for _ in range(3):
         for given, target in zip((inputs, turned), expected, strict=True):
-            assert all(map(torch.equal, numbers(encode(model, given)), target))
+            assert all(map(torch.equal, tensors_in(encode(model, given)), target))
     assert counts() == (2, 2)
 
 
@@ -237,10 +230,6 @@ def test_nothing_is_copied_to_or_read_from_the_card_in_a_recording(
     def capture(graph: Any, pool: Any = None, capture_error_mode: str = "") -> Iterator[None]:
         with Strict():  # type: ignore[no-untyped-call]
             yield
-
-    class AllEqual(dict[str, bool]):
-        def get(self, name: str, default: Any = None) -> Any:
-            return True
 
     if name == "siglip":
         model, inputs = dual_encoders.tiny(name).eval(), dual_encoders.pictures(name, 2)

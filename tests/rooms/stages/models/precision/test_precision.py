@@ -30,7 +30,6 @@ GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "eos_token_id
 FULL_PATHS = ("model.visual", "model.vision_tower", "model.multi_modal_projector", "lm_head")
 BARE_NAMES = ("visual", "vision_tower", "multi_modal_projector", "lm_head")
 """How older checkpoints name what they left alone; the loader of today passes over such names."""
-slow = pytest.mark.slow
 
 
 def loaded(folder: Path, keep: Half, precision: str, dtype: str = "float32") -> Any:
@@ -69,12 +68,7 @@ def captions_of(folder: Path, vision: str, language: str) -> tuple[torch.Tensor,
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [
-        ("llava", "int8"),
-        pytest.param("demo", "nf4", marks=slow),
-        pytest.param("qwen2_5_vl", "int8", marks=slow),
-        pytest.param("qwen2_5_vl", "nf4", marks=slow),
-    ],
+    [("llava", "int8"), ("demo", "nf4"), ("qwen2_5_vl", "int8"), ("qwen2_5_vl", "nf4")],
 )
 def test_all_layers_of_a_half_but_the_output_head_are_quantized(family: str, kind: str) -> None:
     profile = profile_of(source_of(family))
@@ -92,13 +86,10 @@ def test_all_layers_of_a_half_but_the_output_head_are_quantized(family: str, kin
 @pytest.mark.parametrize(
     ("kind", "skip"),
     [
-        pytest.param("nf4", FULL_PATHS, id="nf4-paths"),
-        pytest.param("nf4", BARE_NAMES, id="nf4-bare", marks=slow),
-        pytest.param("int8", None, id="int8-all"),
-        pytest.param("int8", BARE_NAMES, id="int8-bare", marks=slow),
-        pytest.param("fp4", None, id="fp4-all", marks=slow),
-        pytest.param("fp4", FULL_PATHS, id="fp4-paths", marks=slow),
+        *(("nf4", FULL_PATHS), ("nf4", BARE_NAMES), ("int8", None), ("int8", BARE_NAMES)),
+        *(("fp4", None), ("fp4", FULL_PATHS)),
     ],
+    ids=["nf4-paths", "nf4-bare", "int8-all", "int8-bare", "fp4-all", "fp4-paths"],
 )
 def test_a_checkpoint_that_was_saved_quantized_loads_as_it_is(
     kind: str, skip: tuple[str, ...] | None, tmp_path: Path
@@ -134,27 +125,17 @@ def test_a_checkpoint_stored_in_bf16_computes_in_the_dtype_that_is_requested(
     save_file({**weights, **in_half}, folder / "model.safetensors", metadata={"format": "pt"})
     for keep in HALVES:
         half = loaded(folder, keep, kind if keep == "language" else "fp32")
-        assert {each.dtype for each in half.parameters() if each.is_floating_point()} == {
-            torch.float32
-        }
+        types = {each.dtype for each in half.parameters() if each.is_floating_point()}
+        assert types == {torch.float32}
     captions_of(folder, "fp32", kind)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "kind"),
-    [
-        ("llava", "nf4"),
-        pytest.param("llava", "int8", marks=slow),
-        pytest.param("demo", "nf4", marks=slow),
-    ],
-)
+@pytest.mark.parametrize(("family", "kind"), [("llava", "nf4"), ("llava", "int8"), ("demo", "nf4")])
 def test_saved_quantized_it_says_what_it_says_quantized_on_loading(family: str, kind: str) -> None:
     folder = saved(family, kind)
     tokens, logits = captions_of(source_of(family), "fp32", kind)
-    tokens_of_saved, logits_of_saved = captions_of(folder, "fp32", kind)
-    assert torch.equal(tokens_of_saved, tokens)
-    assert torch.equal(logits_of_saved, logits)
+    assert all(map(torch.equal, captions_of(folder, "fp32", kind), (tokens, logits)))
     assert not torch.equal(captions_of(source_of(family), "fp32", "fp32")[1], logits)
 
 
@@ -208,10 +189,8 @@ def test_attention_is_chosen_for_one_half_alone(keep: Half) -> None:
     half: Any = job.load(keep)
     assert facts(half)["attention"] == "eager"
     parts = {"vision": half.config.vision_config, "language": half.config.text_config}
-    assert {name: part._attn_implementation for name, part in parts.items()} == {
-        "vision": "eager" if keep == "vision" else "sdpa",
-        "language": "eager" if keep == "language" else "sdpa",
-    }
+    for name, part in parts.items():
+        assert part._attn_implementation == ("eager" if name == keep else "sdpa")
 
 
 def test_attention_that_cannot_be_had_fails_in_one_line() -> None:
@@ -246,30 +225,22 @@ def saved_by_peft(source: Path, folder: Path) -> Any:
 
 def with_adapter(source: Path, adapter: Path, **options: Any) -> Any:
     profile = profile_of(source)
-    return ModelJob(
-        model=str(source),
-        route=profile.route,
-        extra_modules=profile.language.extra_modules,
-        adapter=str(adapter),
-        adapted=modules_of(read_adapter(adapter), profile),
-        **options,
-    )
+    options |= {"route": profile.route, "extra_modules": profile.language.extra_modules}
+    adapted = modules_of(read_adapter(adapter), profile)
+    return ModelJob(model=str(source), adapter=str(adapter), adapted=adapted, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", ["demo", pytest.param("llava", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["demo", "llava"])
 def test_what_peft_saved_computes_what_it_computed(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter_injection, "GROUP_BYTES", 1 << 12)  # some layers at a time
     source = source_of(name)
     theirs = saved_by_peft(source, tmp_path / "adapter")
-    ours = (
-        with_adapter(source, tmp_path / "adapter", dtype="float32")
-        .load_reloadable("language")
-        .model
-    )
+    job = with_adapter(source, tmp_path / "adapter", dtype="float32")
+    ours = job.load_reloadable("language").model
     ids = torch.arange(5, 17)[None]
     with torch.inference_mode():
         expected, found = (m(input_ids=ids).logits for m in (theirs, ours))

@@ -133,13 +133,12 @@ def test_seconds_of_a_grid_follow_from_the_rate_of_the_frames(family: str) -> No
 
 @pytest.mark.slow
 def test_no_other_processor_is_given_a_rate() -> None:
-    rated = {name for name in KINDS if "fps" in layout_options(name)}
+    rated = set()
+    for name in KINDS:
+        processor = load_processor(processor_folder(name))
+        if takes_videos(processor) and "fps" in layout_of(processor, "videos").options:
+            rated.add(name)
     assert rated == {name for name in KINDS if KINDS[name].rated}
-
-
-def layout_options(family: str) -> tuple[str, ...]:
-    processor = load_processor(processor_folder(family))
-    return layout_of(processor, "videos").options if takes_videos(processor) else ()
 
 
 @pytest.mark.parametrize("rate", [1, 1.5, 3, 6, 7, 12, 30, 30000 / 1001])
@@ -244,11 +243,9 @@ def test_how_many_pictures_a_prompt_takes_is_found_out(family: str) -> None:
 
 def test_a_video_goes_in_as_its_middle_frame_where_a_prompt_takes_one_picture() -> None:
     processor, (clip,) = processor_of("blip_2"), clips("video", 1)
-    row = prepare(processor, clip)
+    row, middle = prepare(processor, clip), prepare(processor, clip.middle())
     assert row.count.media == 1
-    assert torch.equal(
-        row.inputs["pixel_values"], prepare(processor, clip.middle()).inputs["pixel_values"]
-    )
+    assert torch.equal(row.inputs["pixel_values"], middle.inputs["pixel_values"])
     assert clip.middle().times == (clip.times[2],)
 
 
@@ -278,9 +275,7 @@ def test_a_template_of_a_language_model_gets_the_words_for_pictures() -> None:
 @pytest.mark.parametrize(
     ("family", "word"),
     [
-        ("gemma3", "<soft>"),
-        ("instructblip", "<image>"),
-        ("idefics3", "<image>"),
+        *(("gemma3", "<soft>"), ("instructblip", "<image>"), ("idefics3", "<image>")),
         ("qwen2_vl", "<|image_pad|>"),
     ],
 )
@@ -329,9 +324,9 @@ def test_a_processor_that_takes_one_prompt_a_call_is_called_for_each() -> None:
     [
         (RuntimeError("not today"), UsageError, "takes images in no known layout: not today"),
         (
-            ImportError("Package `num2words` is required.\nInstall it with `pip`."),
+            ImportError("Package `x` is missing.\nInstall it."),
             MissingPackage,
-            r"`num2words` is required\. Install it",
+            "missing. Install it",
         ),
     ],
 )
@@ -364,17 +359,14 @@ def test_a_processor_whose_text_depends_on_what_is_shown_is_refused() -> None:
         prepare(processor, clips("image", 1)[0])
 
 
-def clip_of(high: int, wide: int) -> Clip:
-    rows, columns = np.mgrid[:high, :wide]
-    waves = 127 + 60 * np.sin(rows / 90) + 60 * np.cos(columns / 70)
-    frame = np.stack([waves, 255 - waves, waves / 2], 2).astype(np.uint8)
-    return Clip(frames=frame[None], times=(0.0,), seconds=0.0, kind="image")
-
-
 def test_a_very_large_part_is_seen_as_it_would_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     size: Any = {"height": 32, "width": 32}
     processor = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
-    clip, boxes = clip_of(701, 1003), [(0, 0, 1003, 701), (100, 100, 400, 400)]
+    rows, columns = np.mgrid[:701, :1003]
+    waves = 127 + 60 * np.sin(rows / 90) + 60 * np.cos(columns / 70)
+    frame = np.stack([waves, 255 - waves, waves / 2], 2).astype(np.uint8)
+    clip = Clip(frames=frame[None], times=(0.0,), seconds=0.0, kind="image")
+    boxes = [(0, 0, 1003, 701), (100, 100, 400, 400)]
     whole = images.prepare_parts(processor, clip, boxes).inputs["pixel_values"]
     monkeypatch.setattr(images, "LARGE", 50_000)
     seen: list[tuple[int, int]] = []

@@ -1,11 +1,10 @@
 """Captions that are said in slots: those of each chunk alone, byte for byte, whatever is beside."""
 
 import itertools
-import json
 import random
-import shutil
 import threading
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from artifacts.errors import UsageError
 from artifacts.records.claims import claims_at
-from penstock_demo import CHECKPOINT
 from stages.decode.constraint import SchemaLogitsProcessor
 from stages.decode.engines.inflight import slot_check
 from stages.decode.engines.inflight.pool import SlotPool
@@ -28,6 +26,7 @@ from stages.decode.run import run
 from stages.process.job import RequestPipe
 from tests.support.clips import PROMPTS
 from tests.support.forms import text_of
+from tests.support.hostile import with_json
 from tests.support.waves import (
     CAPTIONS,
     OTHER,
@@ -71,10 +70,9 @@ def test_a_resumed_run_makes_only_what_is_missing_and_makes_it_the_same(tmp_path
     message = in_slots(wave)
     missing = [0, 2, 3, 5, 7, 8]
     assert sorted(keys_told(message)) == [f"caption-{n}" for n in missing]
-    assert noted(message)["row_steps_used"] == sum(
-        wave.captions()[n]["tokens"] - 1 for n in missing
-    )
-    assert wave.captions(OTHER) == wave.captions()
+    whole = wave.captions()
+    assert noted(message)["row_steps_used"] == sum(whole[n]["tokens"] - 1 for n in missing)
+    assert wave.captions(OTHER) == whole
 
 
 @pytest.mark.slow
@@ -116,22 +114,15 @@ def test_a_slot_is_taken_as_soon_as_its_row_has_ended_longest_captions_first(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "more"),
-    [
-        (4, {}),
-        pytest.param(1, {"no_repeat_ngram_size": 2, "min_new_tokens": 24}, marks=pytest.mark.slow),
-    ],
+    ("size", "more"), [(4, {}), (1, {"no_repeat_ngram_size": 2, "min_new_tokens": 24})]
 )
 def test_what_a_checkpoint_does_to_its_logits_is_done_row_by_row(
     size: int, more: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(CHECKPOINT, folder)
-    settings = json.loads((folder / "generation_config.json").read_text())
-    settings |= {"repetition_penalty": 1.7, **more}
-    (folder / "generation_config.json").write_text(json.dumps(settings))
+    stated = {"repetition_penalty": 1.7, **more}
+    change = ("generation_config.json", lambda old: {**old, **stated})
     wave = mixed_wave(tmp_path, size)
-    wave.model = str(folder)
+    wave.model = str(with_json(tmp_path / "model", *change))
     wave.decode(PROMPTS, OTHER, tokens=32)
     calls: list[None] = []
     penalized = RepetitionPenaltyLogitsProcessor.__call__
@@ -252,17 +243,12 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
 ) -> None:
     """Each has its own place in the store, under its own key."""
     wave = mixed_wave(tmp_path)
-    job = {
-        **wave.to_decode(PROMPTS, THIRD, tokens=32),
-        "fallback_namespace": OTHER,
-        "engine": "auto",
-    }
+    job = wave.to_decode(PROMPTS, THIRD, tokens=32)
+    job |= {"fallback_namespace": OTHER, "engine": "auto"}
     records = wave.record_set("captions", CAPTIONS)
     theirs, ours = wave.record_set("captions", OTHER), wave.record_set("captions", THIRD)
     for number in (1, 2):
-        record: Any = records.read(f"caption-{number}")
-        renamed = type(record)(key=f"old-{number}", meta=record.meta, payload=record.payload)
-        theirs.publish([renamed])
+        theirs.publish([replace(records.read(f"caption-{number}"), key=f"old-{number}")])
     ours.publish([records.read("caption-5")])
     if speaks == "transformers":
         monkeypatch.setattr(slot_check, "_same", lambda *_: False)
