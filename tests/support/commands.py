@@ -1,5 +1,6 @@
 """Commands that are run to their end."""
 
+import resource
 import subprocess
 from collections.abc import Sequence
 from os import PathLike
@@ -14,3 +15,9 @@ def completed(
     """What came of a command, in the clone unless told otherwise, with all that it printed."""
     messages: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
     return subprocess.run(command, **{**messages, **options})
+
+
+def ended_cpu_seconds() -> float:
+    """The processor time of the processes below this one that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
