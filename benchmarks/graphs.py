@@ -8,7 +8,7 @@ loading to the end of one batch, above its imports; on a GPU it is the GPU's. Fe
 are held against those of torch in 32 bit. A CPU gets graphs in 8 bit, a GPU in 16.
 
     python -m benchmarks.graphs [--shapes b32,l14,demo,demo-clip] [--batch 8] [--rounds 15]
-        [--seconds 60] [--device cuda:0] [--folder DIR]
+        [--seconds 60] [--device cuda:0]
 """
 
 import argparse
@@ -45,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--rounds", type=int, default=15, help="at the most; 3 at the least")
     options.add_argument("--seconds", type=float, default=60, help="for the rounds of a shape")
     options.add_argument("--device", default="", help="cpu or cuda:0; a GPU where there is one")
-    options.add_argument("--folder", type=Path, help="where all lies meanwhile; 4 GB")
     given = options.parse_args(arguments)
     shapes = given.shapes.split(",")
     if unknown := [shape for shape in shapes if shape not in NAMES]:
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = given.device or device_name()
     print(f"{machine(device)}\n\n{heads(HEADS)}", flush=True)
     for shape in shapes:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        with tempfile.TemporaryDirectory() as folder:
             subject = prepared(Path(folder), shape, device, given)
             for line in measured(shape, subject):
                 print(line, flush=True)

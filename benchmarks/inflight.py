@@ -28,7 +28,7 @@ from tests.support.builders.common import cells, heads
 from tests.support.builders.models import FRAMES, LARGE, build, publish_clips
 from tests.support.builders.modes import perform
 
-CLIPS = 64
+CLIPS, SLOTS = 64, 8
 MEDIAN, MANY, MOST, LEAST = 60, 180, 256, 4
 """Tokens of a caption: of the middle one, within which 95 of 100 are, of the longest, of the
 shortest."""
@@ -45,13 +45,13 @@ def lengths(chunks: int, scale: float, seed: int = 5) -> list[int]:
 class Work:
     """A language half, features of clips, and how long each caption is to be."""
 
-    def __init__(self, model: Path, dtype: str, store: str, chunks: int, scale: float) -> None:
+    def __init__(self, model: Path, store: str, chunks: int, scale: float) -> None:
         from stages.decode.generate_kwargs import make_greedy
         from stages.models.loading import ModelJob
 
         frames = random.Random(3).choices((4, 6, 8, 12, 16), k=min(CLIPS, chunks))
-        self._rows = features_of(model, dtype, store, frames)
-        source = ModelJob(model=str(model), dtype=dtype, attention="sdpa")
+        self._rows = features_of(model, store, frames)
+        source = ModelJob(model=str(model), dtype="float32", attention="sdpa")
         self._processor, self.half = source.processor(), source.load_reloadable("language").model
         make_greedy(self.half, self._processor)
         settings = self.half.generation_config
@@ -82,7 +82,7 @@ class Work:
         return inputs, Features(merge_rows(rows), rows[0].needs, merge_blank(rows))
 
 
-def features_of(model: Path, dtype: str, store: str, frames: list[int]) -> list[Any]:
+def features_of(model: Path, store: str, frames: list[int]) -> list[Any]:
     """Features of clips with so many frames each, made by the real stage."""
     from stages.decode.protocol import read_features
 
@@ -92,7 +92,7 @@ def features_of(model: Path, dtype: str, store: str, frames: list[int]) -> list[
         "store": store,
         "model": str(model),
         "device": "cpu",
-        "dtype": dtype,
+        "dtype": "float32",
         "attention": "sdpa",
         "frames_namespace": FRAMES,
         "namespace": namespace,
@@ -186,12 +186,12 @@ WAYS: dict[str, Callable[[Work, int], Way]] = {
 }
 
 
-def measured(work: Work, ways: Sequence[str], slots: int) -> dict[str, Way]:
+def measured(work: Work) -> dict[str, Way]:
     """Each way, with the CPU seconds that it took."""
     found: dict[str, Way] = {}
-    for name in ways:
+    for name, way in WAYS.items():
         started, before = time.process_time(), work.read_seconds
-        found[name] = WAYS[name](work, slots)
+        found[name] = way(work, SLOTS)
         found[name].cpu_seconds = time.process_time() - started
         found[name].read_seconds = work.read_seconds - before
     return found
@@ -218,19 +218,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--only", choices=("demo", "large"), default="demo")
     options.add_argument("--chunks", type=int, default=CLIPS)
-    options.add_argument("--slots", type=int, default=8)
     options.add_argument("--scale", type=float, default=1.0)
-    options.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    options.add_argument("--ways", default=",".join(WAYS))
     given = options.parse_args(arguments)
     import torch
 
     torch.set_num_threads(1)  # others would make CPU seconds of waiting
     with tempfile.TemporaryDirectory() as folder:
         model = CHECKPOINT if given.only == "demo" else build(Path(folder, "model"), LARGE, 1)
-        work = Work(model, given.dtype, f"{folder}/store", given.chunks, given.scale)
-        found = measured(work, given.ways.split(","), given.slots)
-    print(f"{given.only}, {given.dtype}: {given.chunks:,} chunks, {given.slots} slots")
+        work = Work(model, f"{folder}/store", given.chunks, given.scale)
+        found = measured(work)
+    print(f"{given.only}, float32: {given.chunks:,} chunks, {SLOTS} slots")
     print("\n".join(table(found)), flush=True)
 
 

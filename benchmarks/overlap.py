@@ -7,7 +7,6 @@ the CPU. Goal: the waits add at most 1.2 times those of the stage that waits lon
 the other would add both. The time is that from the start of the first stage to the end of the last.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -34,7 +33,7 @@ CARD: dict[str, object] = {
     "others": {},
 }
 ON, OFF = "60 40 10", "0 0 0"
-GOAL = 1.2
+CLIPS, TIMES, GOAL = 200, 3, 1.2
 
 
 def write_card(folder: Path) -> None:
@@ -45,9 +44,9 @@ def write_card(folder: Path) -> None:
     (folder / "osrelease").write_text("6.8.0-90-generic\n", encoding="utf-8")
 
 
-def run(folder: Path, name: str, waits: str, options: list[str]) -> tuple[float, Counter[str]]:
+def run(folder: Path, name: str, waits: str) -> tuple[float, Counter[str]]:
     """Return the seconds of the stages, and what each of them waited."""
-    seconds, stages, waited = record_of(folder, name, waits, options)
+    seconds, stages, waited = record_of(folder, name, waits)
     spans = [span for stage in stages for span in stage["spans"]]
     found: Counter[str] = Counter()
     for line in waited.read_text(encoding="utf-8").splitlines():
@@ -63,9 +62,7 @@ def run(folder: Path, name: str, waits: str, options: list[str]) -> tuple[float,
     return of_stages, found
 
 
-def record_of(
-    folder: Path, name: str, waits: str, options: list[str]
-) -> tuple[float, list[dict[str, Any]], Path]:
+def record_of(folder: Path, name: str, waits: str) -> tuple[float, list[dict[str, Any]], Path]:
     """Caption the clips; return the seconds that took, the record of each stage, and the file with
     what was waited."""
     out, waited = folder / f"{name}-out", folder / f"{name}-waits"
@@ -84,7 +81,7 @@ def record_of(
     command = ["caption", str(folder / "clips"), *where, "--max-new-tokens", "80", "--quiet"]
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "tests.support.builders.waits", *command, *options],
+        [sys.executable, "-m", "tests.support.builders.waits", *command],
         env=environment,
         cwd=ROOT,
         check=True,
@@ -97,20 +94,14 @@ def record_of(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--memory", help="500MiB: both halves do not fit beside each other")
-    given = parser.parse_args()
-    options = ["--memory", given.memory] if given.memory else []
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         write_card(folder / "cards")
-        write_clips(folder / "clips", given.clips, seed=1)
+        write_clips(folder / "clips", CLIPS, seed=1)
         rows, ratios = [], []
-        for at in range(given.times):
-            without, _ = run(folder, f"without-{at}", OFF, options)
-            taken, waited = run(folder, f"with-{at}", ON, options)
+        for at in range(TIMES):
+            without, _ = run(folder, f"without-{at}", OFF)
+            taken, waited = run(folder, f"with-{at}", ON)
             longest = max(waited.values())
             ratios.append((taken - without) / longest)
             figures = (without, taken, taken - without, waited["encode"], waited["decode"])

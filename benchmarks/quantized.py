@@ -36,8 +36,8 @@ from tests.support.builders.common import (
 from tests.support.builders.quantized import LAYOUTS, one_layer, quantized
 from tests.support.builders.shapes import build
 
-PROMPT = 16
-"""Tokens before the first step."""
+PROMPT, STEPS = 16, 4
+"""Tokens before the first step, and steps of a round."""
 ROWS = (1, 8)
 LAYER = (3584, 18944)
 """Rows and columns of the layer that is loaded: the last one of an MLP of 7 billion parameters."""
@@ -51,13 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=[*LAYOUTS])
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--steps", type=int, default=4, help="of each round")
-    options.add_argument("--folder", type=Path, help="where models are kept for the next time")
     options.add_argument("--only", choices=("steps", "layer", "memory"), default="")
     given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as made:
-        folder = (given.folder or Path(made)) / "0.5b"
-        if given.only != "layer" and not (folder / "config.json").exists():
+        folder = Path(made, "0.5b")
+        if given.only != "layer":
             build(folder, "0.5b", 12)
         for name, lines in (
             ("layer", layer_lines),
@@ -79,7 +77,7 @@ def step_lines(folder: Path, given: argparse.Namespace) -> Iterator[str]:
         halves[f"{layout}, packed"] = half_of(made, packed=True)
     yield f"load {os.getloadavg()[0]:.1f}, {torch.get_num_threads()} threads"
     yield heads(" | ".join(["form", *(f"{rows} rows, ms | to fp32" for rows in ROWS)]))
-    found = {rows: taken(halves, rows, given.rounds, given.steps) for rows in ROWS}
+    found = {rows: taken(halves, rows, given.rounds) for rows in ROWS}
     for name in halves:
         row = [name]
         for rows in ROWS:
@@ -98,7 +96,7 @@ def half_of(folder: Path, precision: str = "native", *, packed: bool = False) ->
 
 
 @torch.inference_mode()
-def taken(halves: Mapping[str, Any], rows: int, rounds: int, steps: int) -> dict[str, list[float]]:
+def taken(halves: Mapping[str, Any], rows: int, rounds: int) -> dict[str, list[float]]:
     """Return the CPU seconds of a step by form, one figure a round."""
     ids = torch.randint(10, 1000, (rows, PROMPT), generator=torch.Generator().manual_seed(rows))
     caches = {name: half(input_ids=ids).past_key_values for name, half in halves.items()}
@@ -107,10 +105,10 @@ def taken(halves: Mapping[str, Any], rows: int, rounds: int, steps: int) -> dict
         for name, half in halves.items():
 
             def some(half: Any = half, cache: Any = caches[name]) -> None:
-                for _ in range(steps):
+                for _ in range(STEPS):
                     half(input_ids=ids[:, :1], past_key_values=cache)
 
-            found[name].append(cpu_seconds(some) / steps)
+            found[name].append(cpu_seconds(some) / STEPS)
     return found
 
 

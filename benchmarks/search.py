@@ -141,7 +141,6 @@ def build(folder: Path, count: int) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rows", type=int, default=1_000_000)
-    options.add_argument("--queries", type=int, default=QUERIES)
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="penstock-search-") as name:
         folder = Path(name, "index")
@@ -155,12 +154,12 @@ def main() -> None:
             f"opened and asked once: {opened:.2f} s CPU, {peak.bytes() / 1e6:.0f} MB anonymous at "
             f"the most above the libraries"
         )
-        compare(searcher, world.pictures(given.queries, 7), "pictures")
-        compare(searcher, world.texts(given.queries, 7), "texts")
+        compare(searcher, world.pictures(QUERIES, 7), "pictures")
+        compare(searcher, world.texts(QUERIES, 7), "texts")
         took = cpu_seconds(lambda: matching(searcher.snapshot, Condition("path like '%7.jpg'")))
         print(f"a condition on the paths of all rows: {took:.2f} s CPU")
         print(f"all searches: {peak.bytes() / 1e6:.0f} MB anonymous at the most, exact ones too")
-        compare_exactly(searcher, world.pictures(given.queries, 8))
+        compare_exactly(searcher, world.pictures(QUERIES, 8))
         with writing(folder, MAKER) as writer:
             began = time.monotonic()
             took = cpu_seconds(lambda: writer.add(rows(world.pictures(ADDED, 5), 1, "new")))

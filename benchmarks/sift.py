@@ -164,11 +164,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 2,000 and 300 files")
     parser.add_argument("--clips", type=Path, default=Path(__file__).parents[2] / "shared/clips")
-    parser.add_argument("--folder", type=Path, help="folder for the files [temporary]")
     given = parser.parse_args()
     clips = given.clips if given.clips.is_dir() else None
     plan = Plan(**{name: max(2, round(n * given.scale)) for name, n in asdict(Plan()).items()})
-    with tempfile.TemporaryDirectory(dir=given.folder) as place:
+    with tempfile.TemporaryDirectory() as place:
         folder, store = Path(place), Path(place) / "store"
         pictures = write_pictures(folder / "pictures", plan, clips, given.seed)
         rows = sifted(folder / "pictures", store)

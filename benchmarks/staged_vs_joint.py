@@ -124,11 +124,6 @@ class Bench:
         return 0
 
 
-def batches_of(members: Sequence[Member], size: int) -> list[list[Member]]:
-    """The members in order, so many together."""
-    return [list(members[i : i + size]) for i in range(0, len(members), size)]
-
-
 def _entry(mode: str, member: Member) -> Member:
     features = digest_of(["features", member["frames"]])
     key = features if mode == "encode" else digest_of(["caption", member["frames"]])

@@ -13,6 +13,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,14 @@ def tokens_of(model: Any, inputs: dict[str, Any]) -> list[int]:
     return [int(token) for token in made[0][inputs["input_ids"].shape[1] :]]
 
 
-def bitsandbytes(**options: Any) -> Save:
-    def save(source: Path, to: Path) -> Any:
-        config = hf.BitsAndBytesConfig(llm_int8_skip_modules=ONLY_TEXT, **options)
-        loaded(source, quantization_config=config).save_pretrained(to)
-        model = loaded(to, torch.float32)
-        for weight in model.parameters():  # the loader leaves what is not quantized in 16 bit
-            if weight.dtype == torch.bfloat16:
-                weight.data = weight.data.float()
-        return model
-
-    return save
+def bitsandbytes(source: Path, to: Path, **options: Any) -> Any:
+    config = hf.BitsAndBytesConfig(llm_int8_skip_modules=ONLY_TEXT, **options)
+    loaded(source, quantization_config=config).save_pretrained(to)
+    model = loaded(to, torch.float32)
+    for weight in model.parameters():  # the loader leaves what is not quantized in 16 bit
+        if weight.dtype == torch.bfloat16:
+            weight.data = weight.data.float()
+    return model
 
 
 def scheme(bits: int, strategy: str, **more: Any) -> dict[str, Any]:
@@ -128,32 +126,28 @@ def decompressed(model: Any, source: Path) -> Any:
     return with_weights(source, model.state_dict())
 
 
-def compressed_tensors(form: str) -> Save:
+def compressed_tensors(source: Path, to: Path, *, form: str) -> Any:
     """By compressed-tensors alone: scales by the least and the largest number."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+    from compressed_tensors.quantization.utils import calculate_qparams
 
-    def save(source: Path, to: Path) -> Any:
-        from compressed_tensors.compressors import ModelCompressor
-        from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
-        from compressed_tensors.quantization.utils import calculate_qparams
-
-        model = loaded(source)
-        config = QuantizationConfig(config_groups=groups_of(form), ignore=SPARED)
-        apply_quantization_config(model, config)
-        for module in model.modules():
-            if (own := getattr(module, "quantization_scheme", None)) is None:
-                continue
-            low, high = extremes(module.weight.data.float(), own.weights)
-            scale, zero = calculate_qparams(low, high, own.weights)
-            module.weight_scale.data = scale.to(module.weight.dtype)
-            if hasattr(module, "weight_zero_point"):
-                module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype)
-        compressor = ModelCompressor.from_pretrained_model(model)
-        compressor.compress_model(model)
-        model.save_pretrained(to)
-        compressor.update_config(str(to))
-        return decompressed(model, source)
-
-    return save
+    model = loaded(source)
+    config = QuantizationConfig(config_groups=groups_of(form), ignore=SPARED)
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if (own := getattr(module, "quantization_scheme", None)) is None:
+            continue
+        low, high = extremes(module.weight.data.float(), own.weights)
+        scale, zero = calculate_qparams(low, high, own.weights)
+        module.weight_scale.data = scale.to(module.weight.dtype)
+        if hasattr(module, "weight_zero_point"):
+            module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(to)
+    compressor.update_config(str(to))
+    return decompressed(model, source)
 
 
 def extremes(weight: Any, settings: Any) -> tuple[Any, Any]:
@@ -172,35 +166,28 @@ def extremes(weight: Any, settings: Any) -> tuple[Any, Any]:
     return (low.flatten(), high.flatten()) if strategy == "tensor" else (low, high)
 
 
-def llm_compressor(form: str, preset: str = "") -> Save:
-    def save(source: Path, to: Path) -> Any:
-        from llmcompressor import oneshot
-        from llmcompressor.modifiers.quantization import QuantizationModifier
+def llm_compressor(source: Path, to: Path, *, form: str = "", preset: str = "") -> Any:
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
 
-        model = loaded(source)
-        how: dict[str, Any] = {"scheme": preset, "targets": "Linear"} if preset else {}
-        how = how or {"config_groups": groups_of(form)}
-        oneshot(model=model, recipe=QuantizationModifier(ignore=SPARED, **how))
-        model.save_pretrained(to, save_compressed=True)
-        return decompressed(model, source)
-
-    return save
+    model = loaded(source)
+    how: dict[str, Any] = {"scheme": preset, "targets": "Linear"} if preset else {}
+    how = how or {"config_groups": groups_of(form)}
+    oneshot(model=model, recipe=QuantizationModifier(ignore=SPARED, **how))
+    model.save_pretrained(to, save_compressed=True)
+    return decompressed(model, source)
 
 
-def quanto(kind: str) -> Save:
-    def save(source: Path, to: Path) -> Any:
-        from optimum import quanto as program
+def quanto(source: Path, to: Path, *, kind: str) -> None:
+    from optimum import quanto as program
 
-        model = loaded(source)
-        program.quantize(model, weights=getattr(program, kind), exclude=["*visual*", "*vision*"])
-        program.freeze(model)
-        shutil.copytree(source, to)
-        save_file({n: t for n, t in flat(model.state_dict())}, to / "model.safetensors")
-        with (to / "quanto_qmap.json").open("w") as file:
-            json.dump(program.quantization_map(model), file)
-        return None
-
-    return save
+    model = loaded(source)
+    program.quantize(model, weights=getattr(program, kind), exclude=["*visual*", "*vision*"])
+    program.freeze(model)
+    shutil.copytree(source, to)
+    save_file({n: t for n, t in flat(model.state_dict())}, to / "model.safetensors")
+    with (to / "quanto_qmap.json").open("w") as file:
+        json.dump(program.quantization_map(model), file)
 
 
 def flat(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -214,73 +201,62 @@ def flat(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, tensor.contiguous().clone()
 
 
-def torchao(kind: str, **options: Any) -> Save:
-    def save(source: Path, to: Path) -> Any:
-        import torchao.quantization as program
+def torchao(source: Path, to: Path, *, kind: str, **options: Any) -> None:
+    import torchao.quantization as program
 
-        config = hf.TorchAoConfig(
-            getattr(program, kind)(**options), modules_to_not_convert=ONLY_TEXT
-        )
-        model = loaded(source, quantization_config=config)
-        model.save_pretrained(to)
-        return None
-
-    return save
+    config = hf.TorchAoConfig(getattr(program, kind)(**options), modules_to_not_convert=ONLY_TEXT)
+    model = loaded(source, quantization_config=config)
+    model.save_pretrained(to)
 
 
-def hqq(bits: int) -> Save:
-    def save(source: Path, to: Path) -> Any:
-        config = hf.HqqConfig(nbits=bits, group_size=GROUP, skip_modules=ONLY_TEXT)
-        loaded(source, quantization_config=config).save_pretrained(to)
-        return None
-
-    return save
+def hqq(source: Path, to: Path) -> None:
+    config = hf.HqqConfig(nbits=4, group_size=GROUP, skip_modules=ONLY_TEXT)
+    loaded(source, quantization_config=config).save_pretrained(to)
 
 
-def auto_round(form: str, bits: int = 4, *, sym: bool = True) -> Save:
+def auto_round(source: Path, to: Path, *, form: str, bits: int = 4, sym: bool = True) -> Any:
     """By rounding to the nearest, which needs no text to calibrate with."""
+    from auto_round import AutoRound
 
-    def save(source: Path, to: Path) -> Any:
-        from auto_round import AutoRound
-
-        model = loaded(source)
-        words = hf.AutoTokenizer.from_pretrained(source)
-        processor = hf.AutoProcessor.from_pretrained(source)
-        program = AutoRound(
-            model, words, processor=processor, bits=bits, group_size=GROUP, sym=sym, iters=0
-        )
-        program.quantize_and_save(str(to), format=form)
-        made = next(to.rglob("config.json")).parent
-        if made != to:
-            for path in made.iterdir():
-                shutil.move(path, to / path.name)
-        return loaded(to, torch.float32, quantization_config=hf.AutoRoundConfig(backend="torch"))
-
-    return save
+    model = loaded(source)
+    words = hf.AutoTokenizer.from_pretrained(source)
+    processor = hf.AutoProcessor.from_pretrained(source)
+    program = AutoRound(
+        model, words, processor=processor, bits=bits, group_size=GROUP, sym=sym, iters=0
+    )
+    program.quantize_and_save(str(to), format=form)
+    made = next(to.rglob("config.json")).parent
+    if made != to:
+        for path in made.iterdir():
+            shutil.move(path, to / path.name)
+    return loaded(to, torch.float32, quantization_config=hf.AutoRoundConfig(backend="torch"))
 
 
 PROGRAMS: dict[str, tuple[str, dict[str, Save]]] = {
     "bitsandbytes": (
         "bitsandbytes",
         {
-            "8 bit": bitsandbytes(load_in_8bit=True),
-            "NF4": bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-            "NF4, nested": bitsandbytes(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+            "8 bit": partial(bitsandbytes, load_in_8bit=True),
+            "NF4": partial(bitsandbytes, load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+            "NF4, nested": partial(
+                bitsandbytes,
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
             ),
-            "FP4": bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
+            "FP4": partial(bitsandbytes, load_in_4bit=True, bnb_4bit_quant_type="fp4"),
         },
     ),
     "compressed-tensors": (
         "compressed-tensors",
-        {form: compressed_tensors(form) for form in COMPRESSED},
+        {form: partial(compressed_tensors, form=form) for form in COMPRESSED},
     ),
     "llm-compressor": (
         "llmcompressor",
         {
-            **{form: llm_compressor(form) for form in COMPRESSED if "MLPs" in form},
+            **{form: partial(llm_compressor, form=form) for form in COMPRESSED if "MLPs" in form},
             **{
-                f"{preset}, as preset": llm_compressor("", preset)
+                f"{preset}, as preset": partial(llm_compressor, preset=preset)
                 for preset in (
                     *("W4A16", "W4A16_ASYM", "W8A8", "FP8_DYNAMIC", "FP8_BLOCK"),
                     *("NVFP4A16", "MXFP4A16", "W7A16", "MXFP8A16"),
@@ -290,25 +266,25 @@ PROGRAMS: dict[str, tuple[str, dict[str, Save]]] = {
     ),
     "optimum-quanto": (
         "optimum-quanto",
-        {kind: quanto(kind) for kind in ("qint8", "qint4", "qfloat8")},
+        {kind: partial(quanto, kind=kind) for kind in ("qint8", "qint4", "qfloat8")},
     ),
     "torchao": (
         "torchao",
         {
-            "int8": torchao("Int8WeightOnlyConfig", version=2),
-            "int4": torchao("Int4WeightOnlyConfig", group_size=GROUP),
-            "float8": torchao("Float8WeightOnlyConfig"),
+            "int8": partial(torchao, kind="Int8WeightOnlyConfig", version=2),
+            "int4": partial(torchao, kind="Int4WeightOnlyConfig", group_size=GROUP),
+            "float8": partial(torchao, kind="Float8WeightOnlyConfig"),
         },
     ),
-    "HQQ": ("hqq", {"4 bit": hqq(4)}),
+    "HQQ": ("hqq", {"4 bit": hqq}),
     "auto-round": (
         "auto-round",
         {
-            "auto_gptq": auto_round("auto_gptq"),
-            "auto_gptq, asymmetric": auto_round("auto_gptq", sym=False),
-            "auto_gptq, 8 bit": auto_round("auto_gptq", 8),
-            "auto_awq": auto_round("auto_awq"),
-            "auto_round": auto_round("auto_round"),
+            "auto_gptq": partial(auto_round, form="auto_gptq"),
+            "auto_gptq, asymmetric": partial(auto_round, form="auto_gptq", sym=False),
+            "auto_gptq, 8 bit": partial(auto_round, form="auto_gptq", bits=8),
+            "auto_awq": partial(auto_round, form="auto_awq"),
+            "auto_round": partial(auto_round, form="auto_round"),
         },
     ),
 }

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from scripts.run import run_worker
 from scripts.run.warm import forked_for
 
 MARK = "PENSTOCK_PREFECT_STACK"
@@ -93,11 +94,7 @@ def descendants(pid: int) -> list[int]:
 def child_processes(pid: int) -> list[int]:
     """Return the processes that one has started, and the fork that stands for it as a fork
     server."""
-    found = forked_for(pid)
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread, or all of it, has ended meanwhile
-            found += map(int, children.read_text().split())
-    return found
+    return [*forked_for(pid), *run_worker.children(pid)]
 
 
 def wait_gone(pids: list[int], seconds: float) -> None:

@@ -10,10 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +39,7 @@ from scripts.run.prefect_stack import free_port
 from scripts.run.prepare_pool import BEAT, BEAT_SECONDS, FLOWS, POOL, crash_automation
 from scripts.run.stage_processes import child_processes
 from tests.support.commands import completed
+from tests.support.loopback import QuietHandler, served
 from tests.support.pipeline import wait_gone
 from tests.support.terminals import Dialogue
 
@@ -207,17 +206,22 @@ class Schedules:
         each.active = active
 
 
+def prepare(server: Schedules, deploy: Callable[[], int], patch: pytest.MonkeyPatch) -> int:
+    """The exit status of what prepares the pool, whose other parts are there already."""
+    patch.setattr(prepare_pool, "get_client", lambda **_: contextlib.nullcontext(server))
+    patch.setattr(prepare_pool, "deploy", deploy)
+    for name in ("put_pool", "put_automation"):
+        patch.setattr(prepare_pool, name, lambda *_: "is there")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        return prepare_pool.main()
+
+
 @pytest.mark.parametrize("active", [False, True], ids=["off", "on"])
 def test_a_schedule_stays_on_or_off_when_the_worker_starts_again(
     active: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = Schedules(active=active)
-    monkeypatch.setattr(prepare_pool, "get_client", lambda **_: contextlib.nullcontext(server))
-    monkeypatch.setattr(prepare_pool, "deploy", server.deploy)
-    for name in ("put_pool", "put_automation"):
-        monkeypatch.setattr(prepare_pool, name, lambda *_: "is there")
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
-        assert prepare_pool.main() == 0
+    assert prepare(server, server.deploy, monkeypatch) == 0
     shown = capsys.readouterr().out
     assert [each.active for each in server.schedules] == [active, active]
     resume = "prefect deployment schedule resume rebuild-features/nightly"
@@ -259,10 +263,15 @@ def test_a_wrong_value_in_prefect_yaml_is_refused_in_one_line(
     text = (ROOT / "prefect.yaml").read_text(encoding="utf-8")
     file = tmp_path / "prefect.yaml"
     file.write_text(text.replace("model: demo\n", f"model: demo\n        {field}\n", 1))
-    lines = list(deploy_all.refusals(file))
+    where = "" if "YAML" in refusal else ": caption-videos/batch"
+    check_refusals(file, where, refusal)
+
+
+def check_refusals(file: Path, where: str, refusal: str, *pools: list[str]) -> None:
+    """One line with this, or none if it is empty."""
+    lines = list(deploy_all.refusals(file, *pools))
     assert len(lines) == bool(refusal)
     for line in lines:
-        where = "" if "YAML" in refusal else ": caption-videos/batch"
         assert line.startswith(f"penstock: {file}{where}") and refusal in line and "\n" not in line
 
 
@@ -292,10 +301,7 @@ def test_what_the_server_would_refuse_is_refused_before_anything_is_deployed(
 ) -> None:
     file = tmp_path / "prefect.yaml"
     file.write_text((ROOT / "prefect.yaml").read_text(encoding="utf-8").replace(old, new, 1))
-    lines = list(deploy_all.refusals(file, ["cpu", "gpu"]))
-    assert len(lines) == bool(refusal)
-    for line in lines:
-        assert line.startswith(f"penstock: {file}: ") and refusal in line and "\n" not in line
+    check_refusals(file, ": ", refusal, ["cpu", "gpu"])
 
 
 def test_the_page_says_how_a_folder_of_ones_own_is_captioned_every_night(tmp_path: Path) -> None:
@@ -317,13 +323,7 @@ def test_the_page_says_how_a_folder_of_ones_own_is_captioned_every_night(tmp_pat
 def test_the_worker_does_not_start_where_a_deployment_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = Schedules(active=False)
-    monkeypatch.setattr(prepare_pool, "get_client", lambda **_: contextlib.nullcontext(server))
-    monkeypatch.setattr(prepare_pool, "deploy", lambda: 2)
-    for name in ("put_pool", "put_automation"):
-        monkeypatch.setattr(prepare_pool, name, lambda *_: "is there")
-    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
-        assert prepare_pool.main() == 2
+    assert prepare(Schedules(active=False), lambda: 2, monkeypatch) == 2
     assert "starting the worker" not in capsys.readouterr().out
 
 
@@ -332,15 +332,21 @@ FIRST_WORD_SECONDS = 3.0
 START_SECONDS = 240.0
 
 
-class Healthy(BaseHTTPRequestHandler):
+class Healthy(QuietHandler):
     """A server that is up and can do nothing else."""
 
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/api/health" else 404)
+        self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def log_message(self, *_: object) -> None:
-        pass
+
+def await_answer(url: str, shown: Dialogue) -> None:
+    """Wait until a server on a terminal answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(url):
+        assert time.monotonic() < deadline and shown.process.poll() is None, shown.text
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -371,15 +377,8 @@ def test_the_worker_says_at_once_what_it_waits_for_and_then_that_it_is_there(
         assert shown.shows(re.escape(first), FIRST_WORD_SECONDS), shown.text
         assert shown.text.startswith(first)
         assert not shown.shows("the Prefect server answers", 0.3)
-        server = HTTPServer(("127.0.0.1", port), Healthy)
-        answering = threading.Thread(target=server.serve_forever)
-        answering.start()
-        try:
+        with served(Healthy, port):
             assert shown.shows("penstock: the Prefect server answers", 10), shown.text
-        finally:
-            server.shutdown()
-            answering.join()
-            server.server_close()
 
 
 @pytest.mark.in_turn
@@ -391,14 +390,11 @@ def test_an_address_that_no_api_can_have_is_refused_at_once(
 ) -> None:
     url = requested.format(port)
     expected = "add /api" if "//" in url else "it must begin with http:// or https://"
-    server = HTTPServer(("127.0.0.1", port), Healthy)
-    answering = threading.Thread(target=server.serve_forever)
-    answering.start()
     monkeypatch.setattr(login, "WAIT_SECONDS", 1)
     monkeypatch.setenv("PREFECT_API_URL", url)
     lines: list[str] = []
     monkeypatch.setattr(login, "say", lines.append)
-    try:
+    with served(Healthy, port):
         assert login.await_server() == 2, lines
         assert lines[-1].startswith(f"PREFECT_API_URL is {url}") and lines[-1].endswith(expected)
         with (
@@ -406,11 +402,7 @@ def test_an_address_that_no_api_can_have_is_refused_at_once(
             pytest.raises(UsageError, match=re.escape(f"PREFECT_API_URL is {url}")) as refused,
         ):
             client_settings()
-        assert expected in str(refused.value)
-    finally:
-        server.shutdown()
-        answering.join()
-        server.server_close()
+    assert expected in str(refused.value)
 
 
 MINE = 'active = "mine"\n\n[profiles.mine]\n'
@@ -426,11 +418,8 @@ def test_the_server_asks_nothing_and_changes_no_profile(
     profiles = MINE + THERE.format(port=port)
     (tmp_path / "profiles.toml").write_text(profiles)
     with terminal("server", tmp_path, port) as shown:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(f"http://127.0.0.1:{port}/api"):
-            assert "How would you like to proceed" not in shown.text
-            assert time.monotonic() < deadline and shown.process.poll() is None, shown.text
-            time.sleep(0.1)
+        await_answer(f"http://127.0.0.1:{port}/api", shown)
+        assert "How would you like to proceed" not in shown.text
         assert shown.text.startswith(f"penstock: the page is http://127.0.0.1:{port}; it asks for")
         assert str(tmp_path / "penstock-auth") in shown.text.splitlines()[0]
         assert "profile" not in shown.text
@@ -473,10 +462,7 @@ def test_what_is_unchanged_is_not_deployed_again_and_ctrl_c_ends_it_in_one_line(
         return done.returncode, done.stdout
 
     with terminal("server", home, port) as shown:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(url):
-            assert time.monotonic() < deadline and shown.process.poll() is None, shown.text
-            time.sleep(0.1)
+        await_answer(url, shown)
         code, said = run()
         assert code == 0 and said.count("penstock: deployed sweep-crashed/") == 2, said
         code, said = run()

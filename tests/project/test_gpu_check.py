@@ -98,11 +98,16 @@ sys.exit(child.main(*sys.argv[1:]))
 """
 
 
-def made_of(tmp_path: Path, patch: pytest.MonkeyPatch, ends: str, seconds: float) -> list[Row]:
-    """Rows of two checks before, one that ends so, and one after it, which share a process."""
+def put_stub(tmp_path: Path, patch: pytest.MonkeyPatch, ends: str) -> None:
+    """Have checks run by a process that ends so in one of them."""
     stub = tmp_path / "stub.py"
     stub.write_text(STUB.format(ends=ends))
     patch.setattr(child, "COMMAND", (sys.executable, str(stub)))
+
+
+def made_of(tmp_path: Path, patch: pytest.MonkeyPatch, ends: str, seconds: float) -> list[Row]:
+    """Rows of two checks before, one that ends so, and one after it, which share a process."""
+    put_stub(tmp_path, patch, ends)
     names = ("before", "also before", "dies", "after")
     checks = [Check(name, lambda setting: iter(()), seconds) for name in names]
     return list(child.rows_of(checks, Setting(folder=tmp_path), time.monotonic() + 60.0))
@@ -152,9 +157,7 @@ def test_the_first_parts_have_an_order_and_limits_of_nine_minutes() -> None:
 def test_each_first_part_has_a_process_and_a_limit_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, seconds: float, words: str
 ) -> None:
-    stub = tmp_path / "stub.py"
-    stub.write_text(STUB.format(ends=ends))
-    monkeypatch.setattr(child, "COMMAND", (sys.executable, str(stub)))
+    put_stub(tmp_path, monkeypatch, ends)
     monkeypatch.setattr(first, "named", lambda name: Check(name, lambda setting: iter(())))
     parts = [Part(name, seconds, (name,)) for name in ("before", "dies", "after")]
     lines: list[dict[str, Any]] = []

@@ -1,7 +1,6 @@
 """The check of a GPU as its user starts it, on machines that are stood in for."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from scripts.prove.gpu_check.first import FILE, PARTS
 from scripts.prove.gpu_check.rows import PAGE
 from tests.support import gpus
-from tests.support.commands import completed
+from tests.support.commands import completed, ended_cpu_seconds
 from tests.support.fake_gpu.state import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -63,18 +62,12 @@ def test_the_first_rows_are_ok_and_come_from_one_process(tmp_path: Path) -> None
     assert len(gpus.contexts(tmp_path / "machine")) == 2
 
 
-def processor_seconds() -> float:
-    """What all ended processes that this one started have computed."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def test_the_first_parts_find_all_that_a_stand_in_has(tmp_path: Path) -> None:
-    began = processor_seconds()
+    began = ended_cpu_seconds()
     done = check(gpus.plain(), tmp_path, "--first", "--minutes", "45")
     assert done.returncode == 0, done.stdout + done.stderr
     # Not by the clock: other tests compute beside this one.
-    assert processor_seconds() - began < 240
+    assert ended_cpu_seconds() - began < 240
     assert (tmp_path / FILE).read_text() == done.stdout
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["part"] for line in lines if "seconds" in line] == [each.name for each in PARTS]

@@ -4,7 +4,6 @@ its extra before anything starts."""
 import ast
 import os
 import re
-import resource
 import shutil
 import sys
 import tomllib
@@ -20,7 +19,7 @@ from packaging.utils import canonicalize_name
 from artifacts.packages import CORE, EXTRAS, PACKAGES, install_command
 from flows.commands.shared.parser import module_of
 from flows.core.machine.versions import package_lines
-from tests.support.commands import completed
+from tests.support.commands import completed, ended_cpu_seconds
 from tests.support.hidden_modules import hiding
 from tests.support.pipeline import PENSTOCK, ROOT, SECONDS
 from tests.support.sources import PRODUCT, nodes
@@ -212,19 +211,13 @@ def captioned(here: Path) -> Path:
     return here
 
 
-def cpu_seconds() -> float:
-    """Return the processor time of the processes that ended below this one."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def check_refused(here: Path, tmp_path: Path, words: str, module: str) -> None:
     """Hide a module, and check that the command names its extra and starts nothing."""
     hidden, out = Hidden(tmp_path, module), tmp_path / "out"
     command = [*PENSTOCK, *words.replace("OUT", str(out)).split()]
-    began = cpu_seconds()
+    began = ended_cpu_seconds()
     done = completed(command, cwd=here, env=hidden.env, timeout=SECONDS)
-    seconds = cpu_seconds() - began  # whatever else this machine does
+    seconds = ended_cpu_seconds() - began  # whatever else this machine does
     said = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stdout + done.stderr
     package, extra = re.findall(MESSAGE, said[-1])[0]

@@ -73,6 +73,9 @@ class Machine:
     def uv_calls(self) -> list[str]:
         return self.calls("uv venv", "uv pip")
 
+    def uv_verbs(self) -> list[str]:
+        return [call.split()[1] for call in self.uv_calls()]
+
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
@@ -107,11 +110,11 @@ def test_only_another_lock_and_a_moved_clone_are_installed_anew(able: Machine) -
     with (able.clone / "requirements" / "runtime.txt").open("a") as lock:
         lock.write("another==1.0\n")
     assert "up to date" in able.setup().stdout
-    assert [call.split()[1] for call in able.uv_calls()] == ["pip", "pip"]
+    assert able.uv_verbs() == ["pip", "pip"]
     able.log.unlink()
     able.clone = able.clone.rename(able.clone.with_name("moved"))
     able.setup()
-    assert [call.split()[1] for call in able.uv_calls()] == ["venv", "pip", "pip"]
+    assert able.uv_verbs() == ["venv", "pip", "pip"]
 
 
 def test_what_tests_need_is_added_to_the_environment_of_users(able: Machine) -> None:
@@ -120,12 +123,10 @@ def test_what_tests_need_is_added_to_the_environment_of_users(able: Machine) -> 
     added = able.setup(LOCK="requirements/dev.txt")
     assert added.returncode == 0, added.stderr
     assert added.stdout.splitlines()[0].startswith("penstock: adding requirements/dev.txt to ")
-    assert [call.split()[1] for call in able.uv_calls()] == ["pip", "pip"]
+    assert able.uv_verbs() == ["pip", "pip"]
     able.log.unlink()
-    assert [able.setup(LOCK=f"requirements/{name}.txt").stdout for name in ("dev", "runtime")] == [
-        "",
-        "",
-    ]
+    for name in ("dev", "runtime"):
+        assert able.setup(LOCK=f"requirements/{name}.txt").stdout == ""
     assert not able.log.exists()
 
 
@@ -139,21 +140,24 @@ INSTALLS_FOR_USERS = ("setup", "demo", "server", "worker")
 INSTALLS_MORE = ("check", "lint", "test", "test-slow", "docs", "docs-check", "pictures", "bench")
 
 
+def planned_by(*words: str) -> str:
+    return completed(["make", "--dry-run", "--directory", ROOT, *words]).stdout
+
+
 @pytest.mark.parametrize("target", [*INSTALLS_FOR_USERS, *INSTALLS_MORE])
 def test_a_target_installs_no_more_than_it_needs(target: str) -> None:
-    planned = completed(["make", "--dry-run", "--directory", ROOT, target]).stdout
+    planned = planned_by(target)
     assert "scripts/run/setup" in planned
     assert ("LOCK=requirements/dev.txt" in planned) == (target in INSTALLS_MORE)
 
 
-def test_a_wheel_is_built_without_an_installation(tmp_path: Path) -> None:
-    planned = completed(["make", "--dry-run", "--directory", ROOT, "wheel"]).stdout
+def test_a_wheel_is_built_without_an_installation() -> None:
+    planned = planned_by("wheel")
     assert "scripts/run/setup" not in planned and "wheel" in planned
 
 
 def test_a_worker_of_a_ray_cluster_installs_ray() -> None:
-    planned = completed(["make", "--dry-run", "--directory", ROOT, "worker", "RAY=head"]).stdout
-    assert "LOCK=requirements/dev.txt" in planned
+    assert "LOCK=requirements/dev.txt" in planned_by("worker", "RAY=head")
 
 
 UV_PRINTS = """echo 'Resolved 3 packages in 1ms'
@@ -166,33 +170,33 @@ echo ' + numpy==2.4.6'
 """
 
 
+INSTALL = ROOT / "scripts" / "run" / "install_progress.py"
+
+
 def test_an_installation_names_what_it_downloads_and_no_package_that_it_installed(
     tmp_path: Path,
 ) -> None:
-    script = ROOT / "scripts" / "run" / "install_progress.py"
-    run = [sys.executable, "-c", f"import runpy, sys; sys.argv[0] = '{script}'"]
-    run[-1] += f"; m = runpy.run_path('{script}'); m['show'].__globals__['LINE_SECONDS'] = 0.2"
+    run = [sys.executable, "-c", f"import runpy, sys; sys.argv[0] = '{INSTALL}'"]
+    run[-1] += f"; m = runpy.run_path('{INSTALL}'); m['show'].__globals__['LINE_SECONDS'] = 0.2"
     run[-1] += "; sys.exit(m['main'](*sys.argv[1:]))"
     done = completed([*run, tmp_path, "sh", "-c", UV_PRINTS])
     first, *_, last = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
     assert "0.0 of 0.8 GB, downloading torch" in first
-    assert last == "penstock: 3 packages in 1 s" or last == "penstock: 3 packages in 0 s"
+    assert last in ("penstock: 3 packages in 1 s", "penstock: 3 packages in 0 s")
     assert "numpy" not in done.stdout + done.stderr
 
 
 def test_an_installation_that_fails_shows_all_that_it_printed(tmp_path: Path) -> None:
-    script = ROOT / "scripts" / "run" / "install_progress.py"
     failing = f"{UV_PRINTS}echo 'No space left on device' >&2; exit 2"
-    done = completed([sys.executable, script, tmp_path, "sh", "-c", failing])
+    done = completed([sys.executable, INSTALL, tmp_path, "sh", "-c", failing])
     assert done.returncode == 2
     assert "No space left on device" in done.stderr and "+ numpy==2.4.6" in done.stderr
 
 
 def test_an_installation_has_a_bar_on_a_terminal(tmp_path: Path) -> None:
     with terminal(70) as seen:
-        script = str(ROOT / "scripts" / "run" / "install_progress.py")
-        command = [sys.executable, script, str(tmp_path), "sh", "-c", UV_PRINTS]
+        command = [sys.executable, str(INSTALL), str(tmp_path), "sh", "-c", UV_PRINTS]
         subprocess.run(command, stdout=seen.to, check=True)
         text = seen.close()
     drawn = [line for line in text.split("\r") if line.startswith("[")]
@@ -240,7 +244,7 @@ def test_two_at_once_install_once(machine: Machine) -> None:
     ]
     printed = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
-    assert [call.split()[1] for call in machine.uv_calls()] == ["venv", "pip", "pip"]
+    assert machine.uv_verbs() == ["venv", "pip", "pip"]
     assert sum("waiting for another installation" in each for each in printed) == 1
 
 

@@ -18,6 +18,7 @@ from artifacts.records.packs import Record
 from tests.project.test_layers import PACKAGES, ROOT, lint
 from tests.support.clips import PROMPTS
 from tests.support.commands import completed
+from tests.support.embedding import items
 from tests.support.waves import CAPTIONS, OTHER, keys_told, mixed_wave, noted, words
 
 pytestmark = pytest.mark.slow
@@ -95,11 +96,6 @@ def thumb(copy: Path, *more: str) -> str:
     return done.stdout + done.stderr
 
 
-def items(copy: Path) -> dict[str, int]:
-    record = json.loads((copy.parent / "out" / "run.json").read_text())
-    return {stage["name"]: stage["items"] for stage in record["stages"]}
-
-
 def test_the_layers_hold_with_it(copy: Path) -> None:
     done = lint(copy)
     assert done.returncode == 0, done.stdout
@@ -111,8 +107,8 @@ def test_it_is_planned_run_shown_and_resumed(copy: Path) -> None:
     assert "  thumb " in planned and "decode" not in planned and not out.exists()
     message = thumb(copy)
     assert "making thumbs: 3 chunks to do" in message
-    assert items(copy) == {"frames": 3, "thumb": 3}
-    for path in sorted(out.glob("*.jpg")):
+    assert items(copy.parent) == {"frames": 3, "thumb": 3}
+    for path in out.glob("*.jpg"):
         with Image.open(path) as image:
             assert image.format == "JPEG" and max(image.size) == 64
     first = {path.name: path.read_bytes() for path in out.glob("*.jpg")}
@@ -122,13 +118,13 @@ def test_it_is_planned_run_shown_and_resumed(copy: Path) -> None:
     penstock(copy, "report", str(out))
     assert "thumb" in (out / "report.html").read_text()
 
-    assert thumb(copy) == "" and items(copy) == {"frames": 0, "thumb": 0}
+    assert thumb(copy) == "" and items(copy.parent) == {"frames": 0, "thumb": 0}
     # The frames are given back: of a record that is lost, and of it alone, all is made anew.
     packs = sorted((copy.parent / "store" / "thumbs").rglob("*.pack"))
     assert len(packs) == len(CLIPS)
     packs[0].unlink()
     thumb(copy)
-    assert items(copy) == {"frames": 1, "thumb": 1}
+    assert items(copy.parent) == {"frames": 1, "thumb": 1}
     assert {path.name: path.read_bytes() for path in out.glob("*.jpg")} == first
 
 

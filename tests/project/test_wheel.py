@@ -16,9 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.support.commands import completed
+from tests.support.sources import PRODUCT, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ["penstock", "flows", "stages", "artifacts", "penstock_demo"]
 BUILD = "import sys, uv_build; print(uv_build.build_wheel(sys.argv[1]))"
 
 
@@ -35,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
     expected = {
         path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
+        for package in PRODUCT
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }

@@ -105,12 +105,6 @@ class Browser:
         command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
         self._call("POST", "/goog/cdp/execute", command)
 
-    def print_media(self, on: bool) -> None:
-        """Show pages as they are on paper, or as on a screen again."""
-        params = {"media": "print" if on else ""}
-        command = {"cmd": "Emulation.setEmulatedMedia", "params": params}
-        self._call("POST", "/goog/cdp/execute", command)
-
     def close(self) -> None:
         self._call("DELETE", "")
 

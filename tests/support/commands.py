@@ -1,5 +1,6 @@
 """Commands that are run to their end."""
 
+import resource
 import subprocess
 from collections.abc import Sequence
 from os import PathLike
@@ -21,3 +22,9 @@ def begun(command: Sequence[str | PathLike[str]], **options: Any) -> "subprocess
     stream."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, text=True, **{"cwd": ROOT, **streams, **options})
+
+
+def ended_cpu_seconds() -> float:
+    """The processor time of the processes below this one that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

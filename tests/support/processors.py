@@ -1,5 +1,5 @@
-"""Real processors of many families with tiny tokenizers and small sizes, and how each family
-documents that its own is called; builds no model and needs no network."""
+"""Real processors of many families with tiny tokenizers and, by default, small sizes, and how each
+family documents that its own is called; builds no model and needs no network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,19 @@ from tests.support.builders.words import hf, template, words
 from tests.support.families import made_once
 from tests.support.tiny_families.parts import PINPOINTS
 
-TILES = tuple(f"<row_{row}_col_{col}>" for row in (1, 2) for col in (1, 2))
-SQUARE = {"height": 32, "width": 32}
-CROPPED = {"size": {"shortest_edge": 32}, "crop_size": SQUARE}
+Pinpoints = list[list[int]]
+CLIP_TOKENS = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+
+
+def square(edge: int) -> dict[str, int]:
+    return {"height": edge, "width": edge}
+
+
+def cropped(edge: int) -> dict[str, Any]:
+    return {"size": {"shortest_edge": edge}, "crop_size": square(edge)}
+
+
+SQUARE, CROPPED = square(32), cropped(32)
 
 
 def qwen2_vl() -> Any:
@@ -48,87 +58,101 @@ def omni(name: str) -> Any:
     )
 
 
-def glm4v() -> Any:
-    common = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-    size = {"size": {"shortest_edge": 16 * 16, "longest_edge": 8 * 32 * 32}, **common}
+def glm4v(
+    patch: int = 4, least: int = 16 * 16, most: int = 8 * 32 * 32, video_most: int = 8 * 32 * 32
+) -> Any:
+    common = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
     image, video = "<|image|>", "<|video|>"
     marks = ("<|begin_of_video|>", "<|end_of_video|>", "<|begin_of_image|>", "<|end_of_image|>")
     return hf.Glm4vProcessor(
-        image_processor=hf.Glm4vImageProcessor(**size),
-        video_processor=hf.Glm4vVideoProcessor(**size),
+        image_processor=hf.Glm4vImageProcessor(
+            size={"shortest_edge": least, "longest_edge": most}, **common
+        ),
+        video_processor=hf.Glm4vVideoProcessor(
+            size={"shortest_edge": least, "longest_edge": video_most}, **common
+        ),
         tokenizer=words(*marks, image=image, video=video),
         chat_template=template(image, f"{marks[0]}{video}{marks[1]}"),
     )
 
 
-def gemma3() -> Any:
+def gemma3(edge: int = 32, tokens: int = 4) -> Any:
     named = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<soft>"}
     return hf.Gemma3Processor(
-        hf.Gemma3ImageProcessor(size=SQUARE),
+        hf.Gemma3ImageProcessor(size=square(edge)),
         words(**named),
         chat_template=template("<boi>"),
-        image_seq_length=4,
+        image_seq_length=tokens,
     )
 
 
-def internvl() -> Any:
+def internvl(edge: int = 32, tokens: int = 4, most: int = 3) -> Any:
     named = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }
+    tiled = {"crop_to_patches": True, "min_patches": 1, "max_patches": most}
     return hf.InternVLProcessor(
-        hf.GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=3),
+        hf.GotOcr2ImageProcessor(size=square(edge), **tiled),
         words(**named),
-        hf.InternVLVideoProcessor(size=SQUARE),
-        image_seq_length=4,
+        hf.InternVLVideoProcessor(size=square(edge)),
+        image_seq_length=tokens,
         chat_template=template("<IMG_CONTEXT>", "<video>"),
     )
 
 
-def llava_next() -> Any:
+def llava_next(edge: int = 32, patch: int = 8, pinpoints: Pinpoints = PINPOINTS) -> Any:
     return hf.LlavaNextProcessor(
-        hf.LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=PINPOINTS),
+        hf.LlavaNextImageProcessor(**cropped(edge), image_grid_pinpoints=pinpoints),
         words(image="<image>"),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        patch_size=patch,
+        **CLIP_TOKENS,
         chat_template=template("<image>"),
     )
 
 
-def llava_next_video() -> Any:
+def llava_next_video(edge: int = 32, patch: int = 8, pinpoints: Pinpoints = PINPOINTS) -> Any:
+    size = cropped(edge)
     return hf.LlavaNextVideoProcessor(
-        video_processor=hf.LlavaNextVideoVideoProcessor(**CROPPED),
-        image_processor=hf.LlavaNextImageProcessor(**CROPPED, image_grid_pinpoints=PINPOINTS),
+        video_processor=hf.LlavaNextVideoVideoProcessor(**size),
+        image_processor=hf.LlavaNextImageProcessor(**size, image_grid_pinpoints=pinpoints),
         tokenizer=words(image="<image>", video="<video>"),
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        patch_size=patch,
+        **CLIP_TOKENS,
         chat_template=template("<image>", "<video>"),
     )
 
 
-def video_llava() -> Any:
+def video_llava(edge: int = 32, patch: int = 8, **more: Any) -> Any:
     return hf.VideoLlavaProcessor(
-        image_processor=hf.VideoLlavaImageProcessor(**CROPPED),
-        video_processor=hf.VideoLlavaVideoProcessor(**CROPPED),
+        image_processor=hf.VideoLlavaImageProcessor(**cropped(edge)),
+        video_processor=hf.VideoLlavaVideoProcessor(**cropped(edge)),
         tokenizer=words(image="<image>", video="<video>"),
-        patch_size=8,
+        patch_size=patch,
+        **more,
         chat_template=template("<image>", "<video>"),
     )
 
 
-SMOL = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *TILES)
+SMOL = ("<fake_token_around_image>", "<end_of_utterance>")
 
 
-def idefics3() -> Any:
-    sizes = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}}
+def smol_marks(tiles: int) -> tuple[str, ...]:
+    """The marks of an image that is cut into so many rows and columns."""
+    numbers = range(1, tiles + 1)
+    places = (f"<row_{row}_col_{col}>" for row in numbers for col in numbers)
+    return (*SMOL, "<global-img>", *places)
+
+
+def idefics3(edge: int = 32, tiles: int = 2, tokens: int = 4) -> Any:
     return hf.Idefics3Processor(
-        hf.Idefics3ImageProcessor(**sizes),
-        words(*SMOL, image="<image>"),
-        image_seq_len=4,
+        hf.Idefics3ImageProcessor(
+            size={"longest_edge": tiles * edge}, max_image_size={"longest_edge": edge}
+        ),
+        words(*smol_marks(tiles), image="<image>"),
+        image_seq_len=tokens,
         chat_template=template("<image>"),
     )
 
@@ -137,17 +161,19 @@ def idefics2() -> Any:
     sizes = {"size": {"shortest_edge": 32, "longest_edge": 64}, "do_image_splitting": True}
     return hf.Idefics2Processor(
         hf.Idefics2ImageProcessor(**sizes),
-        words(*SMOL[:2], image="<image>"),
+        words(*SMOL, image="<image>"),
         image_seq_len=4,
         chat_template=template("<image>"),
     )
 
 
-def pixtral() -> Any:
+def pixtral(edge: int = 64, patch: int = 8, merge: int = 1) -> Any:
+    """A processor that writes a mark after each row of a frame's tokens."""
     return hf.PixtralProcessor(
-        hf.PixtralImageProcessor(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8}),
+        hf.PixtralImageProcessor(size={"longest_edge": edge}, patch_size=square(patch)),
         words("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
-        patch_size=8,
+        patch_size=patch,
+        spatial_merge_size=merge,
         chat_template=template("[IMG]"),
     )
 
@@ -183,9 +209,9 @@ def janus() -> Any:
     return made
 
 
-def mllama() -> Any:
+def mllama(edge: int = 32) -> Any:
     return hf.MllamaProcessor(
-        hf.MllamaImageProcessor(size=SQUARE, max_image_tiles=4),
+        hf.MllamaImageProcessor(size=square(edge), max_image_tiles=4),
         words("<|image|>", "<|python_tag|>"),
         chat_template="{{ bos_token }}" + template("<|image|>"),
     )
@@ -218,9 +244,9 @@ def emu3() -> Any:
     )
 
 
-def paligemma() -> Any:
-    image = hf.SiglipImageProcessor(size=SQUARE)
-    image.image_seq_length = 16
+def paligemma(edge: int = 32, tokens: int = 16) -> Any:
+    image = hf.SiglipImageProcessor(size=square(edge))
+    image.image_seq_length = tokens
     return hf.PaliGemmaProcessor(image, words("<image>"))
 
 
@@ -243,8 +269,8 @@ def git() -> Any:
     return hf.GitProcessor(hf.CLIPImageProcessor(**CROPPED), _framed(words()))
 
 
-def blip() -> Any:
-    return hf.BlipProcessor(hf.BlipImageProcessor(size=SQUARE), _framed(words()))
+def blip(edge: int = 32) -> Any:
+    return hf.BlipProcessor(hf.BlipImageProcessor(size=square(edge)), _framed(words()))
 
 
 def _framed(made: Any) -> Any:

@@ -5,13 +5,13 @@ published sizes.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.support import cogvlm2
+from tests.support import cogvlm2, processors
 from tests.support.builders.processors import llava_processor
 from tests.support.builders.words import (
     LLAVA_TEMPLATE,
@@ -55,14 +55,6 @@ Made = tuple[Any, Any]
 """A processor and a model."""
 
 
-def _square(edge: int) -> dict[str, int]:
-    return {"height": edge, "width": edge}
-
-
-def _cropped(edge: int) -> dict[str, Any]:
-    return {"size": {"shortest_edge": edge}, "crop_size": _square(edge)}
-
-
 def _text(sizes: PublishedSizes, model_type: str, layers: int, **changes: Any) -> dict[str, Any]:
     """Return a language model with the published context and vocabulary."""
     rope = {"rope_type": sizes.rope_type, "rope_theta": 10000.0, "factor": sizes.rope_factor}
@@ -88,15 +80,25 @@ def _siglip(sizes: PublishedSizes, **changes: Any) -> dict[str, Any]:
     return _tower(sizes, "siglip_vision_model", vision_use_head=False, **changes)
 
 
-def _ids(made: Any, **names: str) -> dict[str, int]:
-    return {name: made.convert_tokens_to_ids(token) for name, token in names.items()}
+def _made(
+    processor: Any,
+    prefix: str,
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    tokens: Mapping[str, str],
+    **more: Any,
+) -> Made:
+    """Return a processor and the model of its family, which knows some tokens by their ids."""
+    id_of = processor.tokenizer.convert_tokens_to_ids
+    named = {name: id_of(token) for name, token in tokens.items()}
+    return processor, model_of(config_of(prefix, text, vision, **more, **named))
+
+
+IMAGE = {"image_token_index": "<image>"}
+BOTH = {**IMAGE, "video_token_index": "<video>"}
 
 
 def _blip(sizes: PublishedSizes, layers: int) -> Made:
-    from tests.support.processors import blip
-
-    processor = blip()
-    processor.image_processor.size = _square(sizes.edge)
     marks = {"vocab_size": sizes.vocabulary, "bos_token_id": 2, "eos_token_id": 1}
     text = small(
         encoder_hidden_size=32,
@@ -109,17 +111,10 @@ def _blip(sizes: PublishedSizes, layers: int) -> Made:
     )
     vision = small(projection_dim=32, image_size=sizes.edge, patch_size=sizes.patch)
     shown = {"projection_dim": 32, "image_text_hidden_size": 32}
-    return processor, model_of(config_of("Blip", text, vision, **shown))
+    return _made(processors.blip(sizes.edge), "Blip", text, vision, {}, **shown)
 
 
 def _gemma3(sizes: PublishedSizes, layers: int) -> Made:
-    named = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<soft>"}
-    processor = hf.Gemma3Processor(
-        hf.Gemma3ImageProcessor(size=_square(sizes.edge)),
-        words(**named),
-        chat_template=template("<boi>"),
-        image_seq_length=sizes.frame_tokens,
-    )
     # Each sixth layer sees the whole context, through RoPE that is stretched eightfold.
     kinds = ["full_attention" if not (at + 1) % 6 else "sliding_attention" for at in range(layers)]
     stretched = {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0}
@@ -133,68 +128,36 @@ def _gemma3(sizes: PublishedSizes, layers: int) -> Made:
         head_dim=8,
         rope_parameters={"sliding_attention": ROPE, "full_attention": stretched},
     )
-    tokens = _ids(
-        processor.tokenizer,
-        boi_token_index="<boi>",
-        eoi_token_index="<eoi>",
-        image_token_id="<soft>",
-    )
+    tokens = {"boi_token_index": "<boi>", "eoi_token_index": "<eoi>", "image_token_id": "<soft>"}
     pooled = {"tie_word_embeddings": False, "mm_tokens_per_image": sizes.frame_tokens}
-    return processor, model_of(config_of("Gemma3", text, _siglip(sizes), **pooled, **tokens))
+    processor = processors.gemma3(sizes.edge, sizes.frame_tokens)
+    return _made(processor, "Gemma3", text, _siglip(sizes), tokens, **pooled)
 
 
 def _glm4v(sizes: PublishedSizes, layers: int) -> Made:
-    image, video = "<|image|>", "<|video|>"
-    marks = ("<|begin_of_video|>", "<|end_of_video|>", "<|begin_of_image|>", "<|end_of_image|>")
-    processor = hf.Glm4vProcessor(
-        image_processor=hf.Glm4vImageProcessor(
-            size={"shortest_edge": 12544, "longest_edge": 9633792}
-        ),
-        video_processor=hf.Glm4vVideoProcessor(
-            size={"shortest_edge": 12544, "longest_edge": 47040000}
-        ),
-        tokenizer=words(*marks, image=image, video=video),
-        chat_template=template(image, f"{marks[0]}{video}{marks[1]}"),
-    )
-    tokens = _ids(
-        processor.tokenizer,
-        image_token_id=image,
-        video_token_id=video,
-        video_start_token_id=marks[0],
-        video_end_token_id=marks[1],
-        image_start_token_id=marks[2],
-        image_end_token_id=marks[3],
-    )
+    tokens = {
+        "image_token_id": "<|image|>",
+        "video_token_id": "<|video|>",
+        "video_start_token_id": "<|begin_of_video|>",
+        "video_end_token_id": "<|end_of_video|>",
+        "image_start_token_id": "<|begin_of_image|>",
+        "image_end_token_id": "<|end_of_image|>",
+    }
+    processor = processors.glm4v(sizes.patch, 12544, 9633792, 47040000)
     text = _text(sizes, "", layers, rope_parameters=MROPE)
     vision = patches(image_size=336, patch_size=sizes.patch, spatial_merge_size=sizes.merge)
-    return processor, model_of(config_of("Glm4v", text, vision, **tokens))
-
-
-SMOL = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")
-
-
-def _tiles(rows: int) -> tuple[str, ...]:
-    numbers = range(1, rows + 1)
-    return tuple(f"<row_{row}_col_{col}>" for row in numbers for col in numbers)
+    return _made(processor, "Glm4v", text, vision, tokens)
 
 
 def _idefics3(sizes: PublishedSizes, layers: int) -> Made:
-    processor = hf.Idefics3Processor(
-        hf.Idefics3ImageProcessor(
-            size={"longest_edge": 4 * sizes.edge}, max_image_size={"longest_edge": sizes.edge}
-        ),
-        words(*SMOL, *_tiles(4), image="<image>"),
-        image_seq_len=(sizes.edge // sizes.patch // sizes.merge) ** 2,
-        chat_template=template("<image>"),
-    )
-    config = config_of(
-        "Idefics3",
-        _text(sizes, "llama", layers),
-        _tower(sizes, "idefics3_vision"),
-        scale_factor=sizes.merge,
-        **_ids(processor.tokenizer, image_token_id="<image>"),
-    )
-    return processor, model_of(config)
+    tokens = (sizes.edge // sizes.patch // sizes.merge) ** 2
+    return _smol(processors.idefics3(sizes.edge, 4, tokens), "Idefics3", sizes, layers)
+
+
+def _smol(processor: Any, prefix: str, sizes: PublishedSizes, layers: int) -> Made:
+    text, vision = _text(sizes, "llama", layers), _tower(sizes, f"{prefix.lower()}_vision")
+    tokens = {"image_token_id": "<image>"}
+    return _made(processor, prefix, text, vision, tokens, scale_factor=sizes.merge)
 
 
 def _smolvlm(sizes: PublishedSizes, layers: int) -> Made:
@@ -205,160 +168,80 @@ def _smolvlm(sizes: PublishedSizes, layers: int) -> Made:
     sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": sizes.edge}}
     processor = hf.SmolVLMProcessor(
         image_processor=hf.SmolVLMImageProcessor(**published),
-        tokenizer=words(*SMOL, *_tiles(4), image="<image>", video="<video>"),
+        tokenizer=words(*processors.smol_marks(4), image="<image>", video="<video>"),
         video_processor=hf.SmolVLMVideoProcessor(**published, video_sampling=sampling),
         image_seq_len=sizes.frame_tokens,
         chat_template=template("<image>", "<video>"),
     )
-    config = config_of(
-        "SmolVLM",
-        _text(sizes, "llama", layers),
-        _tower(sizes, "smolvlm_vision"),
-        scale_factor=sizes.merge,
-        **_ids(processor.tokenizer, image_token_id="<image>"),
-    )
-    return processor, model_of(config)
+    return _smol(processor, "SmolVLM", sizes, layers)
 
 
 def _internvl(sizes: PublishedSizes, layers: int) -> Made:
-    named = {
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "context_image_token": "<IMG_CONTEXT>",
-        "video_token": "<video>",
-    }
-    size = _square(sizes.edge)
-    processor = hf.InternVLProcessor(
-        hf.GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=12),
-        words(**named),
-        hf.InternVLVideoProcessor(size=size),
-        image_seq_length=sizes.frame_tokens,
-        chat_template=template("<IMG_CONTEXT>", "<video>"),
-    )
     vision = _tower(
         sizes,
         "internvl_vision",
         image_size=[sizes.edge, sizes.edge],
         patch_size=[sizes.patch, sizes.patch],
     )
-    config = config_of(
+    return _made(
+        processors.internvl(sizes.edge, sizes.frame_tokens, 12),
         "InternVL",
         _text(sizes, "qwen2", layers),
         vision,
+        {"image_token_id": "<IMG_CONTEXT>"},
         image_seq_length=sizes.frame_tokens,
-        **_ids(processor.tokenizer, image_token_id="<IMG_CONTEXT>"),
     )
-    return processor, model_of(config)
 
 
 def _llava(sizes: PublishedSizes, layers: int) -> Made:
-    made = tokenizer(("<image>", "<s>"), LLAVA_TEMPLATE, bos="<s>")
-    config = config_of(
-        "Llava",
-        _text(sizes, "llama", layers),
-        _clip(sizes),
-        **_ids(made, image_token_index="<image>"),
-    )
-    return llava_processor(made, sizes.edge, sizes.patch), model_of(config)
+    marks = tokenizer(("<image>", "<s>"), LLAVA_TEMPLATE, bos="<s>")
+    processor = llava_processor(marks, sizes.edge, sizes.patch)
+    return _made(processor, "Llava", _text(sizes, "llama", layers), _clip(sizes), IMAGE)
 
 
 def _llava_next(sizes: PublishedSizes, layers: int) -> Made:
-    processor = hf.LlavaNextProcessor(
-        hf.LlavaNextImageProcessor(**_cropped(sizes.edge), image_grid_pinpoints=PINPOINTS),
-        words(image="<image>"),
-        patch_size=sizes.patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template("<image>"),
-    )
-    config = config_of(
-        "LlavaNext",
-        _text(sizes, "llama", layers),
-        _clip(sizes),
-        image_grid_pinpoints=PINPOINTS,
-        **_ids(processor.tokenizer, image_token_index="<image>"),
-    )
-    return processor, model_of(config)
+    processor = processors.llava_next(sizes.edge, sizes.patch, PINPOINTS)
+    text, tiles = _text(sizes, "llama", layers), {"image_grid_pinpoints": PINPOINTS}
+    return _made(processor, "LlavaNext", text, _clip(sizes), IMAGE, **tiles)
 
 
 def _llava_next_video(sizes: PublishedSizes, layers: int) -> Made:
-    cropped = _cropped(sizes.edge)
-    processor = hf.LlavaNextVideoProcessor(
-        video_processor=hf.LlavaNextVideoVideoProcessor(**cropped),
-        image_processor=hf.LlavaNextImageProcessor(**cropped, image_grid_pinpoints=PINPOINTS),
-        tokenizer=words(image="<image>", video="<video>"),
-        patch_size=sizes.patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template("<image>", "<video>"),
-    )
-    config = config_of(
-        "LlavaNextVideo",
-        _text(sizes, "llama", layers),
-        _clip(sizes),
-        image_grid_pinpoints=PINPOINTS,
-        spatial_pool_stride=sizes.merge,
-        **_ids(processor.tokenizer, image_token_index="<image>", video_token_index="<video>"),
-    )
-    return processor, model_of(config)
+    processor = processors.llava_next_video(sizes.edge, sizes.patch, PINPOINTS)
+    tiles = {"image_grid_pinpoints": PINPOINTS, "spatial_pool_stride": sizes.merge}
+    text = _text(sizes, "llama", layers)
+    return _made(processor, "LlavaNextVideo", text, _clip(sizes), BOTH, **tiles)
 
 
 def _llava_onevision(sizes: PublishedSizes, layers: int) -> Made:
-    made = tokenizer(("<image>", "<video>"), LLAVA_TEMPLATE)
-    config = config_of(
-        "LlavaOnevision",
-        _text(sizes, "qwen2", layers),
-        _siglip(sizes),
-        image_grid_pinpoints=ONEVISION_PINPOINTS,
-        vision_aspect_ratio="anyres_max_9",
-        **_ids(made, image_token_index="<image>", video_token_index="<video>"),
-    )
-    size = _square(sizes.edge)
+    size, tiles = processors.square(sizes.edge), {"image_grid_pinpoints": ONEVISION_PINPOINTS}
     processor = hf.LlavaOnevisionProcessor(
-        image_processor=hf.LlavaOnevisionImageProcessor(
-            size=size, image_grid_pinpoints=ONEVISION_PINPOINTS
-        ),
-        tokenizer=made,
+        image_processor=hf.LlavaOnevisionImageProcessor(size=size, **tiles),
+        tokenizer=tokenizer(("<image>", "<video>"), LLAVA_TEMPLATE),
         video_processor=hf.LlavaOnevisionVideoProcessor(size=size),
         num_image_tokens=(sizes.edge // sizes.patch) ** 2,
         vision_feature_select_strategy="full",
         chat_template=LLAVA_TEMPLATE,
     )
-    return processor, model_of(config)
+    text, ratio = _text(sizes, "qwen2", layers), {"vision_aspect_ratio": "anyres_max_9"}
+    return _made(processor, "LlavaOnevision", text, _siglip(sizes), BOTH, **tiles, **ratio)
 
 
 def pixtral_processor(sizes: PublishedSizes) -> Any:
-    """Return a processor that writes a mark after each row of a frame's tokens."""
-    return hf.PixtralProcessor(
-        hf.PixtralImageProcessor(
-            size={"longest_edge": sizes.edge}, patch_size=_square(sizes.patch)
-        ),
-        words("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
-        patch_size=sizes.patch,
-        spatial_merge_size=sizes.merge,
-        chat_template=template("[IMG]"),
-    )
+    return processors.pixtral(sizes.edge, sizes.patch, sizes.merge)
 
 
 def _mistral3(sizes: PublishedSizes, layers: int) -> Made:
-    processor = pixtral_processor(sizes)
-    vision = small(model_type="pixtral", image_size=sizes.edge, patch_size=sizes.patch, head_dim=8)
-    config = config_of(
+    return _made(
+        pixtral_processor(sizes),
         "Mistral3",
         _text(sizes, "mistral", layers, sliding_window=None),
-        vision,
+        small(model_type="pixtral", image_size=sizes.edge, patch_size=sizes.patch, head_dim=8),
+        {"image_token_index": "[IMG]"},
         spatial_merge_size=sizes.merge,
-        **_ids(processor.tokenizer, image_token_index="[IMG]"),
     )
-    return processor, model_of(config)
 
 
 def _mllama(sizes: PublishedSizes, layers: int) -> Made:
-    processor = hf.MllamaProcessor(
-        hf.MllamaImageProcessor(size=_square(sizes.edge), max_image_tiles=4),
-        words("<|image|>", "<|python_tag|>"),
-        chat_template="{{ bos_token }}" + template("<|image|>"),
-    )
     text = text_config(
         cross_attention_layers=[1],
         vocab_size=sizes.vocabulary,
@@ -367,29 +250,22 @@ def _mllama(sizes: PublishedSizes, layers: int) -> Made:
         bos_token_id=2,
         pad_token_id=0,
     )
-    vision = {
-        **mllama_tower(max_num_tiles=4),
-        "image_size": sizes.edge,
-        "patch_size": sizes.patch,
-    }
-    place = _ids(processor.tokenizer, image_token_index="<|image|>")
-    return processor, model_of(config_of("Mllama", text, vision, **place))
+    tower_sizes = {"image_size": sizes.edge, "patch_size": sizes.patch}
+    vision, tokens = mllama_tower(max_num_tiles=4) | tower_sizes, {"image_token_index": "<|image|>"}
+    return _made(processors.mllama(sizes.edge), "Mllama", text, vision, tokens)
 
 
 def _paligemma(sizes: PublishedSizes, layers: int) -> Made:
-    image = hf.SiglipImageProcessor(size=_square(sizes.edge))
-    image.image_seq_length = sizes.frame_tokens
-    processor = hf.PaliGemmaProcessor(image, words("<image>"))
-    config = config_of(
+    return _made(
+        processors.paligemma(sizes.edge, sizes.frame_tokens),
         "PaliGemma",
         _text(sizes, "gemma2", layers, num_key_value_heads=1, head_dim=8, sliding_window=4096),
         _siglip(sizes, projection_dim=32),
+        IMAGE,
         tie_word_embeddings=False,
         projection_dim=32,
         hidden_size=32,
-        **_ids(processor.tokenizer, image_token_index="<image>"),
     )
-    return processor, model_of(config)
 
 
 QWEN_SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
@@ -432,23 +308,8 @@ def _qwen(prefix: str, sizes: PublishedSizes, layers: int) -> Made:
 
 
 def _video_llava(sizes: PublishedSizes, layers: int) -> Made:
-    cropped = _cropped(sizes.edge)
-    processor = hf.VideoLlavaProcessor(
-        image_processor=hf.VideoLlavaImageProcessor(**cropped),
-        video_processor=hf.VideoLlavaVideoProcessor(**cropped),
-        tokenizer=words(image="<image>", video="<video>"),
-        patch_size=sizes.patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template("<image>", "<video>"),
-    )
-    config = config_of(
-        "VideoLlava",
-        _text(sizes, "llama", layers),
-        _clip(sizes),
-        **_ids(processor.tokenizer, image_token_index="<image>", video_token_index="<video>"),
-    )
-    return processor, model_of(config)
+    processor = processors.video_llava(sizes.edge, sizes.patch, **processors.CLIP_TOKENS)
+    return _made(processor, "VideoLlava", _text(sizes, "llama", layers), _clip(sizes), BOTH)
 
 
 BUILDERS: dict[str, Callable[[PublishedSizes, int], Made]] = {

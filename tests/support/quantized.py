@@ -17,6 +17,7 @@ from stages.models.shards.layout import DTYPE_NAMES
 from stages.models.stored.codes import codes_of, unpack
 from stages.models.stored.layouts import Settings, StoredLayer, recognize
 from tests.support.builders.plan_cases import PlanCase, Shape, make_folder, write_header
+from tests.support.builders.quantized import is_quantized
 from tests.support.families import checkpoint, made_once
 
 Tensors = dict[str, torch.Tensor]
@@ -329,12 +330,6 @@ LAYOUTS: dict[str, Layout] = {
 MIXED = compressed("mixed-precision", _ints(4))
 MIXED["config_groups"]["group_1"] = {"targets": ["re:.*attn.*"], "weights": _ints(8)}
 """Settings of a checkpoint with attention in 8 bit and MLPs in 4."""
-
-
-def is_quantized(name: str) -> bool:
-    """Whether programs quantize a weight of this name: layers of the language model."""
-    vision = any(word in name for word in ("visual", "vision", "projector", "merger"))
-    return ".layers." in name and name.endswith("proj.weight") and not vision
 
 
 def name_of_today(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from flows.core.machine.launch import ENTRIES
 from stages.process.events import EventReporter
+from tests.support.builders.waits import warm as warm
 
 SECONDS = "PENSTOCK_TEST_CHUNK_SECONDS"
 """How long a chunk is cut, and encoded; absent: no longer than it takes."""
@@ -27,18 +28,6 @@ SLOW = {
     "encode": "tests.support.slow_tower:encode",
     "decode": "tests.support.slow_tower:decode",
 }
-
-
-def warm(job: dict[str, Any]) -> None:
-    """Import what the real stage imports, before its memory is limited."""
-    if "max_new_tokens" in job:
-        import stages.decode.run
-
-        stages.decode.run.warm(job)
-    elif "half" in job:
-        import stages.encode.run
-
-        stages.encode.run.warm(job)
 
 
 def frames(job: dict[str, Any], report: EventReporter) -> None:

@@ -3,15 +3,12 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.process.events import Event
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import ProcessSettings, StageProcess
 from tests.support.builders.jobs import made_job
-
-if TYPE_CHECKING:
-    pass
 
 
 def hold(count: int) -> bytearray:

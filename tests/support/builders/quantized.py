@@ -79,8 +79,8 @@ def one_layer(layout: str, shape: tuple[int, int]) -> tuple[StoredLayer, Tensors
 
 
 def is_quantized(name: str) -> bool:
-    """Return whether a weight belongs to a linear layer of the language half."""
-    vision = any(word in name for word in ("visual", "vision"))
+    """Whether programs quantize a weight of this name: layers of the language model."""
+    vision = any(word in name for word in ("visual", "vision", "projector", "merger"))
     return ".layers." in name and name.endswith("proj.weight") and not vision
 
 

@@ -49,7 +49,7 @@ def warm(job: dict[str, Any]) -> None:
         import stages.decode.run
 
         stages.decode.run.warm(job)
-    else:
+    elif "half" in job:
         import stages.encode.run
 
         stages.encode.run.warm(job)

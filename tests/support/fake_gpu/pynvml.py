@@ -99,15 +99,6 @@ def nvmlDeviceGetHandleByIndex(index: int) -> Handle:
     return Handle(gpus[index].uuid)
 
 
-def nvmlDeviceGetHandleByUUID(uuid: str | bytes) -> Handle:
-    """Full ones only, of cards and of slices."""
-    text = uuid.decode() if isinstance(uuid, bytes) else uuid
-    if _machine().slot(text) is None:
-        raise _error("NotFound")
-    _there()
-    return Handle(text)
-
-
 def nvmlDeviceGetUUID(handle: Handle) -> str:
     _slot(handle)
     return handle.uuid
@@ -167,13 +158,6 @@ def nvmlDeviceGetMigDeviceHandleByIndex(handle: Handle, index: int) -> Handle:
     if index >= len(gpu.mig):
         raise _error("NotFound")
     return Handle(gpu.mig[index].uuid)
-
-
-def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle: Handle) -> Handle:
-    gpu, part = _slot(handle)
-    if part is None:
-        raise _error("InvalidArgument")
-    return Handle(gpu.uuid)
 
 
 def _error(name: str) -> NVMLError:
