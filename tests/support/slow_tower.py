@@ -63,10 +63,10 @@ def encode(job: dict[str, Any], report: EventReporter) -> None:
 def decode(job: dict[str, Any], report: EventReporter) -> None:
     """Read each prompt slowly."""
     import stages.decode.run
-    from stages.decode.engines.inflight import engine
+    from stages.decode.engines.inflight import request_prefill
     from stages.decode.engines.inflight.scheduler import InflightScheduler
 
-    prefill, step = vars(engine)["prefill_row"], InflightScheduler._step
+    prefill, step = vars(request_prefill)["prefill_row"], InflightScheduler._step
     prompts, steps = count(1), count(1)
 
     def slowly(*given: Any, **more: Any) -> Any:
@@ -77,7 +77,7 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
         _run_out("step", next(steps))
         step(scheduler)
 
-    vars(engine)["prefill_row"] = slowly
+    vars(request_prefill)["prefill_row"] = slowly
     InflightScheduler._step = counted  # type: ignore[assignment, method-assign]
     stages.decode.run.run(job, report)
 

@@ -73,10 +73,14 @@ def encode(job: dict[str, Any], report: EventReporter) -> None:
 def decode(job: dict[str, Any], report: EventReporter) -> None:
     """Wait for each prompt and for each step."""
     import stages.decode.run
-    from stages.decode.engines.inflight import engine
+    from stages.decode.engines.inflight import request_prefill
     from stages.decode.engines.inflight.scheduler import InflightScheduler
 
-    waits, prefill, step = Waits("decode"), vars(engine)["prefill_row"], InflightScheduler._step
+    waits, prefill, step = (
+        Waits("decode"),
+        vars(request_prefill)["prefill_row"],
+        InflightScheduler._step,
+    )
 
     def prefilled(*given: Any, **more: Any) -> Any:
         waits.wait(waits.prompt)
@@ -86,7 +90,7 @@ def decode(job: dict[str, Any], report: EventReporter) -> None:
         waits.wait(waits.step)
         step(scheduler)
 
-    vars(engine)["prefill_row"] = prefilled
+    vars(request_prefill)["prefill_row"] = prefilled
     InflightScheduler._step = stepped  # type: ignore[assignment, method-assign]
     waits.run(stages.decode.run.run, job, report)
 
