@@ -71,7 +71,7 @@ return [...document.querySelectorAll(arguments[0] + ' .boxed')].map(each => {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wide", [400, pytest.param(1280, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wide", [400, 1280])
 def test_boxes_lie_on_pictures_names_are_text(browser: Browser, tmp_path: Path, wide: int) -> None:
     # A wide picture with a box in it, one that is turned, and a name that is markup.
     Image.new("RGB", (400, 100), "teal").save(tmp_path / "wide.png")

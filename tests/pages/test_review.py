@@ -90,12 +90,18 @@ def wait_saved(browser: Browser) -> None:
 
 
 def choose(browser: Browser, name: str, value: str) -> None:
-    browser.run(
-        "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
-        "one.dispatchEvent(new Event('change'))",
-        name,
-        value,
-    )
+    chosen = "const one = document.getElementById(arguments[0]); one.value = arguments[1];"
+    browser.run(f"{chosen} one.dispatchEvent(new Event('change'))", name, value)
+
+
+@contextlib.contextmanager
+def review_of(out: Path, order: str = "source") -> Iterator[Reviewing]:
+    """A review of the captions in a folder, until the block ends."""
+    made = Reviewing(out, order=order)
+    made.start()
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.kill()
 
 
 @pytest.fixture
@@ -113,11 +119,8 @@ def reviewing(tmp_path: Path) -> Iterator[Reviewing]:
         captioned.append((file, captions_of(file, texts, 1.2)))
     gone = dict.fromkeys(("media_path", "source", "stage", "error", "message", "hint"), "gone.mp4")
     write_run(tmp_path / "out", captioned, [Failure(**gone)])
-    made = Reviewing(tmp_path / "out")
-    made.start()
-    yield made
-    if made.process is not None and made.process.poll() is None:
-        made.kill()
+    with review_of(tmp_path / "out") as made:
+        yield made
 
 
 def test_edits_undos_and_replacements_stay_after_a_kill(
@@ -163,9 +166,8 @@ def replace(browser: Browser, reviewing: Reviewing) -> None:
     sought = [one for one in every if CHUNKS * one[0] + one[1] not in corrected]
     count = sum("7" in f"{number} {n}" for number, n in sought)
     browser.type("#search", "place 7 small")
-    browser.wait(
-        f"return document.querySelector('#shown').textContent.includes('{count:,} captions')"
-    )
+    shown_now = "return document.querySelector('#shown').textContent"
+    browser.wait(f"{shown_now}.includes('{count:,} captions')")
     browser.run("document.activeElement.blur()")
     browser.press("h")
     browser.run("document.querySelector('#regex').click()")
@@ -236,15 +238,12 @@ def test_every_control_is_reached_by_the_tab_key(browser: Browser, reviewing: Re
         "return [...document.querySelectorAll('button, input, select')]"
         ".filter(e => e.checkVisibility() && !e.disabled).length"
     )
+    now = "const e = document.activeElement; e.dataset.at ||= Math.random();"
     reached = set()
     for _ in range(expected + 3):
         browser.press(TAB)
-        reached.add(
-            browser.run(
-                "const e = document.activeElement; e.dataset.at ||= Math.random();"
-                "return e.matches('button, input, select') ? e.dataset.at : ''"
-            )
-        )
+        found = browser.run(f"{now} return e.matches('button, input, select') ? e.dataset.at : ''")
+        reached.add(found)
     assert len(reached - {""}) == expected
 
 
@@ -276,11 +275,8 @@ def fixed(tmp_path: Path) -> Iterator[Reviewing]:
     words = {"prefix": "photo of", "suffix": ", 4k", "schema": "", "trigger": "ohwx"}
     captions = captions_of(file, [LONG_TEXT, "a dog"])
     write_run(tmp_path / "out", [(file, captions)], plan={**PLAN, "words": words})
-    made = Reviewing(tmp_path / "out")
-    made.start()
-    yield made
-    if made.process is not None and made.process.poll() is None:
-        made.kill()
+    with review_of(tmp_path / "out") as made:
+        yield made
 
 
 @pytest.mark.parametrize("wide", [1280, 400])
@@ -317,10 +313,7 @@ def test_words_are_found_in_names_captions_and_the_trigger_and_a_replacement_is_
 ) -> None:
     plan = {**PLAN, "words": {"prefix": "", "suffix": "", "schema": "", "trigger": TRIGGER}}
     write_run(tmp_path / "out", mac_folder(tmp_path / "photos"), plan=plan)
-    made = Reviewing(tmp_path / "out")
-    made.start()
-    with contextlib.ExitStack() as stack:
-        stack.callback(made.kill)
+    with review_of(tmp_path / "out") as made:
         shown(browser, made)
         names = "[...document.querySelectorAll('#list h2')].map(e => e.firstChild.textContent)"
         for query, found in SEARCHES.items():
@@ -367,11 +360,7 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
     out = tmp_path / "out"
     decide_in(out, lambda at, texts: (style(texts), "accepted") if at < CORRECTED else None)
     before = [line["caption"] for line in read_lines(out / "captions.jsonl")]
-    made = Reviewing(out, order="doubt")
-    made.start()
-    with contextlib.ExitStack() as stack:
-        stack.callback(made.kill, signal.SIGTERM)
-        browser = stack.enter_context(browsing(tmp_path / "profile"))
+    with review_of(out, "doubt") as made, browsing(tmp_path / "profile") as browser:
         shown(browser, made)
         margins = browser.run(MARGINS)
         assert len(margins) == CLIPS and margins == sorted(margins)

@@ -67,7 +67,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     place = tmp_path_factory.mktemp("served")
     media, index = place / "media", str(place / "index")
     truths = write_images(media, "trained", 8, 5)
-    stills = [_still(media / truth.file) for truth in truths[:4]]
+    pictures = [Image.open(media / truth.file).convert("RGB") for truth in truths[:4]]
+    stills = [np.asarray(picture.resize((SIDE, SIDE))) for picture in pictures]
     rows = [np.concatenate(stills[at : at + 2], axis=1) for at in (0, 2)]
     Image.fromarray(np.concatenate(rows)).save(place / "sheet.png")
 
@@ -84,11 +85,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(place, *more, *where, command=[*PENSTOCK, "serve"]) as server:
         address = f"http://127.0.0.1:{server.port}"
         yield Served(address=address, pictures=media, truths=truths, sheet=place / "sheet.png")
-
-
-def _still(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB").resize((SIDE, SIDE)))
 
 
 @pytest.fixture
@@ -109,11 +105,8 @@ def drop(page: Browser, path: Path, onto: str = "#drop", kind: str = "image/jpeg
 
 
 def labelled(page: Browser, count: int = 1) -> None:
-    page.wait(
-        "return document.querySelectorAll('.bars li:first-child').length === arguments[0]",
-        count,
-        seconds=60,
-    )
+    first = "document.querySelectorAll('.bars li:first-child')"
+    page.wait(f"return {first}.length === arguments[0]", count, seconds=60)
 
 
 def seek(page: Browser, text: str) -> None:
@@ -164,9 +157,8 @@ def test_a_clip_has_labels_in_time_and_is_entered_by_them(page: Browser, served:
     page.wait(video + "return v.readyState >= 1")
     page.click(f".track button[aria-label^='{names[2]}']")
     page.wait(f"{video} return !v.seeking && Math.abs(v.currentTime - {2 * SHOWN_SECONDS}) < 1.1")
-    page.wait(
-        f"return {TEXTS_OF.removeprefix('return ')}[0] === arguments[1]", ".bars .called", names[2]
-    )
+    first = f"return {TEXTS_OF.removeprefix('return ')}[0] === arguments[1]"
+    page.wait(first, ".bars .called", names[2])
     assert page.run("return parseFloat(document.querySelector('.position').style.left)") > 50
 
 
@@ -202,17 +194,13 @@ def test_a_text_finds_moments_of_a_film_to_step_through(page: Browser, served: S
     for number, text in enumerate(shown):
         page.click(".moments button", number)
         page.wait(video + "return !v.seeking && v.readyState >= 2")
-        start, end = (_seconds(each) for each in re.findall(r"\d+:[\d.]+", text * 2)[:2])
+        times = re.findall(r"(\d+):([\d.]+)", text * 2)[:2]
+        start, end = (60 * int(minutes) + float(seconds) for minutes, seconds in times)
         assert start - 0.1 <= page.run(video + "return v.currentTime") <= max(start, end) + 0.1
     page.press(RIGHT)
     page.press(ESCAPE)
     page.wait("return !document.querySelector('#viewer').open")
     assert page.run("return document.activeElement.matches('#hits .frame')")
-
-
-def _seconds(message: str) -> float:
-    minutes, seconds = message.split(":")
-    return 60 * int(minutes) + float(seconds)
 
 
 def test_a_picture_finds_itself_and_more_like_a_hit(page: Browser, served: Served) -> None:
@@ -230,15 +218,13 @@ def test_a_picture_finds_itself_and_more_like_a_hit(page: Browser, served: Serve
 def test_the_plots_are_drawn_and_grow_and_the_halves_are_told(page: Browser) -> None:
     page.click("nav [href='#load']")
     page.wait("return document.querySelectorAll('.drawn svg').length === 4")
-    drawn = (
-        "return document.querySelector('#plot-memory .curve')?.getAttribute('d').split('L').length"
-    )
+    drawn = "return document.querySelector('#plot-memory .curve')"
+    drawn += "?.getAttribute('d').split('L').length"
     before = page.wait(drawn)
     page.wait(f"{drawn} > arguments[0]", before)
     page.hover("#plot-memory .drawn", 100, 0)
-    message = page.wait(
-        "return document.querySelector('#plot-memory .tip:not([hidden])')?.innerText"
-    )
+    tip = "return document.querySelector('#plot-memory .tip:not([hidden])')?.innerText"
+    message = page.wait(tip)
     assert re.fullmatch(r"\d+ s ago\ntaken [\d.]+ [kMG]?B(\nbudget [\d.]+ [MG]B)?", message)
     assert page.wait(TEXTS_OF, "#halves tbody tr")
     (budget,) = page.run(TEXTS_OF, "#plot-memory dd:last-child")[-1:]

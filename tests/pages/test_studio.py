@@ -168,9 +168,8 @@ def correct_three(browser: Browser, studio: OpenStudio) -> None:
     browser.run("document.activeElement.blur()")  # as a click on an empty place does
     browser.press("r")
     browser.wait(SAVED)
-    assert [e.caption for e in read_edits(studio.out).now.values()] == [
-        *("Corrected 0.", "Corrected 1.", "Corrected 2.", None)
-    ]
+    texts = [e.caption for e in read_edits(studio.out).now.values()]
+    assert texts == [*(f"Corrected {n}." for n in range(3)), None]
 
 
 def ask_again(browser: Browser, studio: OpenStudio) -> None:
@@ -184,10 +183,9 @@ def ask_again(browser: Browser, studio: OpenStudio) -> None:
     browser.wait("return document.querySelectorAll('.other .acts').length === 2", seconds=LONG)
     browser.wait("return document.querySelector('#again-told').textContent === '2 answers, below'")
     # The other answer may be the same.
-    use = (
-        "const use = [...document.querySelectorAll('.other')].find(o => o.querySelector('p[dir]'));"
-    )
-    other = browser.run(use + "use.closest('.row').focus(); return use.children[1].textContent")
+    use = "[...document.querySelectorAll('.other')].find(o => o.querySelector('p[dir]'))"
+    take = "use.closest('.row').focus(); return use.children[1].textContent"
+    other = browser.run(f"const use = {use}; {take}")
     browser.press("c")
     browser.wait(SAVED)
     assert [*read_edits(studio.out).now.values()][-1].caption == other
@@ -203,10 +201,8 @@ def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
     to(browser, "#writing [type=submit]")
     browser.press(ENTER)
     browser.wait("return document.querySelectorAll('#writing tbody tr').length === 2", seconds=LONG)
-    cells = (
-        "return [...document.querySelectorAll('#writing tr')].map(e => e.innerText.split('\\t'))"
-    )
-    messages = {row[0]: row[1:5] for row in browser.run(cells)[1:]}
+    cells = "[...document.querySelectorAll('#writing tr')].map(e => e.innerText.split('\\t'))"
+    messages = {row[0]: row[1:5] for row in browser.run(f"return {cells}")[1:]}
     assert messages["musubi"] == ["29", "29", "0", "0"] and messages["kohya"][2:] == ["0", "0"]
     assert messages["kohya"][1] == "29; 11 videos (it reads no videos)"
     found = {name: READERS[name](studio.out) for name in ("kohya", "musubi")}
@@ -253,9 +249,8 @@ def test_an_edit_of_another_tab_is_shown_and_a_conflict_keeps_the_other_changes_
         [row, {caption: words(row) + ' New.', review: ''}])); page.load = page.polling""")
     for answer in (-1, -2):  # use mine, then keep that
         browser.wait("return document.querySelector('#conflict').open")
-        browser.run(
-            "[...document.querySelectorAll('#conflict button')].at(arguments[0]).click()", answer
-        )
+        buttons = "[...document.querySelectorAll('#conflict button')]"
+        browser.run(f"{buttons}.at(arguments[0]).click()", answer)
         time.sleep(0.1)
     browser.wait(SAVED)
     found = read_edits(studio.out).now
@@ -269,18 +264,16 @@ def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, studio: Ope
     shown(browser, studio.address)
     browser.run("document.querySelectorAll('details').forEach(one => { one.open = true })")
     browser.wait("return document.querySelector('#folders button')")
-    for theme in ("light", "dark"):
-        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
-        assert serious(browser, script) == [], theme
-    shown(browser, f"{studio.address}run/{run}/")
-    browser.press("x", "n")
-    browser.run(
-        "for (const one of [page.tags, page.replacing, page.writing, page.following]) one.toggle()"
-    )
-    browser.wait("return document.querySelector('#writing table, #writing .quiet')")
-    for theme in ("light", "dark"):
-        browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
-        assert serious(browser, script) == [], theme
+    for address in (studio.address, f"{studio.address}run/{run}/"):
+        if address != studio.address:
+            shown(browser, address)
+            browser.press("x", "n")
+            opened = "for (const one of [page.tags, page.replacing, page.writing, page.following])"
+            browser.run(f"{opened} one.toggle()")
+            browser.wait("return document.querySelector('#writing table, #writing .quiet')")
+        for theme in ("light", "dark"):
+            browser.run("document.documentElement.dataset.theme = arguments[0]", theme)
+            assert serious(browser, script) == [], (address, theme)
     for opening in ("page.help()", "page.past()"):
         browser.run(opening)
         browser.wait("return document.querySelector('dialog[open]')")
@@ -367,16 +360,11 @@ def test_files_are_sifted_and_a_model_is_chosen_tuned_and_exported(
     for kind, message in (("", "adapter in"), ("int8", "of captions the same")):
         browser.run("document.querySelector('#following').hidden = true")
         browser.run("document.querySelector('#follow').click()")
-        browser.run(
-            "const to = document.querySelector('#follow-to'); to.value = arguments[0];"
-            "to.dispatchEvent(new Event('change'))",
-            kind,
-        )
+        follow = "const to = document.querySelector('#follow-to'); to.value = arguments[0];"
+        browser.run(f"{follow} to.dispatchEvent(new Event('change'))", kind)
         browser.run("document.querySelector('#following button').click()")
-        browser.wait(
-            f"return document.querySelector('#running').innerText.includes('{message}')",
-            seconds=2 * LONG,
-        )
+        said = "return document.querySelector('#running').innerText"
+        browser.wait(f"{said}.includes('{message}')", seconds=2 * LONG)
     every_look(browser)
     found = studio.get("start")
     assert str(studio.out / "adapters/tuned") in found["adapters"]
@@ -466,17 +454,13 @@ def test_a_folder_of_50_000_files_is_shown_at_once_and_scrolled_to_its_end(
     seen = "[...document.querySelectorAll('#folders .called')].map(e => e.textContent)"
     assert browser.run(f"return {seen}")[:2] == ["deep/", "picture-00000.png"]
     browser.wait("return document.querySelector('#folders .folder').textContent === '1 file'")
-    assert browser.run("return document.querySelector('#sources').innerText").startswith(
-        str(studio.folder)
-    )
+    sources = browser.run("return document.querySelector('#sources').innerText")
+    assert sources.startswith(str(studio.folder))
     counts = [browser.run(elements)]
     every_look(browser)
     for share in (0.5, 1):
-        browser.run(
-            "const b = document.querySelector('#folders'); b.scrollTop = "
-            "arguments[0] * b.scrollHeight",
-            share,
-        )
+        scroll = "const b = document.querySelector('#folders'); b.scrollTop ="
+        browser.run(f"{scroll} arguments[0] * b.scrollHeight", share)
         number = 49_999 if share == 1 else 25_000
         browser.wait(f"return {seen}.includes('picture-{number:05}.png')")
         counts.append(browser.run(elements))

@@ -2,7 +2,6 @@
 and that none ends it."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from stages.frames.job import FramesItem
 from stages.process.events import Event
 from stages.process.stage_process import ProcessSettings, StageProcess
 from tests.support.builders.jobs import made_job
+from tests.support.commands import completed
 from tests.support.media import picture, repeat_video, write_video
 from tests.support.mutations import write_mutations
 
@@ -49,19 +49,12 @@ def started(
     **sampling: Any,
 ) -> StageProcess:
     """The stage at these files, with so many bytes for all it does."""
-    media = [
-        FramesItem(str(path), hash_file(path), "image" if path.suffix == ".jpg" else "video")
-        for path in paths
-    ]
-    job = {
-        "store": str(folder / "store"),
-        "namespace": NAMESPACE,
-        "sampling": {"chunk_seconds": 30, "frames": None, **sampling},
-        "fit_video": {"long_edges": [[1.0, 64]]},
-        "fit_image": {"long_edges": [[1.0, 64]]},
-        "media": media,
-        "workers": min(2, len(media)),
-    }
+    kinds = ("image" if path.suffix == ".jpg" else "video" for path in paths)
+    media = [FramesItem(str(p), hash_file(p), k) for p, k in zip(paths, kinds, strict=True)]
+    fit, sampling = {"long_edges": [[1.0, 64]]}, {"chunk_seconds": 30, "frames": None, **sampling}
+    job: dict[str, Any] = {"store": str(folder / "store"), "namespace": NAMESPACE}
+    job |= {"sampling": sampling, "fit_video": fit, "fit_image": fit, "media": media}
+    job["workers"] = min(2, len(media))
     log, entry = folder / "frames.log", "stages.frames.run:run"
     settings = ProcessSettings(
         name="frames", entry=entry, job=made_job(**job), device="cpu", log=log, budget=budget
@@ -150,7 +143,7 @@ def test_an_hour_takes_no_more_memory_than_two_minutes_but_for_the_index(tmp_pat
     for minutes in (2, 60):
         path = repeat_video(minute, tmp_path / f"{minutes}.mp4", times=minutes)
         command = [sys.executable, "-c", PEAK, str(path)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = completed(command, check=True)
         chunks, frames, peak = map(int, done.stdout.split())
         assert (chunks, frames) == (2 * minutes, 2 * minutes * 32)
         peaks.append(peak)

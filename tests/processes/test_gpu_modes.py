@@ -11,8 +11,9 @@ import pytest
 
 import penstock_demo
 from tests.support import gpus
+from tests.support.commands import begun
 from tests.support.fake_gpu.state import Machine
-from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place
+from tests.support.pipeline import PENSTOCK, SECONDS, place_below
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLIP = "clip-01.mp4"
@@ -38,23 +39,16 @@ class Desk:
         self.cards = machine.write(folder / "gpu")
         (folder / "clips").mkdir()
         shutil.copy(penstock_demo.CLIPS / CLIP, folder / "clips" / CLIP)
-        self.place = Place(clips=folder / "clips", out=folder / "out", store=folder / "store")
+        self.place = place_below(folder)
         own = {name: str(folder / name) for name in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS")}
         for name in own.values():
             Path(name).mkdir()
-        self._environment = gpus.environment(
-            self.cards, **own, PENSTOCK_STORE=str(folder / "store")
-        )
+        own["PENSTOCK_STORE"] = str(self.place.store)
+        self._environment = gpus.environment(self.cards, **own)
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [*PENSTOCK, *command] if command else self.place.command(),
-            cwd=ROOT,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        words = [*PENSTOCK, *command] if command else self.place.command()
+        return begun(words, env=self._environment)
 
     def says(self, *command: str) -> tuple[int, str]:
         """Exit status and words of a command; of `caption` when none is named."""

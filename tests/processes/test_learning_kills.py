@@ -21,15 +21,9 @@ import penstock
 import penstock_demo
 from artifacts.errors import UsageError
 from artifacts.texts.edits import read_edits
-from flows.outputs.record.rounds import (
-    CARRIED,
-    CHOSEN,
-    DONE,
-    RECAPTIONED,
-    SCORED,
-    TRAINED,
-    rounds_in,
-)
+from flows.outputs.record import rounds
+from flows.outputs.record.rounds import rounds_in
+from tests.support import commands
 from tests.support.learning import decide_in, style
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 
@@ -37,8 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 KILLS = int(os.environ.get("LEARN_KILLS", "10"))
 """Kills in each step."""
 OPTIONS = ("--steps", "12", "--batch-size", "2", "--lr", "5e-3")
-STEPS = {"train": (CHOSEN,), "score": (TRAINED,), "recaption": (SCORED,)}
-WRITE = (RECAPTIONED, CARRIED)
+STEPS = {"train": (rounds.CHOSEN,), "score": (rounds.TRAINED,), "recaption": (rounds.SCORED,)}
+WRITE = (rounds.RECAPTIONED, rounds.CARRIED)
 COMPARED = ("captions.jsonl", "captions.csv", "media.jsonl")
 
 
@@ -49,14 +43,9 @@ class Folder:
         self.root, self.out = root, root / "out"
 
     def penstock(self, *words: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [*PENSTOCK, *words],
-            cwd=self.root,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return commands.begun(
+            [*PENSTOCK, *words], cwd=self.root, env=environment, start_new_session=True
         )
 
     def run(self, *words: str) -> str:
@@ -85,8 +74,8 @@ class Folder:
         return read_lines(self.out / "captions.jsonl")
 
     def phase(self) -> str:
-        rounds = rounds_in(self.out)
-        return rounds[-1]["phase"] if rounds else ""
+        found = rounds_in(self.out)
+        return found[-1]["phase"] if found else ""
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +107,9 @@ def test_two_rounds_by_the_command_line(
     assert "scoring: 1 text to do" in message, message
     decide_in(folder.out, lambda at, texts: (style(texts), "") if at % 3 else None)
     message = folder.learn()
-    rounds = rounds_in(folder.out)
-    assert [each["accepted"] for each in rounds] == [True, True], message
-    assert rounds[1]["previous"].endswith("round-001/adapter")
+    one, two = rounds_in(folder.out)
+    assert one["accepted"] and two["accepted"], message
+    assert two["previous"].endswith("round-001/adapter")
     assert [line["caption"] for line in folder.lines()[::3]] == expected
     text = (folder.out / "captions.csv").read_text()
     assert all(caption in text for caption in expected)
@@ -181,15 +170,13 @@ def test_a_round_that_is_killed_in_a_step_ends_with_the_same_bytes(
             shutil.rmtree(folder.root)
             shutil.copytree(saved, folder.root)
     print(f"{step}: {dict(kills)} kills, step takes {longest:.1f} s", file=sys.stderr)
-    message = folder.learn() if folder.phase() != DONE else ""
-    assert folder.phase() == DONE, message
+    message = folder.learn() if folder.phase() != rounds.DONE else ""
+    assert folder.phase() == rounds.DONE, message
     assert folder.files() == whole.files()
     assert read_edits(folder.out).now == read_edits(whole.out).now
     (one,), (other,) = rounds_in(folder.out), rounds_in(whole.out)
-    same = (
-        *("examples", "held_out", "before", "after", "lower", "accepted"),
-        *("captions", "changed", "carried"),
-    )
-    assert {name: one[name] for name in same} == {name: other[name] for name in same}
+    for name in ("examples", "held_out", "before", "after", "lower", "accepted", "captions"):
+        assert one[name] == other[name], name
+    assert (one["changed"], one["carried"]) == (other["changed"], other["carried"])
     keys = [each["key"] for each in (*one["examples"], *one["held_out"])]
     assert len(set(keys)) == len(keys) == len(folder.lines()[::3])

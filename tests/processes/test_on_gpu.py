@@ -4,15 +4,15 @@ a parent that leaves the card alone."""
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import penstock_demo
 from tests.support import gpus
+from tests.support.commands import begun
 from tests.support.fake_gpu.state import Machine
-from tests.support.pipeline import ROOT, SECONDS, Place
+from tests.support.pipeline import SECONDS, place_below
 
 CLIPS = ("clip-01.mp4", "clip-02.mp4")
 
@@ -32,16 +32,8 @@ def test_a_run_on_a_gpu_says_what_one_on_the_cpu_does(
         ("cpu", {**os.environ, "CUDA_VISIBLE_DEVICES": ""}),
         ("forked", gpus.environment(cards)),
     ):
-        at = tmp_path / how
-        place = Place(clips=clips, out=at / "out", store=at / "store")
-        with subprocess.Popen(
-            place.command(),
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as running:
+        place = place_below(tmp_path / how, clips)
+        with begun(place.command(), env=environment) as running:
             printed, _ = running.communicate(timeout=SECONDS)
         assert running.returncode == 0, printed
         captions[how] = [caption["caption"] for caption in place.captions()]

@@ -16,7 +16,7 @@ from flows.execution.run import caption
 from flows.outputs.run_result import RunResult
 from penstock_demo.clips import write_clips
 from tests.support.dying import DYING
-from tests.support.pipeline import Place
+from tests.support.pipeline import Place, place_below
 from tests.support.wide_model import write_remembering_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -28,9 +28,7 @@ CLIPS = 9
 def place(tmp_path: Path) -> Place:
     model = write_remembering_model(tmp_path / "model")
     write_clips(tmp_path / "clips", CLIPS, seed=11)
-    return Place(
-        clips=tmp_path / "clips", out=tmp_path / "out", store=tmp_path / "store", model=str(model)
-    )
+    return place_below(tmp_path, model=model)
 
 
 def run(place: Place, **options: Any) -> tuple[RunResult, dict[str, Any]]:
@@ -38,16 +36,6 @@ def run(place: Place, **options: Any) -> tuple[RunResult, dict[str, Any]]:
     config = place.config(**options)
     result = caption(config, Display(quiet=True), lambda to: DirectLauncher(to, DYING))
     return result, json.loads((place.out / "run.json").read_text(encoding="utf-8"))
-
-
-def stage_of(record: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(stage for stage in record["stages"] if stage["name"] == name)
-    return found
-
-
-def held_bytes(stage: dict[str, Any]) -> int:
-    """What a stage takes above what its imports do."""
-    return int(stage["peak_host_bytes"] - stage["notes"]["loaded_bytes"])
 
 
 def test_a_budget_decides_slots_and_not_what_is_said(place: Place, tmp_path: Path) -> None:
@@ -66,9 +54,10 @@ def test_a_budget_decides_slots_and_not_what_is_said(place: Place, tmp_path: Pat
         result, record = run(there, memory=budget, **requests)
         assert (result.captions, result.failures) == (CLIPS, [])
         assert there.stored("captions") == whole
-        decode = stage_of(record, "decode")
+        decode = there.stages()["decode"]
         assert decode["notes"]["slots"] == slots
-        share = held_bytes(decode) / budget
+        # Above what its imports take.
+        share = (decode["peak_host_bytes"] - decode["notes"]["loaded_bytes"]) / budget
         assert 0.7 <= share <= 1, f"{slots} slots: {share:.2f} of the plan"
         reasons = [each["reason"] for each in record["rungs"] if each["stage"] == "decode"]
         assert reasons == ["planned"] * (slots < 8)

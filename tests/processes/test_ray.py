@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,10 +60,8 @@ def test_partitions_are_made_once_and_the_outputs_are_those_of_the_plain_command
 @pytest.mark.slow
 def test_more_gpus_than_any_node_has_are_refused(nodes: Nodes, tmp_path: Path) -> None:
     """In a process of its own: Ray changes the one that it is in."""
-    code = (
-        "import sys, penstock.ray\n"
-        "penstock.ray.caption(sys.argv[1], address=sys.argv[2], gpus='8', model='demo')"
-    )
+    code = "import sys, penstock.ray\n"
+    code += "penstock.ray.caption(sys.argv[1], address=sys.argv[2], gpus='8', model='demo')"
     sources = clips(tmp_path, 1)
     words = [sys.executable, "-c", code, str(sources), nodes.address]
     done = completed(words, env=nodes.environment(), cwd=tmp_path)
@@ -135,15 +134,15 @@ def test_an_actor_of_ray_data_loads_its_half_once_and_a_new_prompt_encodes_nothi
     done = completed(words, env=nodes.environment(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows, others = json.loads(done.stdout.splitlines()[-1])
-    with penstock.caption(
-        sources, model="demo", out=tmp_path / "plain", store=tmp_path / "other", batch_size=1
-    ) as plain:
+    where: dict[str, Any] = {"out": tmp_path / "plain", "store": tmp_path / "other"}
+    with penstock.caption(sources, model="demo", batch_size=1, **where) as plain:
         expected = {row.media_path: row.caption for row in plain}
     assert {Path(row["path"]).name: row["caption"] for row in rows} == expected
     assert {row["features"] for row in rows} == {row["features"] for row in others}
     batches = [json.loads(line) for line in counts.read_text().splitlines()]
-    encode = [stages for name, _, stages in batches if name == "Encode"]
-    write = [stages for name, _, stages in batches if name == "Write"]
+    encode, write = (
+        [stages for name, _, stages in batches if name == actor] for actor in ("Encode", "Write")
+    )
     assert [[items for _, items, _ in stages] for stages in encode] == [[1, 1]] * 3
     assert [[items for _, items, _ in stages] for stages in write] == [[0, 0, 1]] * 6
     assert len({pid for _, pid, _ in batches}) == 3  # one actor of each of the three operators

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import FolderStore, prepare_store
 from penstock_demo.clips import write_clips
 from tests.support.attacks import Outcome, attacked, seeded
-from tests.support.pipeline import ROOT, SECONDS, Place, read_lines
+from tests.support.commands import begun
+from tests.support.pipeline import SECONDS, Place, read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -27,11 +28,7 @@ CLIPS = 16
 RUNS = ("whole", "again", "some")
 """Two of all clips, and one of some of them in other batches."""
 STAGES = ("frames", "encode", "decode")
-CARE = {
-    "gc": ("cache", "gc", "--max", "60MB"),
-    "verify": ("cache", "verify"),
-    "rebuild": ("cache", "rebuild"),
-}
+CARE = {"gc": ("gc", "--max", "60MB"), "verify": ("verify",), "rebuild": ("rebuild",)}
 OLD_PACKS, OLD_BYTES = 40, 2 << 20
 """What gc finds to delete: more than it may leave. What it deletes of anything else is rightly made
 again, and would be counted as made twice."""
@@ -78,12 +75,9 @@ def scene(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     runs are killed in the middle and given again."""
     folder = tmp_path_factory.mktemp("killed")
     store = folder / "store"
-    places = {
-        name: Place(
-            clips=clips / ("some" if name == "some" else "whole"), out=folder / name, store=store
-        )
-        for name in RUNS
-    }
+    whole = Place(clips=clips / "whole", out=folder / "whole", store=store)
+    places = {name: replace(whole, out=folder / name) for name in RUNS}
+    places["some"] = replace(places["some"], clips=clips / "some")
     prepare_store(FolderStore(store))
     old = RecordSet(FolderStore(store), "features", "0d" * 32)
     for number in range(OLD_PACKS):
@@ -100,8 +94,8 @@ def scene(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
             running[name].communicate()
             running[name] = started(places[name], name)
         for name, process in running.items():
-            out, err = process.communicate(timeout=SECONDS)
-            codes[name], words[name] = process.returncode, out + err
+            words[name], _ = process.communicate(timeout=SECONDS)
+            codes[name] = process.returncode
     found = Scene(store=store, places=places, codes=codes, words=words, care=care)
     for stage in STAGES:
         paths = [place.out / "logs" / f"{stage}.items.jsonl" for place in places.values()]
@@ -112,14 +106,8 @@ def scene(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 
 def started(place: Place, name: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        place.command("--batch-size", "3" if name == "some" else "2", "--quiet"),
-        cwd=ROOT,
-        env={**os.environ, **ONE_THREAD},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = place.command("--batch-size", "3" if name == "some" else "2", "--quiet")
+    return begun(command, env={**os.environ, **ONE_THREAD})
 
 
 @contextlib.contextmanager
@@ -129,7 +117,7 @@ def looked_after(store: Path, clips: Path, values: dict[str, list[Outcome]]) -> 
     wrong: list[BaseException] = []
 
     def care(name: str) -> None:
-        arguments = [*CARE[name], "--store", str(store)]
+        arguments = ["cache", *CARE[name], "--store", str(store)]
         if name == "rebuild":
             arguments += [str(clips), "--model", "demo"]
         try:

@@ -2,13 +2,13 @@
 stored, written or compared as that of another; an index that is away is refused with the reason."""
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -52,10 +52,13 @@ from tests.support.replaced_models import (
     run_disturbed,
 )
 from tests.support.serving import Serving, a_picture, serving
+from tests.support.started import until
 
 pytestmark = pytest.mark.slow
 
 AGAIN = "planning again with the changed model"
+Change = Callable[[Models, Path], None]
+Said = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +116,7 @@ def is_of(place: Place, model: Path, root: Path, **options: Any) -> None:
     ],
 )
 def test_weights_replaced_before_a_stage_loads_are_planned_anew(
-    models: Models,
-    place: Place,
-    captions_: dict[str, str],
-    change: Callable[[Models, Path], None],
-    stage: str,
+    models: Models, place: Place, captions_: dict[str, str], change: Change, stage: str
 ) -> None:
     change(models, models.first)
     ran = run_disturbed(place, {stage: [lambda: change(models, models.second)]})
@@ -224,14 +223,9 @@ def test_vectors_and_labels_are_of_the_model_that_is_there(tmp_path: Path, stage
         name = "embeddings.npy" if stage == "embed" else "labels.jsonl"
         return heard.getvalue(), (Path(config.out) / name).read_bytes()
 
-    config = LabelConfig(
-        sources=(str(tmp_path / "pictures"),),
-        model=str(dual.folder),
-        labels=str(tmp_path / "labels.txt"),
-        threshold=-1.0,
-        out=str(tmp_path / "out"),
-        store=str(tmp_path / "store"),
-    )
+    given: dict[str, Any] = {"model": str(dual.folder), "labels": str(tmp_path / "labels.txt")}
+    given |= {"out": str(tmp_path / "out"), "store": str(tmp_path / "store")}
+    config = LabelConfig(sources=(str(tmp_path / "pictures"),), threshold=-1.0, **given)
     disturbed = Disturbed(happens={stage: [lambda: dual.rename_in(dual.second)]})
     message, found = made(config, disturbed)
     assert message.count(AGAIN) == 1
@@ -244,12 +238,9 @@ def test_vectors_and_labels_are_of_the_model_that_is_there(tmp_path: Path, stage
 def test_an_export_is_of_the_model_that_is_there(
     models: Models, place: Place, tmp_path: Path, stage: str
 ) -> None:
-    config = CaptionConfig(
-        sources=(str(place.clips),), model=str(models.folder), store=str(place.store)
-    )
-    request = ExportConfig(
-        model="demo", to="nf4", out=str(tmp_path / "made"), samples=2, accept=True
-    )
+    config = CaptionConfig(sources=(str(place.clips),), model=place.model, store=str(place.store))
+    made = str(tmp_path / "made")
+    request = ExportConfig(model="demo", to="nf4", out=made, samples=2, accept=True)
     heard = StringIO()
     disturbed = Disturbed(happens={stage: [lambda: models.rename_in(models.second)]})
     export(config, request, Display(to=heard), disturbed.heard)
@@ -297,7 +288,7 @@ def test_a_loaded_half_goes_on_when_its_files_change(
 
 @pytest.mark.parametrize("change", [Models.rename_in, Models.overwrite])
 def test_a_killed_run_goes_on_with_the_model_that_is_there(
-    models: Models, tmp_path: Path, change: Callable[[Models, Path], None]
+    models: Models, tmp_path: Path, change: Change
 ) -> None:
     place = place_in(tmp_path, models.folder, clips=2)
     more = ("--batch-size", "1", "--max-new-tokens", str(TOKENS), "--precision", "fp32")
@@ -325,10 +316,13 @@ def anew(folder: Path, maker: Maker = MAKER, seed: int = 0) -> None:
     build(folder, maker, seed)
 
 
+def hits_of(index: ServedIndex, seed: int, kind: Any, top: int) -> list[Any]:
+    query = SearchQuery(what="-", top=top)
+    return asyncio.run(index.search(drawn(1, seed)[0], kind, (), query))
+
+
 def found(index: ServedIndex, seed: int = 0) -> list[str]:
-    expected = SearchQuery(what="-", top=3)
-    hits = asyncio.run(index.search(drawn(1, seed)[0], "texts", (), expected))
-    return [hit["media_path"] for hit in hits]
+    return [hit["media_path"] for hit in hits_of(index, seed, "texts", 3)]
 
 
 def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_known(
@@ -341,8 +335,7 @@ def test_an_index_that_was_built_anew_is_searched_and_a_hit_of_before_is_known(
     anew(folder, seed=1)
     os.utime(folder / "index.json", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert found(index, seed=1) != first and found(index, seed=1)[0] == "0.jpg"
-    expected = SearchQuery(what="-", top=1)
-    (hit,) = asyncio.run(index.search(drawn(1)[0], "pictures", (), expected))
+    (hit,) = hits_of(index, 0, "pictures", 1)
     anew(folder, MAKER, seed=2)
     assert asyncio.run(index.row(hit["id"])).media_path == hit["media_path"]
     anew(folder, replace(MAKER, half="x"))
@@ -378,18 +371,12 @@ def other_text_weights(model: Path) -> None:
 
 
 def other_tokenizer(model: Path) -> None:
-    path = model / "tokenizer.json"
-    values = json.loads(path.read_text())
-    values["normalizer"] = {"type": "Lowercase"}
-    path.write_text(json.dumps(values))
+    rewrite(model / "tokenizer.json", with_value("normalizer", {"type": "Lowercase"}))
 
 
 @pytest.mark.parametrize("change", [other_text_weights, other_tokenizer])
 def test_words_are_not_read_by_a_model_that_changed_in_its_folder(
-    indexed: Path,
-    tmp_path: Path,
-    change: Callable[[Path], None],
-    capsys: pytest.CaptureFixture[str],
+    indexed: Path, tmp_path: Path, change: Callable[[Path], None], capsys: Said
 ) -> None:
     model = shutil.copytree(indexed / "clip", tmp_path / "clip")
     change(model)
@@ -402,7 +389,7 @@ def test_words_are_not_read_by_a_model_that_changed_in_its_folder(
 
 def ask_until_answered(server: Serving, medium: bytes) -> dict[str, Any]:
     """The answer to a medium; a server that reads its model again says 503 and when to ask."""
-    until = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while True:
         answer = server.ask("POST", "/v1/caption", medium)
         assert server.ask("GET", "/healthz").status == 200, "it is alive meanwhile"
@@ -410,7 +397,7 @@ def ask_until_answered(server: Serving, medium: bytes) -> dict[str, Any]:
             return dict(json.loads(answer.body))
         assert answer.status == 503 and int(answer.headers["retry-after"]) > 0, answer.body
         assert WEIGHTS.encode() in answer.body, "it says which file"
-        assert time.monotonic() < until, answer.body
+        assert time.monotonic() < deadline, answer.body
         time.sleep(0.1)
 
 
@@ -424,16 +411,7 @@ def kill_halves(server: Serving) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_away(server: Serving) -> None:
-    until = time.monotonic() + 60
-    while server.pids("encode") or server.pids("decode"):
-        assert time.monotonic() < until, "its halves stay"
-        time.sleep(0.1)
-
-
-def captioning(
-    models: Models, root: Path, *options: str
-) -> contextlib.AbstractContextManager[Serving]:
+def captioning(models: Models, root: Path, *options: str) -> AbstractContextManager[Serving]:
     root.mkdir(exist_ok=True)
     command = [*PENSTOCK, "serve", "--caption-model", str(models.folder)]
     return serving(root, *options, command=command)
@@ -449,7 +427,7 @@ def test_a_server_answers_by_the_new_model_after_a_death_and_after_it_was_idle(
         models.rename_in(models.second)
         kill_halves(server)
         second = {each: words_of(ask_until_answered(server, each)) for each in (new, seen)}
-        wait_away(server)
+        until(lambda: not (server.pids("encode") or server.pids("decode")))
         models.rename_in(models.first)
         ask_until_answered(server, newer)
         again = ask_until_answered(server, seen)
@@ -467,12 +445,12 @@ def test_a_server_whose_model_changes_on_and_on_ends_in_one_line(tmp_path: Path)
     with captioning(models, tmp_path / "first") as server:
         models.rename_in(models.second)
         kill_halves(server)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             server.ask("POST", "/v1/caption", a_picture())
-        until = time.monotonic() + 90
+        deadline = time.monotonic() + 90
         while server.is_up():
             models.rename_in(models.first)
             time.sleep(0.02)
-            assert time.monotonic() < until, "it goes on for ever"
+            assert time.monotonic() < deadline, "it goes on for ever"
         last = server.log.read_text().strip().splitlines()[-1]
         assert server.process.returncode == 5 and "the model changed twice" in last

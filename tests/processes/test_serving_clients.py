@@ -88,9 +88,9 @@ def connected(server: Serving) -> Iterator[socket.socket]:
         yield found
 
 
-def kill_decode(server: Serving) -> None:
+def kill_decode(server: Serving, number: int = signal.SIGKILL) -> None:
     for pid in server.pids("decode"):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def reset(connection: socket.socket) -> None:
@@ -124,12 +124,10 @@ def test_who_leaves_at_any_moment_leaves_nothing(
 
 def test_after_all_that_there_is_room_for_as_many_as_before(server: Serving) -> None:
     with ThreadPoolExecutor(QUEUE - 4) as askers:
-        requests = [
-            askers.submit(server.ask, "POST", "/v1/caption", a_picture(), None, 120)
-            for _ in range(QUEUE - 4)
-        ]
+        request = ("POST", "/v1/caption", a_picture(), None, 120)
+        requests = [askers.submit(server.ask, *request) for _ in range(QUEUE - 4)]
         assert {each.result().status for each in requests} == {200}
-    uploads = [path for path in Path("/dev/shm").glob(f"penstock-serve-{server.process.pid}-*/*")]
+    uploads = Path("/dev/shm").glob(f"penstock-serve-{server.process.pid}-*/*")
     assert not [path for path in uploads if path.suffix in (".upload", ".jpg", ".mp4")]
 
 
@@ -188,8 +186,7 @@ def test_long_prompts_at_once_are_all_answered_and_nobody_else_waits(tmp_path: P
             usage = json.loads(answer.body)["usage"]
             assert usage["prompt_tokens"] > 200 and usage["completion_tokens"]
         with probed(server) as stuck, ThreadPoolExecutor(1) as beside:
-            for pid in server.pids("decode"):
-                os.kill(pid, signal.SIGSTOP)
+            kill_decode(server, signal.SIGSTOP)
             asking = beside.submit(ask_all, server, 2 * ASKERS)
             time.sleep(STUCK_SECONDS)
             kill_decode(server)

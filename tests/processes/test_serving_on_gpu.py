@@ -1,7 +1,6 @@
 """`penstock serve` on a stand-in for a GPU: whose the card is, and what halves take of it."""
 
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,10 @@ import pytest
 import penstock_demo
 from artifacts.disk.locks import try_hold
 from tests.support import gpus
+from tests.support.commands import begun
 from tests.support.fake_gpu import state
 from tests.support.fake_gpu.state import Machine
-from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, Place
+from tests.support.pipeline import PENSTOCK, SECONDS, Place
 from tests.support.servers import Answer
 from tests.support.serving import Serving, a_picture, serving
 
@@ -119,9 +119,7 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
 
         log = desk.folder / "batch.log"
         with log.open("wb") as file:
-            batch = subprocess.Popen(
-                place.command(), cwd=ROOT, env=desk.environment, stdout=file, stderr=file
-            )
+            batch = begun(place.command(), env=desk.environment, stdout=file)
         waits = f"waiting for CUDA:0, held by process {server.process.pid}"
         while waits not in log.read_text():
             assert batch.poll() is None, log.read_text()
@@ -135,7 +133,6 @@ def test_a_server_has_the_card_while_it_is_used_and_gives_it_back(desk: Desk) ->
         assert other is not None, "the lock is free"
         with ThreadPoolExecutor(1) as pool, other:
             first = pool.submit(caption, server, a_picture())
-            ready = server.ask("GET", "/readyz")
             until(lambda: server.ask("GET", "/readyz").status == 503, "it waits")
             ready = server.ask("GET", "/readyz")
             who = desk.lock.read_text().strip()

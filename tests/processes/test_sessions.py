@@ -3,7 +3,6 @@ has neither links nor locks, and other inodes in each session, as Google Drive m
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -15,8 +14,9 @@ import pytest
 import penstock
 from flows.outputs.folder.trust import command_in
 from penstock_demo import CLIPS
+from tests.support.commands import completed
 from tests.support.odd_disk import DRIVE, bytes_read, odd_disk
-from tests.support.pipeline import PENSTOCK, ROOT, Place, kill_at
+from tests.support.pipeline import PENSTOCK, Place, kill_at
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 FEW = ("--frames", "2", "--max-new-tokens", "16")
@@ -61,18 +61,15 @@ def notes(place: Place) -> list[str]:
 
 def runs(place: Place, *words: str, code: int = 0) -> str:
     """Run a command, and return what it printed."""
-    done = subprocess.run(
-        [*PENSTOCK, *words], cwd=ROOT, capture_output=True, text=True, timeout=800, check=False
-    )
+    done = completed([*PENSTOCK, *words], timeout=800)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def correct(place: Place, rows: list[dict[str, Any]]) -> None:
-    texts: dict[Any, str | None] = {
-        (row["media_path"], row["start"]): f"{row['caption']} Mine." for row in rows
-    }
-    assert penstock.correct(place.out, texts) == len(rows) > 0
+    keys: list[Any] = [(row["media_path"], row["start"]) for row in rows]
+    texts = [f"{row['caption']} Mine." for row in rows]
+    assert penstock.correct(place.out, dict(zip(keys, texts, strict=True))) == len(rows) > 0
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +95,8 @@ def test_each_session_goes_on_from_the_disk_and_reads_no_medium_again(
         done = place.run(*FEW)
         assert done.returncode == 0, done.stderr
         assert sessions.media_bytes_read() == 0 and len(notes(place)) == 1
-        assert [row["caption"] for row in place.captions()] == [
-            row["caption"] for row in undisturbed.captions()
-        ]
+        texts = [[row["caption"] for row in each.captions()] for each in (place, undisturbed)]
+        assert texts[0] == texts[1]
         for kind in ("features", "captions"):
             assert place.stored(kind) == undisturbed.stored(kind)
         correct(place, place.captions()[:-1])
