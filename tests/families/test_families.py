@@ -37,7 +37,7 @@ FRAMES_PER_VIDEO = 4
 """Of which instructblipvideo takes neither more nor fewer."""
 TOKENS = 8
 ASKED = "Who is it?"
-SLOW = ("florence2", "instructblipvideo", "mllama")
+FAMILIES = ("blip", "florence2", "instructblipvideo", "mllama")
 """Of one picture, of features that see the prompt, and one that is run whole; whether others say
 the same in halves is what the tests of models look at."""
 
@@ -61,10 +61,8 @@ def run(place: Place, **options: Any) -> Any:
 
 def whole_says(family: str, place: Place) -> list[str]:
     """What the whole model says of the frames that each caption is of, without the prompt."""
-    return [
-        _says(family, row, meta, pixels)
-        for row, (meta, pixels) in zip(place.captions(), frames_of(place), strict=True)
-    ]
+    pairs = zip(place.captions(), frames_of(place), strict=True)
+    return [_says(family, row, meta, pixels) for row, (meta, pixels) in pairs]
 
 
 def _says(family: str, row: dict[str, Any], meta: dict[str, Any], pixels: Any) -> str:
@@ -79,9 +77,8 @@ def _says(family: str, row: dict[str, Any], meta: dict[str, Any], pixels: Any) -
     processor, prompt = load_processor(whole_checkpoint(family)), row["prompt"]
     inputs = plain_call(family, processor, [clip], [prompt])
     with torch.inference_mode():
-        tokens = joint_model(whole_checkpoint(family)).generate(
-            **inputs, do_sample=False, max_new_tokens=TOKENS
-        )
+        model = joint_model(whole_checkpoint(family))
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=TOKENS)
     (text,) = processor.batch_decode(tokens, skip_special_tokens=True)
     for before in ("Assistant:", prompt):
         text = text.rpartition(before)[2] if before else text
@@ -89,9 +86,7 @@ def _says(family: str, row: dict[str, Any], meta: dict[str, Any], pixels: Any) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family", ["blip", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_says_what_the_whole_model_says(family: str, place: Place) -> None:
     place = of(place, family)
     first = run(place)

@@ -36,6 +36,14 @@ READER = ROWS
 DECODED = ("gemma3:two", "paligemma", "glm4v:video", "lfm2_vl", "aya_vision", "llava:llama3")
 
 
+def loaded(variant: str, folder: Path) -> tuple[Any, Any, Any]:
+    """A language half in llama.cpp, the whole model, and its inputs."""
+    from tests.support.tiny_families import in_gguf
+
+    model, inputs = in_gguf.written(variant, folder)
+    return in_gguf.loaded(folder), model, inputs
+
+
 def context_of(variant: str, folder: Path, kind: str = "f32") -> Any:
     """A context of llama.cpp with the language half of a tiny model."""
     from stages.models.gguf.llama_context import GgufContext
@@ -67,10 +75,8 @@ def test_sequences_in_slots_are_what_they_are_alone(variant: str, tmp_path: Path
 
 @pytest.mark.parametrize("variant", ["gemma3:windows", "lfm2_vl", "qwen2_5_vl:video"])
 def test_a_prompt_after_a_shared_picture_has_the_same_bits(variant: str, tmp_path: Path) -> None:
-    from tests.support.tiny_families.in_gguf import loaded, written
-
-    model, inputs = written(variant, tmp_path)
-    half, features = loaded(tmp_path), encode(model, inputs)
+    half, model, inputs = loaded(variant, tmp_path)
+    features = encode(model, inputs)
     whole = prefill_row(half, inputs, features, max_new_tokens=2)
     shared = SharedPrefix()
     for _ in range(2):  # the second goes on from what the first left
@@ -79,22 +85,16 @@ def test_a_prompt_after_a_shared_picture_has_the_same_bits(variant: str, tmp_pat
 
 
 def test_a_picture_that_sees_itself_is_not_split(tmp_path: Path) -> None:
-    from tests.support.tiny_families.in_gguf import loaded, written
-
-    model, inputs = written("gemma3:windows", tmp_path)
-    assert not chunked_prefill_matches(loaded(tmp_path), inputs, encode(model, inputs))
+    half, model, inputs = loaded("gemma3:windows", tmp_path)
+    assert not chunked_prefill_matches(half, inputs, encode(model, inputs))
 
 
 def test_a_picture_may_be_larger_than_a_piece(tmp_path: Path) -> None:
-    from stages.models.gguf.llama_context import GgufContext
-    from tests.support.tiny_families.in_gguf import FILE, written
-
-    written("gemma3", tmp_path)
     rows = np.random.default_rng(1).standard_normal((PIECE_TOKENS + 90, 32)).astype(np.float32)
     places = np.arange(len(rows), dtype=np.int32)[None]
     found = []
     for first in (False, True):
-        context = GgufContext(tmp_path / FILE, threads=1)
+        context = context_of("gemma3", tmp_path / str(first))
         if first:  # the context becomes larger and keeps what it has
             context.read(rows[:20], places[:, :20])
             context.restore(3, context.state(READER), 20)
@@ -179,12 +179,9 @@ def test_a_row_has_the_same_bits_alone_and_among_others(
 
 
 def test_positions_that_fall_are_refused(tmp_path: Path) -> None:
-    from tests.support.tiny_families.in_gguf import loaded, written
-
-    model, inputs = written("glm4v", tmp_path)
-    half, count = loaded(tmp_path), inputs["input_ids"].shape[1]
-    falling = torch.arange(count, 0, -1).expand(3, 1, -1)
-    inputs = {**inputs, "position_ids": falling}
+    half, model, inputs = loaded("glm4v", tmp_path)
+    falling = torch.arange(inputs["input_ids"].shape[1], 0, -1)
+    inputs = {**inputs, "position_ids": falling.expand(3, 1, -1)}
     with pytest.raises(UsageError, match="positions that fall"):
         generate(half, inputs, encode(model, inputs), max_new_tokens=1)
 
@@ -217,17 +214,15 @@ def test_sequences_that_a_larger_prompt_ended_are_not_continued(
 ) -> None:
     """There may be no room to make the cache larger, after the smaller one was freed."""
     from stages.decode.engines.inflight.gguf_pool import GgufPool
-    from tests.support.tiny_families.in_gguf import loaded, written
 
-    model, inputs = written("llava", tmp_path)
-    sequence = prefill_row(loaded(tmp_path), inputs, encode(model, inputs), max_new_tokens=8)
+    half, model, inputs = loaded("llava", tmp_path)
+    sequence = prefill_row(half, inputs, encode(model, inputs), max_new_tokens=8)
     context, token = sequence.cache.decoder.context, sequence.logits.argmax(-1)[None]
     pool = GgufPool(sequence, PoolShape(rows=8, slots=8, columns=64))
     pool.put(2, sequence, token)
-    pool.step()
-    pool.set_tokens(torch.zeros(ROWS, dtype=torch.long))
-    pool.step()
-    pool.set_tokens(torch.zeros(ROWS, dtype=torch.long))
+    for _ in range(2):
+        pool.step()
+        pool.set_tokens(torch.zeros(ROWS, dtype=torch.long))
 
     def full(columns: int) -> Any:
         raise MemoryError

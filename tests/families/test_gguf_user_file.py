@@ -19,7 +19,8 @@ from stages.models.loading import stored_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.gguf]
 TOKENS = 12
-NORM = "blk.0.ffn_norm.weight"
+FILE = "language.gguf"
+NORM, TABLE = "blk.0.ffn_norm.weight", "token_embd.weight"
 
 
 def logits_of(folder: Path, file: Path, model: Any, inputs: Any) -> torch.Tensor:
@@ -45,10 +46,15 @@ def opened(folder: Path, file: Path) -> Path:
     return fitted(file, config, skeleton, stored_weights(folder, skeleton), folder / "copy.gguf")
 
 
+def written(variant: str, folder: Path) -> Any:
+    from tests.support.tiny_families import in_gguf
+
+    return in_gguf.written(variant, folder)
+
+
 def published(folder: Path, to: Path, **changes: Any) -> Path:
     """The language half of a folder, as a converter would write it."""
     from tests.support import published_gguf
-    from tests.support.tiny_families.in_gguf import FILE
 
     return published_gguf.published(folder / FILE, to / "published.gguf", **changes)
 
@@ -56,22 +62,14 @@ def published(folder: Path, to: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("variant", "copied"),
     [
-        ("llava", False),
-        ("llava_onevision", False),
-        ("lighton_ocr", False),
-        ("qwen3_vl", False),
-        ("qwen2_vl", True),
-        ("qwen2_5_vl", True),
-        ("gemma3:windows", False),
-        ("glm4v:half", False),
-        ("lfm2_vl", False),
+        *(("qwen2_vl", True), ("qwen2_5_vl", True), ("qwen3_vl", False), ("llava", False)),
+        *(("llava_onevision", False), ("lighton_ocr", False), ("gemma3:windows", False)),
+        *(("glm4v:half", False), ("lfm2_vl", False)),
     ],
 )
 def test_a_published_file_computes_what_transformers_does(
     variant: str, copied: bool, tmp_path: Path
 ) -> None:
-    from tests.support.tiny_families.in_gguf import FILE, written
-
     model, inputs = written(variant, tmp_path)
     whole, foreign = tmp_path / "whole", published(tmp_path, tmp_path)
     file = opened(whole, foreign)
@@ -83,8 +81,6 @@ def test_a_published_file_computes_what_transformers_does(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.support.tiny_families.in_gguf import written
-
     made = tmp_path_factory.mktemp("qwen2")
     written("qwen2_5_vl", made)
     return made
@@ -127,8 +123,6 @@ def test_other_metadata_is_refused_by_name(
 
 def test_the_scale_of_logits_that_no_model_here_applies_is_refused(tmp_path: Path) -> None:
     """The converter writes the one of the text configuration, which is 0.0625 by default."""
-    from tests.support.tiny_families.in_gguf import written
-
     written("aya_vision", tmp_path)
     file = published(tmp_path, tmp_path, changes={"logit_scale": 0.0625})
     with pytest.raises(UsageError, match=r"its cohere2\.logit_scale is 0\.0625, .* needs 1\.0"):
@@ -138,8 +132,6 @@ def test_the_scale_of_logits_that_no_model_here_applies_is_refused(tmp_path: Pat
 def test_layers_with_windows_in_another_order_than_llama_cpp_implies_are_refused(
     tmp_path: Path,
 ) -> None:
-    from tests.support.tiny_families.in_gguf import written
-
     written("gemma3", tmp_path)
     with pytest.raises(UsageError, match=r"its gemma3\.attention\.sliding_window_pattern is "):
         opened(tmp_path / "whole", published(tmp_path, tmp_path))
@@ -148,7 +140,6 @@ def test_layers_with_windows_in_another_order_than_llama_cpp_implies_are_refused
 def test_norms_are_compared_as_the_converter_writes_them(tmp_path: Path) -> None:
     """It adds 1 to those of Gemma."""
     from tests.support.published_gguf import numbers_of
-    from tests.support.tiny_families.in_gguf import FILE, written
 
     written("paligemma", tmp_path)
     assert opened(tmp_path / "whole", published(tmp_path, tmp_path))
@@ -211,10 +202,7 @@ def noisy(own: Path, name: str, share: float) -> dict[str, Any]:
     ("weights", "text"),
     [
         (lambda own: noisy(own, NORM, 0.1), f"its {NORM} has other values"),
-        (
-            lambda own: noisy(own, "token_embd.weight", 0.5),
-            "its token_embd.weight has other values",
-        ),
+        (lambda own: noisy(own, TABLE, 0.5), f"its {TABLE} has other values"),
         (lambda own: noisy(own, "output.weight", 0.5), "its output.weight has other values"),
         (lambda own: {"rope_freqs.weight": np.ones(4, np.float32)}, "it has rope_freqs.weight"),
         (lambda own: {"blk.0.attn_output.bias": np.ones(64, np.float32)}, "attn_output.bias"),
@@ -223,7 +211,7 @@ def noisy(own: Path, name: str, share: float) -> dict[str, Any]:
 def test_other_weights_are_refused_as_those_of_a_fine_tune(
     folder: Path, tmp_path: Path, weights: Weights, text: str
 ) -> None:
-    file = published(folder, tmp_path, weights=weights(folder / "language.gguf"))
+    file = published(folder, tmp_path, weights=weights(folder / FILE))
     with pytest.raises(UsageError) as raised:
         opened(folder / "whole", file)
     assert text in raised.value.message
@@ -236,8 +224,6 @@ def test_a_file_without_a_tensor_is_refused(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_file_of_another_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
-    from tests.support.tiny_families.in_gguf import FILE, written
-
     written("llava", tmp_path)
     with pytest.raises(UsageError, match=r"architecture is llama, and .* paddleocr or qwen2vl"):
         opened(folder / "whole", tmp_path / FILE)
@@ -263,13 +249,12 @@ def test_tokens_are_those_of_the_tokenizer(folder: Path, tmp_path: Path) -> None
         check_tokens(header, Words("a", "x"), ())
     with pytest.raises(UsageError, match="its token 4 is None"):
         check_tokens(header, Words("a", "b", "c", "[PAD3]", "e"), ())
-    rows = header.tensors["token_embd.weight"].shape[0]
+    rows = header.tensors[TABLE].shape[0]
     with pytest.raises(UsageError, match=f"it has {rows} tokens"):
         check_tokens(header, Words(*map(str, range(rows + 1))), ())
     spaced = read_header(published(folder, tmp_path, tokens=["a", "\n", "   "]))
     check_tokens(spaced, Words("a", "\n", "▁▁▁"), ())  # one that was added to the vocabulary
-    own = read_header(folder / "language.gguf")  # without tokens
-    check_tokens(own, Words("anything"), ())
+    check_tokens(read_header(folder / FILE), Words("anything"), ())  # it has no tokens
 
 
 def test_types_have_the_sizes_that_the_package_states() -> None:

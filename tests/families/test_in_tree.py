@@ -90,11 +90,8 @@ def row_of(case: Reference, row: int) -> dict[str, torch.Tensor]:
         return {**text, "pixel_values": case.pictures["pixel_values"][row : row + 1]}
     counts = case.pictures["video_frame_counts"].tolist()
     frames = case.pictures["pixel_values_videos"].split(counts)[row]
-    return {
-        **text,
-        "pixel_values_videos": frames,
-        "video_frame_counts": torch.tensor([len(frames)]),
-    }
+    video = {"video_frame_counts": torch.tensor([len(frames)]), "pixel_values_videos": frames}
+    return {**text, **video}
 
 
 @pytest.mark.parametrize("experts", [False, True])

@@ -44,6 +44,7 @@ from tests.support.processors import processor_folder
 from tests.support.tiny_families.verdict import GREEDY
 from tests.support.waves import CAPTIONS, OTHER, THIRD, Wave, noted, told_by, words
 
+Sounds = Sequence[NDArray[np.int16]]
 SOUND, HEARD, RATE = "55" * 32, "66" * 32, 16_000
 PIXELS = 1024
 """Limit of a frame: the processors enlarge frames else."""
@@ -82,23 +83,19 @@ def seen_at(fps: float, kind: str = "video", seed: int = 0) -> Clip:
     return replace(clip, times=times, seconds=4.0)
 
 
+def turn_of(processor: Any, prompt: str, *media: str) -> Any:
+    content = [*({"type": kind} for kind in media), {"type": "text", "text": prompt}]
+    turn = {"role": "user", "content": content}
+    return processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+
+
 def whole_inputs(
-    processor: Any,
-    batch: Sequence[Clip],
-    sounds: Sequence[NDArray[np.int16]],
-    prompts: Sequence[str],
+    processor: Any, batch: Sequence[Clip], sounds: Sounds, prompts: Sequence[str]
 ) -> dict[str, Any]:
     """What the processor gives for media, sound and prompts at once."""
     kind = batch[0].kind
-    extra = [] if kind == "video" else [{"type": "audio"}]
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": kind}, *extra, {"type": "text", "text": each}]}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        for each in prompts
-    ]
+    media = [kind] if kind == "video" else [kind, "audio"]
+    texts = [turn_of(processor, each, *media) for each in prompts]
     options: dict[str, Any] = {"images": [list(clip.frames) for clip in batch]}
     if kind == "video":
         options = {
@@ -121,9 +118,7 @@ def stored(record: FeatureRecord) -> FeatureRecord:
     return FeatureRecord.from_tree(unpack_tree(json.loads(json.dumps(meta)), payload))
 
 
-def recorded(
-    folder: Path, batch: Sequence[Clip], sounds: Sequence[NDArray[np.int16]]
-) -> list[FeatureRecord]:
+def recorded(folder: Path, batch: Sequence[Clip], sounds: Sounds) -> list[FeatureRecord]:
     """The records of rows, each encoded alone, by two halves."""
     processor = small(folder)
     vision, audio = (load_half(folder, half) for half in ("vision", "audio"))
@@ -132,6 +127,16 @@ def recorded(
     heard = [encode_batches(audio, [[each]], part="audio")[0][0] for each in found]
     pairs = zip(map(stored, seen), map(stored, heard), strict=True)
     return [replace(row, heard=sound) for row, sound in pairs]
+
+
+def in_halves(
+    folder: Path, batch: Sequence[Clip], sounds: Sounds, *prompts: str, **options: Any
+) -> Any:
+    """What the language half generates of the records."""
+    records = recorded(folder, batch, sounds)
+    assert len({record.joins_with() for record in records}) == 1
+    inputs, language = rebuild(small(folder), records, prompts), load_half(folder, "language")
+    return generate(language, inputs, Features.of(records), **options)
 
 
 @pytest.mark.parametrize("prefix", OMNI)
@@ -152,15 +157,9 @@ def test_prompts_are_rebuilt_without_media(prefix: str, fps: float, seconds: flo
 
 
 def _unencoded(prepared: Any) -> FeatureRecord:
-    return FeatureRecord(
-        features={},
-        rules={},
-        needs=(),
-        channel=prepared.channel,
-        side=prepared.side,
-        replacements=prepared.replacements,
-        count=prepared.count,
-    )
+    names = ("channel", "side", "replacements", "count")
+    kept = {name: getattr(prepared, name) for name in names}
+    return FeatureRecord(features={}, rules={}, needs=(), **kept)
 
 
 def _assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -184,14 +183,7 @@ def test_three_halves_give_what_the_whole_model_gives(prefix: str, kind: str, ro
     flags = {"use_audio_in_video": True} if kind == "video" else {}
     with torch.inference_mode():
         expected = model.generate(**inputs, **flags, **GREEDY)
-    records = recorded(folder, batch, sounds)
-    assert len({record.joins_with() for record in records}) == 1
-    found: Any = generate(
-        load_half(folder, "language"),
-        rebuild(processor, records, prompts),
-        Features.of(records),
-        **GREEDY,
-    )
+    found = in_halves(folder, batch, sounds, *prompts, **GREEDY)
     assert torch.equal(found.sequences, expected.sequences)
     bound = JOINT_BOUND if rows > 1 and prefix == OMNI[1] else 0.0
     for one, other in zip(found.logits, expected.logits, strict=True):
@@ -214,10 +206,7 @@ def test_beams_hear_the_same(prefix: str) -> None:
     with torch.inference_mode():
         inputs = whole_inputs(processor, [clip], [sound], [PROMPT])
         expected = model.generate(**inputs, use_audio_in_video=True, **options)
-    records = recorded(folder, [clip], [sound])
-    inputs = rebuild(processor, records, [PROMPT])
-    found = generate(load_half(folder, "language"), inputs, Features.of(records), **options)
-    assert torch.equal(found, expected)
+    assert torch.equal(in_halves(folder, [clip], [sound], PROMPT, **options), expected)
 
 
 @pytest.mark.slow
@@ -255,10 +244,8 @@ def test_what_planning_needs_of_hearing_is_found_without_weights() -> None:
         assert (profile.hearing.rate, profile.hearing.interleaved) == (RATE, True)
         assert profile.hearing.max_seconds == longest
         assert profile.hearing.tokens_per_second == pytest.approx(per_second, abs=0.3)
-        tokens = prepare_sound(
-            load_processor(Path(profile.folder)), wave(samples(8.0))
-        ).count.tokens
-        assert abs(profile.hearing.tokens(8.0) - tokens) <= 1
+        sound = prepare_sound(load_processor(Path(profile.folder)), wave(samples(8.0)))
+        assert abs(profile.hearing.tokens(8.0) - sound.count.tokens) <= 1
         shares = [profile.parts[part].stored_bytes for part in ("vision", "audio", "language")]
         halves = [load_half(profile.folder, part) for part in ("vision", "audio", "language")]
         assert shares == [sum(w.nbytes for w in half.parameters()) for half in halves]
@@ -270,15 +257,9 @@ def test_what_planning_needs_of_hearing_is_found_without_weights() -> None:
 @pytest.mark.parametrize("prefix", OMNI)
 def test_a_whole_omni_loads_its_thinker_alone(prefix: str) -> None:
     whole, thinker = omni_whole(prefix), omni_checkpoint(prefix)
-    seen, sounds = [seen_at(2.0)], [samples(3.0)]
-
-    def made(folder: Path) -> Any:
-        records = recorded(folder, seen, sounds)
-        inputs, language = rebuild(small(folder), records, [PROMPT]), load_half(folder, "language")
-        return generate(language, inputs, Features.of(records), **GREEDY)
-
-    expected, before = made(thinker), bytes_read()
-    found = made(whole)
+    given = [seen_at(2.0)], [samples(3.0)], PROMPT
+    expected, before = in_halves(thinker, *given, **GREEDY), bytes_read()
+    found = in_halves(whole, *given, **GREEDY)
     assert bytes_read() - before < TALKER_BYTES / 2
     assert torch.equal(found.sequences, expected.sequences)
     for part in ("vision", "audio", "language"):
@@ -287,9 +268,8 @@ def test_a_whole_omni_loads_its_thinker_alone(prefix: str) -> None:
         assert all(torch.equal(value, same[name]) for name, value in own.items())
     one, other = describe(whole), describe(thinker)
     assert (one.class_name, one.route) == (other.class_name, other.route)
-    assert [part.stored_bytes for part in one.parts.values()] == [
-        part.stored_bytes for part in other.parts.values()
-    ]
+    sizes = [[part.stored_bytes for part in each.parts.values()] for each in (one, other)]
+    assert sizes[0] == sizes[1]
     assert {name for part in one.parts.values() for name in part.shards} == {"model.safetensors"}
 
 
@@ -311,28 +291,15 @@ class HearingWave(Wave):
         rate: int = RATE,
     ) -> None:
         super().__init__(store, model, batches, max_pixels=PIXELS)
-        self.sounds = sounds
-        self.record_set("sound", SOUND).publish(
-            [
-                Record(
-                    key=f"sound-{n}",
-                    meta={"rate": rate, "samples": len(sound)},
-                    payload=sound.astype("<i2").tobytes(),
-                )
-                for n, sound in enumerate(sounds)
-                if sound is not None
-            ]
-        )
+        self.sounds = {n: sound for n, sound in enumerate(sounds) if sound is not None}
+        for n, sound in self.sounds.items():
+            meta = {"rate": rate, "samples": len(sound)}
+            record = Record(key=f"sound-{n}", meta=meta, payload=sound.astype("<i2").tobytes())
+            self.record_set("sound", SOUND).publish([record])
 
     def hear(self) -> list[dict[str, Any]]:
-        batches = [
-            [
-                EncodeItem(f"heard-{n}", f"sound-{n}", "audio")
-                for n, _ in batch
-                if self.sounds[n] is not None
-            ]
-            for batch in self.batches
-        ]
+        numbers = [[n for n, _ in batch if n in self.sounds] for batch in self.batches]
+        batches = [[EncodeItem(f"heard-{n}", f"sound-{n}", "audio") for n in b] for b in numbers]
         job = self._job(frames_namespace=SOUND, namespace=HEARD, batches=[b for b in batches if b])
         return told_by(hear, own_of(EncodingJob, job))
 
@@ -340,16 +307,12 @@ class HearingWave(Wave):
         self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
     ) -> dict[str, Any]:
         job = super().to_decode(prompts, namespace, tokens)
-        job["heard_namespace"] = HEARD
-        job["batches"] = [
-            [self._with_sound(DecodeItem(*item)) for item in batch] for batch in job["batches"]
-        ]
-        return job
+        batches = [[self._with_sound(DecodeItem(*item)) for item in b] for b in job["batches"]]
+        return {**job, "heard_namespace": HEARD, "batches": batches}
 
     def _with_sound(self, item: DecodeItem) -> DecodeItem:
         number = item.key.removeprefix("caption-")
-        has = self.sounds[int(number)] is not None
-        return item._replace(heard=f"heard-{number}") if has else item
+        return item._replace(heard=f"heard-{number}") if int(number) in self.sounds else item
 
 
 def a_wave(folder: Path, model: Path, **options: Any) -> HearingWave:
@@ -464,17 +427,13 @@ def test_prompts_of_separate_sound_are_rebuilt_without_media(family: str, kind: 
     prepared = prepare_sound(processor, sound)
     row = replace(prepare(processor, clip), heard=_unencoded(prepared))
     found = rebuild(processor, [row], [PROMPT])
-    turn = [{"type": kind}, {"type": "audio"}, {"type": "text", "text": PROMPT}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
-    )
+    text = turn_of(processor, PROMPT, kind, "audio")
     media: dict[str, Any] = {"images": [list(clip.frames)]}
     if kind == "video":
         media = {"videos": [clip.frames], "do_sample_frames": False, "return_metadata": True}
         media["video_metadata"] = [[video_metadata(clip)]]
-    expected = dict(
-        processor(text=[text], audio=[sound], return_tensors="pt", padding=True, **media)
-    )
+    media |= {"return_tensors": "pt", "padding": True}
+    expected = dict(processor(text=[text], audio=[sound], **media))
     expected.pop("video_metadata", None)
     _assert_same(found, expected)
     assert prepared.count.tokens == facts.tokens(1.7)

@@ -28,7 +28,7 @@ from tests.support.tiny_families.in_slots import (
     longer,
     rows_of_variant,
 )
-from tests.support.tiny_families.verdict import FAILING, MIXED, UNCUT
+from tests.support.tiny_families.verdict import SINGLE
 
 REFUSED = {
     "florence2": "its output differs in slots",  # its decoder counts positions by the cache
@@ -59,27 +59,20 @@ QUICK = {
     "janus",  # a generate of its own
     "blip_2",  # embeddings in place of tokens
 }
-WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB"
-SINGLE = [
-    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-    for name in FAMILIES
-    if name.split(":")[0] not in UNCUT
-    and not name.endswith((":b2", *MIXED))
-    and name not in FAILING
-]
 
 
 @pytest.mark.in_turn
-@pytest.mark.parametrize("variant", SINGLE)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in SINGLE],
+)
 def test_a_family_says_in_slots_what_each_row_says_alone_or_it_is_known_why_not(
     variant: str,
 ) -> None:
     rounded = variant in ROUNDED and float32_depends_on_rows()
     found = judged_in_slots(variant, torch.bfloat16 if rounded else torch.float32)
-    if variant in REFUSED:
-        assert found.startswith(REFUSED[variant])
-    else:
-        assert found == "slots"
+    refused = variant in REFUSED
+    assert found.startswith(REFUSED[variant]) if refused else found == "slots"
 
 
 def test_tokens_that_are_looked_at_late_are_the_same() -> None:
@@ -102,9 +95,7 @@ def rows_in(variant: str, dtype: torch.dtype) -> tuple[PrefilledSequence, Prefil
 
 
 SHAPES = [
-    PoolShape(rows=8, slots=8, columns=64),
-    PoolShape(rows=8, slots=3, columns=64),
-    PoolShape(rows=8, slots=1, columns=64),
+    *(PoolShape(rows=8, slots=slots, columns=64) for slots in (8, 3, 1)),
     PoolShape(rows=8, slots=2, columns=1088),
     PoolShape(rows=16, slots=16, columns=64),
     PoolShape(rows=32, slots=5, columns=128),
@@ -120,10 +111,8 @@ def test_a_row_has_the_same_logits_in_every_pool(variant: str, dtype: torch.dtyp
     alone = _teacher_force(row, reference, SlotPool(row, SHAPES[0]), 0)
     for shape in SHAPES:
         seat = shape.slots - 1
-        assert _same(alone, _teacher_force(row, reference, SlotPool(row, shape), seat)), (
-            shape,
-            seat,
-        )
+        last = _teacher_force(row, reference, SlotPool(row, shape), seat)
+        assert _same(alone, last), (shape, seat)
         for seat in {0, shape.slots // 2}:
             beside = _teacher_force(row, reference, SlotPool(row, shape), seat, other)
             assert _same(alone, beside), (shape, seat)

@@ -28,9 +28,8 @@ from tests.support.recorded_steps import (
     shape_for,
     two_sequences,
 )
-from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families import in_slots as slots
-from tests.support.tiny_families.verdict import FAILING, MIXED, UNCUT
+from tests.support.tiny_families.verdict import SINGLE
 
 STATES, FULL, ENCODER = "qwen3_5", "qwen2_5_vl", "blip_2:t5"
 
@@ -80,29 +79,20 @@ def test_replayed_steps_have_the_bits_of_plain_ones(variant: str) -> None:
     assert judged(variant) == ({}, "")
 
 
-VARIANTS = [
-    name
-    for name in FAMILIES
-    if name.split(":")[0] not in UNCUT
-    and not name.endswith((":b2", *MIXED))
-    and name not in FAILING
-]
 NO_SLOTS = {
     *("unlimited_ocr", "qwen4_exp", "qwen4_exp:video", "inkling"),  # caches without a slot version
     *("inkling2", "nemotron_h_omni"),  # not in 16 bit
 }
 WAITING = {
+    **{name: {"shaped"} for name in ("glm5_next", "glm5_next:video", "t5gemma2")},
     "chameleon": {"copies"},
-    "glm5_next": {"shaped"},
-    "glm5_next:video": {"shaped"},
     "step3p7": {"reads", "shaped"},
-    "t5gemma2": {"shaped"},
 }
 """Variants whose step a card cannot record → why."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", sorted({*VARIANTS} - NO_SLOTS))
+@pytest.mark.parametrize("variant", sorted({*SINGLE} - NO_SLOTS))
 def test_every_family_is_recorded_but_those_that_wait_for_the_card(variant: str) -> None:
     faults, reason = judged(variant)
     assert {*faults} == WAITING.get(variant, set()), faults
@@ -112,8 +102,8 @@ def test_every_family_is_recorded_but_those_that_wait_for_the_card(variant: str)
 
 
 def test_nearly_all_families_are_recorded() -> None:
-    assert NO_SLOTS | {*WAITING} <= {*VARIANTS}
-    assert len(VARIANTS) - len(NO_SLOTS) - len(WAITING) >= 120
+    assert NO_SLOTS | {*WAITING} <= {*SINGLE}
+    assert len(SINGLE) - len(NO_SLOTS) - len(WAITING) >= 120
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +144,12 @@ def test_a_recording_that_fails_costs_no_bit(
 class Rebinding(RecordedPool):
     """A pool whose step binds a state anew."""
 
-    def _rebind(self) -> None:
+    def _compute(self) -> torch.Tensor:
+        logits = super()._compute()
         layers: Any = self._slot_cache.cache.layers
         for layer in layers:
             for index, state in getattr(layer, "recurrent_states", {}).items():
                 layer.recurrent_states[index] = state.clone()
-
-    def _compute(self) -> torch.Tensor:
-        logits = super()._compute()
-        self._rebind()
         return logits
 
 
@@ -246,8 +233,7 @@ def test_a_scheduler_whose_pool_grows_and_shrinks_gives_the_same_tokens(
 def test_the_check_refuses_recordings_that_differ() -> None:
     model, items = slots.rows_of_variant(STATES, torch.bfloat16)
     row, other = (prefill_row(model, *items[at], max_new_tokens=8) for at in (0, 3))
-    reference = reference_of(model, *items[0])
-    given = (2, row, other, reference)
+    given = (2, row, other, reference_of(model, *items[0]))
     with cuda_graphs() as happened:
         assert recorded_difference(PLAIN, *given) == ""
     assert happened.recordings == 1 and happened.replays == 11

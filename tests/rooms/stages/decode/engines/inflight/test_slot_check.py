@@ -44,14 +44,8 @@ def tried(wave: Wave, namespace: str = OTHER, **more: Any) -> dict[str, Any]:
     return noted(in_slots(wave, namespace, rows_namespace=ROWS, **{"engine": "auto", **more}))
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("height", "rows"),
-    [(64, 64), (20, 16), pytest.param(40, 32, marks=SLOW), pytest.param(8, 8, marks=SLOW)],
-)
+@pytest.mark.parametrize(("height", "rows"), [(64, 64), (20, 16), (40, 32), (8, 8)])
 def test_the_largest_number_that_passes_is_chosen_and_kept(
     height: int, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +88,7 @@ def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Pa
     assert [each["rows"] for each in wave.captions(OTHER)] == [64] * 3 + [8] + [64] * 6
 
 
-@pytest.mark.parametrize("left", [1, pytest.param(10, marks=SLOW)])
+@pytest.mark.parametrize("left", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_larger_batches_are_chosen_where_they_make_more_tokens(left: int, tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype="bfloat16")
     wave.batches = [wave.batches[0][:left]]  # a resumed run chooses the same
