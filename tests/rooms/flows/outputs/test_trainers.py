@@ -506,7 +506,7 @@ def test_a_run_that_names_no_mode_of_media_keeps_that_of_its_folder(config: Capt
     media = [name for name in before if Path(name).suffix in (".mp4", ".mkv", ".png", ".webp")]
     assert {name: stats(config)[name] for name in media} == {name: before[name] for name in media}
     write(config, media="exact")
-    for path in [path for path in READERS["musubi"](Path(config.out)) if path.endswith(".mp4")]:
+    for path in (p for p in READERS["musubi"](Path(config.out)) if p.endswith(".mp4")):
         with av.open(path) as container:
             stream = container.streams.video[0]
             assert stream.frames == len([*container.decode(stream)])

@@ -167,7 +167,7 @@ def test_a_pack_made_anew_is_read_as_it_is_now(store: Store, elsewhere: Store) -
 def test_a_copy_that_rotted_costs_a_request_and_no_pack(store: Store, way: Between) -> None:
     filled(store, 2)
     assert isinstance(store, bucket_store.BucketStore)
-    for path in [path for path in store._copies._folder.rglob("*") if path.is_file()]:
+    for path in [p for p in store._copies._folder.rglob("*") if p.is_file()]:
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     again = RecordSet(open_store(store.url), "captions", NAMESPACE)
     way.clear()
