@@ -85,19 +85,27 @@ def describes_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.core.machine.launch.DirectLauncher", lambda listen: InsideLauncher())
 
 
-def plan_words(source: Path, model: Path, store: Path, *more: str) -> list[str]:
-    where = ["--model", str(model), "--store", str(store)]
-    return ["plan", str(source), *where, "--prompt", PROMPT, *MEMORY, "--json", *more]
+class Plan:
+    """Calls `plan` with one of the media and a model."""
+
+    def __init__(self, media: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._media, self._store, self._capsys = media, store, capsys
+
+    def ended(self, source: str, model: Path, *more: str) -> tuple[int, str, str]:
+        """The exit code and what is printed on either stream."""
+        words = ["plan", str(self._media / source), "--model", str(model), "--prompt", PROMPT]
+        code = main([*words, "--store", str(self._store), *MEMORY, "--json", *more])
+        return (code, *self._capsys.readouterr())
+
+    def __call__(self, source: str, model: Path, *more: str) -> Any:
+        code, output, errors = self.ended(source, model, *more)
+        assert code == 0, errors
+        return json.loads(output)
 
 
-def planned(
-    source: Path, model: Path, store: Path, capsys: pytest.CaptureFixture[str], *more: str
-) -> dict[str, Any]:
-    status = main(plan_words(source, model, store, *more))
-    output = capsys.readouterr()
-    assert status == 0, output.err
-    plan: dict[str, Any] = json.loads(output.out)
-    return plan
+@pytest.fixture
+def plan(media: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> Plan:
+    return Plan(media, store, capsys)
 
 
 def lost_frames(notes: list[str]) -> list[str]:
@@ -132,105 +140,79 @@ def expected_frames(family: str, usual: int, size: tuple[int, int] = SIZE) -> in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_plan_of_pictures_alone_speaks_of_no_chunk(
-    family: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = published_checkpoint(family)
+def test_plan_of_pictures_alone_speaks_of_no_chunk(family: str, plan: Plan) -> None:
     for more in ((), ("--frames", "32")):
-        plan = planned(media / "pictures", model, store, capsys, *more)
-        assert (plan["files"], plan["frames"]) == (2, 2)
-        assert not lost_frames(plan["notes"])
+        found = plan("pictures", published_checkpoint(family), *more)
+        assert (found["files"], found["frames"]) == (2, 2)
+        assert not lost_frames(found["notes"])
 
 
 @pytest.mark.in_turn
 @pytest.mark.parametrize("source", ["video", "both"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_plan_of_frames_that_fit_speaks_of_no_context(
-    family: str, source: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    one = ("--whole", "--frames", "1")
-    plan = planned(media / source, published_checkpoint(family), store, capsys, *one)
-    pictures = 2 if source == "both" else 0
-    assert plan["frames"] == pictures + 1
-    assert not lost_frames(plan["notes"])
+def test_plan_of_frames_that_fit_speaks_of_no_context(family: str, source: str, plan: Plan) -> None:
+    found = plan(source, published_checkpoint(family), "--whole", "--frames", "1")
+    assert found["frames"] == (3 if source == "both" else 1)
+    assert not lost_frames(found["notes"])
 
 
 @pytest.mark.in_turn
 @pytest.mark.parametrize("source", ["video", "both"])
 @pytest.mark.parametrize("family", LIMITED)
 def test_plan_shows_as_many_frames_of_a_chunk_as_the_context_holds(
-    family: str, source: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
+    family: str, source: str, plan: Plan
 ) -> None:
     model = published_checkpoint(family)
-    whole = ("--whole", "--frames", str(MANY))
-    plan = planned(media / source, model, store, capsys, *whole)
-    frames = plan["frames"] - (2 if source == "both" else 0)
+    found = plan(source, model, "--whole", "--frames", str(MANY))
+    frames = found["frames"] - (2 if source == "both" else 0)
     if family in TOGETHER:
-        assert frames == MANY and not lost_frames(plan["notes"])
+        assert frames == MANY and not lost_frames(found["notes"])
         return
-    default = planned(media / "video", model, store, capsys)["sampling"]
+    default = plan("video", model)["sampling"]
     most = expected_frames(family, default["max_frames"])
     least = int(0.7 * most) if family in TILED else most - (family in PAIRED)
     assert least <= frames <= most
-    (note,) = lost_frames(plan["notes"])
+    (note,) = lost_frames(found["notes"])
     assert f"{frames:,} frame" in note and f"{PUBLISHED[family].context:,} tokens" in note
     assert f"of {MANY:,};" in note
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", LIMITED)
-def test_plan_names_a_chunk_or_pixels_with_which_all_frames_fit(
-    family: str, media: Path, store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_names_a_chunk_or_pixels_with_which_all_frames_fit(family: str, plan: Plan) -> None:
     model = published_checkpoint(family)
     for fps in ("1", "7"):
         given = ["--fps", fps, "--max-frames", str(MANY)]
-        notes = lost_frames(planned(media / "video", model, store, capsys, *given)["notes"])
+        notes = lost_frames(plan("video", model, *given)["notes"])
         if notes and (named := re.search(r"(--[\w-]+) ([\d.]+) shows them all", notes[0])):
-            plan = planned(media / "video", model, store, capsys, *given, *named.groups())
-            assert not lost_frames(plan["notes"]), notes[0]
+            found = plan("video", model, *given, *named.groups())
+            assert not lost_frames(found["notes"]), notes[0]
 
 
-def with_context(family: str, tokens: int, folder: Path) -> Path:
-    """Copy the family's checkpoint, with so many positions."""
+def with_half_a_frame(family: str, folder: Path) -> Path:
+    """Copy the family's checkpoint, with as many positions as half a frame takes."""
     shutil.copytree(published_checkpoint(family), folder)
-    return change_context(folder, tokens)
-
-
-def half_a_frame(family: str) -> int:
-    return (prompt_tokens(family, 6) - prompt_tokens(family, 2)) // 8
+    tokens = prompt_tokens(family, 6) - prompt_tokens(family, 2)
+    return change_context(folder, tokens // 8)
 
 
 @pytest.mark.in_turn
 @pytest.mark.parametrize("source", ["video", "both"])
 @pytest.mark.parametrize("family", LIMITED)
 def test_plan_refuses_a_frame_that_exceeds_the_context(
-    family: str,
-    source: str,
-    media: Path,
-    store: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    family: str, source: str, plan: Plan, tmp_path: Path
 ) -> None:
-    model = with_context(family, half_a_frame(family), tmp_path / family)
-    assert main(plan_words(media / source, model, store)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    code, _, errors = plan.ended(source, with_half_a_frame(family, tmp_path / family))
+    assert code == 2
+    (line,) = errors.splitlines()
     assert "one frame takes" in line and "chunk_seconds" not in line
 
 
 CAPTIONED = (
-    "cogvlm2",
-    "llava",
-    "llava_next",
-    "llava_next_video",
-    "paligemma",
-    "smolvlm",
+    *("cogvlm2", "llava", "llava_next", "llava_next_video", "paligemma", "smolvlm"),
     "video_llava",
 )
 """Families whose context a few dozens of small frames exceed."""
-SHRUNK = [param for param in FAMILIES if param.values[0] in CAPTIONED]
-HEAVY = "paligemma"
-"""A family whose attention has no kernel: a chunk of 7,000 tokens takes minutes of a busy core."""
 
 
 def place_of(family: str, folder: Path, source: Path) -> Place:
@@ -248,13 +230,7 @@ def test_caption_of_pictures_alone_captions_each(family: str, media: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(HEAVY, marks=pytest.mark.slow) if param.values[0] == HEAVY else param
-        for param in SHRUNK
-    ],
-)
+@pytest.mark.parametrize("family", CAPTIONED)
 def test_caption_shows_as_many_frames_of_a_chunk_as_the_context_holds(
     family: str, media: Path, tmp_path: Path
 ) -> None:
@@ -272,11 +248,11 @@ def test_caption_shows_as_many_frames_of_a_chunk_as_the_context_holds(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", SHRUNK)
+@pytest.mark.parametrize("family", CAPTIONED)
 def test_caption_refuses_a_frame_that_exceeds_the_context(
     family: str, media: Path, tmp_path: Path
 ) -> None:
-    model = with_context(family, half_a_frame(family), tmp_path / family)
+    model = with_half_a_frame(family, tmp_path / family)
     place = replace(place_of(family, tmp_path, media / "both"), model=str(model))
     launcher = InsideLauncher()
     with pytest.raises(UsageError, match="one frame takes") as error:
@@ -285,11 +261,11 @@ def test_caption_refuses_a_frame_that_exceeds_the_context(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", SHRUNK)
+@pytest.mark.parametrize("family", CAPTIONED)
 def test_caption_of_pictures_that_exceed_the_context_fails_each(
     family: str, media: Path, tmp_path: Path
 ) -> None:
-    model = with_context(family, half_a_frame(family), tmp_path / family)
+    model = with_half_a_frame(family, tmp_path / family)
     place = replace(place_of(family, tmp_path, media / "pictures"), model=str(model))
     run = run_inside(place, max_new_tokens=4)
     assert [failure["error"] for failure in place.failures()] == ["too-long"] * 2
