@@ -4,9 +4,9 @@ files. Counts of one unit agree."""
 import json
 import re
 import signal
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,11 @@ import pytest
 
 from flows.core.console.lines import duration
 from penstock_demo.clips import write_clips
-from tests.support.commands import completed
+from tests.support.commands import begun, completed
 from tests.support.media import write_video
-from tests.support.pipeline import PENSTOCK, ROOT, SECONDS, read_lines
+from tests.support.pipeline import PENSTOCK, SECONDS, place_below, read_lines
+
+pytestmark = pytest.mark.slow
 
 UNITS = ("file", "chunk", "image", "caption", "text", "summary", "mark", "label")
 COUNT = re.compile(r"(\d[\d,]*) (?:\w+ )?(" + "|".join(UNITS) + r"|summaries)s?\b")
@@ -38,17 +40,10 @@ class Session:
         self.media, self.out = folder / "media", folder / "out"
         self.media.mkdir()
 
-    def run(
-        self, verb: str, *more: str, stop_at: str = "", by: signal.Signals = signal.SIGINT
-    ) -> Ended:
-        """Run a command over the media. `stop_at`: send the signal `by`, that of Ctrl-C, at the
-        first line that has this."""
-        where = ["--out", str(self.out), "--store", str(self.folder / "store")]
-        model = [] if verb == "sift" else ["--model", "demo"]
-        command = [*PENSTOCK, verb, str(self.media), *model, *where, *more]
-        running = subprocess.Popen(
-            command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+    def run(self, *more: str, stop_at: str = "", by: signal.Signals = signal.SIGINT) -> Ended:
+        """Caption the media. `stop_at`: send the signal `by`, that of Ctrl-C, at the first line
+        that has this."""
+        running = begun(place_below(self.folder, self.media).command(*more))
         killer = threading.Timer(SECONDS, running.kill)
         killer.start()
         lines = []
@@ -64,9 +59,17 @@ class Session:
         assert not stop_at, lines
         return Ended(status, lines)
 
+    def status(self) -> Any:
+        return json.loads(completed([*PENSTOCK, "status", "--json", str(self.out)]).stdout)
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         path = self.out / name
         return read_lines(path) if path.exists() else []
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return Session(tmp_path)
 
 
 def counts_in(text: str) -> dict[str, int]:
@@ -91,17 +94,10 @@ def surfaces(session: Session, last: Ended) -> Iterator[tuple[str, dict[str, int
     page = completed([*PENSTOCK, "report", str(session.out)])
     assert page.returncode == 0, page.stderr
     text = (session.out / "report.html").read_text(encoding="utf-8")
-    facts = json.loads(
-        re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.S)[0]
-    )
-    totals = {name: int(value.replace(",", "")) for name, value in facts["totals"] if _is(value)}
-    names = {
-        "captions": "caption",
-        "files": "file",
-        "files failed": "failed",
-        "summaries": "summary",
-    }
-    yield "report", {names[name]: value for name, value in totals.items() if name in names}
+    (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.S)[:1]
+    names = dict(captions="caption", files="file", summaries="summary") | {"files failed": "failed"}
+    totals = ((names.get(name), value) for name, value in json.loads(data)["totals"])
+    yield "report", {name: int(value.replace(",", "")) for name, value in totals if name}
     captions, failures = session.rows("captions.jsonl"), session.rows("failures.jsonl")
     if captions:
         yield "captions.jsonl", {"caption": len(captions)}
@@ -111,17 +107,12 @@ def surfaces(session: Session, last: Ended) -> Iterator[tuple[str, dict[str, int
 def assert_seconds_agree(session: Session, ended: Ended, verbs: Mapping[str, str]) -> None:
     """Assert that the last line of each stage names the seconds that `status` and `run.json` have.
     `verbs`: stage → its verb."""
-    shown = completed([*PENSTOCK, "status", "--json", str(session.out)]).stdout
-    found = {stage["name"]: stage["seconds"] for stage in json.loads(shown)["stages"]}
+    found = {stage["name"]: stage["seconds"] for stage in session.status()["stages"]}
     record = json.loads((session.out / "run.json").read_text(encoding="utf-8"))
     assert found == {stage["name"]: stage["seconds"] for stage in record["stages"]}
     for stage, verb in verbs.items():
         lines = [line for line in ended.lines if re.match(rf"{verb}: .* in ", line)]
         assert [line.split(" in ")[1] for line in lines] == [duration(found[stage])], lines
-
-
-def _is(value: str) -> bool:
-    return bool(re.fullmatch(r"[\d,]+", value))
 
 
 def assert_agree(session: Session, last: Ended) -> dict[str, int]:
@@ -134,12 +125,12 @@ def assert_agree(session: Session, last: Ended) -> dict[str, int]:
     return {unit: count for unit, (_, count) in agreed.items()}
 
 
-def progress(ended: Ended, verb: str) -> dict[str, int]:
+def progress(ended: Ended, verb: str) -> Counter[str]:
     """Return what a stage says that it made: sums of its lines by unit."""
-    made: dict[str, int] = {}
+    made = Counter[str]()
     for line in ended.lines:
         if match := re.fullmatch(rf"{verb}: ([\d,]+) (\w+?)(?:s|) in .*", line):
-            made[match[2]] = made.get(match[2], 0) + int(match[1].replace(",", ""))
+            made[match[2]] += int(match[1].replace(",", ""))
     return made
 
 
@@ -151,64 +142,57 @@ def break_one(session: Session) -> None:
     (session.media / "broken.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(64))
 
 
-def plain(session: Session) -> dict[str, int]:
+def test_counts_of_one_unit_agree(session: Session) -> None:
     add_clips(session)
-    first = session.run("caption", "--chunk", "3")
+    first = session.run("--chunk", "3")
     counts = assert_agree(session, first)
     assert first.status == 0 and counts["file"] == 3 and counts["failed"] == 0
     assert progress(first, "captioning") == {"caption": counts["caption"]}
     assert progress(first, "encoding") == {"chunk": counts["caption"]}
     verbs = {"frames": "cutting frames", "encode": "encoding", "decode": "captioning"}
     assert_seconds_agree(session, first, verbs)
-    return counts
 
 
-def with_a_failure(session: Session) -> dict[str, int]:
+def test_counts_agree_with_a_file_that_fails(session: Session) -> None:
     add_clips(session)
     break_one(session)
-    counts = assert_agree(session, session.run("caption", "--chunk", "3"))
+    counts = assert_agree(session, session.run("--chunk", "3"))
     assert (counts["file"], counts["failed"]) == (4, 1)
-    return counts
 
 
-def several_prompts(session: Session) -> dict[str, int]:
+def test_counts_agree_with_several_prompts(session: Session) -> None:
     add_clips(session)
     prompts = ("--prompts", "what=What moves?", "--prompts", "where=Where is it?")
-    ended = session.run("caption", "--chunk", "3", *prompts)
+    ended = session.run("--chunk", "3", *prompts)
     counts = assert_agree(session, ended)
     assert progress(ended, "captioning") == {"caption": counts["caption"]}
     assert 2 * progress(ended, "encoding")["chunk"] == counts["caption"]
-    return counts
 
 
-def stopped(session: Session) -> dict[str, int]:
+def test_counts_agree_after_a_stop(session: Session) -> None:
     """Ctrl-C while frames are cut, and the same command again."""
     add_clips(session, 12)
-    ended = session.run("caption", "--chunk", "1", stop_at="cutting frames")
+    ended = session.run("--chunk", "1", stop_at="cutting frames")
     assert ended.status == 4, ended
     made = assert_agree_after_a_stop(session, ended)
-    last = session.run("caption", "--chunk", "1")
+    last = session.run("--chunk", "1")
     counts = assert_agree(session, last)
-    assert progress(last, "captioning").get("caption", 0) == counts["caption"] - made
-    return counts
+    assert progress(last, "captioning")["caption"] == counts["caption"] - made
 
 
-def killed(session: Session) -> dict[str, int]:
+def test_counts_agree_after_a_kill(session: Session) -> None:
     """SIGKILL while frames are cut: `status` counts all that was published, and the failure."""
     add_clips(session, 12)
     break_one(session)
-    command = ["caption", "--chunk", "1"]
-    assert session.run(*command, stop_at="failed: ", by=signal.SIGKILL).status == -signal.SIGKILL
-    shown = completed([*PENSTOCK, "status", "--json", str(session.out)]).stdout
-    record = json.loads(shown)
+    ended = session.run("--chunk", "1", stop_at="failed: ", by=signal.SIGKILL)
+    assert ended.status == -signal.SIGKILL
+    record = session.status()
     assert record["state"] == "died" and record["media"]["failed"] == 1
     assert record["stages"][0]["done"] == published(session, "frames")
-    counts = assert_agree(session, session.run(*command))
+    counts = assert_agree(session, session.run("--chunk", "1"))
     record = json.loads((session.out / "run.json").read_text(encoding="utf-8"))
-    runs = record["history"]
     for name in ("frames", "encode", "decode"):
-        assert sum(run["items"][name] for run in runs) == counts["caption"], name
-    return counts
+        assert sum(run["items"][name] for run in record["history"]) == counts["caption"], name
 
 
 def published(session: Session, stage: str) -> int:
@@ -217,55 +201,30 @@ def published(session: Session, stage: str) -> int:
     return len(read_lines(journal)) if journal.exists() else 0
 
 
-def truncated(session: Session) -> dict[str, int]:
+def test_counts_agree_on_a_video_that_ends_early(session: Session) -> None:
     """A video that ends early is named by each run over it."""
     add_clips(session)
     cut = session.media / "clip-01.mp4"
     write_video(cut, ticks=range(180), container_options={"movflags": "faststart"})
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
     for _ in range(2):
-        ended = session.run("caption", "--chunk", "3")
+        ended = session.run("--chunk", "3")
         assert "1 of 3 files with warnings (`warnings` in captions.jsonl)" in ended.lines[-1]
         shown = completed([*PENSTOCK, "status", str(session.out)]).stdout
         assert "3 files, 0 failed, 1 with warnings (`warnings` in captions.jsonl)" in shown
         assert not any(line.startswith("replaces in") for line in ended.lines)
-    return assert_agree(session, ended)
+    assert_agree(session, ended)
 
 
 def assert_agree_after_a_stop(session: Session, ended: Ended) -> int:
     """Return the captions that there are: as many in the file as `status` says. The frames in the
     last line, in `status` and in the store are as many, too."""
-    shown = completed([*PENSTOCK, "status", "--json", str(session.out)]).stdout
-    stages = {stage["name"]: stage for stage in json.loads(shown)["stages"]}
+    status = session.status()
+    stages = {stage["name"]: stage for stage in status["stages"]}
     frames = stages["frames"]
     assert frames["done"] == frames["items"] == published(session, "frames")
-    assert progress(ended, "cutting frames").get("chunk", 0) == frames["done"]
-    assert frames["pending"] or not json.loads(shown)["media"]["open"]
+    assert progress(ended, "cutting frames")["chunk"] == frames["done"]
+    assert frames["pending"] or not status["media"]["open"]
     rows = len(session.rows("captions.jsonl"))
     assert stages["decode"]["items"] + stages["decode"]["before"] == rows
     return rows
-
-
-SESSIONS: tuple[Callable[[Session], dict[str, int]], ...] = (
-    plain,
-    with_a_failure,
-    several_prompts,
-    stopped,
-    killed,
-    truncated,
-)
-QUICK = (plain, with_a_failure)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "session",
-    [
-        pytest.param(each, marks=() if each in QUICK else pytest.mark.slow, id=each.__name__)
-        for each in SESSIONS
-    ],
-)
-def test_counts_of_one_unit_agree(
-    session: Callable[[Session], dict[str, int]], tmp_path: Path
-) -> None:
-    session(Session(tmp_path))
