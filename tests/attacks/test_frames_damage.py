@@ -87,6 +87,7 @@ def damaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return flip_bits(whole, folder / "b.mp4", packets=range(40, 200, 23))
 
 
+@pytest.mark.slow
 def test_what_refers_to_a_damaged_frame_is_damaged_up_to_the_next_keyframe(tmp_path: Path) -> None:
     """Whether a reader's frames differ from those of the undamaged file."""
     options = {"bf": "0", "sc_threshold": "0"}

@@ -72,6 +72,7 @@ def test_the_plan_says_the_same(place: Place, capsys: pytest.CaptureFixture[str]
     assert [note for note in json.loads(capsys.readouterr().out)["notes"] if LINE in note]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["plan", "caption"])
 def test_words_that_do_not_fit_are_refused_with_the_limit_that_does(
     verb: str, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]

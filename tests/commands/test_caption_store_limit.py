@@ -251,6 +251,7 @@ def stop_cutting(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(Video, "chunks", some)
 
 
+@pytest.mark.slow
 def test_a_run_killed_anywhere_needs_no_more_room_than_before(
     long_videos: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,7 @@ def test_tiles_tell_where_a_label_was_seen(clip: Path, tmp_path: Path) -> None:
     assert items(tmp_path) == {"frames": 0, "embed": 0, "embed_texts": 1}
 
 
+@pytest.mark.slow
 def test_damage_is_named_on_its_own_image_or_frames(
     clip: Path, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,7 +177,7 @@ def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
     assert "1.0000 to 0.5000" in capsys.readouterr().out
 
 
-@pytest.mark.in_turn
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["train", "score", "recaption", "write"])
 def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
     school: School, step: str
@@ -273,6 +273,7 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(school: School, monkeypa
     assert not {"03.png", "07.png"} & {each["media_path"] for each in examples}
 
 
+@pytest.mark.slow
 def test_a_round_stays_in_the_store_of_the_captions_and_passes_notes_on(
     school: School, monkeypatch: Patch, tmp_path: Path
 ) -> None:
@@ -392,6 +393,7 @@ def test_a_round_that_nobody_noted_is_not_continued_and_sets_no_option(
         school.learn(trust_folder=True)
 
 
+@pytest.mark.slow
 def test_journals_of_copies_are_added_and_differences_left_out(
     school: School, tmp_path: Path
 ) -> None:

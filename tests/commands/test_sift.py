@@ -337,6 +337,7 @@ def test_options_on_vectors_that_make_no_sense_fail(options: dict[str, Any], say
         SiftConfig(sources=("a",), **options)
 
 
+@pytest.mark.slow
 def test_near_vectors_of_a_model_are_marks(
     tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

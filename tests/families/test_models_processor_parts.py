@@ -80,7 +80,7 @@ def alone(folder: Path, picture: Path, text: str) -> str:
     return str(tokenizer.decode(tokens[0], skip_special_tokens=True)).removeprefix(text).strip()
 
 
-@pytest.mark.in_turn
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", [None, "a photo of"])
 def test_parts_without_a_class_that_joins_them_caption_as_transformers_alone(
     prompt: str | None, captioner: Path, tmp_path: Path

@@ -62,6 +62,7 @@ def test_what_was_found_is_not_asked_again(seen: Seen, monkeypatch: pytest.Monke
         check_device(CARD)
 
 
+@pytest.mark.slow
 def test_a_gpu_that_torch_cannot_use_is_told_with_what_to_do(seen: Seen) -> None:
     machine = gpus.old_driver()
     seen(machine)

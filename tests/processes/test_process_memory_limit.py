@@ -188,7 +188,7 @@ WORDS = "could not create a primitive"
 STRANGE = {"words": "unknown parameter type", "first_gives_back": True}
 
 
-@pytest.mark.in_turn
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "share", "budget", "job", "error"),
     [

@@ -235,6 +235,7 @@ def answers(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", EITHER_ENGINE)
 def test_settings_of_one_batch_are_each_followed_as_alone(
     engine: str, wave: Wave, tmp_path: Path

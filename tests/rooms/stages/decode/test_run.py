@@ -222,7 +222,7 @@ def test_features_of_another_version_are_set_aside_to_be_made_anew(tmp_path: Pat
     assert all(captions_of(wave.captions()))
 
 
-@pytest.mark.in_turn
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["transformers", "inflight"])
 def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
     engine: str, tmp_path: Path

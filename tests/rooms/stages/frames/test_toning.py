@@ -27,7 +27,7 @@ AVERAGE = 10
 """Levels that a mapped picture may differ from the chart; the curves are approximated."""
 
 
-@pytest.mark.in_turn
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".avif", ".heic"])
 @pytest.mark.parametrize("curve", CURVES)
 def test_a_picture_looks_as_its_chart(tmp_path: Path, suffix: str, curve: str) -> None:

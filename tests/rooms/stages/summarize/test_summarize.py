@@ -114,6 +114,7 @@ def test_every_chunk_is_read_once_a_level_within_the_context(family: str, tmp_pa
     assert summary["tokens"] >= sum(node["tokens"] for node in found.values()) > 0
 
 
+@pytest.mark.slow
 def test_after_a_death_or_a_change_only_what_was_not_said_is_said(tmp_path: Path) -> None:
     job = job_of("qwen2_5_vl", tmp_path, texts(12))
     first = summarize(job, dies_after=2) + summarize(job)

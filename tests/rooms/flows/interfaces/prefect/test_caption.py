@@ -244,6 +244,7 @@ get_logger("engine").error("theirs")
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_costs_a_command_one_line() -> None:
     done = completed([sys.executable, "-c", AWAY], check=True)
     message = "the Prefect server stopped responding: its UI shows only a part of this run"

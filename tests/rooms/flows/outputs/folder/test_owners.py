@@ -113,6 +113,7 @@ def test_captions_leave_the_folders_of_labels_vectors_and_marks_as_they_are() ->
         assert seen(name) == before
 
 
+@pytest.mark.slow
 def test_python_refuses_the_same() -> None:
     before = seen()
     with pytest.raises(UsageError, match="is the output folder of `penstock caption`"):

@@ -88,6 +88,7 @@ def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Pa
     assert [each["rows"] for each in wave.captions(OTHER)] == [64] * 3 + [8] + [64] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_larger_batches_are_chosen_where_they_make_more_tokens(left: int, tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype="bfloat16")
