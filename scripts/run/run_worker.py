@@ -105,9 +105,10 @@ def end_flows(worker: int) -> None:
 def children(pid: int) -> set[int]:
     """Processes that a process has started, by whichever of its threads."""
     found: set[int] = set()
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
-            found.update(map(int, path.read_text().split()))
+    with contextlib.suppress(OSError):  # the process has ended meanwhile
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # or a thread
+                found.update(map(int, path.read_text().split()))
     return found
 
 
