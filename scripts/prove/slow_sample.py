@@ -46,8 +46,7 @@ class Sample:
                 raise pytest.UsageError(f"no slow test is like {pattern!r}: mend slow_sample.py")
             always.append(in_turn(alike, len(alike))[0])
         chosen = list(dict.fromkeys([*always, *sample]))
-        left = {item.nodeid for item in items} - {item.nodeid for item in chosen}
-        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left])
+        config.hook.pytest_deselected(items=[*set(items).difference(chosen)])
         items[:] = chosen
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

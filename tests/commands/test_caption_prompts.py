@@ -160,7 +160,7 @@ def test_another_prompt_costs_its_captions_alone(place: Place) -> None:
     run_inside(place, prompts=ASKED, **options)
     first = answers(place)
     assert run_inside(place, prompts=ASKED, **options).started == []
-    more = run_inside(place, prompts={**ASKED, "who": "Who is it?"}, **options)
+    more = run_inside(place, prompts={**ASKED, "who": "Name the person."}, **options)
     assert more.started == ["decode"]
     found = answers(place)
     assert first.items() <= found.items() and len(found) == 3 * len(first) // 2
@@ -184,11 +184,12 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any]) -> None:
 
 
 def test_prompt_of_a_list_line_requests_the_length_too(config: CaptionConfig) -> None:
-    what, who = {"path": ODD, "prompt": "What is it?"}, {"path": ODD, "prompt": "Who is it?"}
-    photo = {"path": "photo.PNG", "prompts": {"a": "What is it?"}}
-    listed = write_list(config, what, photo, who, {"path": ODD})
-    run(config, sources=listed, prompt="Who is it?", length="short")
-    asked = [f"{word} is it? Answer in one short sentence." for word in ("What", "What", "Who")]
+    thing, person = "What is it?", "Name the person."
+    videos = [{"path": ODD, "prompt": thing}, {"path": ODD, "prompt": person}]
+    photo = {"path": "photo.PNG", "prompts": {"a": thing}}
+    listed = write_list(config, videos[0], photo, videos[1], {"path": ODD})
+    run(config, sources=listed, prompt=person, length="short")
+    asked = [f"{prompt} Answer in one short sentence." for prompt in (thing, thing, person)]
     assert [row["prompt"] for row in lines(config)] == asked
 
 
@@ -302,7 +303,7 @@ def test_each_video_has_chapters_and_a_summary_that_fit_a_small_context(small: P
     assert summarized(small, summary_prompt="What is it about?").started == ["summarize"]
     assert small.stages()["summarize"]["items"] == 2, "the chapters are there"
     assert "summaries.jsonl" in " ".join(summarized(small, summary=False).result.warnings)
-    assert summarized(small, prompt="Who is it?").started == ["decode", "summarize"]
+    assert summarized(small, prompt="Name the person.").started == ["decode", "summarize"]
     assert summarized(small).started == []
     assert (small.out / "summaries.jsonl").read_bytes() == before
 
@@ -335,9 +336,9 @@ def test_texts_without_words_are_noted_and_counted(
 @pytest.mark.slow
 def test_of_several_prompts_the_first_is_summarized(place: Place) -> None:
     place = replace(place, model=str(checkpoint("qwen2_5_vl")))
-    summarized(place, prompt="Who is it?")
+    summarized(place, prompt="Name the person.")
     alone = summaries(place)
-    prompts = {"who": "Who is it?", "where": "Where is it?"}
+    prompts = {"who": "Name the person.", "where": "Where is it?"}
     assert summarized(place, prompts=prompts).started == ["decode"]
     assert summaries(place) == alone
 

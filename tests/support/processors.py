@@ -140,7 +140,7 @@ SMOL = ("<fake_token_around_image>", "<end_of_utterance>")
 
 
 def smol_marks(tiles: int) -> tuple[str, ...]:
-    """The marks of an image that is cut into so many rows and columns."""
+    """Return the special tokens of an image that is split into `tiles` x `tiles` tiles."""
     numbers = range(1, tiles + 1)
     places = (f"<row_{row}_col_{col}>" for row in numbers for col in numbers)
     return (*SMOL, "<global-img>", *places)

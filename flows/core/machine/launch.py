@@ -10,7 +10,6 @@ module does not import Prefect.
 import contextlib
 import http.client
 import os
-import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -53,20 +52,16 @@ ANSWER_SECONDS = 20.0
 
 
 def is_silent(url: str) -> bool:
-    """Return whether what is there answers nothing, for as long as a server may take."""
+    """Return whether a request to the server at this address times out after ANSWER_SECONDS."""
     try:
         _health(url, ANSWER_SECONDS)
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, TimeoutError)
-    except TimeoutError:
-        return True
-    except (OSError, ValueError, http.client.HTTPException):
-        pass
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return isinstance(getattr(error, "reason", error), TimeoutError)
     return False
 
 
 def _health(url: str, seconds: float) -> int:
-    """Return the status with which a server answers how it is."""
+    """Return the HTTP status of a server's health endpoint."""
     proxies = [urllib.request.ProxyHandler({})] if is_local(url) else []
     opener = urllib.request.build_opener(*proxies)
     with opener.open(f"{url}/health", timeout=seconds) as reply:

@@ -76,8 +76,7 @@ def start_of(pid: int) -> str:
     """Return the boot and the clock ticks since then at which a process started; empty if there is
     no such process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return f"{system()} {int(fields[19])}"
+        return f"{system()} {int(_stat_of(pid)[19])}"
     except (OSError, LookupError, ValueError):
         return ""
 
@@ -85,10 +84,14 @@ def start_of(pid: int) -> str:
 def is_alive(pid: int) -> bool:
     """Return whether a process runs. One that was killed may stay listed until its parent looks."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-    except (OSError, IndexError):
+        return _stat_of(pid)[0] not in (b"Z", b"X")
+    except (OSError, LookupError):
         return False
-    return state not in (b"Z", b"X")
+
+
+def _stat_of(pid: int) -> list[bytes]:
+    """Return the fields of a process's `stat` after its name. Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 
 @contextlib.contextmanager

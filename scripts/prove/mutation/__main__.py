@@ -118,7 +118,7 @@ def folders_of_tests(given: argparse.Namespace) -> int:
 
 
 def choose(given: argparse.Namespace) -> int:
-    """Print the test functions that go, and those of which one row stays, with their seconds."""
+    """Print the test functions to mark `slow`, then those to mark `in_turn`, with their seconds."""
     choice = Choice(collected(given.folder / "calls"))
     for test in choice.leave_out(given.seconds):
         print(f"slow    {choice.seconds[test]:7.1f} {test}")

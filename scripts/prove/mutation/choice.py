@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from scripts.prove.mutation.mutants import Contexts
+from scripts.prove.mutation.mutants import Contexts, function_of
 from scripts.prove.rotation import LONG, PARTS_OF_ROWS
 
 LOOKED_AT = 3
@@ -69,11 +69,6 @@ def folders(contexts: Contexts, killers: Sequence[str]) -> Iterator[Folder]:
 def _folder(test: str) -> str:
     """Return the folder of a test, and its room."""
     return "/".join(test.partition("::")[0].split("/")[1:-1][:3])
-
-
-def function_of(test: str) -> str:
-    """Return a test's id without its row."""
-    return test.partition("[")[0]
 
 
 class Choice:
@@ -145,7 +140,7 @@ def _ranked(contexts: Contexts, tests: Sequence[str]) -> list[str]:
     """Return the test functions of these tests, those that call and take the least first."""
     cost: dict[str, float] = {}
     for test in tests:
-        of_one = contexts.breadth[test] * (1 + contexts.seconds[test])
+        of_one = contexts.effort(test)
         name = function_of(test)
         cost[name] = min(of_one, cost.get(name, of_one))
     return sorted(cost, key=lambda name: (cost[name], name))

@@ -309,6 +309,11 @@ OF_ONE_TEST = 3
 """Parametrizations of one test function that are run at most."""
 
 
+def function_of(test: str) -> str:
+    """Return the id of a test's function: a test's id without its row."""
+    return test.partition("[")[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contexts:
     """What a recorded run of the tests has shown."""
@@ -320,6 +325,10 @@ class Contexts:
     breadth: dict[str, int]
     """How many functions a test calls."""
 
+    def effort(self, test: str) -> float:
+        """Return how much a test calls and takes: the less, the better it looks at one function."""
+        return self.breadth[test] * (1 + self.seconds[test])
+
     def tests_for(self, mutant: Mutant) -> list[str]:
         """Return the tests to run, the most likely to fail first: those named for the module, then
         those that call the fewest functions besides."""
@@ -329,7 +338,7 @@ class Contexts:
             set(self._callers_of(mutant)),
             key=lambda test: (
                 not test.startswith(own),
-                self.breadth[test] * (1 + self.seconds[test]),
+                self.effort(test),
                 test,
             ),
         )
@@ -353,7 +362,7 @@ class Contexts:
         chosen: list[str] = []
         left, of_one = SECONDS_PER_MUTANT, Counter[str]()
         for test in ranked:
-            function = test.partition("[")[0]
+            function = function_of(test)
             if self.seconds[test] <= left and of_one[function] < OF_ONE_TEST:
                 chosen.append(test)
                 left -= self.seconds[test]
