@@ -27,7 +27,7 @@ help:
 	@echo "  make test       runs the tests, in two processes"
 	@echo "  make docs       builds site/index.html; a broken link or anchor fails"
 	@echo "  make docs-check runs every command of README and docs/ on the demo's models"
-	@echo "  make docs-check-sample  those of the pages that changed, and of a quarter of the others"
+	@echo "  make docs-check-sample  those of README, of changed pages and of a quarter"
 	@echo "More tests"
 	@echo "  make test-slow         runs the tests that take minutes"
 	@echo "  make test-slow-sample  runs a fifteenth of those; the commits take turns"
