@@ -83,7 +83,7 @@ def measure(folder: Path, port: int) -> dict[str, float]:
     )
     events: list[tuple[float, str]] = []
     outcome: StageOutcome = stage.wait()
-    times = [at for at, name in events if name in ("Total", "Item")]
+    times = [at for at, name in events if name in ("Total", "Answered")]
     seconds = times[-1] - times[0]
     assert outcome.items == PICTURES
     bare = asyncio.run(_bare(port, b"x" * 3000))

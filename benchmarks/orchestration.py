@@ -52,7 +52,7 @@ def frames(job: dict[str, Any], report: EventReporter) -> None:
         frames.publish([Record(key=key, meta=asdict(chunk), payload=PAYLOAD) for key in keys])
         media.publish([Record(key=digest, meta=index.to_json()) for digest in group])
         for key in keys:
-            report.item(key)
+            report.answered(key)
 
 
 def encode(job: dict[str, Any], report: EventReporter) -> None:
@@ -74,7 +74,7 @@ def publish(job: dict[str, Any], kind: str, meta: dict[str, Any], report: EventR
     for batch in job["batches"]:
         records = [Record(key=key, meta=meta, payload=PAYLOAD) for key, *_ in batch]
         for key in record_set.publish(records):
-            report.item(key, tokens=meta["tokens"])
+            report.answered(key, tokens=meta["tokens"])
 
 
 def run_once(folder: Path) -> int:

@@ -38,7 +38,7 @@ from penstock.arguments import Progress, Sources, anchored, config_for, display_
 from penstock.background import BackgroundRun, check_start
 from penstock.cells import FEW, shown_of
 from penstock.keywords import CaptionOptions
-from stages.process.events import Event, Item
+from stages.process.events import Answered, Event
 from stages.process.stage_process import Listener
 
 FIRST = ("media_path", "start", "end", "caption")
@@ -110,8 +110,10 @@ class Captions(BackgroundRun[Caption, RunResult]):
         def launch(listen: Listener) -> Launcher:
             def on_event(stage: str, event: Event) -> None:
                 listen(stage, event)
-                if isinstance(event, Item) and self._feed is not None and stage == self._feed.stage:
-                    for place, row in self._feed.rows(event.key):
+                if not isinstance(event, Answered) or self._feed is None:
+                    return
+                for key in event.keys if stage == self._feed.stage else ():
+                    for place, row in self._feed.rows(key):
                         self._give(place, row)
 
             return self._launch(on_event)

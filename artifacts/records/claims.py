@@ -172,6 +172,10 @@ class WorkClaims:
 class UnsharedWork:
     """Grants every claim at once, for work that no other process shares."""
 
+    def take(self, missing: Callable[[], Sequence[str]]) -> bool | None:
+        """Return True."""
+        return True
+
     def claimed_batches(
         self, batches: Iterable[Batch], missing: Callable[[Batch], Sequence[str]]
     ) -> Iterator[Batch]:

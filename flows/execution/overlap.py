@@ -6,10 +6,10 @@ How it works:
    in. Only then may batches be formed from the chunks that happen to be there.
 2. While the frames stage runs, a thread looks up which frames it has stored, also of a video whose
    index is not complete yet. It sends their items to the encode process through a named pipe.
-3. The process is sent a further portion when it has begun with the one before the last, so that
-   portions grow while it is busy. On several GPUs there is a process on each, and what was found is
+3. The process is sent further chunks when it has begun with the message before the last, so that
+   messages grow while it is busy. On several GPUs there is a process on each, and what was found is
    divided among those that are free. After the frames stage everything that is left is sent, and
-   the end of the pipe is announced.
+   then the end.
 4. On a GPU, `shares` says whether both halves fit into its memory together. Then the run holds the
    lock of the GPU, each process is limited to its share of the budget, and a decode process is fed
    in the same way with the chunks whose features are stored.
@@ -47,8 +47,8 @@ from flows.execution.stage_calls import StageCallBuilder
 from flows.execution.stage_loop import Attempt, StageLoop
 from stages import decode
 from stages.process.device import device_used_bytes, lock_path
-from stages.process.events import FEED_NOTE, WAITS_FOR_DEVICE, StageOutcome
-from stages.process.job import RequestPipe
+from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
+from stages.process.requests import BEGUN, End, Make, RequestPipe
 from stages.process.stage_process import wait_for_release
 from stages.process.stage_spec import StageSpec
 
@@ -270,20 +270,20 @@ class Overlap:
         notes += [] if text in notes else [text]
 
 
-class PortionPipe(RequestPipe):
-    """The pipe to the process on one device, which is sent a portion when it has begun with the one
+class FeedPipe(RequestPipe):
+    """The pipe to the process on one device, which is sent a message when it has begun with the one
     before the last."""
 
     def __init__(self, path: Path, device: str) -> None:
         """Create the pipe. Raises OSError."""
         super().__init__(path)
         self.device = device
-        self._portions = 0
+        self._messages = 0
 
     def is_free(self, outcome: StageOutcome) -> bool:
-        """Return whether a portion may be sent, given the outcome of the stage so far."""
+        """Return whether a message may be sent, given the outcome of the stage so far."""
         own = outcome.devices.get(self.device, outcome)
-        return self.has_reader(outcome) and self._portions <= own.notes.get(FEED_NOTE, 0) + 1
+        return self.has_reader(outcome) and self._messages <= own.notes.get(BEGUN, 0) + 1
 
     def has_reader(self, outcome: StageOutcome) -> bool:
         """Return whether a process on the device reads the pipe: the device may have been left out,
@@ -293,10 +293,10 @@ class PortionPipe(RequestPipe):
         own = outcome.devices.get(self.device)
         return own is not None and not own.notes.get(WAITS_FOR_DEVICE)
 
-    def send_portion(self, batches: Sequence[list[NamedTuple]]) -> None:
+    def send_batches(self, batches: Sequence[list[NamedTuple]]) -> None:
         if batches:
-            self.send(batches)
-            self._portions += 1
+            self._messages += 1
+            self.send(Make(batches=batches, number=self._messages))
 
 
 class ChunkFeed:
@@ -343,12 +343,12 @@ class ChunkFeed:
         folder = job.out / "logs"
         refuse_links(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._pipes: list[PortionPipe] = []
+        self._pipes: list[FeedPipe] = []
         try:
             for device in devices:
                 path = folder / f"{stage.name}-{device.replace(':', '-')}.feed"
                 path.unlink(missing_ok=True)  # of a run that was killed
-                self._pipes.append(PortionPipe(path, device))
+                self._pipes.append(FeedPipe(path, device))
             self.attempt = begin(self, {pipe.device: pipe.path for pipe in self._pipes})
         except BaseException:
             for pipe in self._pipes:
@@ -373,10 +373,10 @@ class ChunkFeed:
             outcome = self.attempt.outcome
             self._send_found([pipe for pipe in self._pipes if pipe.has_reader(outcome)])
             for pipe in self._pipes:
-                pipe.send(None)
+                pipe.send(End())
 
     def close(self) -> None:
-        """Close the pipe, after the process has ended."""
+        """Close the pipes, after the process has ended."""
         self.closed.set()
         self._thread.join()
         for pipe in self._pipes:
@@ -396,9 +396,9 @@ class ChunkFeed:
                 for pipe in self._pipes:
                     pipe.write()
 
-    def _send_found(self, pipes: "Sequence[PortionPipe]") -> None:
-        """Send a portion to each of these pipes: together the batches of all chunks that were made
-        since the last one."""
+    def _send_found(self, pipes: "Sequence[FeedPipe]") -> None:
+        """Send a message to each of these pipes: together the batches of all chunks that were made
+        since the last time."""
         try:
             refresh_together(self._media, self._frames, self._inputs)
         except (PenstockError, OSError) as error:  # the stages meet the same fault, and report it
@@ -407,7 +407,7 @@ class ChunkFeed:
         if parts := [*self._parts([t for t in tasks if t[self.stage.writes] not in self._sent])]:
             self._sent |= {task[self.stage.writes] for task in tasks}
             for at, pipe in enumerate(pipes):
-                pipe.send_portion(parts[at :: len(pipes)])
+                pipe.send_batches(parts[at :: len(pipes)])
 
     def _parts(self, tasks: list[Task]) -> Iterator[list[NamedTuple]]:
         stage, calls, size = self.stage, self._calls, self._job.config.batch_size

@@ -40,9 +40,9 @@ from flows.outputs.run_status import stages_of
 from flows.outputs.write import failure_of, media_paths_of, write_captions
 from stages import summarize, tune
 from stages.process.events import (
+    Answered,
     Event,
     Failed,
-    Item,
     MemorySample,
     StageNotes,
     Total,
@@ -151,10 +151,10 @@ class RunObserver:
             return
         if self._ladder is not None:
             self._ladder.on_event(stage, event)
-        if isinstance(event, Item):
+        if isinstance(event, Answered):
             shared = len(job.devices) > 1 and stage in STAGES and STAGES[stage].fans_out
             self._note_latest(job, record, stage, event)
-            record.count_item(stage, event.device if shared else "")
+            record.count_items(stage, len(event.keys), event.device if shared else "")
         elif isinstance(event, MemorySample):
             record.memory(stage, asdict(event))
         elif isinstance(event, StageNotes):
@@ -167,7 +167,7 @@ class RunObserver:
             record.fail(stage, failure)
             self.display.fail(**failure)
 
-    def _note_latest(self, job: Job, record: RunRecord, stage: str, event: Item) -> None:
+    def _note_latest(self, job: Job, record: RunRecord, stage: str, event: Answered) -> None:
         """Record the file of an item of the frames or the encode stage, for pages that show it. It
         is looked up in at most one part in LOOK_UP_SHARE of the time."""
         began = time.monotonic()
@@ -178,7 +178,7 @@ class RunObserver:
             of_item = (medium.path for medium in job.media if medium.digest == event.media)
         else:
             tasks = job.ledger.tasks(job.media)
-            of_item = (task.medium.path for task in tasks if task.keys.get(made) == event.key)
+            of_item = (task.medium.path for task in tasks if task.keys.get(made) == event.keys[-1])
         record.note_latest(stage, next(of_item, ""))
         now = time.monotonic()
         self._look_up_at[stage] = now + max(1.0, LOOK_UP_SHARE * (now - began))

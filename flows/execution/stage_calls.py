@@ -141,7 +141,7 @@ class StageCallBuilder:
         request = JobRequest(stage=stage, rung=rung, variant=variant, **given)
         fed = self._make(request)
         calls = [
-            on_device(self._call(stage, replace(fed, feed=str(pipe))), device)
+            on_device(self._call(stage, replace(fed, requests=str(pipe))), device)
             for device, pipe in pipes.items()
         ]
         call = replace(calls[0], copies=tuple(calls[1:]))
@@ -150,10 +150,12 @@ class StageCallBuilder:
     def worker_call(
         self, stage: StageSpec, rung: Rung, pipe: str, stores: WorkerStores
     ) -> StageCall:
-        """Return the call of a persistent worker process, which reads its requests from `pipe`."""
+        """Return the call of a persistent worker process, to which clients' requests are sent over
+        `pipe`."""
         variant = self.job.ledger.variant
         request = JobRequest(stage=stage, rung=rung, variant=variant, stores=stores)
-        job = replace(self._make(request), store=stores.store or self.job.store.url, live=pipe)
+        job = replace(self._make(request), store=stores.store or self.job.store.url)
+        job = replace(job, requests=pipe)
         return replace(self._call(stage, job), persistent=True)
 
     def texts_call(self, groups: Sequence[Sequence[str]], key: str, rung: Rung) -> StageCall:
@@ -259,13 +261,18 @@ class JobRequest:
     variant: Variant
     """Variant in which its records are made."""
     batches: Sequence[Sequence[Task]] = ()
-    """Its work; empty: it arrives later, over a pipe."""
+    """Its work; empty: it is sent over a pipe."""
     fed: int = 0
-    """Expected number of chunks of this job that the pipe delivers; 0: requests to a server."""
+    """Expected number of chunks of this job that are sent; 0: clients send requests."""
     fallback_batch: int = 0
     """As in `StageCallBuilder.media_call`."""
     stores: WorkerStores = WorkerStores()
     """Record locations of a worker process."""
+
+    @property
+    def for_clients(self) -> bool:
+        """Whether clients send the work."""
+        return not (self.batches or self.fed)
 
 
 def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
@@ -280,7 +287,7 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
     if stage.part is not None:
         readers = job.config.readers(job.device)
         fields |= {"half": calls.half(stage, rung), "block": rung.block, "workers": readers}
-        fields["frames_store"] = request.stores.frames_store
+        fields |= {"frames_store": request.stores.frames_store, "for_clients": request.for_clients}
     if stage.part == "vision":
         fields["windows_namespace"] = windows_namespace(job.device)
         if not job.model.in_batches and (settings := settings_on(job.model, rung)):
@@ -352,13 +359,14 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         sequence_tokens=calls.sequence_tokens,
         rows_namespace=_rows_namespace(job, settings),
     )
-    if not (request.batches or request.fed):  # a worker process
+    if request.for_clients:
         answering = {v["features"] for v in job.ledger.variants.answering(variant)}
         unheard = job.ledger.variants.unheard(variant)
         other = job.ledger.variants.other_engine(unheard)
         silent = {OWN: unheard, **({FALLBACK: other} if other else {})}
         return replace(
             made,
+            for_clients=True,
             fallback_namespace=request.stores.fallback_namespace,
             unheard_namespaces={maker: v[stage.writes] for maker, v in silent.items()},
             slots=rung.batch if rung.in_slots else 0,

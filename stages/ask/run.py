@@ -541,7 +541,7 @@ class Asking:
     def _publish(self, made: list[Record], failed: list[Record]) -> None:
         tokens = {record.key: record.meta["tokens"] for record in made}
         for key in self._captions.publish(made):
-            self._report.item(key, tokens=tokens[key])
+            self._report.answered(key, tokens=tokens[key])
         self._failures.publish(failed)
         for record in failed:
             self._report.failure(record.key, **record.meta)

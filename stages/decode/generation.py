@@ -194,14 +194,13 @@ class DecodeJob:
     """Cache namespace of the fallback engine's captions; empty: the same namespace. Items hold the
     keys in their field `fallback_key`."""
     unheard_namespaces: dict[str, str] = field(default_factory=dict)
-    """OWN or FALLBACK → cache namespace of the captions of a pipe's requests without sound."""
+    """OWN or FALLBACK → cache namespace of the captions of clients' requests without sound."""
     fallback_batch: int = 0
     """Maximum batch size of the fallback engine, which needs other memory; 0: unchanged."""
-    live: str = ""
-    """Pipe with batches to caption as they arrive; empty: caption `batches`."""
-    feed: str = ""
-    """Pipe with portions of batches whose features are stored, then null; empty: caption
-    `batches`."""
+    requests: str = ""
+    """Pipe over which batches are sent (stages/process/requests.py); empty: caption `batches`."""
+    for_clients: bool = False
+    """Whether clients wait for what is sent. Then faults are told and not stored."""
     share: Share = field(default_factory=Share)
     """What this process may claim until those on other devices work, too."""
     slots: int = 0

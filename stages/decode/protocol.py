@@ -19,7 +19,7 @@ from artifacts.texts.captions import Ended
 from stages.decode.generation import DecodeItem, DecodeJob
 from stages.memory.oom_retry import OomRetry, split_batch
 from stages.models.halves.records import FeatureRecord
-from stages.process.job import PipedRequest
+from stages.process.requests import Request
 
 
 class DecodeRequest(NamedTuple):
@@ -27,8 +27,8 @@ class DecodeRequest(NamedTuple):
 
     item: DecodeItem
     features: FeatureRecord
-    work: PipedRequest[DecodeItem] | None = None
-    """The request as it arrived at a server's worker; None in a batch job."""
+    work: Request[DecodeItem] | None = None
+    """The request as a client sent it; None in a run."""
 
     @property
     def is_withdrawn(self) -> bool:

@@ -47,10 +47,11 @@ from stages.decode.protocol import (
 )
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, item_fault, try_items
 from stages.models.loading import warm as warm_model
-from stages.models.prefetch import prefetched, write_behind
+from stages.models.prefetch import Prefetched, write_behind
 from stages.process.device import device_model
 from stages.process.events import CUT, TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
-from stages.process.job import PipedRequest, RequestBatches, items_of, parse_job, portions
+from stages.process.job import parse_job
+from stages.process.requests import Request, Requests
 
 
 class Answers:
@@ -148,64 +149,103 @@ def start_engine(job: DecodeJob, report: EventReporter) -> DecodeEngine:
     return engine
 
 
-def serve_requests(job: DecodeJob, report: EventReporter) -> None:
-    """Caption the requests that arrive over the job's pipe: publish each caption and send it."""
-    store = open_store(job.store)
-    places = [("features", n) for n in (job.features_namespace, *job.other_features)]
-    features = RecordUnion(record_sets_of(store, *places))
-    heard_places = [("heard", job.heard_namespace)] if job.heard_namespace else []
-    heard = RecordUnion(record_sets_of(store, *heard_places))
-    namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
-    captions, unheard = (
-        {maker: RecordSet(store, "captions", n) for maker, n in of.items() if n}
-        for of in (namespaces, {**namespaces, **job.unheard_namespaces})
-    )
-    engine = start_engine(job, report)
+class ClientRun:
+    """Captions the requests of clients. Their faults are told, and not stored."""
 
-    def read(batch: list[PipedRequest[DecodeItem]]) -> list[DecodeRequest]:
-        return [request for work in batch for request in _read(features, heard, work, report)]
+    def __init__(self, job: DecodeJob, report: EventReporter) -> None:
+        self._report = report
+        self._job = job
+        store = open_store(job.store)
+        places = [("features", n) for n in (job.features_namespace, *job.other_features)]
+        self._features = RecordUnion(record_sets_of(store, *places))
+        heard = [("heard", job.heard_namespace)] if job.heard_namespace else []
+        self._heard = RecordUnion(record_sets_of(store, *heard))
+        namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
+        self._captions, self._unheard = (
+            {maker: RecordSet(store, "captions", n) for maker, n in of.items() if n}
+            for of in (namespaces, {**namespaces, **job.unheard_namespaces})
+        )
 
-    def fail(request: DecodeRequest, fault: ItemFault) -> None:
+    def run(self) -> None:
+        """Answer every request. Raises PenstockError."""
+        job, report = self._job, self._report
+        engine = start_engine(job, report)
+        sent = Requests(job.requests, DecodeItem, report, for_clients=True)
+        faults = ItemFaults(STAGE, self._fail)
+        with sent:
+            first, name = [], None
+            for batches in sent:
+                first = self._read(batches)
+                del batches
+                name, raised = resolve_engine(engine, map(_shorten_prompt, first), faults)
+                first = [one for one in first if one.item.key not in raised]
+                if name is not None:
+                    break
+            if name is None:
+                return
+            spec = engine_of(name)
+            report.note(engine=spec.name)
+            engine.set_on_partial(self._send_partial)
+            sample = [first[0]._replace(work=None)]
+            oom_retry = OomRetry(report, lambda: engine.generate_batch(sample), faults)
+            with Prefetched(sent, self._read, idle=report.idle) as later:
+                ready = filter(None, chain([first], later))
+                del first  # what is kept here is not let go of
+                for some, outputs in engine.run(ready, oom_retry):
+                    for at in range(len(some)):
+                        self._answer(some[at], outputs[at], spec, origin_of(spec, engine, job))
+                    del some, outputs
+        sent.close()
+
+    def _read(self, batches: list[list[Request[DecodeItem]]]) -> list[DecodeRequest]:
+        """Return requests with their features. A failure is told for one whose features are gone or
+        damaged."""
+        return [read for batch in batches for one in batch for read in self._read_one(one)]
+
+    def _read_one(self, work: Request[DecodeItem]) -> Iterator[DecodeRequest]:
+        item = work.item
+        heard = [(self._heard, item.heard)] if item.heard else []
+        places = [(self._features, item.features), *heard]
+        try:
+            for records, key in places:
+                _find(records, key)
+            row = read_features(self._features, item.features)
+            row = with_heard(row, self._heard, item.heard)
+            for records, key in places:
+                records.forget([key])
+            yield DecodeRequest(item, row, work)
+        except (PenstockError, RecordGone) as error:
+            hint = "Send the request again: its media is encoded again"
+            self._report.failure(item.key, "gone", getattr(error, "message", str(error)), hint)
+
+    def _answer(
+        self,
+        request: DecodeRequest,
+        output: CaptionOutput,
+        spec: EngineSpec,
+        origin: dict[str, Any],
+    ) -> None:
+        """Publish a caption and send it, or send why there is none."""
+        if request.is_withdrawn:  # its caption may be incomplete
+            return
+        if output.fault is not None:
+            _report_fault(self._report, request, output.fault)
+            return
+        is_other = spec is not engines_for(self._job.engine)[0] and self._job.fallback_namespace
+        maker = FALLBACK if is_other else OWN
+        more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
+        record = Record(key=request.item.keys[maker], meta=output.meta | more | origin)
+        records = (self._captions if request.item.heard else self._unheard)[maker]
+        records.publish([record])
+        records.forget([record.key])
+        self._report.send(_ended(request, output))
+
+    def _send_partial(self, request: DecodeRequest, text: str, tokens: int) -> None:
+        self._report.send(CaptionProgress(key=request.item.key, caption=text, tokens=tokens))
+
+    def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
         hint = "Send another image or prompt, or use another model"
-        report.failure(request.item.key, **fault.meta(STAGE, hint))
-
-    batches = iter(RequestBatches(job.live, DecodeItem))
-    faults = ItemFaults(STAGE, fail)
-    for work_batch in batches:
-        requests = read(work_batch)
-        name, raised = resolve_engine(engine, map(_shorten_prompt, requests), faults)
-        requests = [one for one in requests if one.item.key not in raised]
-        if name is not None:
-            break
-    else:
-        return
-    spec = engine_of(name)
-    report.note(engine=spec.name)
-    maker = FALLBACK if spec is not engines_for(job.engine)[0] and job.fallback_namespace else OWN
-    origin = origin_of(spec, engine, job)
-
-    def send_partial(one: DecodeRequest, text: str, tokens: int) -> None:
-        report.send(CaptionProgress(key=one.item.key, caption=text, tokens=tokens))
-
-    engine.set_on_partial(send_partial)
-    oom_retry = OomRetry(report, lambda: engine.generate_batch(requests[:1]), faults)
-    later_batches = (later for _, later in prefetched(batches, read))
-    with contextlib.closing(later_batches):
-        request_batches = filter(None, chain([requests], later_batches))
-        for some, outputs in engine.run(request_batches, oom_retry):
-            for one, output in zip(some, outputs, strict=True):
-                if one.is_withdrawn:  # its caption may be incomplete
-                    continue
-                if output.fault is not None:
-                    _report_fault(report, one, output.fault)
-                    continue
-                more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
-                meta = output.meta | more | origin
-                record = Record(key=one.item.keys[maker], meta=meta)
-                records = (captions if one.item.heard else unheard)[maker]
-                records.publish([record])
-                records.forget([record.key])
-                report.send(_ended(one, output))
+        self._report.failure(request.item.key, **fault.meta(STAGE, hint))
 
 
 def _report_fault(
@@ -246,27 +286,6 @@ def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
     return request._replace(item=item, work=None)
 
 
-def _read(
-    features: RecordUnion,
-    heard: RecordUnion,
-    work: PipedRequest[DecodeItem],
-    report: EventReporter,
-) -> Iterator[DecodeRequest]:
-    """Yield a request with its features. If they are missing or damaged, report a failure."""
-    item = work.item
-    try:
-        places = [(features, item.features), *([(heard, item.heard)] if item.heard else [])]
-        for records, key in places:
-            _find(records, key)
-        row = with_heard(read_features(features, item.features), heard, item.heard)
-        for records, key in places:
-            records.forget([key])
-        yield DecodeRequest(item, row, work)
-    except (PenstockError, RecordGone) as error:
-        hint = "Send the request again: its media is encoded again"
-        report.failure(work.item.key, "gone", getattr(error, "message", str(error)), hint)
-
-
 def _find(records: RecordUnion, key: str) -> None:
     """Look for a record that another process may just have published."""
     if key not in records:
@@ -283,18 +302,17 @@ def warm(job_fields: dict[str, Any]) -> None:
     job = parse_job(DecodeJob, {**job_fields, "batches": []})  # without parsing 100,000 items
     for spec in engines_for(job.engine):
         resolve_name(spec.entry)
-    if job.generation.schema or job.live:  # any request may have a schema
+    if job.generation.schema or job.for_clients:  # any request may have a schema
         resolve_name("stages.decode.constraint")
     warm_model(job_fields)
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Publish a caption for each item of `batches` that has neither a caption nor a failure."""
+    """Publish a caption for each item of `batches`, or of those that the job is sent, that has
+    neither a caption nor a failure."""
     job = parse_job(DecodeJob, job_fields)
-    if job.live:
-        serve_requests(job, report)
-    else:
-        BatchRun(job, report).run()
+    kind = ClientRun if job.for_clients else BatchRun
+    kind(job, report).run()
 
 
 class BatchRun:
@@ -308,8 +326,9 @@ class BatchRun:
     3. The batches are read, captioned and stored at the same time. Those that another process has
        claimed come last.
     4. Captions that repeat themselves are made once more, if that is wanted.
-    5. A fed job has no batches: they arrive while their features are made. If another engine than
-       its first is to run, or if the model raises on all items, it ends without a record.
+    5. A job that is sent its work has no batches: they arrive while their features are made. If
+       another engine than its first is to run, or if the model raises on all items, it ends without
+       a record.
     """
 
     def __init__(self, job: DecodeJob, report: EventReporter) -> None:
@@ -321,8 +340,8 @@ class BatchRun:
         self._batches = [batch for batch, keys in zip(job.batches, missing, strict=True) if keys]
         is_new = sum(map(len, missing)) == sum(map(len, job.batches))
         first = len(self._batches[0]) if self._batches and is_new else 0
-        # Nothing is known of a fed job, so that items which raise wait for a success.
-        self._faults = ItemFaults(STAGE, self._fail, 2 if job.feed else first)
+        # Nothing is known of a job that is sent its work: items which raise wait for a success.
+        self._faults = ItemFaults(STAGE, self._fail, 2 if job.requests else first)
         self._done: Callable[[list[str]], object] = list
         """Callback with keys that no other process needs to wait for any more."""
         self._missing: set[str] = set()
@@ -332,9 +351,9 @@ class BatchRun:
         """Publish what is missing. Raises PenstockError."""
         answers, faults = self._answers, self._faults
         self._report.total(sum(len(answers.missing(batch)) for batch in self._batches))
-        if not (self._batches or self._job.feed):
+        if not (self._batches or self._job.requests):
             return
-        engine, later = start_engine(self._job, self._report), self._fed()
+        engine, later = start_engine(self._job, self._report), self._sent()
         self._batches = self._batches or next(later, [])
         items = [item for batch in self._batches for item in batch if answers.missing([item])]
         # The last one first: its prompt is short.
@@ -342,7 +361,7 @@ class BatchRun:
         name, raised = resolve_engine(engine, self._within_context(engine, samples), faults)
         is_reduced = name != engines_for(self._job.engine)[0].name
         # Beside another process, what the check found may be for want of memory.
-        if self._job.feed and (is_reduced or "shared_prefix_reason" in engine.run_stats()):
+        if self._job.requests and (is_reduced or "shared_prefix_reason" in engine.run_stats()):
             return
         if name is None:
             faults.close()
@@ -377,12 +396,14 @@ class BatchRun:
         self._report.failure(request.item.key, **meta)
         self._done([self._answers.key(request.item)])
 
-    def _fed(self) -> Iterator[list[Batch]]:
-        """Yield the batches of each portion as it arrives."""
-        for portion in portions(self._job.feed, self._report):
+    def _sent(self) -> Iterator[list[Batch]]:
+        """Yield the batches of each message as it arrives."""
+        if not self._job.requests:
+            return
+        for batches in Requests(self._job.requests, DecodeItem, self._report):
             self._features.refresh()
             self._heard.refresh()
-            yield [items_of(DecodeItem, batch) for batch in portion]
+            yield [[one.item for one in batch] for batch in batches]
 
     def _read(self, batch: Batch) -> list[DecodeRequest]:
         """Return the requests of a batch. Raises DamagedRecord."""
@@ -426,8 +447,8 @@ class BatchRun:
     def _claimed(
         self, claims: WorkClaims, spec: EngineSpec, later: Iterator[list[Batch]]
     ) -> Iterator[Batch]:
-        """Yield the batches that this process must compute, and those of later portions."""
-        if not self._job.feed:
+        """Yield the batches that this process must compute, and those of later messages."""
+        if not self._job.requests:
             yield from claims.claimed_batches(self._batches, self._answers.missing)
             return
         for batches in chain([self._batches], (self._batches_for(spec, some) for some in later)):
@@ -453,11 +474,8 @@ class BatchRun:
         with (
             claims_at(self._store, *answers.record_sets, share=self._job.share) as claims,
             write_behind(partial(self._publish, claims)) as publish,
-            contextlib.closing(
-                requests
-                for _, requests in prefetched(
-                    self._claimed(claims, spec, later), self._read, idle=self._report.idle
-                )
+            Prefetched(
+                self._claimed(claims, spec, later), self._read, idle=self._report.idle
             ) as ready,
         ):
             self._done = claims.done
@@ -477,7 +495,7 @@ class BatchRun:
                     self._read([item]), lambda one: one.item.key, engine.generate_batch
                 ):
                     publish(self._records(fields, zip(some, outputs, strict=True)))
-            if not self._job.feed:
+            if not self._job.requests:
                 self._faults.close()
 
     def _publish(self, claims: WorkClaims, made: list[list[Record]]) -> None:
@@ -485,7 +503,7 @@ class BatchRun:
         records = [record for batch in made for record in batch if record.key in self._missing]
         tokens = {record.key: record.meta["tokens"] for record in records}
         for key in self._answers.publish(records):
-            self._report.item(key, tokens=tokens[key])
+            self._report.answered(key, tokens=tokens[key])
         claims.done(tokens)
 
     def _records(

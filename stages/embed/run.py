@@ -95,7 +95,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         divide=partial(_pieces, max_parts=1),
         unite=_joined,
     )
-    if job.fp16_check and not job.live:
+    if job.fp16_check and not job.for_clients:
         try_fp16(job, spec)
     encode_all(job, spec, report)
 

@@ -28,8 +28,8 @@ class TextsJob:
     """Groups of texts with the same meaning; each group gets one vector."""
     batch: int
     """Number of texts per pass through the half."""
-    live: str = ""
-    """Pipe with lists of TextsItem to embed as they arrive; empty: embed `groups`."""
+    requests: str = ""
+    """Pipe over which clients send items (stages/process/requests.py); empty: embed `groups`."""
 
 
 OUTPUT_VERSION = 2

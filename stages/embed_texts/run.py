@@ -1,6 +1,5 @@
 """The texts stage: turns each group of texts into one record of vectors, in one process."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,8 +17,9 @@ from stages.models.finite import is_finite, not_finite
 from stages.models.halves.features import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.process.events import EventReporter, Published
-from stages.process.job import items_of, parse_job, read_requests
+from stages.process.events import EventReporter, TooLarge
+from stages.process.job import parse_job
+from stages.process.requests import Requests
 
 PROBES = 6
 """Number of vectors whose logits are fitted."""
@@ -119,20 +119,21 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     if job.key in records:
         return
     encoder = _TextEncoder(ModelJob.of(job.half), job.batch, report)
-    if not job.live:
+    if not job.requests:
         records.publish([encoder.record(job.key, job.groups)])
-        report.item(job.key)
+        report.answered(job.key)
         return
-    for line in read_requests(job.live):
-        for request in items_of(TextsItem, line):
-            # A text may be of any length, and the others may fit.
-            with contextlib.suppress(CannotFit):
-                try:
-                    records.publish([encoder.record(request.key, request.groups)])
-                    report.send(Published(keys=(request.key,)))
-                except (UsageError, StageDied) as error:
-                    report.failure(request.key, "model", error.message, error.hint)
-            records.forget([request.key])
+    sent = Requests(job.requests, TextsItem, report, for_clients=True)
+    with sent:
+        for item in (one.item for batches in sent for batch in batches for one in batch):
+            try:
+                records.publish([encoder.record(item.key, item.groups)])
+                report.answered(item.key)
+            except CannotFit as error:  # the texts of other requests may be shorter
+                report.send(TooLarge(key=item.key, wanted_bytes=0, error=error.message))
+            except (UsageError, StageDied) as error:
+                report.failure(item.key, "model", error.message, error.hint)
+            records.forget([item.key])
 
 
 class _TextEncoder:
@@ -157,6 +158,8 @@ class _TextEncoder:
             for _, vectors in oom_retry.run_batch(batch, str, self._compute)
         ]
         faults.close()
+        if sum(map(len, made)) < len(texts):
+            raise CannotFit("a text does not fit into memory", hint="Shorten it; raise --memory")
         inputs = self._reader.inputs(texts[:FIT_TEXTS])
         try:
             scale, bias = self._half.call(

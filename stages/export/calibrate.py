@@ -257,7 +257,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             rounded = gptq(weight, hessian, job.bits, job.group, plan.dtype)
             held.confirm()
             form.keep(names[path], rounded, plan.dtype)
-            report.item(names[path])
+            report.answered(names[path])
         except NoInverse as error:
             remaining[path] = str(error)
 

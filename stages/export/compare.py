@@ -41,7 +41,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         rows[0].append(first[chosen])
         rows[1].append(second[chosen])
         counts.append((pair[0], len(chosen)))
-        report.item(pair[1])
+        report.answered(pair[1])
     report.note(features=nearness(torch.cat(rows[0]), torch.cat(rows[1]), counts))
 
 

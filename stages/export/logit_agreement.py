@@ -155,7 +155,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             else:
                 with whole_file(path) as file:
                     file.write(save({"logits": logits}))
-            report.item(item.key)
+            report.answered(item.key)
     if job.compared:
         report.note(agreement=agreement.to_json())
 

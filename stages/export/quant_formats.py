@@ -347,7 +347,7 @@ def export(job: ExportJob, report: EventReporter) -> None:
         with keeping_files():
             for file in left:
                 write_file(folder, file, plan, form, job.files.check)
-                report.item(file.name, label=file.name)
+                report.answered(file.name, label=file.name)
             small[CONFIG] = stating_as_published(
                 _config(small[CONFIG], plan, form), job.as_published
             )

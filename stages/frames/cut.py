@@ -394,7 +394,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
                     except Exception as error:
                         made = _failure(error, path, folder)
                     report.note(**{cut.name: made})
-                    report.item(cut.name, label=source.path.name)
+                    report.answered(cut.name, label=source.path.name)
         except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             failure = _failure(error, path, folder)
             report.note(**{cut.name: failure for cut in cuts})

@@ -110,7 +110,7 @@ class FrameRecorder:
         new = self.store(chunks)
         for medium, chunk in chunks:
             if (key := self.key(medium, chunk.index.index)) in new:
-                self._report.item(key, label=Path(medium.path).name, media=medium.digest)
+                self._report.answered(key, label=Path(medium.path).name, media=medium.digest)
 
     def store(self, chunks: Sequence[tuple[FramesItem, Chunk]]) -> set[str]:
         """Store chunks. Return the keys of those that were not stored before."""

@@ -29,6 +29,11 @@ class FramesItem(NamedTuple):
     stamp: Stamp | None = None
     """Stamp of the file when its content was digested; None: not checked."""
 
+    @property
+    def key(self) -> str:
+        """Return what names it in requests and answers: its digest."""
+        return self.digest
+
     def check(self) -> None:
         """Raise MediaError if the file has changed since it was digested."""
         check_unchanged(Path(self.path), self.stamp)
@@ -49,8 +54,8 @@ class FramesJob:
     media: list[FramesItem]
     workers: int
     """Number of files processed at once."""
-    live: str = ""
-    """Request pipe of a long-running worker; empty: process `media`."""
+    requests: str = ""
+    """Pipe over which clients send media (stages/process/requests.py); empty: cut `media`."""
     max_pixels: int = 0
     """Most pixels of an image; 0: the general limit."""
     max_chunks: int = 0

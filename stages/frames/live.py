@@ -1,7 +1,7 @@
-"""The frames stage as a long-running worker: cuts each requested file.
+"""The frames stage for clients: cuts each file that it is sent.
 
 Each file is read completely and within limits, because uploads are untrusted. A fault in a file is
-reported to the caller and not stored.
+told and not stored.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ from stages.frames.image import read_image
 from stages.frames.job import FramesItem, FramesJob
 from stages.frames.video import Video
 from stages.memory.oom_retry import keep_freed_blocks
-from stages.process.events import NO_ROOM, EventReporter, MediumIndexed
-from stages.process.job import items_of, parse_job, read_requests
+from stages.process.events import NO_ROOM, EventReporter
+from stages.process.job import parse_job
+from stages.process.requests import Requests
 
 TOO_LARGE = "too-large"
 """Kind of failure of a file that exceeds the limits."""
@@ -38,27 +39,27 @@ def cut_requests(
     report: EventReporter,
     read_more: Callable[[FramesItem, MediaIndex], None] = lambda medium, index: None,
 ) -> None:
-    """Do so for each request of the job's pipe; `read_more` is called before the report."""
+    """Do so for each request of the job's pipe; `read_more` is called before the answer."""
     keep_freed_blocks()
     watchdog = Watchdog()
     sets = FrameRecorder(open_store(job.store), job.namespace, report, watchdog)
+    sent = Requests(job.requests, FramesItem, report, for_clients=True)
     report.note(ready=True)
-    with watchdog:
-        for line in read_requests(job.live):
-            (medium,) = items_of(FramesItem, [line])
+    with watchdog, sent:
+        for medium in (one.item for batches in sent for batch in batches for one in batch):
             try:
                 with watchdog.over(), media_errors(medium):
                     index = _cut(job, sets, medium)
                     read_more(medium, index)
-                report.send(MediumIndexed(media=medium.digest, index=index))
+                report.answered(medium.key, media=medium.digest, index=index)
             except (MediaError, EnvironmentFault) as error:
                 message = error.message.replace(medium.path, "the file")
                 kind = error.kind if isinstance(error, MediaError) else GONE
                 kind = NO_ROOM if is_full(error) else kind
-                report.failure(medium.digest, kind, message, error.hint)
+                report.failure(medium.key, kind, message, error.hint)
             except MemoryError:
                 report.failure(
-                    medium.digest,
+                    medium.key,
                     NO_MEMORY,
                     "decoding the file takes more memory than one file may use",
                     "Scale it down first",

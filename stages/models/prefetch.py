@@ -3,9 +3,15 @@ one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TypeVar
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    InvalidStateError,
+    ThreadPoolExecutor,
+    wait,
+)
+from contextlib import contextmanager, suppress
+from typing import Generic, Self, TypeVar
 
 from stages.process.events import IdleTime
 
@@ -18,38 +24,59 @@ BEHIND = 4
 """Batches that may wait to be written before computing waits for the disk."""
 
 
-def prefetched(
-    batches: Iterable[Batch],
-    read: Callable[[Batch], Rows],
-    count: int = PREFETCH_BATCHES,
-    idle: IdleTime | None = None,
-) -> Iterator[tuple[Batch, Rows]]:
-    """Yield each batch with the result of `read`, in order.
+class Prefetched(Generic[Rows]):
+    """An iterator over what is read of each batch, in order; a context manager that ends it.
 
-    `count` batches are read while one is computed. Waiting for the next batch also happens on the
-    reader thread; `idle` gets the times at which the caller waits for it. Raises what `read`
-    raised."""
-    source, idle = iter(batches), idle or IdleTime()
+    Some batches are read while one is computed. Waiting for the next batch also happens on the
+    reader thread."""
 
-    def following() -> tuple[Batch, Rows] | None:
-        for batch in source:
-            return batch, read(batch)
-        return None
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        read: Callable[[Batch], Rows],
+        count: int = PREFETCH_BATCHES,
+        idle: IdleTime | None = None,
+    ) -> None:
+        """Read `count` batches ahead. `idle` gets the times at which the caller waits."""
+        source, self._idle = iter(batches), idle or IdleTime()
 
-    pool = ThreadPoolExecutor(max_workers=1)
-    try:
-        waiting = deque(pool.submit(following) for _ in range(count))
-        while True:
-            idle.begin()
-            pair = waiting.popleft().result()
-            idle.end()
-            if pair is None:
-                return
-            waiting.append(pool.submit(following))
-            yield pair
-    finally:
-        # Do not wait for the thread: after an error, the next requested batch may never arrive.
-        pool.shutdown(wait=False, cancel_futures=True)
+        def following() -> list[Rows]:
+            for batch in source:
+                return [read(batch)]
+            return []
+
+        self._following = following
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._ended: Future[list[Rows]] = Future()
+        self._waiting = deque(self._pool.submit(following) for _ in range(count))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Rows:
+        """Return what was read of the next batch. Raises what `read` raised."""
+        self._idle.begin()
+        first = self._ended if self._ended.done() else self._waiting.popleft()
+        wait([first, self._ended], return_when=FIRST_COMPLETED)
+        self._idle.end()
+        if self._ended.done() or not (rows := first.result()):
+            self.close()
+            raise StopIteration
+        self._waiting.append(self._pool.submit(self._following))
+        return rows.pop()
+
+    def close(self) -> None:
+        """End the iteration, also for a thread that waits for the next batch: after an error, that
+        batch may never arrive. Does not wait for the reader."""
+        with suppress(InvalidStateError):
+            self._ended.set_result([])
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -33,8 +33,6 @@ NO_ROOM = "no-room"
 """Kind of failure of a request whose result does not fit on the disk."""
 WAITS_FOR_DEVICE = "waits_for_device"
 """Note of a process that another job keeps from its GPU."""
-FEED_NOTE = "portions"
-"""Note of a fed stage: with how many portions it has begun."""
 NOT_STORED = "not-stored"
 """Kind of failure of a request whose result cannot be stored for another reason."""
 
@@ -47,24 +45,20 @@ class Total:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
-    """An item is on disk and will not be made again."""
+class Answered:
+    """These items are done: their records are on disk, and will not be made again."""
 
+    keys: tuple[str, ...] = ("",)
     device: str = "cpu"
     """As in MemorySample."""
-    key: str = ""
     label: str = ""
+    """Name of the last of them, for display."""
     tokens: int = 0
+    """Tokens of all of them."""
     media: str = ""
-    """Digest of the medium that a chunk was cut from; empty: the key names the item."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """These items entered the store together; a long-running worker sends it instead of one event
-    per item."""
-
-    keys: tuple[str, ...]
+    """Digest of the medium that these chunks were cut from; empty: the keys name the items."""
+    index: MediaIndex | None = None
+    """Index of the medium, if a client's file was cut whole."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,15 +76,6 @@ class CaptionProgress:
     unknown."""
     stopped: bool = False
     """Whether a stop string ended the caption."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MediumIndexed:
-    """A long-running worker has read a medium, and its frames are in the store."""
-
-    media: str
-    """Content digest."""
-    index: MediaIndex
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +182,7 @@ class StageEnded:
 
 
 Event = (
-    Total | Item | Published | CaptionProgress | MediumIndexed | MediumOpened | MediumClosed
+    Total | Answered | CaptionProgress | MediumOpened | MediumClosed
     | Failed | BatchShrunk | TooLarge
     | Warned | MemorySample | StageNotes | StageError | StageEnded
 )  # fmt: skip
@@ -221,9 +206,23 @@ def event_of(line: str) -> Event | None:
         return None
 
 
+def answered_keys(event: Event) -> tuple[str, ...]:
+    """Return the keys of the items to which an event is the answer."""
+    match event:
+        case Answered():
+            return event.keys
+        case Failed():
+            return (event.media,)
+        case TooLarge():
+            return (event.key,)
+        case CaptionProgress() if event.ended:
+            return (event.key,)
+    return ()
+
+
 class IdleTime:
-    """How long a fed stage had nothing to do: its reader waited for the next portion, and its
-    computation for the reader."""
+    """How long a stage that is sent its work had nothing to do: its reader waited for the next
+    message, and its computation for the reader."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -256,14 +255,28 @@ class EventReporter:
         self._journal = journal
         self._lock = threading.Lock()
         self.idle = IdleTime()
+        self.on_answer: Callable[[Sequence[str]], None] = lambda keys: None
+        """Called with the keys of each answer, before it is sent."""
 
     def total(self, items: int) -> None:
         self.send(Total(items=items))
 
-    def item(self, key: str, *, label: str = "", tokens: int = 0, media: str = "") -> None:
+    def answered(
+        self,
+        *keys: str,
+        label: str = "",
+        tokens: int = 0,
+        media: str = "",
+        index: MediaIndex | None = None,
+    ) -> None:
+        """Report items whose records are on disk."""
         if self._journal is not None:
-            self._note(self._journal, json.dumps({"time": round(time.time(), 3), "key": key}))
-        self.send(Item(device=self._device, key=key, label=label, tokens=tokens, media=media))
+            lines = [json.dumps({"time": round(time.time(), 3), "key": key}) for key in keys]
+            self._note(self._journal, "\n".join(lines))
+        answer = Answered(
+            keys=keys, device=self._device, label=label, tokens=tokens, media=media, index=index
+        )
+        self.send(answer)
 
     def _note(self, journal: Path, line: str) -> None:
         try:
@@ -298,6 +311,7 @@ class EventReporter:
         self.send(StageNotes(values))
 
     def send(self, event: Event) -> None:
+        self.on_answer(answered_keys(event))
         line = memoryview(line_of(event).encode())
         with self._lock:
             while line:

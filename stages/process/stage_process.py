@@ -32,9 +32,9 @@ from artifacts.packages import require
 from artifacts.records.model_files import ModelFiles
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
 from stages.process.events import (
+    Answered,
     Event,
     Failed,
-    Item,
     MediumClosed,
     MediumOpened,
     MemorySample,
@@ -271,8 +271,8 @@ class StageProcess:
     def _apply(self, event: Event) -> None:
         outcome = self.outcome
         match event:
-            case Item():
-                outcome.items += 1
+            case Answered():
+                outcome.items += len(event.keys)
                 outcome.tokens += event.tokens
             case MediumOpened():
                 outcome.open_media.add(event.media)

@@ -255,7 +255,7 @@ class Marking:
             self.failures.drop([one.key for one in done if one.key in self.failures])
             for medium in group:
                 if medium.digest in new:
-                    self._report.item(medium.digest, label=Path(medium.path).name)
+                    self._report.answered(medium.digest, label=Path(medium.path).name)
         finally:
             self.claims.done(claimed)
 

@@ -140,7 +140,7 @@ class Reading:
                 if full or chunk is chunks[-1] or self.stop.is_set():
                     medium.check()
                     for key in publish_sounds(made, self.sounds, self.silences):
-                        self._report.item(key, label=Path(medium.path).name)
+                        self._report.answered(key, label=Path(medium.path).name)
                     made.clear()
                 if self.stop.is_set():
                     return

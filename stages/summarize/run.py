@@ -288,7 +288,7 @@ def _summarize(
         node = make()
         confirm()
         records.publish([Record(key=place, meta=_meta(node))])
-        report.item(place, tokens=node.tokens)
+        report.answered(place, tokens=node.tokens)
         return node
 
     return Summarizer(job, processor, half).summarize(texts, get_node)

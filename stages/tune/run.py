@@ -238,7 +238,7 @@ def _score(
     scores = without_gradients(half, lambda: score(*arguments))
     confirm()
     write_json(Path(job.folder) / SCORE, {"captions": len(examples), "end_token": end, **scores})
-    report.item("score")
+    report.answered("score")
 
 
 def _tune(
@@ -283,7 +283,7 @@ def _tune(
             progress.step += 1
             log("loss/trained", progress.losses[-1], progress.step)
             log("memory/bytes", progress.memory[-1], progress.step)
-            report.item(f"step {progress.step}")
+            report.answered(f"step {progress.step}")
             last = progress.step == job.steps
             if progress.step % order.epoch_steps == 0 or last:
                 evaluation.evaluate(progress, trained, report)

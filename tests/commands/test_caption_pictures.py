@@ -189,7 +189,7 @@ def stored_clips(paths: list[Path], store: Path) -> dict[Path, Clip]:
         frames_stage.run(json.loads(json.dumps(job)), EventReporter(descriptor))
         events.seek(0)
         values = [json.loads(line) for line in events]
-    keys = {event["label"]: event["key"] for event in values if event["event"] == "Item"}
+    keys = {event["label"]: event["keys"][0] for event in values if event["event"] == "Answered"}
     record_set = RecordSet(FolderStore(store), "frames", "5c" * 32)
     members = {path: EncodeItem("", keys[path.name], "image") for path in paths}
     return {path: read_clip(record_set, member) for path, member in members.items()}

@@ -88,7 +88,7 @@ def test_outcomes_add_up_over_waves(record: RunRecord) -> None:
     for items in (20, 30):
         record.begin("encode")
         for _ in range(items):
-            record.count_item("encode")
+            record.count_items("encode", 1)
         outcome = StageOutcome(name="encode", items=items, seconds=10.0, peak_host_bytes=items)
         record.add(outcome, attention="sdpa", precision={})
     stood = encode(record, time.time() + 999)

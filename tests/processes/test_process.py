@@ -23,7 +23,7 @@ from artifacts.disk.locks import hold as hold_lock
 from artifacts.disk.locks import holder, try_hold
 from artifacts.errors import EnvironmentFault, Killed, StageDied, UsageError
 from stages.process.device import CPU_LOCK
-from stages.process.events import Event, EventReporter, Failed, Item, Warned
+from stages.process.events import Answered, Event, EventReporter, Failed, Warned
 from stages.process.fork_client import child_environment, compiler_folder
 from stages.process.stage_process import StageProcess
 from tests.support.started import hold, started, until
@@ -39,14 +39,14 @@ def works(job: dict[str, Any], report: EventReporter) -> None:
     report.total(job["items"])
     report.note(attention="sdpa")
     for number in range(job["items"]):
-        report.item(f"key-{number}", label=f"item {number}", tokens=3)
+        report.answered(f"key-{number}", label=f"item {number}", tokens=3)
     report.failure("digest", "no-video", "no video in it", "Give a video")
 
 
 def loses_its_folder(job: dict[str, Any], report: EventReporter) -> None:
-    report.item("one")
+    report.answered("one")
     shutil.rmtree(job["out"])
-    report.item("two")
+    report.answered("two")
 
 
 def takes_memory(job: dict[str, Any], report: EventReporter) -> None:
@@ -64,7 +64,7 @@ def breaks(job: dict[str, Any], report: EventReporter) -> None:
 
 
 def waits(job: dict[str, Any], report: EventReporter) -> None:
-    report.item("started")
+    report.answered("started")
     time.sleep(600)
 
 
@@ -83,7 +83,7 @@ def wait_for(kind: type[Any], heard: list[Event]) -> None:
 def begun(folder: Path, heard: list[Event], **more: Any) -> StageProcess:
     """A stage that waits, and has said so."""
     process = start("waits", folder, heard, **more)
-    wait_for(Item, heard)
+    wait_for(Answered, heard)
     return process
 
 
@@ -109,7 +109,8 @@ def test_events_reach_the_parent_and_library_noise_does_not(tmp_path: Path) -> N
     assert outcome.notes["loaded_bytes"] > 0
     about = {"kind": "no-video", "message": "no video in it", "hint": "Give a video"}
     assert outcome.failures == [Failed(media="digest", **about)]
-    assert [e.key for e in heard if isinstance(e, Item)] == ["key-0", "key-1", "key-2"]
+    told = [key for e in heard if isinstance(e, Answered) for key in e.keys]
+    assert told == ["key-0", "key-1", "key-2"]
     assert "noise on stdout" in (tmp_path / "log").read_text()
 
 
@@ -200,7 +201,7 @@ def test_a_folder_that_goes_away_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match=f"{out}/logs is missing") as caught:
         process.wait()
     assert "run the same command again" in caught.value.hint
-    assert [event.key for event in heard if isinstance(event, Item)] == ["one"]
+    assert [key for event in heard if isinstance(event, Answered) for key in event.keys] == ["one"]
 
 
 def test_a_stop_at_the_start_leaves_no_file(tmp_path: Path, monkeypatch: Patch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from artifacts.errors import Killed, StageDied
 from scripts.run.stage_processes import stage_of
 from stages.process import fork_client
-from stages.process.events import Event, EventReporter, Item
+from stages.process.events import Answered, Event, EventReporter
 from stages.process.fork_client import OVERTIME, ForkedProcess, ForkServer
 from stages.process.stage_process import StageProcess
 from tests.support.started import started, until
@@ -33,11 +33,11 @@ def tells(job: dict[str, Any], report: EventReporter) -> None:
     print("printed")
     report.note(parent=os.getppid(), group=os.getpgid(0), name=Path("/proc/self/comm").read_text())
     report.note(open=[os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)])
-    report.item("one")
+    report.answered("one")
 
 
 def waits(job: dict[str, Any], report: EventReporter) -> None:
-    report.item("started")
+    report.answered("started")
     time.sleep(600)
 
 
@@ -47,7 +47,7 @@ RAN: list[str] = []
 def counts(job: dict[str, Any], report: EventReporter) -> None:
     RAN.append("counts")
     report.note(server=os.getpid(), ran=len(RAN), open=os.readlink("/proc/self/fd/1"))
-    report.item("one")
+    report.answered("one")
 
 
 def fails(job: dict[str, Any], report: EventReporter) -> None:
@@ -83,7 +83,7 @@ def begun(folder: Path, forks: ForkServer) -> StageProcess:
     """A stage that waits, and has said so."""
     heard: list[Event] = []
     running = start("waits", folder, forks, heard=heard)
-    until(lambda: any(isinstance(event, Item) for event in heard))
+    until(lambda: any(isinstance(event, Answered) for event in heard))
     return running
 
 
@@ -133,7 +133,7 @@ def test_a_stage_is_gone_with_the_server_and_was_killed(tmp_path: Path, forks: F
 
 
 def test_memory_is_drawn_over_the_seconds_of_the_stage(tmp_path: Path, forks: ForkServer) -> None:
-    code = "import time; time.sleep(0.5)\ndef run(job, report): report.item('one')\n"
+    code = "import time; time.sleep(0.5)\ndef run(job, report): report.answered('one')\n"
     (tmp_path / "slow_to_import.py").write_text(code)
     running = start("run", tmp_path, forks, "slow_to_import")
     assert is_forked(running)
@@ -182,7 +182,7 @@ while first and time.monotonic() < ends:
     time.sleep({seconds} if {hangs} else 0.05)
 
 def run(job, report):
-    report.item("one")
+    report.answered("one")
 """
 
 

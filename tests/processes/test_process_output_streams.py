@@ -95,7 +95,7 @@ def printing(job: dict[str, Any], report: Any) -> None:
     """A stage whose library prints more than its log can hold."""
     print("x" * 100_000, flush=True)
     sys.stderr.write("y" * 100_000)
-    report.item("made")
+    report.answered("made")
 
 
 @pytest.mark.in_turn

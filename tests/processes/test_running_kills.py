@@ -66,7 +66,7 @@ class KilledStages(Stages):
         self._error = error
 
     def start(self, call: StageCall) -> Answer:
-        fed = job_fields(call.job).get("feed")
+        fed = job_fields(call.job).get("requests")
         if fed or not self.kills or self.kills[0][0] != call.name:
             return super().start(call)
         _, items = self.kills.pop(0)

@@ -56,12 +56,12 @@ def decode_aborting(job: dict[str, Any], report: EventReporter) -> None:
     from stages.decode.engines.inflight import engine
     from stages.decode.engines.inflight.gguf_pool import GgufPool
 
-    step, item, once = GgufPool.step, EventReporter.item, Path(os.environ[VARIABLE])
+    step, answered, once = GgufPool.step, EventReporter.answered, Path(os.environ[VARIABLE])
     published: list[str] = []
 
-    def counted(to: EventReporter, key: str, **more: Any) -> None:
-        published.append(key)
-        item(to, key, **more)
+    def counted(to: EventReporter, *keys: str, **more: Any) -> None:
+        published.extend(keys)
+        answered(to, *keys, **more)
 
     def limited(pool: GgufPool) -> Any:
         if len(published) > 2 and once.exists():
@@ -72,7 +72,7 @@ def decode_aborting(job: dict[str, Any], report: EventReporter) -> None:
 
     with (
         patch.object(GgufPool, "step", limited),
-        patch.object(EventReporter, "item", counted),
+        patch.object(EventReporter, "answered", counted),
         patch.object(engine, "PUBLISH_INTERVAL_SECONDS", 0.0),
     ):
         stages.decode.run.run(job, report)

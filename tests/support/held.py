@@ -37,19 +37,20 @@ def warm(job: dict[str, Any]) -> None:
 def run(job: dict[str, Any], report: EventReporter) -> None:
     """Run the stage. The thread that publishes that item stops there."""
     _, entry, at, mark = os.environ[VARIABLE].split(" ", 3)
-    publish, lock = EventReporter.item, threading.Lock()
+    publish, lock = EventReporter.answered, threading.Lock()
 
-    def item(self: EventReporter, key: str, **of_item: Any) -> None:
-        with lock:
-            # First: as soon as the item is published, the process may be killed.
-            with Path(mark).open("ab") as file:
-                file.write(b".")
-                is_held = file.tell() == int(at)
-            publish(self, key, **of_item)
-        if is_held:
-            time.sleep(HELD_SECONDS)
+    def answered(self: EventReporter, *keys: str, **of_items: Any) -> None:
+        for key in keys:
+            with lock:
+                # First: as soon as the item is published, the process may be killed.
+                with Path(mark).open("ab") as file:
+                    file.write(b".")
+                    is_held = file.tell() == int(at)
+                publish(self, key, **of_items)
+            if is_held:
+                time.sleep(HELD_SECONDS)
 
-    with patch.object(EventReporter, "item", item):
+    with patch.object(EventReporter, "answered", answered):
         load_entry(entry, job)(job, report)
 
 

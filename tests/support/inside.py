@@ -15,10 +15,10 @@ from flows.core.machine.launch import ENTRIES, DirectLauncher, StageCall
 from flows.execution.run import caption
 from flows.outputs.run_result import RunResult
 from stages.process.events import (
+    Answered,
     Event,
     EventReporter,
     Failed,
-    Item,
     StageNotes,
     StageOutcome,
     event_of,
@@ -67,7 +67,7 @@ class InsideLauncher:
     """What `describe` told of the same files in this process of the tests."""
 
     def start(self, call: StageCall) -> Ended:
-        if getattr(call.job, "feed", ""):  # nothing is encoded while frames are cut
+        if getattr(call.job, "requests", ""):  # nothing is encoded while frames are cut
             return Ended(outcome=StageOutcome(name=call.name))
         self.started.append(call.name)
         same = json.dumps([call.name, job_fields(call.job)])
@@ -92,8 +92,8 @@ class InsideLauncher:
         return Ended(outcome=outcome)
 
     def _take(self, outcome: StageOutcome, event: Event) -> None:
-        if isinstance(event, Item):
-            outcome.items += 1
+        if isinstance(event, Answered):
+            outcome.items += len(event.keys)
             outcome.tokens += event.tokens
         elif isinstance(event, StageNotes):
             outcome.notes.update(event.values)

@@ -58,7 +58,7 @@ def converted(source: Path, folder: Path, dtype: str = "", shard_bytes: int = 1 
 
 def written(messages: list[Any]) -> list[str]:
     """The files of weights that were written."""
-    return [event["key"] for event in messages if event["event"] == "Item"]
+    return [key for event in messages if event["event"] == "Answered" for key in event["keys"]]
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -85,7 +85,7 @@ class Disturbed(InsideLauncher):
     """What each call is made to be."""
 
     def start(self, call: StageCall) -> Ended:
-        if not getattr(call.job, "feed", "") and (left := self.happens.get(call.name)):
+        if not getattr(call.job, "requests", "") and (left := self.happens.get(call.name)):
             left.pop(0)()
         return InsideLauncher.start(self, self.altered(call))
 

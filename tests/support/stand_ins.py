@@ -67,7 +67,7 @@ class Stages:
         return self
 
     def start(self, call: StageCall) -> "Answer":
-        if job_fields(call.job).get("feed"):  # encodes nothing while frames are cut
+        if job_fields(call.job).get("requests"):  # encodes nothing while frames are cut
             return Answer(StageOutcome(name=call.name), lambda made: made)
         self.calls.append(call)
         return Answer(StageOutcome(name=call.name), lambda made: self._answer(call, made))
@@ -155,8 +155,8 @@ class Heard:
     def __init__(self, outcome: StageOutcome) -> None:
         self._outcome = outcome
 
-    def item(self, key: str, **_: Any) -> None:
-        self._outcome.items += 1
+    def answered(self, *keys: str, **_: Any) -> None:
+        self._outcome.items += len(keys)
 
     def note(self, **values: Any) -> None:
         self._outcome.notes.update(values)

@@ -8,7 +8,7 @@ from typing import Any
 from artifacts.errors import Killed, OutOfMemory
 from flows.core.machine.launch import StageCall
 from stages.memory.oom_retry import smaller
-from stages.process.events import BatchShrunk, Item, StageOutcome, TooLarge
+from stages.process.events import Answered, BatchShrunk, StageOutcome, TooLarge
 from stages.process.job import job_fields
 from stages.process.stage_process import Listener
 from tests.support.stand_ins import PROFILE, Answer, Stages, flat
@@ -52,7 +52,7 @@ class Tight(Stages):
         return self
 
     def start(self, call: StageCall) -> Answer:
-        if call.name not in self.rooms or job_fields(call.job).get("feed"):
+        if call.name not in self.rooms or job_fields(call.job).get("requests"):
             return super().start(call)
         self.calls.append(call)
         return Answer(StageOutcome(name=call.name), lambda outcome: self._work(call, outcome))
@@ -78,7 +78,7 @@ class Tight(Stages):
                 part = replace(call, job=replace(call.job, batches=[piece]))
                 self._answer(part, outcome)
                 for _ in range(outcome.items - before):
-                    self._listen(call.name, Item(tokens=1))
+                    self._listen(call.name, Answered(tokens=1))
         return outcome
 
     def _without_giant(self, call: StageCall, outcome: StageOutcome) -> list[list[Any]]:

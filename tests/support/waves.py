@@ -182,7 +182,7 @@ def told_by(
 
 
 def keys_told(messages: Sequence[dict[str, Any]]) -> list[str]:
-    return [event["key"] for event in messages if event["event"] == "Item"]
+    return [key for event in messages if event["event"] == "Answered" for key in event["keys"]]
 
 
 def _frames(number: int, clip: Clip) -> Record:

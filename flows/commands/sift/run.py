@@ -79,7 +79,7 @@ from flows.outputs.vectors import VectorsWritten, vector_tasks
 from flows.outputs.write import failures_of, media_line, missing_error
 from stages import sift as stage
 from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
-from stages.process.events import Event, Failed, Item, MemorySample
+from stages.process.events import Answered, Event, Failed, MemorySample
 from stages.process.host_memory import cores
 from stages.sift import SiftJob
 from stages.sift.measures import FRACTIONS, STEP_SECONDS, Marked
@@ -358,8 +358,8 @@ def _marked(
 
     def on_event(name: str, event: Event) -> None:
         display.on_event(name, event)
-        if isinstance(event, Item):
-            record.count_item(name)
+        if isinstance(event, Answered):
+            record.count_items(name, len(event.keys))
         elif isinstance(event, MemorySample):
             record.memory(name, asdict(event))
         elif isinstance(event, Failed):

@@ -17,7 +17,7 @@ from flows.core.console.lines import duration, pace, size
 from flows.core.console.modes import Step, mode_for
 from flows.core.console.pace import Pace
 from flows.core.pipelines import STAGES
-from stages.process.events import WAITS_FOR_DEVICE, Event, Item, StageNotes, Total, Warned
+from stages.process.events import WAITS_FOR_DEVICE, Answered, Event, StageNotes, Total, Warned
 from stages.process.output_streams import lasting
 from stages.process.stage_spec import CHUNK
 
@@ -106,10 +106,10 @@ class StageProgress:
         if "loaded_bytes" in values:
             self._loading_since = time.monotonic()
 
-    def count(self) -> None:
-        self.done += 1
+    def count(self, made: int) -> None:
+        self.done += made
         self._loads = ""
-        self._pace.count(time.monotonic())
+        self._pace.count(time.monotonic(), made)
 
     def headline(self) -> str:
         """Return what there is to do."""
@@ -242,7 +242,7 @@ class Display:
 
     def on_event(self, name: str, event: Event) -> None:
         """Show an event of a stage process. Failures are shown with `fail`, by file name."""
-        if isinstance(event, Item):
+        if isinstance(event, Answered):
             self._advance(name, event)
         elif isinstance(event, StageNotes) and "shards" in event.values:
             total, done = event.values["shards"], event.values["there"]
@@ -263,14 +263,15 @@ class Display:
         """Return the stage that is shown, if it has this name."""
         return self._stage if self._stage is not None and self._stage.start.name == name else None
 
-    def _advance(self, name: str, event: Item) -> None:
+    def _advance(self, name: str, event: Answered) -> None:
         with self._lock:
-            self._mode.event({"event": "item", "stage": name, "label": event.label})
+            for _ in event.keys:
+                self._mode.event({"event": "item", "stage": name, "label": event.label})
             if (stage := self._named(name)) is None:
                 made, since = self._beside.get(name, (0, time.monotonic()))
-                self._beside[name] = made + 1, since
+                self._beside[name] = made + len(event.keys), since
                 return
-            stage.count()
+            stage.count(len(event.keys))
             self._mode.advance(stage.step())
 
     def print_line(self, text: str) -> None:

@@ -40,13 +40,13 @@ class Pace:
         if not self._groups:
             self._begun = now
 
-    def count(self, now: float) -> None:
+    def count(self, now: float, made: int = 1) -> None:
         newest = self._groups[-1] if self._groups else ItemGroup(now, now, 0)
         if now - newest.first >= GROUP_SECONDS:
             self._rate = self._complete(newest)
-            self._groups.append(ItemGroup(now, now, newest.made + 1))
+            self._groups.append(ItemGroup(now, now, newest.made + made))
             return
-        grown = ItemGroup(newest.first, now, newest.made + 1)
+        grown = ItemGroup(newest.first, now, newest.made + made)
         if self._groups:
             self._groups[-1] = grown
         else:

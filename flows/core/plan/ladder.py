@@ -37,7 +37,7 @@ from artifacts.wording import counted
 from flows.core.console.lines import gib
 from flows.core.pipelines import STAGES
 from stages.memory.oom_retry import smaller
-from stages.process.events import BatchShrunk, Event, Item, TooLarge
+from stages.process.events import Answered, BatchShrunk, Event, TooLarge
 from stages.tune import ADAMW8, PAGED_ADAMW8
 
 MLP_CHUNKS = (1024, 256)
@@ -239,7 +239,7 @@ class Ladder:
             self._sharing[stage](event.error)
         elif isinstance(event, BatchShrunk):
             self._shrink(stage, event)
-        elif isinstance(event, Item):
+        elif isinstance(event, Answered):
             self.note_success(stage)
 
     def note_success(self, stage: str) -> None:

@@ -40,7 +40,7 @@ from flows.interfaces.prefect.crashed import await_server, close_earlier_attempt
 from flows.interfaces.prefect.view import Progress, RunLog, page, show
 from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_result import RunResult
-from stages.process.events import Event, Item, StageOutcome, Total
+from stages.process.events import Answered, Event, StageOutcome, Total
 from stages.process.stage_process import Listener, StageProcess
 
 
@@ -112,8 +112,9 @@ class StageBar:
 
     def count(self, event: Event) -> None:
         with self._lock:
-            self._done += isinstance(event, Item)
-            if isinstance(event, Total):
+            if isinstance(event, Answered):
+                self._done += len(event.keys)
+            elif isinstance(event, Total):
                 self._total = max(self._total, event.items)
 
     def report(self) -> None:

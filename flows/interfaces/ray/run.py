@@ -45,7 +45,7 @@ from flows.outputs.folder.owners import refuse_taking, take
 from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.record.run_read import history_in
 from flows.outputs.record.run_record import RunRecord
-from stages.process.events import Item
+from stages.process.events import Answered
 
 RETRIES = 4
 """How often Ray starts a task again whose worker or node died."""
@@ -442,7 +442,7 @@ class Driver:
         self._count["seconds"] += run.result.get("seconds", 0.0)
         for stage in record.value["stages"]:
             stage["items"] += run.result.get("stages", {}).get(stage["name"], 0)
-        self._display.on_event(PARTITIONS, Item(label=run.terms.partition))
+        self._display.on_event(PARTITIONS, Answered(label=run.terms.partition))
         record.write(force=False)
 
     def write_outputs(self) -> Any:

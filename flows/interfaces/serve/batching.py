@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.process.job import Keyed
+from stages.process.requests import Keyed
 
 FAILURES = 2
 """Failures alone with a half (crash or out of memory) before a request is refused."""

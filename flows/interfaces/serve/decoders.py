@@ -34,8 +34,8 @@ from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
 from stages.hear import STAGE as HEAR
 from stages.models.encoding import FRAMES_PER_BATCH
-from stages.process.events import NO_ROOM, Event, Failed, MediumIndexed
-from stages.process.job import Keyed
+from stages.process.events import NO_ROOM, Answered, Event, Failed
+from stages.process.requests import Keyed, Make
 from stages.sound import SILENCES, sound_key
 from stages.sound import STAGE as SOUND
 
@@ -162,7 +162,7 @@ class DecodingProcess:
         self.begin()
         assert self._live is not None
         self._files.append(file)
-        self._live.send(file.medium)
+        self._live.send(Make(batches=[[file.medium]]))
         if len(self._files) == 1:
             self._watch()
 
@@ -177,14 +177,15 @@ class DecodingProcess:
 
     def on_event(self, event: Event) -> None:
         """Resolve the current file's future."""
-        if not isinstance(event, MediumIndexed | Failed) or not self._files:
+        if not isinstance(event, Answered | Failed) or not self._files:
             return
         if event.media != self._files[0].medium.digest:  # from a killed process
             return
         answer = self._files.popleft().answer
         self._watch()
         if not answer.done():
-            if isinstance(event, MediumIndexed):
+            if isinstance(event, Answered):
+                assert event.index is not None
                 answer.set_result(event.index)
             else:
                 status = STATUS.get(event.kind, 422)

@@ -43,17 +43,17 @@ from flows.interfaces.serve.refusals import (
 from flows.interfaces.serve.worker_process import LauncherMaker, WorkerProcess
 from stages.decode.engines import engine_of
 from stages.process.events import (
+    Answered,
     BatchShrunk,
     CaptionProgress,
     Event,
     Failed,
     MemorySample,
-    Published,
     StageNotes,
     TooLarge,
     Warned,
 )
-from stages.process.job import WITHDRAWN, Keyed
+from stages.process.requests import Keyed, Make, Withdraw
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class HalfWorkerSpec:
     def read(self, event: Event) -> Event | PublishedAnswers:
         """Return the results of published records, and other events unchanged. It runs on the
         thread that receives the events: the event loop reads no file."""
-        if not isinstance(event, Published):
+        if not isinstance(event, Answered):
             return event
         self.ladder.note_success(self.name)
         try:
@@ -262,7 +262,7 @@ class HalfWorker:
                     list(self.batches.complete([key]))
                     self._rest()
                     if self._process:
-                        self._process.send({WITHDRAWN: [key]})
+                        self._process.send(Withdraw(keys=[key]))
                 self._changed.set()
 
     def has(self, key: str) -> bool:
@@ -327,7 +327,7 @@ class HalfWorker:
             self.metrics.batch_sent(len(batch), [now - request.queued for request in batch])
             self._began = self._began or now
             if self._process:
-                self._process.send([request.item for request in batch])
+                self._process.send(Make(batches=[[request.item for request in batch]]))
         return 0
 
     async def _start(self) -> None:

@@ -175,7 +175,7 @@ def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str]
         job_with_limits = replace(
             calls.frames_job(),
             store=store,
-            live=pipe,
+            requests=pipe,
             max_pixels=limits.pixels,
             max_chunks=chunks,
         )

@@ -17,7 +17,7 @@ from typing import Any
 from artifacts.errors import PenstockError, StageDied
 from flows.core.machine.launch import Launcher, StageCall, StageHandle
 from stages.process.events import Event
-from stages.process.job import RequestPipe
+from stages.process.requests import End, Message, RequestPipe
 from stages.process.stage_process import Listener
 
 LauncherMaker = Callable[[Listener], Launcher]
@@ -45,8 +45,8 @@ class WorkerProcess:
         self._ended = ended
         self._pipe: RequestPipe | None = None
         """Its request pipe, once a thread has made it."""
-        self._unsent: list[Any] = []
-        """Requests sent before the pipe existed."""
+        self._unsent: list[Message] = []
+        """Messages sent before the pipe existed."""
         self._open = True
         self._killed = False
         self._running: StageHandle | None = None
@@ -61,19 +61,18 @@ class WorkerProcess:
         """Return the process id; 0 before the start."""
         return int(getattr(self._running, "pid", 0))
 
-    def send(self, line: Any) -> None:
-        """Send a request to the process."""
+    def send(self, message: Message) -> None:
+        """Send a message to the process, unless it was told to end."""
         if self._pipe is not None and self._open:
-            self._pipe.send(line)
+            self._pipe.send(message)
             self._write()
         elif self._open:
-            self._unsent.append(line)
+            self._unsent.append(message)
 
     def stop(self) -> None:
-        """Close the pipe, so that the process finishes its requests and exits."""
+        """Let the process end after its requests."""
+        self.send(End())
         self._open = False
-        if self._pipe is not None:
-            self._write()
 
     def kill(self) -> None:
         self._killed = True
@@ -103,32 +102,26 @@ class WorkerProcess:
             self._loop.call_soon_threadsafe(self._finish, error)
 
     def _connect(self, pipe: RequestPipe) -> None:
-        """Take the pipe, and send the requests that waited for it."""
+        """Take the pipe, and send the messages that waited for it."""
         self._pipe = pipe
-        for line in self._unsent:
-            pipe.send(line)
+        for message in self._unsent:
+            pipe.send(message)
         self._unsent.clear()
         self._write()
 
     def _write(self) -> None:
-        """Write what the pipe accepts, and the rest when it accepts more. Close a stopped pipe once
-        all is written."""
+        """Write what the pipe accepts, and the rest when it accepts more."""
         if self._pipe is None:
             return
-        if not self._pipe.write():
+        if self._pipe.write():
+            self._loop.remove_writer(self._pipe.descriptor)
+        else:
             self._loop.add_writer(self._pipe.descriptor, self._write)
-            return
-        self._loop.remove_writer(self._pipe.descriptor)
-        if not self._open:
-            self._close()
 
-    def _close(self) -> None:
+    def _finish(self, error: PenstockError | None) -> None:
+        self._open = False
         if self._pipe is not None:
             self._loop.remove_writer(self._pipe.descriptor)
             self._pipe.close()
             self._pipe = None
-
-    def _finish(self, error: PenstockError | None) -> None:
-        self._open = False
-        self._close()
         self._ended(self, error)

@@ -216,9 +216,9 @@ class RunRecord:
         """Return whether a process of a stage has begun, and not ended."""
         return name in self._stages and bool(self.stage(name)["since"])
 
-    def count_item(self, name: str, device: str = "") -> None:
-        """Record that a running process of a stage has published one more item: that on `device`,
-        if the stage runs on several.
+    def count_items(self, name: str, made: int, device: str = "") -> None:
+        """Record that a running process of a stage has published so many more items: that on
+        `device`, if the stage runs on several.
 
         Called on the stage's thread. The stage itself reports a full disk.
         """
@@ -226,8 +226,8 @@ class RunRecord:
             with self._changing(force=False):
                 entry, at = self.stage(name), time.time()
                 if device:
-                    entry["devices"].setdefault(device, dict(ON_DEVICE))["items"] += 1
-                items = entry["running"] = entry["running"] + 1
+                    entry["devices"].setdefault(device, dict(ON_DEVICE))["items"] += made
+                items = entry["running"] = entry["running"] + made
                 if not entry["recent"] or at - entry["recent"][-1][0] >= REWRITE_SECONDS:
                     entry["recent"] = [s for s in entry["recent"] if s[0] >= at - SAMPLE_SECONDS]
                     entry["recent"].append([round(at, 1), entry["items"] + items])

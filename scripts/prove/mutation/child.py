@@ -3,7 +3,8 @@ heavy libraries already.
 
     python child.py COPY
 
-A group is a line of JSON on stdin: {"tests": […], "limit": seconds}.
+A group is a line of JSON on stdin: {"tests": […], "limit": seconds}. Where more processes
+wait for the cores than there are, a second counts as the part of it that one of them gets.
 
 The answer is a line: {"code": pytest's exit status, or null where time ran out,
 "seconds": …, "failed": the first test that failed, or ""}. Whatever a group leaves
@@ -43,17 +44,15 @@ def main() -> None:
 
 
 def run(tests: list[str], limit: float) -> dict[str, object]:
-    """Run the tests in a fork, for `limit` seconds at most."""
+    """Run the tests in a fork, for `limit` seconds at most; `seconds` are those that count."""
     with tempfile.TemporaryDirectory(
         prefix="penstock-mutant-", ignore_cleanup_errors=True
     ) as folder:
         log = Path(folder) / "log"
-        began = time.monotonic()
         pid = os.fork()
         if pid == 0:
             _tests_in_fork(tests, Path(folder), log)
-        code = _waited(pid, began + limit)
-        seconds = time.monotonic() - began
+        code, seconds = _waited(pid, limit)
         _kill_descendants()
         found = FAILED.search(log.read_text(errors="replace")) if log.exists() else None
         shutil.rmtree(Path(folder) / "base", ignore_errors=True)
@@ -78,17 +77,22 @@ def _tests_in_fork(tests: list[str], folder: Path, log: Path) -> None:
         os._exit(code)
 
 
-def _waited(pid: int, deadline: float) -> int | None:
-    """Return the exit status of a process; None where it was still running at the deadline."""
-    while time.monotonic() < deadline:
+def _waited(pid: int, limit: float) -> tuple[int | None, float]:
+    """Return the exit status of a process, None where it was still running at the limit, and the
+    seconds that count."""
+    counted, last = 0.0, time.monotonic()
+    while counted < limit:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), counted
         time.sleep(0.02)
+        now = time.monotonic()
+        counted += (now - last) / max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        last = now
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return None
+    return None, counted
 
 
 def _kill_descendants() -> None:

@@ -79,7 +79,7 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: EventReport
         halves = {}
         for part, weights in job.weights.items():
             halves[part] = _half(job, source, part, weights, making)
-            report.item(f"{part} half", label=f"{part} half")
+            report.answered(f"{part} half", label=f"{part} half")
         files = sorted(path for path in making.iterdir())
         manifest = GraphManifest(
             files={path.name: hash_file(path) for path in files},

@@ -44,11 +44,11 @@ class EncodingJob:
     namespace: str
     """Cache namespace of the results."""
     batches: list[list[EncodeItem]]
-    live: str = ""
-    """Pipe that delivers batches one by one; empty: encode `batches`."""
-    feed: str = ""
-    """Pipe that delivers portions of batches while frames are cut, then null; empty: encode
-    `batches`."""
+    requests: str = ""
+    """Pipe over which batches are sent (stages/process/requests.py); empty: encode `batches`."""
+    for_clients: bool = False
+    """Whether clients wait for what is sent. Then faults are told and not stored, and inputs are
+    deleted."""
     share: Share = field(default_factory=Share)
     """What this process may claim until those on other devices work, too."""
     pass_checks_namespace: str = ""

@@ -13,7 +13,6 @@ in a fixed number of rows (stages/models/encoding/__init__.py).
 import copy
 import logging
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -29,7 +28,7 @@ import torch
 
 from artifacts.disk.faults import is_full
 from artifacts.errors import NotFinite
-from artifacts.records.claims import UnsharedWork, WorkClaims, claims_at
+from artifacts.records.claims import UnsharedWork, claims_at
 from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.records.tensors import pack_tree
@@ -59,13 +58,13 @@ from stages.models.halves.recorded import PassRecorder
 from stages.models.halves.records import FeatureRecord
 from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.loading import ModelJob, facts
-from stages.models.prefetch import PREFETCH_BATCHES, prefetched, write_behind
+from stages.models.prefetch import PREFETCH_BATCHES, Prefetched, write_behind
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import UNPAIRED
 from stages.models.processors.side_inputs import Prepared
-from stages.process.events import NO_ROOM, NOT_STORED, EventReporter, Published
+from stages.process.events import NO_ROOM, NOT_STORED, EventReporter
 from stages.process.host_memory import cores
-from stages.process.job import items_of, portions, read_requests
+from stages.process.requests import Request, Requests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +234,7 @@ class EncodeSpec:
     parts: Callable[[Mapping[str, Any]], int] = lambda meta: 1
     """Metadata of the stored frames of an image → how many parts of it are encoded."""
     publish_each: bool = False
-    """Whether a live job publishes each record in its own pack, for another process to find."""
+    """Whether a client's record is published in a pack of its own, for another process to find."""
     reads_text: bool = True
     """Whether `read` calls the tokenizer."""
     encode: Callable[[Any, Sequence[Sequence[Prepared]]], list[list[FeatureRecord]]] = (
@@ -248,18 +247,19 @@ class EncodeSpec:
     """A chunk and the features of its inputs → the features of the chunk."""
 
 
-Reading = tuple[EncodeItem, "Future[Outcome[Prepared | Refusal]]"]
-ToEncode = tuple[EncodeItem, Prepared | Refusal]
-Encoded = tuple[EncodeItem, FeatureRecord | Refusal]
+ItemRequest = Request[EncodeItem]
+Reading = tuple[ItemRequest, "Future[Outcome[Prepared | Refusal]]"]
+ToEncode = tuple[ItemRequest, Prepared | Refusal]
+Encoded = tuple[ItemRequest, FeatureRecord | Refusal]
 Compute = Callable[[Sequence[Sequence[ToEncode]]], list[list[Encoded]]]
-"""A chunk's item, with what is known of it at that point."""
+"""The request for a chunk, with what is known of it at that point."""
 
 
 def encode_all(job: EncodingJob, spec: EncodeSpec, report: EventReporter) -> None:
-    """Publish a record, or a refusal, for each chunk of `batches` that has none. A live or fed job
-    does so for each chunk that it receives."""
+    """Publish a record, or a refusal, for each chunk of `batches` that has none, or for each that
+    the job is sent."""
     encoding = EncodeRun(job, spec, report)
-    if encoding.batches or job.live or job.feed:
+    if encoding.batches or job.requests:
         encoding.run()
 
 
@@ -285,10 +285,8 @@ class EncodeRun:
             threads = torch.get_num_threads() if job.half.device == "cpu" else 0
             records = RecordSet(self._store, KIND, job.pass_checks_namespace)
             self._checks = PassChecks(records, threads)
-        self.batches: Sequence[list[EncodeItem]] = deque(maxlen=1)
-        """Batches with missing records; in a live or fed job, only the last ones received."""
-        if not (job.live or job.feed):
-            self.batches = [b for b in job.batches if any(m.key not in self._records for m in b)]
+        self.batches = [b for b in job.batches if any(m.key not in self._records for m in b)]
+        """Batches with missing records; of a job that is sent its work, the last one sent."""
         report.total(sum(m.key not in self._records for b in self.batches for m in b))
 
     def run(self) -> None:
@@ -303,13 +301,14 @@ class EncodeRun:
         compute = partial(_encoded, half, job.half, spec, self._checks)
 
         def last() -> object:
-            return compute([[(m, self._readers.alone(m)) for m in self.batches[-1][-1:]]])
+            item = self.batches[-1][-1]
+            return compute([[(Request(item), self._readers.alone(item))]])
 
         def spare() -> object:
             return self._readers.alone(self.batches[-1][-1])
 
-        def begin(some: Sequence[Sequence[EncodeItem]]) -> list[list[Reading]]:
-            return [[(item, self._readers.begin(item)) for item in batch] for batch in some]
+        def begin(some: Sequence[Sequence[ItemRequest]]) -> list[list[Reading]]:
+            return [[(one, self._readers.begin(one.item)) for one in batch] for batch in some]
 
         self._read_retry = OomRetry(self._report, spare, ItemFaults(spec.stage, self._note_failure))
         faults = ItemFaults(spec.stage, self._note_failure, self._first())
@@ -317,21 +316,24 @@ class EncodeRun:
         depth = 1 if block else PREFETCH_BATCHES
         taking = (
             nullcontext(UnsharedWork())
-            if job.live
+            if job.for_clients
             else claims_at(self._store, *records, share=job.share)
         )
-        to_do = self._requests() if job.live else blocks(self.batches, block, self._image_count)
-        refuse = self._refuse if job.live else None
-        with taking as self._claims, write_behind(self._publish, refuse) as later, self._readers:
-            self._later = later
-            mine = (
-                self._fed(self._claims)
-                if isinstance(self._claims, WorkClaims) and job.feed
-                else self._claims.claimed_batches(to_do, self._missing_keys)
-            )
-            for _, begun in prefetched(mine, begin, depth, self._report.idle):
-                self._encode(begun, oom_retry, compute)
+        refuse = self._refuse if job.for_clients else None
+        sent = Requests(job.requests, EncodeItem, self._report, for_clients=job.for_clients)
+        with (
+            taking as self._claims,
+            write_behind(self._publish, refuse) as self._later,
+            self._readers,
+            sent,
+        ):
+            work = self._sent(sent) if job.requests else self._own()
+            with Prefetched(work, begin, depth, self._report.idle) as ready:
+                for begun in ready:
+                    self._encode(begun, oom_retry, compute)
+                    del begun
             faults.close()
+        sent.close()
         if self._windows is not None and half is not None:
             self._report.note(windows=self._windows.keep(half.model), **PassRecorder.stats())
 
@@ -344,10 +346,10 @@ class EncodeRun:
                 self._later(made)
 
     def _first(self) -> int:
-        """Return the size of the first batch, which of a fed job is not known; 0 if part of this
-        job is already done."""
-        if self._job.feed:
-            return int(len(self._records) == 0)
+        """Return the size of the first batch, which is not known of a job that is sent its work; 0
+        if part of this job is already done."""
+        if self._job.requests:
+            return int(not self._job.for_clients and len(self._records) == 0)
         items = [item for batch in self._job.batches for item in batch]
         if not items or any(item.key in self._records for item in items):
             return 0
@@ -355,37 +357,47 @@ class EncodeRun:
 
     def _note_failure(self, item: ToEncode, fault: ItemFault) -> None:
         """Publish a refusal for a chunk on which the model raised."""
-        hint = "Send another image, or use another model" if self._job.live else RETRY
+        hint = "Send another image, or use another model" if self._job.for_clients else RETRY
         self._later([(item[0], Refusal(**fault.meta(self._spec.stage, hint)))])
 
-    def _requests(self) -> Iterator[Sequence[list[EncodeItem]]]:
-        for line in read_requests(self._job.live):
-            batch = items_of(EncodeItem, line)
-            for item in batch:
-                self._frames.look_up([item.frames])
-                if item.frames not in self._frames:
-                    hint = "Send the request again: its frames are read again"
-                    missing = f"the {self._spec.inputs} are missing"
-                    self._report.failure(item.key, "gone", missing, hint)
-            there = [item for item in batch if item.frames in self._frames]
-            if there:
-                self.batches = [there]
-                yield [there]
+    def _own(self) -> Iterator[Sequence[Sequence[ItemRequest]]]:
+        """Yield the batches of the job that this process claims, in blocks."""
+        to_do = blocks(self.batches, self._job.block, self._image_count)
+        for some in self._claims.claimed_batches(to_do, self._missing_keys):
+            yield [[*map(Request, batch)] for batch in some]
 
-    def _fed(self, claims: WorkClaims) -> Iterator[Sequence[list[EncodeItem]]]:
-        """Yield each batch as its portion arrives, unless another process works on it."""
-        for portion in portions(self._job.feed, self._report):
-            self._frames.refresh()
-            for batch in portion:
-                self.batches = [items_of(EncodeItem, batch)]
-                if claims.take(partial(self._missing_keys, self.batches)):
-                    yield self.batches
+    def _sent(self, sent: Requests[EncodeItem]) -> Iterator[Sequence[Sequence[ItemRequest]]]:
+        """Yield each batch as it arrives, as far as this process is to encode it."""
+        begin = self._find_inputs if self._job.for_clients else self._claim
+        for batches in sent:
+            if not self._job.for_clients:
+                self._frames.refresh()
+            ready = [left for batch in batches if (left := begin(batch))]
+            del batches  # whoever keeps a request seems to work on it
+            while ready:
+                self.batches = [[one.item for one in ready[0]]]
+                yield [ready.pop(0)]
+
+    def _find_inputs(self, batch: list[ItemRequest]) -> list[ItemRequest]:
+        """Return the requests of a client whose inputs are there, and refuse the others."""
+        self._frames.look_up([one.item.frames for one in batch])
+        hint = "Send the request again: its frames are read again"
+        for one in batch:
+            if one.item.frames not in self._frames:
+                missing = f"the {self._spec.inputs} are missing"
+                self._report.failure(one.item.key, "gone", missing, hint)
+        return [one for one in batch if one.item.frames in self._frames]
+
+    def _claim(self, batch: list[ItemRequest]) -> list[ItemRequest]:
+        """Return the batch; nothing of it if another process has or makes its records."""
+        missing = partial(self._missing_keys, [[one.item for one in batch]])
+        return batch if self._claims.take(missing) else []
 
     def _reader_count(self) -> int:
         """Return the number of reading threads: no more than cores, because they compute all the
         time, and fewer where a processor would be copied for few chunks."""
         most, chunks = min(self._job.workers, cores()), sum(map(len, self.batches))
-        if self._job.live or self._job.feed or not self._spec.reads_text:
+        if self._job.requests or not self._spec.reads_text:
             return most
         return min(most, 1 + chunks // CHUNKS_PER_READER)
 
@@ -394,7 +406,8 @@ class EncodeRun:
         may have any size."""
 
         def finish(pairs: Sequence[Reading]) -> Prepared | Refusal:
-            return self._readers.finish(*pairs[0])
+            ((one, begun),) = pairs
+            return self._readers.finish(one.item, begun)
 
         run_one = self._read_retry.run_batch
         batches = [
@@ -416,44 +429,42 @@ class EncodeRun:
         return item.shown or len(meta["times"])
 
     def _publish(self, made: list[list[Encoded]]) -> None:
-        rows = {item.key: (item, row) for batch in made for item, row in batch}
+        rows = {one.item.key: (one.item, row) for batch in made for one, row in batch}
         refused = {k: row.meta() for k, (_, row) in rows.items() if isinstance(row, Refusal)}
         self._failures.publish([Record(key=key, meta=why) for key, why in refused.items()])
         for key, why in refused.items():
             self._report.failure(media=key, **why)
         made_of = {k: row for k, (_, row) in rows.items() if isinstance(row, FeatureRecord)}
         made_now = [self._spec.record(k, row) for k, row in made_of.items()]
-        if self._job.live:
-            self._publish_live(rows, made_now)
-        else:
-            for key in self._records.publish(made_now):
-                self._report.item(key)
+        if self._job.for_clients:
+            self._answer_clients(rows, made_now)
+        elif new := self._records.publish(made_now):
+            self._report.answered(*new)
         self._claims.done(rows)
 
     def _refuse(self, made: list[list[Encoded]], error: Exception) -> None:
-        """Answer the requests of a live job whose results cannot be published: the other side waits
-        for each of them."""
+        """Answer clients whose results cannot be published."""
         traceback.print_exception(error)
         self._report.warning(f"results cannot be stored: {error}")
         kind = NO_ROOM if is_full(error) else NOT_STORED
         message = "the server has no room for" if kind == NO_ROOM else "the server cannot store"
-        for key in {item.key for batch in made for item, _ in batch}:
+        for key in {one.item.key for batch in made for one, _ in batch}:
             self._report.failure(key, kind, f"{message} the result", "Ask again later")
 
-    def _publish_live(
+    def _answer_clients(
         self, rows: Mapping[str, tuple[EncodeItem, object]], made: Sequence[Record]
     ) -> None:
         """Publish the results for the requesting process, and delete their inputs."""
         for some in [[record] for record in made] if self._spec.publish_each else [made]:
             self._records.publish(some)
-        self._report.send(Published(keys=tuple(record.key for record in made)))
+        self._report.answered(*(record.key for record in made))
         self._records.forget(rows)
         self._failures.drop(rows)
         self._frames.drop(item.frames for item, _ in rows.values())
 
 
 def _key(pair: ToEncode | Reading) -> str:
-    return pair[0].key
+    return pair[0].item.key
 
 
 def _encoded(
@@ -470,7 +481,9 @@ def _encoded(
     if half is None:
         made = [[undivided(row) for row in some] for some in rows]
     elif checks is not None:
-        pass_rows = [(m.rows, row) for b in batches for m, row in b if isinstance(row, Prepared)]
+        pass_rows = [
+            (m.item.rows, row) for b in batches for m, row in b if isinstance(row, Prepared)
+        ]
         made = [half.call(lambda model: _encoded_in_passes(model, spec, checks, pass_rows))]
     else:
         made = half.call(lambda model: spec.encode(model, rows))

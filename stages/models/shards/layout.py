@@ -217,7 +217,7 @@ def write_checkpoint(
     with keeping_files():
         for shard in left:
             write_shard(folder, shard, contents, confirm)
-            report.item(shard.name, label=shard.name)
+            report.answered(shard.name, label=shard.name)
         write_rest(folder, shards, small)
 
 

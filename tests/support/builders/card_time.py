@@ -56,23 +56,22 @@ def run(values: dict[str, Any], report: Any) -> None:
     from stages.embed import EmbedJob
     from stages.models.encoding import EncodeItem
     from stages.models.encoding.run import read_clip
-    from stages.models.prefetch import prefetched, write_behind
-    from stages.process.events import Published
-    from stages.process.job import items_of, parse_job, read_requests
+    from stages.models.prefetch import Prefetched, write_behind
+    from stages.process.job import parse_job
+    from stages.process.requests import Requests
 
     job, slower = parse_job(EmbedJob, values), float(os.environ.get(SLOWER, "1"))
     frames = RecordSet(open_store(job.frames_store or job.store), "frames", job.frames_namespace)
     records = RecordSet(open_store(job.store), "embeddings", job.namespace)
 
     def batches() -> Iterator[list[EncodeItem]]:
-        for line in read_requests(job.live):
-            batch = items_of(EncodeItem, line)
-            for member in batch:
-                frames.look_up([member.frames])
-            yield batch
+        for sent in Requests(job.requests, EncodeItem, report):
+            for batch in sent:
+                frames.look_up([one.item.frames for one in batch])
+                yield [one.item for one in batch]
 
-    def read(batch: Sequence[EncodeItem]) -> list[list[Pixels]]:
-        return [
+    def read(batch: list[EncodeItem]) -> tuple[list[EncodeItem], list[list[Pixels]]]:
+        return batch, [
             [scaled(Image.fromarray(frame)) for frame in read_clip(frames, member).frames]
             for member in batch
         ]
@@ -81,13 +80,13 @@ def run(values: dict[str, Any], report: Any) -> None:
         pairs = [pair for batch, rows in made for pair in zip(batch, rows, strict=True)]
         records.publish([vector_record(member.key, vectors) for member, vectors in pairs])
         keys = tuple(member.key for member, _ in pairs)
-        report.send(Published(keys=keys))
+        report.answered(*keys)
         records.forget(keys)
         frames.drop([member.frames for member, _ in pairs])
 
     report.note(ready=True)
-    with write_behind(publish) as later:
-        for batch, shown in prefetched(batches(), read):
+    with write_behind(publish) as later, Prefetched(batches(), read) as ready:
+        for batch, shown in ready:
             vectors = encode([pixels for some in shown for pixels in some], slower)
             ends = np.cumsum([len(some) for some in shown])[:-1]
             later((batch, np.split(vectors, ends)))

@@ -87,7 +87,7 @@ class Watch(EventReporter):
         if "attention" in values:
             self.loaded, self.cpu = time.monotonic(), time.process_time()
 
-    def item(self, key: str, **values: Any) -> None:
+    def answered(self, *keys: str, **values: Any) -> None:
         self._memory.sample()
         since = time.monotonic() - self.loaded, time.process_time() - self.cpu
         self.marks.append((*since, self._memory.peak_host_bytes - self._baseline))
@@ -124,7 +124,7 @@ def joint(job: dict[str, Any], watch: Watch) -> list[str]:
         new = tokens[:, inputs["input_ids"].shape[1] :]
         texts += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
         for member in batch:
-            watch.item(member["key"])
+            watch.answered(member["key"])
     return texts
 
 

@@ -40,7 +40,7 @@ class InflightEngine:
         self._job = job
         self._transformers = TransformersEngine(job)
         self._engine = engines_for(job.engine)[0]
-        shares, whole = self._engine.by_chunk, bool(job.live)
+        shares, whole = self._engine.by_chunk, job.for_clients
         self._prefill = RequestPrefill(self._transformers, shares=shares, whole=whole)
         self._recorder = recorder_for(job.half)
         self._check = SlotCheck(job, self._engine, self._prefill, self._recorder)
@@ -121,7 +121,10 @@ class InflightEngine:
             recorder=self._recorder,
         )
         ended: list[SequenceState] = []
-        since, interval = time.monotonic(), 0.0 if self._job.live else PUBLISH_INTERVAL_SECONDS
+        since, interval = (
+            time.monotonic(),
+            0.0 if self._job.for_clients else PUBLISH_INTERVAL_SECONDS,
+        )
         for state in self._scheduler.run(rows):
             if state is not None:
                 ended.append(state)

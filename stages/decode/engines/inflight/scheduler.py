@@ -271,9 +271,15 @@ class RequestPrefetcher:
 
 @contextmanager
 def prefetch_requests(batches: Iterable[Sequence[DecodeRequest]]) -> Iterator[RequestPrefetcher]:
-    """Yield a prefetcher. After the block, no thread reads `batches` any more."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
+    """Yield a prefetcher. After the block, no thread reads `batches` any more. After an error in
+    it, a thread may still wait for the next batch, which may never arrive."""
+    executor = ThreadPoolExecutor(max_workers=1)
+    is_complete = False
+    try:
         yield RequestPrefetcher(batches, executor)
+        is_complete = True
+    finally:
+        executor.shutdown(wait=is_complete, cancel_futures=True)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -37,7 +37,8 @@ from flows.execution.run_observer import hold_lease
 from flows.outputs.write import OutputCounts, write_outputs
 from stages.frames.video import Video
 from stages.process.events import StageOutcome
-from stages.process.job import job_fields, read_requests
+from stages.process.job import job_fields
+from stages.process.requests import BEGUN, Make, read_messages
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import SECONDS, read_lines
 from tests.support.stand_ins import Answer, Stages, config_in
@@ -347,20 +348,20 @@ CHUNKS = 6
 
 
 class Fed(Stages):
-    """Encodes each portion when it arrives. With an `error`, it encodes the first chunk of each,
-    and ends before the third portion."""
+    """Encodes each message when it arrives. With an `error`, it encodes the first chunk of each,
+    and ends before the third."""
 
     def __init__(self, error: PenstockError | None = None) -> None:
         super().__init__()
         self.error = error
-        self.portions: list[list[str]] = []
-        """Keys of the frames that came in each portion."""
+        self.messages: list[list[str]] = []
+        """Keys of the frames that came in each message."""
         self.feeds = 0
         self.indexed: list[bool] = []
-        """Whether the index of a video was there when a portion came."""
+        """Whether the index of a video was there when a message came."""
 
     def start(self, call: StageCall) -> Answer:
-        if not getattr(call.job, "feed", ""):
+        if not getattr(call.job, "requests", ""):
             return super().start(call)
         self.feeds += 1
         outcome = StageOutcome(name=call.name)
@@ -377,17 +378,18 @@ class Fed(Stages):
 
     def _encode(self, job: dict[str, Any], outcome: StageOutcome) -> None:
         store = open_store(job["store"])
-        for number, portion in enumerate(read_requests(job["feed"]), 1):
-            if portion is None or (self.error is not None and number == 3):
+        for message in read_messages(job["requests"]):
+            assert isinstance(message, Make)
+            if self.error is not None and message.number == 3:
                 return
-            outcome.notes["portions"] = number
+            outcome.notes[BEGUN] = message.number
             frames = RecordSet(store, "frames", job["frames_namespace"])
             media = RecordSet(store, "media", job["frames_namespace"])
-            keys = [(key, frames_key) for batch in portion for key, frames_key, *_ in batch]
+            keys = [(key, frames_key) for batch in message.batches for key, frames_key, *_ in batch]
             assert all(each in frames for _, each in keys)
             if self.error is not None:
-                keys = keys[:1]  # under load, two portions may hold all chunks
-            self.portions.append([each for _, each in keys])
+                keys = keys[:1]  # under load, two messages may hold all chunks
+            self.messages.append([each for _, each in keys])
             self.indexed.append(bool(media.keys()))
             features = RecordSet(store, "features", job["namespace"])
             meta = {"caption": "something", "tokens": 1, "ended": "stop"}
@@ -423,8 +425,8 @@ def test_chunks_are_encoded_while_others_of_their_video_are_cut(slowly_cut: Capt
     stages = Fed()
     record = record_of(slowly_cut, stages)
     assert stages.names() == ["frames", "decode"]
-    assert len(stages.portions) >= 3 and stages.indexed[0] is False
-    sent = [key for portion in stages.portions for key in portion]
+    assert len(stages.messages) >= 3 and stages.indexed[0] is False
+    sent = [key for message in stages.messages for key in message]
     assert len(sent) == len(set(sent)) == CHUNKS
     encode = next(stage for stage in record["stages"] if stage["name"] == "encode")
     assert (encode["items"], encode["total"], encode["processes"]) == (CHUNKS, CHUNKS, 1)
@@ -444,7 +446,7 @@ def test_what_was_missed_is_encoded_later(slowly_cut: CaptionConfig, error: Pens
     stages = Fed(error)
     record = record_of(slowly_cut, stages)
     assert stages.names() == ["frames", "encode", "decode"]
-    early = sum(map(len, stages.portions))
+    early = sum(map(len, stages.messages))
     assert 0 < early < CHUNKS
     assert len(stages.batches("encode")) == CHUNKS - early
     assert not record["rungs"]
@@ -459,7 +461,7 @@ def test_media_of_an_earlier_run_are_sent_once(slowly_cut: CaptionConfig, tmp_pa
     write_numbered(tmp_path / "clips", 3)
     stages = Fed()
     record_of(slowly_cut, stages)
-    sent = [key for portion in stages.portions for key in portion]
+    sent = [key for message in stages.messages for key in message]
     assert len(sent) == len(set(sent)) == CHUNKS - 2 + 3
     assert "encode" not in stages.names()
 
@@ -473,8 +475,8 @@ def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_i
     stages = Fed()
     record_of(slowly_cut, stages)
     assert stages.names() == ["frames", "frames", "decode", "decode"]
-    assert stages.feeds == 2 and len(stages.portions) >= 4
-    sent = [key for portion in stages.portions for key in portion]
+    assert stages.feeds == 2 and len(stages.messages) >= 4
+    sent = [key for message in stages.messages for key in message]
     assert len(sent) == len(set(sent)) == 2 * CHUNKS
 
 
@@ -482,7 +484,7 @@ def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_i
 def test_with_batches_nothing_is_encoded_early(slowly_cut: CaptionConfig, in_batches: None) -> None:
     stages = Fed()
     record_of(slowly_cut, stages)
-    assert stages.names() == ["frames", "encode", "decode"] and not stages.portions
+    assert stages.names() == ["frames", "encode", "decode"] and not stages.messages
 
 
 @pytest.mark.slow
@@ -491,5 +493,5 @@ def test_without_memory_for_both_none_is_early(slowly_cut: CaptionConfig, tmp_pa
     peaks = [stage["peak_bytes"] for stage in plan["memory"]["stages"]]
     stages = Fed()
     record = record_of(replace(slowly_cut, memory=max(peaks), out=str(tmp_path / "again")), stages)
-    assert stages.names() == ["frames", "encode", "decode"] and not stages.portions
+    assert stages.names() == ["frames", "encode", "decode"] and not stages.messages
     assert [note for note in record["plan"]["notes"] if "together do not fit" in note]

@@ -30,7 +30,8 @@ from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest, r
 from stages.decode.run import run
 from stages.memory.oom_retry import OomRetry
 from stages.process.events import CaptionProgress
-from stages.process.job import WITHDRAWN, PipedRequest, parse_job
+from stages.process.job import parse_job
+from stages.process.requests import Make, Request, Withdraw, line_of_message
 from tests.support.clips import PROMPTS, clips
 from tests.support.waves import (
     CAPTIONS,
@@ -54,7 +55,7 @@ ENGINES: dict[str, type[DecodeEngine]] = {
 AT_ONCE = 4
 
 
-class Leaving(PipedRequest[DecodeItem]):
+class Leaving(Request[DecodeItem]):
     """A work whose asker leaves while it is looked at for the second time."""
 
     looks = 1
@@ -68,7 +69,7 @@ class Leaving(PipedRequest[DecodeItem]):
 def asked_of(wave: Wave, leaving: Sequence[int]) -> list[DecodeRequest]:
     features = wave.record_set("features", FEATURES)
     (items,) = wave.to_decode(PROMPTS)["batches"]
-    kinds = [Leaving if n in leaving else PipedRequest for n in range(AT_ONCE)]
+    kinds = [Leaving if n in leaving else Request for n in range(AT_ONCE)]
     return [
         DecodeRequest(item, read_features(features, item.features), kind(item))
         for item, kind in zip(items, kinds, strict=False)
@@ -79,7 +80,7 @@ def said_by(
     engine: str, wave: Wave, leaving: Sequence[int]
 ) -> tuple[dict[str, CaptionOutput], DecodeEngine]:
     """What is said of each that does not leave, by its key."""
-    wave.settings |= {"engine": engine, "slots": AT_ONCE, "live": "pipe"}
+    wave.settings |= {"engine": engine, "slots": AT_ONCE, "requests": "pipe", "for_clients": True}
     job = parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24))
     speaker = ENGINES[engine](job)
     request = asked_of(wave, leaving)
@@ -113,11 +114,16 @@ def test_who_leaves_changes_no_word_of_the_others_and_leaves_its_slot(
 
 def test_a_batch_that_nobody_wants_any_more_is_ended(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path)
-    wave.settings |= {"live": "pipe"}
+    wave.settings |= {"requests": "pipe", "for_clients": True}
     speaker = TransformersEngine(parse_job(DecodeJob, wave.to_decode(PROMPTS, tokens=24)))
     asked = asked_of(wave, []), asked_of(wave, range(AT_ONCE))
     whole, left = (max(text.tokens for text in speaker.generate_batch(each)) for each in asked)
     assert left <= 5 < whole / 2
+
+
+def asked(*items: DecodeItem) -> str:
+    """The line by which these items are sent."""
+    return line_of_message(Make(batches=[items]))
 
 
 def ended_in(messages: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -130,7 +136,7 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
     wave = mixed_wave(tmp_path)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    wave.settings |= {"engine": "inflight", "slots": 2, "live": str(pipe)}
+    wave.settings |= {"engine": "inflight", "slots": 2, "requests": str(pipe), "for_clients": True}
     job = wave.to_decode(PROMPTS, OTHER, tokens=24)
     (batch,) = job["batches"]
     first, second = batch[:2]
@@ -149,11 +155,11 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
         running = threading.Thread(target=run, args=({**job, "batches": []}, report), daemon=True)
         running.start()
         with pipe.open("w", buffering=1) as lines:
-            lines.write(json.dumps([first, second]) + "\n")
-            lines.write(json.dumps({WITHDRAWN: [second.key]}) + "\n")
+            lines.write(asked(first, second))
+            lines.write(line_of_message(Withdraw(keys=[second.key])))
             assert text.wait(60)
             withdrawn.set()
-            lines.write(json.dumps([first._replace(key="third")]) + "\n")
+            lines.write(asked(first._replace(key="third")))
         running.join(60)
     ended = ended_in(message)
     assert sorted(ended) == [first.key, "third"]
@@ -164,11 +170,11 @@ def test_a_caption_that_was_left_off_is_neither_stored_nor_told(tmp_path: Path) 
 def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Path) -> None:
     """It comes first, so that it is the one by which the engine is tried."""
     wave, pipe = mixed_wave(tmp_path), tmp_path / "pipe"
-    wave.settings |= {"engine": engine, "slots": 4, "live": str(pipe)}
+    wave.settings |= {"engine": engine, "slots": 4, "requests": str(pipe), "for_clients": True}
     job = wave.to_decode(PROMPTS, OTHER, tokens=8)
     (batch,) = job["batches"]
     long = batch[0]._replace(prompt="Tell me what is there. " * 400)
-    pipe.write_text(json.dumps([long, *batch[1:3]]) + "\n")
+    pipe.write_text(asked(long, *batch[1:3]))
     message = told_by(run, {**job, "batches": []})
     assert sorted(ended_in(message)) == [item.key for item in batch[1:3]]
     (failed,) = [event for event in message if event.get("kind") == "too-long"]
@@ -225,9 +231,9 @@ def answers(
         for name, text in params.items()
     ]
     pipe = folder / f"{prefix}.lines"
-    pipe.write_text(json.dumps(batch) + "\n")
+    pipe.write_text(asked(*batch))
     job = wave.to_decode([PROMPT], tokens=LIMIT)
-    job |= {"engine": engine, "batches": [], "live": str(pipe), "slots": 3}
+    job |= {"engine": engine, "batches": [], "requests": str(pipe), "for_clients": True, "slots": 3}
     return {
         (each.get("key") or each["media"]).removeprefix(f"{prefix} "): each
         for each in told_by(run, job)

@@ -75,7 +75,7 @@ def test_captions_through_the_store_are_those_of_the_whole_model(
     assert captions_of(found) == joint_captions(folder, batch, PROMPTS)
     assert len(set(captions_of(found))) > 1
     assert keys_told(message) == [f"caption-{n}" for n in range(4)]
-    tokens = [event["tokens"] for event in message if event["event"] == "Item"]
+    tokens = [event["tokens"] for event in message if event["event"] == "Answered"]
     assert tokens == [caption["tokens"] for caption in found]
     assert all(0 < count <= 8 for count in tokens)
     stated = {"caption", "tokens", "ended", "engine", "engine_version"}
@@ -242,7 +242,7 @@ def test_a_prompt_that_exceeds_the_context_fails_alone_before_it_is_read(
     refused = [event["media"] for event in alone if event["event"] == "Failed"]
     assert sorted(refused) == [f"caption-{n}" for n in range(3)]
     again = wave.decode([long], THIRD)
-    assert not [event for event in again if event["event"] in ("Failed", "Item")]
+    assert not [event for event in again if event["event"] in ("Failed", "Answered")]
 
 
 def members(*keys: str) -> list[DecodeItem]:

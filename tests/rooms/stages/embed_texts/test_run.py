@@ -16,12 +16,13 @@ from tokenizers import pre_tokenizers
 
 from artifacts.errors import UsageError
 from penstock_demo import DUAL_CHECKPOINT
-from stages.embed_texts import TextsJob, in_numpy
+from stages.embed_texts import TextsItem, TextsJob, in_numpy
 from stages.embed_texts.run import TextReader, fit_logit_scale, mean_directions, run
 from stages.models.half_job import HalfJob
 from stages.models.halves.features import logits, text_vectors
 from stages.models.halves.load import load_half
 from stages.models.processors.loading import load_processor
+from stages.process.requests import Make, line_of_message
 from tests.support.builders.clip import save_clip
 from tests.support.builders.words import hf
 from tests.support.dual_encoders import names, save
@@ -119,11 +120,12 @@ def test_a_text_on_which_the_model_raises_fails_alone(
     with pytest.raises(UsageError, match=text):
         told_by(run, asdict(job) | {"key": "one", "groups": groups})
     requests = tmp_path / "requests"
-    requests.write_text(json.dumps([["one", groups], ["two", [["a cat"]]]]) + "\n")
-    message = told_by(run, asdict(job) | {"live": str(requests)})
+    items = [TextsItem("one", groups), TextsItem("two", [["a cat"]])]
+    requests.write_text(line_of_message(Make(batches=[items])))
+    message = told_by(run, asdict(job) | {"requests": str(requests)})
     events = {event["event"]: event for event in message}
     assert events["Failed"]["media"] == "one" and text in events["Failed"]["message"]
-    assert events["Published"]["keys"] == ["two"]
+    assert events["Answered"]["keys"] == ["two"]
 
 
 def saved_clip_words(folder: Path) -> Path:

@@ -336,7 +336,7 @@ def test_the_stage_notes_what_became_of_each_clip(tmp_path: Path) -> None:
     assert (notes["a"], notes["b"]) == ({"file": "a.mp4"}, {"file": "b.mp4"})
     assert (tmp_path / "b.mp4").exists()
     assert "no moov atom" in notes["c"]["error"] and str(tmp_path) not in notes["c"]["error"]
-    assert [e["key"] for e in messages if e["event"] == "Item"] == ["a", "b"]
+    assert [key for e in messages if e["event"] == "Answered" for key in e["keys"]] == ["a", "b"]
 
 
 def test_a_file_that_is_gone_is_no_fault_of_its_own(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_a_full_disk_stops_the_stage(desk: Desk, monkeypatch: pytest.MonkeyPatch
         patch.setattr(FolderStore, "put_if_absent", full)
         with pytest.raises(EnvironmentFault, match="full"):
             desk.run(*media)
-    assert desk.told("Item") == desk.told("Failed") == []
+    assert desk.told("Answered") == desk.told("Failed") == []
     assert desk.run(*media) != []
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stages.models.encoding.run import Readers
-from stages.models.prefetch import BEHIND, PREFETCH_BATCHES, prefetched, write_behind
+from stages.models.prefetch import BEHIND, PREFETCH_BATCHES, Prefetched, write_behind
 from stages.models.processors.loading import UNPAIRED
 
 SECONDS = 10.0
@@ -26,10 +26,10 @@ def test_batches_are_read_while_another_is_used() -> None:
             third.set()
         return batch * 10
 
-    given = prefetched(range(5), note)
-    assert next(given) == (0, 0)
+    given = Prefetched(range(5), note)
+    assert next(given) == 0
     assert third.wait(SECONDS)
-    assert list(given) == [(n, n * 10) for n in range(1, 5)]
+    assert list(given) == [n * 10 for n in range(1, 5)]
     assert read == [0, 1, 2, 3, 4]
 
 
@@ -117,8 +117,8 @@ def test_who_fails_ends_though_the_next_batch_never_comes() -> None:
         continues_prompt.wait(6 * SECONDS)
 
     def work() -> None:
-        given: Any = prefetched(message(), lambda batch: batch)
-        with contextlib.suppress(ValueError):
+        given = Prefetched(message(), lambda batch: batch)
+        with contextlib.suppress(ValueError), given:
             for _ in given:
                 assert request.wait(SECONDS)
                 raise ValueError

@@ -42,7 +42,16 @@ from tests.support.omni import (
 from tests.support.omni import HEARING as SEPARATE
 from tests.support.processors import processor_folder
 from tests.support.tiny_families.verdict import GREEDY
-from tests.support.waves import CAPTIONS, OTHER, THIRD, Wave, noted, told_by, words
+from tests.support.waves import (
+    CAPTIONS,
+    OTHER,
+    THIRD,
+    Wave,
+    keys_told,
+    noted,
+    told_by,
+    words,
+)
 
 Sounds = Sequence[NDArray[np.int16]]
 SOUND, HEARD, RATE = "55" * 32, "66" * 32, 16_000
@@ -331,7 +340,7 @@ def test_rows_with_and_without_sound_give_what_they_give_alone(
 ) -> None:
     folder = omni_checkpoint(prefix)
     made = a_wave(tmp_path / "store", folder)
-    assert [e["key"] for e in made.hear() if e["event"] == "Item"] == ["heard-0", "heard-2"]
+    assert keys_told(made.hear()) == ["heard-0", "heard-2"]
     made.settings["engine"] = engine
     note = noted(made.decode((PROMPT,)))
     assert note.get("engine", "transformers") == engine, note.get("engine_reason")
@@ -389,7 +398,7 @@ def test_frames_are_encoded_without_a_spectrum(
 ) -> None:
     monkeypatch.setattr(hf.WhisperFeatureExtractor, "__call__", None)
     made = Wave(tmp_path, omni_checkpoint(OMNI[0]), [[seen_at(2.0)]], max_pixels=PIXELS)
-    assert [e["key"] for e in made.encode() if e["event"] == "Item"] == ["features-0"]
+    assert keys_told(made.encode()) == ["features-0"]
 
 
 def test_sound_of_another_rate_fails(tmp_path: Path) -> None:

@@ -76,16 +76,16 @@ class Died(BaseException):
 def summarize(job: dict[str, Any], *, dies_after: int = 0) -> int:
     """How many texts were said, or until the process died after so many."""
     with events() as (report, message), contextlib.suppress(Died):
-        tell, count = report.item, itertools.count(1)
+        tell, count = report.answered, itertools.count(1)
 
-        def item(*given: Any, **named: Any) -> None:
+        def answered(*given: Any, **named: Any) -> None:
             tell(*given, **named)
             if next(count) == dies_after:
                 raise Died
 
-        report.item = item  # type: ignore[method-assign]
+        report.answered = answered  # type: ignore[method-assign]
         run(job, report)
-    return sum(event["event"] == "Item" for event in message)
+    return sum(event["event"] == "Answered" for event in message)
 
 
 def records(store: Path) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from flows.core.console.display import READING, Display, StageStart
 from flows.core.options.training import TuneRun
 from flows.execution.run_observer import RunObserver
 from flows.interfaces.cli.main import main
-from stages.process.events import Item, StageNotes
+from stages.process.events import Answered, StageNotes
 from tests.support.reports import PLAN, write_run
 from tests.support.terminals import COLOUR, Recording, shown, terminal, too_wide, words
 
@@ -41,11 +41,11 @@ def run(display: Display) -> None:
     display.on_event("encode", StageNotes(values={"ready": True}))
     for _ in range(20):
         time.sleep(0.01)
-        display.on_event("encode", Item())
+        display.on_event("encode", Answered())
     display.print_line("a note " + "of many words " * 12)
     display.fail(media_path="odd.mp4", message="no video in it", hint="Convert it")
     for _ in range(18):
-        display.on_event("encode", Item())
+        display.on_event("encode", Answered())
     display.close()
 
 
@@ -92,10 +92,10 @@ def test_items_made_beside_the_stage_before_count_as_made() -> None:
     log = io.StringIO()
     display = Display(to=log)
     display.stage(StageStart(name="frames", total=3, done=0))
-    display.on_event("encode", Item())
+    display.on_event("encode", Answered())
     display.stage(StageStart(name="encode", total=3, done=1))
-    display.on_event("encode", Item())
-    display.on_event("encode", Item())
+    display.on_event("encode", Answered())
+    display.on_event("encode", Answered())
     display.close()
     first, second = log.getvalue().splitlines()[-2:]
     assert first == "encoding: 2 chunks to do, 1 done meanwhile"
@@ -108,7 +108,7 @@ def test_a_stage_that_works_beside_is_counted_on_the_line(monkeypatch: pytest.Mo
     display = Display(to=log)
     display.stage(StageStart(name="encode", total=3, done=0))
     for stage in ("encode", "decode", "decode", "encode"):
-        display.on_event(stage, Item())
+        display.on_event(stage, Answered())
     assert log.getvalue().splitlines()[-1].endswith("captioning 2"), log.getvalue()
 
 
@@ -205,7 +205,7 @@ def test_summaries_that_may_be_stored_in_part_are_announced_as_an_estimate() -> 
     observer = RunObserver(Display(to=log))
     observer.on_stage_start("summarize", 27, 0)
     for _ in range(24):
-        observer.on_event("summarize", Item(key="", media="", label=""))
+        observer.on_event("summarize", Answered())
     observer.display.close()
     announced, made = log.getvalue().splitlines()
     assert announced == "summarizing: about 27 chapters or summaries to do"

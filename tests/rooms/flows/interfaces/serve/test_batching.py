@@ -2,11 +2,9 @@
 halves are on the device together."""
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -17,9 +15,8 @@ from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.uploads import SingleFlight
 from stages.embed_texts import TextsItem
 from stages.process.device import CPU_LOCK
-from stages.process.job import WITHDRAWN, RequestBatches
 from stages.process.output_streams import LastingStream, failed_writes
-from tests.support.on_a_loop import HANGS_SECONDS, on_a_loop
+from tests.support.on_a_loop import on_a_loop
 
 
 @pytest.fixture
@@ -246,41 +243,6 @@ def test_a_device_is_waited_for_and_left_and_a_full_log_stops_no_half(
         asyncio.run(go(Display(to=full).print_line if is_full else texts.append))
         LastingStream(full).end()
     assert (failed_writes() > before) == is_full
-
-
-class Work(NamedTuple):
-    """What a half is asked for."""
-
-    key: str
-    text: str = ""
-
-
-def message_of(folder: Path, *lines: str) -> RequestBatches[Work]:
-    (pipe := folder / "told").write_text("\n".join([*lines, ""]))
-    found = RequestBatches(str(pipe), Work)
-    found._thread.join(HANGS_SECONDS)
-    return found
-
-
-def test_what_was_withdrawn_before_it_began_is_not_begun_until_asked_again(tmp_path: Path) -> None:
-    found = message_of(tmp_path, '[["a"], ["b"]]', f'{{"{WITHDRAWN}": ["a", "x"]}}')
-    assert [[work.item for work in batch] for batch in found] == [[Work("b")]]
-    (first,) = message_of(tmp_path, '[["a"]]', f'{{"{WITHDRAWN}": ["a"]}}', '[["a"]]')
-    assert [work.is_withdrawn for work in first] == [False]
-
-
-def test_what_is_withdrawn_while_it_is_made_says_so(tmp_path: Path) -> None:
-    pipe = tmp_path / "told"
-    os.mkfifo(pipe)
-    batches = iter(RequestBatches(str(pipe), Work))
-    with open(pipe, "w", buffering=1) as lines:
-        lines.write('[["a"], ["b"]]\n')
-        first, second = next(batches)
-        lines.write(f'{{"{WITHDRAWN}": ["a"]}}\n[["c"]]\n')
-        assert [work.item for work in next(batches)] == [Work("c")]
-        assert (first.is_withdrawn, second.is_withdrawn) == (True, False)
-    with pytest.raises(StopIteration):
-        next(batches)
 
 
 def test_it_is_made_once_for_all_and_goes_on_when_some_leave() -> None:

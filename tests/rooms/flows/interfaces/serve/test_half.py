@@ -29,8 +29,9 @@ from flows.interfaces.serve.record_cache import RecordCache, RecordCacheFlusher,
 from flows.interfaces.serve.refusals import HttpRefusal
 from flows.interfaces.serve.worker_process import WorkerProcess
 from stages.process.device import CPU_LOCK
-from stages.process.events import BatchShrunk, Published, StageNotes, StageOutcome, TooLarge
-from stages.process.job import job_fields, read_requests
+from stages.process.events import Answered, BatchShrunk, StageNotes, StageOutcome, TooLarge
+from stages.process.job import job_fields
+from stages.process.requests import Make, Withdraw, read_messages
 from stages.process.stage_process import Listener
 from tests.support.builders.jobs import made_job
 from tests.support.on_a_loop import on_a_loop
@@ -46,6 +47,17 @@ class Work(NamedTuple):
     text: str = ""
 
 
+def asked(key: str, text: str = "") -> Make:
+    return Make(batches=[[Work(key, text)]])
+
+
+def batches_sent(pipe: str) -> Iterator[list[str]]:
+    """The keys of each batch that is sent over a pipe."""
+    for message in read_messages(pipe):
+        assert isinstance(message, Make)
+        yield from ([key for key, _ in batch] for batch in message.batches)
+
+
 @dataclass(kw_only=True)
 class CrowdedHalf:
     """A launcher, and the process that it starts: the last work of a batch does not fit beside the
@@ -59,17 +71,16 @@ class CrowdedHalf:
     """Whether it still has what the batch before took."""
 
     def start(self, call: StageCall) -> "CrowdedHalf":
-        self.pipe = job_fields(call.job)["live"]
+        self.pipe = job_fields(call.job)["requests"]
         return self
 
     def wait(self) -> StageOutcome:
         self.listen("embed", StageNotes({"ready": True}))
-        for message in read_requests(self.pipe):
-            keys = [key for key, _ in message]
+        for keys in batches_sent(self.pipe):
             self.batches.append(keys)
             crowded = self.dirty or len(keys) > 1
             large = {GIANT, keys[-1]} if crowded else {GIANT}
-            self.listen("embed", Published(keys=tuple(key for key in keys if key not in large)))
+            self.listen("embed", Answered(keys=tuple(key for key in keys if key not in large)))
             for key in large.intersection(keys):
                 self.listen("embed", TooLarge(key=key, wanted_bytes=0, error="out of memory"))
             self.dirty = len(keys) > 1
@@ -79,7 +90,7 @@ class CrowdedHalf:
 
 
 def call_of(name: str, pipe: str, folder: Path) -> StageCall:
-    return StageCall(name=name, job=made_job(live=pipe), device="cpu", log=folder / "log")
+    return StageCall(name=name, job=made_job(requests=pipe), device="cpu", log=folder / "log")
 
 
 def half_of(
@@ -198,11 +209,11 @@ class TightHalf(CrowdedHalf):
 
     def wait(self) -> StageOutcome:
         self.listen("embed", StageNotes({"ready": True}))
-        for message in read_requests(self.pipe):
-            self.batches.append([key for key, _ in message])
-            if len(message) > 2:
-                self.too_large(len(message))
-            self.listen("embed", Published(keys=tuple(self.batches[-1])))
+        for keys in batches_sent(self.pipe):
+            self.batches.append(keys)
+            if len(keys) > 2:
+                self.too_large(len(keys))
+            self.listen("embed", Answered(keys=tuple(self.batches[-1])))
         return StageOutcome(name="embed")
 
     def too_large(self, failed: int) -> None:
@@ -248,7 +259,7 @@ class BusyHalf:
         return self
 
     def start(self, call: StageCall) -> "BusyHalf":
-        self.pipe = job_fields(call.job)["live"]
+        self.pipe = job_fields(call.job)["requests"]
         return self
 
     def wait(self) -> StageOutcome:
@@ -256,12 +267,12 @@ class BusyHalf:
         while not self.reads.wait(0.01):
             if self.dies.is_set():
                 raise StageDied("killed", hint="", return_code=-9)
-        for line in read_requests(self.pipe):
-            self.lines.append(line)
-            if isinstance(line, list):
-                keys = [key for key, _ in line if key not in self.keeps]
+        for message in read_messages(self.pipe):
+            self.lines.append(message)
+            if isinstance(message, Make):
+                keys = [key for key, _ in message.batches[0] if key not in self.keeps]
                 if keys:
-                    self.listen("embed", Published(keys=tuple(keys)))
+                    self.listen("embed", Answered(keys=tuple(keys)))
         return StageOutcome(name="embed")
 
     def stop(self) -> None: ...
@@ -314,8 +325,8 @@ def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:
         assert not half.batches.in_flight and not half.batches.waiting
         half.close()
         await running
-        assert process.lines[:2] == [[["long", ""]], {"withdrawn": ["long"]}]
-        assert ["queued", ""] not in process.lines[2]
+        assert process.lines[:2] == [Make(batches=[[["long", ""]]]), Withdraw(keys=["long"])]
+        assert ["queued", ""] not in process.lines[2].batches[0]
 
     on_a_loop(work)
 
@@ -334,7 +345,7 @@ def test_what_two_want_goes_on_when_one_leaves(tmp_path: Path) -> None:
         assert await both[1] == "made a"
         half.close()
         await running
-        assert process.lines == [[["a", ""]]]
+        assert process.lines == [Make(batches=[[["a", ""]]])]
 
     on_a_loop(work)
 
@@ -372,18 +383,17 @@ def started(folder: Path) -> tuple[WorkerProcess, BusyHalf, asyncio.Event, async
 def test_what_is_told_before_a_process_reads_holds_nothing_up_and_arrives(tmp_path: Path) -> None:
     async def work() -> None:
         stage, process, ready, over = started(tmp_path)
-        stage.send([Work("early")])
+        stage.send(asked("early"))
         await ready.wait()
         for number in range(18):
-            stage.send([Work(str(number), LARGE)])
+            stage.send(asked(str(number), LARGE))
         stage.stop()
-        stage.send([Work("too late")])
+        stage.send(asked("too late"))
         process.reads.set()
         await over.wait()
-        early, *message = process.lines
-        assert early == [["early", ""]]
-        assert [line[0][0] for line in message] == [str(number) for number in range(18)]
-        assert all(line[0][1] == LARGE for line in message)
+        early, *message = [line.batches[0][0] for line in process.lines]
+        assert early == ["early", ""]
+        assert message == [[str(number), LARGE] for number in range(18)]
         assert not os.path.exists(process.pipe)
 
     on_a_loop(work)
@@ -394,10 +404,10 @@ def test_what_a_process_that_died_did_not_read_is_thrown_away(tmp_path: Path) ->
         stage, process, ready, over = started(tmp_path)
         await ready.wait()
         for _ in range(18):
-            stage.send([{"key": "a", "prompt": LARGE}])
+            stage.send(asked("a", LARGE))
         process.dies.set()
         await over.wait()
-        stage.send([{"key": "nobody reads this"}])
+        stage.send(asked("nobody reads this"))
         stage.stop()
         assert not os.path.exists(process.pipe)
 

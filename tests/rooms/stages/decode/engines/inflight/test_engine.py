@@ -23,7 +23,7 @@ from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import canonical
 from stages.decode.protocol import DecodeRequest
 from stages.decode.run import run
-from stages.process.job import RequestPipe
+from stages.process.requests import End, Make, RequestPipe
 from tests.support.clips import PROMPTS
 from tests.support.forms import text_of
 from tests.support.hostile import with_json
@@ -268,22 +268,22 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
 
 
 def fed(wave: Wave, pipe: Path, size: int, **more: Any) -> list[dict[str, Any]]:
-    """Make captions as OTHER of portions of one batch each, which arrive over a pipe."""
+    """Make captions as OTHER of messages of one batch each."""
     job = {**wave.to_decode(PROMPTS, OTHER, tokens=32), "engine": "inflight", **more}
     items = [item for batch in job["batches"] for item in batch]
     feed = RequestPipe(pipe)
     for at in range(0, len(items), size):
-        feed.send([items[at : at + size]])
-    feed.send(None)
+        feed.send(Make(batches=[items[at : at + size]]))
+    feed.send(End())
     assert feed.write(), "the pipe took less"
     try:
-        return told_by(run, {**job, "batches": [], "feed": str(pipe), "slots": 4})
+        return told_by(run, {**job, "batches": [], "requests": str(pipe), "slots": 4})
     finally:
         feed.close()
 
 
 @pytest.mark.slow
-def test_captions_of_portions_that_arrive_over_a_pipe_are_the_same(tmp_path: Path) -> None:
+def test_captions_of_what_is_sent_over_a_pipe_are_the_same(tmp_path: Path) -> None:
     wave = mixed_wave(tmp_path, dtype="bfloat16")
     keep(wave, [3])
     told = fed(wave, tmp_path / "pipe", 3)
