@@ -8,14 +8,16 @@ How it works:
    index is not complete yet. It sends their items to the encode process through a named pipe.
 3. The process is sent further chunks when it has begun with the message before the last, so that
    messages grow while it is busy. On several GPUs there is a process on each, and what was found is
-   divided among those that are free. After the frames stage everything that is left is sent, and
-   then the end.
-4. On a GPU, `shares` says whether both halves fit into its memory together. Then the run holds the
-   lock of the GPU, each process is limited to its share of the budget, and a decode process is fed
-   in the same way with the chunks whose features are stored.
-5. If either of them runs out of memory, no more chunks are sent and the decode process is stopped.
+   divided among those that are free. After the frames stage everything that is left is sent.
+4. `shares` says whether both halves fit into the memory of the one device together. Then the run
+   holds the device's lock, each process is limited to its share of the budget, and a decode process
+   is fed in the same way with the chunks whose features are stored.
+5. These two stay from one wave to the next, so that each half is loaded once. The next wave begins
+   when the encode process has answered all that it was sent, so that the frames of the wave can be
+   deleted; captions may be made later. In the last wave, both are told to end.
+6. If either of them runs out of memory, no more chunks are sent and the decode process is stopped.
    No rung is stepped down: alone, the stage has the whole budget.
-6. All this only saves time. What a process did not make, for whatever reason, is made afterwards
+7. All this only saves time. What a process did not make, for whatever reason, is made afterwards
    as in a run without it.
 """
 
@@ -46,7 +48,7 @@ from flows.execution.batches import StageWork, cut, encode_batches_of, next_work
 from flows.execution.stage_calls import StageCallBuilder
 from flows.execution.stage_loop import Attempt, StageLoop
 from stages import decode
-from stages.process.device import device_used_bytes, lock_path
+from stages.process.device import device_used_bytes, lock_of
 from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
 from stages.process.requests import BEGUN, End, Make, RequestPipe
 from stages.process.stage_process import wait_for_release
@@ -78,19 +80,29 @@ class Overlap:
         self._stage = encoder_of(loop.job.pipeline)
         self._encode: ChunkFeed | None = None
         self._decode: ChunkFeed | None = None
-        self._gpu: IO[str] | None = None
-        """Lock of the GPU on which both processes compute."""
+        self._lock: IO[str] | None = None
+        """Lock of the device on which both processes compute."""
         self._used = 0
-        """Bytes of the GPU that were in use before they began."""
+        """Bytes of the device that were in use before they began."""
         self._ledger_lock = threading.Lock()
         """The ledger is used by one thread at a time."""
+        self._follows = False
+        """Whether another wave follows that the processes may stay for."""
+        self._in_full = False
+        """Whether it begins only when the captions of this one are made."""
+        self._behind: list[Medium] = []
+        """Media of earlier waves whose captions were left to the decode process."""
+
+    @property
+    def _stays(self) -> bool:
+        """Whether both processes stay for the next wave."""
+        return self._follows and self._decode is not None
 
     @contextlib.contextmanager
     def beside(self, cutting: StageHandle, wave: list[Medium]) -> Iterator[None]:
         """Encode chunks of the wave, if that is possible, while the block waits for a frames
         stage."""
-        if self._encode is None:
-            self._start(wave, self._shares(wave))
+        self._take_on(wave)
         with contextlib.ExitStack() as stack:
             if self._encode is not None:
                 stack.enter_context(self._encode.following(cutting))
@@ -98,10 +110,14 @@ class Overlap:
                 stack.enter_context(self._decode.following(self._encode.attempt.process))
             yield
 
-    def end(self) -> None:
-        """Send the encode process what is left: all frames of the wave are cut."""
+    def end(self, wave: list[Medium], *, follows: bool, in_full: bool) -> None:
+        """Send the encode process what is left: all frames of the wave are cut. `follows`: another
+        wave does, which with `in_full` begins when the captions of this one are made."""
+        self._in_full = in_full
+        self._follows = follows and not any(m.uses_previous_caption for m in self._job.media)
         if self._encode is not None:
-            self._encode.end()
+            self._take_on(wave)
+            self._send_rest()
 
     def stop(self) -> None:
         """Stop the processes. What they have published stays."""
@@ -110,43 +126,102 @@ class Overlap:
         self._stop_decode()
         self._release()
 
-    def wait(self, stage: StageSpec, wave: list[Medium]) -> None:
-        """Wait until the process of a stage has ended. What it did not make is missing afterwards.
-        Raises PenstockError if the same would end the stage without overlap."""
+    def wait(self, stage: StageSpec, wave: list[Medium]) -> list[Medium] | None:
+        """Wait until the processes have done what they can of a stage. Return the media whose
+        records may be missing then, None if a process still makes them. Raises PenstockError if
+        the same would end the stage without overlap."""
         if stage is self._stage:
             self._wait_encode(wave)
-        elif self._decode is not None:
-            self._wait(self._decode, wave)
+            return wave
+        if stage is not decode.STAGE:
+            return wave
+        if self._stays and not self._in_full and not self._has_exited(self._decode):
+            self._behind += wave
+            return None
+        if self._stays and self._has_answered(self._decode, wave):
+            return wave
+        if self._decode is not None:
+            self._end_encode(wave)
+            self._end_decode(wave)
             # As a process does that is given its chunks at once.
             prompts = {task.medium.prompt: task for task in self._job.ledger.tasks(wave)}
             previous_lengths(self._job.ledger, [*prompts.values()], stage)
+        behind, self._behind = self._behind, []
+        return [*behind, *wave]
+
+    def _take_on(self, wave: list[Medium]) -> None:
+        """Have the processes make the records of a wave, too, or start them for it."""
+        if self._encode is None:
+            self._start(self._shares(wave))
+        self._add(wave)
+
+    def _add(self, wave: list[Medium]) -> None:
+        for feed in (self._encode, self._decode):
+            if feed is not None:
+                feed.add(wave)
+
+    def _send_rest(self) -> None:
+        """Send the encode process what is left, and the end unless it stays."""
+        if self._encode is not None:
+            self._encode.send_rest(ends=not self._stays)
 
     def _wait_encode(self, wave: list[Medium]) -> None:
         is_begun = self._encode is not None or self._work(self._stage, wave) is None
         if not is_begun and (shares := self._shares(wave)):
-            self._start(wave, shares)  # all frames were cut before
-            self.end()
+            self._start(shares)  # all frames were cut before
+            self._add(wave)
+            self._send_rest()
         if self._encode is None:
             return
         process, ended = self._encode.attempt.process, False
         try:
             with self._decode.following(process) if self._decode else contextlib.nullcontext():
-                ended = self._wait(self._encode, wave)
+                if self._has_answered(self._encode, wave):
+                    ended = True
+                    return
+                ended = self._end_encode(wave)
         finally:
             if not ended:
                 self._stop_decode()
             if self._decode is None:
                 self._release()
+            elif self._encode is not None:
+                self._decode.send_rest()
+        if self._decode is not None and self._work(self._stage, wave):
+            self._end_decode(wave)  # what is left is made with the device to itself
+
+    def _has_answered(self, feed: "ChunkFeed | None", wave: list[Medium]) -> bool:
+        """Wait until a process has answered all that it was sent of the wave. Return whether both
+        stay, and nothing of the wave is left to others."""
+        if feed is not None and self._stays:
+            self._show(feed.stage, wave)
+        while feed is not None and self._stays and not feed.is_answered:
+            if self._loop.has_exited(feed.attempt, LOOK_SECONDS):
+                return False
+            if self._decode is not None and self._decode.closed.is_set():
+                self._stop_decode()
+        self._job.ledger.refresh()
+        return feed is not None and self._stays and self._work(feed.stage, wave) is None
+
+    def _has_exited(self, feed: "ChunkFeed | None") -> bool:
+        return feed is None or feed.attempt.process.wait_for_exit(0)
+
+    def _end_encode(self, wave: list[Medium]) -> bool:
+        """Let the encode process end, and return whether it ended well. Raises PenstockError."""
+        if self._encode is None:
+            return True
+        self._encode.send_rest(ends=True)
+        return self._wait(self._encode, wave)
+
+    def _end_decode(self, wave: list[Medium]) -> None:
         if self._decode is not None:
-            self._decode.end()
-            if self._work(self._stage, wave):  # which is done with the GPU to itself
-                self._wait(self._decode, wave)
+            self._decode.send_rest(ends=True)
+            self._wait(self._decode, wave)
 
     def _wait(self, feed: "ChunkFeed", wave: list[Medium]) -> bool:
         """Wait for a process, and return whether it ended well. Raises PenstockError if the same
         would end the stage without overlap."""
-        if (work := self._work(feed.stage, wave)) is not None:
-            self._loop.on_start(feed.stage.name, work.total, work.total - work.missing)
+        self._show(feed.stage, wave)
         while not self._loop.has_exited(feed.attempt, LOOK_SECONDS):
             if self._decode is not None and self._decode.closed.is_set():
                 self._stop_decode()
@@ -170,6 +245,10 @@ class Overlap:
             feed.close()
             self._job.ledger.refresh()
 
+    def _show(self, stage: StageSpec, wave: list[Medium]) -> None:
+        if (work := self._work(stage, wave)) is not None:
+            self._loop.on_start(stage.name, work.total, work.total - work.missing)
+
     def _work(self, stage: StageSpec, wave: list[Medium]) -> StageWork | None:
         return next_work(self._job, stage, wave, self._ladder.rung(stage.name))
 
@@ -184,16 +263,16 @@ class Overlap:
         self._stop(feed)
 
     def _release(self) -> list[str]:
-        """Wait until the GPU's memory is free, release its lock, and return warnings."""
-        lock, self._gpu = self._gpu, None
+        """Wait until the device's memory is free, release its lock, and return warnings."""
+        lock, self._lock = self._lock, None
         if lock is None:
             return []
         with lock:
             return wait_for_release(self._job.device, self._used, 0)[1]
 
     def _shares(self, wave: list[Medium]) -> Mapping[str, int]:
-        """Return the bytes of the GPU for encode and for decode, and take its lock; nothing if they
-        cannot run at the same time."""
+        """Return the bytes of the device for encode and for decode, and take its lock; nothing if
+        they cannot run at the same time."""
         self.stop()  # of an attempt that an error ended
         job, ladder = self._job, self._ladder
         if all(medium.uses_previous_caption for medium in wave):
@@ -205,16 +284,20 @@ class Overlap:
             self._note(NO_DEVICE_MEMORY)
             return {}
         self._used = device_used_bytes(job.device)
-        with contextlib.suppress(PenstockError, OSError):  # the stage reports the same
-            self._gpu = try_hold(lock_path(job.device))
-        return shares if self._gpu else {}
+        try:
+            path = lock_of(job.device)
+            self._lock = None if path is None else try_hold(path)
+        except (PenstockError, OSError):  # the stage reports the same
+            return {}
+        return shares if path is None or self._lock else {}
 
     def _fit_together(self, stages: Sequence[str]) -> Mapping[str, int]:
         """Return what each stage may take of the device beside the others on their rungs."""
         return self._loop.capacity.fit_together([self._ladder.rung(stage) for stage in stages])
 
-    def _start(self, wave: list[Medium], shares: Mapping[str, int]) -> None:
-        """Start the process that encodes, and that which decodes if it has a share of the GPU."""
+    def _start(self, shares: Mapping[str, int]) -> None:
+        """Start the process that encodes, and that which decodes if it has a share of the
+        device."""
         job, stage = self._job, self._stage
         if not takes_any_batches(job.model, self._ladder.rung(stage.name)):
             return
@@ -222,21 +305,21 @@ class Overlap:
             self._note(NO_MEMORY)
             return
         try:
-            self._encode = self._feed(stage, wave, shares)
+            self._encode = self._feed(stage, shares)
             if shares:
-                self._decode = self._feed(decode.STAGE, wave, shares)
+                self._decode = self._feed(decode.STAGE, shares)
                 self._decode.attempt.outcome.notes["beside"] = stage.name
         except (PenstockError, OSError) as error:  # such as a file system without pipes
             log.info("%s: %s", stage.name, error)
             if self._encode is None:
                 self._release()
 
-    def _feed(self, stage: StageSpec, wave: list[Medium], shares: Mapping[str, int]) -> "ChunkFeed":
+    def _feed(self, stage: StageSpec, shares: Mapping[str, int]) -> "ChunkFeed":
         begin = partial(self._begin, share=shares.get(stage.name, 0))
         rung = self._ladder.rung(stage.name)
         devices = self._job.devices[: self._loop.capacity.processes(rung)]
         lock = self._ledger_lock
-        return ChunkFeed(stage, wave, rung, self._calls, devices, begin, lock)
+        return ChunkFeed(stage, rung, self._calls, devices, begin, lock)
 
     def _begin(self, feed: "ChunkFeed", pipes: Mapping[str, Path], *, share: int) -> Attempt:
         name = feed.stage.name
@@ -306,7 +389,6 @@ class ChunkFeed:
     def __init__(
         self,
         stage: StageSpec,
-        wave: Sequence[Medium],
         rung: Rung,
         calls: StageCallBuilder,
         devices: Sequence[str],
@@ -329,14 +411,15 @@ class ChunkFeed:
         )
         made = [spec.writes for spec in job.pipeline[1:] if spec.of_media and spec.writes]
         self._some_made = any(job.ledger[kind].keys() for kind in made)
-        prompted = stage.writes in self.variant.prompted
-        media = [m for m in wave if not (prompted and m.uses_previous_caption)]
-        self._left = {(m.digest, m.prompt if prompted else ""): m for m in media}
+        self._prompted = stage.writes in self.variant.prompted
+        self._left: dict[tuple[str, str], Medium] = {}
         """Media with chunks that were not found yet."""
-        self._found: dict[tuple[str, str], set[int]] = {key: set() for key in self._left}
-        """Indexes of the chunks whose frames were found."""
+        self._found: dict[tuple[str, str], set[int]] = {}
+        """Indexes of the chunks whose inputs were found."""
         self._cutting: StageHandle | None = None
         self._sent: set[str] = set()
+        self._ends = False
+        """Whether the process was told to end."""
         self._lock = ledger_lock
         self.closed = threading.Event()
         """Whether no more chunks are sent."""
@@ -367,12 +450,30 @@ class ChunkFeed:
             with self._lock:
                 self._cutting = None
 
-    def end(self) -> None:
-        """Send the chunks that are left, and announce the end."""
+    @property
+    def is_answered(self) -> bool:
+        """Return whether the process has answered all that it was sent."""
         with self._lock:
+            return self._sent <= self.attempt.outcome.answered
+
+    def add(self, media: Sequence[Medium]) -> None:
+        """Send chunks of these media, too, unless that was asked for before."""
+        with self._lock:
+            for medium in media:
+                if not (self._prompted and medium.uses_previous_caption):
+                    key = medium.digest, medium.prompt if self._prompted else ""
+                    if key not in self._found:
+                        self._left[key], self._found[key] = medium, set()
+
+    def send_rest(self, *, ends: bool = False) -> None:
+        """Send the chunks that are left, and with `ends` the end."""
+        with self._lock:
+            if self._ends:
+                return
             outcome = self.attempt.outcome
             self._send_found([pipe for pipe in self._pipes if pipe.has_reader(outcome)])
-            for pipe in self._pipes:
+            self._ends = ends
+            for pipe in self._pipes if ends else ():
                 pipe.send(End())
 
     def close(self) -> None:

@@ -351,16 +351,19 @@ class PipelineRunner:
             both_fit = limit is None or limit.make_room(waves[number:])
             if limit is not None:
                 self._record_progress()  # records that later waves make again are not done
-            self._run_wave(wave, following if both_fit else [])
+            ahead = following if both_fit else []
+            self._run_wave(wave, ahead, follows=bool(following), in_full=limit is not None)
             if following and time.monotonic() >= self._write_at:
                 self._throttle(partial(write, False))
 
-    def _run_wave(self, wave: list[Medium], following: list[Medium]) -> None:
+    def _run_wave(
+        self, wave: list[Medium], following: list[Medium], *, follows: bool, in_full: bool
+    ) -> None:
         ahead = [following]
         """The wave whose frames are cut beside this one, once."""
 
         def attempt() -> None:
-            self.stages.frames(wave)
+            self.stages.frames(wave, follows=follows, in_full=in_full)
             if time.monotonic() >= self._write_at:
                 self._record_progress()
             if ahead:

@@ -145,18 +145,18 @@ class StageCallBuilder:
             for device, pipe in pipes.items()
         ]
         call = replace(calls[0], copies=tuple(calls[1:]))
-        return replace(call, persistent=True, budget=share) if share else call
+        return replace(call, beside=True, budget=share) if share else call
 
     def worker_call(
         self, stage: StageSpec, rung: Rung, pipe: str, stores: WorkerStores
     ) -> StageCall:
-        """Return the call of a persistent worker process, to which clients' requests are sent over
+        """Return the call of a worker process, to which clients' requests are sent over
         `pipe`."""
         variant = self.job.ledger.variant
         request = JobRequest(stage=stage, rung=rung, variant=variant, stores=stores)
         job = replace(self._make(request), store=stores.store or self.job.store.url)
         job = replace(job, requests=pipe)
-        return replace(self._call(stage, job), persistent=True)
+        return replace(self._call(stage, job), beside=True, for_clients=True)
 
     def texts_call(self, groups: Sequence[Sequence[str]], key: str, rung: Rung) -> StageCall:
         """Return the call that makes one record with the vectors of these groups of texts."""
@@ -175,9 +175,12 @@ class StageCallBuilder:
         return self._call(stage, make(half=self.half(stage, rung)) if stage.part else make())
 
     def slots(self, rung: Rung, items: int) -> int:
-        """Return the number of slots for so many items; 0: the batch size."""
-        more = self.job.device != "cpu" or EngineOptions.of(self.job.config).slots
-        return min(rung.batch, items) if rung.in_slots and more else 0
+        """Return the number of slots for so many items: on a CPU at most a batch, unless the user
+        asks for more; 0 for an engine without slots."""
+        config = self.job.config
+        more = self.job.device != "cpu" or EngineOptions.of(config).slots
+        most = rung.batch if more else min(rung.batch, config.batch_size)
+        return min(most, items) if rung.in_slots else 0
 
     def half(self, stage: StageSpec, rung: Rung) -> HalfJob:
         """Return the half that a stage loads on a rung."""

@@ -145,9 +145,9 @@ class StageRunner:
         others = [recorded for recorded in earlier if recorded["stage"] != stage.name]
         plan["memory"] = {**memory, "stages": [*others, *memory["stages"]]}
 
-    def frames(self, wave: list[Medium]) -> None:
+    def frames(self, wave: list[Medium], *, follows: bool = False, in_full: bool = False) -> None:
         """Cut the frames that a wave lacks. After a failure there are fewer files at once, or each
-        file that was open is cut alone."""
+        file that was open is cut alone. `follows` and `in_full`: as in `Overlap.end`."""
 
         def start() -> Attempt | None:
             begun, self._prefetch = self._prefetch, None
@@ -167,7 +167,7 @@ class StageRunner:
                 is_done=self._note_success,
                 is_solved=partial(self._cut_suspects, wave),
             )
-            self._overlap.end()
+            self._overlap.end(wave, follows=follows, in_full=in_full)
         except BaseException:
             self._overlap.stop()
             raise
@@ -234,11 +234,13 @@ class StageRunner:
         return self.loop.start(self._first, rung, call, total=len(media))
 
     def run_stage(self, stage: StageSpec, wave: list[Medium]) -> None:
-        """Make the records of a stage for a wave, then delete the records that it consumed."""
-        self._overlap.wait(stage, wave)
-        self._run_until_done(stage, wave)
+        """Make the records of a stage for a wave, then delete the records that it consumed. A
+        process that stays for the next wave may make some later."""
+        if (media := self._overlap.wait(stage, wave)) is None:
+            return
+        self._run_until_done(stage, media)
         if stage.deletes_inputs:
-            self._delete_consumed(stage, wave)
+            self._delete_consumed(stage, media)
 
     def delete_consumed(self, media: list[Medium]) -> None:
         """Delete all records that the stages no longer need."""

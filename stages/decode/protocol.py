@@ -28,7 +28,7 @@ class DecodeRequest(NamedTuple):
     item: DecodeItem
     features: FeatureRecord
     work: Request[DecodeItem] | None = None
-    """The request as a client sent it; None in a run."""
+    """The request as it was sent; None for an item of the job itself."""
 
     @property
     def is_withdrawn(self) -> bool:

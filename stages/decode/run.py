@@ -341,19 +341,32 @@ class BatchRun:
         is_new = sum(map(len, missing)) == sum(map(len, job.batches))
         first = len(self._batches[0]) if self._batches and is_new else 0
         # Nothing is known of a job that is sent its work: items which raise wait for a success.
-        self._faults = ItemFaults(STAGE, self._fail, 2 if job.requests else first)
+        first = 2 if job.requests else first
+        self._faults = ItemFaults(STAGE, self._fail, first, self._hold)
         self._done: Callable[[list[str]], object] = list
         """Callback with keys that no other process needs to wait for any more."""
+        self._carried: dict[str, Request[DecodeItem]] = {}
+        """Requests of the last message that were not read yet, by key."""
         self._missing: set[str] = set()
         """Keys of the captions that are to be made, once the engine is known."""
 
     def run(self) -> None:
         """Publish what is missing. Raises PenstockError."""
-        answers, faults = self._answers, self._faults
+        answers = self._answers
         self._report.total(sum(len(answers.missing(batch)) for batch in self._batches))
         if not (self._batches or self._job.requests):
             return
-        engine, later = start_engine(self._job, self._report), self._sent()
+        engine = start_engine(self._job, self._report)
+        if not self._job.requests:
+            self._run(engine, iter(()))
+            return
+        sent = Requests(self._job.requests, DecodeItem, self._report)
+        with sent:
+            self._run(engine, self._sent(sent))
+        sent.close()
+
+    def _run(self, engine: DecodeEngine, later: Iterator[list[Batch]]) -> None:
+        answers, faults = self._answers, self._faults
         self._batches = self._batches or next(later, [])
         items = [item for batch in self._batches for item in batch if answers.missing([item])]
         # The last one first: its prompt is short.
@@ -390,20 +403,33 @@ class BatchRun:
     def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
         self._store_failure(request, fault.meta(STAGE))
 
+    def _hold(self, request: DecodeRequest) -> None:
+        """Answer a run for an item that raised, and that waits for another to succeed."""
+        if self._job.requests:
+            self._report.returned([request.item.key])
+
     def _store_failure(self, request: DecodeRequest, meta: dict[str, str]) -> None:
         """Store a failure under the caption's key, so that another model still tries the chunk."""
         self._answers.fail(request.item, meta)
         self._report.failure(request.item.key, **meta)
         self._done([self._answers.key(request.item)])
 
-    def _sent(self) -> Iterator[list[Batch]]:
+    def _sent(self, sent: Requests[DecodeItem]) -> Iterator[list[Batch]]:
         """Yield the batches of each message as it arrives."""
-        if not self._job.requests:
-            return
-        for batches in Requests(self._job.requests, DecodeItem, self._report):
+        for batches in sent:
             self._features.refresh()
             self._heard.refresh()
-            yield [[one.item for one in batch] for batch in batches]
+            self._carried = {one.item.key: one for batch in batches for one in batch}
+            items = [[one.item for one in batch] for batch in batches]
+            del batches  # what is kept here is not let go of
+            yield items
+
+    def _read_carried(self, batch: Batch) -> list[DecodeRequest]:
+        """Return the requests of a batch, which carry what was sent until it is answered."""
+        return [
+            request._replace(work=self._carried.pop(request.item.key, None))
+            for request in self._read(batch)
+        ]
 
     def _read(self, batch: Batch) -> list[DecodeRequest]:
         """Return the requests of a batch. Raises DamagedRecord."""
@@ -456,6 +482,7 @@ class BatchRun:
             for batch in batches:
                 if claims.take(partial(self._answers.missing, batch)):
                     yield batch
+            self._carried.clear()  # another process has or makes the others
 
     def _caption(
         self, engine: DecodeEngine, spec: EngineSpec, later: Iterator[list[Batch]]
@@ -475,7 +502,7 @@ class BatchRun:
             claims_at(self._store, *answers.record_sets, share=self._job.share) as claims,
             write_behind(partial(self._publish, claims)) as publish,
             Prefetched(
-                self._claimed(claims, spec, later), self._read, idle=self._report.idle
+                self._claimed(claims, spec, later), self._read_carried, idle=self._report.idle
             ) as ready,
         ):
             self._done = claims.done

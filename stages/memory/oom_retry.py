@@ -92,11 +92,18 @@ def item_fault(error: BaseException) -> ItemFault | None:
 class ItemFaults:
     """The items on which the model raised, held back until another item succeeds."""
 
-    def __init__(self, stage: str, fail: Callable[[Any, ItemFault], None], first: int = 0) -> None:
-        """`fail` is called with each failed item. `first` is the size of the first batch; 0 if the
-        stage is known to work."""
+    def __init__(
+        self,
+        stage: str,
+        fail: Callable[[Any, ItemFault], None],
+        first: int = 0,
+        hold: Callable[[Any], object] = lambda item: None,
+    ) -> None:
+        """`fail` is called with each failed item, and `hold` with one that is held back. `first` is
+        the size of the first batch; 0 if the stage is known to work."""
         self._stage = stage
         self._fail = fail
+        self._hold = hold
         self._first = first
         self._held: list[tuple[Any, ItemFault]] = []
         self._confirmed = first == 0
@@ -107,6 +114,7 @@ class ItemFaults:
             self._fail(item, fault)
             return
         self._held.append((item, fault))
+        self._hold(item)
         most = MAX_NOT_FINITE if fault.kind else MAX_FAILED_ITEMS
         if len(self._held) >= max(most, self._first):
             self.close()

@@ -6,8 +6,8 @@ How it works:
    server begins at `run_job`.
 2. It ties its life to the parent's. The kernel kills it when the parent dies, and a thread checks
    the parent's process id every half second.
-3. It takes the lock of the job's device, and sends a warning while another process holds it. A
-   long-running worker takes no lock.
+3. It takes the lock of the job's device, and sends a warning while another process holds it. One
+   that computes beside others takes no lock: its parent holds it.
 4. A sampling thread reports memory use. When no thread makes progress and memory is short, it sends
    an out-of-memory event and exits.
 5. It imports the function that the job names. A module's `warm` function imports what this job will
@@ -99,7 +99,7 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     journal = Path(job["journal"]) if job["journal"] else None
     report = EventReporter(events, journal, job["device"])
     # A stage without a device runs no model, so it need not wait for the lock.
-    runs_on = "" if job["is_persistent"] else value_in(job["arguments"], "device") or ""
+    runs_on = "" if job["beside"] else value_in(job["arguments"], "device") or ""
     has_waited = False
 
     def on_wait(holder: str) -> None:
@@ -136,7 +136,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
             report.send(STUCK)
             os._exit(1)
 
-    sampler = Sampler(job["device"], report.send, watch, own=job["is_persistent"], started=started)
+    sampler = Sampler(job["device"], report.send, watch, own=job["beside"], started=started)
     with sampler as memory:
         try:
             with gc_frozen():

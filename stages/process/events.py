@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -59,6 +59,14 @@ class Answered:
     """Digest of the medium that these chunks were cut from; empty: the keys name the items."""
     index: MediaIndex | None = None
     """Index of the medium, if a client's file was cut whole."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Returned:
+    """These items of a run are left to other processes: their records are there, another run makes
+    them, or the model raised on them before it succeeded on any."""
+
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +190,7 @@ class StageEnded:
 
 
 Event = (
-    Total | Answered | CaptionProgress | MediumOpened | MediumClosed
+    Total | Answered | Returned | CaptionProgress | MediumOpened | MediumClosed
     | Failed | BatchShrunk | TooLarge
     | Warned | MemorySample | StageNotes | StageError | StageEnded
 )  # fmt: skip
@@ -209,7 +217,7 @@ def event_of(line: str) -> Event | None:
 def answered_keys(event: Event) -> tuple[str, ...]:
     """Return the keys of the items to which an event is the answer."""
     match event:
-        case Answered():
+        case Answered() | Returned():
             return event.keys
         case Failed():
             return (event.media,)
@@ -278,6 +286,10 @@ class EventReporter:
         )
         self.send(answer)
 
+    def returned(self, keys: Iterable[str]) -> None:
+        if keys := tuple(keys):
+            self.send(Returned(keys=keys))
+
     def _note(self, journal: Path, line: str) -> None:
         try:
             file = open_below(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -337,6 +349,8 @@ class StageOutcome:
     failures: list[Failed] = field(default_factory=list)
     error: StageError | None = None
     too_large: list[TooLarge] = field(default_factory=list)
+    answered: set[str] = field(default_factory=set)
+    """Keys of the items that a run sent to the process and that have an answer."""
     open_media: set[str] = field(default_factory=set)
     """Media, by content digest, that were open when the process ended."""
     devices: "dict[str, StageOutcome]" = field(default_factory=dict)

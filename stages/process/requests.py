@@ -8,9 +8,8 @@ How it works:
    Each item becomes a `Request`, which the stage carries until the item has its answer.
 3. An answer is an event with the item's key: its record is stored, it failed, it is too large, or
    its caption ended.
-4. A client's request that the stage lets go of without an answer is answered as failed. Otherwise
-   the client would wait for as long as the worker runs. What a run's worker leaves unanswered, the
-   run gives to the next one.
+4. A request that the stage lets go of without an answer is answered all the same: that of a client
+   fails, and that of a run is returned. Otherwise they would wait for as long as the worker runs.
 
 The pipe stays open until the worker has ended. If it is closed before `End`, the parent is gone or
 has no more use for the worker, which finishes what it has.
@@ -27,7 +26,6 @@ from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar, get_args
 from weakref import WeakValueDictionary
 
@@ -124,7 +122,12 @@ class Requests(Generic[W]):
     them, at the end of which some answers may still be written."""
 
     def __init__(
-        self, pipe: str, kind: type[W], report: EventReporter, *, for_clients: bool = False
+        self,
+        pipe: str,
+        kind: type[W],
+        report: EventReporter,
+        *,
+        for_clients: bool = False,
     ) -> None:
         """Start to read items of class `kind`. `report` sends their answers."""
         self._kind = kind
@@ -135,30 +138,28 @@ class Requests(Generic[W]):
         self._requests: WeakValueDictionary[str, Request[W]] = WeakValueDictionary()
         """Requests that the stage carries, by key."""
         self._open: dict[str, int] = {}
-        """Key of each of a client's requests without an answer → number of the request."""
+        """Key of each request without an answer → number of the request."""
         self._numbers = count()
-        self._let_go: SimpleQueue[tuple[float, str, int]] = SimpleQueue()
-        """When the stage let go of a request, its key and its number."""
-        self._ends = False
-        """Whether the stage ends with an error."""
+        self._let_go: SimpleQueue[tuple[float, str, int] | None] = SimpleQueue()
+        """When the stage let go of a request, its key and its number; None at the end."""
+        self._is_over = False
+        """Whether the work has ended, perhaps with an error."""
         report.on_answer = self._close
         self._reader = threading.Thread(target=self._read, args=(pipe,), daemon=True)
         self._reader.start()
-        if for_clients:
-            threading.Thread(target=self._answer_forgotten, daemon=True).start()
+        threading.Thread(target=self._answer_forgotten, daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
-        self._ends = kind is not None
+    def __exit__(self, *error: object) -> None:
+        self._is_over = True
+        self._let_go.put(None)
 
     def close(self) -> None:
-        """Answer what is still open as failed: all answers were sent."""
+        """Answer what is still open: all other answers were sent."""
         for key in [*self._open]:
-            self._fail(key)
+            self._answer(key)
 
     def __iter__(self) -> Self:
         return self
@@ -199,8 +200,6 @@ class Requests(Generic[W]):
         return [items_of(self._kind, batch) for batch in message.batches]
 
     def _opened(self, item: W) -> Request[W]:
-        if not self._for_clients:
-            return Request(item)
         key, number = item.key, next(self._numbers)
         self._open[key] = number
         request = Request(item, lambda: self._let_go.put((time.monotonic(), key, number)))
@@ -217,15 +216,18 @@ class Requests(Generic[W]):
             self._open.pop(key, None)
 
     def _answer_forgotten(self) -> None:
-        while True:
-            began, key, number = self._let_go.get()
+        while (dropped := self._let_go.get()) is not None:
+            began, key, number = dropped
             time.sleep(max(0.0, began + FORGOTTEN_SECONDS - time.monotonic()))
-            if self._open.get(key) == number and not self._ends:
-                self._fail(key)
+            if self._open.get(key) == number and not self._is_over:
+                self._answer(key)
 
-    def _fail(self, key: str) -> None:
-        message = "the model's process gave no answer to this request"
-        self._report.failure(key, NOT_ANSWERED, message, "Send it again; if it stays, report it")
+    def _answer(self, key: str) -> None:
+        if self._for_clients:
+            message = "the model's process gave no answer to this request"
+            self._report.failure(key, NOT_ANSWERED, message, "Send it again; see the server's log")
+        else:
+            self._report.returned([key])
 
 
 class RequestPipe:

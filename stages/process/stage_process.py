@@ -44,6 +44,7 @@ from stages.process.events import (
     StageOutcome,
     TooLarge,
     Warned,
+    answered_keys,
     event_of,
 )
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail
@@ -126,13 +127,15 @@ class ProcessSettings:
     """Device memory above its imports in bytes; 0: no limit."""
     seconds: float = 0.0
     """CPU time of each of its threads; 0: no limit."""
-    is_persistent: bool = False
-    """Whether the stage is a long-running worker: the caller holds the device's lock, and no
-    journal is written."""
+    beside: bool = False
+    """Whether it computes beside other processes on the device, whose lock the caller holds."""
+    for_clients: bool = False
+    """Whether it answers clients. In weeks, a journal and failures would fill the disk and the
+    memory."""
 
     def descriptor(self) -> int:
         """Return an open file with what the process is to do."""
-        journal = None if self.is_persistent else str(self.log.with_suffix(".items.jsonl"))
+        journal = None if self.for_clients else str(self.log.with_suffix(".items.jsonl"))
         return job_descriptor(
             {
                 "name": self.name,
@@ -140,7 +143,7 @@ class ProcessSettings:
                 "arguments": job_fields(self.job),
                 "device": self.device,
                 "journal": journal,
-                "is_persistent": self.is_persistent,
+                "beside": self.beside,
                 "budget": {"bytes": self.budget} if self.budget else None,
             }
         )
@@ -171,9 +174,10 @@ class StageProcess:
         self._oom_kills = oom_kills()
         self._listen = listen
         job = settings.job
+        self._is_sent_work = not settings.for_clients and bool(getattr(job, "requests", ""))
         self._files: ModelFiles = getattr(getattr(job, "half", job), "files", ModelFiles())
         # The memory that other workers use varies.
-        used = 0 if settings.is_persistent else device_used_bytes(settings.device)
+        used = 0 if settings.beside else device_used_bytes(settings.device)
         self.outcome = StageOutcome(name=self.name, baseline_before_bytes=used)
         self._started = time.monotonic()
         self._log_start = settings.open_log()
@@ -209,7 +213,7 @@ class StageProcess:
             self.outcome.seconds = self.outcome.seconds or time.monotonic() - self._started
         before, peak = self.outcome.baseline_before_bytes, self.outcome.peak_device_bytes
         warnings: list[str] = []
-        if self._settings.is_persistent:
+        if self._settings.beside:
             warnings = wait_until_gone(self._settings.device, self.pid)
         elif code or not isinstance(self._process, StayingProcess):
             self.outcome.baseline_after_bytes, warnings = wait_for_release(
@@ -270,6 +274,8 @@ class StageProcess:
 
     def _apply(self, event: Event) -> None:
         outcome = self.outcome
+        if self._is_sent_work:
+            outcome.answered.update(answered_keys(event))
         match event:
             case Answered():
                 outcome.items += len(event.keys)
@@ -278,11 +284,9 @@ class StageProcess:
                 outcome.open_media.add(event.media)
             case MediumClosed():
                 outcome.open_media.discard(event.media)
-            case Failed() if (
-                not self._settings.is_persistent
-            ):  # a worker of weeks would collect them forever
+            case Failed() if not self._settings.for_clients:
                 outcome.failures.append(event)
-            case TooLarge() if not self._settings.is_persistent:
+            case TooLarge() if not self._settings.for_clients:
                 outcome.too_large.append(event)
             case Warned():
                 outcome.warnings.append(event.text)

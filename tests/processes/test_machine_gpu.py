@@ -215,10 +215,10 @@ def test_a_worker_whose_requests_are_gone_is_left_to_its_server(
 ) -> None:
     with ForkServer() as forks:
         stages = Launched("light_stages:told_if_fresh", forks, tmp_path)
-        worker = stages.start(persistent=True)
+        worker = stages.start(beside=True)
         with pytest.raises(StageDied, match="forked subprocess"):
             worker.wait()
-        assert stages.start(persistent=True).wait().notes["parent"] == os.getpid()
+        assert stages.start(beside=True).wait().notes["parent"] == os.getpid()
 
 
 @pytest.mark.slow

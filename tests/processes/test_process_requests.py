@@ -1,17 +1,16 @@
 """Requests that are sent to a running stage: withdrawn, answered, or forgotten by the stage."""
 
 import os
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from artifacts.errors import CannotFit
-from stages.process.events import EventReporter, Failed, TooLarge, event_of
+from stages.process.events import EventReporter, Failed, Returned, TooLarge, event_of
 from stages.process.requests import (
     BEGUN,
     NOT_ANSWERED,
@@ -148,9 +147,7 @@ def test_a_request_that_a_stage_forgets_is_answered_while_it_waits(desk: Desk) -
     assert failed(answers_after(desk, SECONDS)) == [("a", NOT_ANSWERED)]
 
 
-def test_one_that_the_stage_still_carries_or_that_a_run_waits_for_is_not(
-    desk: Desk, tmp_path: Path
-) -> None:
+def test_one_that_the_stage_still_carries_or_has_answered_is_not(desk: Desk) -> None:
     desk.send(make("a", "b"))
     found = desk.requests()
     kept = next(found)
@@ -159,11 +156,14 @@ def test_one_that_the_stage_still_carries_or_that_a_run_waits_for_is_not(
     desk.report.failure("b", "model", "it raises", "")
     del kept
     assert failed(answers_after(desk, 1.0)) == [("b", "model")]
-    (tmp_path / "run").mkdir()
-    with closing(Desk(tmp_path / "run")) as run:
-        run.send(make("a", "b"))
-        forget(run.requests(for_clients=False), run)
-        assert failed(answers_after(run, 1.0)) == []
+
+
+def test_one_of_a_run_is_returned(desk: Desk) -> None:
+    desk.send(make("a", "b"))
+    forget(found := desk.requests(for_clients=False), desk)
+    heard = answers_after(desk, 1.0)
+    assert [event.keys for event in heard] == [("b",), ("a",)] and found
+    assert isinstance(heard[-1], Returned)
 
 
 def test_a_stage_that_fails_answers_none_of_its_requests(desk: Desk) -> None:
@@ -184,11 +184,3 @@ def test_at_the_end_what_is_still_open_is_answered(desk: Desk) -> None:
         pass
     found.close()
     assert failed(desk.events()) == [("b", NOT_ANSWERED)] and kept
-
-
-@contextmanager
-def running(work: Any, *given: Any) -> Iterator[threading.Thread]:
-    thread = threading.Thread(target=work, args=given, daemon=True)
-    thread.start()
-    yield thread
-    thread.join(SECONDS)

@@ -272,8 +272,8 @@ class WithinBudget:
 
     def start(self, call: StageCall) -> StageHandle:
         """Start a stage within the memory that is free now."""
-        # A persistent process has a share of the device, so the others' memory is no surprise.
-        if call.budget and call.device == self._budget.device and not call.persistent:
+        # Beside others it has a share of the device, so their memory is no surprise.
+        if call.budget and call.device == self._budget.device and not call.beside:
             call = replace(call, budget=max(1, self._current().bytes))  # 0 is no limit
         return self._launcher.start(call)
 

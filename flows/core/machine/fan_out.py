@@ -250,6 +250,7 @@ def joined(parts: Mapping[str, StageOutcome]) -> StageOutcome:
         failures=[failure for part in every for failure in part.failures],
         error=next((outcome.error for outcome in every if outcome.error), None),
         too_large=[chunk for part in every for chunk in part.too_large],
+        answered=set().union(*(outcome.answered for outcome in every)),
         open_media=set().union(*(outcome.open_media for outcome in every)),
         devices=dict(parts),
     )

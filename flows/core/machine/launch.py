@@ -132,9 +132,10 @@ class StageCall:
     """Name of the process in displays; empty: that of the stage."""
     expected: int = 0
     """Estimated number of items, of a stage that finds out while it works; 0: it knows."""
-    persistent: bool = False
-    """Whether it reads its work from a pipe, beside other processes on the device. Its parent then
-    holds the device's lock."""
+    beside: bool = False
+    """Whether it computes beside other processes on the device, whose lock its parent holds."""
+    for_clients: bool = False
+    """Whether it answers the requests of clients, for weeks."""
 
 
 MAX_RESTARTS = 2
@@ -208,7 +209,8 @@ class DirectLauncher:
             log=call.log,
             budget=call.budget,
             seconds=call.seconds,
-            is_persistent=call.persistent,
+            beside=call.beside,
+            for_clients=call.for_clients,
         )
         return StageProcess(settings, self._on_event, call.fork_server)
 
@@ -235,7 +237,7 @@ class ForkingLauncher:
         self._forks = False
         text = f"a forked {call.name} stage could not use the GPU; stages are no longer forked"
         self._on_event(call.name, Warned(text=text))
-        fresh = None if call.persistent else self._launcher.start(call)
+        fresh = None if call.beside else self._launcher.start(call)
         if fresh is not None:
             fresh.outcome.warnings.append(text)
         return fresh

@@ -123,10 +123,9 @@ def takes_any_batches(model: Model, rung: Rung) -> bool:
 
 
 def shares_device(model: Model, rungs: Sequence[Rung], devices: Sequence[str]) -> bool:
-    """Return whether chunks are captioned in any order on one GPU, while others are encoded.
+    """Return whether chunks are captioned in any order on one device, while others are encoded.
     `rungs`: those of the frames, encode and decode stages."""
-    is_one_gpu = len(devices) == 1 and devices[0].startswith("cuda")
-    if not (is_one_gpu and [r.stage for r in rungs] == [s.name for s in CAPTION]):
+    if len(devices) != 1 or [r.stage for r in rungs] != [s.name for s in CAPTION]:
         return False
     _, encode, decode = rungs
     if not decode.in_slots or decode.offload or not takes_any_batches(model, encode):

@@ -91,7 +91,7 @@ class LoadedHalf:
         if half is None:
             return self._launcher.start(call)
         before, forks = self._loaded.get(call.device, (half, ForkServer(stays=True)))
-        keeps = call.name in self._stages and not (half.offload or half.gguf or call.persistent)
+        keeps = call.name in self._stages and not (half.offload or half.gguf or call.beside)
         if before != half or not keeps:
             forks.leave()
         self._loaded[call.device] = half, forks

@@ -184,7 +184,7 @@ def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str]
             namespace = job.ledger.variant[sound.STAGE.writes]
             of_sound = LiveSoundJob(frames=job_with_limits, namespace=namespace, rate=hearing.rate)
             given = replace(given, name="sound_live", job=of_sound)
-        return replace(given, budget=DECODER_BYTES, persistent=True)
+        return replace(given, budget=DECODER_BYTES, beside=True, for_clients=True)
 
     return over
 

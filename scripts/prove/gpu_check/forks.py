@@ -92,7 +92,7 @@ def _start(
             device=device,
             log=folder / "forks.log",
             fork_server=server,
-            persistent=True,
+            beside=True,
         )
     )
 

@@ -119,7 +119,7 @@ class TransformersEngine:
         generate_kwargs = self.generate_kwargs.of(items[0])
         options = self.prefill_options.options(half, self.processor, rows[0])
         options |= generate_kwargs.options(half, self.processor, items)
-        is_live = requests[0].work is not None
+        is_live = self._job.for_clients and requests[0].work is not None
         if is_live:
             options["stopping_criteria"] = StoppingCriteriaList(
                 [partial(_ends_withdrawn, requests)]

@@ -311,7 +311,7 @@ class EncodeRun:
             return [[(one, self._readers.begin(one.item)) for one in batch] for batch in some]
 
         self._read_retry = OomRetry(self._report, spare, ItemFaults(spec.stage, self._note_failure))
-        faults = ItemFaults(spec.stage, self._note_failure, self._first())
+        faults = ItemFaults(spec.stage, self._note_failure, self._first(), self._hold)
         oom_retry, block = OomRetry(self._report, last, faults), job.block
         depth = 1 if block else PREFETCH_BATCHES
         taking = (
@@ -320,20 +320,23 @@ class EncodeRun:
             else claims_at(self._store, *records, share=job.share)
         )
         refuse = self._refuse if job.for_clients else None
-        sent = Requests(job.requests, EncodeItem, self._report, for_clients=job.for_clients)
+        sent = None
+        if job.requests:
+            sent = Requests(job.requests, EncodeItem, self._report, for_clients=job.for_clients)
         with (
             taking as self._claims,
             write_behind(self._publish, refuse) as self._later,
             self._readers,
-            sent,
+            sent or nullcontext(),
         ):
-            work = self._sent(sent) if job.requests else self._own()
+            work = self._own() if sent is None else self._sent(sent)
             with Prefetched(work, begin, depth, self._report.idle) as ready:
                 for begun in ready:
                     self._encode(begun, oom_retry, compute)
                     del begun
             faults.close()
-        sent.close()
+        if sent is not None:
+            sent.close()
         if self._windows is not None and half is not None:
             self._report.note(windows=self._windows.keep(half.model), **PassRecorder.stats())
 
@@ -372,11 +375,16 @@ class EncodeRun:
         for batches in sent:
             if not self._job.for_clients:
                 self._frames.refresh()
-            ready = [left for batch in batches if (left := begin(batch))]
+            ready = [left for left in map(begin, batches) if left]
             del batches  # whoever keeps a request seems to work on it
             while ready:
                 self.batches = [[one.item for one in ready[0]]]
                 yield [ready.pop(0)]
+
+    def _hold(self, pair: ToEncode) -> None:
+        """Answer a run for an item that raised, and that waits for another to succeed."""
+        if self._job.requests and not self._job.for_clients:
+            self._report.returned([_key(pair)])
 
     def _find_inputs(self, batch: list[ItemRequest]) -> list[ItemRequest]:
         """Return the requests of a client whose inputs are there, and refuse the others."""
@@ -390,8 +398,10 @@ class EncodeRun:
 
     def _claim(self, batch: list[ItemRequest]) -> list[ItemRequest]:
         """Return the batch; nothing of it if another process has or makes its records."""
-        missing = partial(self._missing_keys, [[one.item for one in batch]])
-        return batch if self._claims.take(missing) else []
+        if self._claims.take(partial(self._missing_keys, [[one.item for one in batch]])):
+            return batch
+        self._report.returned(one.item.key for one in batch)
+        return []
 
     def _reader_count(self) -> int:
         """Return the number of reading threads: no more than cores, because they compute all the

@@ -133,7 +133,7 @@ def test_a_given_budget_stays_and_a_lack_is_told_once() -> None:
 def test_a_process_with_a_share_of_the_gpu_keeps_it() -> None:
     started = Started()
     found = budget_for(config(memory=8 * GIB), "cuda:0")
-    call = stage_call("encode", "cuda:0", budget=3 * GIB, persistent=True)
+    call = stage_call("encode", "cuda:0", budget=3 * GIB, beside=True)
     WithinBudget(started, found, config(memory=8 * GIB), print).start(call)
     assert started.calls == [call]
 
