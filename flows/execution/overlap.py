@@ -89,7 +89,7 @@ class Overlap:
         self._follows = False
         """Whether another wave follows that the processes may stay for."""
         self._in_full = False
-        """Whether it begins only when the captions of this one are made."""
+        """Whether that one begins only when the captions of this one are made."""
         self._behind: list[Medium] = []
         """Media of earlier waves whose captions were left to the decode process."""
 
@@ -97,6 +97,12 @@ class Overlap:
     def _stays(self) -> bool:
         """Whether both processes stay for the next wave."""
         return self._follows and self._decode is not None
+
+    def begin(self, *, follows: bool, in_full: bool) -> None:
+        """Begin a wave. `follows`: another one does, which with `in_full` begins when the captions
+        of this one are made."""
+        self._follows = follows and not any(m.uses_previous_caption for m in self._job.media)
+        self._in_full = self._follows and in_full
 
     @contextlib.contextmanager
     def beside(self, cutting: StageHandle, wave: list[Medium]) -> Iterator[None]:
@@ -106,15 +112,19 @@ class Overlap:
         with contextlib.ExitStack() as stack:
             if self._encode is not None:
                 stack.enter_context(self._encode.following(cutting))
-            if self._encode is not None and self._decode is not None:
-                stack.enter_context(self._decode.following(self._encode.attempt.process))
+            if self._encode is not None:
+                stack.enter_context(self._captioning(self._encode.attempt.process))
             yield
 
-    def end(self, wave: list[Medium], *, follows: bool, in_full: bool) -> None:
-        """Send the encode process what is left: all frames of the wave are cut. `follows`: another
-        wave does, which with `in_full` begins when the captions of this one are made."""
-        self._in_full = in_full
-        self._follows = follows and not any(m.uses_previous_caption for m in self._job.media)
+    def _captioning(self, encode: StageHandle) -> contextlib.AbstractContextManager[None]:
+        """Caption chunks as they are encoded, while the block waits for the encode process. Where
+        few chunks are made in full, slots of the decode process would stay empty by that."""
+        if self._decode is None or self._in_full:
+            return contextlib.nullcontext()
+        return self._decode.following(encode)
+
+    def end(self, wave: list[Medium]) -> None:
+        """Send the encode process what is left: all frames of the wave are cut."""
         if self._encode is not None:
             self._take_on(wave)
             self._send_rest()
@@ -175,7 +185,7 @@ class Overlap:
             return
         process, ended = self._encode.attempt.process, False
         try:
-            with self._decode.following(process) if self._decode else contextlib.nullcontext():
+            with self._captioning(process):
                 if self._has_answered(self._encode, wave):
                     ended = True
                     return

@@ -147,7 +147,8 @@ class StageRunner:
 
     def frames(self, wave: list[Medium], *, follows: bool = False, in_full: bool = False) -> None:
         """Cut the frames that a wave lacks. After a failure there are fewer files at once, or each
-        file that was open is cut alone. `follows` and `in_full`: as in `Overlap.end`."""
+        file that was open is cut alone. `follows` and `in_full`: as in `Overlap.begin`."""
+        self._overlap.begin(follows=follows, in_full=in_full)
 
         def start() -> Attempt | None:
             begun, self._prefetch = self._prefetch, None
@@ -167,7 +168,7 @@ class StageRunner:
                 is_done=self._note_success,
                 is_solved=partial(self._cut_suspects, wave),
             )
-            self._overlap.end(wave, follows=follows, in_full=in_full)
+            self._overlap.end(wave)
         except BaseException:
             self._overlap.stop()
             raise

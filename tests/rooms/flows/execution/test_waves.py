@@ -35,13 +35,16 @@ from flows.execution import overlap
 from flows.execution.run import caption
 from flows.execution.run_observer import hold_lease
 from flows.outputs.write import OutputCounts, write_outputs
+from stages.decode.generation import DecodeItem
 from stages.frames.video import Video
+from stages.models.encoding import EncodeItem
+from stages.models.footprint import LayerMemory, RowMemory
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from stages.process.requests import BEGUN, Make, read_messages
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import SECONDS, read_lines
-from tests.support.stand_ins import Answer, Stages, config_in
+from tests.support.stand_ins import HALF, PROFILE, Answer, Stages, config_in
 
 
 @pytest.fixture
@@ -464,6 +467,84 @@ def test_media_of_an_earlier_run_are_sent_once(slowly_cut: CaptionConfig, tmp_pa
     sent = [key for message in stages.messages for key in message]
     assert len(sent) == len(set(sent)) == CHUNKS - 2 + 3
     assert "encode" not in stages.names()
+
+
+class Staying(Stages):
+    """Makes what it is sent, in processes that each go on until they are told to end. The first
+    encode process may end by itself after so many items."""
+
+    def __init__(self, ends_after: int = 10**9) -> None:
+        super().__init__()
+        layer = LayerMemory(kind="DynamicLayer", token_bytes=4)
+        memory = RowMemory(kept=(layer,), words=100)
+        self.profile = replace(
+            PROFILE, parts={**PROFILE.parts, "language": replace(HALF, row_memory=memory)}
+        )
+        self.ends_after = ends_after
+        self.sent: list[tuple[str, list[str]]] = []
+        """Stage and keys of each process that was sent its work."""
+
+    def start(self, call: StageCall) -> Answer:
+        if not getattr(call.job, "requests", ""):
+            return super().start(call)
+        keys: list[str] = []
+        self.sent.append((call.name, keys))
+        outcome, left = StageOutcome(name=call.name), self.ends_after
+        self.ends_after = 10**9
+        work = Thread(target=self._go_on, args=(call, outcome, keys, left), daemon=True)
+        work.start()
+        return Running(outcome, work)
+
+    def _go_on(self, call: StageCall, outcome: StageOutcome, keys: list[str], left: int) -> None:
+        for message in read_messages(job_fields(call.job)["requests"]):
+            assert isinstance(message, Make)
+            outcome.notes[BEGUN] = message.number
+            batches = [[*batch] for batch in message.batches]
+            kind = EncodeItem if call.name == "encode" else DecodeItem
+            items = [[kind(*item) for item in batch] for batch in batches]
+            self._make(replace(call, job=replace(call.job, batches=items)), outcome)
+            keys += [item.key for batch in items for item in batch]
+            outcome.answered.update(keys)
+            if len(keys) >= left:
+                return
+
+
+class Running(Answer):
+    """A process that works on a thread."""
+
+    def __init__(self, outcome: StageOutcome, work: Thread) -> None:
+        super().__init__(outcome, lambda made: made)
+        self._thread = work
+
+    def wait(self) -> StageOutcome:
+        self._thread.join(SECONDS)
+        return self.outcome
+
+    def wait_for_exit(self, seconds: float) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+
+@pytest.mark.parametrize("case", ["waves", "max store", "encode ends"])
+def test_both_processes_stay_for_the_next_wave(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr(overlap, "LOOK_SECONDS", 0.03)
+    if case == "max store":
+        config = replace(config, max_store=60_000)
+    else:
+        monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 1)
+    stages = Staying(2 if case == "encode ends" else 10**9)
+    assert run(replace(config, engine="inflight"), stages) == 5
+    alone = [name for name in stages.names() if name != "frames"]
+    made = [(stage, len(keys)) for stage, keys in stages.sent]
+    assert stages.names().count("frames") > 1
+    if case == "encode ends":  # the wave that it leaves is made as without the others
+        assert alone == ["encode", "decode"]
+        assert made == [("encode", 2), ("decode", 2)] * 2
+    else:
+        assert alone == []
+        assert made == [("encode", 5), ("decode", 5)]
 
 
 @pytest.mark.slow
