@@ -96,7 +96,7 @@ class Overlap:
     @property
     def _stays(self) -> bool:
         """Whether both processes stay for the next wave."""
-        return self._follows and self._decode is not None
+        return self._follows and None not in (self._encode, self._decode)
 
     def begin(self, *, follows: bool, in_full: bool) -> None:
         """Begin a wave. `follows`: another one does, which with `in_full` begins when the captions
