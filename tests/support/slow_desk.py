@@ -1,5 +1,6 @@
 """Commands whose stages are slow, of a user at a machine with simulated GPUs."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -47,14 +48,17 @@ class Desk:
         """The folder of the machine that a run has."""
         return self.folder / f"{place.out.name}-gpus"
 
-    def environment(self, place: Place, here: Machine, **extra: str) -> dict[str, str]:
+    def environment(self, place: Place, here: Machine | None, **extra: str) -> dict[str, str]:
         own = {n: str(self.folder / n) for n in ("XDG_CACHE_HOME", "PENSTOCK_LOCKS")}
         more = {**own, "OMP_NUM_THREADS": "1", CHUNK_SECONDS: self._seconds, **extra}
+        if here is None:
+            return {**os.environ, **more}
         return gpus.environment(here.write(self.cards(place)), **more)
 
     def run(
-        self, place: Place, here: Machine, *more: str, patch: str = "", **extra: str
+        self, place: Place, here: Machine | None, *more: str, patch: str = "", **extra: str
     ) -> "subprocess.CompletedProcess[str]":
+        """Run a command with these GPUs, or with the CPU."""
         return subprocess.run(
             slow(place.command(*self._options, "--keep-frames", *more), patch),
             cwd=ROOT,

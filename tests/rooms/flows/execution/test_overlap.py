@@ -34,6 +34,14 @@ class OneCard(Desk):
     def caption(self, place: Place, *more: str, **extra: str) -> "subprocess.CompletedProcess[str]":
         return self.run(place, gpus.plain(), *more, **extra)
 
+    def in_one_wave(self, device: str) -> Place:
+        """A run that is not disturbed."""
+        if (device,) not in self._alone:
+            place = self._alone[device,] = self.place(f"one-{device}")
+            done = self.run(place, gpus.plain() if device == "gpu" else None)
+            assert done.returncode == 0, done.stderr
+        return self._alone[device,]
+
     def alone(self, *more: str) -> Place:
         """A run whose halves did not fit into memory together."""
         if more not in self._alone:
@@ -154,3 +162,35 @@ def test_a_resumed_run_captions_features_there_beside_those_missing(desk: OneCar
     assert done.returncode == 0, done.stderr
     assert overlapped(place)
     check_same(place, alone)
+
+
+WAVES = "import flows.core.plan.sizes; flows.core.plan.sizes.MAX_WAVE_BYTES = 1"
+"""A wave has one file."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    "moment", ["", "encode 3 0", "encode 6 PARENT", "encode 7 0", "decode 4 0", "decode 8 PARENT"]
+)
+def test_processes_that_stay_for_the_next_wave_make_the_same_bytes(
+    desk: OneCard, device: str, moment: str
+) -> None:
+    name = f"waves {device} {moment}".strip().replace(" ", "-").lower()  # PARENT is replaced
+    here = gpus.plain() if device == "gpu" else None
+    expected, place = desk.in_one_wave(device), desk.place(name)
+    kill = {KILL: f"{moment} {desk.folder / name}"} if moment else {}
+    done = desk.run(place, here, patch=WAVES, **kill)
+    if "PARENT" in moment:
+        assert done.returncode == -signal.SIGKILL
+        done = desk.run(place, here, patch=WAVES)
+    assert done.returncode == 0, done.stderr
+    assert not moment or (desk.folder / name).exists()
+    check_same(place, expected)
+    stages = place.stages()
+    assert stages["frames"]["processes"] == 2 or moment
+    assert stages["encode"]["processes"] == stages["decode"]["processes"] == 1 or moment
+    for stage in ("frames", "encode", "decode"):
+        journal = place.journal(stage)
+        assert len(journal) == CHUNKS and set(journal.values()) == {1}, "made once"
