@@ -168,34 +168,40 @@ class ClientRun:
 
     def run(self) -> None:
         """Answer every request. Raises PenstockError."""
-        job, report = self._job, self._report
-        engine = start_engine(job, report)
-        sent = Requests(job.requests, DecodeItem, report, for_clients=True)
-        faults = ItemFaults(STAGE, self._fail)
+        engine = start_engine(self._job, self._report)
+        sent = Requests(self._job.requests, DecodeItem, self._report, for_clients=True)
         with sent:
-            first, name = [], None
-            for batches in sent:
-                first = self._read(batches)
-                del batches
-                name, raised = resolve_engine(engine, map(_shorten_prompt, first), faults)
-                first = [one for one in first if one.item.key not in raised]
-                if name is not None:
-                    break
-            if name is None:
-                return
-            spec = engine_of(name)
-            report.note(engine=spec.name)
-            engine.set_on_partial(self._send_partial)
-            sample = [first[0]._replace(work=None)]
-            oom_retry = OomRetry(report, lambda: engine.generate_batch(sample), faults)
-            with Prefetched(sent, self._read, idle=report.idle) as later:
-                ready = filter(None, chain([first], later))
-                del first  # what is kept here is not let go of
-                for some, outputs in engine.run(ready, oom_retry):
-                    for at in range(len(some)):
-                        self._answer(some[at], outputs[at], spec, origin_of(spec, engine, job))
-                    del some, outputs
+            self._run(engine, sent)
         sent.close()
+
+    def _run(self, engine: DecodeEngine, sent: Requests[DecodeItem]) -> None:
+        report, faults = self._report, ItemFaults(STAGE, self._fail)
+        name, first = self._resolve(engine, sent, faults)
+        if name is None:
+            return
+        spec = engine_of(name)
+        report.note(engine=spec.name)
+        origin = origin_of(spec, engine, self._job)
+        engine.set_on_partial(self._send_partial)
+        sample = [first[0][0]._replace(work=None)]
+        oom_retry = OomRetry(report, lambda: engine.generate_batch(sample), faults)
+        with Prefetched(sent, self._read, idle=report.idle) as later:
+            for some, outputs in engine.run(_ready(first, later), oom_retry):
+                for at in range(len(some)):
+                    self._answer(some[at], outputs[at], spec, origin)
+                del some, outputs  # what is kept here is not let go of
+
+    def _resolve(
+        self, engine: DecodeEngine, sent: Requests[DecodeItem], faults: ItemFaults
+    ) -> tuple[str | None, list[list[DecodeRequest]]]:
+        """Return the engine that runs, None at the end, and the first batch that it can caption."""
+        for batches in sent:
+            requests = self._read(batches)
+            del batches
+            name, raised = resolve_engine(engine, map(_shorten_prompt, requests), faults)
+            if name is not None:
+                return name, [[one for one in requests if one.item.key not in raised]]
+        return None, []
 
     def _read(self, batches: list[list[Request[DecodeItem]]]) -> list[DecodeRequest]:
         """Return requests with their features. A failure is told for one whose features are gone or
@@ -246,6 +252,15 @@ class ClientRun:
     def _fail(self, request: DecodeRequest, fault: ItemFault) -> None:
         hint = "Send another image or prompt, or use another model"
         self._report.failure(request.item.key, **fault.meta(STAGE, hint))
+
+
+def _ready(
+    first: list[list[DecodeRequest]], later: Iterator[list[DecodeRequest]]
+) -> Iterator[list[DecodeRequest]]:
+    """Yield the first batch and those that follow, and keep none."""
+    while first:
+        yield first.pop()
+    yield from filter(None, later)
 
 
 def _report_fault(

@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from stages.encode.run import run as encode
 from stages.memory.oom_retry import ItemFault, ItemFaults
 from stages.models.encoding import EncodeItem
 from stages.models.processors.blank_clips import Clip
-from stages.process.events import EventReporter
+from stages.process.events import Event, EventReporter, answered_keys
+from stages.process.requests import End, Make, RequestPipe
 from tests.support.builders.jobs import own_of
 from tests.support.checkpoints import whole_checkpoint
 from tests.support.clips import PROMPTS, clips
@@ -28,6 +30,7 @@ from tests.support.families import BUILDERS, checkpoint, made_once
 FRAMES, FEATURES, CAPTIONS = "aa" * 32, "bb" * 32, "cc" * 32
 OTHER, THIRD = "dd" * 32, "ee" * 32
 """Namespaces of further captions."""
+SECONDS = 60.0
 OFFSET = 30.0
 """Seconds at which every clip begins in its medium: chunks count from their own start."""
 
@@ -52,12 +55,16 @@ class Wave:
 
     def encode(self) -> list[dict[str, Any]]:
         """Run the stage; returns the events it told."""
+        return told_by(encode, self.to_encode())
+
+    def to_encode(self) -> dict[str, Any]:
+        """The job of the encode stage."""
         batches = [
             [EncodeItem(f"features-{n}", f"frames-{n}", c.kind) for n, c in batch]
             for batch in self.batches
         ]
         job = self._job(frames_namespace=FRAMES, namespace=FEATURES, batches=batches)
-        return told_by(encode, own_of(EncodeJob, job))
+        return own_of(EncodeJob, job)
 
     def decode(
         self, prompts: Sequence[str], namespace: str = CAPTIONS, tokens: int = 8
@@ -179,6 +186,40 @@ def told_by(
     with events() as (report, message):
         stage(job, report)
     return message
+
+
+def answers_to(
+    stage: Callable[[dict[str, Any], EventReporter], object],
+    job: dict[str, Any],
+    pipe: Path,
+    items: Sequence[Any],
+) -> list[dict[str, Any]]:
+    """Send items to a stage, and tell it to end once each has an answer; return the events it told.
+    Fails if an answer does not come while the stage runs."""
+    feed, left, complete = RequestPipe(pipe), {item.key for item in items}, threading.Event()
+
+    def send(event: Event) -> None:
+        sent(event)
+        left.difference_update(answered_keys(event))
+        if not left:
+            complete.set()
+
+    def work() -> None:
+        stage({**job, "batches": [], "requests": str(pipe)}, report)
+
+    with closing(feed), events() as (report, messages):
+        sent = report.send
+        report.send = send  # type: ignore[method-assign]
+        running = threading.Thread(target=work, daemon=True)
+        running.start()
+        feed.send(Make(batches=[items]))
+        assert feed.write()
+        came = complete.wait(SECONDS)
+        feed.send(End())
+        assert feed.write()
+        running.join(SECONDS)
+        assert came and not running.is_alive(), f"no answer to {sorted(left)}"
+    return messages
 
 
 def keys_told(messages: Sequence[dict[str, Any]]) -> list[str]:

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from artifacts.errors import CannotFit
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import prefill
 from stages.decode.engines.inflight.engine import InflightEngine
 from stages.decode.engines.inflight.prefill import prefill_row
+from stages.decode.engines.inflight.scheduler import InflightScheduler
 from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.generation import (
     STOP_VERSION,
@@ -31,7 +33,7 @@ from stages.decode.run import run
 from stages.memory.oom_retry import OomRetry
 from stages.process.events import CaptionProgress
 from stages.process.job import parse_job
-from stages.process.requests import Make, Request, Withdraw, line_of_message
+from stages.process.requests import Make, Request, RequestPipe, Withdraw, line_of_message
 from tests.support.clips import PROMPTS, clips
 from tests.support.waves import (
     CAPTIONS,
@@ -39,9 +41,11 @@ from tests.support.waves import (
     OTHER,
     THIRD,
     Wave,
+    answers_to,
     encoded_wave,
     events,
     folder_of,
+    keys_told,
     mixed_wave,
     no_faults,
     noted,
@@ -180,6 +184,60 @@ def test_a_prompt_that_exceeds_the_context_fails_alone(engine: str, tmp_path: Pa
     (failed,) = [event for event in message if event.get("kind") == "too-long"]
     assert failed["media"] == long.key
     assert "context is 2,048 tokens" in failed["message"]
+
+
+@pytest.mark.parametrize("for_clients", [False, True])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_request_that_the_engine_forgets_has_an_answer_while_the_stage_waits(
+    engine: str, for_clients: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forgotten by the code itself: no error, no caption."""
+    wave, run_engine = mixed_wave(tmp_path), ENGINES[engine].run
+
+    def forgetful(*given: Any) -> Any:
+        for requests, outputs in run_engine(*given):
+            kept = [at for at, one in enumerate(requests) if one.item.key != "caption-1"]
+            yield [requests[at] for at in kept], [outputs[at] for at in kept]
+            del requests, outputs
+
+    monkeypatch.setattr(ENGINES[engine], "run", forgetful)
+    wave.settings |= {"engine": engine, "slots": 2, "for_clients": for_clients}
+    job = wave.to_decode(PROMPTS, OTHER, tokens=4)
+    items = [DecodeItem(*item) for item in job["batches"][0][:3]]
+    told = answers_to(run, job, tmp_path / "pipe", items)
+    made = ended_in(told) if for_clients else keys_told(told)
+    assert sorted(made) == ["caption-0", "caption-2"]
+    kind = "Failed" if for_clients else "Returned"
+    (answer,) = (event for event in told if event["event"] == kind)
+    assert "caption-1" in (answer.get("media"), *answer.get("keys", ()))
+
+
+def test_a_worker_without_memory_ends_though_no_further_request_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent starts another for the requests that it had."""
+    wave = mixed_wave(tmp_path)
+
+    def raising(*_: Any) -> Any:
+        raise CannotFit("not even single items fit into memory", hint="")
+
+    monkeypatch.setattr(InflightScheduler, "_decode_step", raising)
+    wave.settings |= {"engine": "inflight", "slots": 2, "for_clients": True}
+    job = wave.to_decode(PROMPTS, OTHER, tokens=4)
+    feed, ended = RequestPipe(tmp_path / "pipe"), threading.Event()
+    feed.send(Make(batches=[job["batches"][0][:1]]))
+    assert feed.write()
+
+    def work() -> None:
+        with pytest.raises(CannotFit), events() as (report, _):
+            run({**job, "batches": [], "requests": str(feed.path)}, report)
+        ended.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        assert ended.wait(60), "it waits for the next request"
+    finally:
+        feed.close()
 
 
 LIMIT = 48

@@ -20,16 +20,18 @@ from stages.encode import run as stage
 from stages.encode import shown_frames
 from stages.encode.run import read_item
 from stages.models.encoding import FIXED_ROWS, KIND, EncodeItem
+from stages.models.encoding import run as encoding
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
 from stages.models.encoding.run import _is_finite, read_clip
 from stages.models.halves.records import FeatureRecord, RowCount
 from stages.models.loading import ModelJob
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.side_inputs import Prepared
+from stages.process.requests import NOT_ANSWERED
 from tests.support.clips import clips
 from tests.support.families import checkpoint
 from tests.support.tiny_families.in_slots import judged_in_passes, prepared_rows
-from tests.support.waves import FEATURES, FRAMES, Wave, encoded_wave, keys_told
+from tests.support.waves import FEATURES, FRAMES, Wave, answers_to, encoded_wave, keys_told
 
 
 def wave(tmp_path: Path, name: str = "store", **settings: Any) -> Wave:
@@ -270,3 +272,33 @@ def test_a_size_class_is_tried_when_it_appears(tmp_path: Path) -> None:
     assert [known.result(row) for row in (first, later)] == [True, None]
     encode_passes(model, rows_in([*videos, *rows], FIXED_ROWS), known)
     assert [known.result(row) for row in (first, later)] == [True, True]
+
+
+@pytest.mark.parametrize("for_clients", [False, True])
+def test_a_chunk_that_the_stage_forgets_has_an_answer_while_the_stage_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_clients: bool
+) -> None:
+    """Forgotten by the code itself: no error, no record."""
+    made = wave(tmp_path)
+    if for_clients:  # whose frames lie in packs of their own
+        frames = made.record_set("frames", FRAMES)
+        records = [frames.read(key) for key in sorted(frames.keys())]
+        frames.drop(record.key for record in records)
+        for record in records:
+            frames.publish([record])
+    encoded = encoding._encoded
+
+    def forgetful(*given: Any) -> list[list[encoding.Encoded]]:
+        return [of_batch[1:] for of_batch in encoded(*given)]
+
+    monkeypatch.setattr(encoding, "_encoded", forgetful)
+    job = made.to_encode() | {"for_clients": for_clients}
+    items = [EncodeItem(*item) for item in job["batches"][0]]
+    told = answers_to(stage.run, job, tmp_path / "pipe", items)
+    assert sorted(keys_told(told)) == [item.key for item in items[1:]]
+    if for_clients:
+        (failed,) = (event for event in told if event["event"] == "Failed")
+        assert (failed["media"], failed["kind"]) == (items[0].key, NOT_ANSWERED)
+    else:
+        (returned,) = (event for event in told if event["event"] == "Returned")
+        assert returned["keys"] == [items[0].key]
