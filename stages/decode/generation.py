@@ -209,8 +209,6 @@ class DecodeJob:
     """Slots that the plan allows, however few items are left; 0: unknown."""
     sequence_tokens: int = 0
     """Planned tokens of the longest sequence, prompt and caption; 0: unknown."""
-    rows_namespace: str = ""
-    """Cache namespace of the half's number of rows per step; empty on a CPU."""
     generation: SamplingParams = field(default_factory=SamplingParams)
     """Sampling parameters."""
     made_by: dict[str, str] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from artifacts.records.store import Store, open_store
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.prompt_tokens import (
     PromptTokens,
@@ -121,7 +122,7 @@ def plan_request(
         workloads=tuple(workloads_of(job.model, media, expected)),
         stages=job.stages if stages is None else stages,
         prompts=prompts_of(job),
-        context_bytes=context_of(job.device),
+        context_bytes=context_of(job.device, job.store),
         smallest=smallest_workload(job.model, media, expected),
     )
 
@@ -150,14 +151,14 @@ def plan_request_of_model(
         workloads=tuple(standard_workloads(model, sampling, prompt_text, bound)),
         stages=stages,
         prompts=(prompt_text,),
-        context_bytes=context_of(device),
+        context_bytes=context_of(device, open_store(config.store_url)),
     )
 
 
-def context_of(device: str) -> int:
+def context_of(device: str, store: Store) -> int:
     """Return the bytes that a GPU's driver takes per process, as the test before the first run on
     this GPU found."""
-    probed = probed_context_bytes(device) if device.startswith("cuda") else 0
+    probed = probed_context_bytes(device, store) if device.startswith("cuda") else 0
     return probed or CONTEXT_BYTES
 
 

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 
 from artifacts.errors import HalfChecked
-from artifacts.records.packs import Record, RecordSet
 from artifacts.records.tensors import pack_tree
 from artifacts.schema import Half
+from artifacts.wording import counted
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
-from stages.models.encoding import pass_check_key
+from stages.models.half_job import HalfJob
 from stages.models.halves.features import Features, encode, is_pixels, refuse_other_count
 from stages.models.halves.generate import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
@@ -38,6 +38,7 @@ from stages.models.halves.split_route import AUDIO
 from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
 from stages.models.streaming.load import run_calls
+from stages.process.checks import PASSES, Verdicts
 
 Group = tuple[int, list[int]]
 """Index of a batch, and the indexes of its rows in the group."""
@@ -146,20 +147,23 @@ class PassRow:
 
 
 class PassChecks:
-    """The stored check results of one half on one kind of device."""
+    """The verdicts on the passes of one half."""
 
-    def __init__(self, records: RecordSet, threads: int = 0) -> None:
-        """Take the records of this half and kind of device, and the threads that compute."""
-        self._records = records
-        self._threads = threads
+    def __init__(self, verdicts: Verdicts, half: HalfJob) -> None:
+        self._verdicts = verdicts
+        self._half = half
+        # The threads of a CPU divide the rows of a product among them.
+        self._threads = torch.get_num_threads() if half.device == "cpu" else 0
 
     def result(self, row: PassRow) -> bool | None:
         """Return whether bytes of this row's class depend on nothing else; None: not tried."""
-        key = self.key(row)
-        return bool(self._records.meta(key)["holds"]) if key in self._records else None
+        outcome = self._verdicts.outcome(PASSES, self.about(row))
+        return None if outcome is None else bool(outcome["holds"])
 
-    def key(self, row: PassRow) -> str:
-        return pass_check_key(row.rows, row.size_class, self._threads)
+    def about(self, row: PassRow) -> dict[str, str | int]:
+        """Return what a check of this row is about: its class on this half."""
+        rows = {"rows": row.rows, "size_class": row.size_class, "threads": self._threads}
+        return {"half": self._half.digest, **rows}
 
     def decided(self, row: PassRow) -> PassRow:
         """Return the row, alone if its class does not hold among others."""
@@ -168,11 +172,14 @@ class PassChecks:
     def unchecked(self, rows: Sequence[PassRow]) -> list[PassRow]:
         """Return one row of each class without a result."""
         unchecked = (row for row in map(self.decided, rows) if self.result(row) is None)
-        return [*{self.key(row): row for row in unchecked}.values()]
+        return [*{(row.rows, row.size_class): row for row in unchecked}.values()]
 
     def keep(self, row: PassRow, *, holds: bool) -> None:
         """Store a result. Raises HalfChecked if the half has no result that can be repeated."""
-        self._records.publish([Record(key=self.key(row), meta={"holds": holds, "rows": row.rows})])
+        features = "the same features again" if holds else "other features each time"
+        together = f"{counted(row.rows, 'input')} of 2^{row.size_class} values at once"
+        text = f"{self._half.title} gives {together} {features}"
+        self._verdicts.keep(PASSES, self.about(row), {"holds": holds}, text)
         if not holds and row.rows == 1:
             raise HalfChecked(
                 "the vision half computes one input twice with different results; "
