@@ -193,7 +193,7 @@ def verdicts(place: Path) -> list[dict[str, Any]]:
     store = open_store(str(place / "store"))
     found = [RecordSet(store, KIND, name) for name in stored_namespaces(store, KIND)]
     stored = [records.meta(key) for records in found for key in sorted(records.keys())]
-    return [verdict["outcome"] for verdict in stored if verdict["check"] == "fp16"]
+    return [verdict["outcome"] for verdict in stored if verdict["check"][0] == "fp16"]
 
 
 def dtype_of(place: Path) -> str:
