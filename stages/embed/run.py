@@ -54,7 +54,7 @@ def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
     how += f" on {images} images, {MIN_COSINE} is required)"
     verdicts = Verdicts(open_store(job.store), job.half.device)
     outcome = {"holds": holds, "cosine": cosine, "images": images}
-    verdicts.keep(FP16, {"half": job.fp16_check}, outcome, f"{job.half.title} {how}")
+    verdicts.keep(FP16, {"half": job.fp16_check}, outcome, f"{job.half.title}: it {how}")
     raise HalfChecked(f"the vision half {how}")
 
 

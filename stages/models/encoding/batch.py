@@ -176,9 +176,9 @@ class PassChecks:
 
     def keep(self, row: PassRow, *, holds: bool) -> None:
         """Store a result. Raises HalfChecked if the half has no result that can be repeated."""
-        features = "the same features again" if holds else "other features each time"
-        together = f"{counted(row.rows, 'input')} of 2^{row.size_class} values at once"
-        text = f"{self._half.title} gives {together} {features}"
+        features = f"features are {'the same' if holds else 'not the same'} each time"
+        inputs = f"{counted(row.rows, 'input')} of 2^{row.size_class} values"
+        text = f"{self._half.title}: {features}, in passes of {inputs}"
         self._verdicts.keep(PASSES, self.about(row), {"holds": holds}, text)
         if not holds and row.rows == 1:
             raise HalfChecked(

@@ -340,7 +340,7 @@ class SlotCheck:
             raise MemoryError(checked.reason)
         if self._verdicts is not None and not checked.reason:
             half, passed = self._job.half, checked.layout.rows
-            text = f"{half.title} decodes {counted(passed, 'row')} that do not depend on each other"
+            text = f"{half.title}: {passed} rows of a decoding step do not depend on each other"
             about = {"half": half.digest, "rows": passed}
             self._verdicts.keep(ROWS, about, {"holds": True}, text)
             if not is_only_engine and not self._engine.by_chunk:
