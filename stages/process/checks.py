@@ -103,14 +103,15 @@ class Verdicts:
         verdict = self._verdicts.get(self._key(check, about))
         return None if verdict is None else verdict.outcome
 
-    def keep(self, check: Check, about: Facts, outcome: Facts, text: str) -> None:
-        """Store an outcome. If another process was first, its outcome counts. Raises
-        EnvironmentFault."""
+    def keep(self, check: Check, about: Facts, outcome: Facts, text: str) -> Facts:
+        """Store an outcome, and return the one that counts: that of another process if it was
+        first. Raises EnvironmentFault."""
         facts: dict[str, Any] = {"check": check, "about": about, "made_with": self._conditions}
         verdict = Verdict(**facts, outcome=outcome, text=text, time=time.time())
         key = self._key(check, about)
         self._records.publish([Record(key=key, meta=asdict(verdict))])
         self._verdicts[key] = self._verdict(key)
+        return self._verdicts[key].outcome
 
     def drop(self, check: Check, about: Facts) -> None:
         """Have a check run again."""

@@ -40,7 +40,7 @@ from stages.process.device import (
     driver_version,
     lock_path,
 )
-from stages.process.device_limit import ProbeJob
+from stages.process.device_limit import CONTEXT_BYTES, ProbeJob
 from stages.process.exit_diagnosis import device_advice
 from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.host_memory import host_free_bytes, host_total_bytes
@@ -73,12 +73,12 @@ def check_device(device: str, store: Store, *, force: bool = False) -> None:
                 verdicts.keep(DEVICE, about, probe, text)
 
 
-def probed_context_bytes(device: str, store: Store) -> int:
-    """Return the bytes that the GPU's driver took for the process of the test; 0 without a
-    verdict."""
-    known = Verdicts(store, device).outcome(DEVICE, _about(device)) or {}
-    context_bytes = int(known.get("context_bytes", 0))
-    return context_bytes if context_bytes in LIKELY_CONTEXT_BYTES else 0
+def context_bytes(device: str, store: Store) -> int:
+    """Return the bytes that a GPU's driver takes for a process: as the test found, else an
+    assumption."""
+    probe = Verdicts(store, device).outcome(DEVICE, _about(device)) or {}
+    probed = int(probe.get("context_bytes", 0))
+    return probed if probed in LIKELY_CONTEXT_BYTES else CONTEXT_BYTES
 
 
 def device_memory(device: str) -> tuple[int, int]:

@@ -165,34 +165,30 @@ class PassChecks:
         rows = {"rows": row.rows, "size_class": row.size_class, "threads": self._threads}
         return {"half": self._half.digest, **rows}
 
-    def decided(self, row: PassRow) -> PassRow:
-        """Return the row, alone if its class does not hold among others."""
-        return replace(row, rows=1) if self.result(row) is False else row
-
-    def unchecked(self, rows: Sequence[PassRow]) -> list[PassRow]:
-        """Return one row of each class without a result."""
-        unchecked = (row for row in map(self.decided, rows) if self.result(row) is None)
-        return [*{(row.rows, row.size_class): row for row in unchecked}.values()]
-
-    def keep(self, row: PassRow, *, holds: bool) -> None:
-        """Store a result. Raises HalfChecked if the half has no result that can be repeated."""
-        features = f"features are {'the same' if holds else 'not the same'} each time"
-        inputs = f"{counted(row.rows, 'input')} of 2^{row.size_class} values"
-        text = f"{self._half.title}: {features}, in passes of {inputs}"
-        self._verdicts.keep(PASSES, self.about(row), {"holds": holds}, text)
-        if not holds and row.rows == 1:
+    def decided(self, half: Any, row: PassRow) -> PassRow:
+        """Return the row, alone if its class does not hold among others. A class without a verdict
+        is checked. Raises HalfChecked if the half has no result that can be repeated."""
+        holds = self.result(row)
+        if self._check(half, row) if holds is None else holds:
+            return row
+        if row.rows == 1:
             raise HalfChecked(
                 "the vision half computes one input twice with different results; "
                 "inputs are encoded in batches"
             )
+        return self.decided(half, replace(row, rows=1))
+
+    def _check(self, half: Any, row: PassRow) -> bool:
+        holds = _holds(half, row)
+        features = f"features are {'the same' if holds else 'not the same'} each time"
+        inputs = f"{counted(row.rows, 'input')} of 2^{row.size_class} values"
+        text = f"{self._half.title}: {features}, in passes of {inputs}"
+        return bool(self._verdicts.keep(PASSES, self.about(row), {"holds": holds}, text)["holds"])
 
 
 def encode_passes(half: Any, rows: Sequence[PassRow], checks: PassChecks) -> list[FeatureRecord]:
     """Return the feature record of each row, in order. Raises HalfChecked."""
-    while unchecked := checks.unchecked(rows):
-        for row in unchecked:
-            checks.keep(row, holds=_holds(half, row))
-    rows = [checks.decided(row) for row in rows]
+    rows = [checks.decided(half, row) for row in rows]
     passes = list(_passes(rows))
     whole = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
     by_row: dict[int, FeatureRecord] = {}
