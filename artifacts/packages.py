@@ -141,21 +141,21 @@ def install_command(extra: str = "", packages: str = "") -> str:
     if Path(sys.prefix).resolve() == environment:  # scripts/run/setup installs no pip with uv
         with_pip = "" if is_installed("pip") else f"{python} -m ensurepip && "
         return f"{with_pip}{python} -m pip install {package}"
-    if _has_penstock():
+    if version_of("penstock"):
         return f"pip install {package}"
     if (environment / "bin" / "python").exists():
         return f"{python} in place of {shlex.quote(sys.executable)}"
     return f"make -C {shlex.quote(str(ROOT))} setup"
 
 
-def _has_penstock() -> bool:
-    from importlib.metadata import PackageNotFoundError, distribution
+def version_of(package: str) -> str:
+    """Return the installed version of a package; empty if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
 
     try:
-        distribution("penstock")
+        return version(package)
     except PackageNotFoundError:
-        return False
-    return True
+        return ""
 
 
 def _missing(what: str, module: str, extra: str) -> MissingPackage:

@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from flows.core.machine.versions import cpu_line
 from stages.process.device import device_name
+from stages.process.host_memory import cpu_line
 from tests.support.builders import towers as _towers
 from tests.support.builders.common import MIB, Found, cells, heads, in_fresh_process
 from tests.support.builders.towers import NAMES, checkpoint

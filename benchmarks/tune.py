@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from flows.core.machine.versions import cpu_line
 from penstock_demo.clips import write_clips
-from stages.process.host_memory import cores
+from stages.process.host_memory import cores, cpu_line
 from tests.support.builders.common import PENSTOCK, heads, met
 
 SHORT = "80"

@@ -7,12 +7,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.digests import digest_of
 from artifacts.frame_fit import FrameFit
 from flows.core.checkpoint.graphs import GraphUse, engines_folder
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings
-from flows.core.job.pass_mode import pass_checks_namespace, windows_namespace
 from flows.core.job.prepare import Job
 from flows.core.job.summary import made_by
 from flows.core.ledger.ledger import previous_lengths
@@ -40,7 +38,6 @@ from stages.frames.job import FramesItem, FramesJob
 from stages.models.encoding import EncodeItem
 from stages.models.graphs.sessions import TENSORRT
 from stages.models.half_job import HalfJob
-from stages.process.device import device_capability
 from stages.process.stage_spec import StageSpec
 from stages.sound import SoundChunk, SoundItem, SoundJob
 
@@ -205,6 +202,8 @@ class StageCallBuilder:
             offload=rung.offload,
             packed=rung.packed,
             files=model.files_of([stage.part]),
+            digest=model.half_digest(stage.part, settings),
+            title=f"the {stage.part} half of {model.name} in {settings.label}",
             gguf=gguf.path if gguf else "",
             gguf_copy=gguf.copy if gguf else "",
             gguf_tokens=self.sequence_tokens if gguf else 0,
@@ -292,9 +291,7 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
         fields |= {"half": calls.half(stage, rung), "block": rung.block, "workers": readers}
         fields |= {"frames_store": request.stores.frames_store, "for_clients": request.for_clients}
     if stage.part == "vision":
-        fields["windows_namespace"] = windows_namespace(job.device)
-        if not job.model.in_batches and (settings := settings_on(job.model, rung)):
-            fields["pass_checks_namespace"] = pass_checks_namespace(job.model, settings, job.device)
+        fields["in_passes"] = not job.model.in_batches
     return stage.job(**fields)
 
 
@@ -360,7 +357,6 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         kv=rung.kv,
         engine=settings.engine,
         sequence_tokens=calls.sequence_tokens,
-        rows_namespace=_rows_namespace(job, settings),
     )
     if request.for_clients:
         answering = {v["features"] for v in job.ledger.variants.answering(variant)}
@@ -389,15 +385,6 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         slots=calls.slots(rung, len(tasks) or request.fed),
         rung_slots=rung.batch if job.device != "cpu" else 0,
     )
-
-
-def _rows_namespace(job: Job, settings: PartSettings) -> str:
-    """Return the namespace of the number of rows per step of the language half, for its precision
-    and this kind of GPU; empty on a CPU."""
-    if job.device == "cpu":
-        return ""
-    half, kind = job.model.digests["language"], device_capability(job.device)
-    return digest_of(["rows", half, settings.key_fields, kind])
 
 
 def _texts_job(calls: StageCallBuilder, request: JobRequest) -> TextsJob:

@@ -200,7 +200,7 @@ class DecodeJob:
     requests: str = ""
     """Pipe over which batches are sent (stages/process/requests.py); empty: caption `batches`."""
     for_clients: bool = False
-    """Whether clients wait for what is sent. Then faults are told and not stored."""
+    """Whether clients wait for what is sent. Then faults are reported and not stored."""
     share: Share = field(default_factory=Share)
     """What this process may claim until those on other devices work, too."""
     slots: int = 0
@@ -209,8 +209,6 @@ class DecodeJob:
     """Slots that the plan allows, however few items are left; 0: unknown."""
     sequence_tokens: int = 0
     """Planned tokens of the longest sequence, prompt and caption; 0: unknown."""
-    rows_namespace: str = ""
-    """Cache namespace of the half's number of rows per step; empty on a CPU."""
     generation: SamplingParams = field(default_factory=SamplingParams)
     """Sampling parameters."""
     made_by: dict[str, str] = field(default_factory=dict)

@@ -150,7 +150,7 @@ def start_engine(job: DecodeJob, report: EventReporter) -> DecodeEngine:
 
 
 class ClientRun:
-    """Captions the requests of clients. Their faults are told, and not stored."""
+    """Captions the requests of clients. Their faults are reported, and not stored."""
 
     def __init__(self, job: DecodeJob, report: EventReporter) -> None:
         self._report = report
@@ -204,7 +204,7 @@ class ClientRun:
         return None, []
 
     def _read(self, batches: list[list[Request[DecodeItem]]]) -> list[DecodeRequest]:
-        """Return requests with their features. A failure is told for one whose features are gone or
+        """Return requests with their features. A failure is reported for one whose features are gone or
         damaged."""
         return [read for batch in batches for one in batch for read in self._read_one(one)]
 

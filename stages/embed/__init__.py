@@ -1,6 +1,6 @@
 """Turns frames into vectors. Loads only the vision half of a dual encoder.
 
-This module has the job and the names of the stored fp16 checks. It imports no model library.
+This module has the job and the bounds of the check of fp16. It imports no model library.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,11 @@ class EmbedJob(EncodingJob):
     edge: int = 0
     """Side of the model's input in pixels."""
     fp16_check: str = ""
-    """Cache namespace for the result of a trial of fp16, which is made first; empty: no trial."""
+    """Digest of the half in fp16, which is checked first; empty: no check."""
     pictures: int = FRAMES_PER_BATCH
     """Maximum number of tiles per pass through the half."""
 
 
-KIND = "precisions"
-"""Kind of the records: one per half, precision and kind of GPU."""
-VERDICT = "fp16"
-"""Key of the record. Its fields: `holds`, the least `cosine`, and how many `images`."""
 TRIED_IMAGES = 16
 """Images on which fp16 is compared with fp32."""
 MIN_COSINE = 0.9999

@@ -23,7 +23,7 @@ from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.records.vectors import vector_record
 from artifacts.tiles import OFF, boxes_of
-from stages.embed import KIND, MIN_COSINE, TRIED_IMAGES, VERDICT, EmbedJob
+from stages.embed import MIN_COSINE, TRIED_IMAGES, EmbedJob
 from stages.memory.oom_retry import release_memory
 from stages.models.encoding import EncodeItem
 from stages.models.encoding.batch import encode_batches
@@ -34,6 +34,7 @@ from stages.models.loading import warm as warm
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.images import prepare_images, prepare_parts
 from stages.models.processors.side_inputs import Prepared
+from stages.process.checks import FP16, Verdicts
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 
@@ -49,12 +50,12 @@ def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
     least = float(torch.nn.functional.cosine_similarity(wide.double(), narrow.double()).min())
     cosine = least if math.isfinite(least) else 0.0  # beyond the range of fp16
     holds, images = cosine >= MIN_COSINE, len(wide)
-    meta = {"holds": holds, "cosine": cosine, "images": images}
-    RecordSet(open_store(job.store), KIND, job.fp16_check).publish([Record(key=VERDICT, meta=meta)])
-    raise HalfChecked(
-        f"the vision half runs in {'fp16' if holds else 'fp32'} (cosine of fp16 to fp32 at least "
-        f"{cosine:.6f} on {images} images, {MIN_COSINE} is required)"
-    )
+    how = f"runs in {'fp16' if holds else 'fp32'} (cosine of fp16 to fp32 at least {cosine:.6f}"
+    how += f" on {images} images, {MIN_COSINE} is required)"
+    verdicts = Verdicts(open_store(job.store), job.half.device)
+    outcome = {"holds": holds, "cosine": cosine, "images": images}
+    verdicts.keep(FP16, {"half": job.fp16_check}, outcome, f"{job.half.title}: it {how}")
+    raise HalfChecked(f"the vision half {how}")
 
 
 def _first_rows(job: EmbedJob, spec: EncodeSpec, source: ModelJob) -> Iterator[Prepared]:

@@ -72,6 +72,10 @@ class HalfJob:
     """Positions that pass through an MLP of the vision half at once; 0: all."""
     files: ModelFiles = field(default_factory=ModelFiles)
     """The model files that the job was planned with; empty: they are not compared."""
+    digest: str = ""
+    """Digest of its content and settings, by which verdicts of checks name it."""
+    title: str = ""
+    """Its name for the user, such as `the vision half of demo in fp32`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

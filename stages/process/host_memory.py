@@ -1,4 +1,4 @@
-"""Reads the host's memory and its control group's limits from the kernel."""
+"""Reads the host's memory, its cores and its control group's limits from the kernel."""
 
 import math
 import os
@@ -55,6 +55,16 @@ def cores(proc: Path = Path("/proc"), system: Path = Path("/sys/fs/cgroup")) -> 
         if len(values) == 2 and all(word.isdigit() for word in values) and int(values[1]):
             counts.append(max(1, math.ceil(int(values[0]) / int(values[1]))))
     return min(counts)
+
+
+def cpu_line(name: str) -> str:
+    """Return the first value of this name in /proc/cpuinfo, or an empty string."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            line = next((line for line in file if line.startswith(name)), "")
+    except OSError:
+        return ""
+    return line.partition(":")[2].strip()
 
 
 def groups(

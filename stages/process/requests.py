@@ -102,7 +102,7 @@ W = TypeVar("W", bound=Keyed)
 
 
 class Request(Generic[W]):
-    """An item that a stage is asked for, over a pipe or by its job."""
+    """An item that a stage is to make: one that was sent, or one of its own job."""
 
     is_withdrawn = False
     """Whether nobody waits for it any more; another thread may set it at any time."""

@@ -1,6 +1,8 @@
 """`penstock convert` in bounded memory, and what `penstock doctor` says of a machine."""
 
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from flows.core.checkpoint.graphs import missing_libraries
 from flows.core.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.interfaces.cli.main import main
 from stages.convert import ConvertJob
+from stages.process.checks import PASSES, Verdicts
 from tests.support import gpus
 from tests.support.described import spare_processes
 from tests.support.fake_gpu.state import Machine
@@ -119,6 +122,29 @@ def test_a_gpu_is_told_with_what_it_lacks(
     assert says in "\n".join(_device("cuda:0"))
     (line,) = (line for line in lines("cuda:0", open_store(str(tmp_path))) if "tensorrt  " in line)
     assert all(name in line for name in missing_libraries())
+
+
+def test_checks_of_this_hardware_are_listed_with_their_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    gpus.see(gpus.plain(), tmp_path / "gpu", monkeypatch)
+
+    def listed() -> list[str]:
+        return [line for line in lines("cuda:0", store) if line.startswith("checks ")]
+
+    assert listed() == []
+    for at, text in enumerate(("a half gives the same", "a GPU computes")):
+        monkeypatch.setattr(time, "time", partial(float, 60 * at))
+        Verdicts(store, "cuda:0").keep(PASSES, {"what": text}, {"holds": True}, text)
+    monkeypatch.setattr(time, "time", lambda: 7500.0)
+    assert listed() == [
+        "checks     a half gives the same (2 h 05 min ago)",
+        "checks     a GPU computes (2 h 04 min ago)",
+    ]
+    gpus.see(gpus.plain(driver_version="999.1"), tmp_path / "gpu", monkeypatch)
+    (line,) = listed()
+    assert "2 results of other hardware, drivers or versions do not count here" in line
 
 
 def test_a_store_that_cannot_be_written_is_named_after_the_rest(

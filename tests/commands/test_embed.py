@@ -16,16 +16,19 @@ from PIL import Image
 from artifacts.errors import HalfChecked
 from artifacts.records.packs import RecordSet, stored_namespaces
 from artifacts.records.store import open_store
+from flows.core.job import prepare
 from flows.core.job.prepare import prepare_without_media, with_vector_precision
 from flows.core.ledger.namespaces import Variant
 from flows.core.options.vectors import EmbedConfig
 from flows.core.pipelines import EMBED
 from flows.interfaces.cli.main import main
 from penstock_demo import CHECKPOINT
-from stages.embed import KIND, EmbedJob, run
+from stages.embed import EmbedJob, run
 from stages.embed.run import run as embed_stage
 from stages.models.encoding import EncodeItem
 from stages.models.half_job import HalfJob
+from stages.process import checks
+from stages.process.checks import KIND
 from stages.process.job import job_fields
 from tests.support import gpus
 from tests.support.builders.clip import save_clip
@@ -189,7 +192,8 @@ def run_of(place: Path) -> Any:
 def verdicts(place: Path) -> list[dict[str, Any]]:
     store = open_store(str(place / "store"))
     found = [RecordSet(store, KIND, name) for name in stored_namespaces(store, KIND)]
-    return [records.meta(key) for records in found for key in sorted(records.keys())]
+    stored = [records.meta(key) for records in found for key in sorted(records.keys())]
+    return [verdict["outcome"] for verdict in stored if verdict["check"][0] == "fp16"]
 
 
 def dtype_of(place: Path) -> str:
@@ -239,11 +243,28 @@ def test_auto_tries_nothing_on_a_cpu(on_a_cpu: Path) -> None:
     assert dtype_of(on_a_cpu) == "torch.float32" and verdicts(on_a_cpu) == []
 
 
+@pytest.mark.parametrize(
+    ("stored", "taken"), [({"fp16"}, "fp16"), ({"fp32"}, "fp32"), ({"fp16", "fp32"}, "fp16")]
+)
+def test_without_a_verdict_the_vectors_in_the_store_decide(
+    clip: Path, tmp_path: Path, stored: set[str], taken: str, monkeypatch: Patch
+) -> None:
+    where: dict[str, Any] = {"model": str(clip), "store": str(tmp_path)}
+    config = EmbedConfig(sources=(), precision="auto", **where)
+    model = prepare_without_media(config, InsideLauncher(), EMBED).model
+    monkeypatch.setattr(
+        prepare, "_has_vectors", lambda store, model, settings: settings.precision in stored
+    )
+    model = with_vector_precision(config, model, open_store(str(tmp_path)), "cuda:0")
+    assert (model.best("vision").precision, model.fp16_check) == (taken, "")
+
+
 @pytest.mark.parametrize(("least", "taken"), [(0.9999, "fp16"), (1.1, "fp32")])
 def test_a_trial_stores_its_result_which_decides_for_this_kind_of_card(
     clip: Path, on_a_cpu: Path, tmp_path: Path, least: float, taken: str, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(run, "MIN_COSINE", least)
+    monkeypatch.setattr(checks, "conditions", lambda device: {})
     store, shown = open_store(str(tmp_path)), open_store(str(on_a_cpu / "store"))
     where: dict[str, Any] = {"model": str(clip), "store": str(tmp_path)}
     config = EmbedConfig(sources=(), precision="auto", **where)

@@ -13,13 +13,12 @@ import pytest
 import torch
 import transformers
 
-from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
-from stages.models.encoding import WINDOWS
 from stages.models.halves import boundary
 from stages.models.halves.boundary import StoredWindows, group_windows, has_windows
 from stages.models.halves.features import encode
 from stages.models.halves.recorded import HostGrid, keep_grids_on_host
+from stages.process.checks import Verdicts
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import cast, greedy
 from tests.support.trees import AllEqual, tensors_in
@@ -130,15 +129,15 @@ def test_a_length_with_other_bits_is_computed_one_by_one(
     attention_calls.clear()
     assert torch.equal(features_of(half, grid, torch.float32), expected)
     assert len(attention_calls) == before
-    records = RecordSet(open_store(str(tmp_path / "store")), WINDOWS, "card")
+    store = open_store(str(tmp_path / "store"))
     name = "Qwen2_5_VLVisionAttention float32 2 x 32, 7 of 32"
-    assert StoredWindows(records).keep(half) == {"together": 1, "one_by_one": [name]}
+    assert StoredWindows(Verdicts(store, "cpu")).keep(half) == {"together": 1, "one_by_one": [name]}
     boundary.EQUAL.clear()
-    StoredWindows(RecordSet(open_store(str(tmp_path / "store")), WINDOWS, "card"))
+    StoredWindows(Verdicts(store, "cpu"))
     expected_results = {name: False, name.replace("7 of 32", "12 of 64"): True}
     assert expected_results == boundary.EQUAL
     boundary.EQUAL.clear()
-    StoredWindows(RecordSet(open_store(str(tmp_path / "store")), WINDOWS, "another card"))
+    StoredWindows(Verdicts(store, "cuda:0"))
     assert boundary.EQUAL == {}
 
 

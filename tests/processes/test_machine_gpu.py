@@ -10,9 +10,11 @@ import pytest
 
 from artifacts.disk.locks import try_hold
 from artifacts.errors import EnvironmentFault, StageDied
+from artifacts.records.store import Store, open_store
 from flows.core.machine import budget
 from flows.core.machine.budget import check_device, device_memory, try_device
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher, StageCall, StageHandle
+from flows.core.options.store import default_store
 from scripts.prove.gpu_check import forks as gpu_forks
 from stages.process.device import lock_path
 from stages.process.events import Event, Warned
@@ -49,17 +51,21 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
         os.environ.pop(name, None)
 
 
+def default() -> Store:
+    return open_store(default_store())
+
+
 @pytest.mark.slow
 def test_what_was_found_is_not_asked_again(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = seen(gpus.plain())
-    check_device(CARD)
+    check_device(CARD, default())
     assert len(gpus.contexts(folder)) == 1 and os.getpid() not in gpus.contexts(folder)
-    check_device(CARD)
+    check_device(CARD, default())
     assert len(gpus.contexts(folder)) == 1
     seen(gpus.plain(driver_version="999.1"))
     monkeypatch.setattr(budget, "try_device", lambda _: pytest.fail("tried anew"))
     with pytest.raises(pytest.fail.Exception, match="tried anew"):  # another driver may not do
-        check_device(CARD)
+        check_device(CARD, default())
 
 
 @pytest.mark.slow
@@ -67,7 +73,7 @@ def test_a_gpu_that_torch_cannot_use_is_told_with_what_to_do(seen: Seen) -> None
     machine = gpus.old_driver()
     seen(machine)
     with pytest.raises(EnvironmentFault, match="driver on your system is too old") as caught:
-        check_device(CARD)
+        check_device(CARD, default())
     assert machine.gpus[0].name in caught.value.message
     assert "Update the NVIDIA driver" in caught.value.hint
     assert "CUDA_VISIBLE_DEVICES=" in caught.value.hint
@@ -85,7 +91,7 @@ def test_what_fails_for_another_reason_is_not_blamed_on_the_gpu(
     seen(gpus.plain())
     monkeypatch.setattr(budget, "_run_probe", fails)
     with pytest.raises(EnvironmentFault) as caught:
-        check_device(CARD)
+        check_device(CARD, default())
     assert caught.value.message == f"the GPU could not be tested: {fault}"
     assert "penstock doctor" in caught.value.hint
 
@@ -93,9 +99,9 @@ def test_what_fails_for_another_reason_is_not_blamed_on_the_gpu(
 @pytest.mark.slow
 def test_a_driver_that_cannot_let_segments_grow_is_done_without(seen: Seen) -> None:
     seen(gpus.plain(expandable_fails=True))
-    check_device(CARD)
+    check_device(CARD, default())
     assert os.environ.pop("PYTORCH_ALLOC_CONF") == "expandable_segments:False"
-    check_device(CARD)  # remembered
+    check_device(CARD, default())  # remembered
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:False"
 
 
@@ -112,7 +118,7 @@ def test_a_card_that_is_in_use_is_not_tried(seen: Seen, monkeypatch: pytest.Monk
     held = try_hold(lock_path(CARD))
     assert held is not None
     with held:
-        check_device(CARD)
+        check_device(CARD, default())
     assert not gpus.contexts(folder)
 
 
@@ -121,9 +127,9 @@ def test_what_cannot_be_remembered_ends_no_run(
 ) -> None:
     seen(gpus.plain())
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("PENSTOCK_STORE", str(tmp_path / "file" / "store"))
     monkeypatch.setattr(budget, "try_device", lambda _: {"expandable": True})
-    check_device(CARD)
+    check_device(CARD, default())
 
 
 @pytest.mark.slow

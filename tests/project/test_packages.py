@@ -274,14 +274,10 @@ def test_other_commands_run_without_any_extra(captioned: Path, tmp_path: Path, w
 def test_doctor_names_packages_in_versions_that_were_not_tested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def version(name: str) -> str:
-        if name == "av":
-            raise PackageNotFoundError(name)
-        return "5.15.0" if name == "transformers" else versions[name]
-
     lock = (ROOT / "requirements" / "runtime.txt").read_text()
     versions = dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE)) | {"penstock": "0.1.0"}
-    monkeypatch.setattr("flows.core.machine.versions.version", version)
+    versions |= {"av": "", "transformers": "5.15.0"}
+    monkeypatch.setattr("flows.core.machine.versions.version_of", versions.__getitem__)
     monkeypatch.setattr("flows.core.machine.versions.requires", lambda _: PROJECT["dependencies"])
     monkeypatch.setattr("flows.core.machine.versions.missing_extras", lambda: ["bits"])
     assert [*package_lines()] == [
@@ -331,5 +327,5 @@ def test_the_advice_is_what_installs_where_the_code_lies(tmp_path: Path) -> None
     completed([other, "-m", "venv", "--without-pip", str(elsewhere)], check=True)
     (site,) = (elsewhere / "lib").glob("python3*/site-packages")
     (site / "penstock-0.1.0.dist-info").mkdir()
-    (site / "penstock-0.1.0.dist-info" / "METADATA").write_text("Name: penstock\n")
+    (site / "penstock-0.1.0.dist-info" / "METADATA").write_text("Name: penstock\nVersion: 0.1.0\n")
     assert advice(clone, elsewhere / "bin" / "python") == "pip install 'penstock[sift]'"

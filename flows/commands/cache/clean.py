@@ -16,6 +16,7 @@ from flows.core.checkpoint.gguf import COPIES
 from flows.core.ledger.namespaces import notes
 from flows.core.machine.leases import running_jobs
 from flows.core.pipelines import LARGE
+from stages.process.checks import KIND as CHECKS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +69,8 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
     return f"{pieces}, {sampling['fps']:g} fps, {sampling['max_frames']} frames at most{ending}"
 
 
-KEPT = ("rebuilds", "namespaces", "rungs", "rows", "precisions", "ways", "windows", "seconds")
-"""Kinds that are never deleted: a few kB of settings, rebuild records, and results of trials."""
+KEPT = ("rebuilds", "namespaces", "rungs", CHECKS, "seconds")
+"""Kinds that are never deleted: a few kB of settings, rebuild records, rungs, verdicts, times."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,14 +1,17 @@
 """Implements `penstock doctor`: lists what this machine has, and what blocks a run."""
 
 import argparse
+import contextlib
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.errors import EnvironmentFault, redacted
 from artifacts.records.store import Store, open_store, prepare_store
+from artifacts.wording import counted
 from flows.core.checkpoint.graphs import (
     INSTALL_HINT,
     GraphSpeed,
@@ -17,13 +20,14 @@ from flows.core.checkpoint.graphs import (
 )
 from flows.core.checkpoint.precision import FLASH_CAPABILITY, flash_installed, no_bfloat16
 from flows.core.console.display import Display
-from flows.core.console.lines import print_lines, size
+from flows.core.console.lines import duration, print_lines, size
 from flows.core.machine.budget import check_device, device_memory
 from flows.core.machine.gpus import select_devices
 from flows.core.machine.launch import DirectLauncher, answers, fault_of_api
 from flows.core.machine.versions import cpu_has_bfloat16, package_lines, versions
 from flows.core.options.store import default_store
 from flows.core.plan.graph_times import time_graphs
+from stages.process.checks import Verdicts
 from stages.process.device import (
     LOCKS,
     VISIBLE,
@@ -58,7 +62,7 @@ def doctor_command(given: argparse.Namespace) -> int:
     device, store = device_name(), open_store(default_store())
     print_lines(*lines(device, store))
     _check_store(store)
-    check_device(device, force=True)
+    check_device(device, store, force=True)
     if given.model:
         display = Display()
         display.print_line(f"measuring the graphs of {given.model} …")
@@ -96,6 +100,7 @@ def lines(device: str, store: Store) -> Iterator[str]:
     yield ROW.format("libraries", ", ".join(f"{n} {v}" for n, v in versions().items()))
     yield from (ROW.format("packages", line) for line in package_lines())
     yield ROW.format("store", f"{store.url}, {size(store.free_bytes())} free")
+    yield from (ROW.format("checks", line) for line in _checks(store, device))
     yield ROW.format("prefect", _prefect())
 
 
@@ -135,6 +140,17 @@ def _device(device: str) -> Iterator[str]:
     for pid, held in device_holders(device).items():
         yield INNER.format("held", f"{size(held)} by process {pid}")
     yield INNER.format("flash", _flash(capability))
+
+
+def _checks(store: Store, device: str) -> Iterator[str]:
+    """Describe the checks of this hardware whose verdicts the store keeps, oldest first."""
+    with contextlib.suppress(EnvironmentFault):  # what is wrong with the store is reported later
+        verdicts = Verdicts(store, device)
+        for verdict in verdicts:
+            yield f"{verdict.text} ({duration(max(0.0, time.time() - verdict.time))} ago)"
+        if verdicts.void:
+            others = f"{counted(verdicts.void, 'result')} of other hardware, drivers or versions"
+            yield f"{others} do not count here: those checks run again when needed"
 
 
 def _flash(capability: tuple[int, int]) -> str:

@@ -13,7 +13,6 @@ from artifacts.disk.paths import machine_cache
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packages import install_command, is_installed
 from artifacts.schema import Half, Part
-from flows.core.machine.versions import machine_identity, versions
 from flows.core.options.commands import RunOptions
 from flows.core.options.precision import TORCH, HalfPrecisionOptions
 from stages.decode.engines import AUTO
@@ -22,12 +21,12 @@ from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import FILE, GraphManifest, HalfGraphs, read_manifest
 from stages.models.graphs.sessions import ONNX, TENSORRT, provider_of
 from stages.models.profile import ModelProfile
-from stages.process.device import device_capability, device_model, driver_version
+from stages.process.checks import conditions
+from stages.process.device import device_capability, device_model, device_uuid, driver_version
+from stages.process.host_memory import cores, cpu_line
 
 FORMAT = 1
 """Version of the measurement; raised when it is measured differently."""
-RUNTIME = "onnxruntime-gpu"
-"""Package that runs graphs."""
 
 
 class GraphSpeed(NamedTuple):
@@ -60,8 +59,8 @@ def store_speed(device: str, graphs: str, provider: str, speed: Mapping[str, flo
 
 
 def _path(device: str, graphs: str, provider: str) -> Path:
-    facts = [*machine_identity(device).values(), versions().get(RUNTIME, "")]
-    return machine_cache() / "graphs" / f"{digest_of([*facts, graphs, provider])[:16]}.json"
+    machine = [conditions(device), device_uuid(device), cpu_line("model name"), cores()]
+    return machine_cache() / "graphs" / f"{digest_of([*machine, graphs, provider])[:16]}.json"
 
 
 LIBRARIES = ("libnvinfer.so.10", "libnvonnxparser.so.10")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from artifacts.digests import digest_of
 from artifacts.errors import UsageError
 from artifacts.frame_fit import FrameFit
 from artifacts.records.keys import DIGESTS, ContentDigests
@@ -103,7 +104,7 @@ class Model:
     read: bool = True
     """Whether the digests of its weights are known. Without them, no stored record is found."""
     fp16_check: str = ""
-    """Cache namespace of the result of a trial that the embed stage is to make; empty: none."""
+    """Digest of the half in fp16, which the embed stage is to check; empty: no check."""
     in_batches: bool = True
     """Whether inputs pass the vision half with the rest of their batch, and not in a fixed number
     of rows (stages/models/encoding/__init__.py)."""
@@ -142,6 +143,10 @@ class Model:
     def serving(self, served: ServedModel) -> "Model":
         """Return the model as a server was found to run it."""
         return replace(self, served=served, notes=(served.line, *served.notes))
+
+    def half_digest(self, part: Part, settings: PartSettings) -> str:
+        """Return the digest of all that decides what a half computes: its files and settings."""
+        return digest_of([self.digests[part], *replace(settings, engine="").key_fields])
 
     def precision(self) -> dict[str, str]:
         return {part: settings[0].label for part, settings in self.settings.items()}

@@ -5,11 +5,10 @@ model library.
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 
 from artifacts.errors import UsageError
-from artifacts.packages import EXTRAS, install_command, is_installed
+from artifacts.packages import EXTRAS, install_command, is_installed, version_of
 from artifacts.schema import Part
 from flows.core.checkpoint.adapters import AdapterUse
 from flows.core.checkpoint.gguf import GgufUse
@@ -42,9 +41,9 @@ def attention(half: PartProfile, dtype: str, device: str) -> str:
 def flash_installed() -> bool:
     """Return whether flash-attn is installed in a version that transformers supports."""
     try:
-        numbers = version("flash-attn").split("+")[0].split(".")[:3]
+        numbers = version_of("flash-attn").split("+")[0].split(".")[:3]
         return [int(number) for number in numbers] >= [2, 3, 3]
-    except (PackageNotFoundError, ValueError):
+    except ValueError:
         return False
 
 

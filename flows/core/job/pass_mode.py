@@ -1,9 +1,8 @@
 """Decides how a run's inputs pass the vision half, and plans again if model files changed.
 
 Inputs pass the vision half in a fixed number of rows or in batches
-(stages/models/encoding/__init__.py). The module decides which, and names the cache namespace of
-the checks of a half. A half that was found to compute one input twice with different results runs
-in batches.
+(stages/models/encoding/__init__.py). The module decides which. A half that was found to compute one
+input twice with different results runs in batches.
 
 If a model file changed between planning and loading, the command is planned again. Results of the
 old files stay in the store under their digests. The second attempt starts from the configuration,
@@ -12,22 +11,16 @@ so nothing of the first one reaches its outputs.
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from typing import TypeVar
 
-from artifacts.digests import digest_of
 from artifacts.errors import HalfChecked, ModelChanged
-from artifacts.records.packs import RecordSet
 from artifacts.records.store import Store
 from flows.core.checkpoint.models import Model
-from flows.core.checkpoint.precision import PartSettings
-from flows.core.machine.versions import cpu_line
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import PassOptions
-from stages.models.encoding import KIND, WINDOWS
 from stages.models.footprint import at_size
 from stages.models.graphs.sessions import TENSORRT
-from stages.process.device import device_capability
+from stages.process.checks import PASSES, Verdicts
 
 Result = TypeVar("Result")
 
@@ -65,8 +58,12 @@ On a GPU the limit is an assumption: none was measured."""
 def with_pass_mode(config: RunOptions, model: Model, store: Store, device: str) -> Model:
     """Return the model with how its inputs pass the vision half."""
     model = with_planned_pass_mode(config, model, device)
-    tried = () if model.in_batches else model.settings["vision"]
-    if not any(_differs(store, model, settings, device) for settings in tried):
+    if model.in_batches:
+        return model
+    verdicts = Verdicts(store, device)
+    halves = [model.half_digest("vision", settings) for settings in model.settings["vision"]]
+    alone = [v for half in halves for v in verdicts.of(PASSES, {"half": half, "rows": 1})]
+    if all(verdict.outcome["holds"] for verdict in alone):
         return model
     note = "inputs are encoded in batches: the vision half computes one input twice differently"
     return replace(model, in_batches=True, notes=(*model.notes, note))
@@ -93,29 +90,6 @@ def _has_pass_modes(model: Model) -> bool:
         return False
     graph = model.best("vision").graph
     return not (graph and graph.backend == TENSORRT)
-
-
-def pass_checks_namespace(model: Model, settings: PartSettings, device: str) -> str:
-    """Return the cache namespace of the checks of a half's passes in these settings, on this kind
-    of device."""
-    kind = cpu_line("model name") if device == "cpu" else device_capability(device)
-    half = [model.digests["vision"], settings.key_fields]
-    return digest_of([KIND, *half, version("torch"), device.partition(":")[0], kind])
-
-
-def windows_namespace(device: str) -> str:
-    """Return the cache namespace of what was compared of windows of encoders, on this kind of
-    device; empty on a CPU."""
-    if device == "cpu":
-        return ""
-    return digest_of(
-        [WINDOWS, version("torch"), version("transformers"), device_capability(device)]
-    )
-
-
-def _differs(store: Store, model: Model, settings: PartSettings, device: str) -> bool:
-    tried = RecordSet(store, KIND, pass_checks_namespace(model, settings, device))
-    return any(not tried.meta(key)["holds"] for key in sorted(tried.keys()) if key.startswith("1 "))
 
 
 def _images_per_row(model: Model, device: str) -> int:

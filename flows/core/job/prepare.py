@@ -16,7 +16,6 @@ from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 
-from artifacts.digests import digest_of
 from artifacts.disk.paths import folder_named
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.keys import ContentDigests
@@ -53,11 +52,11 @@ from flows.core.options.packages import check_packages
 from flows.core.options.text import FolderOptions, OutputOptions, PromptOptions, TrustOptions
 from flows.core.pipelines import CAPTION, Pipeline, parts_of, purposes, with_extras, with_hearing
 from stages.decode.generation import SamplingParams
-from stages.embed import KIND, MIN_COSINE, VERDICT
+from stages.embed import MIN_COSINE
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.resolve import check_name
 from stages.models.hub.transfer import Announce
-from stages.process.device import device_capability
+from stages.process.checks import FP16, Verdicts
 
 NOT_USED = "sound is not used: "
 """Beginning of the note why a run leaves out the sound that its model could hear."""
@@ -127,8 +126,8 @@ def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str
 
 
 def with_vector_precision(config: RunOptions, model: Model, store: Store, device: str) -> Model:
-    """Return the model with fp16 first if a trial has shown that it holds, or with the namespace of
-    a trial to make, or with a note on why it runs in fp32."""
+    """Return the model with fp16 first if a check has shown that it holds, or with the check to
+    make, or with a note on why it runs in fp32. Without a verdict, what is stored decides."""
     if model.served is not None:
         return model
     best = model.best("vision")
@@ -143,18 +142,18 @@ def with_vector_precision(config: RunOptions, model: Model, store: Store, device
         attention=attention(half, "float16", device),
         weight_bytes=weight_bytes(half, "fp16", "float16"),
     )
-    kind = device_capability(device)
-    namespace = digest_of([KIND, model.digests["vision"], fp16.key_fields, kind])
-    tried = RecordSet(store, KIND, namespace)
-    if VERDICT in tried and tried.meta(VERDICT)["holds"]:
-        vision = (fp16, *model.settings["vision"][1:])
-        return replace(model, settings={**model.settings, "vision": vision})
-    if VERDICT in tried:
-        cosine = float(tried.meta(VERDICT)["cosine"])
-        return _in_fp32(model, f"in fp16 the cosine to fp32 is {cosine:.6f}, below {MIN_COSINE}")
-    if _has_vectors(store, model, best):
-        return _in_fp32(model, "the store has vectors of it in fp32; --precision fp16 makes others")
-    return replace(model, fp16_check=namespace)
+    digest = model.half_digest("vision", fp16)
+    outcome = Verdicts(store, device).outcome(FP16, {"half": digest})
+    if outcome is not None and not outcome["holds"]:
+        cosine = f"{outcome['cosine']:.6f}"
+        return _in_fp32(model, f"in fp16 the cosine to fp32 is {cosine}, below {MIN_COSINE}")
+    if outcome is None and not _has_vectors(store, model, fp16):
+        if _has_vectors(store, model, best):
+            reason = "the store has vectors of it in fp32; --precision fp16 makes others"
+            return _in_fp32(model, reason)
+        return replace(model, fp16_check=digest)
+    vision = (fp16, *model.settings["vision"][1:])
+    return replace(model, settings={**model.settings, "vision": vision})
 
 
 def _in_fp32(model: Model, reason: str) -> Model:
@@ -283,8 +282,7 @@ def prepare(
     whose place is in `left_out` are not part of it. `announce` is called for slow steps, and
     `progress` while media are downloaded. With `dry`, no medium is downloaded, and weights are read
     as without `read_weights` of `open_model`. Raises PenstockError."""
-    prompting = PromptOptions.of(config)
-    pipelines = with_extras(pipelines or (CAPTION,), summary=prompting.summary)
+    pipelines = with_extras(pipelines or (CAPTION,), summary=PromptOptions.of(config).summary)
     config.check_sources()
     check_packages(config)
     if (folder := Path(config.model).expanduser()).is_dir():
@@ -297,7 +295,8 @@ def prepare(
     if not files and not away:  # reported before a model is resolved or downloaded
         raise NothingToDo(pipelines[0], failures)
     check_beside(files, config)
-    check_devices(config)
+    prepare_store(store)
+    check_devices(config, store)
     model, pipeline, digests = model_for(
         config, launcher, store, pipelines, announce, files=files, read_weights=not dry
     )
@@ -335,16 +334,17 @@ def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pi
     Raises PenstockError."""
     check_packages(config)
     store = open_store(config.store_url)
-    check_devices(config)
+    prepare_store(store)
+    check_devices(config, store)
     model, pipeline, _ = model_for(config, launcher, store, pipelines)
     return _job_of(config, store, model, pipeline)
 
 
-def check_devices(config: RunOptions) -> None:
+def check_devices(config: RunOptions, store: Store) -> None:
     """Test that each device of a run can compute, before any download or decoding. Raises
     EnvironmentFault."""
     for device in select_devices(GpuOptions.of(config).gpus).devices:
-        check_device(device)
+        check_device(device, store)
 
 
 def model_for(
@@ -358,8 +358,7 @@ def model_for(
     read_weights: bool = True,
 ) -> tuple[Model, Pipeline, ContentDigests]:
     """Return the model of a run, the pipeline that suits it and its `files`, and the known
-    digests."""
-    prepare_store(store)
+    digests. The store is prepared."""
     device = select_devices(GpuOptions.of(config).gpus).devices[0]
     digests = digests_in(store)
     model = open_model(

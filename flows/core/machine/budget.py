@@ -2,10 +2,10 @@
 
 The budget is `--memory`, or the free memory.
 
-The test runs in a separate process, before any work begins. Its result is cached until the GPU, its
-driver, torch or the kernel changes. A driver may list a GPU that torch cannot use: the GPU is too
-old, or this build of torch has no kernels for it. Without the test, the first stage that computes
-would fail, after frames were decoded and weights were downloaded.
+The test runs in a separate process, before any work begins. The store keeps its verdict. A driver
+may list a GPU that torch cannot use: the GPU is too old, or this build of torch has no kernels for
+it. Without the test, the first stage that computes would fail, after frames were decoded and
+weights were downloaded.
 """
 
 import builtins
@@ -17,11 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from artifacts.digests import digest_of
-from artifacts.disk.files import read_kept, write_json
 from artifacts.disk.locks import try_hold
-from artifacts.disk.paths import machine_cache
 from artifacts.errors import CannotFit, EnvironmentFault, StageDied
+from artifacts.records.store import Store
 from flows.core.console.lines import gib
 from flows.core.machine.launch import (
     DirectLauncher,
@@ -30,8 +28,8 @@ from flows.core.machine.launch import (
     StageHandle,
     run_with_restarts,
 )
-from flows.core.machine.versions import versions
 from flows.core.options.commands import RunOptions
+from stages.process.checks import DEVICE, Verdicts
 from stages.process.device import (
     USE_CPU_HINT,
     device_capability,
@@ -42,14 +40,12 @@ from stages.process.device import (
     driver_version,
     lock_path,
 )
-from stages.process.device_limit import ProbeJob
+from stages.process.device_limit import CONTEXT_BYTES, ProbeJob
 from stages.process.exit_diagnosis import device_advice
 from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.host_memory import host_free_bytes, host_total_bytes
 from stages.process.memory import anonymous_bytes
 
-FORMAT = 2
-"""Version of the cached result; raised when the test changes."""
 PROBE_FAILED = "the probe stage failed: "
 """Start of the error of a failed test."""
 NOT_OF_GPU = (OSError, ImportError, AttributeError, TypeError, NameError)
@@ -59,28 +55,30 @@ LIKELY_CONTEXT_BYTES = range(200 << 20, 1536 << 20)
 test."""
 
 
-def check_device(device: str, *, force: bool = False) -> None:
-    """Raise EnvironmentFault if a GPU cannot compute. The test runs only without a cached result,
-    or with `force`."""
+def check_device(device: str, store: Store, *, force: bool = False) -> None:
+    """Raise EnvironmentFault if a GPU cannot compute. The test runs only without a verdict, or with
+    `force`."""
     if device == "cpu":
         return
-    path = _path(device)
-    known = None if force else read_kept(path, FORMAT)
-    if known is not None:
+    verdicts, about = Verdicts(store, device), _about(device)
+    if force:
+        verdicts.drop(DEVICE, about)
+    if (known := verdicts.outcome(DEVICE, about)) is not None:
         _apply(known)
     elif not is_in_use(device):
         _apply(probe := try_device(device))
         if probe:
-            with contextlib.suppress(EnvironmentFault):  # without a cache, the next run tests again
-                write_json(path, {"format": FORMAT, **probe})
+            text = f"{device_model(device) or device} computes"
+            with contextlib.suppress(EnvironmentFault):  # without a verdict, the next run tests it
+                verdicts.keep(DEVICE, about, probe, text)
 
 
-def probed_context_bytes(device: str) -> int:
-    """Return the bytes that the GPU's driver took for the process of the cached test; 0 without
-    one."""
-    known = read_kept(_path(device), FORMAT) or {}
-    context_bytes = int(known.get("context_bytes", 0))
-    return context_bytes if context_bytes in LIKELY_CONTEXT_BYTES else 0
+def context_bytes(device: str, store: Store) -> int:
+    """Return the bytes that a GPU's driver takes for a process: as the test found, else an
+    assumption."""
+    probe = Verdicts(store, device).outcome(DEVICE, _about(device)) or {}
+    probed = int(probe.get("context_bytes", 0))
+    return probed if probed in LIKELY_CONTEXT_BYTES else CONTEXT_BYTES
 
 
 def device_memory(device: str) -> tuple[int, int]:
@@ -155,7 +153,7 @@ def _unusable(device: str, error: StageDied) -> EnvironmentFault:
     )
 
 
-def _apply(probe: dict[str, Any]) -> None:
+def _apply(probe: Mapping[str, Any]) -> None:
     """Make the stages started from now on avoid the feature that failed."""
     if not probe.get("expandable", True):
         os.environ.setdefault(ALLOCATOR, NOT_EXPANDABLE)
@@ -170,10 +168,8 @@ def is_in_use(device: str) -> bool:
     return False
 
 
-def _path(device: str) -> Path:
-    torch = versions().get("torch", "")
-    here = [device_uuid(device), driver_version(device), torch, os.uname().release]
-    return machine_cache() / "devices" / f"{digest_of(here)[:16]}.json"
+def _about(device: str) -> dict[str, str]:
+    return {"gpu": device_uuid(device), "kernel": os.uname().release}
 
 
 GPU_SHARE = 0.95

@@ -1,17 +1,14 @@
 """Records the time, host, CPU features and package versions of a measurement or a run.
 
-The kernel supplies the CPU features. The module also identifies the machine. It imports no model
-library.
+The kernel supplies the CPU features. The module imports no model library.
 """
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Any
+from importlib.metadata import PackageNotFoundError, requires
 
-from artifacts.packages import EXTRAS, install_command, missing_extras
-from stages.process.device import device_uuid
-from stages.process.host_memory import cores
+from artifacts.packages import EXTRAS, install_command, missing_extras, version_of
+from stages.process.host_memory import cpu_line
 
 RECORDED = (
     "penstock",
@@ -33,7 +30,7 @@ def now() -> str:
 def versions() -> dict[str, str]:
     """Return the versions of packages that affect the output. They are recorded, but are no part of
     a cache key."""
-    installed = {name: _version_of(name) for name in RECORDED}
+    installed = {name: version_of(name) for name in RECORDED}
     return {name: number for name, number in installed.items() if number}
 
 
@@ -48,7 +45,7 @@ def package_lines() -> Iterator[str]:
         declared = []
     seen = set()
     for package in declared:
-        installed = _version_of(package.name)
+        installed = version_of(package.name)
         if not installed and package.marker is None:
             yield f"{package.name} is missing: {install_command()}"
         elif (
@@ -62,35 +59,7 @@ def package_lines() -> Iterator[str]:
         yield f"[{name}] is not installed, for {EXTRAS[name].purpose}: {install_command(name)}"
 
 
-def _version_of(package: str) -> str:
-    """Return the installed version of a package; empty if it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
 def cpu_has_bfloat16() -> bool:
     """Return whether this CPU has bfloat16 multiplication (AVX512-BF16 or AMX)."""
     flags = cpu_line("flags").split()
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def cpu_line(name: str) -> str:
-    """Return the first value of this name in /proc/cpuinfo, or an empty string."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            line = next((line for line in file if line.startswith(name)), "")
-    except OSError:
-        return ""
-    return line.partition(":")[2].strip()
-
-
-def machine_identity(device: str) -> dict[str, Any]:
-    """Return the facts that must be equal for a stored measurement to be valid."""
-    return {
-        "device": device_uuid(device),
-        "cpu": cpu_line("model name"),
-        "cores": cores(),
-        "torch": versions().get("torch", ""),
-    }

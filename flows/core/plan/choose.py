@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from artifacts.records.store import open_store
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.prompt_tokens import (
     PromptTokens,
@@ -28,7 +29,7 @@ from flows.core.checkpoint.prompt_tokens import (
 )
 from flows.core.job.prepare import Job
 from flows.core.ledger.prompts import example, prompt_for
-from flows.core.machine.budget import Budget, probed_context_bytes
+from flows.core.machine.budget import Budget, context_bytes
 from flows.core.options.commands import RunOptions
 from flows.core.options.text import EngineOptions
 from flows.core.pipelines import CAPTION, STAGES, Pipeline
@@ -121,7 +122,7 @@ def plan_request(
         workloads=tuple(workloads_of(job.model, media, expected)),
         stages=job.stages if stages is None else stages,
         prompts=prompts_of(job),
-        context_bytes=context_of(job.device),
+        context_bytes=context_bytes(job.device, job.store),
         smallest=smallest_workload(job.model, media, expected),
     )
 
@@ -150,15 +151,8 @@ def plan_request_of_model(
         workloads=tuple(standard_workloads(model, sampling, prompt_text, bound)),
         stages=stages,
         prompts=(prompt_text,),
-        context_bytes=context_of(device),
+        context_bytes=context_bytes(device, open_store(config.store_url)),
     )
-
-
-def context_of(device: str) -> int:
-    """Return the bytes that a GPU's driver takes per process, as the test before the first run on
-    this GPU found."""
-    probed = probed_context_bytes(device) if device.startswith("cuda") else 0
-    return probed or CONTEXT_BYTES
 
 
 def stage_plans(

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from artifacts.errors import CannotFit
-from artifacts.records.store import open_store
+from artifacts.records.store import open_store, prepare_store
 from artifacts.texts.captions import Failure
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import precision_note
@@ -213,6 +213,7 @@ def _plan_of(
         plan = _make_plan(request, job.budget, job, expected, job.devices)
         return replace(plan, unusable=tuple(unusable))
     store = open_store(config.store_url)
+    prepare_store(store)
     # The plan of a model alone needs no working driver.
     model, pipeline, _ = model_for(config, launcher, store, pipelines, announce, read_weights=False)
     devices = select_devices(GpuOptions.of(config).gpus).devices

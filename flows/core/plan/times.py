@@ -13,10 +13,9 @@ from artifacts.errors import EnvironmentFault
 from artifacts.records.packs import Record, RecordSet
 from flows.core.console.lines import duration
 from flows.core.job.prepare import Job
-from flows.core.machine.versions import cpu_line
 from flows.core.plan.sizes import Estimate
 from flows.core.plan.workloads import remaining_items
-from stages.process.device import device_model
+from stages.process.checks import conditions
 from stages.process.stage_spec import StageSpec
 
 KIND = "seconds"
@@ -77,8 +76,7 @@ def _notes(job: Job, stage: StageSpec) -> RecordSet:
 
 def _card(job: Job) -> str:
     """Return what computes: the model of the GPU or of the CPU."""
-    is_gpu = job.device.startswith("cuda")
-    return digest_of([device_model(job.device) if is_gpu else cpu_line("model name")])[:16]
+    return digest_of(conditions(job.device)["device"])[:16]
 
 
 def _of_card(job: Job, notes: RecordSet) -> list[str]:

@@ -62,7 +62,7 @@ class WorkerProcess:
         return int(getattr(self._running, "pid", 0))
 
     def send(self, message: Message) -> None:
-        """Send a message to the process, unless it was told to end."""
+        """Send a message to the process, unless it was sent the end."""
         if self._pipe is not None and self._open:
             self._pipe.send(message)
             self._write()

@@ -47,14 +47,13 @@ class EncodingJob:
     requests: str = ""
     """Pipe over which batches are sent (stages/process/requests.py); empty: encode `batches`."""
     for_clients: bool = False
-    """Whether clients wait for what is sent. Then faults are told and not stored, and inputs are
+    """Whether clients wait for what is sent. Then faults are reported and not stored, and inputs are
     deleted."""
     share: Share = field(default_factory=Share)
     """What this process may claim until those on other devices work, too."""
-    pass_checks_namespace: str = ""
-    """Cache namespace of the trials of passes; empty: the items pass with their batch."""
-    windows_namespace: str = ""
-    """Cache namespace of the comparisons of windows; empty on a CPU."""
+    in_passes: bool = False
+    """Whether items pass the half in the `rows` that they name; otherwise they pass with their
+    batch."""
     frames_store: str = ""
     """Store of the frames, if different."""
     block: int = 0
@@ -67,18 +66,5 @@ class EncodingJob:
 BATCHES: Final = "batches"
 FIXED_ROWS = 8
 """Rows of a fixed pass."""
-KIND = "ways"
-"""Kind of the records with results of checks: one cache namespace per half, precision and kind of
-device, one record per number of rows and size class."""
-WINDOWS = "windows"
-"""Kind of the records with results of comparisons of windows (stages/models/halves/boundary.py)."""
-
-
-def pass_check_key(rows: int, size_class: int, threads: int) -> str:
-    """Return the key of a check's record. `size_class`: base-2 logarithm of an input's values.
-    `threads`: threads of a CPU, which divide the rows of a product among them; 0 on a GPU."""
-    return f"{rows} rows of 2^{size_class} values" + f" on {threads} threads" * bool(threads)
-
-
 FRAMES_PER_BATCH = 64
 """A batch has fewer chunks when they hold more frames than this together."""

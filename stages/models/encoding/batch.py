@@ -25,12 +25,12 @@ from typing import Any
 import torch
 
 from artifacts.errors import HalfChecked
-from artifacts.records.packs import Record, RecordSet
 from artifacts.records.tensors import pack_tree
 from artifacts.schema import Half
+from artifacts.wording import counted
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
-from stages.models.encoding import pass_check_key
+from stages.models.half_job import HalfJob
 from stages.models.halves.features import Features, encode, is_pixels, refuse_other_count
 from stages.models.halves.generate import UNDIVIDED
 from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_input, split
@@ -38,6 +38,7 @@ from stages.models.halves.split_route import AUDIO
 from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
 from stages.models.streaming.load import run_calls
+from stages.process.checks import PASSES, Verdicts
 
 Group = tuple[int, list[int]]
 """Index of a batch, and the indexes of its rows in the group."""
@@ -146,46 +147,48 @@ class PassRow:
 
 
 class PassChecks:
-    """The stored check results of one half on one kind of device."""
+    """The verdicts on the passes of one half."""
 
-    def __init__(self, records: RecordSet, threads: int = 0) -> None:
-        """Take the records of this half and kind of device, and the threads that compute."""
-        self._records = records
-        self._threads = threads
+    def __init__(self, verdicts: Verdicts, half: HalfJob) -> None:
+        self._verdicts = verdicts
+        self._half = half
+        # The threads of a CPU divide the rows of a product among them.
+        self._threads = torch.get_num_threads() if half.device == "cpu" else 0
 
     def result(self, row: PassRow) -> bool | None:
         """Return whether bytes of this row's class depend on nothing else; None: not tried."""
-        key = self.key(row)
-        return bool(self._records.meta(key)["holds"]) if key in self._records else None
+        outcome = self._verdicts.outcome(PASSES, self.about(row))
+        return None if outcome is None else bool(outcome["holds"])
 
-    def key(self, row: PassRow) -> str:
-        return pass_check_key(row.rows, row.size_class, self._threads)
+    def about(self, row: PassRow) -> dict[str, str | int]:
+        """Return what a check of this row is about: its class on this half."""
+        rows = {"rows": row.rows, "size_class": row.size_class, "threads": self._threads}
+        return {"half": self._half.digest, **rows}
 
-    def decided(self, row: PassRow) -> PassRow:
-        """Return the row, alone if its class does not hold among others."""
-        return replace(row, rows=1) if self.result(row) is False else row
-
-    def unchecked(self, rows: Sequence[PassRow]) -> list[PassRow]:
-        """Return one row of each class without a result."""
-        unchecked = (row for row in map(self.decided, rows) if self.result(row) is None)
-        return [*{self.key(row): row for row in unchecked}.values()]
-
-    def keep(self, row: PassRow, *, holds: bool) -> None:
-        """Store a result. Raises HalfChecked if the half has no result that can be repeated."""
-        self._records.publish([Record(key=self.key(row), meta={"holds": holds, "rows": row.rows})])
-        if not holds and row.rows == 1:
+    def decided(self, half: Any, row: PassRow) -> PassRow:
+        """Return the row, alone if its class does not hold among others. A class without a verdict
+        is checked. Raises HalfChecked if the half has no result that can be repeated."""
+        holds = self.result(row)
+        if self._check(half, row) if holds is None else holds:
+            return row
+        if row.rows == 1:
             raise HalfChecked(
                 "the vision half computes one input twice with different results; "
                 "inputs are encoded in batches"
             )
+        return self.decided(half, replace(row, rows=1))
+
+    def _check(self, half: Any, row: PassRow) -> bool:
+        holds = _holds(half, row)
+        features = f"features are {'the same' if holds else 'not the same'} each time"
+        inputs = f"{counted(row.rows, 'input')} of 2^{row.size_class} values"
+        text = f"{self._half.title}: {features}, in passes of {inputs}"
+        return bool(self._verdicts.keep(PASSES, self.about(row), {"holds": holds}, text)["holds"])
 
 
 def encode_passes(half: Any, rows: Sequence[PassRow], checks: PassChecks) -> list[FeatureRecord]:
     """Return the feature record of each row, in order. Raises HalfChecked."""
-    while unchecked := checks.unchecked(rows):
-        for row in unchecked:
-            checks.keep(row, holds=_holds(half, row))
-    rows = [checks.decided(row) for row in rows]
+    rows = [checks.decided(half, row) for row in rows]
     passes = list(_passes(rows))
     whole = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
     by_row: dict[int, FeatureRecord] = {}

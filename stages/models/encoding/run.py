@@ -43,7 +43,7 @@ from stages.memory.oom_retry import (
     catch_oom,
     item_fault,
 )
-from stages.models.encoding import KIND, WINDOWS, EncodeItem, EncodingJob
+from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import (
     PassChecks,
     PassRow,
@@ -62,6 +62,7 @@ from stages.models.prefetch import PREFETCH_BATCHES, Prefetched, write_behind
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import UNPAIRED
 from stages.models.processors.side_inputs import Prepared
+from stages.process.checks import Verdicts
 from stages.process.events import NO_ROOM, NOT_STORED, EventReporter
 from stages.process.host_memory import cores
 from stages.process.requests import Request, Requests
@@ -276,15 +277,10 @@ class EncodeRun:
         self._records, self._failures = record_sets_of(
             self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
-        self._windows: StoredWindows | None = None
-        if job.windows_namespace:
-            records = RecordSet(self._store, WINDOWS, job.windows_namespace)
-            self._windows = StoredWindows(records)
-        self._checks = None
-        if job.pass_checks_namespace:
-            threads = torch.get_num_threads() if job.half.device == "cpu" else 0
-            records = RecordSet(self._store, KIND, job.pass_checks_namespace)
-            self._checks = PassChecks(records, threads)
+        verdicts = Verdicts(self._store, job.half.device)
+        compares = spec.part == "vision" and job.half.device != "cpu"
+        self._windows = StoredWindows(verdicts) if compares else None
+        self._checks = PassChecks(verdicts, job.half) if job.in_passes else None
         self.batches = [b for b in job.batches if any(m.key not in self._records for m in b)]
         """Batches with missing records; of a job that is sent its work, the last one sent."""
         report.total(sum(m.key not in self._records for b in self.batches for m in b))

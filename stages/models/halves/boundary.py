@@ -43,10 +43,11 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from artifacts.errors import UsageError
-from artifacts.records.packs import Record, RecordSet
 from artifacts.schema import Half, Part
+from artifacts.wording import counted, first_of
 from stages.memory.cuda_graphs import same_bits
 from stages.models.halves.absent import MissingModule, MissingWeight, NeedsWeights
+from stages.process.checks import WINDOWS, Verdicts
 
 ATTENTION: Final = "penstock_flash_windows"
 LOOP: Final = frozenset({"get_max_seqlen", "is_flash_attention_requested", "split", "tolist"})
@@ -202,18 +203,21 @@ def _in_order(windows: Windows, made: list[torch.Tensor]) -> torch.Tensor:
 
 
 class StoredWindows:
-    """The results of comparisons on one kind of device."""
+    """The results of comparisons on one device."""
 
-    def __init__(self, records: RecordSet) -> None:
+    def __init__(self, verdicts: Verdicts) -> None:
         """Take over the stored results."""
-        self._records = records
-        EQUAL.update({key: bool(records.meta(key)["equal"]) for key in records.keys()})  # noqa: SIM118
+        self._verdicts = verdicts
+        self._stored = {n: e for v in verdicts.of(WINDOWS, {}) for n, e in v.outcome.items()}
+        EQUAL.update(self._stored)
 
     def keep(self, half: Any) -> dict[str, Any]:
         """Store new results. Return which windows of this half are computed with one call per
         length, and which one by one because the bits would differ."""
-        new = [Record(key=k, meta={"equal": e}) for k, e in EQUAL.items() if k not in self._records]
-        self._records.publish(new)
+        if new := {name: equal for name, equal in EQUAL.items() if name not in self._stored}:
+            text = f"{sum(new.values())} of {counted(len(new), 'kind')} of windows of an encoder "
+            text += f"({first_of(sorted(new))}) have the same bits in one call as one by one"
+            self._verdicts.keep(WINDOWS, {"windows": sorted(new)}, new, text)
         classes = {type(module).__qualname__ for module in half.modules()}
         own = {name: equal for name, equal in EQUAL.items() if name.partition(" ")[0] in classes}
         apart = sorted(name for name, equal in own.items() if not equal)

@@ -12,7 +12,6 @@ import torch
 from torch.nn.functional import linear
 
 from artifacts.errors import HalfChecked
-from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.pool_shape import MIN_STEP_ROWS, PLAIN, PoolLayout
@@ -22,12 +21,14 @@ from stages.decode.engines.inflight.slot_check import EngineCheck, choose_layout
 from stages.decode.generation import DecodeItem
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import OomRetry
-from stages.models.encoding import BATCHES, FIXED_ROWS, KIND
+from stages.models.encoding import BATCHES, FIXED_ROWS
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
+from stages.models.half_job import HalfJob
 from stages.models.halves.features import Features, encode
 from stages.models.halves.generate import generate, new_tokens, prompt_in
 from stages.models.halves.split_route import choose_route, encoders
 from stages.models.processors.side_inputs import Prepared
+from stages.process.checks import Verdicts
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.verdict import rows_of
 from tests.support.waves import events, no_faults
@@ -163,7 +164,7 @@ def judged_in_passes(variant: str, folder: Path, dtype: torch.dtype = torch.floa
     model, rows = prepared_rows(variant, dtype)
     found = []
     for way, count in ((FIXED, FIXED_ROWS), (ALONE, 1)):
-        trials = PassChecks(RecordSet(open_store(str(folder / way)), KIND, "0" * 32))
+        trials = PassChecks(Verdicts(open_store(str(folder / way)), "cpu"), HalfJob(model=""))
         try:
             encode_passes(model, [PassRow(prepared=row, rows=count) for row in rows], trials)
         except HalfChecked:

@@ -8,8 +8,8 @@ check fails, or the half cannot be run in slots, the `transformers` engine takes
 allows it.
 
 On a GPU the rounding of a product may depend on its number of rows, so every job with a half
-computes the same number of rows in a decode step. The store holds this number, one per half,
-precision and kind of GPU:
+computes the same number of rows in a decode step. The store has a verdict on each number that
+passed:
 
 1. The first job's check tries the numbers of GPU_STEP_ROWS, the largest first, and takes the first
    in which rows do not depend on each other.
@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.wording import counted
 from stages.decode.chunked_prefill import relative_difference, tolerance
@@ -54,19 +53,24 @@ from stages.decode.generation import DecodeJob
 from stages.decode.protocol import DecodeRequest
 from stages.memory.oom_retry import catch_oom, release_memory
 from stages.models.finite import not_finite
-from stages.models.gguf import ROWS
+from stages.models.gguf import ROWS as GGUF_ROWS
+from stages.models.half_job import HalfJob
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.generate import generate, new_tokens, prompt_in
+from stages.process.checks import ROWS, Verdicts
 from stages.process.exit_diagnosis import out_of_memory
 
-KIND = "rows"
+
+def step_rows_to_check(verdicts: Verdicts, half: HalfJob) -> tuple[int, ...]:
+    """Return the numbers of rows to check, the best first: all, or from the stored one
+    downwards."""
+    passed = [int(v.about["rows"]) for v in verdicts.of(ROWS, {"half": half.digest})]
+    return tuple(rows for rows in GPU_STEP_ROWS if rows <= min(passed, default=rows))
 
 
-def step_rows_to_check(records: RecordSet) -> tuple[int, ...]:
-    """Return the numbers of rows to check, the best first: all, or from the stored one downwards.
-    `records` are of one half."""
-    recorded = [int(records.meta(key)["rows"]) for key in sorted(records.keys())]
-    return tuple(rows for rows in GPU_STEP_ROWS if rows <= min(recorded, default=rows))
+def has_fixed_rows(half: HalfJob) -> bool:
+    """Return whether every job with this half computes the same number of rows in a step."""
+    return half.device != "cpu"
 
 
 BEFORE = 2
@@ -272,10 +276,10 @@ class SlotCheck:
         self._engine = engine
         self._prefill = prefill
         self._recorder = recorder
-        self._stored_rows: RecordSet | None = None
-        """The number of rows per step of this half; None on a CPU, where it depends on the job."""
-        if job.rows_namespace:
-            self._stored_rows = RecordSet(open_store(job.store), KIND, job.rows_namespace)
+        self._verdicts: Verdicts | None = None
+        """Those on rows of a step; None on a CPU, where their number depends on the job."""
+        if has_fixed_rows(job.half):
+            self._verdicts = Verdicts(open_store(job.store), job.half.device)
         self.result = EngineCheck(reason="not checked")
         self.seconds = 0.0
         self.no_prefix_reason = ""
@@ -292,7 +296,7 @@ class SlotCheck:
     def caption_fields(self) -> dict[str, int]:
         """Return the rows of a step for a caption's record. On a CPU its bytes do not depend on
         them, so nothing is recorded."""
-        if self.result.reason or self._stored_rows is None:
+        if self.result.reason or self._verdicts is None:
             return {}
         return {"rows": self.result.layout.rows}
 
@@ -334,9 +338,11 @@ class SlotCheck:
         checked = choose_layout(slots, row, other, reference, self._rows_to_check(row))
         if checked.out_of_memory and is_only_engine:
             raise MemoryError(checked.reason)
-        if self._stored_rows is not None and not checked.reason:
-            passed = checked.layout.rows
-            self._stored_rows.publish([Record(key=f"{passed:03}", meta={"rows": passed})])
+        if self._verdicts is not None and not checked.reason:
+            half, passed = self._job.half, checked.layout.rows
+            text = f"{half.title}: {passed} rows of a decoding step do not depend on each other"
+            about = {"half": half.digest, "rows": passed}
+            self._verdicts.keep(ROWS, about, {"holds": True}, text)
             if not is_only_engine and not self._engine.by_chunk:
                 checked = self._compare_with_batches(checked)
         if self._recorder and not self._recorder.reason and not checked.reason:
@@ -352,8 +358,9 @@ class SlotCheck:
     def _rows_to_check(self, row: PrefilledSequence) -> Sequence[int]:
         """Return the fixed numbers of rows to check, the best first; none on a CPU."""
         if self._job.half.gguf:
-            return (ROWS,)
-        rows = () if self._stored_rows is None else step_rows_to_check(self._stored_rows)
+            return (GGUF_ROWS,)
+        half, verdicts = self._job.half, self._verdicts
+        rows = () if verdicts is None else step_rows_to_check(verdicts, half)
         return (MIN_STEP_ROWS,) if rows and pays_for_rows(row) else rows
 
     def _compare_with_batches(self, checked: EngineCheck) -> EngineCheck:

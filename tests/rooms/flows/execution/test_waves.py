@@ -31,7 +31,7 @@ from flows.core.console.display import Display
 from flows.core.job.prepare import Job, prepare
 from flows.core.machine.launch import StageCall
 from flows.core.options.commands import CaptionConfig
-from flows.execution import overlap
+from flows.execution import chunk_feed
 from flows.execution.run import caption
 from flows.execution.run_observer import hold_lease
 from flows.outputs.write import OutputCounts, write_outputs
@@ -411,7 +411,7 @@ def slowly_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaptionConfig
             yield chunk
 
     monkeypatch.setattr(Video, "chunks", slowly)
-    monkeypatch.setattr(overlap, "LOOK_SECONDS", 0.03)
+    monkeypatch.setattr(chunk_feed, "LOOK_SECONDS", 0.03)
     (tmp_path / "clips").mkdir()
     write_video(tmp_path / "clips" / "a.mp4", ticks=range(CHUNKS * 30))
     return config_in(tmp_path, tmp_path / "clips", batch_size=1, chunk=1.0)
@@ -529,7 +529,7 @@ class Running(Answer):
 def test_both_processes_stay_for_the_next_wave(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    monkeypatch.setattr(overlap, "LOOK_SECONDS", 0.03)
+    monkeypatch.setattr(chunk_feed, "LOOK_SECONDS", 0.03)
     if case == "max store":
         config = replace(config, max_store=60_000)
     else:

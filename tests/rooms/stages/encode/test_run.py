@@ -12,21 +12,23 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from artifacts.errors import CannotFit, EnvironmentFault, HalfChecked, UsageError
-from artifacts.records.packs import Record, RecordSet
+from artifacts.records.packs import Record
 from artifacts.records.store import open_store
 from artifacts.records.tensors import pack_tree
 from penstock_demo import CHECKPOINT
 from stages.encode import run as stage
 from stages.encode import shown_frames
 from stages.encode.run import read_item
-from stages.models.encoding import FIXED_ROWS, KIND, EncodeItem
+from stages.models.encoding import FIXED_ROWS, EncodeItem
 from stages.models.encoding import run as encoding
 from stages.models.encoding.batch import PassChecks, PassRow, encode_passes
 from stages.models.encoding.run import _is_finite, read_clip
+from stages.models.half_job import HalfJob
 from stages.models.halves.records import FeatureRecord, RowCount
 from stages.models.loading import ModelJob
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.side_inputs import Prepared
+from stages.process.checks import Verdicts
 from stages.process.requests import NOT_ANSWERED
 from tests.support.clips import clips
 from tests.support.families import checkpoint
@@ -181,7 +183,7 @@ def one_thread() -> Iterator[None]:
 
 
 def checks(folder: Path) -> PassChecks:
-    return PassChecks(RecordSet(open_store(str(folder)), KIND, "a" * 64))
+    return PassChecks(Verdicts(open_store(str(folder)), "cpu"), HalfJob(model=""))
 
 
 def rows_in(rows: Sequence[Prepared], count: int) -> list[PassRow]:
@@ -268,7 +270,7 @@ def test_a_size_class_is_tried_when_it_appears(tmp_path: Path) -> None:
     known = checks(tmp_path)
     encode_passes(model, rows_in(rows, FIXED_ROWS), known)
     first, later = rows_in(rows, FIXED_ROWS)[0], rows_in(videos, FIXED_ROWS)[0]
-    assert known.key(first) != known.key(later)
+    assert known.about(first) != known.about(later)
     assert [known.result(row) for row in (first, later)] == [True, None]
     encode_passes(model, rows_in([*videos, *rows], FIXED_ROWS), known)
     assert [known.result(row) for row in (first, later)] == [True, True]

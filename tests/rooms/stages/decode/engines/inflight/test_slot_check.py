@@ -7,17 +7,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from artifacts.records.packs import Record
+from artifacts.records.store import open_store
+from stages.decode.engines.inflight import slot_check
 from stages.decode.engines.inflight.pool import pays_for_rows
 from stages.decode.engines.inflight.pool_shape import GPU_STEP_ROWS
 from stages.decode.engines.inflight.prefill import prefill_row
-from stages.decode.engines.inflight.slot_check import KIND, step_rows_to_check
+from stages.decode.engines.inflight.slot_check import step_rows_to_check
+from stages.models.half_job import HalfJob
 from stages.models.halves.features import encode
+from stages.process.checks import ROWS, Verdicts
 from tests.support.tiny_families import FAMILIES
 from tests.support.tiny_families.in_slots import greedy
 from tests.support.waves import OTHER, THIRD, Wave, in_slots, mixed_wave, noted
 
-ROWS = "ff" * 32
 linear = F.linear
 
 
@@ -40,8 +42,17 @@ def tiled(height: int) -> Any:
     return product
 
 
+@pytest.fixture(autouse=True)
+def rows_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_check, "has_fixed_rows", lambda half: True)
+
+
+def verdicts(wave: Wave) -> Verdicts:
+    return Verdicts(open_store(wave.store), "cpu")
+
+
 def tried(wave: Wave, namespace: str = OTHER, **more: Any) -> dict[str, Any]:
-    return noted(in_slots(wave, namespace, rows_namespace=ROWS, **{"engine": "auto", **more}))
+    return noted(in_slots(wave, namespace, **{"engine": "auto", **more}))
 
 
 @pytest.mark.slow
@@ -56,7 +67,7 @@ def test_the_largest_number_that_passes_is_chosen_and_kept(
     assert ("rows_reason" in found) == (rows < 64)
     assert {each["rows"] for each in wave.captions(OTHER)} == {rows}
     # Later jobs keep the number, whatever their size, and whatever the kernels allow by then.
-    monkeypatch.undo()
+    monkeypatch.setattr(F, "linear", linear)
     found = tried(wave, THIRD, slots=2)
     assert (found["rows"], found["slots"]) == (rows, 2)
     texts = [[each["caption"] for each in wave.captions(name)] for name in (OTHER, THIRD)]
@@ -72,7 +83,7 @@ def test_a_number_that_no_longer_passes_is_replaced_by_a_smaller_one(
     monkeypatch.setattr(F, "linear", tiled(40))
     found = tried(wave, THIRD, slots=64)
     assert found["rows"] == 32 and "64 rows" in found["rows_reason"]
-    assert step_rows_to_check(wave.record_set(KIND, ROWS)) == (32, 16, 8)
+    assert step_rows_to_check(verdicts(wave), HalfJob(model="")) == (32, 16, 8)
 
 
 @pytest.mark.slow
@@ -82,8 +93,7 @@ def test_stored_captions_are_accepted_whatever_their_number_of_rows(tmp_path: Pa
     records = wave.record_set("captions", OTHER)
     records.remove(["caption-3"])
     fewest = min(GPU_STEP_ROWS)
-    record = Record(key=f"{fewest:03}", meta={"rows": fewest})
-    wave.record_set(KIND, ROWS).publish([record])
+    verdicts(wave).keep(ROWS, {"half": "", "rows": fewest}, {"holds": True}, "")
     tried(wave, slots=8)
     assert [each["rows"] for each in wave.captions(OTHER)] == [64] * 3 + [8] + [64] * 6
 
