@@ -6,9 +6,9 @@ How it works:
    in. Only then may batches be formed from the chunks that happen to be there.
 2. While the frames stage runs, chunks whose frames are stored are sent to an encode process
    (flows/execution/chunk_feed.py). After it everything that is left is sent.
-3. `FeedStarter` says whether both halves fit into the memory of the one device together. Then the run
-   holds the device's lock, each process is limited to its share of the budget, and a decode process
-   is fed in the same way with the chunks whose features are stored.
+3. `FeedStarter` says whether both halves fit into the memory of the one device together. Then the
+   run holds the device's lock, each process is limited to its share of the budget, and a decode
+   process is fed in the same way with the chunks whose features are stored.
 4. These two stay from one wave to the next, so that each half is loaded once. The next wave begins
    when the encode process has answered all that it was sent, so that the frames of the wave can be
    deleted; captions may be made later. In the last wave, both are sent the end.

@@ -204,8 +204,8 @@ class ClientRun:
         return None, []
 
     def _read(self, batches: list[list[Request[DecodeItem]]]) -> list[DecodeRequest]:
-        """Return requests with their features. A failure is reported for one whose features are gone or
-        damaged."""
+        """Return requests with their features. A failure is reported for one whose features are
+        gone or damaged."""
         return [read for batch in batches for one in batch for read in self._read_one(one)]
 
     def _read_one(self, work: Request[DecodeItem]) -> Iterator[DecodeRequest]:

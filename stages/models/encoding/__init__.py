@@ -47,8 +47,8 @@ class EncodingJob:
     requests: str = ""
     """Pipe over which batches are sent (stages/process/requests.py); empty: encode `batches`."""
     for_clients: bool = False
-    """Whether clients wait for what is sent. Then faults are reported and not stored, and inputs are
-    deleted."""
+    """Whether clients wait for what is sent. Then faults are reported and not stored, and inputs
+    are deleted."""
     share: Share = field(default_factory=Share)
     """What this process may claim until those on other devices work, too."""
     in_passes: bool = False
