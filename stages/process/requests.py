@@ -171,10 +171,9 @@ class Requests(Generic[W]):
             began = time.monotonic()
             taken = self._messages.get()
             self._report.idle.add(began)
-            if taken is None:
-                raise StopIteration
-            if isinstance(taken, Exception):
-                raise taken
+            if taken is None or isinstance(taken, Exception):
+                self._messages.put(None)  # for whoever looks again
+                raise taken or StopIteration
             message, batches = taken
             if message.number:
                 self._report.note(**{BEGUN: message.number})

@@ -36,7 +36,6 @@ def stock_norms() -> Iterator[None]:
     norms.forward = forward
 
 
-@pytest.mark.slow
 def test_training_leaves_a_checkpoint_the_auto_classes_load(tmp_path: Path) -> None:
     shape = Shape(vision_layers=1, text_layers=1)
     train(Recipe(minutes=0.005, threads=1), tmp_path, shape)

@@ -407,7 +407,6 @@ def test_sound_of_another_rate_fails(tmp_path: Path) -> None:
         made.hear()
 
 
-@pytest.mark.slow
 def test_bytes_of_what_is_heard_do_not_depend_on_batches(tmp_path: Path) -> None:
     folder = omni_checkpoint(OMNI[1])
     found = []
