@@ -33,6 +33,8 @@ NO_ROOM = "no-room"
 """Kind of failure of a request whose result does not fit on the disk."""
 WAITS_FOR_DEVICE = "waits_for_device"
 """Note of a process that another job keeps from its GPU."""
+NOT_ANSWERED = "not-answered"
+"""Kind of failure of a client's request that its stage has forgotten."""
 NOT_STORED = "not-stored"
 """Kind of failure of a request whose result cannot be stored for another reason."""
 

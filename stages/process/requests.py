@@ -30,13 +30,11 @@ from typing import Any, Generic, Protocol, Self, TypeVar, get_args
 from weakref import WeakValueDictionary
 
 from artifacts.disk.json_records import read_record
-from stages.process.events import EventReporter
+from stages.process.events import NOT_ANSWERED, EventReporter
 from stages.process.job import items_of
 
 BEGUN = "begun"
 """Note with the number of the `Make` that a worker begins with, if it has a number."""
-NOT_ANSWERED = "not-answered"
-"""Kind of failure of a client's request that its stage has forgotten."""
 FORGOTTEN_SECONDS = 0.5
 """How long after the stage let go of a request it counts as forgotten. A stage that ends with an
 error lets go of all its requests, and its parent gives them to another worker."""

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from artifacts.errors import CannotFit
-from stages.process.events import EventReporter, Failed, Returned, TooLarge, event_of
+from stages.process.events import NOT_ANSWERED, EventReporter, Failed, Returned, TooLarge, event_of
 from stages.process.requests import (
     BEGUN,
-    NOT_ANSWERED,
     End,
     Make,
     Message,

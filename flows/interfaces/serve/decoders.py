@@ -34,7 +34,7 @@ from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE
 from stages.hear import STAGE as HEAR
 from stages.models.encoding import FRAMES_PER_BATCH
-from stages.process.events import NO_ROOM, Answered, Event, Failed
+from stages.process.events import NO_ROOM, NOT_ANSWERED, Answered, Event, Failed
 from stages.process.requests import Keyed, Make
 from stages.sound import SILENCES, sound_key
 from stages.sound import STAGE as SOUND
@@ -107,7 +107,14 @@ TRIES = 2
 AHEAD = 3
 """Images that a process has at once. With one at a time, each waited 10 ms for a busy server, which
 was most of the time. A video is sent alone, so that no other file waits behind it."""
-STATUS = {TOO_LARGE: 413, NO_MEMORY: 413, "not-media": 415, "playlist": 415, NO_ROOM: 507}
+STATUS = {
+    TOO_LARGE: 413,
+    NO_MEMORY: 413,
+    "not-media": 415,
+    "playlist": 415,
+    NO_ROOM: 507,
+    NOT_ANSWERED: 503,
+}
 """Failure kind of a file → HTTP status; 422 for all others."""
 
 

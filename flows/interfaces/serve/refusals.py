@@ -29,7 +29,7 @@ from artifacts.remote.media_cache import local_path
 from flows.core.checkpoint.models import digests_in
 from flows.core.options.store import default_store
 from flows.interfaces.serve.record_cache import PREFIX
-from stages.process.events import NO_ROOM, NOT_STORED, TOO_LONG, UNSUPPORTED, Failed
+from stages.process.events import NO_ROOM, NOT_ANSWERED, NOT_STORED, TOO_LONG, UNSUPPORTED, Failed
 
 LOCAL = ("/", ".", "~")
 """Prefixes of a model's folder, in contrast to hub ids."""
@@ -51,7 +51,7 @@ def without_paths(text: str) -> str:
 
 OPENAI = ("/v1/chat/", "/v1/models")
 """Paths of OpenAI's API."""
-STATUS = {NO_ROOM: 507, NOT_STORED: 503}
+STATUS = {NO_ROOM: 507, NOT_STORED: 503, NOT_ANSWERED: 503}
 """Kind of failure of an item that is not its own fault → HTTP status."""
 RETRY_SECONDS = 5
 """Default of the Retry-After header in seconds."""

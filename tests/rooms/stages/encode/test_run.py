@@ -29,7 +29,7 @@ from stages.models.loading import ModelJob
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.side_inputs import Prepared
 from stages.process.checks import Verdicts
-from stages.process.requests import NOT_ANSWERED
+from stages.process.events import NOT_ANSWERED
 from tests.support.clips import clips
 from tests.support.families import checkpoint
 from tests.support.tiny_families.in_slots import judged_in_passes, prepared_rows
