@@ -126,8 +126,10 @@ class Overlap:
             return None
         if self._stays and self._has_answered(self._decode, wave):
             return wave
-        if self._decode is not None:
-            self._end_encode(wave)
+        self._end_encode(wave)
+        if self._decode is None:
+            self._starter.release()
+        else:
             self._end_decode(wave)
             # As a process does that is given its chunks at once.
             prompts = {task.medium.prompt: task for task in self._job.ledger.tasks(wave)}

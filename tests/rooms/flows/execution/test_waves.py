@@ -471,16 +471,16 @@ def test_media_of_an_earlier_run_are_sent_once(slowly_cut: CaptionConfig, tmp_pa
 
 class Staying(Stages):
     """Makes what it is sent, in processes that each go on until they are told to end. The first
-    encode process may end by itself when it has made so many items."""
+    process of a stage may end by itself when it has made two items."""
 
-    def __init__(self, ends_after: int = 10**9) -> None:
+    def __init__(self, ends: str = "") -> None:
         super().__init__()
         layer = LayerMemory(kind="DynamicLayer", token_bytes=4)
         memory = RowMemory(kept=(layer,), words=100)
         self.profile = replace(
             PROFILE, parts={**PROFILE.parts, "language": replace(HALF, row_memory=memory)}
         )
-        self.ends_after = ends_after
+        self.ends = ends
         self.sent: list[tuple[str, list[str]]] = []
         """Stage and keys of each process that was sent its work."""
 
@@ -489,8 +489,9 @@ class Staying(Stages):
             return super().start(call)
         keys: list[str] = []
         self.sent.append((call.name, keys))
-        outcome, left = StageOutcome(name=call.name), self.ends_after
-        self.ends_after = 10**9
+        outcome, left = StageOutcome(name=call.name), 10**9
+        if call.name == self.ends:
+            self.ends, left = "", 2
         work = Thread(target=self._go_on, args=(call, outcome, keys, left), daemon=True)
         work.start()
         return Running(outcome, work)
@@ -525,25 +526,28 @@ class Running(Answer):
         return not self._thread.is_alive()
 
 
-@pytest.mark.parametrize("case", ["waves", "max store", "encode ends"])
+@pytest.mark.parametrize("ends", ["", "encode", "decode"])
+@pytest.mark.parametrize("why", ["disk", "max store"])
 def test_both_processes_stay_for_the_next_wave(
-    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, case: str
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, why: str, ends: str
 ) -> None:
     monkeypatch.setattr(chunk_feed, "LOOK_SECONDS", 0.03)
-    if case == "max store":
+    if why == "max store":
         config = replace(config, max_store=60_000)
     else:
         monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 1)
-    stages = Staying(2 if case == "encode ends" else 10**9)
+    stages = Staying(ends)
     assert run(replace(config, engine="inflight"), stages) == 5
     alone = [name for name in stages.names() if name != "frames"]
     made = [(stage, len(keys)) for stage, keys in stages.sent]
     assert stages.names().count("frames") > 1
     assert alone == []
-    if case == "encode ends":  # with it the other, and both are started for the next wave
-        assert made == [("encode", 2), ("decode", 2), ("encode", 3), ("decode", 3)]
+    if ends:  # with it the other, and both are started for the next wave
+        assert [stage for stage, _ in made] == ["encode", "decode"] * 2
     else:
         assert made == [("encode", 5), ("decode", 5)]
+    for stage in ("encode", "decode"):
+        assert sum(keys for name, keys in made if name == stage) == 5
 
 
 @pytest.mark.slow
