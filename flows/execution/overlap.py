@@ -11,7 +11,8 @@ How it works:
    process is fed in the same way with the chunks whose features are stored.
 4. These two stay from one wave to the next, so that each half is loaded once. The next wave begins
    when the encode process has answered all that it was sent, so that the frames of the wave can be
-   deleted; captions may be made later. In the last wave, both are sent the end.
+   deleted; captions may be made later. On a CPU, and under a limit of the store, they are made
+   before that. In the last wave, both are sent the end.
 5. If either of them runs out of memory, no more chunks are sent and the decode process is stopped.
    No rung is stepped down: alone, the stage has the whole budget.
 6. All this only saves time. What a process did not make, for whatever reason, is made afterwards
@@ -74,11 +75,17 @@ class Overlap:
         """Whether both processes stay for the next wave."""
         return self._follows and None not in (self._encode, self._decode)
 
+    @property
+    def _compute_at_once(self) -> bool:
+        """Whether both processes may compute at once. On a CPU, whose cores one of them uses, their
+        threads would wait for each other, which takes a quarter more of its time."""
+        return self._job.device != "cpu"
+
     def begin(self, *, follows: bool, in_full: bool) -> None:
         """Begin a wave. `follows`: another one does, which with `in_full` begins when the captions
         of this one are made."""
         self._follows = follows and not any(m.uses_previous_caption for m in self._job.media)
-        self._in_full = self._follows and in_full
+        self._in_full = self._follows and (in_full or not self._compute_at_once)
 
     @contextlib.contextmanager
     def beside(self, cutting: StageHandle, wave: list[Medium]) -> Iterator[None]:
@@ -95,7 +102,7 @@ class Overlap:
     def _captioning(self, encode: StageHandle) -> contextlib.AbstractContextManager[None]:
         """Caption chunks as they are encoded, while the block waits for the encode process. Where
         few chunks are made in full, slots of the decode process would stay empty by that."""
-        if self._decode is None or self._in_full:
+        if self._decode is None or self._in_full or not self._compute_at_once:
             return contextlib.nullcontext()
         return self._decode.following(encode)
 
@@ -147,7 +154,8 @@ class Overlap:
         """Start the processes that fit beside each other, with `both` none alone. Return whether
         there is one."""
         self.stop()  # of an attempt that an error ended
-        shares = self._starter.shares(wave)
+        at_all = self._compute_at_once or self._follows
+        shares = self._starter.shares(wave) if at_all else {}
         if shares or not both:
             self._encode, self._decode = self._starter.start(shares)
         return self._encode is not None

@@ -123,8 +123,8 @@ def takes_any_batches(model: Model, rung: Rung) -> bool:
 
 
 def shares_device(model: Model, rungs: Sequence[Rung], devices: Sequence[str]) -> bool:
-    """Return whether chunks are captioned in any order on one device, while others are encoded.
-    `rungs`: those of the frames, encode and decode stages."""
+    """Return whether chunks are captioned in any order on one device, by a process beside the one
+    that encodes. `rungs`: those of the frames, encode and decode stages."""
     if len(devices) != 1 or [r.stage for r in rungs] != [s.name for s in CAPTION]:
         return False
     _, encode, decode = rungs
@@ -173,7 +173,7 @@ class Plan:
         one follows the other."""
         rungs = [choice.chosen.rung for choice in self.stage_plans.values()][: len(CAPTION)]
         able = shares_device(self.request.model, rungs, self.devices)
-        return self.capacity.fit_together(rungs) if able else {}
+        return self.capacity.fit_together(rungs) if able and self.devices != ("cpu",) else {}
 
 
 def plan_of(

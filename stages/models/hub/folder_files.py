@@ -28,6 +28,8 @@ POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that git keeps in place of a large one."""
 TOKENIZERS = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "*.spm", "merges.txt")
 """Patterns of the files that hold a tokenizer."""
+MOST_BYTES = 1 << 29
+"""Size of no JSON file of a checkpoint; the largest tokenizers have 40 MB."""
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 """Files that state how images are prepared; the second one has it since transformers 5."""
 
@@ -72,6 +74,8 @@ def _fits(path: Path, patterns: tuple[str, ...]) -> bool:
 def _fault(path: Path, is_object: bool, size: int, mtime_ns: int) -> str:
     """Return what is wrong with a file, after "it is"; empty for a file that may be read, and for
     one that cannot be opened, which its reader reports."""
+    if is_object and size > MOST_BYTES:
+        return f"larger than {MOST_BYTES >> 20} MiB"
     try:
         with open_regular(path) as file:
             content = file.read() if is_object else file.read(len(POINTER))
