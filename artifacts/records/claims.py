@@ -169,23 +169,6 @@ class WorkClaims:
         self._claims.release(keys)
 
 
-class UnsharedWork:
-    """Grants every claim at once, for work that no other process shares."""
-
-    def take(self, missing: Callable[[], Sequence[str]]) -> bool | None:
-        """Return True."""
-        return True
-
-    def claimed_batches(
-        self, batches: Iterable[Batch], missing: Callable[[Batch], Sequence[str]]
-    ) -> Iterator[Batch]:
-        """Yield all batches."""
-        return iter(batches)
-
-    def done(self, keys: Iterable[str]) -> None:
-        """Do nothing."""
-
-
 def can_claim(store: Store) -> bool:
     """Return whether the store's file system has byte locks. Raises EnvironmentFault."""
     path = store.local / FOLDER / "trial"

@@ -33,7 +33,7 @@ from flows.core.ledger.ledger import previous_lengths
 from flows.core.ledger.tasks import Medium
 from flows.core.machine.launch import StageHandle
 from flows.core.pipelines import encoder_of
-from flows.core.plan.plan import shares_device, takes_any_batches
+from flows.core.plan.plan import computes_at_once, shares_device, takes_any_batches
 from flows.execution.batches import StageWork, next_work
 from flows.execution.chunk_feed import LOOK_SECONDS, ChunkFeed
 from flows.execution.stage_calls import StageCallBuilder
@@ -60,13 +60,14 @@ class Overlap:
         self._loop = loop
         self._job = loop.job
         self._stage = encoder_of(loop.job.pipeline)
+        self._computes_at_once = computes_at_once(loop.job.device)
         self._starter = FeedStarter(loop, calls, self._cancel)
         self._encode: ChunkFeed | None = None
         self._decode: ChunkFeed | None = None
         self._follows = False
         """Whether another wave follows that the processes may stay for."""
         self._in_full = False
-        """Whether that one begins only when the captions of this one are made."""
+        """Whether the next wave begins only after the captions of this wave are stored."""
         self._behind: list[Medium] = []
         """Media of earlier waves whose captions were left to the decode process."""
 
@@ -75,17 +76,11 @@ class Overlap:
         """Whether both processes stay for the next wave."""
         return self._follows and None not in (self._encode, self._decode)
 
-    @property
-    def _compute_at_once(self) -> bool:
-        """Whether both processes may compute at once. On a CPU, whose cores one of them uses, their
-        threads would wait for each other, which takes a quarter more of its time."""
-        return self._job.device != "cpu"
-
     def begin(self, *, follows: bool, in_full: bool) -> None:
-        """Begin a wave. `follows`: another one does, which with `in_full` begins when the captions
-        of this one are made."""
+        """Begin a wave. `follows`: another wave follows. With `in_full` it begins after the
+        captions of this wave are stored."""
         self._follows = follows and not any(m.uses_previous_caption for m in self._job.media)
-        self._in_full = self._follows and (in_full or not self._compute_at_once)
+        self._in_full = self._follows and (in_full or not self._computes_at_once)
 
     @contextlib.contextmanager
     def beside(self, cutting: StageHandle, wave: list[Medium]) -> Iterator[None]:
@@ -95,14 +90,14 @@ class Overlap:
         with contextlib.ExitStack() as stack:
             if self._encode is not None:
                 stack.enter_context(self._encode.following(cutting))
-            if self._encode is not None:
                 stack.enter_context(self._captioning(self._encode.attempt.process))
             yield
 
     def _captioning(self, encode: StageHandle) -> contextlib.AbstractContextManager[None]:
-        """Caption chunks as they are encoded, while the block waits for the encode process. Where
-        few chunks are made in full, slots of the decode process would stay empty by that."""
-        if self._decode is None or self._in_full or not self._compute_at_once:
+        """Send chunks to the decode process as they are encoded, while the block waits for the
+        encode process. A wave that is captioned before the next one begins is sent at once: its
+        chunks fill the slots better."""
+        if self._decode is None or self._in_full or not self._computes_at_once:
             return contextlib.nullcontext()
         return self._decode.following(encode)
 
@@ -128,7 +123,9 @@ class Overlap:
             return wave
         if stage is not decode.STAGE:
             return wave
-        if self._stays and not self._in_full and not self._has_exited(self._decode):
+        feed = self._decode
+        is_running = feed is not None and not feed.attempt.process.wait_for_exit(0)
+        if self._stays and not self._in_full and is_running:
             self._behind += wave
             return None
         if self._stays and self._has_answered(self._decode, wave):
@@ -154,7 +151,7 @@ class Overlap:
         """Start the processes that fit beside each other, with `both` none alone. Return whether
         there is one."""
         self.stop()  # of an attempt that an error ended
-        at_all = self._compute_at_once or self._follows
+        at_all = self._computes_at_once or self._follows
         shares = self._starter.shares(wave) if at_all else {}
         if shares or not both:
             self._encode, self._decode = self._starter.start(shares)
@@ -206,9 +203,6 @@ class Overlap:
                 self._stop_decode()
         self._job.ledger.refresh()
         return feed is not None and self._stays and self._work(feed.stage, wave) is None
-
-    def _has_exited(self, feed: "ChunkFeed | None") -> bool:
-        return feed is None or feed.attempt.process.wait_for_exit(0)
 
     def _end_encode(self, wave: list[Medium]) -> bool:
         """Let the encode process end, and return whether it ended well. Raises PenstockError."""

@@ -151,8 +151,8 @@ class StageCallBuilder:
         `pipe`."""
         variant = self.job.ledger.variant
         request = JobRequest(stage=stage, rung=rung, variant=variant, stores=stores)
-        job = replace(self._make(request), store=stores.store or self.job.store.url)
-        job = replace(job, requests=pipe)
+        store = stores.store or self.job.store.url
+        job = replace(self._make(request), store=store, requests=pipe)
         return replace(self._call(stage, job), beside=True, for_clients=True)
 
     def texts_call(self, groups: Sequence[Sequence[str]], key: str, rung: Rung) -> StageCall:

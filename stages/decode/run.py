@@ -189,7 +189,7 @@ class ClientRun:
             for some, outputs in engine.run(_ready(first, later), oom_retry):
                 for at in range(len(some)):
                     self._answer(some[at], outputs[at], spec, origin)
-                del some, outputs  # what is kept here is not let go of
+                del some, outputs  # a kept reference would keep its requests alive
 
     def _resolve(
         self, engine: DecodeEngine, sent: Requests[DecodeItem], faults: ItemFaults
@@ -436,7 +436,7 @@ class BatchRun:
             self._heard.refresh()
             self._carried = {one.item.key: one for batch in batches for one in batch}
             items = [[one.item for one in batch] for batch in batches]
-            del batches  # what is kept here is not let go of
+            del batches  # a kept reference would keep its requests alive
             yield items
 
     def _read_carried(self, batch: Batch) -> list[DecodeRequest]:

@@ -1,7 +1,7 @@
 """The frames stage for clients: cuts each file that it is sent.
 
 Each file is read completely and within limits, because uploads are untrusted. A fault in a file is
-told and not stored.
+reported and not stored.
 """
 
 from collections.abc import Callable

@@ -52,11 +52,16 @@ Facts = Mapping[str, Any]
 
 def conditions(device: str) -> dict[str, str]:
     """Return the hardware and the versions of software on which every verdict depends."""
+    driver = {} if device == "cpu" else {"driver": driver_version(device)}
     libraries = {name: version_of(name) for name in LIBRARIES}
+    return {"device": hardware(device), **driver, **libraries}
+
+
+def hardware(device: str) -> str:
+    """Return the model of a CPU, or the model and the compute capability of a GPU."""
     if device == "cpu":
-        return {"device": cpu_line("model name"), **libraries}
-    model = f"{device_model(device)} {'.'.join(map(str, device_capability(device)))}"
-    return {"device": model, "driver": driver_version(device), **libraries}
+        return cpu_line("model name")
+    return f"{device_model(device)} {'.'.join(map(str, device_capability(device)))}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +100,7 @@ class Verdicts:
         yield from sorted(self._verdicts.values(), key=lambda verdict: verdict.time)
 
     def of(self, check: Check, about: Facts) -> list[Verdict]:
-        """Return the verdicts of a check on everything of which these facts are true."""
+        """Return the verdicts of a check whose `about` holds these facts."""
         return [v for v in self if v.check == check and about.items() <= v.about.items()]
 
     def outcome(self, check: Check, about: Facts) -> Facts | None:

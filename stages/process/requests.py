@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,7 +31,7 @@ from weakref import WeakValueDictionary
 
 from artifacts.disk.json_records import read_record
 from stages.process.events import NOT_ANSWERED, EventReporter
-from stages.process.job import items_of
+from stages.process.job import items_of, job_fields
 
 BEGUN = "begun"
 """Note with the number of the `Make` that a worker begins with, if it has a number."""
@@ -68,8 +68,7 @@ MESSAGE_CLASSES: dict[str, type[Any]] = {kind.__name__: kind for kind in get_arg
 
 
 def line_of_message(message: Message) -> str:
-    values = {field.name: getattr(message, field.name) for field in fields(message)}
-    return json.dumps({"message": type(message).__name__, **values}) + "\n"
+    return json.dumps({"message": type(message).__name__, **job_fields(message)}) + "\n"
 
 
 def message_of_line(line: str) -> Message:
@@ -116,8 +115,8 @@ class Request(Generic[W]):
 
 
 class Requests(Generic[W]):
-    """The requests that arrive over a pipe: an iterator, and a context manager around the work on
-    them, at the end of which some answers may still be written."""
+    """The requests that arrive over a pipe, by message. The stage works on them in the context of
+    this object. After it, the stage sends its last answers and calls `close`."""
 
     def __init__(
         self,
@@ -186,15 +185,13 @@ class Requests(Generic[W]):
                     for key in message.keys:
                         self._withdraw(key)
                     continue
-                batches = [[*map(self._opened, batch)] for batch in self._items(message)]
+                items = (items_of(self._kind, batch) for batch in message.batches)
+                batches = [[*map(self._opened, batch)] for batch in items]
                 self._messages.put((message, batches))
                 del batches
             self._messages.put(None)
         except Exception as error:  # raised where the work waits for it
             self._messages.put(error)
-
-    def _items(self, message: Make) -> list[list[W]]:
-        return [items_of(self._kind, batch) for batch in message.batches]
 
     def _opened(self, item: W) -> Request[W]:
         key, number = item.key, next(self._numbers)

@@ -129,8 +129,8 @@ def forget(found: Requests[Item], desk: Desk) -> None:
 
 
 def answers_after(desk: Desk, seconds: float) -> list[Any]:
-    """What was answered so far, as soon as one request failed, and after so many seconds at the
-    latest."""
+    """Return the events that the stage sends until it reports a failure, or until the seconds are
+    over."""
     heard: list[Any] = []
     until = time.monotonic() + seconds
     while not failed(heard) and time.monotonic() < until:

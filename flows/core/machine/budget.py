@@ -76,6 +76,8 @@ def check_device(device: str, store: Store, *, force: bool = False) -> None:
 def context_bytes(device: str, store: Store) -> int:
     """Return the bytes that a GPU's driver takes for a process: as the test found, else an
     assumption."""
+    if device == "cpu":
+        return CONTEXT_BYTES
     probe = Verdicts(store, device).outcome(DEVICE, _about(device)) or {}
     probed = int(probe.get("context_bytes", 0))
     return probed if probed in LIKELY_CONTEXT_BYTES else CONTEXT_BYTES

@@ -134,6 +134,12 @@ def shares_device(model: Model, rungs: Sequence[Rung], devices: Sequence[str]) -
     return not (engine.depends_on_batch or engine.gguf)
 
 
+def computes_at_once(device: str) -> bool:
+    """Return whether two processes compute on a device at the same time. On a CPU the threads of
+    one use all cores: two took a quarter more of its time."""
+    return device != "cpu"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """The plan of a run."""
@@ -173,7 +179,8 @@ class Plan:
         one follows the other."""
         rungs = [choice.chosen.rung for choice in self.stage_plans.values()][: len(CAPTION)]
         able = shares_device(self.request.model, rungs, self.devices)
-        return self.capacity.fit_together(rungs) if able and self.devices != ("cpu",) else {}
+        at_once = able and computes_at_once(self.devices[0])
+        return self.capacity.fit_together(rungs) if at_once else {}
 
 
 def plan_of(

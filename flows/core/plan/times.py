@@ -15,7 +15,7 @@ from flows.core.console.lines import duration
 from flows.core.job.prepare import Job
 from flows.core.plan.sizes import Estimate
 from flows.core.plan.workloads import remaining_items
-from stages.process.checks import conditions
+from stages.process.checks import hardware
 from stages.process.stage_spec import StageSpec
 
 KIND = "seconds"
@@ -76,7 +76,7 @@ def _notes(job: Job, stage: StageSpec) -> RecordSet:
 
 def _card(job: Job) -> str:
     """Return what computes: the model of the GPU or of the CPU."""
-    return digest_of(conditions(job.device)["device"])[:16]
+    return digest_of(hardware(job.device))[:16]
 
 
 def _of_card(job: Job, notes: RecordSet) -> list[str]:

@@ -89,7 +89,7 @@ class TransformersEngine:
                 yield from oom_retry.run_batch(
                     active, lambda one: one.item.key, self.generate_batch
                 )
-            del batch, active  # what is kept here is not let go of
+            del batch, active  # a kept reference would keep its requests alive
 
     def set_on_partial(self, on_partial: OnPartial) -> None:
         """Ignore the callback: `generate` returns a batch only when all of it has ended."""

@@ -28,7 +28,7 @@ import torch
 
 from artifacts.disk.faults import is_full
 from artifacts.errors import NotFinite
-from artifacts.records.claims import UnsharedWork, claims_at
+from artifacts.records.claims import claims_at
 from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.records.tensors import pack_tree
@@ -277,10 +277,13 @@ class EncodeRun:
         self._records, self._failures = record_sets_of(
             self._store, (spec.kind, job.namespace), ("failures", job.namespace)
         )
-        verdicts = Verdicts(self._store, job.half.device)
+        self._windows: StoredWindows | None = None
+        self._checks: PassChecks | None = None
         compares = spec.part == "vision" and job.half.device != "cpu"
-        self._windows = StoredWindows(verdicts) if compares else None
-        self._checks = PassChecks(verdicts, job.half) if job.in_passes else None
+        if compares or job.in_passes:
+            verdicts = Verdicts(self._store, job.half.device)
+            self._windows = StoredWindows(verdicts) if compares else None
+            self._checks = PassChecks(verdicts, job.half) if job.in_passes else None
         self.batches = [b for b in job.batches if any(m.key not in self._records for m in b)]
         """Batches with missing records; of a job that is sent its work, the last one sent."""
         report.total(sum(m.key not in self._records for b in self.batches for m in b))
@@ -311,9 +314,7 @@ class EncodeRun:
         oom_retry, block = OomRetry(self._report, last, faults), job.block
         depth = 1 if block else PREFETCH_BATCHES
         taking = (
-            nullcontext(UnsharedWork())
-            if job.for_clients
-            else claims_at(self._store, *records, share=job.share)
+            nullcontext() if job.for_clients else claims_at(self._store, *records, share=job.share)
         )
         refuse = self._refuse if job.for_clients else None
         sent = None
@@ -361,6 +362,7 @@ class EncodeRun:
 
     def _own(self) -> Iterator[Sequence[Sequence[ItemRequest]]]:
         """Yield the batches of the job that this process claims, in blocks."""
+        assert self._claims is not None
         to_do = blocks(self.batches, self._job.block, self._image_count)
         for some in self._claims.claimed_batches(to_do, self._missing_keys):
             yield [[*map(Request, batch)] for batch in some]
@@ -372,7 +374,7 @@ class EncodeRun:
             if not self._job.for_clients:
                 self._frames.refresh()
             ready = [left for left in map(begin, batches) if left]
-            del batches  # whoever keeps a request seems to work on it
+            del batches  # a kept reference would keep its requests alive
             while ready:
                 self.batches = [[one.item for one in ready[0]]]
                 yield [ready.pop(0)]
@@ -394,6 +396,7 @@ class EncodeRun:
 
     def _claim(self, batch: list[ItemRequest]) -> list[ItemRequest]:
         """Return the batch; nothing of it if another process has or makes its records."""
+        assert self._claims is not None
         if self._claims.take(partial(self._missing_keys, [[one.item for one in batch]])):
             return batch
         self._report.returned(one.item.key for one in batch)
@@ -446,7 +449,8 @@ class EncodeRun:
             self._answer_clients(rows, made_now)
         elif new := self._records.publish(made_now):
             self._report.answered(*new)
-        self._claims.done(rows)
+        if self._claims is not None:  # clients share no work
+            self._claims.done(rows)
 
     def _refuse(self, made: list[list[Encoded]], error: Exception) -> None:
         """Answer clients whose results cannot be published."""

@@ -121,10 +121,8 @@ class InflightEngine:
             recorder=self._recorder,
         )
         ended: list[SequenceState] = []
-        since, interval = (
-            time.monotonic(),
-            0.0 if self._job.for_clients else PUBLISH_INTERVAL_SECONDS,
-        )
+        interval = 0.0 if self._job.for_clients else PUBLISH_INTERVAL_SECONDS
+        since = time.monotonic()
         for state in self._scheduler.run(rows):
             if state is not None:
                 ended.append(state)

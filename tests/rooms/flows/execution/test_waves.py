@@ -470,8 +470,8 @@ def test_media_of_an_earlier_run_are_sent_once(slowly_cut: CaptionConfig, tmp_pa
 
 
 class Staying(Stages):
-    """Makes what it is sent, in processes that each go on until they are told to end. The first
-    process of a stage may end by itself when it has made two items."""
+    """Processes that make the items that a run sends, until they read `End`. The first process of
+    the stage `ends` exits after two items."""
 
     def __init__(self, ends: str = "") -> None:
         super().__init__()
