@@ -274,8 +274,9 @@ class RecordSet:
                     for key, place in places.items():
                         self._places.setdefault(key, place)
 
-    def look_up(self, keys: Iterable[str]) -> None:
-        """Look up the pack of exactly these keys, without listing the folder."""
+    def look_up_pack(self, keys: Iterable[str]) -> None:
+        """Look up the pack that was published with exactly these keys, without listing the folder:
+        no record of another pack is found."""
         with contextlib.suppress(DamagedRecord, FileNotFoundError):
             self._record(name := pack_name(self.folder, keys), dict(read_header(self.store, name)))
 
@@ -460,8 +461,8 @@ class RecordUnion:
     def refresh(self) -> None:
         refresh_together(self)
 
-    def look_up(self, keys: Iterable[str]) -> None:
-        self.record_sets[0].look_up(keys)
+    def look_up_pack(self, keys: Iterable[str]) -> None:
+        self.record_sets[0].look_up_pack(keys)
 
     def keys(self) -> set[str]:
         return set[str]().union(*(record_set.keys() for record_set in self.record_sets))

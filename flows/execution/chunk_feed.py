@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.disk.json_records import read_record
-from artifacts.disk.regular_files import refuse_links
 from artifacts.errors import PenstockError
 from artifacts.records.keys import item_key
 from artifacts.records.packs import RecordSet, refresh_together
@@ -31,27 +30,26 @@ from flows.core.ledger.tasks import Medium, Task, task_of, unique
 from flows.core.machine.launch import StageHandle
 from flows.core.plan.ladder import Rung
 from flows.execution.batches import cut, encode_batches_of
+from flows.execution.run_pipe import LOOK_SECONDS, RunPipe
 from flows.execution.stage_calls import StageCallBuilder
 from flows.execution.stage_loop import Attempt
 from stages.process.events import WAITS_FOR_DEVICE, StageOutcome
-from stages.process.requests import BEGUN, End, Make, RequestPipe
+from stages.process.requests import BEGUN, End, Make
 from stages.process.stage_spec import StageSpec
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.2
-"""Seconds between two looks at the store."""
 LOOK_SHARE = 20
 """Looking takes at most one part in this many of a run's time."""
 
 
-class FeedPipe(RequestPipe):
+class FeedPipe(RunPipe):
     """The pipe to the process on one device, which is sent a message when it has begun with the one
     before the last."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, out: Path, stage: str, device: str) -> None:
         """Create the pipe. Raises OSError."""
-        super().__init__(path)
+        super().__init__(out, f"{stage}-{device.replace(':', '-')}")
         self.device = device
         self._messages = 0
 
@@ -115,15 +113,10 @@ class ChunkFeed:
         self._lock = ledger_lock
         self.closed = threading.Event()
         """Whether no more chunks are sent."""
-        folder = job.out / "logs"
-        refuse_links(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         self._pipes: list[FeedPipe] = []
         try:
             for device in devices:
-                path = folder / f"{stage.name}-{device.replace(':', '-')}.feed"
-                path.unlink(missing_ok=True)  # of a run that was killed
-                self._pipes.append(FeedPipe(path, device))
+                self._pipes.append(FeedPipe(job.out, stage.name, device))
             self.attempt = begin(self, {pipe.device: pipe.path for pipe in self._pipes})
         except BaseException:
             for pipe in self._pipes:
@@ -186,8 +179,6 @@ class ChunkFeed:
                     seen, began = items, time.monotonic()
                     self._send_found(free)
                     pause = max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - began))
-                for pipe in self._pipes:
-                    pipe.write()
 
     def _send_found(self, pipes: "Sequence[FeedPipe]") -> None:
         """Send a message to each of these pipes: together the batches of all chunks that were made

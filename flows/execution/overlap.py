@@ -35,7 +35,8 @@ from flows.core.machine.launch import StageHandle
 from flows.core.pipelines import encoder_of
 from flows.core.plan.plan import computes_at_once, shares_device, takes_any_batches
 from flows.execution.batches import StageWork, next_work
-from flows.execution.chunk_feed import LOOK_SECONDS, ChunkFeed
+from flows.execution.chunk_feed import ChunkFeed
+from flows.execution.run_pipe import LOOK_SECONDS
 from flows.execution.stage_calls import StageCallBuilder
 from flows.execution.stage_loop import Attempt, StageLoop
 from stages import decode

@@ -289,7 +289,7 @@ class PipelineRunner:
             try:
                 yield
             except BaseException as error:
-                self.stages.stop_prefetch()
+                self.stages.stop()
                 # An error while writing, such as a full disk, would hide the error that is raised
                 # below.
                 with contextlib.suppress(Exception):
@@ -367,7 +367,7 @@ class PipelineRunner:
             if time.monotonic() >= self._write_at:
                 self._record_progress()
             if ahead:
-                self.stages.begin_frames(ahead.pop())
+                self.stages.frames_ahead(ahead.pop())
             for stage in self._job.pipeline[1:]:
                 self.stages.run_stage(stage, wave)
 

@@ -160,7 +160,7 @@ class RunObserver:
         elif isinstance(event, StageNotes):
             record.imported(stage, event.values)
         elif isinstance(event, Total) and _is_first(job, stage):
-            record.count_total(stage, event.items)
+            record.count_total(stage, event.earlier + event.items)
         elif isinstance(event, Failed):
             self._names = self._names or media_paths_of(job)
             failure = failure_of(job, self._names, stage, event)
@@ -195,7 +195,7 @@ class RunObserver:
             instead = {"counts": noun_of(self._job)}
         if self._record is not None and self._job is not None and _is_first(self._job, stage):
             entry = self._record.stage(stage)
-            done = entry["before"] + entry["items"]
+            done = entry["before"] + entry["items"] + entry["running"]
             total += done
             instead["about"] = self._record.value["plan"].get("chunks", 0)
         elif stage == summarize.STAGE.name:

@@ -15,7 +15,7 @@ from flows.core.job.prepare import Job
 from flows.core.job.summary import made_by
 from flows.core.ledger.ledger import previous_lengths
 from flows.core.ledger.namespaces import Variant, one_shot_namespace
-from flows.core.ledger.tasks import Medium, Task
+from flows.core.ledger.tasks import Task
 from flows.core.machine.fan_out import on_device, shared_by
 from flows.core.machine.launch import StageCall
 from flows.core.options.media import SoundOptions
@@ -74,12 +74,11 @@ class StageCallBuilder:
         """Address of a server → model and fingerprint that it has stated in this run."""
 
     def frames_call(
-        self, media: Sequence[tuple[Medium, list[int] | None]], rung: Rung, expected: int = 0
+        self, media: Sequence[FramesItem], rung: Rung, expected: int = 0, pipe: str = ""
     ) -> StageCall:
-        """Return the call that cuts these chunks of each medium, about `expected` in all; None
-        stands for all chunks."""
-        items = [FramesItem(m.path, m.digest, m.kind, chunks, m.stamp) for m, chunks in media]
-        job = replace(self.frames_job(), media=items, workers=rung.batch)
+        """Return the call that cuts these media, and those that are sent over `pipe`: about
+        `expected` chunks in all."""
+        job = replace(self.frames_job(), media=media, workers=rung.batch, requests=pipe)
         return replace(self._call(self.job.pipeline[0], job), expected=expected)
 
     def frames_job(self) -> FramesJob:

@@ -166,6 +166,12 @@ class StageLoop:
                     return attempt.outcome
         return None
 
+    def note_success(self, attempt: Attempt) -> bool:
+        """Store that the stage fits on its rung, if it has made something. Return True."""
+        if attempt.outcome.items:
+            self.ladder.note_success(attempt.stage.name)
+        return True
+
     def select_variant(self) -> None:
         """Make the following records in the variant of the current rungs."""
         rungs = {s.part: self.ladder.rung(s.name) for s in self.job.pipeline if s.part}
@@ -183,3 +189,17 @@ def crash_suspects(
     if not (isinstance(error, CannotFit) or is_crash(error)):
         return []
     return [medium for medium in media if medium.digest in outcome.open_media]
+
+
+def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, Any]:
+    """Return the failure record of an item that does not fit in memory."""
+    more = ""
+    if requested_bytes:
+        more = f": {requested_bytes / (1 << 20):,.0f} MiB more were requested at once"
+    return {
+        "stage": stage,
+        "kind": "memory",
+        "message": f"the {stage} stage has too little memory for this item, even alone"
+        f"{more} ({message})",
+        "hint": "Raise --memory; the same command tries it again",
+    }

@@ -2,30 +2,23 @@
 
 How it works:
 
-1. `frames` decodes the files of a wave in one process. If that process runs out of memory, it is
-   restarted with fewer files at once.
-2. If it crashes, or runs out of memory with one file at a time, each file that it had open is
-   decoded alone. A file that crashes the decoder is recorded as failed; one that does not fit in
-   memory is left to the next run.
-3. A later stage repeats this: compute what the wave lacks, choose the batches for the rung in
+1. `FramesRunner` decodes the files of a wave, and those of the next one while later stages work. If
+   chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
+2. A later stage repeats this: compute what the wave lacks, choose the batches for the rung in
    force, and start one process for them. The loop ends when nothing is missing, or when a process
    made nothing. `StageLoop` steps down in between.
-4. Items that did not fit in a batch, which the process reported as too large, are tried alone, on
+3. Items that did not fit in a batch, which the process reported as too large, are tried alone, on
    every lower rung, before they fail.
-5. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
+4. Records that a stage has consumed, such as frames, are deleted. They stay if the user keeps them
    or another running job holds a lease on their media; the last of such jobs deletes them.
-6. While later stages work on a wave, `begin_frames` decodes the next one in a second process. If
-   chunks may be encoded in any batches, `Overlap` encodes those of a wave as they are cut.
-7. A stage without media (texts, summaries, exports) runs in one process for all its items, in the
+5. A stage without media (texts, summaries, exports) runs in one process for all its items, in the
    same loop.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from artifacts.disk.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
 from artifacts.errors import CannotFit, PenstockError, StageDied
 from artifacts.records.packs import Record
 from flows.core.ledger.tasks import Medium, Task, unique
@@ -38,9 +31,10 @@ from flows.core.plan.plan import choose, plan_start
 from flows.core.plan.sizes import Estimate
 from flows.core.plan.times import times_of
 from flows.execution.batches import StageWork, next_work
+from flows.execution.frames_runner import FramesRunner
 from flows.execution.overlap import Overlap
 from flows.execution.stage_calls import StageCallBuilder, settings_on
-from flows.execution.stage_loop import Attempt, StageLoop, crash_suspects
+from flows.execution.stage_loop import Attempt, StageLoop, crash_suspects, too_large
 from flows.outputs.write import media_paths_of
 from stages.ask import UNANSWERED
 from stages.frames.job import CRASHED, UNSTORED_KINDS
@@ -49,34 +43,24 @@ from stages.process.exit_diagnosis import is_crash
 from stages.process.stage_spec import StageSpec
 
 
-def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, Any]:
-    """Return the failure record of an item that does not fit in memory."""
-    more = ""
-    if requested_bytes:
-        more = f": {requested_bytes / (1 << 20):,.0f} MiB more were requested at once"
-    return {
-        "stage": stage,
-        "kind": "memory",
-        "message": f"the {stage} stage has too little memory for this item, even alone"
-        f"{more} ({message})",
-        "hint": "Raise --memory; the same command tries it again",
-    }
-
-
 class StageRunner:
     """Runs the stages of one job."""
 
     def __init__(self, loop: StageLoop, lease: Lease) -> None:
-        self.loop = loop
         self.lease = lease
         self._job = loop.job
         self._first = loop.job.pipeline[0]
         self._record = loop.record
         self._ladder = loop.ladder
         self._calls = StageCallBuilder(loop.job)
-        self._prefetch: Attempt | None = None
-        self._overlap = Overlap(loop, self._calls)
+        self._take(loop)
         loop.select_variant()
+
+    def _take(self, loop: StageLoop) -> None:
+        """Run all further processes by this loop."""
+        self.loop = loop
+        self._overlap = Overlap(loop, self._calls)
+        self._frames = FramesRunner(loop, self._calls, self._overlap)
 
     def plan(
         self,
@@ -88,8 +72,7 @@ class StageRunner:
         note for the user. Raises CannotFit when there is none."""
         planned = (self._first, *stages)
         plan, capacity = plan_start(self._ladder, self._job, planned, expected, announce)
-        self.loop = replace(self.loop, capacity=capacity)
-        self._overlap = Overlap(self.loop, self._calls)
+        self._take(replace(self.loop, capacity=capacity))
         self._calls.sequence_tokens = capacity.sequence_tokens
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
         seconds, _ = times_of(self._job, expected, lambda stage: capacity.processes(rungs[stage]))
@@ -146,93 +129,24 @@ class StageRunner:
         plan["memory"] = {**memory, "stages": [*others, *memory["stages"]]}
 
     def frames(self, wave: list[Medium], *, follows: bool = False, in_full: bool = False) -> None:
-        """Cut the frames that a wave lacks. After a failure there are fewer files at once, or each
-        file that was open is cut alone. `follows` and `in_full`: as in `Overlap.begin`."""
+        """Cut the frames that a wave lacks. `follows` and `in_full`: as in `Overlap.begin`. Raises
+        PenstockError."""
         self._overlap.begin(follows=follows, in_full=in_full)
-
-        def start() -> Attempt | None:
-            begun, self._prefetch = self._prefetch, None
-            return begun or self._start_frames(wave)
-
-        def wait(attempt: Attempt) -> None:
-            try:
-                self.loop.wait(attempt, self._overlap.beside(attempt.process, wave))
-            finally:
-                self._job.ledger.refresh()
-                self._skip_changed(attempt.outcome)
-
         try:
-            self.loop.until_done(
-                start,
-                wait=wait,
-                is_done=self._note_success,
-                is_solved=partial(self._cut_suspects, wave),
-            )
+            self._frames.cut(wave, follows=follows)
             self._overlap.end(wave)
         except BaseException:
             self._overlap.stop()
             raise
 
-    def _note_success(self, attempt: Attempt) -> bool:
-        """Store that the stage fits on its rung, if it has made something. Return True."""
-        if attempt.outcome.items:
-            self._ladder.note_success(attempt.stage.name)
-        return True
+    def frames_ahead(self, wave: list[Medium]) -> None:
+        """Begin to cut the frames of the next wave."""
+        self._frames.cut_ahead(wave)
 
-    def _cut_suspects(self, wave: list[Medium], attempt: Attempt, error: PenstockError) -> bool:
-        """Cut each file alone that a failed process had open. Return False if it had none, or if
-        it may go on with fewer files at once."""
-        suspects = crash_suspects(error, attempt.outcome, wave)
-        if not suspects or (isinstance(error, CannotFit) and attempt.rung.batch > 1):
-            return False
-        for medium in suspects:
-            self._cut_single(medium)
-        return True
-
-    def _skip_changed(self, outcome: StageOutcome) -> None:
-        """Leave files that changed during the run, or whose server does not respond, to the next
-        run."""
-        for failure in outcome.failures:
-            if failure.kind in UNSTORED_KINDS:
-                self._job.ledger.unfit[failure.media, -1, ""] = {
-                    "stage": self._first.name,
-                    "kind": failure.kind,
-                    "message": CHANGED_MESSAGE if failure.kind == CHANGED else failure.message,
-                    "hint": CHANGED_HINT if failure.kind == CHANGED else failure.hint,
-                }
-
-    def _cut_single(self, medium: Medium) -> None:
-        """Cut one medium in a process of its own, and record it as failed if that process
-        crashes."""
-        attempt, ledger = self._start_frames([medium]), self._job.ledger
-        if attempt is None:
-            return
-        try:
-            self.loop.wait(attempt)
-        except CannotFit as error:  # the next run tries it again
-            ledger.unfit[medium.digest, -1, ""] = too_large(self._first.name, error.message)
-        except StageDied as error:
-            if not is_crash(error):
-                raise
-            ledger.records.failures.publish([Record(key=medium.digest, meta=CRASHED)])
-        ledger.refresh()
-        self._skip_changed(attempt.outcome)
-
-    def _start_frames(self, wave: list[Medium]) -> Attempt | None:
-        selected: dict[str, tuple[Medium, list[int] | None]] = {}
-        for medium in wave:  # a wave has a medium once per prompt
-            chunks, before = self._job.ledger.frames_to_cut(medium), selected.get(medium.digest)
-            if before is not None and chunks is not None:
-                chunks = None if before[1] is None else sorted({*before[1], *chunks})
-            selected[medium.digest] = (medium, chunks)
-        media = [(m, chunks) for m, chunks in selected.values() if chunks is None or chunks]
-        if not media:
-            return None
-        rung = self._ladder.rung(self._first.name)
-        entry, expected = self._record.stage(self._first.name), self._record.value["plan"]
-        expected = max(0, expected.get("chunks", 0) - entry["before"] - entry["items"])
-        call = partial(self._calls.frames_call, media, rung, expected)
-        return self.loop.start(self._first, rung, call, total=len(media))
+    def stop(self) -> None:
+        """Stop the processes that stay from wave to wave."""
+        self._overlap.stop()
+        self._frames.stop()
 
     def run_stage(self, stage: StageSpec, wave: list[Medium]) -> None:
         """Make the records of a stage for a wave, then delete the records that it consumed. A
@@ -313,7 +227,7 @@ class StageRunner:
         still missing."""
         outcome, stage = attempt.outcome, attempt.stage
         self._look_again(outcome)
-        self._note_success(attempt)
+        self.loop.note_success(attempt)
         self._retry_alone(stage, attempt.tasks, outcome.too_large)
         self._note_unanswered(stage, attempt.tasks, outcome)
         return not (outcome.items or outcome.too_large or outcome.failures)
@@ -427,15 +341,3 @@ class StageRunner:
     def _name(self, task: Task) -> str:
         name = media_paths_of(self._job)[task.medium.digest]
         return f"{name} at {task.chunk.start:.1f} s" if task.chunk.start else name
-
-    def begin_frames(self, wave: list[Medium]) -> None:
-        """Start to cut the frames of a wave while another wave is processed."""
-        self._prefetch = self._start_frames(wave)
-
-    def stop_prefetch(self) -> None:
-        """Stop cutting frames of the next wave, and encoding those of this one as they are cut."""
-        self._overlap.stop()
-        if self._prefetch is not None:
-            attempt, self._prefetch = self._prefetch, None
-            attempt.process.stop()
-            self._record.add(attempt.outcome, attention="", precision=attempt.precision)

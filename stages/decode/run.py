@@ -304,7 +304,7 @@ def _shorten_prompt(request: DecodeRequest) -> DecodeRequest:
 def _find(records: RecordUnion, key: str) -> None:
     """Look for a record that another process may just have published."""
     if key not in records:
-        records.look_up([key])
+        records.look_up_pack([key])
     if key not in records:
         records.refresh()
     if key not in records:  # dropped here, while other records of its pack were kept
@@ -515,10 +515,10 @@ class BatchRun:
         to_retry: list[DecodeItem] = []
         with (
             claims_at(self._store, *answers.record_sets, share=self._job.share) as claims,
-            write_behind(partial(self._publish, claims)) as publish,
             Prefetched(
                 self._claimed(claims, spec, later), self._read_carried, idle=self._report.idle
             ) as ready,
+            write_behind(partial(self._publish, claims), on_error=ready.close) as publish,
         ):
             self._done = claims.done
             for requests, outputs in engine.run(ready, oom_retry):

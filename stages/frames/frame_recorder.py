@@ -103,6 +103,11 @@ class FrameRecorder:
         self._watchdog = watchdog
         self._failed_before = self.failures.keys()
 
+    @property
+    def all(self) -> tuple[RecordSet, RecordSet, RecordSet]:
+        """Return the record sets, that of media first."""
+        return self.media, self.frames, self.failures
+
     def key(self, medium: FramesItem, at: int) -> str:
         return item_key(self._namespace, medium.digest, at)
 

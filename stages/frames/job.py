@@ -1,6 +1,7 @@
 """The job descriptions of the frames stage and of cutting clips, and the check that a file still
 has the known content digest. Opens no file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -51,11 +52,12 @@ class FramesJob:
     """Size of video frames."""
     fit_image: FrameFit
     """Size of images."""
-    media: list[FramesItem]
+    media: Sequence[FramesItem]
     workers: int
     """Number of files processed at once."""
     requests: str = ""
-    """Pipe over which clients send media (stages/process/requests.py); empty: cut `media`."""
+    """Pipe over which clients, or the waves of a run, send further media
+    (stages/process/requests.py); empty: cut `media` alone."""
     max_pixels: int = 0
     """Most pixels of an image; 0: the general limit."""
     max_chunks: int = 0

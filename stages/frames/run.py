@@ -2,6 +2,9 @@
 
 Each worker thread holds one chunk, or one pack of images, and stores it before it goes on. Memory
 is therefore bounded, however long the videos and however slow the disk.
+
+In a run with waves, the process stays: the media of the first wave are in its job, and those of
+each further wave are sent in a message.
 """
 
 import contextlib
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.disk.json_records import read_record
 from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
+from artifacts.records.packs import refresh_together
 from artifacts.records.store import open_store
 from artifacts.schema import ChunkIndex, MediaIndex
 from stages.frames import PACK_BYTES
@@ -25,6 +29,7 @@ from stages.frames.job import FramesItem, FramesJob
 from stages.process.events import EventReporter
 from stages.process.host_memory import cores
 from stages.process.job import parse_job
+from stages.process.requests import Requests
 
 if TYPE_CHECKING:
     from stages.frames.timeline import ChunkPlan
@@ -38,31 +43,36 @@ PACK_RECORDS = 64
 
 
 def run(fields: dict[str, Any], report: EventReporter) -> None:
-    """Process every medium of the job that is not stored yet.
+    """Process every medium of the job, and every one that is sent, that is not stored yet.
 
     A medium that cannot be used is recorded as failed, and the others continue. Raises
     EnvironmentFault for a fault of the store or a disk.
     """
     job, watchdog = parse_job(FramesJob, fields), Watchdog()
     stage = Cutting(job, report, watchdog)
-    workers = max(1, job.workers)
-    record_sets = (stage.record_sets.media, stage.record_sets.frames, stage.record_sets.failures)
     with (
         watchdog,
-        claims_at(stage.store, *record_sets) as stage.claims,
-        ThreadPoolExecutor(workers, thread_name_prefix="frames") as pool,
+        claims_at(stage.store, *stage.record_sets.all) as stage.claims,
+        ThreadPoolExecutor(max(1, job.workers), thread_name_prefix="frames") as pool,
     ):
         try:
-            while stage.to_do:
-                before = len(stage.to_do)
-                futures = [pool.submit(task) for task in stage.tasks(workers)]
-                for future in as_completed(futures):
-                    future.result()
-                if len(stage.to_do) == before:  # other runs are processing all of them
-                    time.sleep(POLL_SECONDS)
+            for media in media_of(job, report):
+                stage.cut(media, pool)
         finally:
             stage.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def media_of(job: FramesJob, report: EventReporter) -> Iterator[Sequence[FramesItem]]:
+    """Yield the media of the job, then those of each message."""
+    yield job.media
+    if not job.requests:
+        return
+    with Requests(job.requests, FramesItem, report) as sent:
+        for batches in sent:
+            yield [request.item for batch in batches for request in batch]
+            batches.clear()  # lets go of the requests: what has no answer now is returned
+    sent.close()
 
 
 class Cutting:
@@ -77,23 +87,48 @@ class Cutting:
         self.report = report
         self.stop = threading.Event()
         """Set when workers must end after their current chunk."""
-        # Two files with the same content are one medium.
-        self.to_do = {m.digest: m for m in job.media if self.record_sets.is_missing(m)}
+        self._to_do: dict[str, FramesItem] = {}
         """Media that this run has not claimed yet."""
         self._lock = threading.Lock()
-        self._items = {m.digest: len(m.chunk_indexes or (0,)) for m in self.to_do.values()}
+        self._items: dict[str, int] = {}
+        """Digest of a medium of this message → number of chunks that are made of it."""
+        self._earlier = 0
+        """Number of chunks of earlier messages."""
         self._threads = 1
 
-    def tasks(self, workers: int) -> list[Callable[[], None]]:
+    def cut(self, media: Sequence[FramesItem], pool: ThreadPoolExecutor) -> None:
+        """Process those of these media that are not stored yet."""
+        refresh_together(*self.record_sets.all)  # what earlier waves left may be deleted by now
+        missing = [m for m in media if self.record_sets.is_missing(m)]
+        # Two files with the same content are one medium.
+        self._to_do = {medium.digest: medium for medium in missing}
+        self._earlier += sum(self._items.values())
+        self._items = {m.digest: len(m.chunk_indexes or (0,)) for m in missing}
+        self._answer(m.digest for m in media if m.digest not in self._to_do)
+        while self._to_do:
+            before = len(self._to_do)
+            futures = [pool.submit(task) for task in self._tasks(max(1, self._job.workers))]
+            for future in as_completed(futures):
+                future.result()
+            if len(self._to_do) == before:  # other runs are processing all of them
+                time.sleep(POLL_SECONDS)
+
+    def _answer(self, digests: Iterable[str]) -> None:
+        """Tell who sent these media that all their records are stored."""
+        if self._job.requests:
+            for digest in digests:
+                self.report.answered(media=digest)
+
+    def _tasks(self, workers: int) -> list[Callable[[], None]]:
         """Return the next tasks of the workers: one video each, or a group of images."""
-        media = list(self.to_do.values())
-        self.to_do = {}
+        media = list(self._to_do.values())
+        self._to_do = {}
         videos = [m for m in media if m.kind == "video"]
         images = [m for m in media if m.kind == "image"]
         self._threads = max(1, cores() // max(1, min(workers, len(videos))))
         size = min(PACK_RECORDS, max(1, -(-len(images) // workers)))
         groups = [images[at : at + size] for at in range(0, len(images), size)]
-        self.report.total(sum(self._items.values()))
+        self.report.total(sum(self._items.values()), self._earlier)
         return [
             *(partial(self.cut_video, medium) for medium in videos),
             *(partial(self.cut_images, group) for group in groups),
@@ -108,9 +143,10 @@ class Cutting:
             if is_granted:
                 claimed.append(medium)
             elif is_granted is None:
-                self.to_do[medium.digest] = medium
+                self._to_do[medium.digest] = medium
             else:
                 self._items[medium.digest] = 0
+                self._answer([medium.digest])
         try:
             yield claimed
         finally:
@@ -157,7 +193,11 @@ class Cutting:
     def _end(self, medium: FramesItem, video: "Video", known: Mapping[int, ChunkIndex]) -> None:
         index = video.media_index([known[at] for at in sorted(known)])
         medium.check()
-        self.record_sets.finish([(medium, index)])
+        self._finish([(medium, index)])
+
+    def _finish(self, media: Sequence[tuple[FramesItem, MediaIndex]]) -> None:
+        self.record_sets.finish(media)
+        self._answer(medium.digest for medium, _ in media)
 
     def _plans(self, medium: FramesItem, video: "Video") -> list["ChunkPlan"]:
         if not self._job.sampling.shots:
@@ -184,7 +224,7 @@ class Cutting:
         """Set the number of items of a medium, and report the new total."""
         with self._lock:
             self._items[medium.digest] = items
-            self.report.total(sum(self._items.values()))
+            self.report.total(sum(self._items.values()), self._earlier)
 
     def cut_images(self, group: Sequence[FramesItem]) -> None:
         """Store a group of images, in packs."""
@@ -193,7 +233,7 @@ class Cutting:
 
         def store() -> None:
             self.record_sets.publish(chunks)
-            self.record_sets.finish(done)
+            self._finish(done)
             chunks.clear()
             done.clear()
 

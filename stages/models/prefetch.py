@@ -83,16 +83,18 @@ class Prefetched(Generic[Rows]):
 def write_behind(
     write: Callable[[list[Rows]], None],
     refuse: Callable[[list[Rows], Exception], None] | None = None,
+    on_error: Callable[[], object] = lambda: None,
 ) -> Iterator[Callable[[Rows], None]]:
     """Yield a function that passes results to `write`, which runs on another thread.
 
     Each call of `write` gets, in order, everything that arrived during the previous call. So one
     disk sync serves many batches. An error of `write` is raised at the next call of the function,
-    or at the end, and nothing is written after it. Results that were passed before an error of the
-    caller are still written.
+    or at the end, and nothing is written after it. The next call may never come: `on_error` is
+    called at once, on the other thread, and ends what the caller waits for. Results that were
+    passed before an error of the caller are still written.
 
     With `refuse`, which gets what an error left unwritten, the error is not raised and writing goes
-    on: the next call may never come.
+    on.
     """
     waiting: deque[Rows] = deque()
     running: deque[Future[None]] = deque()
@@ -108,6 +110,7 @@ def write_behind(
             write(taken)
         except Exception as error:
             if refuse is None:
+                on_error()
                 raise
             refuse(taken, error)
         failed = False

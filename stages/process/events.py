@@ -44,6 +44,8 @@ class Total:
     """The number of items that the stage will publish."""
 
     items: int
+    earlier: int = 0
+    """Number of those that it was sent in earlier messages, and has made; not in `items`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +53,7 @@ class Answered:
     """These items are done: their records are on disk, and will not be made again."""
 
     keys: tuple[str, ...] = ("",)
+    """Their keys; empty: all records of `media` are on disk."""
     device: str = "cpu"
     """As in MemorySample."""
     label: str = ""
@@ -219,7 +222,9 @@ def event_of(line: str) -> Event | None:
 def answered_keys(event: Event) -> tuple[str, ...]:
     """Return the keys of the items to which an event is the answer."""
     match event:
-        case Answered() | Returned():
+        case Answered():
+            return event.keys or (event.media,)
+        case Returned():
             return event.keys
         case Failed():
             return (event.media,)
@@ -268,8 +273,8 @@ class EventReporter:
         self.on_answer: Callable[[Sequence[str]], None] = lambda keys: None
         """Called with the keys of each answer, before it is sent."""
 
-    def total(self, items: int) -> None:
-        self.send(Total(items=items))
+    def total(self, items: int, earlier: int = 0) -> None:
+        self.send(Total(items=items, earlier=earlier))
 
     def answered(
         self,
@@ -279,8 +284,8 @@ class EventReporter:
         media: str = "",
         index: MediaIndex | None = None,
     ) -> None:
-        """Report items whose records are on disk."""
-        if self._journal is not None:
+        """Report items whose records are on disk, or without keys a medium that is complete."""
+        if self._journal is not None and keys:
             lines = [json.dumps({"time": round(time.time(), 3), "key": key}) for key in keys]
             self._note(self._journal, "\n".join(lines))
         answer = Answered(

@@ -2,6 +2,8 @@
 told from keys."""
 
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ from artifacts.records.store import open_store
 from flows.core.machine.launch import StageCall
 from flows.core.options.commands import CaptionConfig
 from stages.models.profile import ModelProfile, PartProfile, SamplingProfile
-from stages.process.events import Failed, StageOutcome
+from stages.process.events import (
+    Answered,
+    Event,
+    EventReporter,
+    Failed,
+    StageNotes,
+    StageOutcome,
+    answered_keys,
+)
 from stages.process.job import job_fields
 from stages.process.stage_process import Listener
 
@@ -67,9 +77,12 @@ class Stages:
         return self
 
     def start(self, call: StageCall) -> "Answer":
-        if job_fields(call.job).get("requests"):  # encodes nothing while frames are cut
+        stays = bool(job_fields(call.job).get("requests"))
+        if stays and call.name != "frames":  # encodes nothing while frames are cut
             return Answer(StageOutcome(name=call.name), lambda made: made)
         self.calls.append(call)
+        if stays:
+            return OnThread(StageOutcome(name=call.name), lambda made: self._answer(call, made))
         return Answer(StageOutcome(name=call.name), lambda made: self._answer(call, made))
 
     def names(self) -> list[str]:
@@ -87,11 +100,11 @@ class Stages:
             import stages.frames.run
 
             heard = Heard(outcome)
-            stages.frames.run.run(job_fields(call.job), heard)  # type: ignore[arg-type]
+            stages.frames.run.run(job_fields(call.job), heard)
         elif call.name == "cut":
             import stages.frames.cut
 
-            stages.frames.cut.run(job_fields(call.job), Heard(outcome))  # type: ignore[arg-type]
+            stages.frames.cut.run(job_fields(call.job), Heard(outcome))
         else:
             self._make(call, outcome)
         return outcome
@@ -146,21 +159,34 @@ class Answer:
         pass
 
 
-class Heard:
+class OnThread(Answer):
+    """A stage that works on a thread, and ends when it is sent the end."""
+
+    def __init__(self, outcome: StageOutcome, work: Callable[[StageOutcome], StageOutcome]) -> None:
+        super().__init__(outcome, work)
+        self._done = ThreadPoolExecutor(1).submit(work, outcome)
+
+    def wait(self) -> StageOutcome:
+        return self._done.result()
+
+    def wait_for_exit(self, seconds: float) -> bool:
+        return bool(futures.wait([self._done], seconds).done)
+
+
+class Heard(EventReporter):
     """A report that counts, and hears nothing else."""
 
-    def __getattr__(self, _: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
     def __init__(self, outcome: StageOutcome) -> None:
+        super().__init__(-1)
         self._outcome = outcome
 
-    def answered(self, *keys: str, **_: Any) -> None:
-        self._outcome.items += len(keys)
-
-    def note(self, **values: Any) -> None:
-        self._outcome.notes.update(values)
-
-    def failure(self, media: str, kind: str, message: str, hint: str) -> None:
-        messages = Failed(media=media, kind=kind, message=message, hint=hint)
-        self._outcome.failures.append(messages)
+    def send(self, event: Event) -> None:
+        self.on_answer(keys := answered_keys(event))
+        self._outcome.answered.update(keys)
+        match event:
+            case Answered():
+                self._outcome.items += len(event.keys)
+            case StageNotes():
+                self._outcome.notes.update(event.values)
+            case Failed():
+                self._outcome.failures.append(event)

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,23 @@ def answers_to(
         running.join(SECONDS)
         assert came and not running.is_alive(), f"no answer to {sorted(left)}"
     return messages
+
+
+def work_sent(
+    stage: Callable[[dict[str, Any], EventReporter], object], job: dict[str, Any], pipe: Path
+) -> None:
+    """Send a stage the batches of a job, and nothing more: it waits for the next message until an
+    error ends it. Raises that error; fails if the stage goes on waiting."""
+    feed, sent = RequestPipe(pipe), {**job, "batches": [], "requests": str(pipe)}
+    with closing(feed), events() as (report, _), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(stage, sent, report)
+        feed.send(Make(batches=job["batches"]))
+        assert feed.write()
+        try:
+            running.result(SECONDS)
+        finally:
+            feed.send(End())
+            assert feed.write()
 
 
 def keys_told(messages: Sequence[dict[str, Any]]) -> list[str]:

@@ -89,12 +89,14 @@ class SoundSource:
 
     def _drop(self, keys: Sequence[str]) -> None:
         for records in (self._read, self._read_silences):
-            records.look_up(keys)
+            for key in keys:  # each chunk is a pack
+                records.look_up_pack([key])
             records.drop(keys)
 
     def _take_silences(self, keys: Sequence[str]) -> list[Record]:
         records = self._read_silences
-        records.look_up(keys)
+        for key in keys:
+            records.look_up_pack([key])
         silences = [records.read(key) for key in keys if key in records]
         records.drop([record.key for record in silences])
         return silences
@@ -385,7 +387,7 @@ class FrameSource:
 
     def _drop(self, keys: Sequence[str]) -> None:
         for key in keys:
-            self._frames.look_up([key])
+            self._frames.look_up_pack([key])
             self._frames.drop([key])
 
     def _throw_away(self, medium: Medium, doing: "asyncio.Future[MediaIndex]") -> None:

@@ -194,7 +194,7 @@ def read_and_drop(records: RecordSet) -> Callable[[Iterable[str]], dict[str, Any
 
     def answers(keys: Iterable[str]) -> dict[str, Any]:
         requested = list(keys)
-        records.look_up(requested)
+        records.look_up_pack(requested)
         if not all(key in records for key in requested):  # they were published in several packs
             records.refresh()
         by_key = {key: records.read(key) for key in requested}

@@ -320,18 +320,16 @@ class EncodeRun:
         sent = None
         if job.requests:
             sent = Requests(job.requests, EncodeItem, self._report, for_clients=job.for_clients)
-        with (
-            taking as self._claims,
-            write_behind(self._publish, refuse) as self._later,
-            self._readers,
-            sent or nullcontext(),
-        ):
+        with taking as self._claims, self._readers, sent or nullcontext():
             work = self._own() if sent is None else self._sent(sent)
-            with Prefetched(work, begin, depth, self._report.idle) as ready:
+            with (
+                Prefetched(work, begin, depth, self._report.idle) as ready,
+                write_behind(self._publish, refuse, ready.close) as self._later,
+            ):
                 for begun in ready:
                     self._encode(begun, oom_retry, compute)
                     del begun
-            faults.close()
+                faults.close()
         if sent is not None:
             sent.close()
         if self._windows is not None and half is not None:
@@ -386,7 +384,8 @@ class EncodeRun:
 
     def _find_inputs(self, batch: list[ItemRequest]) -> list[ItemRequest]:
         """Return the requests of a client whose inputs are there, and refuse the others."""
-        self._frames.look_up([one.item.frames for one in batch])
+        for one in batch:  # each file is a pack
+            self._frames.look_up_pack([one.item.frames])
         hint = "Send the request again: its frames are read again"
         for one in batch:
             if one.item.frames not in self._frames:

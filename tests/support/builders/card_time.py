@@ -67,7 +67,8 @@ def run(values: dict[str, Any], report: Any) -> None:
     def batches() -> Iterator[list[EncodeItem]]:
         for sent in Requests(job.requests, EncodeItem, report):
             for batch in sent:
-                frames.look_up([one.item.frames for one in batch])
+                for one in batch:
+                    frames.look_up_pack([one.item.frames])
                 yield [one.item for one in batch]
 
     def read(batch: list[EncodeItem]) -> tuple[list[EncodeItem], list[list[Pixels]]]:

@@ -139,7 +139,7 @@ def test_a_damaged_record_is_made_again_by_the_same_run(place: Place, tmp_path: 
 
 def test_the_record_says_how_what_comes_after_the_media_ends(tmp_path: Path) -> None:
     record = RunRecord(tmp_path)
-    steps: Any = SimpleNamespace(stop_prefetch=lambda: None)
+    steps: Any = SimpleNamespace(stop=lambda: None)
     runner = PipelineRunner(SimpleNamespace(), steps, record)  # type: ignore[arg-type]
     record.finish("done")
     with runner.keep_running():

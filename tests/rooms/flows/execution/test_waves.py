@@ -31,9 +31,10 @@ from flows.core.console.display import Display
 from flows.core.job.prepare import Job, prepare
 from flows.core.machine.launch import StageCall
 from flows.core.options.commands import CaptionConfig
-from flows.execution import chunk_feed
+from flows.execution import chunk_feed, frames_runner
 from flows.execution.run import caption
 from flows.execution.run_observer import hold_lease
+from flows.execution.run_pipe import RunPipe
 from flows.outputs.write import OutputCounts, write_outputs
 from stages.decode.generation import DecodeItem
 from stages.frames.video import Video
@@ -41,7 +42,7 @@ from stages.models.encoding import EncodeItem
 from stages.models.footprint import LayerMemory, RowMemory
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
-from stages.process.requests import BEGUN, Make, read_messages
+from stages.process.requests import BEGUN, Make, Message, read_messages
 from tests.support.media import write_numbered, write_video
 from tests.support.pipeline import SECONDS, read_lines
 from tests.support.stand_ins import HALF, PROFILE, Answer, Stages, config_in
@@ -65,12 +66,34 @@ def run(config: CaptionConfig, stages: Stages) -> int:
 def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     # three short clips, or a longer one
     monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 28_200)
+    sent: list[int] = []
+
+    class Pipe(RunPipe):
+        def send(self, message: Message) -> None:
+            sent.extend(len(batch) for batch in getattr(message, "batches", ()))
+            super().send(message)
+
+    monkeypatch.setattr(frames_runner, "RunPipe", Pipe)
     stages = Stages()
     assert run(config, stages) == 5
-    wave = ["frames", "encode", "decode"]
-    assert stages.names() == ["frames", *wave, *wave, "encode", "decode"]
-    messages = [len(job_fields(c.job)["media"]) for c in stages.calls if c.name == "frames"]
-    assert messages == [3, 1, 1]
+    wave = ["encode", "decode"]
+    assert stages.names() == ["frames", *wave, *wave, *wave]
+    assert len(job_fields(stages.calls[1].job)["media"]) == 3
+    assert sent == [1, 1]
+
+
+def test_each_wave_has_a_process_where_there_are_no_pipes(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 28_200)
+    monkeypatch.setattr(os, "mkfifo", refuse)
+    stages = Stages()
+    assert run(config, stages) == 5
+    assert stages.names() == ["frames", "encode", "decode"] * 3
+
+
+def refuse(*_: object) -> None:
+    raise PermissionError("no pipes here")
 
 
 def test_outputs_are_written_seldom(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +387,7 @@ class Fed(Stages):
         """Whether the index of a video was there when a message came."""
 
     def start(self, call: StageCall) -> Answer:
-        if not getattr(call.job, "requests", ""):
+        if call.name == "frames" or not getattr(call.job, "requests", ""):
             return super().start(call)
         self.feeds += 1
         outcome = StageOutcome(name=call.name)
@@ -485,7 +508,7 @@ class Staying(Stages):
         """Stage and keys of each process that was sent its work."""
 
     def start(self, call: StageCall) -> Answer:
-        if not getattr(call.job, "requests", ""):
+        if call.name == "frames" or not getattr(call.job, "requests", ""):
             return super().start(call)
         keys: list[str] = []
         self.sent.append((call.name, keys))
@@ -540,8 +563,7 @@ def test_both_processes_stay_for_the_next_wave(
     assert run(replace(config, engine="inflight"), stages) == 5
     alone = [name for name in stages.names() if name != "frames"]
     made = [(stage, len(keys)) for stage, keys in stages.sent]
-    assert stages.names().count("frames") > 1
-    assert alone == []
+    assert stages.names() == ["frames"] and alone == []
     if ends:  # with it the other, and both are started for the next wave
         assert [stage for stage, _ in made] == ["encode", "decode"] * 2
     else:
@@ -558,7 +580,7 @@ def test_the_next_wave_is_cut_while_this_one_is_decoded_and_then_encoded_as_it_i
     write_video(tmp_path / "clips" / "b.mp4", ticks=range(CHUNKS * 30), gop=20)
     stages = Fed()
     record_of(slowly_cut, stages)
-    assert stages.names() == ["frames", "frames", "decode", "decode"]
+    assert stages.names() == ["frames", "decode", "decode"]
     assert stages.feeds == 2 and len(stages.messages) >= 4
     sent = [key for message in stages.messages for key in message]
     assert len(sent) == len(set(sent)) == 2 * CHUNKS

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from artifacts.errors import CannotFit
+from artifacts.errors import CannotFit, EnvironmentFault
+from artifacts.records.packs import RecordSet
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import prefill
 from stages.decode.engines.inflight.engine import InflightEngine
@@ -50,6 +51,7 @@ from tests.support.waves import (
     no_faults,
     noted,
     told_by,
+    work_sent,
 )
 
 ENGINES: dict[str, type[DecodeEngine]] = {
@@ -210,6 +212,20 @@ def test_a_request_that_the_engine_forgets_has_an_answer_while_the_stage_waits(
     kind = "Failed" if for_clients else "Returned"
     (answer,) = (event for event in told if event["event"] == kind)
     assert "caption-1" in (answer.get("media"), *answer.get("keys", ()))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_full_disk_ends_a_stage_that_waits_for_work(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: Any) -> list[str]:
+        raise EnvironmentFault("the disk is full", hint="Make room")
+
+    wave = mixed_wave(tmp_path)
+    wave.settings |= {"engine": engine, "slots": 2}
+    monkeypatch.setattr(RecordSet, "publish", refusing)
+    with pytest.raises(EnvironmentFault, match="full"):
+        work_sent(run, wave.to_decode(PROMPTS, OTHER, tokens=4), tmp_path / "pipe")
 
 
 def test_a_worker_without_memory_ends_though_no_further_request_comes(

@@ -157,7 +157,7 @@ def test_a_resumed_batch_publishes_only_what_is_missing(tmp_path: Path) -> None:
     wave.record_set("captions", OTHER).publish([kept])
     assert keys_told(wave.decode(PROMPTS, OTHER)) == ["caption-0", "caption-2"]
     assert wave.captions(OTHER) == before
-    assert wave.decode(PROMPTS, OTHER) == [{"event": "Total", "items": 0}]
+    assert wave.decode(PROMPTS, OTHER) == [{"event": "Total", "items": 0, "earlier": 0}]
 
 
 @pytest.mark.slow

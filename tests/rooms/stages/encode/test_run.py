@@ -33,7 +33,15 @@ from stages.process.events import NOT_ANSWERED
 from tests.support.clips import clips
 from tests.support.families import checkpoint
 from tests.support.tiny_families.in_slots import judged_in_passes, prepared_rows
-from tests.support.waves import FEATURES, FRAMES, Wave, answers_to, encoded_wave, keys_told
+from tests.support.waves import (
+    FEATURES,
+    FRAMES,
+    Wave,
+    answers_to,
+    encoded_wave,
+    keys_told,
+    work_sent,
+)
 
 
 def wave(tmp_path: Path, name: str = "store", **settings: Any) -> Wave:
@@ -54,7 +62,7 @@ def test_every_chunk_gets_a_record_once_and_who_goes_on_makes_the_same_bytes(
     names = [f"features-{n}" for n in range(5)]
     whole = payloads(made)
     assert keys_told(message) == list(whole) == names
-    assert message[0] == {"event": "Total", "items": 5}
+    assert message[0] == {"event": "Total", "items": 5, "earlier": 0}
     notes = [event for event in message if event["event"] == "StageNotes"]
     assert notes[0]["attention"] == "sdpa"
 
@@ -65,7 +73,7 @@ def test_every_chunk_gets_a_record_once_and_who_goes_on_makes_the_same_bytes(
     assert payloads(resumed) == whole
 
     made.model = str(tmp_path / "gone")
-    assert made.encode() == [{"event": "Total", "items": 0}]
+    assert made.encode() == [{"event": "Total", "items": 0, "earlier": 0}]
 
     small = wave(tmp_path, "half", dtype="bfloat16")
     small.encode()
@@ -276,18 +284,47 @@ def test_a_size_class_is_tried_when_it_appears(tmp_path: Path) -> None:
     assert [known.result(row) for row in (first, later)] == [True, True]
 
 
+def lie_alone(made: Wave) -> None:
+    """Let the frames of each chunk lie in a pack of their own, as those of clients do."""
+    frames = made.record_set("frames", FRAMES)
+    records = [frames.read(key) for key in sorted(frames.keys())]
+    frames.drop(record.key for record in records)
+    for record in records:
+        frames.publish([record])
+
+
+def test_files_of_several_clients_are_encoded_in_one_batch(tmp_path: Path) -> None:
+    made, other = wave(tmp_path), wave(tmp_path, "other")
+    lie_alone(made)
+    other.encode()
+    job = made.to_encode() | {"for_clients": True}
+    items = [EncodeItem(*item) for batch in job["batches"] for item in batch]
+    told = answers_to(stage.run, job, tmp_path / "pipe", items)
+    assert sorted(keys_told(told)) == [item.key for item in items]
+    assert payloads(made) == payloads(other)
+
+
+def test_a_full_disk_ends_a_stage_that_waits_for_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = wave(tmp_path)
+    monkeypatch.setattr(encoding.RecordSet, "publish", refusing)
+    with pytest.raises(EnvironmentFault, match="full"):
+        work_sent(stage.run, made.to_encode(), tmp_path / "pipe")
+
+
+def refusing(*_: Any) -> list[str]:
+    raise EnvironmentFault("the disk is full", hint="Make room")
+
+
 @pytest.mark.parametrize("for_clients", [False, True])
 def test_a_chunk_that_the_stage_forgets_has_an_answer_while_the_stage_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_clients: bool
 ) -> None:
     """Forgotten by the code itself: no error, no record."""
     made = wave(tmp_path)
-    if for_clients:  # whose frames lie in packs of their own
-        frames = made.record_set("frames", FRAMES)
-        records = [frames.read(key) for key in sorted(frames.keys())]
-        frames.drop(record.key for record in records)
-        for record in records:
-            frames.publish([record])
+    if for_clients:
+        lie_alone(made)
     encoded = encoding._encoded
 
     def forgetful(*given: Any) -> list[list[encoding.Encoded]]:

@@ -79,6 +79,27 @@ def test_what_failed_behind_is_raised_and_nothing_is_written_after_it(more: int)
     assert written == []
 
 
+def test_what_failed_behind_ends_what_the_caller_waits_for() -> None:
+    arrives = threading.Event()
+
+    def batches() -> Iterator[int]:
+        yield 0
+        assert arrives.wait(SECONDS)
+
+    def write(made: list[int]) -> None:
+        raise OSError("the disk is full")
+
+    with (
+        pytest.raises(OSError, match="full"),
+        Prefetched(batches(), int) as ready,
+        write_behind(write, on_error=ready.close) as later,
+    ):
+        for number in ready:
+            later(number)
+    assert not arrives.is_set()
+    arrives.set()
+
+
 def test_what_failed_behind_is_refused_at_once_and_writing_goes_on() -> None:
     written: list[int] = []
     refused: list[tuple[list[int], str]] = []

@@ -77,7 +77,7 @@ def keys(medium: SoundItem) -> list[str]:
 def test_chunks_are_stored_as_pcm_with_what_describes_them_and_not_read_again(desk: Desk) -> None:
     one = sounding(desk)
     assert desk.run(one) == keys(one)
-    assert desk.told("Total") == [{"event": "Total", "items": 3}]
+    assert desk.told("Total") == [{"event": "Total", "items": 3, "earlier": 0}]
     spans = [(chunk.start, chunk.end) for chunk in one.chunks]
     expected = list(sound_of_chunks(Path(one.path), spans, RATE))
     for chunk, sound in zip(one.chunks, expected, strict=True):

@@ -264,7 +264,7 @@ def test_a_caption_of_either_engine_answers_who_leaves_the_choice(
     kept = {"caption-5"} if speaks == "transformers" else {f"caption-{n}" for n in {5, *made}}
     assert ours.keys() == kept
     assert len(ours.keys()) + len(theirs.keys()) == 10
-    assert told_by(run, job) == [{"event": "Total", "items": 0}]
+    assert told_by(run, job) == [{"event": "Total", "items": 0, "earlier": 0}]
 
 
 def fed(wave: Wave, pipe: Path, size: int, **more: Any) -> list[dict[str, Any]]:
