@@ -12,7 +12,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from artifacts.errors import CannotFit, EnvironmentFault, HalfChecked, UsageError
-from artifacts.records.packs import Record
+from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.records.tensors import pack_tree
 from penstock_demo import CHECKPOINT
@@ -308,7 +308,7 @@ def test_a_full_disk_ends_a_stage_that_waits_for_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = wave(tmp_path)
-    monkeypatch.setattr(encoding.RecordSet, "publish", refusing)
+    monkeypatch.setattr(RecordSet, "publish", refusing)
     with pytest.raises(EnvironmentFault, match="full"):
         work_sent(stage.run, made.to_encode(), tmp_path / "pipe")
 
