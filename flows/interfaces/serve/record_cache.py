@@ -100,7 +100,7 @@ class RecordCache:
     async def finds(self, key: str) -> bool:
         """Return whether a record is there, also if another process has just stored it alone."""
         if key not in self:
-            await asyncio.to_thread(self._records.look_up, [key])
+            await asyncio.to_thread(self._records.look_up_pack, [key])
         return key in self
 
     async def read(self, key: str) -> Record | None:
