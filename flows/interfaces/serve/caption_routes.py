@@ -111,12 +111,11 @@ class CaptionRoutes:
             news.set()
 
         doing = asyncio.ensure_future(self.captions().caption(upload, prompt, params, on_partial))
+        doing.add_done_callback(lambda _: news.set())
         try:
             async with asyncio.timeout(self._service.config.caption_deadline):
                 while not doing.done():
-                    listening = asyncio.ensure_future(news.wait())
-                    await asyncio.wait({doing, listening}, return_when=asyncio.FIRST_COMPLETED)
-                    listening.cancel()
+                    await news.wait()
                     news.clear()
                     while latest and not doing.done():
                         at = next(iter(latest))

@@ -215,6 +215,17 @@ class Captioned:
         ]
 
 
+def _captioned(
+    index: MediaIndex,
+    tasks: Sequence[Task],
+    output: Sequence[CaptionProgress | None],
+    *,
+    cached: bool = False,
+) -> Captioned:
+    heard = tuple(task.variant.hears for task in tasks)
+    return Captioned(index=index, outputs=tuple(filter(None, output)), cached=cached, heard=heard)
+
+
 class Captioning:
     """The decoders and both halves of one captioning model."""
 
@@ -374,12 +385,11 @@ class Captioning:
             is_heard = sound is None or all([await sound.is_encoded(task) for task in tasks])
             if index is None or not features or not all(features) or not is_heard:
                 index = await self._frames.decode(medium, self._encoding)
-                if sound is not None:
-                    await sound.note_silences(medium, index)
-                tasks = await self._tasks_of(medium, index, params.sound)
-                heard = [sound.encode(task) for task in tasks] if sound is not None else []
-                made = await asyncio.gather(*map(self._encoded, tasks), *heard)
-                features = [key or "" for key in made[: len(tasks)]]
+                try:
+                    tasks, features = await self._encode_all(medium, index, params.sound)
+                except BaseException:
+                    self._frames.drop_unsent(medium, index, self._encoding)
+                    raise
                 self._frames.keep(medium, index)
 
         def decoded(at: int, settings: str) -> Awaitable[CaptionProgress]:
@@ -387,19 +397,19 @@ class Captioning:
             return self._decoded(tasks[at], features[at], settings, params.to_context)
 
         output = await in_order(len(tasks), params, self.limit, decoded)
-        return self._captioned(index, tasks, output, cached=False)
+        return _captioned(index, tasks, output)
 
-    def _captioned(
-        self,
-        index: MediaIndex,
-        tasks: Sequence[Task],
-        output: Sequence[CaptionProgress | None],
-        *,
-        cached: bool,
-    ) -> Captioned:
-        heard = tuple(task.variant.hears for task in tasks)
-        outputs = tuple(filter(None, output))
-        return Captioned(index=index, outputs=outputs, cached=cached, heard=heard)
+    async def _encode_all(
+        self, medium: Medium, index: MediaIndex, of_sound: str
+    ) -> tuple[list[Task], list[str]]:
+        """Encode the chunks of a medium that was just decoded. Return them, and the keys of their
+        features. Raises HttpRefusal."""
+        if (sound := self._frames.sound) is not None:
+            await sound.note_silences(medium, index)
+        tasks = await self._tasks_of(medium, index, of_sound)
+        heard = [sound.encode(task) for task in tasks] if sound is not None else []
+        made = await asyncio.gather(*map(self._encoded, tasks), *heard)
+        return tasks, [key or "" for key in made[: len(tasks)]]
 
     async def _from_store(
         self, medium: Medium, index: MediaIndex, params: CaptionParams
@@ -418,7 +428,7 @@ class Captioning:
         output = await in_order(len(tasks), params, self.limit, stored)
         if None in output:
             return None
-        return self._captioned(index, tasks, output, cached=True)
+        return _captioned(index, tasks, output, cached=True)
 
     async def _features_of(self, task: Task) -> str:
         """Return the key of a chunk's stored features, encoded in any way; empty: there are

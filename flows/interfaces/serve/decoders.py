@@ -24,6 +24,7 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.namespaces import Variant
 from flows.core.ledger.tasks import Medium, Task, task_of
 from flows.core.machine.launch import StageCall
+from flows.core.pipelines import encoder_of
 from flows.execution.stage_calls import StageCallBuilder
 from flows.interfaces.serve.half_worker import HalfWorker
 from flows.interfaces.serve.metrics import HalfMetrics, Metrics
@@ -325,7 +326,7 @@ class FrameSource:
     ) -> None:
         """`sound`: that of the same uploads, if the decoders read it."""
         self.sound = sound
-        self._kind = job.pipeline[0].writes
+        self._kind, self._encoded = job.pipeline[0].writes, encoder_of(job.pipeline).writes
         self._decoders = decoders
         self.variant = job.ledger.variant
         namespace = self.variant[self._kind]
@@ -384,6 +385,14 @@ class FrameSource:
         """Delete unused frames on a thread."""
         keys = [task[self._kind] for task in tasks]
         asyncio.get_running_loop().run_in_executor(None, self._drop, keys)
+
+    def drop_unsent(self, medium: Medium, index: MediaIndex, half: HalfWorker) -> None:
+        """Delete the frames and the sound of a medium whose clients have left, except those that a
+        half has, which deletes them itself."""
+        tasks, made = self.tasks(medium, index), self._encoded
+        self.drop([task for task in tasks if not half.has(task[made])])
+        if self.sound is not None:
+            self.sound.drop(medium, index.chunks)
 
     def _drop(self, keys: Sequence[str]) -> None:
         for key in keys:
