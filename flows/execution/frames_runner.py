@@ -46,11 +46,12 @@ class _Staying:
         """Return the digests of the media that it has not answered."""
         return self.sent - self.attempt.outcome.answered
 
-    def send(self, items: Sequence[FramesItem]) -> None:
+    def send(self, files: Sequence[FramesItem]) -> None:
         """Send media, unless they are open."""
-        if new := [item for item in items if item.digest not in self.open]:
-            digests = {item.digest for item in new}
-            self.sent = self.open | digests
+        still_open = self.open
+        if new := [file for file in files if file.digest not in still_open]:
+            digests = {file.digest for file in new}
+            self.sent = still_open | digests
             # A medium of an earlier wave is answered once more.
             self.attempt.outcome.answered.difference_update(digests)
             self.pipe.send(Make(batches=[new]))
@@ -105,7 +106,7 @@ class FramesRunner:
         return staying.attempt
 
     def _start(self, wave: list[Medium], *, stays: bool = False) -> Attempt | None:
-        if not (items := self._missing(wave)):
+        if not (files := self._missing(wave)):
             return None
         rung, pipe = self._loop.ladder.rung(self._stage.name), None
         if stays:
@@ -116,29 +117,29 @@ class FramesRunner:
         entry, plan = self._loop.record.stage(self._stage.name), self._loop.record.value["plan"]
         expected = max(0, plan.get("chunks", 0) - entry["before"] - entry["items"])
         path = str(pipe.path) if pipe else ""
-        call = partial(self._calls.frames_call, items, rung, expected, path)
+        call = partial(self._calls.frames_call, files, rung, expected, path)
         try:
-            attempt = self._loop.start(self._stage, rung, call, total=len(items))
+            attempt = self._loop.start(self._stage, rung, call, total=len(files))
         except BaseException:
             if pipe is not None:
                 pipe.close()
             raise
         if pipe is not None:
-            sent = {item.digest for item in items}
+            sent = {file.digest for file in files}
             self._staying = _Staying(attempt=attempt, pipe=pipe, sent=sent)
         return attempt
 
     def _missing(self, wave: Sequence[Medium]) -> list[FramesItem]:
         """Return what a wave lacks. It has a medium once per prompt."""
-        items: dict[str, FramesItem] = {}
+        files: dict[str, FramesItem] = {}
         for medium in wave:
-            chunks, before = self._job.ledger.frames_to_cut(medium), items.get(medium.digest)
+            chunks, before = self._job.ledger.frames_to_cut(medium), files.get(medium.digest)
             if before is not None and chunks is not None:
                 others = before.chunk_indexes
                 chunks = None if others is None else sorted({*others, *chunks})
-            item = FramesItem(medium.path, medium.digest, medium.kind, chunks, medium.stamp)
-            items[medium.digest] = item
-        return [item for item in items.values() if item.chunk_indexes != []]
+            file = FramesItem(medium.path, medium.digest, medium.kind, chunks, medium.stamp)
+            files[medium.digest] = file
+        return [file for file in files.values() if file.chunk_indexes != []]
 
     def _wait(self, wave: list[Medium], attempt: Attempt, *, follows: bool) -> None:
         """Wait until a process has cut a wave. Raises PenstockError."""

@@ -114,7 +114,7 @@ class Cutting:
                 time.sleep(POLL_SECONDS)
 
     def _answer(self, digests: Iterable[str]) -> None:
-        """Tell who sent these media that all their records are stored."""
+        """Answer for these media, if they were sent: all their records are stored."""
         if self._job.requests:
             for digest in digests:
                 self.report.answered(media=digest)
