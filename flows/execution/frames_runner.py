@@ -5,9 +5,10 @@ How it works:
 1. One process decodes the files of a wave. It stays for the next wave, whose files it is sent while
    later stages work on this one, and it is sent the end with the last wave.
 2. If the process runs out of memory, it is started again with fewer files at once.
-3. If it crashes, or runs out of memory with one file at a time, each file that it had open is
-   decoded alone. A file that crashes the decoder is recorded as failed; one that does not fit in
-   memory is left to the next run.
+3. If it crashes, is killed twice in a row, or runs out of memory with one file at a time, each file
+   that it had open is decoded alone. A file that crashes the decoder is recorded as failed; one
+   that does not fit in memory, or at which the process is killed once more, is left to the next
+   run.
 4. Without a pipe, such as on a file system that has none, there is a process for each wave.
 """
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from artifacts.disk.stamps import CHANGED, CHANGED_HINT, CHANGED_MESSAGE
-from artifacts.errors import CannotFit, PenstockError, StageDied
+from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.records.packs import Record
 from flows.core.ledger.tasks import Medium
 from flows.execution.overlap import Overlap
@@ -30,6 +31,15 @@ from stages.process.exit_diagnosis import is_crash
 from stages.process.requests import End, Make
 
 log = logging.getLogger(__name__)
+
+SUSPICIOUS_KILLS = 2
+"""How many kills in a row, without anything made between them, may be the fault of a file."""
+KILLED = {
+    "kind": "killed",
+    "message": "the process that decodes this file was killed each time, also with this file alone",
+    "hint": "See whether the system ended it for want of memory; the same command tries it again",
+}
+"""Failure of a file that is left to the next run."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,6 +77,8 @@ class FramesRunner:
         self._calls = calls
         self._overlap = overlap
         self._staying: _Staying | None = None
+        self._kills = 0
+        """How many times in a row a process was killed before it made anything."""
 
     def cut(self, wave: list[Medium], *, follows: bool) -> None:
         """Cut the frames that a wave lacks. `follows`: another wave follows. Raises
@@ -178,7 +190,12 @@ class FramesRunner:
 
     def _cut_suspects(self, wave: list[Medium], attempt: Attempt, error: PenstockError) -> bool:
         """Cut each file alone that a failed process had open. Return False if it had none, or if
-        it may go on with fewer files at once."""
+        it may go on with fewer files at once, or as it was."""
+        if isinstance(error, Killed):
+            self._kills = 0 if error.items else self._kills + 1
+            if self._kills < SUSPICIOUS_KILLS:
+                return False
+            self._kills = 0
         suspects = crash_suspects(error, attempt.outcome, wave)
         if not suspects or (isinstance(error, CannotFit) and attempt.rung.batch > 1):
             return False
@@ -196,6 +213,8 @@ class FramesRunner:
             self._loop.wait(attempt)
         except CannotFit as error:  # the next run tries it again
             ledger.unfit[medium.digest, -1, ""] = too_large(self._stage.name, error.message)
+        except Killed:
+            ledger.unfit[medium.digest, -1, ""] = {"stage": self._stage.name, **KILLED}
         except StageDied as error:
             if not is_crash(error):
                 raise

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from artifacts.errors import CannotFit, PenstockError, StageDied
+from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.schema import Part
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Medium, Task
@@ -147,7 +147,7 @@ class StageLoop:
         while (attempt := start()) is not None:
             try:
                 (wait or self.wait)(attempt)
-            except (CannotFit, StageDied) as error:
+            except (CannotFit, Killed, StageDied) as error:
                 if is_solved(attempt, error):
                     continue
                 if not isinstance(error, CannotFit):
@@ -184,9 +184,9 @@ class StageLoop:
 def crash_suspects(
     error: PenstockError, outcome: StageOutcome, media: Sequence[Medium]
 ) -> list[Medium]:
-    """Return the media that may have crashed a process, or filled its memory: those that it had
-    open. Return none after another error."""
-    if not (isinstance(error, CannotFit) or is_crash(error)):
+    """Return the media that may have crashed a process, filled its memory, or had it killed: those
+    that it had open. Return none after another error."""
+    if not (isinstance(error, CannotFit | Killed) or is_crash(error)):
         return []
     return [medium for medium in media if medium.digest in outcome.open_media]
 

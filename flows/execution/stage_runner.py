@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from artifacts.errors import CannotFit, PenstockError, StageDied
+from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.records.packs import Record
 from flows.core.ledger.tasks import Medium, Task, unique
 from flows.core.machine.launch import StageCall
@@ -205,7 +205,7 @@ class StageRunner:
         """Read each file alone that a crashed process had open. A file that crashes it again has
         no captions. Return False if there was none."""
         suspects = crash_suspects(error, attempt.outcome, wave)
-        if not suspects or isinstance(error, CannotFit):
+        if not suspects or isinstance(error, CannotFit | Killed):
             return False
         self._look_again(attempt.outcome)
         ledger, made = self._job.ledger, stage.writes

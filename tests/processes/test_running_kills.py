@@ -38,7 +38,7 @@ from scripts.run.stage_processes import descendants
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from stages.process.stage_process import Listener, ProcessSettings, StageProcess
-from tests.support import slow_writes
+from tests.support import crashing, slow_writes
 from tests.support.commands import completed
 from tests.support.crashing import CRASH, HANG
 from tests.support.disks import mount, small_disk
@@ -245,6 +245,20 @@ def test_a_file_that_crashes_or_hangs_the_decoder_is_named_alone(config: Caption
     again = caption(config, Display(quiet=True), stages.launcher)
     assert [f.error for f in again.failures] == ["crash"] * 2
     assert "frames" not in [call.name for call in stages.calls[tried:]]
+
+
+def test_a_file_that_has_its_process_killed_is_named_and_the_rest_is_made(
+    config: CaptionConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "clips" / "2-bad.mp4").write_bytes(crashing.KILL)
+    for _ in range(2):  # each run tries it
+        stages, out = RealFrames(), Path(config.out)
+        assert caption(config, Display(quiet=True), stages.launcher).exit_code == 1
+        rows = read_lines(out / "captions.jsonl")
+        assert [row["media_path"] for row in rows] == [f"{number}.mp4" for number in range(4)]
+        (failure,) = read_lines(out / "failures.jsonl")
+        assert (failure["media_path"], failure["error"]) == ("2-bad.mp4", "killed")
+        assert "frames" in stages.names()
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from stages.frames.cut import run as cut
 from stages.frames.video import Video
 from stages.process.events import EventReporter
 
-CRASH, HANG = b"crash", b"hang"
-"""Files that begin so end the process that opens them, or keep it busy for ever."""
+CRASH, HANG, KILL = b"crash", b"hang", b"kill"
+"""Files that begin so end the process that opens them, keep it busy for ever, or have it killed."""
 
 
 class CrashingVideo(Video):
@@ -23,6 +23,8 @@ class CrashingVideo(Video):
     def __init__(self, path: Path, *, threads: int = 0, deinterlace: bool = True) -> None:
         if path.read_bytes().startswith(CRASH):
             ctypes.string_at(0)
+        if path.read_bytes().startswith(KILL):
+            os.kill(os.getpid(), signal.SIGKILL)
         if path.read_bytes().startswith(HANG):
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
         super().__init__(path, threads=threads, deinterlace=deinterlace)
