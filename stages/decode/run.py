@@ -532,6 +532,7 @@ class BatchRun:
                     else:
                         pairs.append((one, output))
                 publish(self._records(fields, pairs))
+                del requests, outputs, pairs, one  # a kept reference would keep requests alive
             for item in filter(self._is_missing, to_retry):
                 for some, outputs in oom_retry.run_batch(
                     self._read([item]), lambda one: one.item.key, engine.generate_batch
@@ -544,8 +545,11 @@ class BatchRun:
         """Store captions that were missing, report them, and release their claims."""
         records = [record for batch in made for record in batch if record.key in self._missing]
         tokens = {record.key: record.meta["tokens"] for record in records}
-        for key in self._answers.publish(records):
+        new = self._answers.publish(records)
+        for key in new:
             self._report.answered(key, tokens=tokens[key])
+        if self._job.requests:  # another process was first with the others
+            self._report.returned(tokens.keys() - {*new})
         claims.done(tokens)
 
     def _records(

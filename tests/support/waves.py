@@ -244,6 +244,11 @@ def keys_told(messages: Sequence[dict[str, Any]]) -> list[str]:
     return [key for event in messages if event["event"] == "Answered" for key in event["keys"]]
 
 
+def returned(messages: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys that a stage left to others."""
+    return [key for event in messages if event["event"] == "Returned" for key in event["keys"]]
+
+
 def _frames(number: int, clip: Clip) -> Record:
     chunk = ChunkIndex(
         index=number,

@@ -27,7 +27,7 @@ from flows.core.console.lines import rounded_up, size, written
 from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import MOST_RATIO, cut_waves, has_own_bytes, waves_of
 from flows.core.ledger.tasks import Medium, Task, keys_of
-from flows.core.machine.leases import Lease, running_jobs
+from flows.core.machine.leases import Lease, RunningJob, running_jobs
 from flows.core.options.store import StoreSizeOptions
 from flows.core.pipelines import LARGE
 from flows.core.plan.sizes import MAX_WAVE_BYTES, Estimate, wave_limit
@@ -184,9 +184,8 @@ class StoreLimit:
         store = self._job.store
         stored = dict(store.stats())
         self._ledger.refresh()  # afterwards, so that it has all of these packs
-        others = self._lease.others() if self._lease is not None else running_jobs(store)
-        elsewhere = frozenset[str]().union(*(job.namespaces for job in others))
-        own = {n for variant in self._ledger.variants for n in variant.of.values()}
+        elsewhere = frozenset[str]().union(*(job.namespaces for job in self._others()))
+        own = self._own
         kept = self._packs_to_read(wave) | self._packs_of_run(elsewhere)
         large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in kept)
         free = [pack for pack in large if pack.namespace not in elsewhere - own]
@@ -196,6 +195,15 @@ class StoreLimit:
             kept_bytes[kind if inside else OTHERS] += 0 if name in goes else size_of
         free.sort(key=lambda pack: (pack.stat.modified, pack.name))
         return kept_bytes, free
+
+    @property
+    def _own(self) -> set[str]:
+        """Return the namespaces of this job."""
+        return {n for variant in self._ledger.variants for n in variant.of.values()}
+
+    def _others(self) -> list[RunningJob]:
+        """Return the other jobs that run on the store."""
+        return running_jobs(self._job.store) if self._lease is None else self._lease.others()
 
     def _packs_to_read(self, media: Iterable[Medium]) -> set[str]:
         """Return the packs with a record that these media have yet to read."""
@@ -289,10 +297,15 @@ class StoreLimit:
         self, kept: Counter[str], wave: int, what: str = "the next files need"
     ) -> CannotFit:
         kinds = ", ".join(f"{size(of)} {kind}" for kind, of in kept.most_common() if of)
+        enough = f"--max-store {written(rounded_up(kept.total() + wave))} or more"
+        advice = f"Give {enough}"
+        sharing = [job.description for job in self._others() if job.namespaces & self._own]
+        if sharing:  # it keeps the frames of files that both need
+            advice = f"Wait until the other run has ended ({sharing[0]}), or give {enough}"
         return CannotFit(
             f"--max-store {size(self.bytes)} is too small: {size(kept.total())} must stay in "
             f"{self._job.store.url} ({kinds}), and {what} {size(wave)} beside it",
-            hint=f"Give --max-store {written(rounded_up(kept.total() + wave))} or more",
+            hint=advice,
         )
 
 

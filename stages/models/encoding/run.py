@@ -446,8 +446,10 @@ class EncodeRun:
         made_now = [self._spec.record(k, row) for k, row in made_of.items()]
         if self._job.for_clients:
             self._answer_clients(rows, made_now)
-        elif new := self._records.publish(made_now):
-            self._report.answered(*new)
+        elif made_now:
+            self._report.answered(*(new := self._records.publish(made_now)))
+            if self._job.requests:  # another process was first with the others
+                self._report.returned(made_of.keys() - {*new})
         if self._claims is not None:  # clients share no work
             self._claims.done(rows)
 

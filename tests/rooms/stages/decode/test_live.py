@@ -50,6 +50,7 @@ from tests.support.waves import (
     mixed_wave,
     no_faults,
     noted,
+    returned,
     told_by,
     work_sent,
 )
@@ -212,6 +213,20 @@ def test_a_request_that_the_engine_forgets_has_an_answer_while_the_stage_waits(
     kind = "Failed" if for_clients else "Returned"
     (answer,) = (event for event in told if event["event"] == kind)
     assert "caption-1" in (answer.get("media"), *answer.get("keys", ()))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_captions_that_another_run_makes_first_have_an_answer_at_once(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave, publish = mixed_wave(tmp_path), RecordSet.publish
+    monkeypatch.setattr(RecordSet, "publish", lambda *given: publish(*given)[1:])
+    wave.settings |= {"engine": engine, "slots": 2}
+    job = wave.to_decode(PROMPTS, OTHER, tokens=4)
+    items = [DecodeItem(*item) for item in job["batches"][0][:3]]
+    told = answers_to(run, job, tmp_path / "pipe", items)
+    assert sorted([*keys_told(told), *returned(told)]) == [item.key for item in items]
+    assert returned(told)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -40,6 +40,7 @@ from tests.support.waves import (
     answers_to,
     encoded_wave,
     keys_told,
+    returned,
     work_sent,
 )
 
@@ -311,6 +312,18 @@ def test_a_full_disk_ends_a_stage_that_waits_for_work(
     monkeypatch.setattr(RecordSet, "publish", refusing)
     with pytest.raises(EnvironmentFault, match="full"):
         work_sent(stage.run, made.to_encode(), tmp_path / "pipe")
+
+
+def test_chunks_that_another_run_encodes_first_have_an_answer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, publish = wave(tmp_path), RecordSet.publish
+    monkeypatch.setattr(RecordSet, "publish", lambda *given: publish(*given)[:1])
+    job = made.to_encode()
+    items = [EncodeItem(*item) for batch in job["batches"] for item in batch]
+    told = answers_to(stage.run, job, tmp_path / "pipe", items)
+    assert sorted([*keys_told(told), *returned(told)]) == [item.key for item in items]
+    assert returned(told)
 
 
 def refusing(*_: Any) -> list[str]:
