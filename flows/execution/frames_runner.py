@@ -22,7 +22,7 @@ from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
 from artifacts.records.packs import Record
 from flows.core.ledger.tasks import Medium
 from flows.execution.overlap import Overlap
-from flows.execution.run_pipe import LOOK_SECONDS, RunPipe
+from flows.execution.run_pipe import LOOK_SECONDS, Patience, RunPipe
 from flows.execution.stage_calls import StageCallBuilder
 from flows.execution.stage_loop import Attempt, StageLoop, crash_suspects, too_large
 from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
@@ -168,13 +168,13 @@ class FramesRunner:
 
     def _has_answered(self, attempt: Attempt) -> bool:
         """Wait until a process that stays has answered all that it was sent. Return False if it
-        does not stay, or has ended."""
-        while (staying := self._staying) is not None:
-            if not staying.open:
-                return True
-            if self._loop.has_exited(attempt, LOOK_SECONDS):
-                break
-        return False
+        does not stay, or is to end."""
+        patience = Patience()
+        while (staying := self._staying) is not None and staying.open:
+            if self._loop.has_exited(attempt, LOOK_SECONDS) or patience.ends(attempt.outcome):
+                staying.pipe.send(End())
+                return False
+        return staying is not None
 
     def _end(self, attempt: Attempt) -> None:
         """Wait for the end of a process. Raises PenstockError."""

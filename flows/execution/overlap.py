@@ -36,7 +36,7 @@ from flows.core.pipelines import encoder_of
 from flows.core.plan.plan import computes_at_once, shares_device, takes_any_batches
 from flows.execution.batches import StageWork, next_work
 from flows.execution.chunk_feed import ChunkFeed
-from flows.execution.run_pipe import LOOK_SECONDS
+from flows.execution.run_pipe import LOOK_SECONDS, Patience
 from flows.execution.stage_calls import StageCallBuilder
 from flows.execution.stage_loop import Attempt, StageLoop
 from stages import decode
@@ -197,8 +197,10 @@ class Overlap:
         stay, and nothing of the wave is left to others."""
         if feed is not None and self._stays:
             self._show(feed.stage, wave)
+        patience = Patience()
         while feed is not None and self._stays and not feed.is_answered:
-            if self._loop.has_exited(feed.attempt, LOOK_SECONDS):
+            has_exited = self._loop.has_exited(feed.attempt, LOOK_SECONDS)
+            if has_exited or patience.ends(feed.attempt.outcome):
                 return False
             if self._decode is not None and self._decode.closed.is_set():
                 self._stop_decode()

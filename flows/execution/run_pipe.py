@@ -2,13 +2,17 @@
 
 import select
 import threading
+import time
 from pathlib import Path
 
 from artifacts.disk.regular_files import refuse_links
+from stages.process.events import StageOutcome
 from stages.process.requests import Message, RequestPipe
 
 LOOK_SECONDS = 0.2
 """Seconds between two looks at what a process has done."""
+PATIENCE_SECONDS = 600.0
+"""How long a process that stays may answer nothing."""
 
 
 class RunPipe(RequestPipe):
@@ -46,3 +50,19 @@ class RunPipe(RequestPipe):
                 self._has_more.clear()
             else:
                 room.poll(LOOK_SECONDS * 1000)
+
+
+class Patience:
+    """How long to wait for the answers of a process that stays. After that it is sent the end,
+    which costs a slow process no work, and heals one that has lost an item."""
+
+    def __init__(self) -> None:
+        self._answers = -1
+        self._since = 0.0
+
+    def ends(self, outcome: StageOutcome) -> bool:
+        """Return whether the process has answered nothing for PATIENCE_SECONDS."""
+        answers, now = outcome.items + len(outcome.answered), time.monotonic()
+        if answers != self._answers:
+            self._answers, self._since = answers, now
+        return now - self._since > PATIENCE_SECONDS

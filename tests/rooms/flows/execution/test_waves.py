@@ -31,7 +31,7 @@ from flows.core.console.display import Display
 from flows.core.job.prepare import Job, prepare
 from flows.core.machine.launch import StageCall
 from flows.core.options.commands import CaptionConfig
-from flows.execution import chunk_feed, frames_runner
+from flows.execution import chunk_feed, frames_runner, run_pipe
 from flows.execution.run import caption
 from flows.execution.run_observer import hold_lease
 from flows.execution.run_pipe import RunPipe
@@ -494,16 +494,16 @@ def test_media_of_an_earlier_run_are_sent_once(slowly_cut: CaptionConfig, tmp_pa
 
 class Staying(Stages):
     """Processes that make the items that a run sends, until they read `End`. The first process of
-    the stage `ends` exits after two items."""
+    the stage `ends` exits after two items. Those of the stage `forgets` do not answer the first."""
 
-    def __init__(self, ends: str = "") -> None:
+    def __init__(self, ends: str = "", forgets: str = "") -> None:
         super().__init__()
         layer = LayerMemory(kind="DynamicLayer", token_bytes=4)
         memory = RowMemory(kept=(layer,), words=100)
         self.profile = replace(
             PROFILE, parts={**PROFILE.parts, "language": replace(HALF, row_memory=memory)}
         )
-        self.ends = ends
+        self.ends, self.forgets = ends, forgets
         self.sent: list[tuple[str, list[str]]] = []
         """Stage and keys of each process that was sent its work."""
 
@@ -530,7 +530,7 @@ class Staying(Stages):
             keys += [item.key for batch in items for item in batch]
             if len(keys) >= left:
                 return
-            outcome.answered.update(keys)
+            outcome.answered.update(keys[call.name == self.forgets :])
 
 
 class Running(Answer):
@@ -570,6 +570,17 @@ def test_both_processes_stay_for_the_next_wave(
         assert made == [("encode", 5), ("decode", 5)]
     for stage in ("encode", "decode"):
         assert sum(keys for name, keys in made if name == stage) == 5
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+def test_a_process_that_forgets_an_item_holds_up_no_wave(
+    config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setattr(run_pipe, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 1)
+    stages = Staying(forgets=stage)
+    assert run(replace(config, engine="inflight"), stages) == 5
+    assert len([name for name, _ in stages.sent if name == stage]) > 1
 
 
 @pytest.mark.slow
