@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from artifacts.disk.json_records import read_record
@@ -143,12 +144,15 @@ class DecodingProcess:
         start: Callable[["DecodingProcess"], WorkerProcess],
         seconds: float,
         requeue: Callable[[list[SentFile]], None],
+        died: Callable[[], None],
     ) -> None:
         """Start no process yet. A file may take `seconds`. `requeue` gets the unfinished files of a
-        dead process, the current one first. It also gets an empty list whenever a file is done."""
+        dead process, the current one first. It also gets an empty list whenever a file is done.
+        `died` is called when the process died."""
         self._start = start
         self._seconds = seconds
         self._requeue = requeue
+        self._died = died
         self._live: WorkerProcess | None = None
         self._files: deque[SentFile] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -209,6 +213,7 @@ class DecodingProcess:
         self._live = None
         if error is not None:
             log.warning("decoder exited: %s", error.message)
+            self._died()
         if self._files:
             self._files[0].deaths += 1
         self._hand_back()
@@ -225,6 +230,7 @@ class DecodingProcess:
         assert self._live is not None
         self._live.kill()
         self._live = None
+        self._died()
         answer = self._files.popleft().answer
         if not answer.done():
             answer.set_exception(
@@ -262,7 +268,8 @@ class Decoders:
 
         self._metrics = HalfMetrics(metrics, NAME)
         self._waiting: deque[SentFile] = deque()
-        self._every = [DecodingProcess(start, seconds, self._go_on) for _ in range(count)]
+        died = partial(self._metrics.restarted, "died")
+        self._every = [DecodingProcess(start, seconds, self._go_on, died) for _ in range(count)]
 
     def begin(self) -> None:
         """Start all processes."""
@@ -292,8 +299,6 @@ class Decoders:
 
     def _go_on(self, left: list[SentFile]) -> None:
         """Give waiting files to free processes, starting with the files `left` by a dead one."""
-        if left:
-            self._metrics.restarted("died")
         for file in reversed(left):
             if file.deaths < TRIES:
                 self._waiting.appendleft(file)
