@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifacts.errors import UsageError
 from artifacts.option_texts import parse_size
 from flows.core.checkpoint.precision import QUANTIZED, resolve_settings
 from flows.core.options.commands import CaptionConfig
+from flows.outputs.record.run_read import load_record
 from flows.outputs.run_status import stages_of
 from stages.models.inspection import describe
 from stages.process.device import device_name
@@ -156,9 +158,9 @@ class Bed(NamedTuple):
 def read_trial(out: Path, **known: Any) -> Trial:
     """A run with what lies in its folder; one that is refused beforehand may have left nothing."""
     try:
-        record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+        record = load_record(out)
         text = (out / "captions.jsonl").read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, UsageError):
         return Trial(**known, rungs=(), peaks={}, captions=())
     on_gpu = record["plan"].get("device", "cpu") != "cpu"
     peaks = {

@@ -271,8 +271,8 @@ class PipelineRunner:
     def _note_seconds(self) -> None:
         """Note for later plans how long the stages took."""
         for stage in self._job.pipeline:
-            entry = self.record.stage(stage.name)
-            note_seconds(self._job, stage, entry["items"], entry["seconds"])
+            recorded = self.record.stage(stage.name)
+            note_seconds(self._job, stage, recorded.items, recorded.seconds)
 
     @contextlib.contextmanager
     def keep_running(self) -> Iterator[None]:

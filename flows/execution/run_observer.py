@@ -194,8 +194,8 @@ class RunObserver:
         elif self._job is not None and COUNTS.get(stage) == CHUNK:
             instead = {"counts": noun_of(self._job)}
         if self._record is not None and self._job is not None and _is_first(self._job, stage):
-            entry = self._record.stage(stage)
-            done = entry["before"] + entry["items"] + entry["running"]
+            recorded = self._record.stage(stage)
+            done = recorded.before + recorded.items + recorded.running
             total += done
             instead["about"] = self._record.value["plan"].get("chunks", 0)
         elif stage == summarize.STAGE.name:
@@ -208,8 +208,8 @@ class RunObserver:
 
     def _worked(self, stage: str) -> float:
         """Return the seconds that a stage worked in this run since the last such call."""
-        stages = self._record.value["stages"] if self._record is not None else ()
-        total = next((recorded["seconds"] for recorded in stages if recorded["name"] == stage), 0.0)
+        stages = self._record.stages if self._record is not None else ()
+        total = next((recorded.seconds for recorded in stages if recorded.name == stage), 0.0)
         before, self._shown_seconds[stage] = self._shown_seconds.get(stage, 0.0), total
         return float(total - before)
 

@@ -26,7 +26,8 @@ from flows.core.pipelines import parts_of
 from flows.core.plan.capacity import Capacity
 from flows.core.plan.ladder import Ladder, Rung
 from flows.execution.stage_calls import settings_on
-from flows.outputs.record.run_record import REWRITE_SECONDS, RunRecord
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.stage_record import REWRITE_SECONDS
 from stages.process.events import StageOutcome
 from stages.process.exit_diagnosis import is_crash
 from stages.process.stage_spec import StageSpec

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from artifacts.schema import values_of
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import duration, size
 from flows.core.pipelines import STAGES
 from flows.outputs.record.product import Product, product_in, run_of
 from flows.outputs.record.rounds import rounds_in, summary_json
 from flows.outputs.record.run_read import load_record
+from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.unwritten import count_unwritten
 from stages.process.stage_spec import CHUNK
 
@@ -63,77 +65,76 @@ class StageStatus:
 
 def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
     """Return the stages of a record at the time `now`, in seconds since the epoch."""
+    stages: Sequence[StageRecord] = record["stages"]
     about = int(record["plan"].get("chunks", 0)) if record["media"].get("open") else 0
     planned = record["plan"].get("memory") or {"stages": []}
     peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
     at = now if record["state"] == "running" else None
     noun = record["plan"].get("counts", CHUNK)
-    return [
-        _stage(entry, about, at, peaks.get(entry["name"], 0), noun) for entry in record["stages"]
-    ]
+    return [_stage(stage, about, at, peaks.get(stage.name, 0), noun) for stage in stages]
 
 
 def _stage(
-    entry: Mapping[str, Any], about: int, now: float | None, planned_bytes: int, noun: str
+    stage: StageRecord, about: int, now: float | None, planned_bytes: int, noun: str
 ) -> StageStatus:
     """`noun`: what chunks of this run are called."""
-    counts = STAGES[entry["name"]].counts
-    running = now is not None and bool(entry["since"])
-    made = entry["items"] + entry["running"]
-    about *= STAGES[entry["name"]].of_media
-    total = max(entry["total"], about)
-    done = min(entry["before"] + made, total) if total else entry["before"] + made
-    lost = entry["failed"] if STAGES[entry["name"]].can_reject_items else 0
+    counts = STAGES[stage.name].counts
+    running = now is not None and bool(stage.since)
+    made = stage.items + stage.running
+    about *= STAGES[stage.name].of_media
+    total = max(stage.total, about)
+    done = min(stage.before + made, total) if total else stage.before + made
+    lost = stage.failed if STAGES[stage.name].can_reject_items else 0
     pending = max(0, total - done - lost)
-    seconds = entry["seconds"]
+    seconds = stage.seconds
     if running and now is not None:
-        seconds += max(0.0, now - entry["since"])
+        seconds += max(0.0, now - stage.since)
     rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
-    lately = _recent_rate(entry, made, now) if running and now is not None else None
+    lately = _recent_rate(stage, made, now) if running and now is not None else None
     speed = lately or rate
-    on_device = bool(entry["peak_device_bytes"])
-    peak = entry["peak_device_bytes" if on_device else "peak_host_bytes"]
-    last: Sequence[Any] = entry["now"][-1] if entry["now"] else (0, 0, 0)
+    on_device = bool(stage.peak_device_bytes)
+    peak = stage.peak_device_bytes if on_device else stage.peak_host_bytes
+    last: Sequence[Any] = stage.now[-1] if stage.now else (0, 0, 0)
     left = 0.0 if not pending else pending / speed if speed and now is not None else None
     return StageStatus(
-        name=entry["name"],
+        name=stage.name,
         counts=noun if counts == CHUNK else counts,
         running=running,
         done=done,
-        failed=entry["failed"],
+        failed=stage.failed,
         pending=pending,
-        about=about > entry["total"],
+        about=about > stage.total,
         rate=rate,
         rate_last_minute=lately,
         seconds_left=left,
         seconds=seconds,
-        peak_host_bytes=entry["peak_host_bytes"],
-        peak_device_bytes=entry["peak_device_bytes"],
-        devices=entry["devices"],
-        taken_bytes=_above_baseline(entry, peak),
+        peak_host_bytes=stage.peak_host_bytes,
+        peak_device_bytes=stage.peak_device_bytes,
+        devices={device: values_of(of) for device, of in stage.devices.items()},
+        taken_bytes=_above_baseline(stage, peak),
         planned_bytes=planned_bytes,
-        now_bytes=_above_baseline(entry, last[2 if on_device else 1]) if running else 0,
+        now_bytes=_above_baseline(stage, last[2 if on_device else 1]) if running else 0,
     )
 
 
-def _above_baseline(entry: Mapping[str, Any], taken: int) -> int:
+def _above_baseline(stage: StageRecord, taken: int) -> int:
     """Return bytes above what was in use before the stage began; 0: unknown."""
-    if not entry["peak_device_bytes"]:
-        baseline = entry["notes"].get("loaded_bytes", 0)
+    if not stage.peak_device_bytes:
+        baseline = stage.notes.get("loaded_bytes", 0)
         return max(0, int(taken - baseline)) if baseline else 0
-    baseline = entry["baseline_before_bytes"]
-    if not (entry["processes"] or baseline):
+    baseline = stage.baseline_before_bytes
+    if not (stage.processes or baseline):
         # It is recorded at the end of a process, whose first sample precedes its use of the GPU.
-        baseline = entry["now"][0][2] if entry["now"] else taken
+        baseline = stage.now[0][2] if stage.now else taken
     return max(0, int(taken - baseline))
 
 
-def _recent_rate(entry: Mapping[str, Any], made: int, now: float) -> float | None:
+def _recent_rate(stage: StageRecord, made: int, now: float) -> float | None:
     """Return chunks per second since the oldest sample of the last minute: 0 without a sample, None
     if the stage or that sample is too young to tell."""
-    samples = [s for s in entry["recent"] if now - s[0] <= RECENT_SECONDS]
+    samples = [s for s in stage.recent if now - s[0] <= RECENT_SECONDS]
     if not samples:
-        return 0.0 if now - entry["since"] > RECENT_SECONDS else None
+        return 0.0 if now - stage.since > RECENT_SECONDS else None
     at, then = samples[0]
     return (made - then) / (now - at) if now - at >= SHORTEST_SECONDS else None
 
@@ -231,5 +232,6 @@ def _progress(out: Path, product: Product | None) -> dict[str, Any]:
     if rounds := list(summary_json(rounds_in(out))):
         state["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
-    record["stages"] = [{**entry, **stages[entry["name"]]} for entry in record["stages"]]
+    recorded: Sequence[StageRecord] = record["stages"]
+    record["stages"] = [{**stage.to_json(), **stages[stage.name]} for stage in recorded]
     return {**state, **record, "advice": advice(record)}

@@ -70,7 +70,7 @@ def runs_line(record: Mapping[str, Any]) -> str:
 
 def kind_of(record: Mapping[str, Any]) -> str:
     """Return the kind of product of a run."""
-    return product_of(STAGES[stage["name"]] for stage in record["stages"])
+    return product_of(STAGES[stage.name] for stage in record["stages"])
 
 
 def written(record: Mapping[str, Any]) -> tuple[int, str]:

@@ -18,7 +18,8 @@ from flows.commands.report.sections import SHEET
 from flows.core.pages.document import as_json
 from flows.interfaces.cli.main import main
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import SPANS, RunRecord
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.stage_record import SPANS
 from stages.process.events import StageOutcome
 from tests.support.reports import (
     GIB,
@@ -219,7 +220,7 @@ def test_on_a_gpu_the_budget_is_the_device_s(tmp_path: Path) -> None:
 def test_a_run_at_work_and_one_that_died_are_shown_so_far(tmp_path: Path) -> None:
     record = RunRecord(tmp_path)
     record.begin("frames")
-    record.stage("frames")["since"] = time.time() - 30
+    record.stage("frames").since = time.time() - 30
     point = {"seconds": 4.0, "host_bytes": 5, "device_bytes": 0, "device": "cpu"}
     record.memory("frames", {**point, "peak_host_bytes": 7, "peak_device_bytes": 0})
     started_ago(record, 40.0)
@@ -240,16 +241,16 @@ def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:
     for _ in range(2):
         record.begin("encode")
         record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
-    (start, end, worked), (again, _, offset) = record.stage("encode")["spans"]
+    (start, end, worked), (again, _, offset) = record.stage("encode").spans
     assert 0 <= start <= end <= again and (worked, offset) == (0.0, 2.0)
     for timeline in ([[0.0, 5, 0], [2.03, 7, 0]], [[0.0, 6, 0]]):
         outcome = StageOutcome(name="decode", seconds=2.0, timeline=timeline)
         record.add(outcome, attention="", precision={})
     curves = timeline_of(record.value)["stages"][2]["curves"]
     assert [[point[1] for point in curve] for curve in curves] == [[5, 7], [6]]
-    record.stage("encode")["spans"] = [[n, n + 1, 2.0 * n] for n in range(SPANS)]
+    record.stage("encode").spans = [[n, n + 1, 2.0 * n] for n in range(SPANS)]
     record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
-    spans = record.stage("encode")["spans"]
+    spans = record.stage("encode").spans
     assert len(spans) == (SPANS + 2) // 2
     assert spans[:2] == [[0, 2, 0.0], [2, 4, 4.0]]
 

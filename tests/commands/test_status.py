@@ -21,7 +21,8 @@ from flows.core.pipelines import SUMMARY
 from flows.execution.run import stopped_in_order
 from flows.interfaces.cli.main import main
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import TIMELINE_POINTS, RunRecord, coarser
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.stage_record import TIMELINE_POINTS, coarser
 from flows.outputs.run_status import StageStatus, advice, cells, stages_of
 from stages.export.parity import PARITY, evaluate_parity
 from stages.process.events import StageOutcome
@@ -49,12 +50,13 @@ def test_speed_is_told_of_the_last_minute_and_of_all(record: RunRecord) -> None:
     record.begin("encode")
     assert encode(record, time.time() + 30).seconds_left is None, "nothing is made yet"
     samples = [[1100.0, 10], [1150.0, 20], [1190.0, 40]]
-    record.stage("encode").update(since=1000.0, recent=samples, running=45)
+    stage = record.stage("encode")
+    stage.since, stage.recent, stage.running = 1000.0, samples, 45
     stood = encode(record, 1200.0)
     assert (stood.done, stood.pending, stood.running) == (55, 45, True)
     rates = (stood.rate, stood.rate_last_minute, stood.seconds_left)
     assert rates == pytest.approx((45 / 200, 25 / 50, 45 / 0.5))
-    record.stage("encode").update(recent=[[1010.0, 5]], running=5)
+    stage.recent, stage.running = [[1010.0, 5]], 5
     stood = encode(record, 1200.0)
     assert stood.rate_last_minute == 0, "nothing for a minute"
     assert stood.seconds_left == pytest.approx(85 / (5 / 200))  # by all of it
@@ -145,7 +147,7 @@ def test_a_long_run_keeps_a_short_timeline_with_its_peaks(record: RunRecord) -> 
     points = [[float(n), n % 1000, 0] for n in range(3 * TIMELINE_POINTS)]
     outcome = StageOutcome(name="encode", timeline=points, seconds=1.0)
     record.add(outcome, attention="", precision={})
-    kept = record.stage("encode")["timeline"]
+    kept = record.stage("encode").timeline
     assert TIMELINE_POINTS / 2 <= len(kept) <= TIMELINE_POINTS
     assert kept[0][0] == 0.0 and max(point[1] for point in kept) == 999
     assert coarser([[0, 1, 5], [1, 2, 3], [2, 7, 7]]) == [[0, 2, 5], [2, 7, 7]]

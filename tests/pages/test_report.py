@@ -91,7 +91,7 @@ def test_text_of_users_is_shown_not_run(browser: Browser, clip: Path, tmp_path: 
     rung = dict.fromkeys(("stage", "name", "reason", "error"), EVIL)
     record.value["rungs"] = [{**rung, "time": record.value["started"]}]
     record.value["error"] = EVIL
-    record.stage("frames")["warnings"] = [EVIL]
+    record.stage("frames").warnings = [EVIL]
     record.write(force=True)
     shown(browser, record.path.parent)
     browser.run("document.querySelector('#videos').scrollIntoView()")

@@ -103,8 +103,8 @@ def counted(actor):
 
         def __call__(self, batch):
             made = super().__call__(batch)
-            stages = [(s["name"], s["items"], s["notes"].get("load_seconds"))
-                      for s in self.record.value["stages"]]
+            stages = [(s.name, s.items, s.notes.get("load_seconds"))
+                      for s in self.record.stages]
             with open(counts, "a") as file:
                 file.write(json.dumps([actor.__name__, os.getpid(), stages]) + chr(10))
             return made

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.outputs.record.run_record import blank, empty
+from flows.outputs.record.run_record import blank
+from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.run_status import StageStatus
 from scripts.pages.api import HEAD, PAGE, ROOT, digest, fields, joined, named
 
@@ -26,9 +27,9 @@ def row(section: str, place: str) -> set[str]:
 
 def test_a_new_record_and_the_status_of_a_stage_have_fields_of_the_page() -> None:
     assert blank(Path("out")).keys() <= row("run.json", "")
-    assert empty("decode").keys() == row("run.json", "`stages[]`")
-    status = {*StageStatus.__dataclass_fields__}
-    assert status | empty("decode").keys() == row("penstock status --json", "`stages[]`")
+    assert StageRecord(name="decode").to_json().keys() == row("run.json", "`stages[]`")
+    status = {*StageStatus.__dataclass_fields__, *StageRecord.__dataclass_fields__}
+    assert status == row("penstock status --json", "`stages[]`")
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from flows.commands.status.status_command import lines
 from flows.core.media.media_file import IMAGE_SUFFIXES, MediaFile
 from flows.core.pipelines import LABEL
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import RunRecord, empty
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.run_status import stages_of
 from flows.outputs.write import media_line
 from stages.process.events import StageOutcome
@@ -130,7 +131,7 @@ def labelled(file: MediaFile, *labels: Scored, time: float | None = None) -> Lab
 def write_labels(out: Path, found: Sequence[tuple[MediaFile, Sequence[Labelled]]]) -> RunRecord:
     """What a finished run leaves that gave these labels."""
     record = write_run(out, [])
-    record.value.update(stages=[empty(stage.name) for stage in LABEL], rows=len(found))
+    record.value.update(stages=[StageRecord(name=stage.name) for stage in LABEL], rows=len(found))
     record.write(force=True)
     write_jsonl(out / "labels.jsonl", [row for _, rows in found for row in rows])
     write_text(out / "media.jsonl", (media_line(file, len(rows)) for file, rows in found))
@@ -149,12 +150,12 @@ def work(
     record: RunRecord, stage: str, start: float, seconds: float, timeline: list[Any], **more: Any
 ) -> None:
     """A process of a stage, so many seconds after the run's start."""
-    began = record.stage(stage)["seconds"]
+    began = record.stage(stage).seconds
     outcome = StageOutcome(name=stage, seconds=seconds, timeline=timeline, **more)
     outcome.peak_host_bytes = max((p[1] for p in timeline), default=0)
     outcome.peak_device_bytes = max((p[2] for p in timeline), default=0)
     record.add(outcome, attention="sdpa", precision={"vision": "bf16", "language": "int8"})
-    record.stage(stage)["spans"][-1] = [start, start + seconds, began]
+    record.stage(stage).spans[-1] = [start, start + seconds, began]
 
 
 def curve(seconds: float, base: int, top: int, device: int = 0) -> list[list[float]]:
@@ -173,4 +174,4 @@ def started_ago(record: RunRecord, seconds: float) -> None:
     for name, moment in (("started", time.time() - seconds), ("updated", time.time())):
         stamp = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
         record.value[name] = stamp
-    record.path.write_text(json.dumps(record.value), encoding="utf-8")
+    record.path.write_text(json.dumps(record.to_json()), encoding="utf-8")

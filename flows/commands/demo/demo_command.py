@@ -153,13 +153,11 @@ def _spans(rows: list[Labelled]) -> str:
 def _print_stages(record: dict[str, Any]) -> None:
     print_lines("")
     for stage in record["stages"]:
-        peak, seconds = size(stage["peak_host_bytes"]), duration(stage["seconds"])
-        part = STAGES[stage["name"]].part
-        precisions = stage["precision"] or record["plan"]["precision"]
+        peak, seconds = size(stage.peak_host_bytes), duration(stage.seconds)
+        part = STAGES[stage.name].part
+        precisions = stage.precision or record["plan"]["precision"]
         precision = f"  {part} half in {precisions[part]}" if part else ""
-        print_lines(
-            f"{stage['name']:8s}{stage['items']:5d} items  {seconds:>8s}  peak {peak}{precision}"
-        )
+        print_lines(f"{stage.name:8s}{stage.items:5d} items  {seconds:>8s}  peak {peak}{precision}")
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:

@@ -57,10 +57,10 @@ from flows.outputs.record.run_record import (
     RUN_RECORD,
     Entry,
     current_runs,
-    curves_of,
     seconds_of,
     sum_of,
 )
+from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
 from flows.outputs.run_wording import kind_of, made_text, written
 from flows.outputs.thumbnails import data_address
@@ -83,7 +83,7 @@ def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
     seconds since the run's start, memory is bytes."""
     began = seconds_of(record["started"])
     seconds = max(0.0, seconds_of(record["updated"]) - began)
-    stages = [_stage(record, entry, began, seconds) for entry in record["stages"]]
+    stages = [_stage(record, stage, began, seconds) for stage in _stages(record)]
     last = max((span[1] for stage in stages for span in stage["spans"]), default=0.0)
     return {
         "seconds": max(seconds, last),
@@ -141,38 +141,43 @@ def _run_cells(entry: Entry) -> tuple[str, ...]:
     )
 
 
+def _stages(record: Mapping[str, Any]) -> Sequence[StageRecord]:
+    stages: Sequence[StageRecord] = record["stages"]
+    return stages
+
+
 def _memory(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return record["plan"].get("memory") or {}
 
 
 def _stage(
-    record: Mapping[str, Any], entry: Mapping[str, Any], began: float, seconds: float
+    record: Mapping[str, Any], stage: StageRecord, began: float, seconds: float
 ) -> dict[str, Any]:
-    spans = entry["spans"]
-    curves = curves_of(entry)
+    spans = stage.spans
+    curves = stage.curves()
     drawn = [[start, end] for start, end, _ in spans]
-    if record["state"] in ("running", "died") and entry["since"]:
-        start = max(0.0, entry["since"] - began)
+    if record["state"] in ("running", "died") and stage.since:
+        start = max(0.0, stage.since - began)
         drawn.append([start, max(start, seconds)])
-        curves += filter(None, [[[round(start + t, 2), *bytes_] for t, *bytes_ in entry["now"]]])
-    plan = plan_of(record, entry["name"])
+        curves += filter(None, [[[round(start + t, 2), *bytes_] for t, *bytes_ in stage.now]])
+    plan = plan_of(record, stage.name)
     gpu = record["plan"].get("device", "cpu") != "cpu"
-    on_device = gpu and STAGES[entry["name"]].part is not None
-    host_base = int(entry["notes"].get("loaded_bytes") or 0)
+    on_device = gpu and STAGES[stage.name].part is not None
+    host_base = int(stage.notes.get("loaded_bytes") or 0)
     budget = _memory(record).get("budget_bytes")
     return {
-        "name": entry["name"],
+        "name": stage.name,
         "spans": drawn,
         "curves": curves,
         "planned": {
             "host": _above(host_base, plan.get("host_bytes" if on_device else "peak_bytes")),
-            "device": _above(entry["baseline_before_bytes"], plan.get("peak_bytes"))
+            "device": _above(stage.baseline_before_bytes, plan.get("peak_bytes"))
             if on_device
             else None,
         },
         "budget": {
-            "host": None if gpu or not entry["spans"] else _above(host_base, budget),
-            "device": _above(entry["baseline_before_bytes"], budget) if on_device else None,
+            "host": None if gpu or not stage.spans else _above(host_base, budget),
+            "device": _above(stage.baseline_before_bytes, budget) if on_device else None,
         },
         "rung": plan.get("name") or "",
     }
@@ -197,8 +202,8 @@ def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dic
     """Return `columns` and `rows`, one row per stage."""
     planned = record["plan"].get("seconds") or {}
     rows = [
-        [*cells(stage), *_more(entry, planned.get(stage.name))]
-        for stage, entry in zip(stages, record["stages"], strict=True)
+        [*cells(stage), *_more(recorded, planned.get(stage.name))]
+        for stage, recorded in zip(stages, _stages(record), strict=True)
     ]
     return _without_empty_columns((*COLUMNS, *MORE), rows)
 
@@ -207,35 +212,35 @@ def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return `columns` and `rows`: each stage's planned peak with its parts, and the measured peak.
     All exclude the memory of imports."""
     rows = []
-    for entry in record["stages"]:
-        plan = plan_of(record, entry["name"])
+    for stage in _stages(record):
+        plan = plan_of(record, stage.name)
         if not plan.get("peak_bytes"):
             continue
-        measured = _above_imports(record, entry)
+        measured = _above_imports(record, stage)
         is_comparable = measured > 0 and plan["peak_bytes"] >= MIN_SHARE_BYTES
         share = f"{measured / plan['peak_bytes']:.0%}" if is_comparable else "-"
         share += ", over it" if is_comparable and measured > plan["peak_bytes"] else ""
         parts = (size(plan[part]) if plan.get(part) else "-" for part in PARTS)
         texts = size(measured) if measured > 0 else "-"
-        rows.append([entry["name"], plan.get("name") or "-", *parts, texts, share])
+        rows.append([stage.name, plan.get("name") or "-", *parts, texts, share])
     return _without_empty_columns(
         ("stage", "rung", *PARTS.values(), "measured peak", "of the plan"), rows
     )
 
 
-def _above_imports(record: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
+def _above_imports(record: Mapping[str, Any], stage: StageRecord) -> int:
     if record["plan"].get("device", "cpu") != "cpu":
-        return int(entry["peak_device_bytes"] - entry["baseline_before_bytes"])
-    return int(entry["peak_host_bytes"] - entry["notes"].get("loaded_bytes", 0))
+        return int(stage.peak_device_bytes - stage.baseline_before_bytes)
+    return int(stage.peak_host_bytes - stage.notes.get("loaded_bytes", 0))
 
 
-def _more(entry: Mapping[str, Any], planned_seconds: Any) -> tuple[str, ...]:
+def _more(stage: StageRecord, planned_seconds: Any) -> tuple[str, ...]:
     return (
         duration(planned_seconds) if isinstance(planned_seconds, int | float) else "-",
-        duration(entry["cpu_seconds"]) if entry["cpu_seconds"] else "-",
-        str(entry["processes"] or "-"),
-        f"{entry['tokens']:,}" if entry["tokens"] else "-",
-        entry["attention"] or "-",
+        duration(stage.cpu_seconds) if stage.cpu_seconds else "-",
+        str(stage.processes or "-"),
+        f"{stage.tokens:,}" if stage.tokens else "-",
+        stage.attention or "-",
     )
 
 
@@ -440,7 +445,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
             medium["prompt"] = ""
     runs, timeline = current_runs(record), timeline_of(record)
     others = [entry for entry in runs if entry["started"] != record["started"]]
-    has_worked = any(entry["processes"] or entry["since"] for entry in record["stages"])
+    has_worked = any(stage.processes or stage.since for stage in _stages(record))
     shown = timeline if has_worked or not runs else timeline_of_entry(runs[-1])
     return {
         "folder": FILE + quote(os.fsencode(os.path.abspath(folder))) + "/",
@@ -467,7 +472,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "failures": failed_media(run) or record["failures"],
         "failed": record["media"]["failed"],
         "files": record["media"]["total"] - record["media"]["failed"],
-        "warnings": [[e["name"], text] for e in record["stages"] for text in e["warnings"]],
+        "warnings": [[s.name, text] for s in _stages(record) for text in s.warnings],
         "media": media,
         "labels": label_counts(labels) if labels is not None else None,
         "captioned": not is_labels,
@@ -494,9 +499,10 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], to
         yield "tokens in these texts", f"{tokens:,}"
     of = f" of {counted(total['runs'], 'run')}" if total is not None and total["runs"] > 1 else ""
     yield f"time{of}", duration(seconds if total is None else total["seconds"])
-    peaks = [*record["stages"], *([] if total is None else [total])]
-    yield "peak host memory", size(max(peak["peak_host_bytes"] for peak in peaks))
-    if device := max(peak["peak_device_bytes"] for peak in peaks):
+    stages, of_all = _stages(record), total or {"peak_host_bytes": 0, "peak_device_bytes": 0}
+    host = max(of_all["peak_host_bytes"], *(stage.peak_host_bytes for stage in stages))
+    yield "peak host memory", size(host)
+    if device := max(of_all["peak_device_bytes"], *(stage.peak_device_bytes for stage in stages)):
         yield "peak GPU memory", size(device)
     budget = (record["plan"].get("memory") or {}).get("budget_bytes")
     if budget:

@@ -100,14 +100,14 @@ class StoreLimit:
         has room for some, or none is left."""
         if not self._too_large or self._fits_any:
             return None
-        return self._too_small(self._base, max(self._too_large.values()))
+        return _too_small(self._job, self._lease, self._base, max(self._too_large.values()))
 
     def failures(self) -> dict[tuple[str, int, str], dict[str, Any]]:
         """Return the reasons why media that are too large fail in this run, as the ledger keeps
         them."""
         reasons = {}
         for digest, needed in self._too_large.items():
-            error = self._too_small(self._base, needed, "this file needs")
+            error = _too_small(self._job, self._lease, self._base, needed, "this file needs")
             why = {"kind": TOO_LARGE, "message": error.message, "hint": error.hint}
             reasons[digest, -1, ""] = {"stage": self._first.name, **why}
         return reasons
@@ -172,7 +172,7 @@ class StoreLimit:
                 total -= pack.stat.size
         self._ledger.refresh()
         if total + needed > self.bytes:
-            raise self._too_small(kept, needed)
+            raise _too_small(self._job, self._lease, kept, needed)
         return both and total <= most
 
     def _is_too_large(self, medium: Medium) -> bool:
@@ -184,8 +184,10 @@ class StoreLimit:
         store = self._job.store
         stored = dict(store.stats())
         self._ledger.refresh()  # afterwards, so that it has all of these packs
-        elsewhere = frozenset[str]().union(*(job.namespaces for job in self._others()))
-        own = self._own
+        elsewhere = frozenset[str]().union(
+            *(job.namespaces for job in others_of(self._job, self._lease))
+        )
+        own = namespaces_of(self._job)
         kept = self._packs_to_read(wave) | self._packs_of_run(elsewhere)
         large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in kept)
         free = [pack for pack in large if pack.namespace not in elsewhere - own]
@@ -195,15 +197,6 @@ class StoreLimit:
             kept_bytes[kind if inside else OTHERS] += 0 if name in goes else size_of
         free.sort(key=lambda pack: (pack.stat.modified, pack.name))
         return kept_bytes, free
-
-    @property
-    def _own(self) -> set[str]:
-        """Return the namespaces of this job."""
-        return {n for variant in self._ledger.variants for n in variant.of.values()}
-
-    def _others(self) -> list[RunningJob]:
-        """Return the other jobs that run on the store."""
-        return running_jobs(self._job.store) if self._lease is None else self._lease.others()
 
     def _packs_to_read(self, media: Iterable[Medium]) -> set[str]:
         """Return the packs with a record that these media have yet to read."""
@@ -293,20 +286,37 @@ class StoreLimit:
         records, key = self._ledger[kind], task.keys.get(kind, "")
         return records.place(key).length if key in records else 0
 
-    def _too_small(
-        self, kept: Counter[str], wave: int, what: str = "the next files need"
-    ) -> CannotFit:
-        kinds = ", ".join(f"{size(of)} {kind}" for kind, of in kept.most_common() if of)
-        enough = f"--max-store {written(rounded_up(kept.total() + wave))} or more"
-        advice = f"Give {enough}"
-        sharing = [job.description for job in self._others() if job.namespaces & self._own]
-        if sharing:  # it keeps the frames of files that both need
-            advice = f"Wait until the other run has ended ({sharing[0]}), or give {enough}"
-        return CannotFit(
-            f"--max-store {size(self.bytes)} is too small: {size(kept.total())} must stay in "
-            f"{self._job.store.url} ({kinds}), and {what} {size(wave)} beside it",
-            hint=advice,
-        )
+
+def _too_small(
+    job: Job,
+    lease: Lease | None,
+    kept: Counter[str],
+    wave: int,
+    what: str = "the next files need",
+) -> CannotFit:
+    """Return the error for bytes of the store that must stay, by kind, and those of a wave."""
+    kinds = ", ".join(f"{size(of)} {kind}" for kind, of in kept.most_common() if of)
+    enough = f"--max-store {written(rounded_up(kept.total() + wave))} or more"
+    advice, own = f"Give {enough}", namespaces_of(job)
+    sharing = [other.description for other in others_of(job, lease) if other.namespaces & own]
+    if sharing:  # it keeps the frames of files that both need
+        advice = f"Wait until the other run has ended ({sharing[0]}), or give {enough}"
+    return CannotFit(
+        f"--max-store {size(StoreSizeOptions.of(job.config).max_store or 0)} is too small: "
+        f"{size(kept.total())} must stay in {job.store.url} ({kinds}), and {what} {size(wave)} "
+        "beside it",
+        hint=advice,
+    )
+
+
+def namespaces_of(job: Job) -> set[str]:
+    """Return the cache namespaces of a job, in all its variants."""
+    return {n for variant in job.ledger.variants for n in variant.of.values()}
+
+
+def others_of(job: Job, lease: Lease | None) -> list[RunningJob]:
+    """Return the other jobs that run on the store of a job with this lease."""
+    return running_jobs(job.store) if lease is None else lease.others()
 
 
 def store_limit(

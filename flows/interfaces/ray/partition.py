@@ -248,8 +248,7 @@ def _run(config: RunOptions, terms: Terms) -> dict[str, Any]:
         if not terms.partition:
             raise
         return {}  # the last task names the files
-    stages = record.value["stages"] if record else ()
-    made = {stage["name"]: stage["items"] for stage in stages}
+    made = {stage.name: stage.items for stage in (record.stages if record else ())}
     return {"result": replace(result, failures=[], chunks=None), "stages": made}
 
 

@@ -440,8 +440,8 @@ class Driver:
         if run.error is not None:
             self._display.print_line(f"partition {run.terms.partition} failed: {run.error}")
         self._count["seconds"] += run.result.get("seconds", 0.0)
-        for stage in record.value["stages"]:
-            stage["items"] += run.result.get("stages", {}).get(stage["name"], 0)
+        for stage in record.stages:
+            stage.items += run.result.get("stages", {}).get(stage.name, 0)
         self._display.on_event(PARTITIONS, Answered(label=run.terms.partition))
         record.write(force=False)
 

@@ -28,6 +28,7 @@ from flows.core.machine.leases import is_alive
 from flows.core.pipelines import STAGES
 from flows.outputs.marker import MARKER
 from flows.outputs.record.run_record import RUN_RECORD, Entry, history_of, seconds_of
+from flows.outputs.record.stage_record import StageRecord
 
 POINT = (number, number, number)
 RUNG = {"stage": text, "name": text, "reason": text, "error": text, "time": moment}
@@ -155,7 +156,8 @@ def load_record(out: Path) -> dict[str, Any]:
             raise ShapeError(f"its stages are not {', '.join(STAGES)}")
 
     record: dict[str, Any] = read_json(path, RECORD, "Run the command again", check_stages)
-    record = {"history": [], "keys": [], "keep": "", **record}
+    stages = [StageRecord.of_json(stage) for stage in record["stages"]]
+    record = {"history": [], "keys": [], "keep": "", **record, "stages": stages}
     here = record["host"] in ("", socket.gethostname())
     if record["state"] == "running" and here and not is_alive(record["pid"]):
         record["state"] = "died"
@@ -166,14 +168,15 @@ def load_record(out: Path) -> dict[str, Any]:
 def _count_published(out: Path, record: dict[str, Any]) -> None:
     """Count what the stages of a killed run published after its record was last written."""
     began = seconds_of(record["started"])
-    for entry in record["stages"]:
+    stages: list[StageRecord] = record["stages"]
+    for stage in stages:
         made = 0
-        for journal in out.glob(f"logs/{entry['name']}[.-]*items.jsonl"):
+        for journal in out.glob(f"logs/{stage.name}[.-]*items.jsonl"):
             refuse_links(journal)
             with journal.open(encoding="utf-8", errors="replace") as lines:
                 times = filter(None, map(PUBLISHED.match, lines))
                 made += sum(float(match[1]) >= began for match in times)
-        entry["running"] = max(entry["running"], made - entry["items"])
+        stage.running = max(stage.running, made - stage.items)
 
 
 def same_work_in(out: Path, keys: Iterable[str]) -> bool:

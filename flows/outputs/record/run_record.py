@@ -26,6 +26,12 @@ from artifacts.texts.captions import Failure
 from flows.core.machine.versions import now, versions
 from flows.core.options.commands import CaptionConfig
 from flows.core.pipelines import CAPTION, Pipeline
+from flows.outputs.record.stage_record import (
+    REWRITE_SECONDS,
+    Point,
+    StageRecord,
+    coarser,
+)
 from stages.process.events import StageOutcome
 
 if TYPE_CHECKING:  # it loads what reads checkpoints, before the first line of a run
@@ -99,23 +105,8 @@ Entry = dict[str, Any]
 """What is kept of one run, in the history of its folder."""
 RUN_RECORD = "run.json"
 """File of the record, in the folder of a run."""
-REWRITE_SECONDS = 2.0
-"""Minimum seconds between two writes of the record during a run."""
-SAMPLE_SECONDS = 65.0
-"""Age limit, in seconds, of the samples from which the latest speed is computed."""
 NAMED_FAILURES = 20
 """Maximum failures in the record; `failures.jsonl` has all of them when the run ends."""
-TIMELINE_POINTS = 7200
-"""Maximum points of a stage's memory timeline; beyond it, pairs of neighbours are merged."""
-SPANS = 1000
-"""Maximum stage processes with a recorded start and end; beyond it, neighbours are merged."""
-OVERLAP_NOTES = ("beside", "beside_ended")
-"""Notes of a stage that later processes do not replace: beside which stage a process ran, and why
-that ended early."""
-ON_DEVICE = {"items": 0, "seconds": 0.0, "peak_device_bytes": 0}
-"""What is recorded of each GPU of a stage that ran on several."""
-KEPT_WARNINGS = 1000
-"""Maximum warnings kept per stage; `captions.jsonl` has those of each caption."""
 
 
 class RunRecord:
@@ -132,10 +123,14 @@ class RunRecord:
         """Entries of earlier runs into the folder."""
         self._began = seconds_of(self.value["started"])
 
-    def stage(self, name: str) -> dict[str, Any]:
-        """Return the mutable record of one stage."""
-        stage_record: dict[str, Any] = next(s for s in self.value["stages"] if s["name"] == name)
-        return stage_record
+    def stage(self, name: str) -> StageRecord:
+        """Return the record of one stage."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @property
+    def stages(self) -> list[StageRecord]:
+        stages: list[StageRecord] = self.value["stages"]
+        return stages
 
     def carry_on(self, history: Iterable[Entry], keys: Collection[str]) -> None:
         """Keep the entries of earlier runs into the folder, bound to the keys of this run."""
@@ -144,15 +139,14 @@ class RunRecord:
 
     def expect(self, name: str, total: int, done: int) -> None:
         """Record a stage's total number of items, and how many the store has already."""
-        entry = self.stage(name)
-        made = entry["items"] + entry["running"]
-        entry.update(total=total, before=max(0, done - made))
+        stage = self.stage(name)
+        stage.total, stage.before = total, max(0, done - stage.items - stage.running)
 
     def count_total(self, name: str, items: int) -> None:
         """Record how many items a running process will publish, as far as it knows by now."""
         with self._lock:
-            entry = self.stage(name)
-            entry["total"] = max(entry["total"], entry["before"] + entry["items"] + items)
+            stage = self.stage(name)
+            stage.total = max(stage.total, stage.before + stage.items + items)
 
     @contextlib.contextmanager
     def _changing(self, *, force: bool) -> Iterator[None]:
@@ -165,29 +159,19 @@ class RunRecord:
         """Record that a process of a stage starts."""
         if name in self._stages:
             with self._changing(force=True):
-                self.stage(name).update(
-                    since=round(time.time(), 1), running=0, recent=[], now=[], device=""
-                )
+                self.stage(name).begin(round(time.time(), 1))
 
     def memory(self, name: str, seen: Mapping[str, Any]) -> None:
         """Record a memory sample of a running process, and update the peaks."""
         if name in self._stages:
             with self._changing(force=False):
-                entry = self.stage(name)
-                for peak in ("peak_host_bytes", "peak_device_bytes"):
-                    entry[peak] = max(entry[peak], seen[peak])
-                entry["device"] = entry["device"] or seen["device"]
-                if seen["device"] != entry["device"]:  # beside the process that is shown
-                    return
-                entry["now"].append([seen[n] for n in ("seconds", "host_bytes", "device_bytes")])
-                if len(entry["now"]) > TIMELINE_POINTS:
-                    entry["now"] = coarser(entry["now"])
+                self.stage(name).sample(seen)
 
     def imported(self, name: str, notes: Mapping[str, Any]) -> None:
         """Record what the imports of a running process take, which memory is counted above."""
         if name in self._stages and "loaded_bytes" in notes:
             with self._lock:
-                self.stage(name)["notes"]["loaded_bytes"] = notes["loaded_bytes"]
+                self.stage(name).notes["loaded_bytes"] = notes["loaded_bytes"]
 
     def rung(self, taken: Mapping[str, Any]) -> None:
         """Record that a stage runs on another rung than requested."""
@@ -198,7 +182,7 @@ class RunRecord:
         """Record a failed item of a stage that continues. Writing the outputs recounts failures."""
         if name in self._stages:
             with self._changing(force=len(self.value["failures"]) < NAMED_FAILURES):
-                self.stage(name)["failed"] += 1
+                self.stage(name).failed += 1
                 self.value["media"]["failed"] += 1
                 if len(self.value["failures"]) < NAMED_FAILURES:
                     self.value["failures"].append(dict(failure))
@@ -209,12 +193,12 @@ class RunRecord:
         with self._lock:
             self.value["media"]["failed"] = len(failures)
             self.value["failures"] = [values_of(f) for f in failures[:NAMED_FAILURES]]
-            for entry in self.value["stages"]:
-                entry["failed"] = counts[entry["name"]]
+            for stage in self.stages:
+                stage.failed = counts[stage.name]
 
     def is_running(self, name: str) -> bool:
         """Return whether a process of a stage has begun, and not ended."""
-        return name in self._stages and bool(self.stage(name)["since"])
+        return name in self._stages and bool(self.stage(name).since)
 
     def count_items(self, name: str, made: int, device: str = "") -> None:
         """Record that a running process of a stage has published so many more items: that on
@@ -224,64 +208,23 @@ class RunRecord:
         """
         if name in self._stages:
             with self._changing(force=False):
-                entry, at = self.stage(name), time.time()
-                if device:
-                    entry["devices"].setdefault(device, dict(ON_DEVICE))["items"] += made
-                items = entry["running"] = entry["running"] + made
-                if not entry["recent"] or at - entry["recent"][-1][0] >= REWRITE_SECONDS:
-                    entry["recent"] = [s for s in entry["recent"] if s[0] >= at - SAMPLE_SECONDS]
-                    entry["recent"].append([round(at, 1), entry["items"] + items])
+                self.stage(name).count(made, time.time(), device)
 
     def note_latest(self, name: str, path: str) -> None:
         """Record the file that a stage worked on last, if UTF-8 can hold its name."""
         if name in self._stages:
             with self._lock, contextlib.suppress(UnicodeEncodeError):
-                self.stage(name)["latest"] = path.encode().decode()
+                self.stage(name).latest = path.encode().decode()
 
     def add(self, outcome: StageOutcome, *, attention: str, precision: Mapping[str, str]) -> None:
         """Add the outcome of one finished stage process; a stage may run several, one per wave."""
         if outcome.name not in self._stages:
             return
         with self._lock:
-            self._count(outcome, attention, precision)
+            stage = self.stage(outcome.name)
+            stage.add(outcome, self._began, time.time())
+            stage.attention, stage.precision = attention, dict(precision)
             self.write(force=True)
-
-    def _count(self, outcome: StageOutcome, attention: str, precision: Mapping[str, str]) -> None:
-        entry = self.stage(outcome.name)
-        ended, before = time.time(), entry["timeline"][-1:]
-        # Start after the last point of the previous process, which may have sampled once more.
-        offset = max(entry["seconds"], *(point[0] + 0.01 for point in before), 0.0)
-        began = entry["since"] or ended - outcome.seconds
-        span = [round(began - self._began, 1), round(ended - self._began, 1), round(offset, 2)]
-        entry["spans"].append([max(0.0, span[0]), *span[1:]])
-        while len(entry["spans"]) > SPANS:
-            pairs = [entry["spans"][at : at + 2] for at in range(0, len(entry["spans"]), 2)]
-            entry["spans"] = [[pair[0][0], pair[-1][1], pair[0][2]] for pair in pairs]
-        entry["processes"] += 1
-        entry.update(running=0, since=0.0, recent=[], now=[], latest="")
-        for name in ("items", "tokens", "seconds", "cpu_seconds"):
-            entry[name] += getattr(outcome, name)
-        for name in ("peak_host_bytes", "peak_device_bytes"):
-            entry[name] = max(entry[name], getattr(outcome, name))
-        for device, part in outcome.devices.items():
-            if not part.items:
-                continue
-            of_device = entry["devices"].setdefault(device, dict(ON_DEVICE))
-            of_device["seconds"] += part.seconds
-            peak = max(of_device["peak_device_bytes"], part.peak_device_bytes)
-            of_device["peak_device_bytes"] = peak
-        entry["baseline_before_bytes"] = outcome.baseline_before_bytes
-        entry["baseline_after_bytes"] = outcome.baseline_after_bytes
-        entry["timeline"] += [
-            [round(offset + t, 2), host, device] for t, host, device in outcome.timeline
-        ]
-        while len(entry["timeline"]) > TIMELINE_POINTS:
-            entry["timeline"] = coarser(entry["timeline"])
-        entry["warnings"] = [*entry["warnings"], *outcome.warnings][:KEPT_WARNINGS]
-        kept = {name: entry["notes"][name] for name in OVERLAP_NOTES if name in entry["notes"]}
-        entry["notes"] = {**kept, **outcome.notes}
-        entry["attention"] = attention
-        entry["precision"] = dict(precision)
 
     def finish(self, state: str, error: str = "") -> None:
         """Write the run's final state: done, failed or interrupted."""
@@ -310,11 +253,14 @@ class RunRecord:
                 return
             self._written = time.monotonic()
             self.value["updated"] = now()
-            write_json(self.path, self.value)
+            write_json(self.path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.value, "stages": [stage.to_json() for stage in self.stages]}
 
 
 def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
-    """Return the record of a new run."""
+    """Return the fields of a new run."""
     return {
         "state": "running",
         "pid": os.getpid(),
@@ -329,7 +275,7 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "history": [],
         "keys": [],
         "mounts": {},
-        "stages": [empty(stage.name) for stage in pipeline],
+        "stages": [StageRecord(name=stage.name) for stage in pipeline],
         "media": dict.fromkeys(("total", "failed", "open", "warned"), 0),
         "captions": 0,
         "summaries": 0,
@@ -341,30 +287,6 @@ def blank(out: Path, pipeline: Pipeline = CAPTION) -> dict[str, Any]:
         "command": None,
         "failures": [],
         "error": "",
-    }
-
-
-def empty(name: str) -> dict[str, Any]:
-    """Return the record of a stage before its first process."""
-    return {
-        "name": name,
-        **dict.fromkeys(("items", "total", "before", "running", "failed"), 0),
-        "since": 0.0,
-        "recent": [],
-        "latest": "",
-        **dict.fromkeys(("processes", "tokens"), 0),
-        **dict.fromkeys(("seconds", "cpu_seconds"), 0.0),
-        **dict.fromkeys(("peak_host_bytes", "peak_device_bytes"), 0),
-        **dict.fromkeys(("baseline_before_bytes", "baseline_after_bytes"), 0),
-        "attention": "",
-        "precision": {},
-        "device": "",
-        "devices": {},
-        "spans": [],
-        "timeline": [],
-        "now": [],
-        "warnings": [],
-        "notes": {},
     }
 
 
@@ -388,18 +310,19 @@ def seconds_of(stamp: str) -> float:
 
 def entry_of(record: Mapping[str, Any]) -> Entry | None:
     """Return the entry of a record's own run; None if it has made nothing."""
-    stages = record["stages"]
-    items = {stage["name"]: stage["items"] + stage["running"] for stage in stages}
+    stages: Sequence[StageRecord] = record["stages"]
+    items = {stage.name: stage.items + stage.running for stage in stages}
     if not any(items.values()):
         return None
-    last = max((span[1] for stage in stages for span in stage["spans"]), default=0.0)
+    last = max((span[1] for stage in stages for span in stage.spans), default=0.0)
     return {
         "started": record["started"],
         "runs": 1,
         "seconds": max(seconds_of(record["updated"]) - seconds_of(record["started"]), last),
         "items": items,
-        "tokens": sum(stage["tokens"] for stage in stages),
-        **{name: max(stage[name] for stage in stages) for name in PEAKS},
+        "tokens": sum(stage.tokens for stage in stages),
+        "peak_host_bytes": max(stage.peak_host_bytes for stage in stages),
+        "peak_device_bytes": max(stage.peak_device_bytes for stage in stages),
         "rungs": record["rungs"][-RUNGS:],
         "timeline": _timeline(stages),
         "keys": record["keys"],
@@ -407,43 +330,14 @@ def entry_of(record: Mapping[str, Any]) -> Entry | None:
     }
 
 
-def _timeline(stages: Iterable[Mapping[str, Any]]) -> dict[str, list[list[Any]]]:
+def _timeline(stages: Iterable[StageRecord]) -> dict[str, list[Point]]:
     """Return the memory points of each stage by the time of the run, at most POINTS in all."""
     curves = {
-        stage["name"]: [point for curve in curves_of(stage) for point in curve] for stage in stages
+        stage.name: [point for curve in stage.curves() for point in curve] for stage in stages
     }
     while sum(map(len, curves.values())) > POINTS:
         curves = {name: coarser(points) for name, points in curves.items()}
     return {name: points for name, points in curves.items() if points}
-
-
-def curves_of(stage: Mapping[str, Any]) -> list[list[list[Any]]]:
-    """Return the memory points of each ended process of a stage, by the time of the run.
-
-    The record has them by the working time of the stage. They are aligned with the end of a
-    process, not its start, because it may have waited for the GPU before its first sample.
-    """
-    points, worked = stage["timeline"], stage["seconds"]
-    spans = stage["spans"] or [[0.0, worked, 0.0]]
-    ends = [
-        *(span[2] for span in spans[1:]),
-        max(worked, *(point[0] for point in points[-1:]), 0.0),
-    ]
-    curves: list[list[list[Any]]] = [[] for _ in spans]
-    at = 0
-    for seconds, host, device in points:
-        while at + 1 < len(spans) and seconds >= spans[at + 1][2]:
-            at += 1
-        start, end, _ = spans[at]
-        moment = min(max(end - (ends[at] - seconds), start), end)
-        curves[at].append([round(moment, 2), host, device])
-    return [curve for curve in curves if curve]
-
-
-def coarser(timeline: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """Return half as many points, each with the maximum of two."""
-    pairs = [timeline[at : at + 2] for at in range(0, len(timeline), 2)]
-    return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
 
 
 def history_of(record: Mapping[str, Any]) -> list[Entry]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from flows.core.checkpoint.precision import no_bfloat16
+from flows.outputs.record.run_read import load_record
 from flows.outputs.run_status import stages_of
 from scripts.prove.gpu_check.driver import stand_in
 from scripts.prove.gpu_check.halves import Bench, copy_rate, timed
@@ -377,17 +378,18 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
             yield skipped(name, f"exit {done.code}: {one_line(done.exit_report)}", "reported")
             continue
         stage = done.stage("decode")
-        notes, rate = stage["notes"], stage["tokens"] / stage["seconds"]
-        figures = {
+        rate = stage.tokens / stage.seconds
+        of_slots = {key: stage.notes[key] for key in ("rows", "slots") if key in stage.notes}
+        figures: dict[str, Any] = {
             "seconds": done.seconds,
-            "decode_seconds": stage["seconds"],
+            "decode_seconds": stage.seconds,
             "captions": len(done.captions),
-            "tokens": stage["tokens"],
-            **{key: notes[key] for key in ("rows", "slots") if key in notes},
+            "tokens": stage.tokens,
+            **of_slots,
         }
-        words = [f"{key} {notes[key]}" for key in ("rows", "slots") if key in notes]
-        found = f"{len(done.captions)} captions, {stage['tokens']:,} tokens in "
-        found += f"{stage['seconds']:.1f} s of decode with loading ({rate:,.0f} tokens/s), "
+        words = [f"{key} {count}" for key, count in of_slots.items()]
+        found = f"{len(done.captions)} captions, {stage.tokens:,} tokens in "
+        found += f"{stage.seconds:.1f} s of decode with loading ({rate:,.0f} tokens/s), "
         found += ", ".join([f"{done.seconds:.0f} s in all", *words])
         yield message_of(name, found, **figures)
         if engine == "transformers" and not stand_in():
@@ -422,7 +424,7 @@ def _training(precision: str, setting: Setting, folder: Path) -> Iterator[Row]:
 
 def _tuned(name: str, done: Run) -> Row:
     losses = json.loads((done.out / "tune.json").read_text())["losses"]
-    record = json.loads((done.out / "run" / "run.json").read_text())
+    record = load_record(done.out / "run")
     stage = next(each for each in stages_of(record, time.time()) if each.name == "tune")
     taken, plan = stage.taken_bytes, stage.planned_bytes
     off = plan / taken - 1 if taken else 0.0

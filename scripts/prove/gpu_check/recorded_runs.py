@@ -52,7 +52,7 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
     name = "captions, recorded steps beside plain ones"
     yield alike(name, recorded.captions, plain.captions)
     rates = [_rate(done) for done in (plain, recorded)]
-    notes = recorded.stage("decode")["notes"]
+    notes = recorded.stage("decode").notes
     counts, reason = notes.get("recorded", {}), notes.get("recorded_reason", "")
     found = f"{counts.get('replayed', 0)} of {counts.get('steps', 0)}"
     found += f" in {counts.get('recordings', 0)} recordings; " + f"{one_line(reason)}; " * bool(
@@ -80,14 +80,14 @@ def sampled(setting: Setting, folder: Path) -> Iterator[Row]:
 def _spent(done: Run) -> dict[str, float]:
     """Return the seconds of decode, by what they were spent on as far as that is noted."""
     stage = done.stage("decode")
-    parts = {part: stage["notes"].get(f"{part}_seconds", 0.0) for part in SPENT}
-    return parts | {"all": stage["seconds"]}
+    parts = {part: stage.notes.get(f"{part}_seconds", 0.0) for part in SPENT}
+    return parts | {"all": stage.seconds}
 
 
 def _rate(done: Run) -> float:
     """Return the tokens per second of decode, its loading included."""
     stage = done.stage("decode")
-    return float(stage["tokens"] / stage["seconds"])
+    return float(stage.tokens / stage.seconds)
 
 
 @of_model("decode beside encode")
@@ -99,21 +99,21 @@ def beside(setting: Setting, folder: Path) -> Iterator[Row]:
         "captions, with nothing stored beside stored features", done.captions, alone.captions
     )
     encode, decode = (done.stage(name) for name in ("encode", "decode"))
-    together = _together(encode["spans"], decode["spans"])
-    ended = str(decode["notes"].get("beside_ended", ""))
+    together = _together(encode.spans, decode.spans)
+    ended = str(decode.notes.get("beside_ended", ""))
     if together < TOGETHER_SECONDS:
         why = one_line(ended) or "decode began when encode had ended"
         yield skipped("decode beside encode", why)
         return
-    spans = [*encode["spans"], *decode["spans"]]
+    spans = [*encode.spans, *decode.spans]
     both = max(span[1] for span in spans) - min(span[0] for span in spans)
-    seconds = alone.stage("decode")["seconds"]
-    found = f"{together:.1f} s at once: encode {encode['seconds']:.1f} s, "
-    found += f"decode {decode['seconds']:.1f} s, both {both:.1f} s; decode alone {seconds:.1f} s"
+    seconds = alone.stage("decode").seconds
+    found = f"{together:.1f} s at once: encode {encode.seconds:.1f} s, "
+    found += f"decode {decode.seconds:.1f} s, both {both:.1f} s; decode alone {seconds:.1f} s"
     figures = {
         "together_seconds": together,
-        "encode_seconds": encode["seconds"],
-        "decode_seconds": decode["seconds"],
+        "encode_seconds": encode.seconds,
+        "decode_seconds": decode.seconds,
         "both_seconds": both,
         "decode_alone_seconds": seconds,
     }

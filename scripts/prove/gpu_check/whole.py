@@ -12,6 +12,8 @@ from typing import Any
 
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
+from flows.outputs.record.run_read import load_record
+from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.run_status import stages_of
 from scripts.prove.gpu_check.rows import DEMO, Row, Setting, mib, row
 from tests.support.builders.common import PENSTOCK
@@ -37,13 +39,12 @@ class Run:
     @property
     def record(self) -> dict[str, Any]:
         """Its run.json; empty where there is none."""
-        path = self.out / "run.json"
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return found
+        return load_record(self.out) if (self.out / "run.json").exists() else {}
 
-    def stage(self, name: str) -> dict[str, Any]:
+    def stage(self, name: str) -> StageRecord:
         """What its record says of a stage. Raises StopIteration for one that was not run."""
-        return next(stage for stage in self.record["stages"] if stage["name"] == name)
+        stages: list[StageRecord] = self.record["stages"]
+        return next(stage for stage in stages if stage.name == name)
 
     @property
     def captions(self) -> dict[tuple[str, float], str]:

@@ -41,10 +41,10 @@ def ran(out: Path, items: int, *keys: str, minute: int = 0, **outcome: Any) -> N
     if items:
         made = StageOutcome(name="encode", items=items, seconds=2.0, **outcome)
         record.add(made, attention="", precision={})
-        record.stage("encode")["spans"] = [[1.0, 3.0, 0.0]]
+        record.stage("encode").spans = [[1.0, 3.0, 0.0]]
     record.value["updated"] = started.replace(":00+", ":40+")
     record.value["state"] = "killed"  # a killed process writes no history of its own run
-    record.path.write_text(json.dumps(record.value), encoding="utf-8")
+    record.path.write_text(json.dumps(record.to_json()), encoding="utf-8")
 
 
 def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_interrupted_run_and_its_continuation_are_summed_up(config: CaptionCo
     for _ in range(2):
         caption(config, Display(quiet=True), stages.launcher)
     record = load_record(out)
-    assert [stage["items"] for stage in record["stages"]] == [0, 0, 0]
+    assert [stage.items for stage in record["stages"]] == [0, 0, 0]
     total = sum_of(current_runs(record))
     assert total is not None and total["runs"] == 2
     assert total["items"] == {"frames": 2, "encode": 2, "decode": 2}
