@@ -379,8 +379,10 @@ def captions(setting: Setting, folder: Path) -> Iterator[Row]:
             continue
         stage = done.stage("decode")
         rate = stage.tokens / stage.seconds
-        of_slots = {key: stage.notes[key] for key in ("rows", "slots") if key in stage.notes}
-        figures: dict[str, Any] = {
+        of_slots: dict[str, Any] = {
+            key: stage.notes[key] for key in ("rows", "slots") if key in stage.notes
+        }
+        figures = {
             "seconds": done.seconds,
             "decode_seconds": stage.seconds,
             "captions": len(done.captions),
