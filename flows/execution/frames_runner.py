@@ -108,6 +108,9 @@ class FramesRunner:
         """Return the process that cuts the frames of a wave, which is started unless it stayed;
         None if there is nothing to cut."""
         staying = self._staying
+        if staying is not None and staying.attempt.process.wait_for_exit(0):
+            self.stop()  # what ended it while it cut ahead, such as a full disk, may be over
+            staying = None
         if staying is None:
             return self._start(wave, stays=follows)
         self._job.ledger.refresh()  # some may have been cut ahead
