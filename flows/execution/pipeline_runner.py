@@ -295,7 +295,8 @@ class PipelineRunner:
                 with contextlib.suppress(Exception):
                     self._job.ledger.refresh()
                     # Outputs are of one model, in one precision.
-                    if not isinstance(error, (ModelChanged, HalfChecked)):
+                    is_other = isinstance(error, (ModelChanged, HalfChecked))
+                    if not (is_other or self.record.is_gone):
                         write(True)
                 raise
 

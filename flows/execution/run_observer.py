@@ -79,7 +79,7 @@ class LiveCaptions:
     def write(self) -> None:
         """Write `captions.jsonl` and its count, if there are new captions and it is time."""
         began, ledger = time.monotonic(), self._job.ledger
-        if began < self._write_at:
+        if began < self._write_at or self._record.is_gone:
             return
         ledger.refresh()
         made = len(ledger["captions"].keys())

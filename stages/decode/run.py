@@ -16,7 +16,7 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
 
-from artifacts.errors import NotFinite, PenstockError, StageDied, UsageError
+from artifacts.errors import EnvironmentFault, NotFinite, PenstockError, StageDied, UsageError
 from artifacts.records.claims import WorkClaims, claims_at
 from artifacts.records.packs import (
     QUARANTINE,
@@ -242,7 +242,11 @@ class ClientRun:
         more = {"prompt_tokens": output.prompt_tokens, "stopped": output.stopped}
         record = Record(key=request.item.keys[maker], meta=output.meta | more | origin)
         records = (self._captions if request.item.heard else self._unheard)[maker]
-        records.publish([record])
+        try:
+            records.publish([record])
+        except (EnvironmentFault, OSError) as error:
+            self._report.not_stored([request.item.key], error)
+            return
         records.forget([record.key])
         self._report.send(_ended(request, output))
 

@@ -10,12 +10,13 @@ import math
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from artifacts.disk.faults import fault_of
+from artifacts.disk.faults import fault_of, is_full
 from artifacts.disk.json_records import read_record
 from artifacts.disk.regular_files import open_below
 from artifacts.errors import EnvironmentFault
@@ -318,6 +319,15 @@ class EventReporter:
 
     def failure(self, media: str, kind: str, message: str, hint: str) -> None:
         self.send(Failed(media=media, kind=kind, message=message, hint=hint))
+
+    def not_stored(self, keys: Iterable[str], error: Exception) -> None:
+        """Answer clients whose results cannot be stored for this error."""
+        traceback.print_exception(error)
+        self.warning(f"results cannot be stored: {error}")
+        kind = NO_ROOM if is_full(error) else NOT_STORED
+        message = "the server has no room for" if kind == NO_ROOM else "the server cannot store"
+        for key in keys:
+            self.failure(key, kind, f"{message} the result", "Ask again later")
 
     def batch_shrunk(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
         self.send(BatchShrunk(batch=batch, failed=failed, error=error, block=block))

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,22 @@ def test_a_file_that_crashes_or_hangs_the_decoder_is_named_alone(config: Caption
     again = caption(config, Display(quiet=True), stages.launcher)
     assert [f.error for f in again.failures] == ["crash"] * 2
     assert "frames" not in [call.name for call in stages.calls[tried:]]
+
+
+def test_a_folder_that_is_removed_during_a_run_is_made_anew_by_the_same_command(
+    config: CaptionConfig,
+) -> None:
+    out = Path(config.out)
+
+    def gone(*_: object) -> PenstockError:
+        shutil.rmtree(out)
+        (out / "logs").mkdir(parents=True)  # as a further process does
+        return EnvironmentFault(f"{out}/logs is missing", hint="Run it again")
+
+    with pytest.raises(EnvironmentFault, match="is missing"):
+        run(config, KilledStages(("decode", 2), error=gone))
+    assert os.listdir(out) == ["logs"]
+    assert run(config, Stages()) == 4
 
 
 def test_a_file_that_has_its_process_killed_is_named_and_the_rest_is_made(

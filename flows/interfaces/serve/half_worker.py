@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from artifacts.errors import CannotFit, EnvironmentFault, ModelChanged, PenstockError
+from artifacts.errors import CannotFit, EnvironmentFault, Killed, ModelChanged, PenstockError
 from flows.core.machine.launch import StageCall
 from flows.core.plan.ladder import Ladder, Rung
 from flows.interfaces.serve.batching import Batcher, QueuedRequest
@@ -168,7 +168,10 @@ class RestartBackoff:
         if self._why is None or not self.wait:
             return None
         error = f"{self._name} worker failed to start: {self._why.message}"
-        return unavailable(error, self._why.hint, retry=self.wait)
+        # The hint of a killed process is that of a run.
+        was_killed = isinstance(self._why, Killed)
+        hint = "Ask again; see the server's log" if was_killed else self._why.hint
+        return unavailable(error, hint, retry=self.wait)
 
     def started(self) -> None:
         """Reset the failure count after a successful start."""

@@ -26,6 +26,7 @@ from artifacts.texts.captions import Failure
 from flows.core.machine.versions import now, versions
 from flows.core.options.commands import CaptionConfig
 from flows.core.pipelines import CAPTION, Pipeline
+from flows.outputs.marker import MARKER
 from flows.outputs.record.stage_record import (
     REWRITE_SECONDS,
     Point,
@@ -116,6 +117,8 @@ class RunRecord:
         """Begin the record; `more` are further fields, such as the command that started the run."""
         self.path = out / RUN_RECORD
         self._written = 0.0
+        self._was_marked = False
+        """Whether the folder had its marker at an earlier look."""
         self._lock = threading.RLock()
         self.value: dict[str, Any] = {**blank(out, pipeline), "versions": versions(), **more}
         self._stages = [stage.name for stage in pipeline]
@@ -247,8 +250,18 @@ class RunRecord:
             raise
         self.finish("done")
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the folder of the run was removed or moved since it began. What is written there
+        now would be a folder that nobody owns, which the same command refuses."""
+        is_marked = os.path.lexists(self.path.parent / MARKER)
+        self._was_marked = self._was_marked or is_marked
+        return self._was_marked and not is_marked
+
     def write(self, *, force: bool) -> None:
         with self._lock:
+            if self.is_gone:
+                return
             if not force and time.monotonic() - self._written < REWRITE_SECONDS:
                 return
             self._written = time.monotonic()

@@ -12,7 +12,6 @@ in a fixed number of rows (stages/models/encoding/__init__.py).
 
 import copy
 import logging
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -26,7 +25,6 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 import torch
 
-from artifacts.disk.faults import is_full
 from artifacts.errors import NotFinite
 from artifacts.records.claims import claims_at
 from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
@@ -63,7 +61,7 @@ from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import UNPAIRED
 from stages.models.processors.side_inputs import Prepared
 from stages.process.checks import Verdicts
-from stages.process.events import NO_ROOM, NOT_STORED, EventReporter
+from stages.process.events import EventReporter
 from stages.process.host_memory import cores
 from stages.process.requests import Request, Requests
 
@@ -455,12 +453,7 @@ class EncodeRun:
 
     def _refuse(self, made: list[list[Encoded]], error: Exception) -> None:
         """Answer clients whose results cannot be published."""
-        traceback.print_exception(error)
-        self._report.warning(f"results cannot be stored: {error}")
-        kind = NO_ROOM if is_full(error) else NOT_STORED
-        message = "the server has no room for" if kind == NO_ROOM else "the server cannot store"
-        for key in {one.item.key for batch in made for one, _ in batch}:
-            self._report.failure(key, kind, f"{message} the result", "Ask again later")
+        self._report.not_stored({one.item.key for batch in made for one, _ in batch}, error)
 
     def _answer_clients(
         self, rows: Mapping[str, tuple[EncodeItem, object]], made: Sequence[Record]

@@ -1,6 +1,7 @@
 """Requests of a decode stage that stays: those that nobody wants any more, settings that belong to
 one, and several prompts of one chunk, each of which says what it says by itself."""
 
+import errno
 import json
 import os
 import threading
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from artifacts.disk.faults import fault_of
 from artifacts.errors import CannotFit, EnvironmentFault
-from artifacts.records.packs import RecordSet
+from artifacts.records.packs import Record, RecordSet
 from penstock_demo import CHECKPOINT
 from stages.decode.engines.inflight import prefill
 from stages.decode.engines.inflight.engine import InflightEngine
@@ -32,7 +34,7 @@ from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical
 from stages.decode.protocol import CaptionOutput, DecodeEngine, DecodeRequest, read_features
 from stages.decode.run import run
 from stages.memory.oom_retry import OomRetry
-from stages.process.events import CaptionProgress
+from stages.process.events import NO_ROOM, CaptionProgress
 from stages.process.job import parse_job
 from stages.process.requests import Make, Request, RequestPipe, Withdraw, line_of_message
 from tests.support.clips import PROMPTS, clips
@@ -227,6 +229,27 @@ def test_captions_that_another_run_makes_first_have_an_answer_at_once(
     told = answers_to(run, job, tmp_path / "pipe", items)
     assert sorted([*keys_told(told), *returned(told)]) == [item.key for item in items]
     assert returned(told)
+
+
+def test_a_full_disk_is_answered_to_the_client_and_the_stage_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave, publish = mixed_wave(tmp_path), RecordSet.publish
+
+    def refusing(records: RecordSet, made: Sequence[Record]) -> list[str]:
+        if made[0].key == "caption-1":
+            full = OSError(errno.ENOSPC, "no space")
+            raise fault_of(full, tmp_path) from full
+        return publish(records, made)
+
+    monkeypatch.setattr(RecordSet, "publish", refusing)
+    wave.settings |= {"engine": "inflight", "slots": 2, "for_clients": True}
+    job = wave.to_decode(PROMPTS, OTHER, tokens=4)
+    items = [DecodeItem(*item) for item in job["batches"][0][:3]]
+    told = answers_to(run, job, tmp_path / "pipe", items)
+    assert sorted(ended_in(told)) == ["caption-0", "caption-2"]
+    (failed,) = (event for event in told if event["event"] == "Failed")
+    assert (failed["media"], failed["kind"]) == ("caption-1", NO_ROOM)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
