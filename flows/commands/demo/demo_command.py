@@ -24,7 +24,8 @@ from flows.core.options.precision import PRECISIONS
 from flows.core.options.vectors import LabelConfig
 from flows.core.pipelines import STAGES
 from flows.execution.run import LauncherMaker, caption
-from flows.outputs.record.run_record import RUN_RECORD
+from flows.outputs.record.run_read import load_record
+from flows.outputs.record.stage_record import StageRecord
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import read_truths, score_captions
 from penstock_demo.words import COLOURS, SHAPES, parse
@@ -84,7 +85,7 @@ def _score_fresh(given: argparse.Namespace, folder: Path, launcher: LauncherMake
     result = caption(config, display, launcher)
     scored = score_captions(truths, _captions(result.out)).table()
     print_lines("", f"{given.clips} fresh clips, seed {seed}:", *scored.splitlines())
-    _print_stages(json.loads((result.out / RUN_RECORD).read_text(encoding="utf-8")))
+    _print_stages(load_record(result.out))
     return result.exit_code
 
 
@@ -152,7 +153,8 @@ def _spans(rows: list[Labelled]) -> str:
 
 def _print_stages(record: dict[str, Any]) -> None:
     print_lines("")
-    for stage in record["stages"]:
+    stages: list[StageRecord] = record["stages"]
+    for stage in stages:
         peak, seconds = size(stage.peak_host_bytes), duration(stage.seconds)
         part = STAGES[stage.name].part
         precisions = stage.precision or record["plan"]["precision"]
