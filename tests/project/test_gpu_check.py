@@ -199,9 +199,9 @@ def record(**changes: Any) -> dict[str, Any]:
         for name, planned in (("encode", 510), ("decode", 600))
     ]
     found = blank(Path("out"))
-    for entry in found["stages"]:
-        if entry["name"] != "frames":
-            entry.update(peak_device_bytes=800 * MIB, baseline_before_bytes=300 * MIB)
+    for stage in found["stages"]:
+        if stage.name != "frames":
+            stage.peak_device_bytes, stage.baseline_before_bytes = 800 * MIB, 300 * MIB
     plan = {"memory": {"budget_bytes": 600 * MIB, "stages": stages}}
     return {**found, "state": "done", "plan": plan, **changes}
 

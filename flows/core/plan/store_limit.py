@@ -100,14 +100,18 @@ class StoreLimit:
         has room for some, or none is left."""
         if not self._too_large or self._fits_any:
             return None
-        return _too_small(self._job, self._lease, self._base, max(self._too_large.values()))
+        return _too_small(
+            self._job, self._lease, self.bytes, self._base, max(self._too_large.values())
+        )
 
     def failures(self) -> dict[tuple[str, int, str], dict[str, Any]]:
         """Return the reasons why media that are too large fail in this run, as the ledger keeps
         them."""
         reasons = {}
         for digest, needed in self._too_large.items():
-            error = _too_small(self._job, self._lease, self._base, needed, "this file needs")
+            error = _too_small(
+                self._job, self._lease, self.bytes, self._base, needed, "this file needs"
+            )
             why = {"kind": TOO_LARGE, "message": error.message, "hint": error.hint}
             reasons[digest, -1, ""] = {"stage": self._first.name, **why}
         return reasons
@@ -172,7 +176,7 @@ class StoreLimit:
                 total -= pack.stat.size
         self._ledger.refresh()
         if total + needed > self.bytes:
-            raise _too_small(self._job, self._lease, kept, needed)
+            raise self._too_small(kept, needed)
         return both and total <= most
 
     def _is_too_large(self, medium: Medium) -> bool:
@@ -286,13 +290,14 @@ class StoreLimit:
         records, key = self._ledger[kind], task.keys.get(kind, "")
         return records.place(key).length if key in records else 0
 
+    def _too_small(
+        self, kept: Counter[str], wave: int, what: str = "the next files need"
+    ) -> CannotFit:
+        return _too_small(self._job, self._lease, self.bytes, kept, wave, what)
+
 
 def _too_small(
-    job: Job,
-    lease: Lease | None,
-    kept: Counter[str],
-    wave: int,
-    what: str = "the next files need",
+    job: Job, lease: Lease | None, limit: int, kept: Counter[str], wave: int, what: str
 ) -> CannotFit:
     """Return the error for bytes of the store that must stay, by kind, and those of a wave."""
     kinds = ", ".join(f"{size(of)} {kind}" for kind, of in kept.most_common() if of)
@@ -302,9 +307,8 @@ def _too_small(
     if sharing:  # it keeps the frames of files that both need
         advice = f"Wait until the other run has ended ({sharing[0]}), or give {enough}"
     return CannotFit(
-        f"--max-store {size(StoreSizeOptions.of(job.config).max_store or 0)} is too small: "
-        f"{size(kept.total())} must stay in {job.store.url} ({kinds}), and {what} {size(wave)} "
-        "beside it",
+        f"--max-store {size(limit)} is too small: {size(kept.total())} must stay in "
+        f"{job.store.url} ({kinds}), and {what} {size(wave)} beside it",
         hint=advice,
     )
 

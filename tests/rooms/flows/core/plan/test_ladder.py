@@ -22,6 +22,7 @@ from flows.core.plan.costs.decode_rungs import decode_rungs
 from flows.core.plan.costs.encode_rungs import encode_rungs
 from flows.core.plan.ladder import Ladder, Remembered, Rung
 from flows.execution.run import caption
+from flows.outputs.record.run_read import load_record
 from flows.outputs.run_wording import description_lines
 from stages.process.events import BatchShrunk, StageOutcome, TooLarge
 from stages.process.job import job_fields
@@ -170,7 +171,9 @@ def test_a_rung_taken_is_told(config: CaptionConfig, capsys: pytest.CaptureFixtu
     other = replace(config, prompt=LONG + "Again.")
     caption(other, Display(), Tight("shrink", room).launcher)
     assert "decode: starting with batch 2, int8: it fitted before" in capsys.readouterr().err
-    assert "decode runs with batch 2, int8 (remembered)" in list(description_lines(record(other)))
+    assert "decode runs with batch 2, int8 (remembered)" in [
+        *description_lines(load_record(Path(other.out)))
+    ]
 
 
 @pytest.mark.slow
