@@ -100,18 +100,14 @@ class StoreLimit:
         has room for some, or none is left."""
         if not self._too_large or self._fits_any:
             return None
-        return _too_small(
-            self._job, self._lease, self.bytes, self._base, max(self._too_large.values())
-        )
+        return self._too_small(self._base, max(self._too_large.values()))
 
     def failures(self) -> dict[tuple[str, int, str], dict[str, Any]]:
         """Return the reasons why media that are too large fail in this run, as the ledger keeps
         them."""
         reasons = {}
         for digest, needed in self._too_large.items():
-            error = _too_small(
-                self._job, self._lease, self.bytes, self._base, needed, "this file needs"
-            )
+            error = self._too_small(self._base, needed, "this file needs")
             why = {"kind": TOO_LARGE, "message": error.message, "hint": error.hint}
             reasons[digest, -1, ""] = {"stage": self._first.name, **why}
         return reasons
