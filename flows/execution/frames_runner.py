@@ -97,11 +97,8 @@ class FramesRunner:
 
     def stop(self) -> None:
         """Stop the process. What it has published stays."""
-        if (staying := self._staying) is not None:
-            staying.attempt.process.stop()
-            self._loop.record.add(
-                staying.attempt.outcome, attention="", precision=staying.attempt.precision
-            )
+        if self._staying is not None:
+            self._loop.stop(self._staying.attempt)
             self._let_go()
 
     def _begin(self, wave: list[Medium], *, follows: bool) -> Attempt | None:

@@ -255,10 +255,7 @@ class Overlap:
 
     def _stop(self, feed: "ChunkFeed | None") -> None:
         if feed is not None:
-            feed.attempt.process.stop()
-            self._loop.record.add(
-                feed.attempt.outcome, attention="", precision=feed.variant.precision
-            )
+            self._loop.stop(feed.attempt)
             feed.close()
 
     def _stop_decode(self) -> None:

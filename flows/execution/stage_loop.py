@@ -124,6 +124,11 @@ class StageLoop:
         finally:
             self.record.add(attempt.outcome, attention=attention, precision=attempt.precision)
 
+    def stop(self, attempt: Attempt) -> None:
+        """Stop a process, and record what it has made."""
+        attempt.process.stop()
+        self.record.add(attempt.outcome, attention="", precision=attempt.precision)
+
     def has_exited(self, attempt: Attempt, seconds: float) -> bool:
         """Wait so long for the end of a process, and return whether it has ended."""
         has_ended = attempt.process.wait_for_exit(seconds)

@@ -18,7 +18,7 @@ from flows.core.pipelines import STAGES
 from flows.outputs.record.product import Product, product_in, run_of
 from flows.outputs.record.rounds import rounds_in, summary_json
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.stage_record import StageRecord
+from flows.outputs.record.stage_record import StageRecord, stages_in
 from flows.outputs.unwritten import count_unwritten
 from stages.process.stage_spec import CHUNK
 
@@ -65,13 +65,12 @@ class StageStatus:
 
 def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
     """Return the stages of a record at the time `now`, in seconds since the epoch."""
-    stages: Sequence[StageRecord] = record["stages"]
     about = int(record["plan"].get("chunks", 0)) if record["media"].get("open") else 0
     planned = record["plan"].get("memory") or {"stages": []}
     peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
     at = now if record["state"] == "running" else None
     noun = record["plan"].get("counts", CHUNK)
-    return [_stage(stage, about, at, peaks.get(stage.name, 0), noun) for stage in stages]
+    return [_stage(stage, about, at, peaks.get(stage.name, 0), noun) for stage in stages_in(record)]
 
 
 def _stage(
@@ -232,6 +231,5 @@ def _progress(out: Path, product: Product | None) -> dict[str, Any]:
     if rounds := list(summary_json(rounds_in(out))):
         state["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
-    recorded: Sequence[StageRecord] = record["stages"]
-    record["stages"] = [{**stage.to_json(), **stages[stage.name]} for stage in recorded]
+    record["stages"] = [{**s.to_json(), **stages[s.name]} for s in stages_in(record)]
     return {**state, **record, "advice": advice(record)}

@@ -9,6 +9,7 @@ from flows.core.console.lines import duration, size
 from flows.core.job.summary import computed_by
 from flows.core.pipelines import LABELS, STAGES, product_of
 from flows.outputs.record.run_record import current_runs, sum_of
+from flows.outputs.record.stage_record import stages_in
 
 LISTED_WARNINGS = {kind: f" (`warnings` in {kind}.jsonl)" for kind in ("captions", LABELS)}
 """Where the warnings of a run's files are, by the kind of its products."""
@@ -70,7 +71,7 @@ def runs_line(record: Mapping[str, Any]) -> str:
 
 def kind_of(record: Mapping[str, Any]) -> str:
     """Return the kind of product of a run."""
-    return product_of(STAGES[stage.name] for stage in record["stages"])
+    return product_of(STAGES[stage.name] for stage in stages_in(record))
 
 
 def written(record: Mapping[str, Any]) -> tuple[int, str]:

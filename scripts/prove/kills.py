@@ -105,8 +105,8 @@ def twice_made(folder: Path) -> list[str]:
 
 
 def kill(running: "subprocess.Popen[bytes]", victim: str, after: float) -> bool:
-    """Kill a process of a stage, or the run, so many seconds after the stage was first seen. Return
-    whether there was one."""
+    """Kill a process that runs the stage `victim`, or the run. The signal is sent `after` seconds
+    from when such a process appeared. Return whether one was killed."""
     seen = 0.0
     while running.poll() is None:
         processes = [running.pid] if victim == RUN else descendants(running.pid)

@@ -25,7 +25,7 @@ from flows.core.options.vectors import LabelConfig
 from flows.core.pipelines import STAGES
 from flows.execution.run import LauncherMaker, caption
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.stage_record import StageRecord
+from flows.outputs.record.stage_record import stages_in
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import read_truths, score_captions
 from penstock_demo.words import COLOURS, SHAPES, parse
@@ -153,8 +153,7 @@ def _spans(rows: list[Labelled]) -> str:
 
 def _print_stages(record: dict[str, Any]) -> None:
     print_lines("")
-    stages: list[StageRecord] = record["stages"]
-    for stage in stages:
+    for stage in stages_in(record):
         peak, seconds = size(stage.peak_host_bytes), duration(stage.seconds)
         part = STAGES[stage.name].part
         precisions = stage.precision or record["plan"]["precision"]

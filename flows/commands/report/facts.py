@@ -60,7 +60,7 @@ from flows.outputs.record.run_record import (
     seconds_of,
     sum_of,
 )
-from flows.outputs.record.stage_record import StageRecord
+from flows.outputs.record.stage_record import StageRecord, stages_in
 from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
 from flows.outputs.run_wording import kind_of, made_text, written
 from flows.outputs.thumbnails import data_address
@@ -83,7 +83,7 @@ def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
     seconds since the run's start, memory is bytes."""
     began = seconds_of(record["started"])
     seconds = max(0.0, seconds_of(record["updated"]) - began)
-    stages = [_stage(record, stage, began, seconds) for stage in _stages(record)]
+    stages = [_stage(record, stage, began, seconds) for stage in stages_in(record)]
     last = max((span[1] for stage in stages for span in stage["spans"]), default=0.0)
     return {
         "seconds": max(seconds, last),
@@ -139,11 +139,6 @@ def _run_cells(entry: Entry) -> tuple[str, ...]:
         size(entry["peak_device_bytes"]) if entry["peak_device_bytes"] else "-",
         "; ".join(rungs) or "-",
     )
-
-
-def _stages(record: Mapping[str, Any]) -> Sequence[StageRecord]:
-    stages: Sequence[StageRecord] = record["stages"]
-    return stages
 
 
 def _memory(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -203,7 +198,7 @@ def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dic
     planned = record["plan"].get("seconds") or {}
     rows = [
         [*cells(stage), *_more(recorded, planned.get(stage.name))]
-        for stage, recorded in zip(stages, _stages(record), strict=True)
+        for stage, recorded in zip(stages, stages_in(record), strict=True)
     ]
     return _without_empty_columns((*COLUMNS, *MORE), rows)
 
@@ -212,7 +207,7 @@ def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return `columns` and `rows`: each stage's planned peak with its parts, and the measured peak.
     All exclude the memory of imports."""
     rows = []
-    for stage in _stages(record):
+    for stage in stages_in(record):
         plan = plan_of(record, stage.name)
         if not plan.get("peak_bytes"):
             continue
@@ -445,7 +440,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
             medium["prompt"] = ""
     runs, timeline = current_runs(record), timeline_of(record)
     others = [entry for entry in runs if entry["started"] != record["started"]]
-    has_worked = any(stage.processes or stage.since for stage in _stages(record))
+    has_worked = any(stage.processes or stage.since for stage in stages_in(record))
     shown = timeline if has_worked or not runs else timeline_of_entry(runs[-1])
     return {
         "folder": FILE + quote(os.fsencode(os.path.abspath(folder))) + "/",
@@ -472,7 +467,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "failures": failed_media(run) or record["failures"],
         "failed": record["media"]["failed"],
         "files": record["media"]["total"] - record["media"]["failed"],
-        "warnings": [[s.name, text] for s in _stages(record) for text in s.warnings],
+        "warnings": [[s.name, text] for s in stages_in(record) for text in s.warnings],
         "media": media,
         "labels": label_counts(labels) if labels is not None else None,
         "captioned": not is_labels,
@@ -499,7 +494,7 @@ def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], to
         yield "tokens in these texts", f"{tokens:,}"
     of = f" of {counted(total['runs'], 'run')}" if total is not None and total["runs"] > 1 else ""
     yield f"time{of}", duration(seconds if total is None else total["seconds"])
-    stages, of_all = _stages(record), total or {"peak_host_bytes": 0, "peak_device_bytes": 0}
+    stages, of_all = stages_in(record), total or {"peak_host_bytes": 0, "peak_device_bytes": 0}
     host = max(of_all["peak_host_bytes"], *(stage.peak_host_bytes for stage in stages))
     yield "peak host memory", size(host)
     if device := max(of_all["peak_device_bytes"], *(stage.peak_device_bytes for stage in stages)):

@@ -28,7 +28,7 @@ from flows.core.machine.leases import is_alive
 from flows.core.pipelines import STAGES
 from flows.outputs.marker import MARKER
 from flows.outputs.record.run_record import RUN_RECORD, Entry, history_of, seconds_of
-from flows.outputs.record.stage_record import StageRecord
+from flows.outputs.record.stage_record import StageRecord, stages_in
 
 POINT = (number, number, number)
 RUNG = {"stage": text, "name": text, "reason": text, "error": text, "time": moment}
@@ -168,8 +168,7 @@ def load_record(out: Path) -> dict[str, Any]:
 def _count_published(out: Path, record: dict[str, Any]) -> None:
     """Count what the stages of a killed run published after its record was last written."""
     began = seconds_of(record["started"])
-    stages: list[StageRecord] = record["stages"]
-    for stage in stages:
+    for stage in stages_in(record):
         made = 0
         for journal in out.glob(f"logs/{stage.name}[.-]*items.jsonl"):
             refuse_links(journal)

@@ -32,6 +32,7 @@ from flows.outputs.record.stage_record import (
     Point,
     StageRecord,
     coarser,
+    stages_in,
 )
 from stages.process.events import StageOutcome
 
@@ -132,8 +133,7 @@ class RunRecord:
 
     @property
     def stages(self) -> list[StageRecord]:
-        stages: list[StageRecord] = self.value["stages"]
-        return stages
+        return stages_in(self.value)
 
     def carry_on(self, history: Iterable[Entry], keys: Collection[str]) -> None:
         """Keep the entries of earlier runs into the folder, bound to the keys of this run."""
@@ -260,9 +260,9 @@ class RunRecord:
 
     def write(self, *, force: bool) -> None:
         with self._lock:
-            if self.is_gone:
-                return
             if not force and time.monotonic() - self._written < REWRITE_SECONDS:
+                return
+            if self.is_gone:
                 return
             self._written = time.monotonic()
             self.value["updated"] = now()
@@ -323,7 +323,7 @@ def seconds_of(stamp: str) -> float:
 
 def entry_of(record: Mapping[str, Any]) -> Entry | None:
     """Return the entry of a record's own run; None if it has made nothing."""
-    stages: Sequence[StageRecord] = record["stages"]
+    stages = stages_in(record)
     items = {stage.name: stage.items + stage.running for stage in stages}
     if not any(items.values()):
         return None

@@ -83,9 +83,9 @@ class StageRecord:
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Self:
         """Return the record of a JSON object, which has the shape that `run_read` checks."""
-        known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
-        devices = {device: OnDevice(**of) for device, of in known["devices"].items()}
-        return cls(**{**known, "devices": devices})
+        own_fields = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
+        devices = {device: OnDevice(**of) for device, of in stored["devices"].items()}
+        return cls(**{**own_fields, "devices": devices})
 
     def to_json(self) -> dict[str, Any]:
         devices = {device: values_of(of) for device, of in self.devices.items()}
@@ -147,8 +147,8 @@ class StageRecord:
         while len(self.timeline) > TIMELINE_POINTS:
             self.timeline = coarser(self.timeline)
         self.warnings = [*self.warnings, *outcome.warnings][:KEPT_WARNINGS]
-        kept = {name: self.notes[name] for name in OVERLAP_NOTES if name in self.notes}
-        self.notes = {**kept, **outcome.notes}
+        of_overlap = {name: self.notes[name] for name in OVERLAP_NOTES if name in self.notes}
+        self.notes = {**of_overlap, **outcome.notes}
 
     def curves(self) -> list[list[Point]]:
         """Return the memory points of each ended process, by the time of the run.
@@ -169,6 +169,12 @@ class StageRecord:
             moment = min(max(end - (ends[at] - seconds), start), end)
             curves[at].append([round(moment, 2), host, device])
         return [curve for curve in curves if curve]
+
+
+def stages_in(record: Mapping[str, Any]) -> list[StageRecord]:
+    """Return the records of the stages in a run record."""
+    stages: list[StageRecord] = record["stages"]
+    return stages
 
 
 def coarser(timeline: Sequence[Sequence[Any]]) -> list[Point]:

@@ -13,7 +13,7 @@ from typing import Any
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.stage_record import StageRecord
+from flows.outputs.record.stage_record import StageRecord, stages_in
 from flows.outputs.run_status import stages_of
 from scripts.prove.gpu_check.rows import DEMO, Row, Setting, mib, row
 from tests.support.builders.common import PENSTOCK
@@ -43,8 +43,7 @@ class Run:
 
     def stage(self, name: str) -> StageRecord:
         """What its record says of a stage. Raises StopIteration for one that was not run."""
-        stages: list[StageRecord] = self.record["stages"]
-        return next(stage for stage in stages if stage.name == name)
+        return next(stage for stage in stages_in(self.record) if stage.name == name)
 
     @property
     def captions(self) -> dict[tuple[str, float], str]:
