@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from artifacts.errors import UsageError
 from artifacts.option_texts import parse_size
 from flows.core.checkpoint.precision import QUANTIZED, resolve_settings
+from flows.core.job.plan_record import RungRecord
 from flows.core.options.commands import CaptionConfig
 from flows.outputs.record.run_read import load_record
 from flows.outputs.run_status import stages_of
@@ -78,7 +79,7 @@ class Trial:
     seconds: float
     exit_report: str
     """Of its errors."""
-    rungs: tuple[dict[str, Any], ...]
+    rungs: tuple[RungRecord, ...]
     """Of its record."""
     peaks: dict[str, int]
     """Stage → bytes above what its imports take; of a GPU above what was taken before. Only stages
@@ -88,11 +89,11 @@ class Trial:
     @property
     def failed_rungs(self) -> int:
         """Rungs that it went to because something failed."""
-        return sum(rung["reason"] in GIVEN_UP for rung in self.rungs)
+        return sum(rung.reason in GIVEN_UP for rung in self.rungs)
 
     def at(self, stage: str, first: bool) -> str:
         """The rung that a stage began or ended on; empty where it is the one asked for."""
-        named = [rung["name"] for rung in self.rungs if rung["stage"] == stage]
+        named = [rung.name for rung in self.rungs if rung.stage == stage]
         return str(named[0 if first else -1]) if named else ""
 
     @property
@@ -112,7 +113,7 @@ class Trial:
 
     def row(self) -> str:
         """One line of the table, in Markdown."""
-        rungs = "; ".join(f"{r['stage']}: {r['name']} ({r['reason']})" for r in self.rungs)
+        rungs = "; ".join(f"{r.stage}: {r.name} ({r.reason})" for r in self.rungs)
         text = ", ".join(f"{count} in {name or '?'}" for name, count in self.precisions.items())
         peaks = ", ".join(f"{stage} {peak / MIB:,.0f}" for stage, peak in self.peaks.items())
         message = (f"{self.budget / MIB:,.0f}", self.precision, self.name, self.code)
@@ -162,14 +163,14 @@ def read_trial(out: Path, **known: Any) -> Trial:
         text = (out / "captions.jsonl").read_text(encoding="utf-8")
     except (FileNotFoundError, UsageError):
         return Trial(**known, rungs=(), peaks={}, captions=())
-    on_gpu = record["plan"].get("device", "cpu") != "cpu"
+    on_gpu = record.plan.device != "cpu"
     peaks = {
         stage.name: stage.taken_bytes
         for stage in stages_of(record, time.time())
         if stage.taken_bytes and not (on_gpu and stage.name == "frames")
     }
     captions = tuple(map(json.loads, text.splitlines()))
-    return Trial(**known, rungs=tuple(record["rungs"]), peaks=peaks, captions=captions)
+    return Trial(**known, rungs=tuple(record.rungs), peaks=peaks, captions=captions)
 
 
 class Check(NamedTuple):
@@ -238,7 +239,7 @@ def try_budgets(bed: Bed, budgets: Sequence[int], clips: int) -> list[Check]:
             print(trials[-1].row(), flush=True)
         first, again, native = trials
         found += [*judge_auto(first, again, clips), judge_native(native, clips)]
-        shrunk = shrunk or any(rung["stage"] != "frames" for rung in first.rungs)
+        shrunk = shrunk or any(rung.stage != "frames" for rung in first.rungs)
     text = "the default batch exceeds a budget, and `run.json` shows the rungs"
     return [*found, Check(text=text, holds=shrunk)]
 

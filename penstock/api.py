@@ -131,9 +131,9 @@ def learn(
     config = config_with(LearnConfig, options, LearnOptions.__annotations__, out=out)
     folder = folder_named(config.out, "out")
     command = command_in(folder, trust=config.trust_folder)
-    if os.getcwd() != command["folder"]:
+    if os.getcwd() != command.folder:
         raise UsageError(
-            f"the captions in {folder} were made in {command['folder']}",
+            f"the captions in {folder} were made in {command.folder}",
             hint="Call os.chdir with that folder first, because paths are relative to it",
         )
     return run_learn(config, recorded_run(command), display_for(progress))

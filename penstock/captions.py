@@ -32,7 +32,8 @@ from flows.outputs.captions import (
     properties_of,
     table_rows,
 )
-from flows.outputs.record.run_record import RunRecord, remember, words_of
+from flows.outputs.record.record_writer import RecordWriter, remember
+from flows.outputs.record.recorded_command import words_of
 from flows.outputs.run_result import RunResult
 from penstock.arguments import Progress, Sources, anchored, config_for, display_for
 from penstock.background import BackgroundRun, check_start
@@ -125,8 +126,8 @@ class Captions(BackgroundRun[Caption, RunResult]):
     def _finish(self) -> None:
         self._rows.put(None)
 
-    def _begin(self, job: Job, record: RunRecord) -> None:
-        remember(words_of(self._config), job, record)
+    def _begin(self, job: Job, writer: RecordWriter) -> None:
+        remember(words_of(self._config), job, writer)
         if self._feed is not None and self._feed.job.model.digests != job.model.digests:
             self._given.clear()  # the files will hold captions of the changed model alone
         self._feed = _Feed(job)

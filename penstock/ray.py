@@ -33,7 +33,8 @@ from flows.core.options.vectors import EmbedConfig, LabelConfig
 from flows.interfaces.ray.partition import LoadedHalf
 from flows.interfaces.ray.run import run_on_cluster
 from flows.outputs.captions import captions_of
-from flows.outputs.record.run_record import RunRecord, remember, words_of
+from flows.outputs.record.record_writer import RecordWriter, remember
+from flows.outputs.record.recorded_command import words_of
 from flows.outputs.run_result import RunResult
 from flows.outputs.vectors import VectorsWritten
 from penstock.arguments import Sources, config_for, config_with
@@ -112,7 +113,7 @@ class Actor:
         paths = (os.path.abspath(os.path.expanduser(str(path))) for path in batch[COLUMN])
         return replace(self._config, sources=tuple(paths), **more)
 
-    def _on_begin(self, job: Job, record: RunRecord) -> None:
+    def _on_begin(self, job: Job, writer: RecordWriter) -> None:
         """Plan later batches with the memory that was free before the half was loaded."""
         self._config = replace(self._config, memory=job.budget.bytes)
         self._job = job

@@ -7,8 +7,13 @@ dataclass travels as an object with its fields by name, a NamedTuple as the list
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from artifacts.disk.json_shapes import BYTES, ShapeError, parse, unreadable
+from artifacts.disk.regular_files import read_text
+from artifacts.errors import UsageError
 
 R = TypeVar("R")
 
@@ -25,6 +30,30 @@ def read_record(kind: type[R], value: Any) -> R:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise TypeError(f"{name}: {error}") from error
+
+
+def read_json_file(kind: type[R], path: Path, hint: str) -> R:
+    """Return a JSON file as the type `kind`; fields that it does not have are left out. Raises
+    UsageError if the file is missing, EnvironmentFault, with the place, if it is not as declared,
+    which may be in `__post_init__`, too."""
+    import msgspec
+
+    try:
+        return msgspec.convert(parse(read_text(path, BYTES)), kind)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist", hint=hint) from error
+    except msgspec.ValidationError as error:
+        raise unreadable(path, ShapeError(f"{error}"), hint) from error
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error, hint) from error
+
+
+def json_of(record: object) -> dict[str, Any]:
+    """Return a dataclass, and those in it, as JSON objects."""
+    import msgspec
+
+    values: dict[str, Any] = msgspec.to_builtins(record)
+    return values
 
 
 def _refuse_unknown(declared: Any, value: Any, place: str) -> None:

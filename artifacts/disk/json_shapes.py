@@ -168,7 +168,7 @@ def read_json(path: Path, shape: Shape, hint: str, more: Callable[[Any], object]
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist", hint=hint) from error
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error, hint) from error
+        raise unreadable(path, error, hint) from error
 
 
 def read_jsonl(
@@ -183,7 +183,7 @@ def read_jsonl(
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _unreadable(path, error, hint) from error
+        raise unreadable(path, error, hint) from error
     rows = []
     for at, line in enumerate(lines, 1):
         if line:
@@ -191,12 +191,13 @@ def read_jsonl(
                 row = parse(line)
                 check(row, shape)
             except ValueError as error:
-                raise _unreadable(path, error, hint, f" at line {at}") from error
+                raise unreadable(path, error, hint, f" at line {at}") from error
             rows.append({name: row[name] for name in shape if name in row})
     return rows
 
 
-def _unreadable(path: Path, error: Exception, hint: str, line: str = "") -> EnvironmentFault:
+def unreadable(path: Path, error: Exception, hint: str, line: str = "") -> EnvironmentFault:
+    """Return the error of a file that cannot be read, or has another shape."""
     why = error.strerror if isinstance(error, OSError) else str(error)
     if isinstance(error, ValueError) and not isinstance(error, ShapeError):
         why = "invalid JSON"

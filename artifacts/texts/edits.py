@@ -327,11 +327,10 @@ class FixedText:
     suffix: str = ""
 
     @classmethod
-    def of(cls, words: Mapping[str, Any]) -> "FixedText":
-        """Return the text that the record of a run states."""
-        trigger = f"{words['trigger']}, " if words.get("trigger") else ""
-        prefixes = (trigger, words.get("prefix", ""))
-        return cls(prefixes=tuple(filter(None, prefixes)), suffix=words.get("suffix", ""))
+    def of(cls, trigger: str, prefix: str, suffix: str) -> "FixedText":
+        """Return the text of a run with these options."""
+        prefixes = (f"{trigger}, " if trigger else "", prefix)
+        return cls(prefixes=tuple(filter(None, prefixes)), suffix=suffix)
 
     def parts(self, caption: str) -> tuple[str, str, str]:
         """Return the text before the model's caption, the caption, and the text after it."""

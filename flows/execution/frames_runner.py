@@ -126,8 +126,8 @@ class FramesRunner:
                 pipe = RunPipe(self._job.out, self._stage.name)
             except OSError as error:  # such as a file system without pipes
                 log.info("%s: %s", self._stage.name, error)
-        recorded, plan = self._loop.record.stage(self._stage.name), self._loop.record.value["plan"]
-        expected = max(0, plan.get("chunks", 0) - recorded.before - recorded.items)
+        recorded, plan = self._loop.writer.stage(self._stage.name), self._loop.writer.record.plan
+        expected = max(0, plan.chunks - recorded.before - recorded.items)
         path = str(pipe.path) if pipe else ""
         call = partial(self._calls.frames_call, files, rung, expected, path)
         try:

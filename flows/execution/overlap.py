@@ -279,7 +279,7 @@ class FeedStarter:
         """`cancel` is called with the error if a process runs out of memory beside the other."""
         self._loop = loop
         self._job = loop.job
-        self._record = loop.record
+        self._writer = loop.writer
         self._ladder = loop.ladder
         self._calls = calls
         self._cancel = cancel
@@ -356,13 +356,13 @@ class FeedStarter:
     def _begin(self, feed: "ChunkFeed", pipes: Mapping[str, Path], *, share: int) -> Attempt:
         name = feed.stage.name
         self._ladder.begin(name, self._cancel if share else None)
-        self._record.begin(name)
+        self._writer.begin(name)
         call = self._calls.fed_call(
             feed.stage,
             feed.variant,
             feed.rung,
             pipes,
-            chunks=max(1, self._record.value["plan"].get("chunks", 1)),
+            chunks=max(1, self._writer.record.plan.chunks),
             fallback_batch=self._loop.capacity.batch_without_slots(feed.rung),
             share=share,
         )
@@ -375,5 +375,5 @@ class FeedStarter:
         )
 
     def _note(self, text: str) -> None:
-        notes = self._record.value["plan"].setdefault("notes", [])
+        notes = self._writer.record.plan.notes
         notes += [] if text in notes else [text]

@@ -47,7 +47,7 @@ from flows.outputs.captions import (
 )
 from flows.outputs.data_sets import is_stale, write_dataset, write_trainers
 from flows.outputs.existing import output_paths
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.run_result import RunEnd, RunResult
 from flows.outputs.run_status import edited_text
 from flows.outputs.write import (
@@ -75,7 +75,7 @@ def make_summaries(job: Job, stages: StageRunner) -> tuple[list[SummaryRow], lis
     """Make the missing summaries of a job and write all summaries. Return the rows, and a failure
     for each video that has no summary. If a stage raises an error, this function writes the stored
     summaries before it raises that error. Raises PenstockError."""
-    record, summaries = stages.loop.record, Summaries(job)
+    writer, summaries = stages.loop.writer, Summaries(job)
     if job.config.retry_failed:
         summaries.forget_failures()
 
@@ -90,10 +90,10 @@ def make_summaries(job: Job, stages: StageRunner) -> tuple[list[SummaryRow], lis
         with_restarts(make_missing, prepare=lambda error: summaries.refresh())
     finally:
         written = summaries.write()
-        record.value["summaries"] = len(written)
+        writer.record.summaries = len(written)
     # Videos with the same captions share their texts.
     texts = sum({(row.summary, str(row.chapters)): sum(row.levels) for row in written}.values())
-    record.expect(summarize.STAGE.name, texts, texts)
+    writer.expect(summarize.STAGE.name, texts, texts)
     return written, list(summaries.failures())
 
 
@@ -144,13 +144,13 @@ class PipelineRunner:
         self,
         job: Job,
         stage_runner: StageRunner,
-        record: RunRecord,
+        writer: RecordWriter,
         announce: Announce = lambda _: None,
     ) -> None:
         self._job = job
         self._announce = announce
         self.stages = stage_runner
-        self.record = record
+        self.writer = writer
         self._write_at = 0.0
         """Monotonic time at which the outputs may be written again between waves."""
 
@@ -173,7 +173,7 @@ class PipelineRunner:
             namespace = one_shot_namespace(embed_texts.STAGE, self._job.model, settings)
             records = RecordSet(self._job.store, embed_texts.STAGE.writes, namespace)
             if key in records:
-                self.record.expect(embed_texts.STAGE.name, 1, 1)
+                self.writer.expect(embed_texts.STAGE.name, 1, 1)
                 return text_vectors_in(records.read(key), groups, settings.label)
         return None
 
@@ -215,7 +215,7 @@ class PipelineRunner:
         if failures:
             result.failures = [*result.failures, *failures]
             write_jsonl(self._job.out / "failures.jsonl", result.failures)
-            self.record.fails(result.failures)
+            self.writer.fails(result.failures)
 
     def _write_data_sets(self, result: RunResult) -> None:
         """Write the outputs that are made from all captions together, and the clips."""
@@ -254,8 +254,8 @@ class PipelineRunner:
         def write(last: bool) -> Mapping[MediaFile, int] | None:
             if last:
                 ends.append(end := write_out())
-                self.record.value["rows"] = rows_of(end)
-                self.record.fails(end.failures)
+                self.writer.record.rows = rows_of(end)
+                self.writer.fails(end.failures)
             self._record_progress()
             return ends[-1].chunks if last else None
 
@@ -271,21 +271,21 @@ class PipelineRunner:
     def _note_seconds(self) -> None:
         """Note for later plans how long the stages took."""
         for stage in self._job.pipeline:
-            recorded = self.record.stage(stage.name)
+            recorded = self.writer.stage(stage.name)
             note_seconds(self._job, stage, recorded.items, recorded.seconds)
 
     @contextlib.contextmanager
     def keep_running(self) -> Iterator[None]:
         """Keep the run record open after the media are done, and record how the block ends."""
-        self.record.value["state"] = "running"
-        self.record.write(force=True)
+        self.writer.record.state = "running"
+        self.writer.write(force=True)
         with self._recorded(bool):
             yield
 
     @contextlib.contextmanager
     def _recorded(self, write: Callable[[bool], object]) -> Iterator[None]:
         """Write the finished outputs however the run ends, and record how it ended."""
-        with self.record.recording_end():
+        with self.writer.recording_end():
             try:
                 yield
             except BaseException as error:
@@ -296,7 +296,7 @@ class PipelineRunner:
                     self._job.ledger.refresh()
                     # Outputs are of one model, in one precision.
                     is_other = isinstance(error, (ModelChanged, HalfChecked))
-                    if not (is_other or self.record.is_gone):
+                    if not (is_other or self.writer.is_gone):
                         write(True)
                 raise
 
@@ -325,10 +325,10 @@ class PipelineRunner:
                 stages = list(job.pipeline[1:])
             for note in [*context_notes(job, expected), *(limit.notes() if limit else [])]:
                 self._announce(note)
-                self.record.value["plan"]["notes"].append(note)
+                self.writer.record.plan.notes.append(note)
         if not stages:  # finished work is not estimated again
             self.stages.delete_consumed(job.media)
-            self.record.value["plan"]["chunks"] = len(job.ledger.tasks(job.media))
+            self.writer.record.plan.chunks = len(job.ledger.tasks(job.media))
             return
         for stage in (spec for spec in job.pipeline[1:] if spec not in stages):
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
@@ -339,13 +339,13 @@ class PipelineRunner:
         waves, line = planned_waves(job, expected, limit, records=True)
         if line:
             self._announce(line)
-            self.record.value["plan"]["in_waves"] = line
+            self.writer.record.plan.in_waves = line
         self.stages.plan(stages, expected, self._announce)
         # All parts that this run needs, so that an unreachable hub is found now and not after hours
         # of work.
         self.stages.loop.fetch(parts_of(stages))
-        self.record.value["plan"]["chunks"] = sum(e.chunks for e in expected)
-        self.record.fails(failures_of(job))  # of earlier runs
+        self.writer.record.plan.chunks = sum(e.chunks for e in expected)
+        self.writer.fails(failures_of(job))  # of earlier runs
         self._throttle(self._record_progress)
         for number, wave in enumerate(waves):
             following = waves[number + 1] if number + 1 < len(waves) else []
@@ -383,8 +383,8 @@ class PipelineRunner:
         result.failures = result.written.failures
         result.warned = warned_files(self._job)
         self._record_outputs(result, stale=is_stale(self._job))
-        self.record.value["media"]["total"] = result.files
-        self.record.fails(result.failures)
+        self.writer.record.media.total = result.files
+        self.writer.fails(result.failures)
         self._record_progress()
         return result.written.chunks
 
@@ -393,8 +393,13 @@ class PipelineRunner:
         `stale` says whether the dataset does."""
         written = result.written
         written.earlier = [*(n for n in written.earlier if n != DATASET), *[DATASET] * stale]
-        self.record.value.update(written.to_json())
-        self.record.value["outputs"] = output_paths(self._job)
+        record = self.writer.record
+        record.captions, record.cut = written.captions, written.cut
+        record.corrected, record.accepted = written.corrected, written.accepted
+        record.rejected = written.rejected
+        record.texts = [texts.record for texts in written.texts]
+        record.earlier, record.edited = [*written.earlier], dict(written.edited)
+        record.outputs = output_paths(self._job)
 
     def _throttle(self, do: Callable[[], object]) -> None:
         """Call a function whose time grows with the number of items, then wait before the next
@@ -419,9 +424,9 @@ class PipelineRunner:
                     chain.from_iterable(map(ledger.begun_tasks, by_digest)), stage.writes
                 )
             done = made - keys_of(left, stage.writes)
-            self.record.expect(stage.name, len(made), len(done))
-        self.record.value["media"]["warned"] = warned_files(self._job)
-        self.record.value["media"]["open"] = sum(
+            self.writer.expect(stage.name, len(made), len(done))
+        self.writer.record.media.warned = warned_files(self._job)
+        self.writer.record.media.open = sum(
             ledger.media_index(m) is None and ledger.failure(m) is None for m in media
         )
 

@@ -14,6 +14,7 @@ from artifacts.schema import Half
 from flows.core.console.display import COUNTS, Display, StageStart
 from flows.core.console.lines import size
 from flows.core.job.away import mounts_now
+from flows.core.job.plan_record import RungRecord
 from flows.core.job.prepare import Job
 from flows.core.job.record_notes import note_namespaces, one_shot_namespaces
 from flows.core.job.summary import noun_of, summary
@@ -34,8 +35,8 @@ from flows.execution.stage_runner import StageRunner
 from flows.outputs.existing import existing_outputs, lost_trigger_note, output_paths, replaced_line
 from flows.outputs.folder.owners import take
 from flows.outputs.folder.run_lock import only_run_in
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import history_in, same_work_in
-from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_status import stages_of
 from flows.outputs.write import failure_of, media_paths_of, write_captions
 from stages import summarize, tune
@@ -71,15 +72,15 @@ class LiveCaptions:
 
     SHARE = 20
 
-    def __init__(self, job: Job, record: RunRecord) -> None:
-        self._job, self._record = job, record
+    def __init__(self, job: Job, writer: RecordWriter) -> None:
+        self._job, self._writer = job, writer
         self._made = 0
         self._write_at = 0.0
 
     def write(self) -> None:
         """Write `captions.jsonl` and its count, if there are new captions and it is time."""
         began, ledger = time.monotonic(), self._job.ledger
-        if began < self._write_at or self._record.is_gone:
+        if began < self._write_at or self._writer.is_gone:
             return
         ledger.refresh()
         made = len(ledger["captions"].keys())
@@ -87,8 +88,8 @@ class LiveCaptions:
             self._made = made
             with contextlib.suppress(EnvironmentFault):  # a full disk, which the stage reports
                 written = write_captions(self._job)
-                self._record.value["captions"] = sum(written.values())
-                self._record.write(force=True)
+                self._writer.record.captions = sum(written.values())
+                self._writer.write(force=True)
         self._write_at = began + self.SHARE * (time.monotonic() - began)
 
 
@@ -120,7 +121,7 @@ def _is_first(job: Job, stage: str) -> bool:
 SHOWN_STAGES = ("frames", "encode")
 """Stages whose latest file is noted in the record."""
 LOOK_UP_SHARE = 100
-OnBegin = Callable[[Job, RunRecord], None]
+OnBegin = Callable[[Job, RecordWriter], None]
 
 
 class RunObserver:
@@ -134,7 +135,7 @@ class RunObserver:
         self._command = command
         self._on_begin = on_begin
         self._job: Job | None = None
-        self._record: RunRecord | None = None
+        self._writer: RecordWriter | None = None
         self._ladder: Ladder | None = None
         self._look_up_at: dict[str, float] = {}
         """Stage → when its latest file is looked up next."""
@@ -145,29 +146,29 @@ class RunObserver:
         reads all media."""
 
     def on_event(self, stage: str, event: Event) -> None:
-        record, job = self._record, self._job
+        writer, job = self._writer, self._job
         self.display.on_event(stage, event)
-        if record is None or job is None:
+        if writer is None or job is None:
             return
         if self._ladder is not None:
             self._ladder.on_event(stage, event)
         if isinstance(event, Answered):
             shared = len(job.devices) > 1 and stage in STAGES and STAGES[stage].fans_out
-            self._note_latest(job, record, stage, event)
-            record.count_items(stage, len(event.keys), event.device if shared else "")
+            self._note_latest(job, writer, stage, event)
+            writer.count_items(stage, len(event.keys), event.device if shared else "")
         elif isinstance(event, MemorySample):
-            record.memory(stage, asdict(event))
+            writer.memory(stage, asdict(event))
         elif isinstance(event, StageNotes):
-            record.imported(stage, event.values)
+            writer.imported(stage, event.values)
         elif isinstance(event, Total) and _is_first(job, stage):
-            record.count_total(stage, event.earlier + event.items)
+            writer.count_total(stage, event.earlier + event.items)
         elif isinstance(event, Failed):
             self._names = self._names or media_paths_of(job)
             failure = failure_of(job, self._names, stage, event)
-            record.fail(stage, failure)
+            writer.fail(stage, failure)
             self.display.fail(**failure)
 
-    def _note_latest(self, job: Job, record: RunRecord, stage: str, event: Answered) -> None:
+    def _note_latest(self, job: Job, writer: RecordWriter, stage: str, event: Answered) -> None:
         """Record the file of an item of the frames or the encode stage, for pages that show it. It
         is looked up in at most one part in LOOK_UP_SHARE of the time."""
         began = time.monotonic()
@@ -179,25 +180,25 @@ class RunObserver:
         else:
             tasks = job.ledger.tasks(job.media)
             of_item = (task.medium.path for task in tasks if task.keys.get(made) == event.keys[-1])
-        record.note_latest(stage, next(of_item, ""))
+        writer.note_latest(stage, next(of_item, ""))
         now = time.monotonic()
         self._look_up_at[stage] = now + max(1.0, LOOK_UP_SHARE * (now - began))
 
     def on_stage_start(self, stage: str, total: int, done: int) -> None:
         """Show that a stage is about to start, or is waited for from now on."""
-        if self._record is not None and not self._record.is_running(stage):
-            self._record.begin(stage)
+        if self._writer is not None and not self._writer.is_running(stage):
+            self._writer.begin(stage)
         options = LearnedOptions() if self._job is None else LearnedOptions.of(self._job.config)
         instead: dict[str, Any] = {}
         if options.scored_only and stage == tune.STAGE.name:
             instead = {"verb": "scoring", "counts": "text"}
         elif self._job is not None and COUNTS.get(stage) == CHUNK:
             instead = {"counts": noun_of(self._job)}
-        if self._record is not None and self._job is not None and _is_first(self._job, stage):
-            recorded = self._record.stage(stage)
+        if self._writer is not None and self._job is not None and _is_first(self._job, stage):
+            recorded = self._writer.stage(stage)
             done = recorded.before + recorded.items + recorded.running
             total += done
-            instead["about"] = self._record.value["plan"].get("chunks", 0)
+            instead["about"] = self._writer.record.plan.chunks
         elif stage == summarize.STAGE.name:
             instead["about"] = total
         worked = partial(self._worked, stage)
@@ -208,7 +209,7 @@ class RunObserver:
 
     def _worked(self, stage: str) -> float:
         """Return the seconds that a stage worked in this run since the last such call."""
-        stages = self._record.stages if self._record is not None else ()
+        stages = self._writer.record.stages if self._writer is not None else ()
         total = next((recorded.seconds for recorded in stages if recorded.name == stage), 0.0)
         before, self._shown_seconds[stage] = self._shown_seconds.get(stage, 0.0), total
         return float(total - before)
@@ -216,7 +217,7 @@ class RunObserver:
     def _progress_of(self, stage: str) -> tuple[int, int, bool] | None:
         """Return the items of a stage as `penstock status` shows them: done, all, and whether the
         latter is an estimate; None for what is not in the record."""
-        stages = stages_of(self._record.value, time.time()) if self._record is not None else ()
+        stages = stages_of(self._writer.record, time.time()) if self._writer is not None else ()
         matching = (e for e in stages if e.name == stage and e.done + e.pending)
         return next(((e.done, e.done + e.pending, e.about) for e in matching), None)
 
@@ -228,9 +229,9 @@ class RunObserver:
         half = "half" if part in get_args(Half) else "encoder"
         return f"the {part} {half}, {size(self._job.model.best(part).weight_bytes)}"
 
-    def _on_rung_change(self, rung: Mapping[str, Any], text: str) -> None:
-        if self._record is not None:
-            self._record.rung(rung)
+    def _on_rung_change(self, rung: RungRecord, text: str) -> None:
+        if self._writer is not None:
+            self._writer.rung(rung)
         self.display.print_line(text)
 
     @contextlib.contextmanager
@@ -248,44 +249,44 @@ class RunObserver:
         doing = doing or f"{job.pipeline[-1].verb} into"
         with only_run_in(job.out, doing, another), hold_lease(job) as lease:
             plan = summary(job)
-            for note in filter(None, [*plan["notes"], job.budget.warning]):
+            for note in filter(None, [*plan.notes, job.budget.warning]):
                 self.display.print_line(note)
-            self._job, self._record = job, (record := RunRecord(job.out, job.stages))
+            self._job, self._writer = job, (writer := RecordWriter(job.out, job.stages))
             self._shown_seconds.clear()
-            record.value["plan"] = plan
-            record.value["outputs"] = output_paths(job) if outputs is None else dict(outputs)
-            record.value["earlier"] = existing_outputs(job)
-            record.carry_on(history_in(job.out), job_keys(job))
-            record.value["mounts"] = mounts_now(job.out, job.files)
-            record.value["media"]["total"] = job.requested
+            writer.record.plan = plan
+            writer.record.outputs = output_paths(job) if outputs is None else dict(outputs)
+            writer.record.earlier = existing_outputs(job)
+            writer.carry_on(history_in(job.out), job_keys(job))
+            writer.record.mounts = mounts_now(job.out, job.files)
+            writer.record.media.total = job.requested
             if self._on_begin is not None:
-                self._on_begin(job, record)
+                self._on_begin(job, writer)
             if self._command:
                 names = [job_file.file.media_path for job_file in job.files]
                 own = GeneratedFiles(job.store, out=job.out)
-                for note in take(job.config, self._command, record, job.store.url, own, names):
+                for note in take(job.config, self._command, writer, job.store.url, own, names):
                     self.display.print_line(note)
-                line = replaced_line(job.out, record.value["outputs"])
-                if line and not same_work_in(job.out, record.value["keys"]):
+                line = replaced_line(job.out, writer.record.outputs)
+                if line and not same_work_in(job.out, writer.record.keys):
                     self.display.print_line(line)
                 if note := lost_trigger_note(job):
                     self.display.print_line(note)
-            record.write(force=True)
+            writer.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)
             writes_captions = job.pipeline[-1].writes == "captions"
             loop = StageLoop(
                 job=job,
                 launcher=launcher_for(job, launcher, self.display.print_line),
-                record=record,
+                writer=writer,
                 ladder=self._ladder,
                 on_start=self.on_stage_start,
                 fetch=fetch,
                 capacity=unplanned(job),
-                write_live=LiveCaptions(job, record).write if writes_captions else None,
+                write_live=LiveCaptions(job, writer).write if writes_captions else None,
             )
             steps = StageRunner(loop, lease)
             try:
-                yield PipelineRunner(job, steps, record, self.display.print_line)
+                yield PipelineRunner(job, steps, writer, self.display.print_line)
             except BaseException:
                 self.display.close(self._progress_of)
                 raise

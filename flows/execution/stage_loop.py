@@ -26,7 +26,7 @@ from flows.core.pipelines import parts_of
 from flows.core.plan.capacity import Capacity
 from flows.core.plan.ladder import Ladder, Rung
 from flows.execution.stage_calls import settings_on
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.stage_record import REWRITE_SECONDS
 from stages.process.events import StageOutcome
 from stages.process.exit_diagnosis import is_crash
@@ -69,7 +69,7 @@ class StageLoop:
 
     job: Job
     launcher: Launcher
-    record: RunRecord
+    writer: RecordWriter
     ladder: Ladder
     on_start: Callable[[str, int, int], None]
     """Called with a stage, its number of items, and how many of them exist, before each start."""
@@ -122,12 +122,12 @@ class StageLoop:
         try:
             return wait_or_stop(attempt.process, meanwhile, beside)
         finally:
-            self.record.add(attempt.outcome, attention=attention, precision=attempt.precision)
+            self.writer.add(attempt.outcome, attention=attention, precision=attempt.precision)
 
     def stop(self, attempt: Attempt) -> None:
         """Stop a process, and record what it has made."""
         attempt.process.stop()
-        self.record.add(attempt.outcome, attention="", precision=attempt.precision)
+        self.writer.add(attempt.outcome, attention="", precision=attempt.precision)
 
     def has_exited(self, attempt: Attempt, seconds: float) -> bool:
         """Wait so long for the end of a process, and return whether it has ended."""

@@ -25,7 +25,7 @@ from flows.core.ledger.tasks import Medium, Task, unique
 from flows.core.machine.launch import StageCall
 from flows.core.machine.leases import Lease
 from flows.core.pipelines import parts_of
-from flows.core.plan.choose import memory_json, plan_request, plan_request_of_model
+from flows.core.plan.choose import memory_plan, plan_request, plan_request_of_model
 from flows.core.plan.ladder import Rung
 from flows.core.plan.plan import choose, plan_start
 from flows.core.plan.sizes import Estimate
@@ -50,7 +50,7 @@ class StageRunner:
         self.lease = lease
         self._job = loop.job
         self._first = loop.job.pipeline[0]
-        self._record = loop.record
+        self._writer = loop.writer
         self._ladder = loop.ladder
         self._calls = StageCallBuilder(loop.job)
         self._take(loop)
@@ -76,7 +76,8 @@ class StageRunner:
         self._calls.sequence_tokens = capacity.sequence_tokens
         rungs = {stage.name: self._ladder.rung(stage.name) for stage in self._job.pipeline}
         seconds, _ = times_of(self._job, expected, lambda stage: capacity.processes(rungs[stage]))
-        self._record.value["plan"].update(memory=plan, seconds=seconds)
+        recorded = self._writer.record.plan
+        recorded.memory, recorded.seconds = plan, seconds or {}
         self.loop.select_variant()
 
     def run_once(
@@ -97,7 +98,7 @@ class StageRunner:
         loop.fetch(parts_of([stage]))
 
         def start() -> Attempt:
-            loop.record.expect(stage.name, total, 0)
+            loop.writer.expect(stage.name, total, 0)
             rung = loop.ladder.rung(stage.name)
             settings = settings_on(loop.job.model, rung)
             return loop.start(
@@ -122,11 +123,9 @@ class StageRunner:
             request = plan_request_of_model(job.model, job.config, job.device, (stage,), prompt="")
         plans = choose(request, job.budget, ladder.rungs, ladder.known())
         ladder.start({name: choice.chosen.rung for name, choice in plans.items()})
-        plan = self._record.value["plan"]
-        earlier = (plan.get("memory") or {}).get("stages", ())
-        memory = memory_json(plans, job.budget)
-        others = [recorded for recorded in earlier if recorded["stage"] != stage.name]
-        plan["memory"] = {**memory, "stages": [*others, *memory["stages"]]}
+        plan, memory = self._writer.record.plan, memory_plan(plans, job.budget)
+        others = [planned for planned in plan.memory.stages if planned.stage != stage.name]
+        plan.memory = replace(memory, stages=[*others, *memory.stages])
 
     def frames(self, wave: list[Medium], *, follows: bool = False, in_full: bool = False) -> None:
         """Cut the frames that a wave lacks. `follows` and `in_full`: as in `Overlap.begin`. Raises

@@ -11,6 +11,7 @@ from artifacts.texts.captions import WRITERS
 from artifacts.texts.shards import DATASET
 from artifacts.texts.tables import TABLES
 from artifacts.texts.trainers import TRAINERS
+from flows.core.job.plan_record import FixedWords
 from flows.core.job.prepare import Job
 from flows.core.options.formats import CAPTIONS
 from flows.core.options.text import OutputOptions, PromptOptions, TextOptions
@@ -49,15 +50,15 @@ def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
 def lost_trigger_note(job: Job) -> str:
     """Return a note on the trigger or prefix of the captions in the output folder if this run,
     which replaces them, has neither; empty if there is none."""
-    now, before = TextOptions.of(job.config), dict[str, str]()
+    now, before = TextOptions.of(job.config), FixedWords()
     if job.pipeline[-1].writes != "captions" or now.trigger or now.prefix:
         return ""
     with suppress(PenstockError):
-        before = load_record(job.out)["plan"].get("words", {})
-    lost = next((name for name in ("trigger", "prefix") if before.get(name)), "")
-    if not lost:
+        before = load_record(job.out).plan.words
+    lost, text = ("trigger", before.trigger) if before.trigger else ("prefix", before.prefix)
+    if not text:
         return ""
-    place, text = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS), before[lost]
+    place = next((n for n in FOLDERS if (job.out / n).is_dir()), CAPTIONS)
     words = f"the {lost} {text}, and this run has none: give --{lost} {shlex.quote(text)}"
     return f"{job.out / place} had {words} to keep it"
 

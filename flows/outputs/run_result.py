@@ -107,7 +107,7 @@ class RunResult(RunEnd):
         if named := [f"{count:,} {name}" for count, name in decided if count]:
             line += f", {', '.join(named)} by hand"
         for texts in self.written.texts:
-            line += f", {texts_line(texts.to_json())}"
+            line += f", {texts_line(texts.record)}"
         ended = self.failed_suffix("captions")
         return f"{line}{user_texts_note(self.written.user_texts)}{ended}"
 

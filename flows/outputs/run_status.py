@@ -6,11 +6,12 @@ and starts nothing.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.json_records import json_of
 from artifacts.schema import values_of
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import duration, size
@@ -18,7 +19,8 @@ from flows.core.pipelines import STAGES
 from flows.outputs.record.product import Product, product_in, run_of
 from flows.outputs.record.rounds import rounds_in, summary_json
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.stage_record import StageRecord, stages_in
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.unwritten import count_unwritten
 from stages.process.stage_spec import CHUNK
 
@@ -63,14 +65,13 @@ class StageStatus:
     """Bytes above that baseline in the last sample; 0: unknown, or the stage is not running."""
 
 
-def stages_of(record: Mapping[str, Any], now: float) -> list[StageStatus]:
+def stages_of(record: RunRecord, now: float) -> list[StageStatus]:
     """Return the stages of a record at the time `now`, in seconds since the epoch."""
-    about = int(record["plan"].get("chunks", 0)) if record["media"].get("open") else 0
-    planned = record["plan"].get("memory") or {"stages": []}
-    peaks = {stage["rung"]["stage"]: stage["peak_bytes"] for stage in planned["stages"]}
-    at = now if record["state"] == "running" else None
-    noun = record["plan"].get("counts", CHUNK)
-    return [_stage(stage, about, at, peaks.get(stage.name, 0), noun) for stage in stages_in(record)]
+    about = record.plan.chunks if record.media.open else 0
+    peaks = {planned.stage: planned.peak_bytes for planned in record.plan.memory.stages}
+    at = now if record.state == "running" else None
+    noun = record.plan.counts
+    return [_stage(stage, about, at, peaks.get(stage.name, 0), noun) for stage in record.stages]
 
 
 def _stage(
@@ -138,19 +139,19 @@ def _recent_rate(stage: StageRecord, made: int, now: float) -> float | None:
     return (made - then) / (now - at) if now - at >= SHORTEST_SECONDS else None
 
 
-def advice(record: Mapping[str, Any]) -> str:
+def advice(record: RunRecord) -> str:
     """Return advice for a run that ended before its work was done; empty if there is none, or its
     error gives it."""
-    if record["state"] in ("done", "running"):
+    if record.state in ("done", "running"):
         return ""
-    if record.get("hint"):
-        return str(record["hint"])
-    retry, flow_run = "run the same command again", record.get("prefect")
-    if not flow_run and retry in record["error"]:
+    if record.hint:
+        return record.hint
+    retry, flow_run = "run the same command again", record.prefect
+    if not flow_run and retry in record.error:
         return ""
     retry += " to continue"
     if flow_run:
-        retry = f"`prefect flow-run retry {flow_run['id']}` or the same command continues"
+        retry = f"`prefect flow-run retry {flow_run.id}` or the same command continues"
     return f"Finished work is kept: {retry}"
 
 
@@ -192,13 +193,13 @@ def edited_text(names: Sequence[str]) -> str:
     return f"{first_of(names)} kept, edited by you"
 
 
-def output_paths(record: Mapping[str, Any]) -> dict[str, str]:
+def output_paths(record: RunRecord) -> dict[str, str]:
     """Return the name and path of each output of a run, and its store."""
-    paths = {**record["outputs"], "store": record["plan"].get("store", "")}
-    if record["state"] not in ("running", "done"):  # it did not come to write all of them
+    paths = {**record.outputs, "store": record.plan.store}
+    if record.state not in ("running", "done"):  # it did not come to write all of them
         paths = {n: p for n, p in paths.items() if not os.path.isabs(p) or os.path.lexists(p)}
-    why = dict.fromkeys(record["earlier"], "from an earlier run")
-    why |= {name: edited_text(names) for name, names in record.get("edited", {}).items()}
+    why = dict.fromkeys(record.earlier, "from an earlier run")
+    why |= {name: edited_text(names) for name, names in record.edited.items()}
     for name, text in why.items():
         paths[name] = f"{paths.get(name, '')} ({text})"
     return {name: path for name, path in paths.items() if path}
@@ -231,5 +232,6 @@ def _progress(out: Path, product: Product | None) -> dict[str, Any]:
     if rounds := list(summary_json(rounds_in(out))):
         state["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
-    record["stages"] = [{**s.to_json(), **stages[s.name]} for s in stages_in(record)]
-    return {**state, **record, "advice": advice(record)}
+    values = json_of(record)
+    values["stages"] = [{**stage, **stages[stage["name"]]} for stage in values["stages"]]
+    return {**state, **values, "advice": advice(record)}

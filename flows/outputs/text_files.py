@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from artifacts.digests import digest_of
 from artifacts.disk.names import SUFFIXES, Naming, file_stems, one_name
@@ -51,6 +51,7 @@ from flows.core.media.media_file import MediaFile, Selection
 from flows.core.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.outputs.captions import unrejected
 from flows.outputs.marker import read_marker
+from flows.outputs.record.run_record import TextsRecord
 from stages.process.host_memory import cores
 
 STEM, NUMBERED, TAKEN = "stem", "numbered", "taken"
@@ -353,16 +354,17 @@ class TextFileCounts:
     others: list[str] = field(default_factory=list)
     """Paths in `OUT` of files of this format that belong to no medium of this run."""
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def record(self) -> TextsRecord:
         """Return the counts, as `run.json` keeps them."""
-        return {
-            "format": self.form,
-            "beside": self.beside,
-            "written": self.written,
-            "kept": len(self.kept),
-            "earlier": len(self.earlier),
-            "others": len(self.others),
-        }
+        return TextsRecord(
+            format=self.form,
+            beside=self.beside,
+            written=self.written,
+            kept=len(self.kept),
+            earlier=len(self.earlier),
+            others=len(self.others),
+        )
 
     def notes(self) -> Iterator[str]:
         """Yield notes for the user about these files."""
@@ -457,7 +459,8 @@ class _Writer:
         self._job = job
         self._own = own
         self.texts = texts
-        self._fixed = FixedText.of(vars(TextOptions.of(job.config)))
+        words = TextOptions.of(job.config)
+        self._fixed = FixedText.of(words.trigger, words.prefix, words.suffix)
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
         self._sole = sole
         self._described: dict[Path, None] = {}

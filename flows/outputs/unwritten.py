@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.disk.json_shapes import OptionalField, read_jsonl, text
-from artifacts.texts.edits import FixedText, how_to_write, keys_of, lacks_decisions, read_edits
+from artifacts.texts.edits import how_to_write, keys_of, lacks_decisions, read_edits
 from flows.core.options.formats import CAPTIONS
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.record.run_read import load_record
@@ -31,7 +31,7 @@ class Decided(NamedTuple):
 def decisions_on(out: Path) -> Callable[[Mapping[str, Any]], Decided]:
     """Return a function that returns what was decided on a line of captions, those decisions
     included that were made since the files were written. Raises UsageError, EnvironmentFault."""
-    fixed = FixedText.of(load_record(out)["plan"].get("words") or {})
+    fixed = load_record(out).plan.words.text
     edits = read_edits(out, belief_in(out).proof()).now
 
     def decided(row: Mapping[str, Any]) -> Decided:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from artifacts.disk.files import json_text
 from artifacts.errors import EnvironmentFault
+from artifacts.schema import values_of
 from artifacts.texts.captions import Caption, Failure, json_lines, write_jsonl
 from artifacts.texts.edits import ACCEPTED, REJECTED, Chunk, unused_note
 from artifacts.texts.tables import TABLES
@@ -168,7 +169,7 @@ class OutputCounts:
             "corrected": self.corrected,
             "accepted": self.accepted,
             "rejected": self.rejected,
-            "texts": [texts.to_json() for texts in self.texts],
+            "texts": [values_of(texts.record) for texts in self.texts],
             "earlier": list(self.earlier),
             "edited": dict(self.edited),
         }

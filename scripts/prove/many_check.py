@@ -145,7 +145,8 @@ def await_partitions(nodes: Nodes, out: Path, count: int) -> None:
 
     def reached() -> bool:
         return (
-            sum(bool(record_of(path)["plan"]) for path in out.glob("portions/*/run.json")) >= count
+            sum(bool(record_of(path)["plan"]["model"]) for path in out.glob("portions/*/run.json"))
+            >= count
         )
 
     wait_until(reached, PATIENCE, lambda: nodes.log("driver")[-2000:])

@@ -20,9 +20,11 @@ import pytest
 from artifacts.disk.signing import own_secret
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.texts.edits import read_edits
+from flows.core.options.training import CommandRecord
 from flows.outputs.folder.trust import belief_in, command_in, is_trusted, own_belief
 from flows.outputs.marker import MARKER
-from flows.outputs.record.run_record import RunRecord, repeated
+from flows.outputs.record.record_writer import RecordWriter
+from flows.outputs.record.recorded_command import repeated
 from scripts.run.stage_processes import descendants
 from tests.support.commands import completed
 from tests.support.media import write_video
@@ -474,7 +476,7 @@ def run_folder(root: Path, words: list[str], folder: str) -> Path:
     """A run of another user."""
     file = media_file(write_video(root / "a.mp4", ticks=range(0, 60, 6)))
     record = write_run(root / "out", [(file, captions_of(file, ["A ring."]))])
-    record.value["command"] = {"words": words, "folder": folder}
+    record.record.command = CommandRecord(words=tuple(words), folder=folder)
     record.write(force=True)
     strangers_folder(root / "out", words, folder)
     return root / "out"
@@ -599,8 +601,8 @@ def test_a_secret_is_closed_to_others_and_stays(tmp_path: Path, mode: int) -> No
 )
 def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[str, Any]) -> None:
     own_folder(tmp_path, {"words": COMMAND, "folder": "/clips"})
-    RunRecord(tmp_path).write(force=True)
-    assert command_in(tmp_path) == {"words": COMMAND, "folder": "/clips"}
+    RecordWriter(tmp_path).write(force=True)
+    assert command_in(tmp_path) == CommandRecord(words=tuple(COMMAND), folder="/clips")
     marker = tmp_path / MARKER
     marker.write_text(json.dumps({**json.loads(marker.read_text()), **changed}))
     assert belief_in(tmp_path).marker is None and not is_trusted(tmp_path)
@@ -611,8 +613,8 @@ def test_a_command_that_was_changed_does_not_run(tmp_path: Path, changed: dict[s
 def test_a_command_of_this_user_runs_without_what_lets_code_in(tmp_path: Path) -> None:
     words = [*COMMAND, "--trust-remote-code", "--trust-folder", "--prefect"]
     own_folder(tmp_path, {"words": words, "folder": "/clips"})
-    RunRecord(tmp_path).write(force=True)
-    assert repeated(command_in(tmp_path)["words"]) == COMMAND
+    RecordWriter(tmp_path).write(force=True)
+    assert repeated(command_in(tmp_path).words) == COMMAND
     own_folder(tmp_path, {"words": ["export", "m"], "folder": "/"})
     with pytest.raises(UsageError, match="has no command of a caption run"):
         command_in(tmp_path)

@@ -22,7 +22,7 @@ from flows.core.options.commands import CaptionConfig
 from flows.interfaces.cli import main as cli
 from flows.interfaces.cli.completion_command import SHELLS
 from flows.interfaces.cli.main import main
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.run_result import RunResult
 from tests.support.commands import completed
 from tests.support.described import described
@@ -175,9 +175,9 @@ def test_a_model_that_cannot_be_had_is_named_and_an_unreachable_hub_is_exit_5(
 
 
 def test_status_tells_a_run_that_died(tmp_path: Path, capsys: Said) -> None:
-    record = RunRecord(tmp_path)
-    record.value["pid"] = 2**22 + 1  # above the largest process id there can be
-    record.write(force=True)
+    writer = RecordWriter(tmp_path)
+    writer.record.pid = 2**22 + 1  # above the largest process id there can be
+    writer.write(force=True)
     assert main(["status", str(tmp_path)]) == 0
     assert "died" in capsys.readouterr().out
     assert main(["status", str(tmp_path), "--json"]) == 0

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from artifacts.errors import EnvironmentFault
 from artifacts.texts.captions import Failure
 from flows.commands.report.facts import facts, page, timeline_of
 from flows.commands.report.sections import SHEET
+from flows.core.job.plan_record import MemoryPlan, PlannedStage, RungRecord
 from flows.core.pages.document import as_json
 from flows.interfaces.cli.main import main
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import RunRecord
 from flows.outputs.record.stage_record import SPANS
 from stages.process.events import StageOutcome
 from tests.support.reports import (
@@ -137,14 +139,14 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
         message="no picture", hint="Convert it",
     )  # fmt: skip
     file = media_file(tmp_path / "a.mp4")
-    record = write_run(tmp_path, [(file, captions_of(file, ["x"]))], [failure])
-    work(record, "encode", 2.0, 10.0, curve(10, 100, 900 * 10**6), items=4, tokens=0)
-    work(record, "decode", 12.0, 5.0, curve(5, 100, 10**9), items=4, tokens=1234)
+    writer = write_run(tmp_path, [(file, captions_of(file, ["x"]))], [failure])
+    work(writer, "encode", 2.0, 10.0, curve(10, 100, 900 * 10**6), items=4, tokens=0)
+    work(writer, "decode", 12.0, 5.0, curve(5, 100, 10**9), items=4, tokens=1234)
     summarized = {"summary": "all", "chapters": [{"start": 0.0, "end": 4.0, "text": "first"}]}
     row = {"media_path": "a.mp4", "source": "clips", "tokens": 5, **summarized}
     (tmp_path / "summaries.jsonl").write_text(json.dumps(row) + "\n")
-    record.value["summaries"] = 1
-    started_ago(record, 17.0)
+    writer.record.summaries = 1
+    started_ago(writer, 17.0)
     message = written(tmp_path)  # its caption has 7 tokens
     assert message["failures"][0]["hint"] == "Convert it"
     totals = {"tokens in these texts": "12", "files failed": "1", "peak host memory": "1.0 GB"}
@@ -163,13 +165,13 @@ def test_failures_come_with_hints_and_stages_with_their_figures(tmp_path: Path) 
 
 
 def test_each_process_has_its_curve_where_it_worked(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path)
-    record.value["plan"] = {**PLAN, "memory": memory_plan()}
-    work(record, "encode", 10.0, 4.0, curve(4, 100, 200))
-    work(record, "encode", 50.0, 2.0, curve(2, 100, 300), notes={"loaded_bytes": 1000})
-    rung = {"stage": "encode", "name": "batch 4", "reason": "killed", "error": ""}
-    record.value["rungs"] = [{**rung, "time": record.value["started"]}]
-    started_ago(record, 60.0)
+    writer = RecordWriter(tmp_path)
+    writer.record.plan = replace(PLAN, memory=memory_plan())
+    work(writer, "encode", 10.0, 4.0, curve(4, 100, 200))
+    work(writer, "encode", 50.0, 2.0, curve(2, 100, 300), notes={"loaded_bytes": 1000})
+    rung: dict[str, Any] = {"stage": "encode", "name": "batch 4", "reason": "killed", "error": ""}
+    writer.record.rungs = [RungRecord(**rung, time=writer.record.started)]
+    started_ago(writer, 60.0)
     line = timeline_of(load_record(tmp_path))
     encode = line["stages"][1]
     assert encode["spans"] == [[10.0, 14.0], [50.0, 52.0]]
@@ -182,11 +184,11 @@ def test_each_process_has_its_curve_where_it_worked(tmp_path: Path) -> None:
 
 
 def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
-    plan = {**PLAN, "memory": memory_plan(), "seconds": {"encode": 8.0}}
-    record = write_run(tmp_path, [], plan=plan)
+    plan = replace(PLAN, memory=memory_plan(), seconds={"encode": 8.0})
+    writer = write_run(tmp_path, [], plan=plan)
     timeline = [[0.0, 10**9, 0], [1.0, 10**9 + 2 * GIB, 0]]
-    work(record, "encode", 0.0, 2.0, timeline, notes={"loaded_bytes": 10**9})
-    started_ago(record, 3.0)
+    work(writer, "encode", 0.0, 2.0, timeline, notes={"loaded_bytes": 10**9})
+    started_ago(writer, 3.0)
     message = written(tmp_path)
     (row,) = message["plan"]["rows"]
     columns = ["stage", "rung", "weights", "planned peak", "measured peak", "of the plan"]
@@ -194,65 +196,68 @@ def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
     assert row == ["encode", "batch 8, bf16", "1.1 GB", "3.2 GB", "2.1 GB", "67%"]
     stages = message["stages"]
     assert stages["rows"][1][stages["columns"].index("planned time")] == "8.0 s"
-    work(record, "encode", 2.0, 2.0, [[0.0, 10**9 + 4 * GIB, 0]], notes={"loaded_bytes": 10**9})
+    work(writer, "encode", 2.0, 2.0, [[0.0, 10**9 + 4 * GIB, 0]], notes={"loaded_bytes": 10**9})
     assert written(tmp_path)["plan"]["rows"][0][-1] == "133%, over it"
 
 
-def memory_plan() -> dict[str, Any]:
-    rung = {"stage": "encode", "batch": 8, "precision": "bf16"}
-    sizes = {"peak_bytes": 3 * GIB, "host_bytes": GIB, "weight_bytes": GIB}
-    sizes |= dict.fromkeys(("activation_bytes", "kv_bytes", "workspace_bytes", "context_bytes"), 0)
-    stages = [{"rung": rung, **sizes, "name": "batch 8, bf16"}]
-    return {"budget_bytes": 4 * GIB, "budget_given": True, "stages": stages}
+def memory_plan() -> MemoryPlan:
+    planned = PlannedStage(
+        stage="encode",
+        name="batch 8, bf16",
+        peak_bytes=3 * GIB,
+        host_bytes=GIB,
+        weight_bytes=GIB,
+    )
+    return MemoryPlan(budget_bytes=4 * GIB, budget_given=True, stages=[planned])
 
 
 def test_on_a_gpu_the_budget_is_the_device_s(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path)
-    record.value["plan"] = {**PLAN, "device": "cuda:0", "memory": memory_plan()}
-    work(record, "frames", 0.0, 2.0, curve(2, 100, 200))
-    work(record, "encode", 2.0, 4.0, curve(4, 100, 200, 500), baseline_before_bytes=7)
-    frames, encode, _ = timeline_of(record.value)["stages"]
+    writer = RecordWriter(tmp_path)
+    writer.record.plan = replace(PLAN, device="cuda:0", memory=memory_plan())
+    work(writer, "frames", 0.0, 2.0, curve(2, 100, 200))
+    work(writer, "encode", 2.0, 4.0, curve(4, 100, 200, 500), baseline_before_bytes=7)
+    frames, encode, _ = timeline_of(writer.record)["stages"]
     assert encode["planned"] == {"host": GIB, "device": 7 + 3 * GIB}
     assert encode["budget"] == {"host": None, "device": 7 + 4 * GIB}
     assert frames["budget"] == {"host": None, "device": None}
 
 
 def test_a_run_at_work_and_one_that_died_are_shown_so_far(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path)
-    record.begin("frames")
-    record.stage("frames").since = time.time() - 30
+    writer = RecordWriter(tmp_path)
+    writer.begin("frames")
+    writer.stage("frames").since = time.time() - 30
     point = {"seconds": 4.0, "host_bytes": 5, "device_bytes": 0, "device": "cpu"}
-    record.memory("frames", {**point, "peak_host_bytes": 7, "peak_device_bytes": 0})
-    started_ago(record, 40.0)
+    writer.memory("frames", {**point, "peak_host_bytes": 7, "peak_device_bytes": 0})
+    started_ago(writer, 40.0)
     message = written(tmp_path)
     assert message["state"] == "running"
     frames = message["timeline"]["stages"][0]
     assert frames["spans"] == [pytest.approx([10.0, 40.0], abs=1.5)]
     assert frames["curves"] == [[[pytest.approx(14.0, abs=1.5), 5, 0]]]
-    record.value["pid"] = 2**22 + 1  # above the largest process id there can be
-    record.write(force=True)
+    writer.record.pid = 2**22 + 1  # above the largest process id there can be
+    writer.write(force=True)
     message = written(tmp_path)
     assert message["state"] == "died" and "again to continue" in message["advice"]
     assert message["timeline"]["stages"][0]["curves"]
 
 
 def test_the_record_tells_when_each_process_worked(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path)
+    writer = RecordWriter(tmp_path)
     for _ in range(2):
-        record.begin("encode")
-        record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
-    (start, end, worked), (again, _, offset) = record.stage("encode").spans
+        writer.begin("encode")
+        writer.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
+    (start, end, worked), (again, _, offset) = writer.stage("encode").spans
     assert 0 <= start <= end <= again and (worked, offset) == (0.0, 2.0)
     for timeline in ([[0.0, 5, 0], [2.03, 7, 0]], [[0.0, 6, 0]]):
         outcome = StageOutcome(name="decode", seconds=2.0, timeline=timeline)
-        record.add(outcome, attention="", precision={})
-    curves = timeline_of(record.value)["stages"][2]["curves"]
+        writer.add(outcome, attention="", precision={})
+    curves = timeline_of(writer.record)["stages"][2]["curves"]
     assert [[point[1] for point in curve] for curve in curves] == [[5, 7], [6]]
-    record.stage("encode").spans = [[n, n + 1, 2.0 * n] for n in range(SPANS)]
-    record.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
-    spans = record.stage("encode").spans
+    writer.stage("encode").spans = [(n, n + 1, 2.0 * n) for n in range(SPANS)]
+    writer.add(StageOutcome(name="encode", seconds=2.0), attention="", precision={})
+    spans = writer.stage("encode").spans
     assert len(spans) == (SPANS + 2) // 2
-    assert spans[:2] == [[0, 2, 0.0], [2, 4, 4.0]]
+    assert spans[:2] == [(0, 2, 0.0), (2, 4, 4.0)]
 
 
 def test_labels_boxes_and_counts_stand_beside_their_pictures(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from flows.commands.tune.training_data import examples_in
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.formats import TRAINER_FORMATS
 from flows.outputs.media_rows import OTHER, captioned_media
-from flows.outputs.record.run_record import repeated
+from flows.outputs.record.recorded_command import repeated
 from flows.outputs.run_result import RunResult
 from stages.decode.generation import DecodeItem
 from tests.support.saying import LONG, Saying, lines, make, run, samples

@@ -17,11 +17,13 @@ from artifacts.errors import CannotFit, Interrupted
 from artifacts.texts.captions import Failure
 from flows.commands.export.result import export_in
 from flows.commands.report.facts import facts
+from flows.core.job.plan_record import MemoryPlan, PlannedStage
 from flows.core.pipelines import SUMMARY
 from flows.execution.run import stopped_in_order
 from flows.interfaces.cli.main import main
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.run_record import FlowRun, State
 from flows.outputs.record.stage_record import TIMELINE_POINTS, coarser
 from flows.outputs.run_status import StageStatus, advice, cells, stages_of
 from stages.export.parity import PARITY, evaluate_parity
@@ -36,121 +38,121 @@ def failure(name: str) -> Failure:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> RunRecord:
-    made = RunRecord(tmp_path)
+def writer(tmp_path: Path) -> RecordWriter:
+    made = RecordWriter(tmp_path)
     made.expect("encode", 100, 10)
     return made
 
 
-def encode(record: RunRecord, now: float | None = None) -> StageStatus:
-    return next(s for s in stages_of(record.value, now or time.time()) if s.name == "encode")
+def encode(writer: RecordWriter, now: float | None = None) -> StageStatus:
+    return next(s for s in stages_of(writer.record, now or time.time()) if s.name == "encode")
 
 
-def test_speed_is_told_of_the_last_minute_and_of_all(record: RunRecord) -> None:
-    record.begin("encode")
-    assert encode(record, time.time() + 30).seconds_left is None, "nothing is made yet"
-    samples = [[1100.0, 10], [1150.0, 20], [1190.0, 40]]
-    stage = record.stage("encode")
+def test_speed_is_told_of_the_last_minute_and_of_all(writer: RecordWriter) -> None:
+    writer.begin("encode")
+    assert encode(writer, time.time() + 30).seconds_left is None, "nothing is made yet"
+    samples = [(1100.0, 10), (1150.0, 20), (1190.0, 40)]
+    stage = writer.stage("encode")
     stage.since, stage.recent, stage.running = 1000.0, samples, 45
-    stood = encode(record, 1200.0)
+    stood = encode(writer, 1200.0)
     assert (stood.done, stood.pending, stood.running) == (55, 45, True)
     rates = (stood.rate, stood.rate_last_minute, stood.seconds_left)
     assert rates == pytest.approx((45 / 200, 25 / 50, 45 / 0.5))
-    stage.recent, stage.running = [[1010.0, 5]], 5
-    stood = encode(record, 1200.0)
+    stage.recent, stage.running = [(1010.0, 5)], 5
+    stood = encode(writer, 1200.0)
     assert stood.rate_last_minute == 0, "nothing for a minute"
     assert stood.seconds_left == pytest.approx(85 / (5 / 200))  # by all of it
 
 
-def test_files_not_looked_into_are_reckoned_with_by_their_headers(record: RunRecord) -> None:
-    record.value["plan"]["chunks"] = 500
+def test_files_not_looked_into_are_reckoned_with_by_their_headers(writer: RecordWriter) -> None:
+    writer.record.plan.chunks = 500
     for unopened, found in ((7, (490, True)), (0, (90, False))):
-        record.value["media"]["open"] = unopened
-        stood = encode(record)
+        writer.record.media.open = unopened
+        stood = encode(writer)
         assert (stood.pending, stood.about) == found
 
 
 def test_texts_of_videos_are_not_reckoned_in_chunks(tmp_path: Path) -> None:
-    made = RunRecord(tmp_path, SUMMARY)
-    made.value["plan"]["chunks"], made.value["media"]["open"] = 500, 7
-    frames, *_, last = stages_of(made.value, time.time())
+    made = RecordWriter(tmp_path, SUMMARY)
+    made.record.plan.chunks, made.record.media.open = 500, 7
+    frames, *_, last = stages_of(made.record, time.time())
     assert (frames.pending, last.pending, cells(last)[3]) == (500, 0, "-")
     made.expect("summarize", 12, 12)
-    *_, last = stages_of(made.value, time.time())
+    *_, last = stages_of(made.record, time.time())
     assert cells(last)[1:4] == ("12 chapters or summaries", "0", "0")
 
 
-def test_what_the_model_refuses_is_not_pending(record: RunRecord) -> None:
-    record.fail("encode", {"media_path": "a.mp4", "message": "too narrow", "hint": "Widen it"})
-    stood = encode(record)
+def test_what_the_model_refuses_is_not_pending(writer: RecordWriter) -> None:
+    writer.fail("encode", {"media_path": "a.mp4", "message": "too narrow", "hint": "Widen it"})
+    stood = encode(writer)
     assert (stood.failed, stood.pending) == (1, 89)
 
 
-def test_outcomes_add_up_over_waves(record: RunRecord) -> None:
+def test_outcomes_add_up_over_waves(writer: RecordWriter) -> None:
     for items in (20, 30):
-        record.begin("encode")
+        writer.begin("encode")
         for _ in range(items):
-            record.count_items("encode", 1)
+            writer.count_items("encode", 1)
         outcome = StageOutcome(name="encode", items=items, seconds=10.0, peak_host_bytes=items)
-        record.add(outcome, attention="sdpa", precision={})
-    stood = encode(record, time.time() + 999)
+        writer.add(outcome, attention="sdpa", precision={})
+    stood = encode(writer, time.time() + 999)
     assert (stood.done, stood.running, stood.seconds, stood.peak_host_bytes) == (60, False, 20, 30)
     assert stood.rate == pytest.approx(2.5)
 
 
 def measured(
-    record: RunRecord, host: int = 0, peak_host: int = 0, device: int = 0, peak_device: int = 0
+    writer: RecordWriter, host: int = 0, peak_host: int = 0, device: int = 0, peak_device: int = 0
 ) -> None:
     peaks = {"peak_host_bytes": peak_host, "peak_device_bytes": peak_device}
     now = {"seconds": 1.0, "host_bytes": host, "device_bytes": device}
-    record.memory("encode", {"device": "cuda:0", **now, **peaks})
+    writer.memory("encode", {"device": "cuda:0", **now, **peaks})
 
 
-def test_the_peak_is_told_while_a_stage_works(record: RunRecord) -> None:
-    record.begin("encode")
+def test_the_peak_is_told_while_a_stage_works(writer: RecordWriter) -> None:
+    writer.begin("encode")
     for host in (5_000_000, 4_000_000):
-        measured(record, host=host, peak_host=host)
-    stood = encode(record)
+        measured(writer, host=host, peak_host=host)
+    stood = encode(writer)
     assert (stood.peak_host_bytes, stood.taken_bytes, stood.now_bytes) == (5_000_000, 0, 0)
-    record.imported("encode", {"loaded_bytes": 3_000_000})
-    stood = encode(record)
+    writer.imported("encode", {"loaded_bytes": 3_000_000})
+    stood = encode(writer)
     assert (stood.taken_bytes, stood.now_bytes) == (2_000_000, 1_000_000)
 
 
-def test_memory_of_a_gpu_is_told_above_what_others_use(record: RunRecord) -> None:
-    record.begin("encode")
+def test_memory_of_a_gpu_is_told_above_what_others_use(writer: RecordWriter) -> None:
+    writer.begin("encode")
     for device, peak in ((2_000_000, 2_000_000), (9_000_000, 9_000_000), (5_000_000, 9_000_000)):
-        measured(record, device=device, peak_device=peak)
-    stood = encode(record)
+        measured(writer, device=device, peak_device=peak)
+    stood = encode(writer)
     assert (stood.taken_bytes, stood.now_bytes) == (7_000_000, 3_000_000)
     outcome = StageOutcome(name="encode", peak_device_bytes=9_000_000, baseline_before_bytes=1)
-    record.add(outcome, attention="", precision={})
-    stood = encode(record)
+    writer.add(outcome, attention="", precision={})
+    stood = encode(writer)
     assert (stood.taken_bytes, stood.now_bytes) == (8_999_999, 0)
 
 
-def test_a_peak_stands_beside_what_was_planned(record: RunRecord) -> None:
+def test_a_peak_stands_beside_what_was_planned(writer: RecordWriter) -> None:
     """Both above what the stage's imports take."""
-    planned = {"rung": {"stage": "encode"}, "peak_bytes": 90_000_000}
-    record.value["plan"]["memory"] = {"stages": [planned]}
+    planned = PlannedStage(stage="encode", name="batch 4", peak_bytes=90_000_000)
+    writer.record.plan.memory = MemoryPlan(stages=[planned])
     outcome = StageOutcome(name="encode", items=1, seconds=10.0, peak_host_bytes=480_000_000)
     outcome.notes["loaded_bytes"] = 400_000_000
-    record.add(outcome, attention="sdpa", precision={})
-    stood = encode(record)
+    writer.add(outcome, attention="sdpa", precision={})
+    stood = encode(writer)
     assert (stood.taken_bytes, stood.planned_bytes) == (80_000_000, 90_000_000)
     assert cells(stood)[-1] == "480.0 MB host (80.0 MB above its start, 90.0 MB planned)"
     over = replace(stood, taken_bytes=95_000_000)
     assert cells(over)[-1] == "480.0 MB host (95.0 MB above its start, over the 90.0 MB planned)"
 
 
-def test_a_long_run_keeps_a_short_timeline_with_its_peaks(record: RunRecord) -> None:
+def test_a_long_run_keeps_a_short_timeline_with_its_peaks(writer: RecordWriter) -> None:
     points = [[float(n), n % 1000, 0] for n in range(3 * TIMELINE_POINTS)]
     outcome = StageOutcome(name="encode", timeline=points, seconds=1.0)
-    record.add(outcome, attention="", precision={})
-    kept = record.stage("encode").timeline
+    writer.add(outcome, attention="", precision={})
+    kept = writer.stage("encode").timeline
     assert TIMELINE_POINTS / 2 <= len(kept) <= TIMELINE_POINTS
     assert kept[0][0] == 0.0 and max(point[1] for point in kept) == 999
-    assert coarser([[0, 1, 5], [1, 2, 3], [2, 7, 7]]) == [[0, 2, 5], [2, 7, 7]]
+    assert coarser([(0, 1, 5), (1, 2, 3), (2, 7, 7)]) == [(0, 2, 5), (2, 7, 7)]
 
 
 Status = Callable[..., str]
@@ -160,8 +162,8 @@ Status = Callable[..., str]
 def status(capsys: pytest.CaptureFixture[str]) -> Status:
     """What the command prints of a record or a folder, with further options."""
 
-    def printed(of: RunRecord | Path, *more: str) -> str:
-        if isinstance(of, RunRecord):
+    def printed(of: RecordWriter | Path, *more: str) -> str:
+        if isinstance(of, RecordWriter):
             of.write(force=True)
             of = of.path.parent
         assert main(["status", str(of), *more]) == 0
@@ -170,10 +172,12 @@ def status(capsys: pytest.CaptureFixture[str]) -> Status:
     return printed
 
 
-def test_failures_have_hints_and_names_steer_no_terminal(record: RunRecord, status: Status) -> None:
-    record.fails([failure(name) for name in ("a\x1b[2Jb\n.mp4", *(f"{n}.mp4" for n in range(29)))])
-    record.value["outputs"] = {"captions": "/out/captions.jsonl", "failures": "/out/f.jsonl"}
-    message = status(record)
+def test_failures_have_hints_and_names_steer_no_terminal(
+    writer: RecordWriter, status: Status
+) -> None:
+    writer.fails([failure(name) for name in ("a\x1b[2Jb\n.mp4", *(f"{n}.mp4" for n in range(29)))])
+    writer.record.outputs = {"captions": "/out/captions.jsonl", "failures": "/out/f.jsonl"}
+    message = status(writer)
     for text in (
         *("running for", f"process {os.getpid()}", "/out/captions.jsonl"),
         *("failed: a?[2Jb?.mp4: broken", "… and 10 more in /out/f.jsonl"),
@@ -186,44 +190,48 @@ def test_failures_have_hints_and_names_steer_no_terminal(record: RunRecord, stat
     ("state", "flow_run", "says"),
     [
         ("interrupted", None, "run the same command again"),
-        ("running", {"id": "1234", "name": "quick-fox"}, "prefect flow-run retry 1234"),
+        ("running", FlowRun(id="1234", name="quick-fox"), "prefect flow-run retry 1234"),
         ("done", None, ""),
     ],
 )
 def test_what_to_do_about_a_run_that_ended_early(
-    record: RunRecord, status: Status, state: str, flow_run: Any, says: str
+    writer: RecordWriter, status: Status, state: State, flow_run: FlowRun | None, says: str
 ) -> None:
     dead = 2**22 + 1  # above the largest process id there can be
-    record.value.update(state=state, prefect=flow_run, pid=dead)
-    message = status(record)
+    writer.record.state, writer.record.prefect, writer.record.pid = state, flow_run, dead
+    message = status(writer)
     assert says in message
     assert ("Finished work is kept" in message) == bool(says)
     assert ("quick-fox (1234)" in message) == bool(flow_run)
-    message = advice(load_record(record.path.parent))
-    assert json.loads(status(record, "--json"))["advice"] == message
+    message = advice(load_record(writer.path.parent))
+    assert json.loads(status(writer, "--json"))["advice"] == message
 
 
-def test_a_run_that_does_not_fit_is_not_to_be_repeated(record: RunRecord, status: Status) -> None:
+def test_a_run_that_does_not_fit_is_not_to_be_repeated(
+    writer: RecordWriter, status: Status
+) -> None:
     hint = "Give --max-store 48MiB or more"
-    with pytest.raises(CannotFit), record.recording_end():
+    with pytest.raises(CannotFit), writer.recording_end():
         raise CannotFit("--max-store 32 MB is too small", hint=hint)
-    text = status(record)
+    text = status(writer)
     assert text.splitlines()[0].endswith(" ago: --max-store 32 MB is too small")
     assert text.count(hint) == 1 and "same command" not in text
-    assert json.loads(status(record, "--json"))["advice"] == hint
+    assert json.loads(status(writer, "--json"))["advice"] == hint
 
 
-def test_an_interrupted_run_says_once_how_to_continue(record: RunRecord, status: Status) -> None:
+def test_an_interrupted_run_says_once_how_to_continue(writer: RecordWriter, status: Status) -> None:
     with pytest.raises(Interrupted) as stopped, stopped_in_order():
         raise KeyboardInterrupt
-    record.value.update(state="interrupted", error=str(stopped.value))
-    assert status(record).count("run the same command again") == 1
+    writer.record.state, writer.record.error = "interrupted", str(stopped.value)
+    assert status(writer).count("run the same command again") == 1
 
 
-def test_a_run_elsewhere_lives_and_json_has_its_stages(record: RunRecord, status: Status) -> None:
-    record.value.update(host="elsewhere", pid=2**22 + 1)
-    assert "on elsewhere" in status(record)
-    stages = json.loads(status(record, "--json"))["stages"]
+def test_a_run_elsewhere_lives_and_json_has_its_stages(
+    writer: RecordWriter, status: Status
+) -> None:
+    writer.record.host, writer.record.pid = "elsewhere", 2**22 + 1
+    assert "on elsewhere" in status(writer)
+    stages = json.loads(status(writer, "--json"))["stages"]
     stage = next(stage for stage in stages if stage["name"] == "encode")
     assert (stage["done"], stage["pending"], stage["total"]) == (10, 90, 100)
 

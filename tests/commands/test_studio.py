@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.options import declared
 from artifacts.records.store import open_store
+from artifacts.schema import values_of
 from flows.commands.cache.clean import collect, holdings
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.parser import parse
@@ -36,7 +37,7 @@ from flows.interfaces.studio.server import studio as start_studio
 from flows.interfaces.studio.session import RecordedCommand, Studio, Thumbnails, answers_of
 from flows.interfaces.studio.values import ALLOWED, DENIED, OPTIONS, checked, line_of
 from flows.interfaces.studio.values import words_of as command_of
-from flows.outputs.record.run_record import RunRecord, remember
+from flows.outputs.record.record_writer import RecordWriter, remember
 from stages.models.hub.resolve import download_bytes
 from tests.support.pipeline import ROOT
 from tests.support.reports import captions_of, media_file, write_run
@@ -414,8 +415,8 @@ def test_how_a_run_ended_without_recording_it(tmp_path: Path, runs: RunQueue) ->
     one = run(tmp_path, "a")
     one.pid = 1 << 30
     (tmp_path / "a").mkdir()
-    record = RunRecord(tmp_path / "a")
-    record.value["pid"] = one.pid
+    record = RecordWriter(tmp_path / "a")
+    record.record.pid = one.pid
     record.write(force=True)
     runs._state.mkdir(parents=True, exist_ok=True)
     runs.processes.log(one).write_text("reading\npenstock: stopped. It goes on later\n")
@@ -545,7 +546,8 @@ def moved_run(tmp_path: Path, *more: str) -> Path:
     job = SimpleNamespace(config=read(words), store=open_store(str(tmp_path / "store")))
     record = write_run(out, [])
     remember(words, cast(Any, job), record)
-    own_folder(out, record.value["command"])
+    assert record.record.command is not None
+    own_folder(out, values_of(record.record.command))
     return out.rename(tmp_path / "moved")
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from artifacts.texts.captions import Failure
+from flows.core.job.plan_record import MemoryPlan, PlannedStage, RungRecord
 from flows.interfaces.cli.main import main
 from tests.support.browser import RIGHT, Browser
 from tests.support.looks import LOOKS, unreadable
@@ -67,9 +68,9 @@ def clip(tmp_path: Path) -> Path:
 def test_a_click_seeks_and_marks_what_is_said(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
     texts = ["first", EVIL, "third", "fourth", "fifth", "last"]
-    record = write_run(tmp_path / "out", [(file, captions_of(file, texts))])
-    work(record, "encode", 1.0, 20.0, curve(20, 10**8, 5 * 10**8), items=6)
-    started_ago(record, 22.0)
+    writer = write_run(tmp_path / "out", [(file, captions_of(file, texts))])
+    work(writer, "encode", 1.0, 20.0, curve(20, 10**8, 5 * 10**8), items=6)
+    started_ago(writer, 22.0)
     shown(browser, tmp_path / "out")
     browser.run("document.querySelector('.card').scrollIntoView()")
     browser.click(".captions button", 3)
@@ -86,14 +87,14 @@ def test_a_click_seeks_and_marks_what_is_said(browser: Browser, clip: Path, tmp_
 def test_text_of_users_is_shown_not_run(browser: Browser, clip: Path, tmp_path: Path) -> None:
     file = media_file(clip)
     failure = Failure(**{**dict.fromkeys(FAILURE, EVIL), "stage": "frames", "error": "x"})
-    plan, out = {**PLAN, "model": EVIL, "notes": [EVIL]}, tmp_path / EVIL.replace("/", "\u2215")
-    record = write_run(out, [(file, captions_of(file, [EVIL]))], [failure], plan)
-    rung = dict.fromkeys(("stage", "name", "reason", "error"), EVIL)
-    record.value["rungs"] = [{**rung, "time": record.value["started"]}]
-    record.value["error"] = EVIL
-    record.stage("frames").warnings = [EVIL]
-    record.write(force=True)
-    shown(browser, record.path.parent)
+    plan, out = replace(PLAN, model=EVIL, notes=[EVIL]), tmp_path / EVIL.replace("/", "\u2215")
+    writer = write_run(out, [(file, captions_of(file, [EVIL]))], [failure], plan)
+    rung = RungRecord(stage=EVIL, name=EVIL, reason=EVIL, error=EVIL, time=writer.record.started)
+    writer.record.rungs = [rung]
+    writer.record.error = EVIL
+    writer.stage("frames").warnings = [EVIL]
+    writer.write(force=True)
+    shown(browser, writer.path.parent)
     browser.run("document.querySelector('#videos').scrollIntoView()")
     assert browser.wait("return document.querySelector('.captions span')?.textContent") == EVIL
     assert browser.run("return document.querySelector('.card h3').textContent") == file.media_path
@@ -129,13 +130,13 @@ def test_a_summary_stands_with_its_chapters_and_is_searched(
     browser: Browser, clip: Path, tmp_path: Path
 ) -> None:
     file, out = media_file(clip), tmp_path / "out"
-    record = write_run(out, [(file, captions_of(file, ["first", "second", "third"]))])
+    writer = write_run(out, [(file, captions_of(file, ["first", "second", "third"]))])
     chapters = [{"start": 4.0 * n, "end": 4.0 * n + 4, "text": t} for n, t in enumerate((EVIL, ""))]
     row = {"media_path": file.media_path, "source": file.source, "summary": "A harbour. " * 40}
     more = {"tokens": 3, "chapters": chapters, "warnings": ["without words: 1 chapter"]}
     (out / "summaries.jsonl").write_text(json.dumps(row | more) + "\n")
-    record.value["summaries"] = 1
-    record.write(force=True)
+    writer.record.summaries = 1
+    writer.write(force=True)
     shown(browser, out)
     folded = "return document.querySelector('.summary').open"
     assert browser.wait(TEXTS, ".summary summary") == ["Summary · 2 chapters"]
@@ -291,14 +292,14 @@ return [all.length, ...[Math.min(...all), Math.max(...all)].map(y => area.y + ar
 
 @pytest.mark.slow
 def test_the_time_line_tells_what_is_pointed_at_or_typed(browser: Browser, tmp_path: Path) -> None:
-    record = write_run(tmp_path, [])
-    planned = {"rung": {"stage": "decode"}, "peak_bytes": 6 * 10**8, "name": "batch 4", **NO_PARTS}
-    record.value["plan"]["memory"] = {"budget_bytes": 9 * 10**8, "stages": [planned]}
-    work(record, "frames", 0.0, 10.0, [[n / 2, 2 * 10**8, 0] for n in range(20)])
+    writer = write_run(tmp_path, [])
+    planned = PlannedStage(stage="decode", peak_bytes=6 * 10**8, name="batch 4")
+    writer.record.plan.memory = MemoryPlan(budget_bytes=9 * 10**8, stages=[planned])
+    work(writer, "frames", 0.0, 10.0, [[n / 2, 2 * 10**8, 0] for n in range(20)])
     flat = [[n / 20, 3 * 10**8, 0] for n in range(7199)]
     flat[4000][1] = 7 * 10**8  # one point of 7,200, of which a few share each pixel
-    work(record, "decode", 10.0, 360.0, flat)
-    started_ago(record, 370.0)
+    work(writer, "decode", 10.0, 360.0, flat)
+    started_ago(writer, 370.0)
     shown(browser, tmp_path)
     browser.run("document.querySelector('.plot').scrollIntoView({block: 'center'})")
     browser.hover(".plot svg", 0, 0)
@@ -348,12 +349,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     captioned.append((media_file(picture), captions_of(media_file(picture), ["A picture."])))
     why = dict.fromkeys(FAILURE, "x")
     failures = [Failure(**{**why, "media_path": f"bad {n}.mp4"}) for n in range(4)]
-    record = write_run(folder, captioned, failures)
-    budget = {"rung": {"stage": "decode"}, "peak_bytes": GB, "name": "batch 4", **NO_PARTS}
-    record.value["plan"]["memory"] = {"budget_bytes": 17 * GB, "stages": [budget]}
-    work(record, "encode", 1.0, 30.0, curve(30, GB // 10, GB // 2))
-    work(record, "decode", 31.0, 30.0, curve(30, GB // 10, GB // 2))
-    started_ago(record, 61.0)
+    writer = write_run(folder, captioned, failures)
+    planned = PlannedStage(stage="decode", peak_bytes=GB, name="batch 4")
+    writer.record.plan.memory = MemoryPlan(budget_bytes=17 * GB, stages=[planned])
+    work(writer, "encode", 1.0, 30.0, curve(30, GB // 10, GB // 2))
+    work(writer, "decode", 31.0, 30.0, curve(30, GB // 10, GB // 2))
+    started_ago(writer, 61.0)
     return report(folder)
 
 

@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from artifacts.texts.captions import Failure
 from artifacts.texts.edits import read_edits
+from flows.core.job.plan_record import FixedWords
 from flows.outputs.record.rounds import rounds_in
 from penstock_demo.clips import write_clips
 from tests.support import studio_page
@@ -152,14 +153,14 @@ def test_edits_undos_and_replacements_stay_after_a_kill(
     assert len(read_edits(reviewing.out).done) == 48
     browser.press("U")
     browser.wait(WORDS + "[53] === 'W53'")
-    replace(browser, reviewing)
+    replace_all(browser, reviewing)
     shown(browser, reviewing)
     assert browser.run(WORDS)[:2] == ["W0", "W1"], "what was done is there when it is opened again"
     last = reviewing.kill(signal.SIGINT)
     assert "corrected" in last and str(reviewing.out / "edits.jsonl") in last
 
 
-def replace(browser: Browser, reviewing: Reviewing) -> None:
+def replace_all(browser: Browser, reviewing: Reviewing) -> None:
     """Replace in all that a search finds, take it back, and do it again."""
     corrected = {*range(20), *range(40, 54)}
     every = ((number, n) for number in range(VIDEOS) for n in range(CHUNKS))
@@ -272,9 +273,9 @@ BOX = "const box = document.querySelector('.row textarea'); return "
 def fixed(tmp_path: Path) -> Iterator[Reviewing]:
     """A review of a long caption and a short one, around which a run puts other texts."""
     file = media_file(tmp_path / "a.mp4")
-    words = {"prefix": "photo of", "suffix": ", 4k", "schema": "", "trigger": "ohwx"}
+    words = FixedWords(prefix="photo of", suffix=", 4k", trigger="ohwx")
     captions = captions_of(file, [LONG_TEXT, "a dog"])
-    write_run(tmp_path / "out", [(file, captions)], plan={**PLAN, "words": words})
+    write_run(tmp_path / "out", [(file, captions)], plan=replace(PLAN, words=words))
     with review_of(tmp_path / "out") as made:
         yield made
 
@@ -311,7 +312,7 @@ def test_the_box_is_as_high_as_its_text_and_stands_beside_what_is_fixed(
 def test_words_are_found_in_names_captions_and_the_trigger_and_a_replacement_is_no_decision(
     browser: Browser, tmp_path: Path
 ) -> None:
-    plan = {**PLAN, "words": {"prefix": "", "suffix": "", "schema": "", "trigger": TRIGGER}}
+    plan = replace(PLAN, words=FixedWords(trigger=TRIGGER))
     write_run(tmp_path / "out", mac_folder(tmp_path / "photos"), plan=plan)
     with review_of(tmp_path / "out") as made:
         shown(browser, made)

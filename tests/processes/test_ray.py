@@ -97,9 +97,9 @@ address, videos, store, counts = sys.argv[1:]
 
 def counted(actor):
     class Counted(actor):
-        def _on_begin(self, job, record):
-            super()._on_begin(job, record)
-            self.record = record
+        def _on_begin(self, job, writer):
+            super()._on_begin(job, writer)
+            self.record = writer.record
 
         def __call__(self, batch):
             made = super().__call__(batch)

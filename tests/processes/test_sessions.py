@@ -103,7 +103,7 @@ def test_each_session_goes_on_from_the_disk_and_reads_no_medium_again(
     with sessions.new() as place:
         correct(place, place.captions()[-1:])
         command = command_in(place.out)
-        runs(place, *command["words"], "--format", "txt")  # as Write does
+        runs(place, *command.words, "--format", "txt")  # as Write does
         assert all(row["caption"].endswith(" Mine.") for row in place.captions())
         assert place.stages()["decode"]["items"] == 0
         printed = runs(place, "learn", str(place.out), "--anyway", "--steps", "2")

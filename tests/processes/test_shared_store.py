@@ -125,7 +125,7 @@ def test_who_may_only_read_the_store_is_told_before_any_stage(shared: Path) -> N
     def refused() -> None:
         with pytest.raises(EnvironmentFault, match="store cannot be written"):
             run(elsewhere)
-        assert load_record(Path(config.out))["state"] == "done"
+        assert load_record(Path(config.out)).state == "done"
 
     as_user(TWO, 0o022, shared, refused)
 

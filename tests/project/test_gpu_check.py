@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from flows.outputs.record.run_record import blank
+from flows.core.job.plan_record import MemoryPlan, PlannedStage
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.stage_record import StageRecord
 from scripts.prove.gpu_check import __main__ as command
 from scripts.prove.gpu_check import child, first
 from scripts.prove.gpu_check.child import LOOK, Check
@@ -192,18 +194,17 @@ def test_of_a_part_that_is_lacking_a_line_says_why(
     assert {"part": "streamed", "name": "streamed", "skipped": why} in lines
 
 
-def record(**changes: Any) -> dict[str, Any]:
+def record() -> RunRecord:
     """Of a run whose stages took 500 MiB each."""
-    stages = [
-        {"rung": {"stage": name}, "peak_bytes": planned * MIB, "name": "batch 8, bf16"}
-        for name, planned in (("encode", 510), ("decode", 600))
+    planned = [
+        PlannedStage(stage=name, peak_bytes=peak * MIB, name="batch 8, bf16")
+        for name, peak in (("encode", 510), ("decode", 600))
     ]
-    found = blank(Path("out"))
-    for stage in found["stages"]:
-        if stage.name != "frames":
-            stage.peak_device_bytes, stage.baseline_before_bytes = 800 * MIB, 300 * MIB
-    plan = {"memory": {"budget_bytes": 600 * MIB, "stages": stages}}
-    return {**found, "state": "done", "plan": plan, **changes}
+    taken: dict[str, Any] = {"peak_device_bytes": 800 * MIB, "baseline_before_bytes": 300 * MIB}
+    stages = [StageRecord(name=stage.stage, **taken) for stage in planned]
+    found = RunRecord(out="out", state="done", stages=[StageRecord(name="frames"), *stages])
+    found.plan.memory = MemoryPlan(budget_bytes=600 * MIB, stages=planned)
+    return found
 
 
 def test_a_plan_is_held_against_what_was_taken() -> None:

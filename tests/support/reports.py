@@ -1,24 +1,26 @@
 """The folder of a run as a report finds it, of any length, with no model run."""
 
-import json
-import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from artifacts.disk.files import write_json, write_text
+from artifacts.disk.json_records import json_of
 from artifacts.texts.captions import Caption, Failure, write_jsonl
 from artifacts.texts.labels import Labelled, Scored
 from flows.commands.status.status_command import lines
+from flows.core.job.plan_record import PlanRecord, SamplingRecord
+from flows.core.machine.versions import now
 from flows.core.media.media_file import IMAGE_SUFFIXES, MediaFile
 from flows.core.pipelines import LABEL
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.run_record import MediaCounts
 from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.run_status import stages_of
 from flows.outputs.write import media_line
@@ -26,16 +28,13 @@ from stages.process.events import StageOutcome
 from tests.support.rows import caption
 
 GIB = 1 << 30
-PLAN: dict[str, Any] = {
-    "model": "a/model-7b",
-    "device": "cpu",
-    "precision": {"vision": "bf16", "language": "int8"},
-    "batch_size": 8,
-    "sampling": {"chunk_seconds": 30.0, "fps": 1.0},
-    "store": "/store",
-    "halves": {},
-    "notes": [],
-}
+PLAN = PlanRecord(
+    model="a/model-7b",
+    precision={"vision": "bf16", "language": "int8"},
+    batch_size=8,
+    sampling=SamplingRecord(chunk_seconds=30.0, fps=1.0),
+    store="/store",
+)
 
 
 def media_file(path: Path, source: str = "clips") -> MediaFile:
@@ -58,8 +57,8 @@ def captions_of(file: MediaFile, texts: Sequence[str], seconds: float = 2.0) -> 
 
 def status_of(out: Path) -> str:
     """What `penstock status` prints of a run."""
-    record = load_record(out)
-    return "\n".join(lines(record, stages_of(record, 0.0)))
+    writer = load_record(out)
+    return "\n".join(lines(writer, stages_of(writer, 0.0)))
 
 
 TRIGGER = "ohwx"
@@ -93,18 +92,19 @@ def write_run(
     out: Path,
     captioned: Sequence[tuple[MediaFile, Sequence[Caption]]],
     failures: Sequence[Failure] = (),
-    plan: dict[str, Any] = PLAN,
-) -> RunRecord:
+    plan: PlanRecord = PLAN,
+) -> RecordWriter:
     """What a finished run leaves, but for its time line."""
-    record = RunRecord(out)
+    writer = RecordWriter(out)
     rows = [row for _, captions in captioned for row in captions]
     write_jsonl(out / "captions.jsonl", rows)
     write_jsonl(out / "failures.jsonl", failures)
     write_text(out / "media.jsonl", (media_line(file, len(rows)) for file, rows in captioned))
-    record.value.update(plan=dict(plan), captions=len(rows), state="done")
-    record.value["media"].update(total=len(captioned) + len(failures), failed=len(failures))
-    record.write(force=True)
-    return record
+    writer.record.plan, writer.record.captions = replace(plan), len(rows)
+    writer.record.state = "done"
+    writer.record.media = MediaCounts(total=len(captioned) + len(failures), failed=len(failures))
+    writer.write(force=True)
+    return writer
 
 
 def scored(name: str, score: float = 0.2, box: list[int] | None = None) -> Scored:
@@ -128,11 +128,12 @@ def labelled(file: MediaFile, *labels: Scored, time: float | None = None) -> Lab
     )
 
 
-def write_labels(out: Path, found: Sequence[tuple[MediaFile, Sequence[Labelled]]]) -> RunRecord:
+def write_labels(out: Path, found: Sequence[tuple[MediaFile, Sequence[Labelled]]]) -> RecordWriter:
     """What a finished run leaves that gave these labels."""
-    record = write_run(out, [])
-    record.value.update(stages=[StageRecord(name=stage.name) for stage in LABEL], rows=len(found))
-    record.write(force=True)
+    writer = write_run(out, [])
+    writer.record.stages = [StageRecord(name=stage.name) for stage in LABEL]
+    writer.record.rows = len(found)
+    writer.write(force=True)
     write_jsonl(out / "labels.jsonl", [row for _, rows in found for row in rows])
     write_text(out / "media.jsonl", (media_line(file, len(rows)) for file, rows in found))
     names = {one["label"] for _, rows in found for row in rows for one in row.labels}
@@ -143,19 +144,19 @@ def write_labels(out: Path, found: Sequence[tuple[MediaFile, Sequence[Labelled]]
     ]
     messages = {"pictures": len(found), "labelled": 1, "low": 0.1, "high": 0.5, "labels": counts}
     write_json(out / "label_report.json", messages)
-    return record
+    return writer
 
 
 def work(
-    record: RunRecord, stage: str, start: float, seconds: float, timeline: list[Any], **more: Any
+    writer: RecordWriter, stage: str, start: float, seconds: float, timeline: list[Any], **more: Any
 ) -> None:
     """A process of a stage, so many seconds after the run's start."""
-    began = record.stage(stage).seconds
+    began = writer.stage(stage).seconds
     outcome = StageOutcome(name=stage, seconds=seconds, timeline=timeline, **more)
     outcome.peak_host_bytes = max((p[1] for p in timeline), default=0)
     outcome.peak_device_bytes = max((p[2] for p in timeline), default=0)
-    record.add(outcome, attention="sdpa", precision={"vision": "bf16", "language": "int8"})
-    record.stage(stage).spans[-1] = [start, start + seconds, began]
+    writer.add(outcome, attention="sdpa", precision={"vision": "bf16", "language": "int8"})
+    writer.stage(stage).spans[-1] = (start, start + seconds, began)
 
 
 def curve(seconds: float, base: int, top: int, device: int = 0) -> list[list[float]]:
@@ -169,9 +170,8 @@ def curve(seconds: float, base: int, top: int, device: int = 0) -> list[list[flo
     return points
 
 
-def started_ago(record: RunRecord, seconds: float) -> None:
+def started_ago(writer: RecordWriter, seconds: float) -> None:
     """As if the run had begun earlier, and ended now."""
-    for name, moment in (("started", time.time() - seconds), ("updated", time.time())):
-        stamp = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
-        record.value[name] = stamp
-    record.path.write_text(json.dumps(record.to_json()), encoding="utf-8")
+    begun = datetime.now(UTC) - timedelta(seconds=seconds)
+    writer.record.started, writer.record.updated = begun.isoformat(timespec="seconds"), now()
+    write_json(writer.path, json_of(writer.record))

@@ -340,9 +340,9 @@ def _run_rebuild(
             tasks = job.ledger.tasks(job.media)
             for made in (stage.writes for stage in job.pipeline if stage.part):
                 job.ledger[made].touch(keys_of(tasks, made))
-            result.encoded = runner.record.stage(encoder_of(job.pipeline).name).items
+            result.encoded = runner.writer.stage(encoder_of(job.pipeline).name).items
             if result.encoded:
-                seconds = sum(runner.record.stage(stage.name).seconds for stage in job.pipeline)
+                seconds = sum(runner.writer.stage(stage.name).seconds for stage in job.pipeline)
                 now = replace(now, seconds_per_chunk=seconds / result.encoded)
             is_same = last is not None and replace(last, number=now.number) == now
             if result.missing or not is_same:

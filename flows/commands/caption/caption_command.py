@@ -59,7 +59,8 @@ def caption_command(given: argparse.Namespace) -> int:
     if given.dry_run:
         return show(config, as_json=given.json, dry_run="caption")
     from flows.outputs.folder.trust import CORRECTIONS, OUTPUTS, is_trusted
-    from flows.outputs.record.run_record import remember, with_values
+    from flows.outputs.record.record_writer import remember
+    from flows.outputs.record.recorded_command import with_values
 
     out, uses = folder_named(config.out, "out"), (CORRECTIONS, OUTPUTS)
     # The run itself notes what it leaves out.

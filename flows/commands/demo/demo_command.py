@@ -25,7 +25,7 @@ from flows.core.options.vectors import LabelConfig
 from flows.core.pipelines import STAGES
 from flows.execution.run import LauncherMaker, caption
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.stage_record import stages_in
+from flows.outputs.record.run_record import RunRecord
 from penstock_demo.clips import write_clips
 from penstock_demo.scoring import read_truths, score_captions
 from penstock_demo.words import COLOURS, SHAPES, parse
@@ -151,12 +151,12 @@ def _spans(rows: list[Labelled]) -> str:
     return " · ".join(spans) or "none"
 
 
-def _print_stages(record: dict[str, Any]) -> None:
+def _print_stages(record: RunRecord) -> None:
     print_lines("")
-    for stage in stages_in(record):
+    for stage in record.stages:
         peak, seconds = size(stage.peak_host_bytes), duration(stage.seconds)
         part = STAGES[stage.name].part
-        precisions = stage.precision or record["plan"]["precision"]
+        precisions = stage.precision or record.plan.precision
         precision = f"  {part} half in {precisions[part]}" if part else ""
         print_lines(f"{stage.name:8s}{stage.items:5d} items  {seconds:>8s}  peak {peak}{precision}")
 

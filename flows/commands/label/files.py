@@ -160,7 +160,7 @@ class LabelsWritten(RunEnd):
         line = f"{line}{counted(self.given, 'label')} in {self.out / LINES}"
         line += f" beside {', '.join(self.others)}" if self.others else ""
         for texts in self.texts:
-            line += f", {texts_line(texts.to_json())}"
+            line += f", {texts_line(texts.record)}"
         return f"{line}{self.failed_suffix(LABELS)}"
 
     __repr__ = line

@@ -42,6 +42,7 @@ from flows.core.media.sources import find_media
 from flows.core.options.training import LearnConfig, RecordedRun
 from flows.core.pipelines import CAPTION
 from flows.outputs.folder.trust import own_belief
+from flows.outputs.record.recorded_command import moved_with
 from flows.outputs.record.rounds import (
     ADAPTER,
     CHOSEN,
@@ -53,7 +54,6 @@ from flows.outputs.record.rounds import (
     unfinished,
     usable_rounds,
 )
-from flows.outputs.record.run_record import moved_with
 
 Chunk = tuple[str, str, str]
 """Features, name of the prompt, and prompt of a caption, whatever its words."""

@@ -37,7 +37,7 @@ def learn_command(given: argparse.Namespace) -> int:
         from flows.commands.shared.arguments import recorded_run
 
         command = command_in(out, trust=trust)
-        with chdir(command["folder"]):  # the paths of the command are relative to it
+        with chdir(command.folder):  # the paths of the command are relative to it
             run = recorded_run(command)
             if given.dry_run:
                 display.close()  # the plan shows its own line
@@ -66,9 +66,9 @@ def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
     out = shlex.quote(str(result.out))
     if result.round["accepted"] or not result.is_new:
         return [f"review them with `penstock review {out}`"]
-    from flows.outputs.record.run_record import with_values
+    from flows.outputs.record.recorded_command import with_values
 
-    words = run.command["words"] if run.command else ["caption", "SOURCES"]
+    words = run.command.words if run.command else ["caption", "SOURCES"]
     number = result.round["round"]
     values = {"--adapter": str(result.adapter), "--out": f"{result.out}-round-{number}"}
     return [

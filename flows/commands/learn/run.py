@@ -19,6 +19,7 @@ from artifacts.disk.paths import folder_named
 from artifacts.disk.regular_files import guard
 from artifacts.errors import ControlWord, NoFeatures, UsageError
 from artifacts.records.provenance import ROUND
+from artifacts.schema import values_of
 from artifacts.texts.edits import DIGITS, changes_of
 from artifacts.wording import counted
 from flows.commands.caption import run as sift_first
@@ -47,10 +48,19 @@ from flows.core.ledger.ledger import most_tokens
 from flows.core.machine.launch import DirectLauncher
 from flows.core.options.commands import RunOptions
 from flows.core.options.packages import check_training_packages
-from flows.core.options.training import LEAST, LearnConfig, RecordedRun, TrainingOptions, TuneRun
+from flows.core.options.training import (
+    LEAST,
+    CommandRecord,
+    LearnConfig,
+    RecordedRun,
+    TrainingOptions,
+    TuneRun,
+)
 from flows.execution.run import LauncherMaker
 from flows.execution.run_observer import OnBegin, RunObserver
 from flows.outputs.folder.run_lock import only_run_in
+from flows.outputs.record.record_writer import RecordWriter
+from flows.outputs.record.recorded_command import with_values
 from flows.outputs.record.rounds import (
     ADAPTER,
     CARRIED,
@@ -72,7 +82,6 @@ from flows.outputs.record.rounds import (
     rounds_in,
     write_round,
 )
-from flows.outputs.record.run_record import RunRecord, with_values
 from flows.outputs.run_result import RunResult
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.tune import EACH, SCORE
@@ -171,7 +180,7 @@ def choose(
         "previous": previous_adapter(run, out),
         "trained": "",
         "settings": settings,
-        "command": run.command,
+        "command": run.command and values_of(run.command),
         "examples": trained,
         "held_out": held_out,
         "differing": decisions.differing,
@@ -326,15 +335,15 @@ class _Work:
     def _reviewed(self, out: Path) -> ReviewedCaptions:
         return ReviewedCaptions(out, self.run.config.store, trust=self.config.trust_folder)
 
-    def _begin(self, job: Job, record: RunRecord) -> None:
+    def _begin(self, job: Job, writer: RecordWriter) -> None:
         """Record the command that repeats the run with the adapter."""
         if command := self.round["command"]:
             values = {"--adapter": self.adapter, "--out": str(self.out)}
             values |= {"--store": self.run.config.store} if self.run.config.store else {}
             words = with_values(command["words"], values)
-            record.value["command"] = {"words": words, "folder": command["folder"]}
+            writer.record.command = CommandRecord(words=tuple(words), folder=command["folder"])
         if self.on_begin is not None:
-            self.on_begin(job, record)
+            self.on_begin(job, writer)
 
     def _caption(self, config: RunOptions, on_begin: OnBegin | None) -> RunResult:
         return sift_first.caption(config, self.display, self.make_launcher, on_begin)

@@ -22,6 +22,7 @@ from artifacts.disk.files import write_text
 from artifacts.disk.json_shapes import read_jsonl
 from artifacts.disk.regular_files import open_regular
 from artifacts.remote.addresses import is_address
+from artifacts.schema import values_of
 from artifacts.wording import counted
 from flows.commands.report.sections import (
     SHEET,
@@ -33,7 +34,7 @@ from flows.commands.report.sections import (
 )
 from flows.commands.sift.marks import DIGITS, KEPT, MARKS, TEXTS
 from flows.core.console.lines import duration, size
-from flows.core.job.summary import computed_by
+from flows.core.job.plan_record import RungRecord
 from flows.core.media.media_file import writable
 from flows.core.options.formats import MEDIA
 from flows.core.pages.document import SHARED, as_json, document, part, parts
@@ -53,14 +54,8 @@ from flows.outputs.media_rows import (
 from flows.outputs.record.product import product_in
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import (
-    RUN_RECORD,
-    Entry,
-    current_runs,
-    seconds_of,
-    sum_of,
-)
-from flows.outputs.record.stage_record import StageRecord, stages_in
+from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord, seconds_of, sum_of
+from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
 from flows.outputs.run_wording import kind_of, made_text, written
 from flows.outputs.thumbnails import data_address
@@ -78,43 +73,43 @@ PARTS = {
 }
 
 
-def timeline_of(record: Mapping[str, Any]) -> dict[str, Any]:
+def timeline_of(record: RunRecord) -> dict[str, Any]:
     """Return `seconds` (from the run's start to its last update), `stages` and `rungs`. Times are
     seconds since the run's start, memory is bytes."""
-    began = seconds_of(record["started"])
-    seconds = max(0.0, seconds_of(record["updated"]) - began)
-    stages = [_stage(record, stage, began, seconds) for stage in stages_in(record)]
+    began = seconds_of(record.started)
+    seconds = max(0.0, seconds_of(record.updated) - began)
+    stages = [_stage(record, stage, began, seconds) for stage in record.stages]
     last = max((span[1] for stage in stages for span in stage["spans"]), default=0.0)
     return {
         "seconds": max(seconds, last),
         "stages": stages,
-        "rungs": [_rung(rung, began) for rung in record["rungs"]],
+        "rungs": [_rung(rung, began) for rung in record.rungs],
     }
 
 
-def timeline_of_entry(entry: Entry) -> dict[str, Any]:
+def timeline_of_entry(entry: RunEntry) -> dict[str, Any]:
     """Return the same of an earlier run, as far as `history` has it."""
     absent = {"planned": {"host": None, "device": None}, "budget": {"host": None, "device": None}}
     stages = [
         {"name": name, "spans": [[points[0][0], points[-1][0]]], "curves": [points], "rung": ""}
-        for name, points in entry["timeline"].items()
+        for name, points in entry.timeline.items()
         if points
     ]
-    began = seconds_of(entry["started"])
+    began = seconds_of(entry.started)
     return {
-        "seconds": entry["seconds"],
+        "seconds": entry.seconds,
         "stages": [{**stage, **absent} for stage in stages],
-        "rungs": [_rung(rung, began) for rung in entry["rungs"]],
+        "rungs": [_rung(rung, began) for rung in entry.rungs],
     }
 
 
-def runs_table(entries: Sequence[Entry]) -> dict[str, Any] | None:
+def runs_table(entries: Sequence[RunEntry]) -> dict[str, Any] | None:
     """Return `columns` and `rows`: each run that made something, and their sum; None of one run."""
     total = sum_of(entries)
-    if total is None or total["runs"] == 1:
+    if total is None or total.runs == 1:
         return None
-    rows = [[_moment(entry["started"]), *_run_cells(entry)] for entry in entries]
-    rows.append([f"all {total['runs']} runs", *_run_cells(total)])
+    rows = [[_moment(entry.started), *_run_cells(entry)] for entry in entries]
+    rows.append([f"all {total.runs} runs", *_run_cells(total)])
     return _without_empty_columns(
         (
             "started",
@@ -129,109 +124,99 @@ def runs_table(entries: Sequence[Entry]) -> dict[str, Any] | None:
     )
 
 
-def _run_cells(entry: Entry) -> tuple[str, ...]:
-    rungs = dict.fromkeys(f"{rung['stage']} {rung['name']}" for rung in entry["rungs"])
+def _run_cells(entry: RunEntry) -> tuple[str, ...]:
+    rungs = dict.fromkeys(f"{rung.stage} {rung.name}" for rung in entry.rungs)
     return (
-        duration(entry["seconds"]),
+        duration(entry.seconds),
         made_text(entry),
-        f"{entry['tokens']:,}" if entry["tokens"] else "-",
-        size(entry["peak_host_bytes"]) if entry["peak_host_bytes"] else "-",
-        size(entry["peak_device_bytes"]) if entry["peak_device_bytes"] else "-",
+        f"{entry.tokens:,}" if entry.tokens else "-",
+        size(entry.peak_host_bytes) if entry.peak_host_bytes else "-",
+        size(entry.peak_device_bytes) if entry.peak_device_bytes else "-",
         "; ".join(rungs) or "-",
     )
 
 
-def _memory(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    return record["plan"].get("memory") or {}
-
-
-def _stage(
-    record: Mapping[str, Any], stage: StageRecord, began: float, seconds: float
-) -> dict[str, Any]:
+def _stage(record: RunRecord, stage: StageRecord, began: float, seconds: float) -> dict[str, Any]:
     spans = stage.spans
     curves = stage.curves()
     drawn = [[start, end] for start, end, _ in spans]
-    if record["state"] in ("running", "died") and stage.since:
+    if record.state in ("running", "died") and stage.since:
         start = max(0.0, stage.since - began)
         drawn.append([start, max(start, seconds)])
-        curves += filter(None, [[[round(start + t, 2), *bytes_] for t, *bytes_ in stage.now]])
-    plan = plan_of(record, stage.name)
-    gpu = record["plan"].get("device", "cpu") != "cpu"
+        now = [(round(start + t, 2), host, device) for t, host, device in stage.now]
+        curves += [now] if now else []
+    plan = record.plan.memory.of_stage(stage.name)
+    gpu = record.plan.device != "cpu"
     on_device = gpu and STAGES[stage.name].part is not None
     host_base = int(stage.notes.get("loaded_bytes") or 0)
-    budget = _memory(record).get("budget_bytes")
+    budget, peak = record.plan.memory.budget_bytes, plan.peak_bytes if plan else None
+    host = plan.host_bytes if plan and on_device else peak
     return {
         "name": stage.name,
         "spans": drawn,
         "curves": curves,
         "planned": {
-            "host": _above(host_base, plan.get("host_bytes" if on_device else "peak_bytes")),
-            "device": _above(stage.baseline_before_bytes, plan.get("peak_bytes"))
-            if on_device
-            else None,
+            "host": _above(host_base, host),
+            "device": _above(stage.baseline_before_bytes, peak) if on_device else None,
         },
         "budget": {
             "host": None if gpu or not stage.spans else _above(host_base, budget),
             "device": _above(stage.baseline_before_bytes, budget) if on_device else None,
         },
-        "rung": plan.get("name") or "",
+        "rung": plan.name if plan else "",
     }
 
 
-def plan_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
-    """Return the planned memory of a stage; empty if nothing was planned."""
-    return next((p for p in _memory(record).get("stages", ()) if p["rung"]["stage"] == stage), {})
-
-
-def _above(base: int, more: Any) -> int | None:
+def _above(base: int, more: int | None) -> int | None:
     """Return the baseline plus the planned bytes; None if nothing was planned."""
-    return base + int(more) if more else None
+    return base + more if more else None
 
 
-def _rung(rung: Mapping[str, Any], began: float) -> dict[str, Any]:
-    texts = {name: rung[name] for name in ("stage", "name", "reason", "error")}
-    return {**texts, "at": max(0.0, seconds_of(rung["time"]) - began)}
+def _rung(rung: RungRecord, began: float) -> dict[str, Any]:
+    texts = {name: getattr(rung, name) for name in ("stage", "name", "reason", "error")}
+    return {**texts, "at": max(0.0, seconds_of(rung.time) - began)}
 
 
-def stage_table(record: Mapping[str, Any], stages: Sequence[StageStatus]) -> dict[str, Any]:
+def stage_table(record: RunRecord, stages: Sequence[StageStatus]) -> dict[str, Any]:
     """Return `columns` and `rows`, one row per stage."""
-    planned = record["plan"].get("seconds") or {}
+    planned = record.plan.seconds
     rows = [
         [*cells(stage), *_more(recorded, planned.get(stage.name))]
-        for stage, recorded in zip(stages, stages_in(record), strict=True)
+        for stage, recorded in zip(stages, record.stages, strict=True)
     ]
     return _without_empty_columns((*COLUMNS, *MORE), rows)
 
 
-def plan_table(record: Mapping[str, Any]) -> dict[str, Any]:
+def plan_table(record: RunRecord) -> dict[str, Any]:
     """Return `columns` and `rows`: each stage's planned peak with its parts, and the measured peak.
     All exclude the memory of imports."""
     rows = []
-    for stage in stages_in(record):
-        plan = plan_of(record, stage.name)
-        if not plan.get("peak_bytes"):
+    for stage in record.stages:
+        plan = record.plan.memory.of_stage(stage.name)
+        if plan is None or not plan.peak_bytes:
             continue
         measured = _above_imports(record, stage)
-        is_comparable = measured > 0 and plan["peak_bytes"] >= MIN_SHARE_BYTES
-        share = f"{measured / plan['peak_bytes']:.0%}" if is_comparable else "-"
-        share += ", over it" if is_comparable and measured > plan["peak_bytes"] else ""
-        parts = (size(plan[part]) if plan.get(part) else "-" for part in PARTS)
+        is_comparable = measured > 0 and plan.peak_bytes >= MIN_SHARE_BYTES
+        share = f"{measured / plan.peak_bytes:.0%}" if is_comparable else "-"
+        share += ", over it" if is_comparable and measured > plan.peak_bytes else ""
+        planned = (getattr(plan, part) for part in PARTS)
+        parts = (size(part) if part else "-" for part in planned)
         texts = size(measured) if measured > 0 else "-"
-        rows.append([stage.name, plan.get("name") or "-", *parts, texts, share])
+        rows.append([stage.name, plan.name or "-", *parts, texts, share])
     return _without_empty_columns(
         ("stage", "rung", *PARTS.values(), "measured peak", "of the plan"), rows
     )
 
 
-def _above_imports(record: Mapping[str, Any], stage: StageRecord) -> int:
-    if record["plan"].get("device", "cpu") != "cpu":
+def _above_imports(record: RunRecord, stage: StageRecord) -> int:
+    if record.plan.device != "cpu":
         return int(stage.peak_device_bytes - stage.baseline_before_bytes)
     return int(stage.peak_host_bytes - stage.notes.get("loaded_bytes", 0))
 
 
-def _more(stage: StageRecord, planned_seconds: Any) -> tuple[str, ...]:
+def _more(stage: StageRecord, planned_seconds: float | None) -> tuple[str, ...]:
     return (
-        duration(planned_seconds) if isinstance(planned_seconds, int | float) else "-",
+        "-" if planned_seconds is None else duration(planned_seconds),
         duration(stage.cpu_seconds) if stage.cpu_seconds else "-",
         str(stage.processes or "-"),
         f"{stage.tokens:,}" if stage.tokens else "-",
@@ -268,12 +253,12 @@ NUMBERS = {"kept_group": "kept_duplicate", "group": "duplicate", "similar_group"
 """Marks that only name a group, and the flags of its copies."""
 
 
-def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any]:
+def sift_facts(out: Path, record: RunRecord, name: str) -> dict[str, Any]:
     """Return the data of the page about the sift run in `out`."""
     total, rows = _rows(out / MARKS_FILE)
     left = _lines(out / LEFT_OUT_FILE)
     names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS, *KEPT)]
-    limits = limits_of(record["keep"])
+    limits = limits_of(record.keep)
     # A threshold at the flag of copies leaves out what the run did.
     judged = {n: KEPT[0] for n in NUMBERS.values() if n in limits}
     marks = [
@@ -287,11 +272,11 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
     pictures = [(places[row["path"]], row["why"]) for row in left if row["path"] in places][:LEFT]
     shown = {at for g in groups for at in g["members"][:MEMBERS]} | {at for at, _ in pictures}
     shown |= {at for mark in marks for at in _ends(mark["values"])}
-    failed = record["media"]["failed"]
-    counts = {"files": record["media"]["total"], "marked": total, "left out": len(left)}
+    failed = record.media.failed
+    counts = {"files": record.media.total, "marked": total, "left out": len(left)}
     return {
         "name": name,
-        "state": record["state"],
+        "state": record.state,
         "totals": [(n, f"{count:,}") for n, count in {**counts, "failed": failed}.items()],
         "marked": total,
         "files": [row["media_path"] for row in rows],
@@ -299,10 +284,10 @@ def sift_facts(out: Path, record: Mapping[str, Any], name: str) -> dict[str, Any
         "groups": groups,
         "most": MEMBERS,
         "thumbs": _thumbs(out, rows, sorted(shown)),
-        "keep": record["keep"],
+        "keep": record.keep,
         "pictures": pictures,
         "left": [(row["media_path"], row["why"]) for row in left[:MOST_FILES]],
-        "failures": [(failure["media_path"], failure["message"]) for failure in record["failures"]],
+        "failures": [(failure.media_path, failure.message) for failure in record.failures],
     }
 
 
@@ -425,7 +410,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     record = load_record(run)
     is_labels = kind_of(record) == LABELS
     edited = Counter[str]()
-    summaries = read_jsonl(run / SUMMARIES, SUMMARY, RUN_AGAIN) if record["summaries"] else []
+    summaries = read_jsonl(run / SUMMARIES, SUMMARY, RUN_AGAIN) if record.summaries else []
     if is_labels:
         media = labelled_media(run, folder)
     else:
@@ -438,17 +423,17 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     if len(prompts) == 1:  # shown once, above
         for medium in media:
             medium["prompt"] = ""
-    runs, timeline = current_runs(record), timeline_of(record)
-    others = [entry for entry in runs if entry["started"] != record["started"]]
-    has_worked = any(stage.processes or stage.since for stage in stages_in(record))
+    runs, timeline = record.current_runs(), timeline_of(record)
+    others = [entry for entry in runs if entry.started != record.started]
+    has_worked = any(stage.processes or stage.since for stage in record.stages)
     shown = timeline if has_worked or not runs else timeline_of_entry(runs[-1])
     return {
         "folder": FILE + quote(os.fsencode(os.path.abspath(folder))) + "/",
         "name": writable(out.absolute().name),
-        "state": record["state"],
-        "error": record["error"],
+        "state": record.state,
+        "error": record.error,
         "advice": advice(record),
-        "updated": _moment(record["updated"]),
+        "updated": _moment(record.updated),
         "totals": list(_totals(record, timeline["seconds"], runs, _tokens(media, summaries))),
         "runs": runs_table(runs),
         "about": [
@@ -463,11 +448,11 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "stages": stage_table(record, stages_of(record, time.time())),
         "plan": plan_table(record),
         "timeline": shown,
-        "of_run": "" if shown is timeline else _moment(runs[-1]["started"]),
-        "failures": failed_media(run) or record["failures"],
-        "failed": record["media"]["failed"],
-        "files": record["media"]["total"] - record["media"]["failed"],
-        "warnings": [[s.name, text] for s in stages_in(record) for text in s.warnings],
+        "of_run": "" if shown is timeline else _moment(runs[-1].started),
+        "failures": failed_media(run) or [*map(values_of, record.failures)],
+        "failed": record.media.failed,
+        "files": record.media.total - record.media.failed,
+        "warnings": [[s.name, text] for s in record.stages for text in s.warnings],
         "media": media,
         "labels": label_counts(labels) if labels is not None else None,
         "captioned": not is_labels,
@@ -480,55 +465,57 @@ def _tokens(media: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str,
     return int(texts + sum(row.get("tokens", 0) for row in summaries))
 
 
-def _totals(record: Mapping[str, Any], seconds: float, runs: Sequence[Entry], tokens: int) -> Rows:
-    media, total = record["media"], sum_of(runs)
+def _totals(record: RunRecord, seconds: float, runs: Sequence[RunEntry], tokens: int) -> Rows:
+    media, total = record.media, sum_of(runs)
     count, kind = written(record)
     yield kind, f"{count:,}"
-    if record["summaries"]:
-        yield "summaries", f"{record['summaries']:,}"
-    yield "files", f"{media['total']:,}"
-    yield "files failed", f"{media['failed']:,}"
-    if record["cut"]:
-        yield "cut", f"{record['cut']:,}"
+    if record.summaries:
+        yield "summaries", f"{record.summaries:,}"
+    yield "files", f"{media.total:,}"
+    yield "files failed", f"{media.failed:,}"
+    if record.cut:
+        yield "cut", f"{record.cut:,}"
     if tokens:
         yield "tokens in these texts", f"{tokens:,}"
-    of = f" of {counted(total['runs'], 'run')}" if total is not None and total["runs"] > 1 else ""
-    yield f"time{of}", duration(seconds if total is None else total["seconds"])
-    stages, of_all = stages_in(record), total or {"peak_host_bytes": 0, "peak_device_bytes": 0}
-    host = max(of_all["peak_host_bytes"], *(stage.peak_host_bytes for stage in stages))
-    yield "peak host memory", size(host)
-    if device := max(of_all["peak_device_bytes"], *(stage.peak_device_bytes for stage in stages)):
+    of = f" of {counted(total.runs, 'run')}" if total is not None and total.runs > 1 else ""
+    yield f"time{of}", duration(seconds if total is None else total.seconds)
+    peaks: list[RunEntry | StageRecord] = [*record.stages, *([total] if total is not None else [])]
+    yield "peak host memory", size(max(of.peak_host_bytes for of in peaks))
+    if device := max(of.peak_device_bytes for of in peaks):
         yield "peak GPU memory", size(device)
-    budget = (record["plan"].get("memory") or {}).get("budget_bytes")
-    if budget:
+    if budget := record.plan.memory.budget_bytes:
         yield "budget above imports", size(budget)
 
 
-def _about(record: Mapping[str, Any], prompts: list[str]) -> Rows:
-    plan = record["plan"]
-    yield "started", _moment(record["started"])
-    yield "on", ", ".join(filter(None, (record["host"], plan.get("device", ""))))
-    for name in ("model", "revision", "commit"):
-        if plan.get(name):
-            yield name, str(plan[name])
-    for name, half in plan.get("halves", {}).items():
-        weights = f"{size(half['bytes'])} of weights in {half['precision']}"
-        parameters = f"{half['parameters'] / 1e6:,.1f} M parameters"
-        yield f"{name} half", f"{weights}, {parameters}, {computed_by(half)}"
-    sampling = {k: v for k, v in plan.get("sampling", {}).items() if v not in (None, False)}
-    if sampling:
-        yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sampling.items())
-    if plan.get("batch_size"):
-        yield "batches of", str(plan["batch_size"])
+def _about(record: RunRecord, prompts: list[str]) -> Rows:
+    plan = record.plan
+    yield "started", _moment(record.started)
+    yield "on", ", ".join(filter(None, (record.host, plan.device if plan.model else "")))
+    for name, text in (
+        ("model", plan.model),
+        ("revision", plan.revision),
+        ("commit", plan.commit),
+    ):
+        if text:
+            yield name, text
+    for name, half in plan.halves.items():
+        weights = f"{size(half.bytes)} of weights in {half.precision}"
+        parameters = f"{half.parameters / 1e6:,.1f} M parameters"
+        yield f"{name} half", f"{weights}, {parameters}, {half.computed_by}"
+    if plan.sampling:
+        options = {k: v for k, v in values_of(plan.sampling).items() if v not in (None, False)}
+        yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in options.items())
+    if plan.batch_size:
+        yield "batches of", str(plan.batch_size)
     if len(prompts) == 1:
         yield "prompt", prompts[0]
-    if trigger := plan.get("words", {}).get("trigger"):
-        yield "trigger word", trigger
-    yield from (("note", note) for note in plan.get("notes", ()))
-    if record["prefect"]:
-        yield "flow run", f"{record['prefect']['name']} ({record['prefect']['id']})"
+    if plan.words.trigger:
+        yield "trigger word", plan.words.trigger
+    yield from (("note", note) for note in plan.notes)
+    if record.prefect:
+        yield "flow run", f"{record.prefect.name} ({record.prefect.id})"
     yield from output_paths(record).items()
-    yield "versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    yield "versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())
 
 
 def _moment(stamp: str) -> str:

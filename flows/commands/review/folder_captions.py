@@ -11,7 +11,7 @@ from artifacts.records.store import local_folder, open_store
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
 from artifacts.texts.captions import CONFIDENCE
-from artifacts.texts.edits import FixedText, keys_of
+from artifacts.texts.edits import keys_of
 from flows.core.media.generated_files import HandwrittenTexts, text_paths
 from flows.core.media.sources import MEDIA_SUFFIXES
 from flows.outputs.folder.trust import belief_in
@@ -45,9 +45,8 @@ class FolderCaptions:
         `belief_in`. Raises EnvironmentFault."""
         self._out = out
         self.belief = belief_in(out, store, trust=trust)
-        words = load_record(out)["plan"].get("words") or {}
-        self.fixed = FixedText.of(words)
-        self.schema = words.get("schema", "")
+        words = load_record(out).plan.words
+        self.fixed, self.schema = words.text, words.schema
         entries = media_with_captions(out, LINE)
         self.places: list[str] = []
         """Path or address of each medium; empty: unknown."""

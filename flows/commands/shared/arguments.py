@@ -2,7 +2,6 @@
 from the folder that records the run."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +12,8 @@ from artifacts.options import Declared, declared
 from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.media import SourceOptions
-from flows.core.options.training import RecordedRun
-from flows.outputs.record.run_record import repeated
+from flows.core.options.training import CommandRecord, RecordedRun
+from flows.outputs.record.recorded_command import repeated
 
 C = TypeVar("C")
 
@@ -65,8 +64,8 @@ def config_of(
     return built
 
 
-def recorded_run(command: Mapping[str, Any]) -> RecordedRun:
+def recorded_run(command: CommandRecord) -> RecordedRun:
     """Return the caption run of a recorded command. Paths are relative to the working directory.
     Raises UsageError."""
-    config = config_of(parse(repeated(command["words"])), CaptionConfig)
+    config = config_of(parse(repeated(command.words)), CaptionConfig)
     return RecordedRun(config=config, command=command)

@@ -27,9 +27,9 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
     note = "files and chunks are those before the filter (--sift): marks come first"
     with suppress(PenstockError):
         record = load_record(folder)
-        if record["state"] == "running":
+        if record.state == "running":
             note = "files and chunks are those before the filter (--sift): it is running"
-        elif record.get("keep") == condition and record["state"] == "done":
+        elif record.keep == condition and record.state == "done":
             rows = read_jsonl(folder / LEFT_OUT_FILE, {"path": string}, "Sift again")
             left = frozenset(row["path"] for row in rows)
             note = f"{counted(len(left), 'file')} left out by --sift, as marked before"

@@ -73,8 +73,8 @@ from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, output_names
 from flows.outputs.folder.owners import refuse_taking, take
 from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.marker import write_proved
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import history_in
-from flows.outputs.record.run_record import RunRecord
 from flows.outputs.vectors import VectorsWritten, vector_tasks
 from flows.outputs.write import failures_of, media_line, missing_error
 from stages import sift as stage
@@ -198,15 +198,15 @@ def sift(
             only_run_in(out, "marking into", "give another --out"),
             leased(job.store, [NAMESPACE], out),
         ):
-            record = _begun_record(config.format, config.keep, job, out)
+            writer = _begun_record(config.format, config.keep, job, out)
             own = GeneratedFiles(job.store, out=out)
-            for note in take(config, "sift", record, job.store.url, own):
+            for note in take(config, "sift", writer, job.store.url, own):
                 display.print_line(note)
-            if line := replaced_line(out, record.value["outputs"]):
+            if line := replaced_line(out, writer.record.outputs):
                 display.print_line(line)
-            record.write(force=True)
-            with record.recording_end():
-                files, failures = _complete(job, record, display, make_launcher, out)
+            writer.write(force=True)
+            with writer.recording_end():
+                files, failures = _complete(job, writer, display, make_launcher, out)
                 if vectors is not None:
                     vectors.mark(files, config.similar)
                 if job.choices:
@@ -216,8 +216,8 @@ def sift(
                 lines = (media_line(job_file.file, 1, job_file.medium) for job_file in files.files)
                 write_proved(out, {MEDIA: lines}, job.store.url)
                 write_jsonl(out / "failures.jsonl", failures)
-                record.value["rows"] = len(files.rows)
-                record.fails(failures)
+                writer.record.rows = len(files.rows)
+                writer.fails(failures)
     return Sifted(
         out=out,
         files=job.requested,
@@ -231,17 +231,19 @@ def sift(
     )
 
 
-def _begun_record(formats: Sequence[str], keep: str | None, job: Sifting, out: Path) -> RunRecord:
+def _begun_record(
+    formats: Sequence[str], keep: str | None, job: Sifting, out: Path
+) -> RecordWriter:
     """Return the record of the run, which is not written yet."""
-    record = RunRecord(out, SIFT)
+    writer = RecordWriter(out, SIFT)
     names = output_names(formats)
-    record.value["outputs"] = {name: str(out / name) for name in names}
-    record.value["keep"] = keep or ""
+    writer.record.outputs = {name: str(out / name) for name in names}
+    writer.record.keep = keep or ""
     keys = [f"{NAMESPACE[:16]}-{digest[:16]}" for digest in job.media]
-    record.carry_on(history_in(out), keys)
-    record.value["media"]["total"] = job.requested
-    record.value["mounts"] = mounts_now(out, job.files)
-    return record
+    writer.carry_on(history_in(out), keys)
+    writer.record.media.total = job.requested
+    writer.record.mounts = mounts_now(out, job.files)
+    return writer
 
 
 def _choices_line(job: Sifting, files: MarkedFiles, out: Path) -> str:
@@ -334,12 +336,12 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
 
 
 def _complete(
-    job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
+    job: Sifting, writer: RecordWriter, display: Display, make_launcher: LauncherMaker, out: Path
 ) -> tuple[MarkedFiles, list[Failure]]:
     """Return the marks of all files, and what could not be marked; try once more what is neither.
     Raises PenstockError."""
     for _ in range(2):
-        files, failures = _marked(job, record, display, make_launcher, out), _failures(job)
+        files, failures = _marked(job, writer, display, make_launcher, out), _failures(job)
         known = Counter((f.file.media_path, f.file.source) for f in files.files)
         known.update(
             (failure.media_path, failure.source) for failure in failures[len(job.failures) :]
@@ -351,7 +353,7 @@ def _complete(
 
 
 def _marked(
-    job: Sifting, record: RunRecord, display: Display, make_launcher: LauncherMaker, out: Path
+    job: Sifting, writer: RecordWriter, display: Display, make_launcher: LauncherMaker, out: Path
 ) -> MarkedFiles:
     """Mark the media that have no marks yet, and return the marks of all. Raises PenstockError."""
     media, names = job.media, {f.medium.digest: f.file.media_path for f in job.files}
@@ -359,14 +361,14 @@ def _marked(
     def on_event(name: str, event: Event) -> None:
         display.on_event(name, event)
         if isinstance(event, Answered):
-            record.count_items(name, len(event.keys))
+            writer.count_items(name, len(event.keys))
         elif isinstance(event, MemorySample):
-            record.memory(name, asdict(event))
+            writer.memory(name, asdict(event))
         elif isinstance(event, Failed):
             texts = {"message": event.message, "hint": event.hint}
             failure = {"media_path": names.get(event.media, ""), "stage": name, **texts}
             display.fail(**failure)
-            record.fail(name, failure)
+            writer.fail(name, failure)
 
     if job.retry_failed:
         job.stored_failures.drop([d for d in media if d in job.stored_failures])
@@ -377,15 +379,15 @@ def _marked(
         while True:
             missing = _missing(job, media.values())
             done = len(media) - len(missing)
-            record.expect(stage.STAGE.name, len(media), done)
+            writer.expect(stage.STAGE.name, len(media), done)
             if len(missing) in (0, before):  # the rest cannot be marked in this run
                 display.close()
                 return _collected(job, display)
-            record.begin(stage.STAGE.name)
-            worked = partial(getattr, record.stage(stage.STAGE.name), "seconds")
+            writer.begin(stage.STAGE.name)
+            worked = partial(getattr, writer.stage(stage.STAGE.name), "seconds")
             name, total = stage.STAGE.name, len(media)
             display.stage(StageStart(name=name, total=total, done=done, worked=worked))
-            _run(job, missing, launcher, record, out)
+            _run(job, missing, launcher, writer, out)
             before = len(missing)
 
     return with_restarts(attempt, after=(DamagedRecord, Killed))
@@ -400,7 +402,7 @@ def _missing(job: Sifting, media: Iterable[Medium]) -> list[Medium]:
 
 
 def _run(
-    job: Sifting, media: Sequence[Medium], launcher: Launcher, record: RunRecord, out: Path
+    job: Sifting, media: Sequence[Medium], launcher: Launcher, writer: RecordWriter, out: Path
 ) -> None:
     """Mark these media in one process. If it crashes, mark each that it had open alone. Raises
     PenstockError."""
@@ -423,12 +425,12 @@ def _run(
             job.stored_failures.publish([Record(key=media[0].digest, meta=CRASHED)])
             return
         for medium in suspects:
-            _run(job, [medium], launcher, record, out)
+            _run(job, [medium], launcher, writer, out)
     finally:
         for failure in process.outcome.failures:
             if failure.kind in UNSTORED_KINDS:
                 job.passed[failure.media] = failure.reason
-        record.add(process.outcome, attention="", precision={})
+        writer.add(process.outcome, attention="", precision={})
 
 
 def _collected(job: Sifting, display: Display) -> MarkedFiles:

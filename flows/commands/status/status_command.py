@@ -5,9 +5,8 @@ after.
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.paths import required_path
 from flows.core.console.display import failed_line
@@ -17,7 +16,7 @@ from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
 from flows.outputs.record.rounds import cells as round_cells
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record, runs_below
-from flows.outputs.record.run_record import seconds_of
+from flows.outputs.record.run_record import RunRecord, seconds_of
 from flows.outputs.run_status import (
     COLUMNS,
     StageStatus,
@@ -65,7 +64,7 @@ def other_runs(out: Path) -> list[str]:
     return [f"other runs: {', '.join(map(str, below))}"] if below else []
 
 
-def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]:
+def lines(record: RunRecord, stages: list[StageStatus]) -> Iterator[str]:
     yield headline(record)
     if advice(record):
         yield advice(record)
@@ -81,23 +80,23 @@ def lines(record: Mapping[str, Any], stages: list[StageStatus]) -> Iterator[str]
     paths = output_paths(record)
     widest = max(map(len, paths), default=0)
     yield from (f"{place:{widest}s}  {path}" for place, path in paths.items())
-    for failure in record["failures"]:
-        yield failed_line(failure["media_path"], failure["message"], failure["hint"])
-    rest = record["media"]["failed"] - len(record["failures"])
+    for failure in record.failures:
+        yield failed_line(failure.media_path, failure.message, failure.hint)
+    rest = record.media.failed - len(record.failures)
     if rest > 0:
-        yield f"… and {rest} more in {record['outputs'].get('failures', 'failures.jsonl')}"
+        yield f"… and {rest} more in {record.outputs.get('failures', 'failures.jsonl')}"
 
 
-def headline(record: Mapping[str, Any]) -> str:
+def headline(record: RunRecord) -> str:
     """Return one line: the state, its age, and the process."""
-    state, ago = record["state"], duration(max(0.0, time.time() - seconds_of(record["updated"])))
+    state, ago = record.state, duration(max(0.0, time.time() - seconds_of(record.updated)))
     if state == "running":
-        since = duration(max(0.0, time.time() - seconds_of(record["started"])))
-        process = f"process {record['pid']} on {record['host']}"
+        since = duration(max(0.0, time.time() - seconds_of(record.started)))
+        process = f"process {record.pid} on {record.host}"
         return f"running for {since}, {process}; record written {ago} ago"
-    error = f": {record['error']}" if record["error"] else ""
+    error = f": {record.error}" if record.error else ""
     if state == "died":
-        return f"died: process {record['pid']} is gone; record written {ago} ago"
+        return f"died: process {record.pid} is gone; record written {ago} ago"
     return f"{state} {ago} ago{error}"
 
 

@@ -30,6 +30,7 @@ from flows.commands.tune.training_data import Example, examples_in, split
 from flows.core.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.core.console.display import Display
 from flows.core.job.pass_mode import replanned_once
+from flows.core.job.plan_record import PlanRecord
 from flows.core.job.prepare import Job, sound_note
 from flows.core.ledger.ledger import most_tokens
 from flows.core.ledger.prompts import prompt_for, refuse_control_words
@@ -138,16 +139,17 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
     features are of these frames. Of a run of another model only the chunks count. Without a run's
     record, return none."""
     try:
-        plan = load_record(data.parent)["plan"] if data.is_file() else {}
-        sampling = plan["sampling"]
-        options = {"chunk": sampling["chunk_seconds"], "shots": sampling["shots"]}
-        options["whole"] = bool(sampling.get("whole"))
-        if model in (plan["model"], plan["folder"]):
-            options |= {name: sampling[name] for name in ("fps", "frames", "max_frames")}
-            options["deinterlace"] = AUTO if sampling["deinterlace"] else OFF
-            options |= {name: plan.get(name) for name in ("max_pixels", "max_video_pixels")}
+        plan = load_record(data.parent).plan if data.is_file() else PlanRecord()
+        if (sampling := plan.sampling) is None:
+            return {}
+        options: dict[str, Any] = {"chunk": sampling.chunk_seconds, "shots": sampling.shots}
+        options["whole"] = sampling.whole
+        if model in (plan.model, plan.folder):
+            options |= {name: getattr(sampling, name) for name in ("fps", "frames", "max_frames")}
+            options["deinterlace"] = AUTO if sampling.deinterlace else OFF
+            options |= {"max_pixels": plan.max_pixels, "max_video_pixels": plan.max_video_pixels}
         TuneRun(sources=(), model=model, **options)  # refuses what no run has had
-    except (LookupError, TypeError, EnvironmentFault, UsageError):  # none, or a damaged one
+    except (TypeError, EnvironmentFault, UsageError):  # none, or a damaged one
         return {}
     return options
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.disk.files import OURS, is_hidden
-from artifacts.disk.json_shapes import BYTES, OptionalField, check, parse, text
+from artifacts.disk.json_shapes import BYTES, text
 from artifacts.disk.regular_files import link_out, read_bytes, read_text, user_text
 from artifacts.errors import UsageError
 from artifacts.records.keys import DIGESTS, ContentDigests, content_key
@@ -40,6 +40,8 @@ from artifacts.texts.shards import clip_id
 from artifacts.texts.tables import read_csv
 from artifacts.texts.trainers import TRAINERS
 from artifacts.wording import counted, first_of
+from flows.core.job.away import recorded_in
+from flows.core.job.plan_record import RecordedPlan
 from flows.core.media.generated_files import (
     HandwrittenTexts,
     TextRecords,
@@ -135,7 +137,6 @@ def contents_in(path: Path) -> Mapping[str, str]:
 
 
 RECORD = "run.json"
-SHAPE = {"prefix": text, "suffix": text, "trigger": OptionalField(text)}
 FEWEST, SHARE, TAIL = 20, 0.9, 15
 """Captions of a list in which the same words are no accident: their number, the share of them that
 has the words, and the number of characters of an end."""
@@ -154,12 +155,8 @@ def run_folder(folder: Path) -> Path:
 
 def fixed_text_of(folder: Path) -> FixedText:
     """Return the text that a run put around the captions in a folder, as its record states."""
-    try:
-        words = parse(read_text(run_folder(folder) / RECORD, BYTES))["plan"]["words"]
-        check(words, SHAPE)
-        return FixedText.of(words)
-    except (OSError, ValueError, LookupError, TypeError):
-        return FixedText()  # no record, or one without such texts
+    recorded = recorded_in(run_folder(folder), RecordedPlan)
+    return recorded.plan.words.text if recorded else FixedText()
 
 
 def alike_note(folder: Path, captions: Sequence[str]) -> str:

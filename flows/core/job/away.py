@@ -12,20 +12,14 @@ import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from artifacts.disk.json_shapes import (
-    MapOf,
-    OptionalField,
-    Shape,
-    count,
-    read_json,
-    read_jsonl,
-    text,
-)
+from artifacts.disk.json_records import read_json_file
+from artifacts.disk.json_shapes import OptionalField, count, read_jsonl, text
+from artifacts.disk.json_types import Text
 from artifacts.disk.mounts import DELETED, Absence, MissingFiles, noted_mounts
 from artifacts.disk.paths import folder_named
 from artifacts.disk.stamps import Stamp
@@ -56,12 +50,20 @@ ROW = {**NAMES, "prompt": text, "name": OptionalField(text)}
 Name = tuple[str, str]
 """`media_path` and `source` of a medium."""
 Key = TypeVar("Key")
+R = TypeVar("R")
+
+
+@dataclass(kw_only=True, slots=True)
+class NotedMounts:
+    """The mount points that a run noted → their file systems."""
+
+    mounts: dict[Text, Text]
 
 
 def mounts_in(out: Path) -> dict[str, str]:
     """Return the mount points that the last run into a folder noted → their file systems."""
-    noted: dict[str, str] = recorded_in(out, "mounts", MapOf(text)) or {}
-    return noted
+    noted = recorded_in(out, NotedMounts)
+    return noted.mounts if noted else {}
 
 
 def mounts_now(out: Path, files: Iterable[JobFile]) -> dict[str, str]:
@@ -70,10 +72,10 @@ def mounts_now(out: Path, files: Iterable[JobFile]) -> dict[str, str]:
     return noted_mounts(mounts_in(out), folders)
 
 
-def recorded_in(out: Path, name: str, shape: Shape) -> Any:
-    """Return what the last run into a folder recorded under a name; None if that is no `shape`."""
+def recorded_in(out: Path, kind: type[R]) -> R | None:
+    """Return fields of the record of the last run into a folder; None without such ones."""
     with suppress(PenstockError):
-        return read_json(out / "run.json", {name: shape}, "")[name]
+        return read_json_file(kind, out / "run.json", "")
     return None
 
 

@@ -6,17 +6,25 @@ Another note describes how the model's context limits the frames of a chunk.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from artifacts.digests import digest_of
-from artifacts.disk.json_shapes import MapOf, text
-from artifacts.schema import values_of
+from artifacts.schema import Part, values_of
 from artifacts.wording import counted, reasons
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings, precision_note
 from flows.core.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, requested_sampling
 from flows.core.job.away import recorded_in
+from flows.core.job.plan_record import (
+    AdapterRecord,
+    FixedWords,
+    GgufRecord,
+    GraphRecord,
+    HalfRecord,
+    PlanRecord,
+    RecordedPlan,
+    SamplingRecord,
+)
 from flows.core.job.prepare import Job
 from flows.core.ledger.prompts import PREVIOUS
 from flows.core.machine.versions import versions
@@ -99,47 +107,46 @@ def again_note(job: Job) -> str:
             missing.update(stage.writes for stage in stages if not job.ledger.has(task, stage))
     if not missing:
         return ""
-    before = (recorded_in(job.out, "plan", {"decided_by": MapOf(text)}) or {}).get("decided_by", {})
-    now = decided_by(job)
+    recorded = recorded_in(job.out, RecordedPlan)
+    before, now = recorded.plan.decided_by if recorded else {}, decided_by(job)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     why = f"changed since the last run: {', '.join(changed)}"
     return f"made again: {reasons(missing)} ({why if changed else 'the store has no record of it'})"
 
 
-def summary(job: Job) -> dict[str, Any]:
+def summary(job: Job) -> PlanRecord:
     """Return the plan of the run, as `run.json` stores it."""
-    video = VideoSamplingOptions.of(job.config)
-    wording = TextOptions.of(job.config)
-    schema = SamplingParams.of(job.config).schema
-    text_fields = {"prefix": wording.prefix, "suffix": wording.suffix, "schema": schema}
-    if wording.trigger:
-        text_fields["trigger"] = wording.trigger
-    return {
-        "model": job.model.name,
-        "revision": job.config.revision,
-        "commit": job.model.checkpoint.commit,
-        "folder": str(job.model.folder),
-        "device": job.device,
-        **({"card": name} if (name := device_model(job.device)) else {}),
-        "precision": job.model.precision(),
-        "as_published": job.model.profile.as_published,
-        "sampling": job.sampling.settings,
-        **({"max_pixels": limit} if (limit := video.max_pixels) else {}),
-        **({"max_video_pixels": limit} if (limit := video.max_video_pixels) else {}),
-        "batch_size": job.config.batch_size,
-        **(
-            {"generation": fields} if (fields := SamplingParams.of(job.config).non_defaults) else {}
+    video, wording = VideoSamplingOptions.of(job.config), TextOptions.of(job.config)
+    generation, served = SamplingParams.of(job.config), job.model.served
+    return PlanRecord(
+        model=job.model.name,
+        revision=job.config.revision,
+        commit=job.model.checkpoint.commit,
+        folder=str(job.model.folder),
+        device=job.device,
+        card=device_model(job.device) or None,
+        precision=job.model.precision(),
+        as_published=job.model.profile.as_published,
+        sampling=SamplingRecord.of(job.sampling),
+        max_pixels=video.max_pixels or None,
+        max_video_pixels=video.max_video_pixels or None,
+        batch_size=job.config.batch_size,
+        generation=generation.non_defaults,
+        words=FixedWords(
+            prefix=wording.prefix,
+            suffix=wording.suffix,
+            schema=generation.schema,
+            trigger=wording.trigger,
         ),
-        **({"words": text_fields} if any(text_fields.values()) else {}),
-        "store": job.store.url,
-        "media": len(job.by_file),
-        "counts": noun_of(job),
-        "decided_by": decided_by(job),
-        "halves": halves(job.model),
-        "route": job.model.profile.route,
-        **({"served": served.to_json()} if (served := job.model.served) else {}),
-        "notes": notes(job),
-    }
+        store=job.store.url,
+        media=len(job.by_file),
+        counts=noun_of(job),
+        decided_by=decided_by(job),
+        halves={str(part): half for part, half in halves(job.model).items()},
+        route=job.model.profile.route,
+        served=served.to_json() if served else None,
+        notes=notes(job),
+    )
 
 
 def noun_of(job: Job) -> str:
@@ -254,39 +261,32 @@ def _as_published(job: Job) -> str:
     return f"{job.model.name} is computed as its published code does: {', '.join(details)}"
 
 
-def computed_by(half: Mapping[str, Any]) -> str:
-    """Return what computes a half, for display."""
-    graphs, adapter = half.get("graphs"), half.get("adapter")
-    if graphs:
-        return str(graphs["provider"])
-    if half.get("gguf_file"):
-        return "llama.cpp"
-    added = f", with the adapter {adapter['folder']}" if adapter else ""
-    return f"{half['attention']} attention{added}"
-
-
-def halves(model: Model) -> dict[str, dict[str, Any]]:
+def halves(model: Model) -> dict[Part, HalfRecord]:
     """Return parameters, stored and loaded bytes, precision and attention of each part."""
     parts = model.profile.parts
     return {part: _half(parts[part], settings[0]) for part, settings in model.settings.items()}
 
 
-def _half(half: PartProfile, settings: PartSettings) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "parameters": half.parameters,
-        "stored_bytes": half.stored_bytes,
-        "bytes": settings.weight_bytes,
-        "precision": settings.precision,
-        "dtype": settings.dtype,
-        "attention": settings.attention,
-    }
+def _half(half: PartProfile, settings: PartSettings) -> HalfRecord:
+    record = HalfRecord(
+        parameters=half.parameters,
+        stored_bytes=half.stored_bytes,
+        bytes=settings.weight_bytes,
+        precision=settings.precision,
+        dtype=settings.dtype,
+        attention=settings.attention,
+    )
     if graph := settings.graph:
-        facts["graphs"] = {n: getattr(graph, n) for n in ("digest", "provider", "bytes")}
+        record.graphs = GraphRecord(digest=graph.digest, provider=graph.provider, bytes=graph.bytes)
     if gguf := settings.gguf:
-        facts["parameters"] += gguf.parameters - gguf.replaced
-        facts["gguf_file"] = {"digest": gguf.digest, "bytes": gguf.bytes}
+        record.parameters += gguf.parameters - gguf.replaced
+        record.gguf_file = GgufRecord(digest=gguf.digest, bytes=gguf.bytes)
     if adapter := settings.adapter:
-        fields = ("folder", "digest", "parameters", "bytes")
-        named = {name: getattr(adapter, name) for name in fields}
-        facts["adapter"] = {**named, "modules": len(adapter.modules)}
-    return facts
+        record.adapter = AdapterRecord(
+            folder=adapter.folder,
+            digest=adapter.digest,
+            parameters=adapter.parameters,
+            bytes=adapter.bytes,
+            modules=len(adapter.modules),
+        )
+    return record

@@ -233,11 +233,19 @@ class LearnConfig(TrustOptions, StepOptions, MemoryOptions):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CommandRecord:
+    """The words of a command as a record has them, and the folder in which it ran."""
+
+    words: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedRun:
     """The caption run that a round repeats."""
 
     config: CaptionConfig
-    command: Mapping[str, Any] | None = None
+    command: CommandRecord | None = None
     """Its command as `run.json` states it; None: a program ran it."""
 
     def training(self, config: LearnConfig, examples: int, *, resume: bool) -> TrainingOptions:

@@ -17,7 +17,6 @@ process and loads no model.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from artifacts.records.store import open_store
 from flows.core.checkpoint.models import Model
@@ -27,6 +26,7 @@ from flows.core.checkpoint.prompt_tokens import (
     frame_room,
     max_prompt_tokens,
 )
+from flows.core.job.plan_record import MemoryPlan
 from flows.core.job.prepare import Job
 from flows.core.ledger.prompts import example, prompt_for
 from flows.core.machine.budget import Budget, context_bytes
@@ -210,16 +210,10 @@ def _stage_plan(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> 
     )
 
 
-def memory_json(plans: dict[str, StagePlan], budget: Budget) -> dict[str, Any]:
-    """Return the starting rung and estimate of each stage, as JSON."""
-    return {
-        "budget_bytes": budget.bytes,
-        "budget_given": budget.given,
-        "stages": [
-            {**choice.chosen.to_json(), "fits": choice.fits, "name": choice.chosen.rung.name}
-            for choice in plans.values()
-        ],
-    }
+def memory_plan(plans: Mapping[str, StagePlan], budget: Budget) -> MemoryPlan:
+    """Return the starting rung and estimate of each stage, for records."""
+    stages = [choice.chosen.planned(fits=choice.fits) for choice in plans.values()]
+    return MemoryPlan(budget_bytes=budget.bytes, budget_given=budget.given, stages=stages)
 
 
 def fits(estimate: StageEstimate, budget: Budget) -> bool:

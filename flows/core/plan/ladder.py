@@ -35,6 +35,8 @@ from artifacts.records.packs import Record, record_sets_of
 from artifacts.records.store import Store
 from artifacts.wording import counted
 from flows.core.console.lines import gib
+from flows.core.job.plan_record import RungRecord
+from flows.core.machine.versions import now
 from flows.core.pipelines import STAGES
 from stages.memory.oom_retry import smaller
 from stages.process.events import Answered, BatchShrunk, Event, TooLarge
@@ -166,7 +168,7 @@ class Remembered:
         }
 
 
-OnMove = Callable[[Mapping[str, Any], str], None]
+OnMove = Callable[[RungRecord, str], None]
 """Callback with an entry of the record's `rungs`, and the same as a log line."""
 
 
@@ -328,13 +330,14 @@ class Ladder:
     def _log_move(
         self, rung: Rung, reason: str, text: str, error: str = "", other: Rung | None = None
     ) -> None:
-        entry = {
-            "stage": rung.stage,
-            "rung": asdict(rung),
-            "name": rung.name,
-            "reason": reason,
-            "error": error,
-        }
+        entry = RungRecord(
+            stage=rung.stage,
+            rung=asdict(rung),
+            name=rung.name,
+            reason=reason,
+            error=error,
+            time=now(),
+        )
         name = rung.name if other is None else describe_rung(rung, other)
         self._on_move(entry, f"{rung.stage}: {text.format(name)}")
 

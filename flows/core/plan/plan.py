@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from artifacts.disk.json_records import json_of
 from artifacts.errors import CannotFit
 from artifacts.records.store import open_store, prepare_store
 from artifacts.texts.captions import Failure
@@ -19,6 +20,7 @@ from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import precision_note
 from flows.core.job.card_sampling import with_card_sampling
 from flows.core.job.pass_mode import replanned_once
+from flows.core.job.plan_record import HalfRecord, MemoryPlan
 from flows.core.job.prepare import Job, NothingToDo, model_for, prepare
 from flows.core.job.summary import context_note, halves, notes
 from flows.core.ledger.ledger import bytes_to_fetch, stages_with_work
@@ -37,7 +39,7 @@ from flows.core.plan.changes import cannot_fit
 from flows.core.plan.choose import (
     PlanRequest,
     StagePlan,
-    memory_json,
+    memory_plan,
     plan_request,
     plan_request_of_model,
     stage_plans,
@@ -100,7 +102,7 @@ def plan_start(
     stages: Pipeline,
     expected: Sequence[Estimate],
     announce: Callable[[str], object] = lambda note: None,
-) -> tuple[dict[str, Any], Capacity]:
+) -> tuple[MemoryPlan, Capacity]:
     """Put the stages with work left on their planned or stored rungs. Return the memory plan for
     the run record, and what the memory holds. `announce` is called with a note for the user. Raises
     CannotFit."""
@@ -111,7 +113,7 @@ def plan_start(
     capacity = Capacity(request=request, budget=job.budget, gpus=len(job.devices))
     if note := capacity.processes_note([ladder.rung(stage.name) for stage in stages]):
         announce(note)
-    return memory_json(choices, job.budget), capacity
+    return memory_plan(choices, job.budget), capacity
 
 
 def takes_any_batches(model: Model, rung: Rung) -> bool:
@@ -272,6 +274,11 @@ def _make_plan(
     )
 
 
+def _given(half: HalfRecord) -> dict[str, Any]:
+    """Return a half as JSON, without what it has not."""
+    return {name: fact for name, fact in json_of(half).items() if fact is not None}
+
+
 def figures(plan: Plan) -> dict[str, Any]:
     model, request = plan.request.model, plan.request
     refusal = plan.refusal
@@ -283,12 +290,12 @@ def figures(plan: Plan) -> dict[str, Any]:
         else {},
         "precision": model.precision(),
         "commit": model.checkpoint.commit,
-        "halves": halves(model),
+        "halves": {part: _given(half) for part, half in halves(model).items()},
         "route": model.profile.route,
         "fits": refusal is None,
         "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
         "memory": {
-            **memory_json(plan.stage_plans, plan.budget),
+            **json_of(memory_plan(plan.stage_plans, plan.budget)),
             "together": dict(plan.together),
             "budget": asdict(plan.budget),
             "arithmetic": {

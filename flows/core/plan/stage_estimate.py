@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from flows.core.job.plan_record import PlannedStage
 from flows.core.plan.ladder import Rung
 from flows.core.plan.workloads import Workload
 from stages.process.device_limit import CONTEXT_BYTES
@@ -72,18 +73,24 @@ class StageEstimate:
     def plus(self, term: Term) -> "StageEstimate":
         return replace(self, terms=(*self.terms, term))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields but the terms, as JSON."""
+    def planned(self, *, fits: bool) -> PlannedStage:
+        """Return all fields but the terms, for records."""
         load = asdict(self.workload)
         if not load["stored_frames"]:
             del load["stored_frames"]
-        return {
-            "stage": self.rung.stage,
-            "rung": asdict(self.rung),
-            **{f"{part}_bytes": self.bytes_of(part) for part in get_args(Purpose)},
-            "host_bytes": self.host_bytes,
-            "peak_bytes": self.peak_bytes,
-            "flops": self.flops,
-            "by_dimensions": self.by_dimensions,
-            "load": load,
-        }
+        return PlannedStage(
+            stage=self.rung.stage,
+            rung=asdict(self.rung),
+            weight_bytes=self.bytes_of("weight"),
+            activation_bytes=self.bytes_of("activation"),
+            kv_bytes=self.bytes_of("kv"),
+            workspace_bytes=self.bytes_of("workspace"),
+            context_bytes=self.bytes_of("context"),
+            host_bytes=self.host_bytes,
+            peak_bytes=self.peak_bytes,
+            flops=self.flops,
+            by_dimensions=self.by_dimensions,
+            load=load,
+            fits=fits,
+            name=self.rung.name,
+        )

@@ -13,7 +13,8 @@ from artifacts.schema import Part
 from artifacts.wording import counted, first_of
 from flows.core.checkpoint.precision import weight_bytes
 from flows.core.console.lines import duration, gib, table_lines
-from flows.core.job.summary import computed_by
+from flows.core.job.plan_record import HalfRecord
+from flows.core.job.summary import halves
 from flows.core.machine.budget import Budget
 from flows.core.pipelines import STAGES
 from flows.core.plan.changes import in_precision
@@ -160,9 +161,9 @@ def plan_lines(plan: Plan) -> list[str]:
     packed = {STAGES[rung.stage].part for rung in rungs if rung.packed}
     lines += [
         f"  {name:10s}{_weights_of(plan, name, half, packed=name in packed)}, "
-        f"{half['parameters'] / 1e6:.1f} M parameters, {computed_by(half)}"
-        for name, half in values["halves"].items()
-        if half["parameters"]
+        f"{half.parameters / 1e6:.1f} M parameters, {half.computed_by}"
+        for name, half in halves(plan.request.model).items()
+        if half.parameters
     ]
     if plan.job:
         lines += _of_media(plan, values)
@@ -183,12 +184,12 @@ def plan_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _weights_of(plan: Plan, part: Part, figures: dict[str, Any], *, packed: bool) -> str:
+def _weights_of(plan: Plan, part: Part, shown: HalfRecord, *, packed: bool) -> str:
     half = plan.request.model.profile.parts[part]
     if not packed:
-        return f"{gib(figures['bytes'])} of weights in {figures['precision']}"
-    held = weight_bytes(half, figures["precision"], figures["dtype"], packed=True)
-    return f"{gib(held)} of weights in {figures['precision']} ({half.packed_form})"
+        return f"{gib(shown.bytes)} of weights in {shown.precision}"
+    held = weight_bytes(half, shown.precision, shown.dtype, packed=True)
+    return f"{gib(held)} of weights in {shown.precision} ({half.packed_form})"
 
 
 def largest_models_line(budget: Budget) -> str:

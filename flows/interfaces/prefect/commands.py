@@ -63,7 +63,8 @@ from flows.interfaces.prefect.runs import (
 from flows.interfaces.prefect.server import FILE, OWN, client_settings, refuses_login
 from flows.interfaces.prefect.view import Progress, page, quiet_console, show
 from flows.interfaces.ray.run import PARTITIONS, run_on_cluster
-from flows.outputs.record.run_record import RunRecord, command_of, remember, words_of
+from flows.outputs.record.record_writer import RecordWriter, remember
+from flows.outputs.record.recorded_command import command_of, words_of
 from flows.outputs.run_result import RunResult
 
 
@@ -82,9 +83,9 @@ def caption_and_remember(
 ) -> RunResult:
     """Run the command, and record its words."""
 
-    def begin(job: Job, record: RunRecord) -> None:
-        remember(words_of(config), job, record)
-        on_begin(job, record)
+    def begin(job: Job, writer: RecordWriter) -> None:
+        remember(words_of(config), job, writer)
+        on_begin(job, writer)
 
     return caption(config, display, make_launcher, begin)
 

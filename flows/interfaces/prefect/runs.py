@@ -38,7 +38,8 @@ from flows.execution.run_observer import OnBegin
 from flows.interfaces.prefect.confinement import confine
 from flows.interfaces.prefect.crashed import await_server, close_earlier_attempts, without_retries
 from flows.interfaces.prefect.view import Progress, RunLog, page, show
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.record_writer import RecordWriter
+from flows.outputs.record.run_record import FlowRun
 from flows.outputs.run_result import RunResult
 from stages.process.events import Answered, Event, StageOutcome, Total
 from stages.process.stage_process import Listener, StageProcess
@@ -308,9 +309,9 @@ def warn_of_demo(config: MediaOptions) -> None:
         )
 
 
-def note_run(_: Job, record: RunRecord) -> None:
+def note_run(_: Job, writer: RecordWriter) -> None:
     """Note the flow run that is going on in a run record."""
-    record.value["prefect"] = {"id": str(flow_run.id), "name": str(flow_run.name)}
+    writer.record.prefect = FlowRun(id=str(flow_run.id), name=str(flow_run.name))
 
 
 def run_in_flow(config: MediaOptions, run: Runner, makes: str) -> State[Any]:

@@ -36,7 +36,8 @@ from flows.core.options.commands import RunOptions
 from flows.core.pipelines import CAPTION, EMBED, LABEL, Pipeline
 from flows.execution import run
 from flows.execution.run_observer import OnBegin
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.record_writer import RecordWriter
+from flows.outputs.record.run_record import Partitions
 from stages.models.half_job import HalfJob
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
@@ -142,7 +143,7 @@ class Terms:
     """Package → its version in the driver."""
     partition: str = ""
     """Name of the partition; empty: the task writes the outputs of all."""
-    record: Mapping[str, Any] = field(default_factory=dict)
+    partitions: Partitions | None = None
     """Fields for the run record of the last task."""
     on_begin: OnBegin | None = None
     """Called by the last task, as in `caption`."""
@@ -233,14 +234,14 @@ def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
 
 def _run(config: RunOptions, terms: Terms) -> dict[str, Any]:
     """Run the command. Its result crosses without what grows with the number of files."""
-    record: RunRecord | None = None
+    writer: RecordWriter | None = None
 
-    def on_begin(job: Job, begun: RunRecord) -> None:
-        nonlocal record
-        record = begun
-        record.value.update(terms.record)
+    def on_begin(job: Job, begun: RecordWriter) -> None:
+        nonlocal writer
+        writer = begun
+        writer.record.partitions = terms.partitions
         if terms.on_begin is not None and not terms.partition:
-            terms.on_begin(job, record)
+            terms.on_begin(job, writer)
 
     try:
         result = COMMANDS[terms.command][1](config, Display(quiet=True), SharedForks, on_begin)
@@ -248,7 +249,7 @@ def _run(config: RunOptions, terms: Terms) -> dict[str, Any]:
         if not terms.partition:
             raise
         return {}  # the last task names the files
-    made = {stage.name: stage.items for stage in (record.stages if record else ())}
+    made = {stage.name: stage.items for stage in (writer.record.stages if writer else ())}
     return {"result": replace(result, failures=[], chunks=None), "stages": made}
 
 

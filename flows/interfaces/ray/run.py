@@ -43,8 +43,9 @@ from flows.execution.run_observer import OnBegin
 from flows.interfaces.ray.partition import COMMANDS, Terms, process, terms_of, withdraw
 from flows.outputs.folder.owners import refuse_taking, take
 from flows.outputs.folder.run_lock import only_run_in
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import history_in
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.run_record import Partitions
 from stages.process.events import Answered
 
 RETRIES = 4
@@ -400,7 +401,7 @@ class Driver:
     ) -> None:
         self._dispatch = Dispatch(cluster, config)
         self._config, self._terms, self._display = config, terms, display
-        self._count: dict[str, Any] = {"total": 0, "done": 0, "failed": 0, "seconds": 0.0}
+        self._count = Partitions()
 
     def process_partitions(self, files: int, on_progress: OnProgress) -> None:
         """Process all partitions. Raises the error of one if too many fail."""
@@ -409,47 +410,49 @@ class Driver:
             partitions, missing = partitions_of(self._config, files)
             # Largest first: the last partition to end decides the total time.
             partitions.sort(key=lambda partition: (-partition.bytes, partition.name))
-            self._count["total"] = len(partitions)
-            record = RunRecord(out, pipeline, partitions=self._count)
-            record.carry_on(history_in(out), ())
+            self._count.total = len(partitions)
+            writer = RecordWriter(out, pipeline)
+            writer.record.partitions = self._count
+            writer.carry_on(history_in(out), ())
             in_partitions = sum(partition.files for partition in partitions)
-            record.value["media"]["total"] = in_partitions + len(missing)
+            writer.record.media.total = in_partitions + len(missing)
             store = open_store(self._config.store_url)
             own = GeneratedFiles(store, out=out)
-            take(self._config, self._terms.command, record, store.url, own)
-            record.write(force=True)
+            take(self._config, self._terms.command, writer, store.url, own)
+            writer.write(force=True)
             total, counts = len(partitions), "partition"
             self._display.stage(
                 StageStart(name=PARTITIONS, total=total, done=0, verb="processing", counts=counts)
             )
 
             def on_end(run: TaskRun) -> None:
-                self._count_ended(run, record)
-                on_progress(self._count["done"] + self._count["failed"], len(partitions))
+                self._count_ended(run, writer)
+                on_progress(self._count.done + self._count.failed, len(partitions))
 
             terms = [replace(self._terms, partition=partition.name) for partition in partitions]
             try:
                 self._dispatch.all(terms, on_end)
             except BaseException:
-                with record.recording_end():
+                with writer.recording_end():
                     raise
         self._display.close()
 
-    def _count_ended(self, run: TaskRun, record: RunRecord) -> None:
-        self._count["done" if run.error is None else "failed"] += 1
+    def _count_ended(self, run: TaskRun, writer: RecordWriter) -> None:
+        self._count.done += run.error is None
+        self._count.failed += run.error is not None
         if run.error is not None:
             self._display.print_line(f"partition {run.terms.partition} failed: {run.error}")
-        self._count["seconds"] += run.result.get("seconds", 0.0)
-        for stage in record.stages:
+        self._count.seconds += run.result.get("seconds", 0.0)
+        for stage in writer.record.stages:
             stage.items += run.result.get("stages", {}).get(stage.name, 0)
         self._display.on_event(PARTITIONS, Answered(label=run.terms.partition))
-        record.write(force=False)
+        writer.write(force=False)
 
     def write_outputs(self) -> Any:
         """Write the outputs in one more task, which takes the lock of the folder and tries failed
         files again. Return its result. Raises its error."""
         self._display.doing("writing the outputs")
-        last = replace(self._terms, record={PARTITIONS: self._count})
+        last = replace(self._terms, partitions=self._count)
         (run,) = self._dispatch.all([last], lambda _: None)
         result = run.result["result"]
         with (

@@ -25,7 +25,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -46,8 +46,9 @@ from flows.core.options.vectors import PLACE
 from flows.interfaces.studio.values import line_of
 from flows.outputs.folder.foreign_files import KEPT_FILE
 from flows.outputs.record.product import product_in, run_of
+from flows.outputs.record.recorded_command import COMMAND
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import COMMAND, seconds_of
+from flows.outputs.record.run_record import RunRecord, seconds_of
 from flows.outputs.run_status import progress_of
 
 AGAIN = "again"
@@ -187,31 +188,30 @@ def _status(run: QueuedRun) -> dict[str, Any] | None:
         progress = progress_of(Path(run.out))
     except PenstockError:
         return None
-    if "pid" not in progress or not _is_of(run, progress):
+    if "pid" not in progress or not _is_of(run, progress["pid"], progress["started"]):
         return None
-    plan = progress["plan"] or {}
     return {
         **{name: progress[name] for name in SHOWN},
         "stages": [{name: stage.get(name) for name in STAGE} for stage in progress["stages"]],
-        "budget": (plan.get("memory") or {}).get("budget_bytes"),
+        "budget": progress["plan"]["memory"]["budget_bytes"],
     }
 
 
-def _record(run: QueuedRun) -> dict[str, Any] | None:
+def _record(run: QueuedRun) -> RunRecord | None:
     """Return the record that a run has written; None if there is none yet."""
     try:
         out = Path(run.out)
         record = load_record(run_of(product_in(out), out) or out)
     except PenstockError:
         return None
-    return record if _is_of(run, record) else None
+    return record if _is_of(run, record.pid, record.started) else None
 
 
-def _is_of(run: QueuedRun, record: Mapping[str, Any]) -> bool:
-    """Return whether a record is of this run, and not of an earlier one."""
+def _is_of(run: QueuedRun, pid: int, started: str) -> bool:
+    """Return whether a record that begins like this is of this run, and not of an earlier one."""
     if run.pid:
-        return bool(record["pid"] == run.pid)
-    return bool(run.began) and seconds_of(record["started"]) >= seconds_of(run.began)
+        return pid == run.pid
+    return bool(run.began) and seconds_of(started) >= seconds_of(run.began)
 
 
 class RunProcesses:
@@ -256,9 +256,9 @@ class RunProcesses:
             if code == 0:
                 return "done", ""
             return ("interrupted" if code == 4 else "failed"), self._why(run, code)
-        if record["state"] not in ENDED or record["state"] == "died":
+        if record.state not in ENDED or record.state == "died":
             return "died", self._why(run, code)
-        return record["state"], record["error"]
+        return record.state, record.error
 
     def _why(self, run: QueuedRun, code: int | None) -> str:
         """Return why a process ended that could not record it."""

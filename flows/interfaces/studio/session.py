@@ -39,7 +39,7 @@ from flows.interfaces.studio.runs import QueuedRun, RunQueue, run_id
 from flows.interfaces.studio.values import ALLOWED, CONFIGS, OPTIONS, REPEATED, words_of
 from flows.outputs.folder.trust import command_in
 from flows.outputs.media_rows import media_with_captions, path_of
-from flows.outputs.record.run_record import moved_with, repeated, with_values
+from flows.outputs.record.recorded_command import moved_with, repeated, with_values
 from flows.outputs.thumbnails import QUALITY, SIDE, thumbnail
 
 FOLDER = ".again"
@@ -70,7 +70,7 @@ class RecordedCommand:
         """Read it. `store` and `trust` are as in `belief_in`. Raises UsageError,
         EnvironmentFault."""
         self._out, command = out, command_in(out, store, trust=trust)
-        self._recorded, self.folder = repeated(command["words"]), Path(command["folder"])
+        self._recorded, self.folder = repeated(command.words), Path(command.folder)
         self.trusted = ["--trust-folder"] if trust else []
         """Words of a command into the folder, if a person trusts it in this session."""
         self._config_of = config_of

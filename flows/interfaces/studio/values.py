@@ -16,7 +16,7 @@ from flows.core.options.text import SCHEMA_BYTES
 from flows.core.options.training import TuneConfig
 from flows.core.options.vectors import SiftConfig
 from flows.interfaces.studio.roots import Refused, Roots
-from flows.outputs.record.run_record import COMMAND
+from flows.outputs.record.recorded_command import COMMAND
 
 # fmt: off
 ALLOWED = frozenset((

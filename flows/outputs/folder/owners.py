@@ -29,6 +29,7 @@ from flows.core.media.sources import find_media
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import DATA_SET_MEDIA, EXACT, MEDIA
 from flows.core.options.text import OutputOptions, OwnerOptions, TrustOptions
+from flows.core.options.training import CommandRecord
 from flows.outputs.clips import check_encoder
 from flows.outputs.existing import FOLDERS
 from flows.outputs.folder.foreign_files import refuse_replacing, set_edited_aside
@@ -44,7 +45,7 @@ from flows.outputs.marker import (
     write_marker,
 )
 from flows.outputs.media_rows import path_of
-from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.record_writer import RecordWriter
 from stages.models.adapter_modules import ADAPTER_CONFIG
 
 UNMARKED = {
@@ -94,7 +95,7 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
 def take(
     config: RunOptions,
     command: str,
-    record: RunRecord,
+    writer: RecordWriter,
     store: str,
     own: GeneratedFiles,
     media_paths: Iterable[str] = (),
@@ -115,7 +116,7 @@ def take(
                     "folder of another run",
                     hint="Give another --out",
                 )
-    recorded = record.value["command"] or {"words": (), "folder": ""}
+    recorded = writer.record.command or CommandRecord(words=(), folder="")
     before, claimed = own_marker(out, store), read_marker(out)
     digests = claimed.digests if claimed is not None else ()
     notes = [*set_edited_aside(out, config, command, own, digests)] if claimed is not None else []
@@ -124,13 +125,13 @@ def take(
             (out / MEDIA).unlink(missing_ok=True)
     marker = Marker(
         command=command,
-        words=tuple(recorded["words"]),
-        folder=recorded["folder"],
+        words=recorded.words,
+        folder=recorded.folder,
         store=store,
         media=media_mode(out, config),
         clip_sound=clip_sound(out, config),
         outputs=tuple(sorted(outputs)),
-        inputs=tuple(inputs_in(out, recorded["words"], recorded["folder"]).values()),
+        inputs=tuple(inputs_in(out, recorded.words, recorded.folder).values()),
         digests=() if before is None else proved_digests(out, before),
     )
     write_marker(out, marker)

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from artifacts.disk.json_shapes import OptionalField, read_jsonl, text
@@ -25,10 +24,11 @@ from artifacts.wording import counted, first_of
 from flows.core.console.lines import is_terminal, print_lines, printable
 from flows.core.options.formats import CAPTIONS, MEDIA
 from flows.core.options.store import default_store
+from flows.core.options.training import CommandRecord
 from flows.outputs.marker import Marker, inputs_in, own_marker, read_marker
+from flows.outputs.record.recorded_command import COMMAND, repeated
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import COMMAND, repeated
 
 COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
 """What a command may take from a folder: the command that it repeats, the addresses that it
@@ -96,8 +96,8 @@ def own_belief(out: Path, store: str = "", *, trust: bool = False) -> Belief:
     return belief
 
 
-def command_in(out: Path, store: str = "", *, trust: bool = False) -> dict[str, Any]:
-    """Return the words of the caption command that wrote a folder, and the folder in which it ran.
+def command_in(out: Path, store: str = "", *, trust: bool = False) -> CommandRecord:
+    """Return the caption command that wrote a folder.
     Raises UsageError if the folder has none, or is neither the user's own nor trusted."""
     load_record(out)  # says so if there was no run
     marker = own_belief(out, store, trust=trust).marker
@@ -114,7 +114,7 @@ def command_in(out: Path, store: str = "", *, trust: bool = False) -> dict[str, 
                 hint="If you changed it, run the same `penstock caption` again, or add "
                 "--trust-folder",
             )
-    return {"words": [*marker.words], "folder": marker.folder}
+    return CommandRecord(words=marker.words, folder=marker.folder)
 
 
 def is_trusted(

@@ -1,14 +1,18 @@
 """What `run.json` says of a stage: what it made, when its processes worked, and what they used."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any
 
-from artifacts.schema import values_of
+from artifacts.disk.json_types import Count, Number, Text
+from flows.core.pipelines import STAGES
 from stages.process.events import StageOutcome
 
-Point = list[Any]
+Point = tuple[Number, Count, Count]
 """Seconds, bytes of the host, bytes of the device."""
+Span = tuple[Number, Number, Number]
+"""Start and end of a process, in seconds of the run, and the seconds that its stage worked before
+it."""
 
 REWRITE_SECONDS = 2.0
 """Minimum seconds between two writes of the record during a run."""
@@ -29,67 +33,61 @@ KEPT_WARNINGS = 1000
 class OnDevice:
     """What a stage that ran on several GPUs made on one of them."""
 
-    items: int = 0
-    seconds: float = 0.0
-    peak_device_bytes: int = 0
+    items: Count = 0
+    seconds: Number = 0.0
+    peak_device_bytes: Count = 0
 
 
 @dataclass(kw_only=True, slots=True)
 class StageRecord:
     """The record of one stage. A stage may run several processes, one after the other."""
 
-    name: str
-    items: int = 0
+    name: Text
+    items: Count = 0
     """Items that ended processes have made."""
-    total: int = 0
+    total: Count = 0
     """Items of the run, made or not, as far as is known."""
-    before: int = 0
+    before: Count = 0
     """Items that the store had before the run."""
-    running: int = 0
+    running: Count = 0
     """Items that a running process has made."""
-    failed: int = 0
-    since: float = 0.0
+    failed: Count = 0
+    since: Number = 0.0
     """When the running process began, in seconds since the epoch; 0: none runs."""
-    recent: list[Point] = field(default_factory=list)
+    recent: list[tuple[Number, Count]] = field(default_factory=list)
     """Times of the last minute, and the items made by then."""
     latest: str = ""
     """File that it worked on last."""
-    processes: int = 0
+    processes: Count = 0
     """Processes that have ended."""
-    tokens: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    peak_host_bytes: int = 0
-    peak_device_bytes: int = 0
-    baseline_before_bytes: int = 0
+    tokens: Count = 0
+    seconds: Number = 0.0
+    cpu_seconds: Number = 0.0
+    peak_host_bytes: Count = 0
+    peak_device_bytes: Count = 0
+    baseline_before_bytes: Count = 0
     """Bytes of the device in use before the last process, and after it."""
-    baseline_after_bytes: int = 0
-    attention: str = ""
-    precision: dict[str, str] = field(default_factory=dict)
-    device: str = ""
+    baseline_after_bytes: Count = 0
+    attention: Text = ""
+    precision: dict[Text, Text] = field(default_factory=dict)
+    device: Text = ""
     """Device of the memory samples."""
-    devices: dict[str, OnDevice] = field(default_factory=dict)
+    devices: dict[Text, OnDevice] = field(default_factory=dict)
     """What each device made, if several shared the stage."""
-    spans: list[Point] = field(default_factory=list)
-    """Of each ended process: start and end in seconds of the run, and seconds worked before it."""
+    spans: list[Span] = field(default_factory=list)
+    """Of each ended process."""
     timeline: list[Point] = field(default_factory=list)
     """Memory of the ended processes, by seconds worked."""
     now: list[Point] = field(default_factory=list)
     """Memory of the running process."""
-    warnings: list[str] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
+    warnings: list[Text] = field(default_factory=list)
+    notes: dict[Text, Any] = field(default_factory=dict)
     """Facts that its last process has reported."""
 
-    @classmethod
-    def of_json(cls, stored: Mapping[str, Any]) -> Self:
-        """Return the record of a JSON object, which has the shape that `run_read` checks."""
-        own_fields = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
-        devices = {device: OnDevice(**of) for device, of in stored["devices"].items()}
-        return cls(**{**own_fields, "devices": devices})
-
-    def to_json(self) -> dict[str, Any]:
-        devices = {device: values_of(of) for device, of in self.devices.items()}
-        return {**values_of(self), "devices": devices}
+    def __post_init__(self) -> None:
+        """Raises ValueError for an unknown stage."""
+        if self.name not in STAGES:
+            raise ValueError(f"no stage is called {self.name!r:.40}")
 
     def begin(self, at: float) -> None:
         """Note that a process starts."""
@@ -103,7 +101,7 @@ class StageRecord:
         self.running += made
         if not self.recent or at - self.recent[-1][0] >= REWRITE_SECONDS:
             self.recent = [sample for sample in self.recent if sample[0] >= at - SAMPLE_SECONDS]
-            self.recent.append([round(at, 1), self.items + self.running])
+            self.recent.append((round(at, 1), self.items + self.running))
 
     def sample(self, seen: Mapping[str, Any]) -> None:
         """Note a memory sample of the running process, and update the peaks."""
@@ -112,7 +110,7 @@ class StageRecord:
         self.device = self.device or seen["device"]
         if seen["device"] != self.device:  # beside the process that is shown
             return
-        self.now.append([seen[name] for name in ("seconds", "host_bytes", "device_bytes")])
+        self.now.append((seen["seconds"], seen["host_bytes"], seen["device_bytes"]))
         if len(self.now) > TIMELINE_POINTS:
             self.now = coarser(self.now)
 
@@ -123,10 +121,10 @@ class StageRecord:
         # Start after the last point of the previous process, which may have sampled once more.
         offset = max(self.seconds, *(point[0] + 0.01 for point in last), 0.0)
         start = (self.since or ended - outcome.seconds) - began
-        self.spans.append([max(0.0, round(start, 1)), round(ended - began, 1), round(offset, 2)])
+        self.spans.append((max(0.0, round(start, 1)), round(ended - began, 1), round(offset, 2)))
         while len(self.spans) > SPANS:
             pairs = [self.spans[at : at + 2] for at in range(0, len(self.spans), 2)]
-            self.spans = [[pair[0][0], pair[-1][1], pair[0][2]] for pair in pairs]
+            self.spans = [(pair[0][0], pair[-1][1], pair[0][2]) for pair in pairs]
         self.processes += 1
         self.running, self.since, self.recent, self.now, self.latest = 0, 0.0, [], [], ""
         self.items += outcome.items
@@ -143,7 +141,7 @@ class StageRecord:
                 of_device.peak_device_bytes = peak
         self.baseline_before_bytes = outcome.baseline_before_bytes
         self.baseline_after_bytes = outcome.baseline_after_bytes
-        self.timeline += [[round(offset + t, 2), host, gpu] for t, host, gpu in outcome.timeline]
+        self.timeline += [(round(offset + t, 2), host, gpu) for t, host, gpu in outcome.timeline]
         while len(self.timeline) > TIMELINE_POINTS:
             self.timeline = coarser(self.timeline)
         self.warnings = [*self.warnings, *outcome.warnings][:KEPT_WARNINGS]
@@ -157,7 +155,7 @@ class StageRecord:
         process, not its start, because it may have waited for the GPU before its first sample.
         """
         worked = self.seconds
-        spans = self.spans or [[0.0, worked, 0.0]]
+        spans = self.spans or [(0.0, worked, 0.0)]
         last = max(worked, *(point[0] for point in self.timeline[-1:]), 0.0)
         ends = [*(span[2] for span in spans[1:]), last]
         curves: list[list[Point]] = [[] for _ in spans]
@@ -167,17 +165,11 @@ class StageRecord:
                 at += 1
             start, end, _ = spans[at]
             moment = min(max(end - (ends[at] - seconds), start), end)
-            curves[at].append([round(moment, 2), host, device])
+            curves[at].append((round(moment, 2), host, device))
         return [curve for curve in curves if curve]
 
 
-def stages_in(record: Mapping[str, Any]) -> list[StageRecord]:
-    """Return the records of the stages in a run record."""
-    stages: list[StageRecord] = record["stages"]
-    return stages
-
-
-def coarser(timeline: Sequence[Sequence[Any]]) -> list[Point]:
+def coarser(timeline: Sequence[Point]) -> list[Point]:
     """Return half as many points, each with the maximum of two."""
     pairs = [timeline[at : at + 2] for at in range(0, len(timeline), 2)]
-    return [[pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)] for pair in pairs]
+    return [(pair[0][0], max(p[1] for p in pair), max(p[2] for p in pair)) for pair in pairs]

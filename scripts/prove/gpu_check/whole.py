@@ -13,7 +13,8 @@ from typing import Any
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import open_store
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.stage_record import StageRecord, stages_in
+from flows.outputs.record.run_record import RunRecord
+from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.run_status import stages_of
 from scripts.prove.gpu_check.rows import DEMO, Row, Setting, mib, row
 from tests.support.builders.common import PENSTOCK
@@ -37,13 +38,13 @@ class Run:
         return lines[-1] if lines else "not a word"
 
     @property
-    def record(self) -> dict[str, Any]:
-        """Its run.json; empty where there is none."""
-        return load_record(self.out) if (self.out / "run.json").exists() else {}
+    def record(self) -> RunRecord:
+        """Its run.json. Raises UsageError where there is none."""
+        return load_record(self.out)
 
     def stage(self, name: str) -> StageRecord:
         """What its record says of a stage. Raises StopIteration for one that was not run."""
-        return next(stage for stage in stages_in(self.record) if stage.name == name)
+        return self.record.stage(name)
 
     @property
     def captions(self) -> dict[tuple[str, float], str]:
@@ -127,17 +128,17 @@ def alike(name: str, one: Mapping[Any, str], other: Mapping[Any, str], share: fl
     return row(name, expected, f"{same} of {len(every)} equal", good)
 
 
-def peaks(batch: int, record: Mapping[str, Any]) -> Iterator[Row]:
+def peaks(batch: int, record: RunRecord) -> Iterator[Row]:
     """A row a stage."""
-    messages = {stage["rung"]["stage"]: stage for stage in record["plan"]["memory"]["stages"]}
+    planned = {stage.stage: stage for stage in record.plan.memory.stages}
     for stage in stages_of(record, time.time()):
         if stage.name in ON_DEVICE and stage.taken_bytes:
-            plan, taken = messages[stage.name]["peak_bytes"], stage.taken_bytes
+            plan, taken = planned[stage.name].peak_bytes, stage.taken_bytes
             off = plan / taken - 1
-            rungs = [r for r in record["rungs"] if r["stage"] == stage.name]
-            lower = "".join(f"; went down to {rung['name']}" for rung in rungs)
+            rungs = [rung for rung in record.rungs if rung.stage == stage.name]
+            lower = "".join(f"; went down to {rung.name}" for rung in rungs)
             found = f"{mib(taken)}, the plan is {off:+.1%} off{lower}"
-            name = f"peak of {stage.name}, {messages[stage.name]['name']} (asked for {batch})"
+            name = f"peak of {stage.name}, {planned[stage.name].name} (asked for {batch})"
             expected = f"{mib(plan)} within {PLAN_SHARE:.0%}"
             good = abs(off) <= PLAN_SHARE and not rungs
             yield row(name, expected, found, good, bytes=taken, planned_bytes=plan)

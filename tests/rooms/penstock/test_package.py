@@ -32,7 +32,7 @@ from flows.commands.shared.arguments import config_from, recorded_run
 from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.serving import ServeConfig
-from flows.core.options.training import TuneConfig
+from flows.core.options.training import CommandRecord, TuneConfig
 from flows.core.options.vectors import (
     EmbedConfig,
     IndexConfig,
@@ -42,7 +42,7 @@ from flows.core.options.vectors import (
 )
 from flows.interfaces.cli.main import main as run_command
 from flows.outputs.folder.trust import command_in
-from flows.outputs.record.run_record import words_of
+from flows.outputs.record.recorded_command import words_of
 from penstock.arguments import anchored, config_for, config_with
 from penstock.background import StoppableLauncher
 from penstock.keywords import CaptionOptions
@@ -236,7 +236,7 @@ def test_a_stop_does_not_wait_for_a_fork_server_that_imports_libraries() -> None
 def test_a_run_from_python_is_repeated_by_what_repeats_a_command(here: Path) -> None:
     list(penstock.caption("videos", model="demo", out="out", prompts={"a": "What is it?"}))
     command = command_in(here / "out")
-    assert command["folder"] == str(here)
+    assert command.folder == str(here)
     config = recorded_run(command).config
     given = ("videos",), {"a": "What is it?"}, str(here / "out")
     assert (config.sources, config.prompts, config.out) == given
@@ -260,7 +260,7 @@ def test_a_run_from_python_is_repeated_by_what_repeats_a_command(here: Path) -> 
 def test_the_recorded_words_are_those_of_the_configuration(options: dict[str, Any]) -> None:
     names = CaptionOptions.__annotations__
     config = config_for(["-a.mp4", Path("b")], {"model": "demo", **options}, CaptionConfig, names)
-    assert recorded_run({"words": words_of(config)}).config == config
+    assert recorded_run(CommandRecord(words=tuple(words_of(config)), folder="")).config == config
 
 
 def test_a_text_that_the_command_line_would_split_is_not_recorded() -> None:

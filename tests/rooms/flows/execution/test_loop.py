@@ -66,7 +66,7 @@ class Run:
                 ledger=ledger, pipeline=(), model=SimpleNamespace(settings={"vision": [part]})
             ),
             "launcher": SimpleNamespace(start=self._start),
-            "record": SimpleNamespace(add=self._record),
+            "writer": SimpleNamespace(add=self._record),
             "ladder": SimpleNamespace(begin=lambda name: None, step_down=self._step_down),
             "capacity": SimpleNamespace(advice=lambda stage: ""),
         }

@@ -26,8 +26,8 @@ from artifacts.errors import CannotFit, Interrupted
 from flows.core.console.interrupts import repeating_dropped_interrupts
 from flows.execution.pipeline_runner import PipelineRunner
 from flows.execution.run import stopped_in_order
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import RunRecord
 from penstock_demo.clips import write_clips
 from tests.support.commands import completed
 from tests.support.media import write_audio, write_video
@@ -138,20 +138,20 @@ def test_a_damaged_record_is_made_again_by_the_same_run(place: Place, tmp_path: 
 
 
 def test_the_record_says_how_what_comes_after_the_media_ends(tmp_path: Path) -> None:
-    record = RunRecord(tmp_path)
+    record = RecordWriter(tmp_path)
     steps: Any = SimpleNamespace(stop=lambda: None)
     runner = PipelineRunner(SimpleNamespace(), steps, record)  # type: ignore[arg-type]
     record.finish("done")
     with runner.keep_running():
-        assert load_record(tmp_path)["state"] == "running"
-    assert load_record(tmp_path)["state"] == "done"
+        assert load_record(tmp_path).state == "running"
+    assert load_record(tmp_path).state == "done"
     with pytest.raises(CannotFit), runner.keep_running():
         raise CannotFit("too large")
     ended = load_record(tmp_path)
-    assert (ended["state"], ended["error"]) == ("failed", "too large")
+    assert (ended.state, ended.error) == ("failed", "too large")
     with pytest.raises(Interrupted), runner.keep_running():
         raise Interrupted("stopped")
-    assert load_record(tmp_path)["state"] == "interrupted"
+    assert load_record(tmp_path).state == "interrupted"
 
 
 @pytest.mark.slow
@@ -234,7 +234,7 @@ def test_a_signal_while_the_run_record_is_replaced_stops_the_run(
         replace(half, path)
         signal.raise_signal(signal.SIGINT)
 
-    record = RunRecord(tmp_path)
+    record = RecordWriter(tmp_path)
     monkeypatch.setattr("artifacts.disk.files.os.replace", interrupted_after)
     with pytest.raises(Interrupted), stopped_in_order():
         record.begin("encode")

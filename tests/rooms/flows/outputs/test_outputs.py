@@ -126,7 +126,7 @@ def test_a_stopped_run_leaves_the_old_shards(
     shards = {path.name: path for path in (out / "webdataset").iterdir() if path.is_file()}
     assert {name: path.read_bytes() for name, path in shards.items()} == before
     assert {row["prompt"] for row in lines(config)} == {"Who?"}
-    assert load_record(out)["state"] == "interrupted"
+    assert load_record(out).state == "interrupted"
 
 
 @pytest.mark.slow
@@ -321,7 +321,7 @@ def test_through_three_prompts_nothing_of_a_person_s_is_lost(
     assert (text.written, sorted(text.kept)) == (1, sorted((hand.name, edited.name)))
     message = "1 written, 2 edited by users kept"
     assert message in results[2].line() and message in status(config)
-    assert load_record(tmp_path / "out")["texts"][0] == text.to_json()
+    assert load_record(tmp_path / "out").texts[0] == text.record
     assert any("--overwrite" in note and hand.name in note for note in results[2].warnings)
     run(config, prompt="Third?", format=("txt",), beside=beside, overwrite=True)
     assert all(path.read_text().startswith("Third?") for path in (hand, edited, own))

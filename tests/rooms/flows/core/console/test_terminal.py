@@ -239,12 +239,12 @@ COMMANDS = {
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with long names, a large plan and failures."""
     folder = tmp_path_factory.mktemp("run") / "out"
-    record = write_run(folder, [])
+    writer = write_run(folder, [])
     for stage in ("frames", "encode", "decode"):
-        record.expect(stage, 120_000, 1_000)
-    record.value["plan"] = PLAN
-    record.fail("frames", {"media_path": LONG, "message": "no video in it", "hint": "Convert it"})
-    record.finish("interrupted")
+        writer.expect(stage, 120_000, 1_000)
+    writer.record.plan = PLAN
+    writer.fail("frames", {"media_path": LONG, "message": "no video in it", "hint": "Convert it"})
+    writer.finish("interrupted")
     return folder
 
 

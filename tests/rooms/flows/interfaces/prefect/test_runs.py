@@ -140,7 +140,7 @@ def test_a_flow_that_an_unknown_error_ends_does_not_say_that_it_is_running(
     monkeypatch.setattr("flows.execution.pipeline_runner.write_outputs", wrong)
     state, _ = caption(tmp_path, CLIPS)
     assert state.is_failed()
-    assert load_record(tmp_path / "out")["state"] == "failed"
+    assert load_record(tmp_path / "out").state == "failed"
 
 
 def test_a_flow_makes_vectors_of_a_command_once(images: tuple[Path, Path], tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_flow_exports_what_passes_and_fails_with_the_figures_of_what_does_not(
     assert {"- taken: True", "- text.captions: 12"} <= {*lines}
     for name in ("native", "exported"):
         record = load_record(tmp_path / "good" / "parity" / name)
-        assert record["state"] == "done" and record["prefect"]
+        assert record.state == "done" and record.prefect
 
     state, artifacts = run_flow(export_model, good)
     assert state.is_completed() and "already exported" in state.message
@@ -293,7 +293,7 @@ def test_a_cancelled_run_that_no_worker_ends_ends_itself(
     await_running(client, run, "encode", process)
     client.set_flow_run_state(run, state, force=True)
     assert process.wait(300) == 0
-    assert load_record(tmp_path / "out")["state"] == "interrupted"
+    assert load_record(tmp_path / "out").state == "interrupted"
     end = client.read_flow_run(run).state
     assert end is not None and end.name == "Cancelled"
     logs = logged(client, run)

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
-from artifacts.disk.files import write_text
+from artifacts.disk.files import write_json, write_text
+from artifacts.disk.json_records import json_of
 from artifacts.errors import Interrupted
 from flows.commands.report.facts import facts
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
 from flows.execution.run import caption
+from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import history_in, load_record
-from flows.outputs.record.run_record import POINTS, RUNS, RunRecord, current_runs, sum_of
+from flows.outputs.record.run_record import POINTS, RUNS, sum_of
 from stages.process.events import StageOutcome
 from tests.support.media import write_videos
 from tests.support.reports import (
@@ -34,17 +36,17 @@ KEY, OTHER = "a-1", "b-1"
 
 def ran(out: Path, items: int, *keys: str, minute: int = 0, **outcome: Any) -> None:
     """A run of 40 seconds into a folder, in which encode made so many items."""
-    record = RunRecord(out)
+    writer = RecordWriter(out)
     started = f"2026-01-01T{minute // 60:02d}:{minute % 60:02d}:00+00:00"
-    record.value.update(started=started, updated=started.replace(":00+", ":40+"))
-    record.carry_on(history_in(out), keys or (KEY,))
+    writer.record.started = started
+    writer.carry_on(history_in(out), keys or (KEY,))
     if items:
         made = StageOutcome(name="encode", items=items, seconds=2.0, **outcome)
-        record.add(made, attention="", precision={})
-        record.stage("encode").spans = [[1.0, 3.0, 0.0]]
-    record.value["updated"] = started.replace(":00+", ":40+")
-    record.value["state"] = "killed"  # a killed process writes no history of its own run
-    record.path.write_text(json.dumps(record.to_json()), encoding="utf-8")
+        writer.add(made, attention="", precision={})
+        writer.stage("encode").spans = [(1.0, 3.0, 0.0)]
+    writer.record.updated = started.replace(":00+", ":40+")
+    writer.record.state = "died"  # a killed process writes no history of its own run
+    write_json(writer.path, json_of(writer.record))
 
 
 def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path: Path) -> None:
@@ -52,9 +54,9 @@ def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path
     ran(tmp_path, 12, tokens=340, peak_host_bytes=5 * 10**8, timeline=timeline)
     assert "runs" not in status_of(tmp_path)
     ran(tmp_path, 0, minute=5)
-    (entry,) = current_runs(load_record(tmp_path))
-    assert (entry["seconds"], entry["tokens"]) == (40.0, 340)
-    assert entry["items"] == {"frames": 0, "encode": 12, "decode": 0}
+    (entry,) = load_record(tmp_path).current_runs()
+    assert (entry.seconds, entry.tokens) == (40.0, 340)
+    assert entry.items == {"frames": 0, "encode": 12, "decode": 0}
     message = "an earlier run: 40 s, made encode 12, at most 500.0 MB host; the table is of"
     assert message in status_of(tmp_path)
     found = facts(tmp_path, tmp_path)
@@ -63,7 +65,7 @@ def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path
     assert totals["peak host memory"] == "500.0 MB"
     assert found["of_run"].startswith("2026-01-01 00:00:00") and found["runs"] is None
     (stage,) = found["timeline"]["stages"]
-    assert stage["curves"] == [[[1.0 + at / 2, 10**8 + at, 0] for at in range(4)]]
+    assert stage["curves"] == [[(1.0 + at / 2, 10**8 + at, 0) for at in range(4)]]
 
 
 def test_runs_that_made_something_stand_in_a_table_with_their_sum(tmp_path: Path) -> None:
@@ -83,28 +85,28 @@ def test_runs_that_made_something_stand_in_a_table_with_their_sum(tmp_path: Path
 def test_another_prompt_or_model_neither_counts_nor_loses_the_work(tmp_path: Path) -> None:
     ran(tmp_path, 5)
     ran(tmp_path, 3, OTHER, minute=1)
-    assert [entry["items"]["encode"] for entry in current_runs(load_record(tmp_path))] == [3]
+    assert [entry.items["encode"] for entry in load_record(tmp_path).current_runs()] == [3]
     ran(tmp_path, 0, KEY, "c-1", minute=2)  # as after one more file
-    assert [entry["items"]["encode"] for entry in current_runs(load_record(tmp_path))] == [5]
+    assert [entry.items["encode"] for entry in load_record(tmp_path).current_runs()] == [5]
 
 
 def test_a_copied_folder_does_not_count_the_work_of_the_original(tmp_path: Path) -> None:
     ran(tmp_path / "a", 5)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     ran(tmp_path / "b", 0, minute=1)
-    assert current_runs(load_record(tmp_path / "b")) == []
+    assert load_record(tmp_path / "b").current_runs() == []
 
 
 def test_old_runs_are_merged_and_a_long_timeline_keeps_its_peak(tmp_path: Path) -> None:
     points = [[float(at), 7 if at == 1234 else 1, 0] for at in range(5000)]
     for minute in range(RUNS + 5):
         ran(tmp_path, 1, minute=minute, tokens=2, timeline=points if minute == RUNS else [])
-    entries = current_runs(load_record(tmp_path))
-    assert len(entries) == RUNS and (entries[0]["runs"], entries[1]["runs"]) == (6, 1)
+    entries = load_record(tmp_path).current_runs()
+    assert len(entries) == RUNS and (entries[0].runs, entries[1].runs) == (6, 1)
     total, count = sum_of(entries), RUNS + 5
     assert total is not None
-    assert [total[n] for n in ("runs", "seconds", "tokens")] == [count, 40.0 * count, 2 * count]
-    (kept,) = (each["timeline"]["encode"] for each in entries if each["timeline"])
+    assert [total.runs, total.seconds, total.tokens] == [count, 40.0 * count, 2 * count]
+    (kept,) = (each.timeline["encode"] for each in entries if each.timeline)
     assert POINTS / 2 < len(kept) <= POINTS and max(point[1] for point in kept) == 7
 
 
@@ -137,13 +139,13 @@ def test_an_interrupted_run_and_its_continuation_are_summed_up(config: CaptionCo
     for _ in range(2):
         caption(config, Display(quiet=True), stages.launcher)
     record = load_record(out)
-    assert [stage.items for stage in record["stages"]] == [0, 0, 0]
-    total = sum_of(current_runs(record))
-    assert total is not None and total["runs"] == 2
-    assert total["items"] == {"frames": 2, "encode": 2, "decode": 2}
+    assert [stage.items for stage in record.stages] == [0, 0, 0]
+    total = sum_of(record.current_runs())
+    assert total is not None and total.runs == 2
+    assert total.items == {"frames": 2, "encode": 2, "decode": 2}
     caption(replace(config, prompt="What happens?"), Display(quiet=True), stages.launcher)
-    total = sum_of(current_runs(load_record(out)))
-    assert total is not None and total["items"] == {"frames": 0, "encode": 0, "decode": 2}
+    total = sum_of(load_record(out).current_runs())
+    assert total is not None and total.items == {"frames": 0, "encode": 0, "decode": 2}
 
 
 def test_a_report_of_captions_shows_the_labels_below(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""The command of a run as its record has it, which may be repeated, and changed for that."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from artifacts.errors import redacted
+from artifacts.options import declared
+from artifacts.remote.addresses import signed
+from flows.core.options.commands import CaptionConfig
+from flows.core.options.training import CommandRecord
+
+COMMAND = "caption"
+"""The command that may be repeated."""
+OMITTED_OPTIONS = (
+    *("--prefect", "--retry-failed", "--json", "--quiet", "--replace"),
+    *("--trust-remote-code", "--trust-folder"),
+)
+"""Options left out of a repeated command: they do more than write files, hide its output, drop
+rows, or trust code or files of others, which needs consent each time."""
+
+
+def repeated(words: Sequence[str]) -> list[str]:
+    """Return the words of a command for another run."""
+    return [word for word in words if word not in OMITTED_OPTIONS]
+
+
+def moved_with(path: Path, before: Path, out: Path) -> Path:
+    """Return where a path is now: one in the run's folder of before, in the folder that it is."""
+    return out / path.relative_to(before) if path.is_relative_to(before) else path
+
+
+def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Return the words of a command with other values of these options, which take one each."""
+    kept, rest = list[str](), iter(words[1:])
+    for word in rest:
+        if word == "--":
+            kept += [word, *rest]
+        elif word in values:
+            next(rest, None)
+        elif word.partition("=")[0] not in values:
+            kept.append(word)
+    given = [word for pair in values.items() for word in pair]
+    return [*words[:1], *given, *kept]
+
+
+def words_of(config: CaptionConfig) -> list[str]:
+    """Return the words of the command that makes the configuration of a caption run; none if a text
+    in a list has a comma, at which the command line splits it."""
+    words = [COMMAND]
+    for declaration in declared(CaptionConfig):
+        value, default = getattr(config, declaration.name), declaration.field.default
+        if declaration.option.positional or value is None or value == default:
+            continue
+        parts = value if isinstance(value, tuple) else ()
+        if any("," in part or part != part.strip() for part in parts):
+            return []
+        words += declaration.words(value)
+    return [*words, "--", *config.sources]
+
+
+def command_of(words: Sequence[str]) -> CommandRecord | None:
+    """Return words and this folder as a record has them; None if the words hold credentials."""
+    values = [part for word in words for part in (word, word.partition("=")[2])]
+    if not words or any(redacted(value) != value or signed(value) for value in values):
+        return None
+    return CommandRecord(words=tuple(words), folder=os.getcwd())
