@@ -19,7 +19,7 @@ from artifacts.disk.regular_files import refuse_odd
 CHANGED = "changed"
 """Failure kind of a file that changed during the run. It is not remembered, since the old content
 was not at fault."""
-CHANGED_MESSAGE = "it was changed or replaced after the run began"
+CHANGED_MESSAGE = "it was changed, replaced or removed after the run began"
 CHANGED_HINT = "Run the same command again when nothing writes to it any more"
 
 

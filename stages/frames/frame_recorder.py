@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from artifacts.disk.json_records import read_record
+from artifacts.disk.stamps import CHANGED, CHANGED_MESSAGE
 from artifacts.errors import EnvironmentFault, MediaError, PenstockError
 from artifacts.records.keys import item_key
 from artifacts.records.packs import Record, RecordSet, record_sets_of
@@ -176,6 +177,8 @@ def failing(
     except MediaError as error:
         # By content digest, independent of the file name, unless it does not depend on the content.
         message = error.message.replace(medium.path, "the file")
+        if error.kind == CHANGED:
+            message = CHANGED_MESSAGE
         meta = {"kind": error.kind, "message": message, "hint": error.hint}
         keys = missing() if missing else [medium.digest]
         if error.kind not in UNSTORED_KINDS:

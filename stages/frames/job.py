@@ -1,6 +1,7 @@
 """The job descriptions of the frames stage and of cutting clips, and the check that a file still
 has the known content digest. Opens no file."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,13 +106,24 @@ class CutJob:
 
 
 def check_unchanged(path: Path, stamp: Stamp | None) -> None:
-    """Raise MediaError if a file no longer has its stamp. Raises OSError."""
+    """Raise MediaError if a file no longer has its stamp, or was removed. Raises OSError."""
     try:
         same = stamp is None or stamp_of(path) == stamp
     except NotAFile:
         same = False
+    except FileNotFoundError:
+        if not _was_removed(path):
+            raise
+        same = False
     if not same:
         raise MediaError(f"{path}: {CHANGED_MESSAGE}", kind=CHANGED, hint=CHANGED_HINT)
+
+
+def _was_removed(path: Path) -> bool:
+    """Return whether a missing file was removed: its folder has other files. A folder without any
+    may be a mount point whose disk is away."""
+    with os.scandir(path.parent) as others:
+        return not os.path.lexists(path) and any(others)
 
 
 CRASHED = {

@@ -181,7 +181,7 @@ def test_what_tells_no_version_is_fetched_anew_by_each_run(web: Web) -> None:
     content = put(web, "a.mp4", 10)
     assert digest_at(second) == hashlib.sha256(content).hexdigest()
     first.unlink()  # for room; what lies there now is not what was digested
-    with pytest.raises(MediaError, match="changed or replaced"):
+    with pytest.raises(MediaError, match="changed, replaced or removed"):
         fetched(first)
 
 

@@ -184,10 +184,21 @@ def test_an_unusable_medium_is_recorded_and_the_others_go_on(desk: Desk) -> None
 
 
 def test_a_disk_that_went_away_is_no_fault_of_the_file(desk: Desk) -> None:
-    one = video(desk, seconds=2)
+    (desk.folder / "disk").mkdir()
+    one = video(desk, "disk/a.mp4", seconds=2)
     Path(one["path"]).unlink()
     with pytest.raises(EnvironmentFault, match=r"does not exist.*again to resume"):
         desk.run(one)
+    assert desk.record_set("failures").keys() == set()
+
+
+def test_a_file_that_was_removed_beside_others_fails_and_these_go_on(desk: Desk) -> None:
+    gone, one = image(desk, 1), image(desk, 2)
+    Path(gone["path"]).unlink()
+    assert desk.run(gone, one) == keys(one, 1)
+    (failure,) = desk.told("Failed")
+    assert (failure["media"], failure["kind"]) == (gone["digest"], "changed")
+    assert failure["message"].startswith("it was changed, replaced or removed")
     assert desk.record_set("failures").keys() == set()
 
 
