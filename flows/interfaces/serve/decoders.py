@@ -80,7 +80,7 @@ class SoundSource:
             item = self._calls.encode_item(HEAR, task)
             await self._half.submit(item.key, item, 1)
         except BaseException:
-            if not self._half.has(item.key):  # otherwise the half deletes the sound itself
+            if item.key not in self._half.batches.in_flight:  # the half deletes the sound of those
                 self.drop(task.medium, [task.chunk])
             raise
 
@@ -382,7 +382,7 @@ class FrameSource:
         try:
             return await half.submit(key, request, weight)
         except BaseException:
-            if not half.has(key):  # otherwise the half deletes the frames itself
+            if key not in half.batches.in_flight:  # otherwise the half deletes the frames itself
                 self.drop([task])
             raise
 
@@ -395,7 +395,7 @@ class FrameSource:
         """Delete the frames and the sound of a medium whose clients have left, except those that a
         half has, which deletes them itself."""
         tasks, made = self.tasks(medium, index), self._encoded
-        self.drop([task for task in tasks if not half.has(task[made])])
+        self.drop([task for task in tasks if task[made] not in half.batches.in_flight])
         if self.sound is not None:
             self.sound.drop(medium, index.chunks)
 

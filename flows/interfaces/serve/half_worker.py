@@ -12,7 +12,8 @@ How it works:
 6. A smaller batch moves the ladder down. After an idle time the worker leaves the device.
 7. When the process dies, its requests are queued again, each to run alone; a request that was alone
    twice is refused.
-8. After three failed starts in a row, requests are refused for 10 s before the next start.
+8. A process that has answered nothing for ten minutes is killed, as if it had died.
+9. After three failed starts in a row, requests are refused for 10 s before the next start.
 
 The module also defines the settings with which a server runs one half, and the results that the
 server reads.
@@ -30,6 +31,7 @@ from typing import Any
 from artifacts.errors import CannotFit, EnvironmentFault, Killed, ModelChanged, PenstockError
 from flows.core.machine.launch import StageCall
 from flows.core.plan.ladder import Ladder, Rung
+from flows.execution.run_pipe import PATIENCE_SECONDS
 from flows.interfaces.serve.batching import Batcher, QueuedRequest
 from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.metrics import HalfMetrics, Metrics
@@ -107,6 +109,8 @@ class HalfWorkerSpec:
     """Whether the process can stop working on a withdrawn request."""
     idle_seconds: float
     """Seconds without requests after which the half leaves the device."""
+    deadline: float
+    """Seconds that a request may take."""
     model: ModelWatch = field(default_factory=ModelWatch)
     """Is notified when the half's files have changed."""
 
@@ -145,6 +149,8 @@ STARTS = 3
 """Failed starts in a row after which requests are refused."""
 RETRY_SECONDS = 10.0
 """Seconds until the next attempt after that."""
+LOOK_SECONDS = 10.0
+"""Seconds between two looks at a process that works."""
 
 
 class RestartBackoff:
@@ -211,8 +217,8 @@ class HalfWorker:
         self.on_other_event: Callable[[Event], None] = lambda event: None
         """Gets each event that is not about a request's result."""
         self.batches = Batcher(max_size=1, max_weight=0, max_wait=spec.wait_seconds)
-        self._used = time.monotonic()
-        """Time of the last result."""
+        self._heard = time.monotonic()
+        """Time of the last event, or when an idle process was sent a batch."""
         self._began: float | None = None
         """Time since which the half has been busy."""
         self._process: WorkerProcess | None = None
@@ -237,9 +243,10 @@ class HalfWorker:
     def _rung(self) -> Rung:
         return self._spec.ladder.rung(self.name)
 
-    def depth(self) -> int:
-        """Return the number of waiting requests."""
-        return len(self.batches.waiting)
+    @property
+    def is_silent(self) -> bool:
+        """Return whether it owes an answer, and nothing was heard for longer than that may take."""
+        return not self.batches.idle and time.monotonic() - self._heard > self._spec.deadline
 
     async def submit(self, key: str, item: Keyed, weight: int) -> Any:
         """Queue a request and return its result. Raises HttpRefusal."""
@@ -268,10 +275,6 @@ class HalfWorker:
                         self._process.send(Withdraw(keys=[key]))
                 self._changed.set()
 
-    def has(self, key: str) -> bool:
-        """Return whether a request of this key is in flight."""
-        return key in self.batches.in_flight
-
     def expect(self, count: int) -> None:
         """Announce requests that will be queued, or with a negative count that they were."""
         self.batches.expected += count
@@ -284,6 +287,7 @@ class HalfWorker:
             self._changed.clear()
             wait = self._step()
             if wait != 0:
+                wait = LOOK_SECONDS if wait is None else wait
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait)
         self.leave()
@@ -312,6 +316,9 @@ class HalfWorker:
                 return wait
             self.state, self.preload = WAITING, False
             self._entering = asyncio.create_task(self._start())
+        if self._process and not self.batches.idle and now - self._heard > PATIENCE_SECONDS:
+            log.warning("%s: killed: it did not answer for %.0f s", self.name, now - self._heard)
+            self._process.kill()
         if self.state != RESIDENT or self._leaving:
             return None
         self._yielding = self._scheduler.must_yield()
@@ -320,7 +327,7 @@ class HalfWorker:
         if self._yielding:
             return None
         if due is None:
-            left = self._used + self._spec.idle_seconds - now
+            left = self._heard + self._spec.idle_seconds - now
             if self.batches.idle and left <= 0:
                 self.leave()
             return max(0.01, left) if self.batches.idle else None
@@ -328,7 +335,7 @@ class HalfWorker:
             return due
         if batch := self.batches.take():
             self.metrics.batch_sent(len(batch), [now - request.queued for request in batch])
-            self._began = self._began or now
+            self._began, self._heard = self._began or now, now
             if self._process:
                 self._process.send(Make(batches=[[request.item for request in batch]]))
         return 0
@@ -352,6 +359,8 @@ class HalfWorker:
         )
 
     def _on_event(self, event: Event | PublishedAnswers) -> None:
+        if not isinstance(event, MemorySample):  # a thread takes these
+            self._heard = time.monotonic()
         try:
             self._handle(event)
         except Exception:  # its request would wait for ever: the next process gets it again
@@ -362,7 +371,7 @@ class HalfWorker:
     def _handle(self, event: Event | PublishedAnswers) -> None:
         match event:
             case StageNotes() if event.values.get("ready"):
-                self.state, self._used = RESIDENT, time.monotonic()
+                self.state = RESIDENT
                 self._backoff.started()
             case StageNotes() if "engine" in event.values:
                 self.batches.continuous = engine_of(event.values["engine"]).slots
@@ -398,8 +407,7 @@ class HalfWorker:
         self._rest()
 
     def _rest(self) -> None:
-        self._used = time.monotonic()
-        self._began = None if self.batches.idle else self._used
+        self._began = None if self.batches.idle else time.monotonic()
 
     def _resize(self, max_size: int = 0) -> None:
         """Set the batch limits from the current rung."""

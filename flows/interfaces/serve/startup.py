@@ -27,7 +27,7 @@ from flows.core.ledger.namespaces import one_shot_namespace
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.core.options.commands import RunOptions
 from flows.core.options.media import VectorSamplingOptions
-from flows.core.options.serving import BatchOptions, RequestLimits, ServeConfig
+from flows.core.options.serving import RequestLimits, ServeConfig
 from flows.core.options.store import default_store
 from flows.core.options.text import EngineOptions
 from flows.core.pipelines import CAPTION, LABEL, Pipeline, parts_of, without_hearing
@@ -101,7 +101,7 @@ class Service:
     @property
     def queued(self) -> int:
         """Return the number of requests that wait for a batch."""
-        return sum(half.depth() for half in self.halves)
+        return sum(len(half.batches.waiting) for half in self.halves)
 
     def why_not_ready(self) -> str:
         """Return why requests would have to wait; empty if they would not."""
@@ -111,7 +111,12 @@ class Service:
             return "shutting down"
         if self.scheduler.held_by:
             return f"the device is used by {self.scheduler.held_by}"
-        return next((f"loading {h.name}" for h in self.halves if h.state in (WAITING, LOADING)), "")
+        for half in self.halves:
+            if half.state in (WAITING, LOADING):
+                return f"loading {half.name}"
+            if half.is_silent:
+                return f"{half.name} does not answer"
+        return ""
 
 
 DECODER_BYTES = 768 << 20
@@ -131,7 +136,7 @@ def plan_half(
     job: Job,
     stage: StageSpec,
     ladder: Ladder,
-    config: BatchOptions,
+    config: ServeConfig,
     answers: Callable[[Iterable[str]], dict[str, Any]],
     places: WorkerStores,
     workloads: Sequence[Workload] = (),
@@ -152,6 +157,7 @@ def plan_half(
         return replace(calls.worker_call(stage, rung, pipe, places), budget=room)
 
     pixels = [workload.stored[0] * workload.stored[1] for workload in workloads]
+    is_captioning = job.pipeline[-1].writes == "captions"
     return HalfWorkerSpec(
         name=stage.name,
         ladder=ladder,
@@ -162,6 +168,7 @@ def plan_half(
         item_weight=max(pixels, default=1 << 40),
         wait_seconds=config.max_wait,
         idle_seconds=60 * config.idle,
+        deadline=config.caption_deadline if is_captioning else config.deadline,
     )
 
 
@@ -417,7 +424,8 @@ class _Building:
         for half in halves:
             self._service.halves.append(half)
             self._service.scheduler.users.append(half)
-            self._service.metrics.queue_depth.labels(half.name).set_function(half.depth)
+            waiting = partial(len, half.batches.waiting)
+            self._service.metrics.queue_depth.labels(half.name).set_function(waiting)
 
     def _decoders(self, job: Job, count: int) -> Decoders:
         service, temp_store = self._service, self._service.temp_store

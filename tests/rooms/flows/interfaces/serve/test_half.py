@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -93,6 +94,10 @@ def call_of(name: str, pipe: str, folder: Path) -> StageCall:
     return StageCall(name=name, job=made_job(requests=pipe), device="cpu", log=folder / "log")
 
 
+SETTINGS = {"max_batch": 0, "item_weight": 1, "wait_seconds": 0.0, "idle_seconds": 60.0}
+SETTINGS |= {"deadline": 30.0}
+
+
 def half_of(
     folder: Path, start: Callable[[Listener], Any], metrics: Metrics | None = None, **settings: Any
 ) -> HalfWorker:
@@ -105,7 +110,7 @@ def half_of(
         peak_bytes=lambda rung: 1,
         call=lambda rung, pipe, room: call_of("embed", pipe, folder),
         answers=lambda keys: {key: f"made {key}" for key in keys},
-        **{"max_batch": 0, "item_weight": 1, "wait_seconds": 0.0, "idle_seconds": 60.0, **settings},
+        **{**SETTINGS, **settings},
     )
     return HalfWorker(
         plan, DeviceScheduler("cpu", 1, print), start, TempStore(folder), metrics or Metrics()
@@ -135,6 +140,48 @@ def answer_to(
 
     found, most = asyncio.run(go())
     return found, batches, most
+
+
+@dataclass(kw_only=True)
+class HangingHalf(CrowdedHalf):
+    """A launcher, and its process: the first one stands still when it is given work."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process else 0
+
+    def wait(self) -> StageOutcome:
+        if self.batches:
+            return super().wait()
+        self.process = subprocess.Popen(["sleep", "600"])
+        self.listen("embed", StageNotes({"ready": True}))
+        self.batches.append(next(batches_sent(self.pipe)))
+        raise StageDied("killed", hint="", return_code=self.process.wait())
+
+
+def test_a_process_that_hangs_is_not_ready_then_killed_and_its_requests_made_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.interfaces.serve.half_worker.PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("flows.interfaces.serve.half_worker.LOOK_SECONDS", 0.1)
+    batches: list[list[str]] = []
+
+    async def go() -> None:
+        half = half_of(
+            tmp_path, lambda listen: HangingHalf(listen=listen, batches=batches), deadline=0.5
+        )
+        running = asyncio.create_task(half.run())
+        answer = asyncio.create_task(half.submit("a", Work("a"), 1))
+        while not half.is_silent:
+            await asyncio.sleep(0.05)
+        assert await asyncio.wait_for(answer, 30) == "made a"
+        half.close()
+        await asyncio.wait_for(running, 30)
+
+    asyncio.run(go())
+    assert batches == [["a"], ["a"]]
 
 
 def test_what_does_not_fit_is_made_alone_or_refused_and_others_are_answered(tmp_path: Path) -> None:
@@ -317,7 +364,7 @@ def test_what_nobody_wants_any_more_takes_no_place(tmp_path: Path) -> None:
         long = asyncio.create_task(half.submit("long", Work("long"), 1))
         queued = asyncio.create_task(half.submit("queued", Work("queued"), 1))
         plain = asyncio.create_task(half.submit("plain", Work("plain"), 1))
-        while not half.has("long"):
+        while "long" not in half.batches.in_flight:
             await asyncio.sleep(0.01)
         long.cancel()
         queued.cancel()
@@ -338,7 +385,7 @@ def test_what_two_want_goes_on_when_one_leaves(tmp_path: Path) -> None:
         half = half_of(tmp_path, process, withdraws=True)
         running = asyncio.create_task(half.run())
         both = [asyncio.create_task(half.submit("a", Work("a"), 1)) for _ in range(2)]
-        while not half.has("a"):
+        while "a" not in half.batches.in_flight:
             await asyncio.sleep(0.01)
         both[0].cancel()
         process.reads.set()
