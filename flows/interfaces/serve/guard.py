@@ -31,6 +31,7 @@ ALSO_LIMITED = ("/v1/search",)
 COOKIE = "penstock_session"
 LOG = logging.getLogger("uvicorn.error")
 CONTENT = (b"content-type", b"content-length")
+SHUTTING_DOWN = ("the server is shutting down", "Ask again in a while")
 READ_PAST = 1 << 20
 """Largest body in bytes that is read although its request is refused."""
 SAFE = {
@@ -62,12 +63,12 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1008})
             return
         began, status, path = time.monotonic(), 500, scope["path"]
-        complete = False
+        started = complete = False
         plain: Message | None = None
         """The start of a refusal by a library, which is sent as JSON when its text is known."""
 
         async def send_safely(message: Message) -> None:
-            nonlocal status, complete, plain
+            nonlocal status, started, complete, plain
             if message["type"] == "http.response.start":
                 status = message["status"]
                 given = {name.lower(): value for name, value in message["headers"]}
@@ -84,6 +85,7 @@ class Guard:
                 await refuse(why, path, send, closing=False, more=more)
                 complete = True
                 return
+            started = True
             await send(message)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
 
@@ -100,6 +102,9 @@ class Guard:
         self._service.busy += limited
         try:
             await app(scope, receive, send_safely)
+        except asyncio.CancelledError:  # the server must end, and does not wait any longer
+            if not started:
+                await refuse(unavailable(*SHUTTING_DOWN), path, send_safely, closing=True)
         except Exception:
             # The server closes a connection after an exception; a complete answer needs none.
             if not complete:
@@ -140,7 +145,7 @@ class Guard:
             raise unavailable(f"reloading the model: {change.message}", "Ask again in a while")
         if limited and service.draining:
             service.metrics.refused.labels("draining").inc()
-            raise unavailable("the server is shutting down", "Ask again in a while")
+            raise unavailable(*SHUTTING_DOWN)
         if limited and service.busy >= service.config.max_queue:
             service.metrics.refused.labels("full").inc()
             wait = max(1.0, service.busy * self._gap)

@@ -243,6 +243,31 @@ def test_head_is_answered_as_get_without_a_body(tmp_path: Path, path: str) -> No
     assert int(found.headers["content-length"]) > 0
 
 
+def test_a_request_for_which_the_end_does_not_wait_is_refused(tmp_path: Path) -> None:
+    sent: list[Any] = []
+
+    async def hanging(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    async def go() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/v1/search", "headers": []}
+        guard = Guard(hanging, service_in(tmp_path), "")
+        answering = asyncio.create_task(guard(scope, cast(Any, None), keep))
+        await asyncio.sleep(0)
+        answering.cancel()  # as the server does when it has waited
+        await answering
+
+    asyncio.run(go())
+    start, body = sent
+    assert (start["status"], json.loads(body["body"])["error"]) == (
+        503,
+        "the server is shutting down",
+    )
+
+
 def test_a_refused_method_names_others(client: TestClient) -> None:
     for method, path, allowed in (
         *(("GET", "/v1/caption", "POST"), ("PUT", "/v1/search", "GET, HEAD, POST")),
