@@ -3,6 +3,7 @@ once; killed in each stage, planned, shown, rebuilt; by the dual encoder of the 
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,35 @@ def test_what_is_no_label_and_no_template_is_refused(tmp_path: Path) -> None:
     (tmp_path / "forms.txt").write_text("a photo\n")
     with pytest.raises(UsageError, match="has no"):
         label_set("cat", str(tmp_path / "forms.txt"))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("fifo", "it is a FIFO, not a file"),
+        ("folder", "it is a folder, not a file"),
+        ("/dev/null", "it is a device, not a file"),
+        *[(value, "No such file") for value in ("-", "/no/such/labels", "./labels", "folder/gone")],
+        ("~nobody-here/labels", "home directory"),
+    ],
+)
+def test_a_path_that_is_no_file_is_never_a_label_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    Path("folder").mkdir()
+    with pytest.raises(UsageError, match=f"--labels {value} cannot be read: .*{reason}"):
+        label_set(value)
+
+
+@pytest.mark.parametrize("value", ["and/or", "folder/a,b", "./a b", "~nobody-here,b", "x" * 9999])
+def test_a_text_that_names_no_file_is_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    assert label_set(value).names == value.split(",")
 
 
 Said = pytest.CaptureFixture[str]

@@ -2,13 +2,13 @@
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,21 @@ class LabelSet:
 def label_set(value: str, templates: str = "") -> LabelSet:
     """Return the labels given by `--labels` and `--templates`. Raises UsageError."""
     forms = _templates(templates) if templates else TEMPLATES
-    path = Path(value).expanduser()
-    # Path.is_file raises for a name that is too long for a file, such as a long list of labels.
-    if path.suffix.lower() in NAMED or isfile(path):
-        entries = _entries(text_named(path, "labels", MAX_BYTES, HINT), path)
+    if _names_file(value):
+        entries = _entries(text_named(value, "labels", MAX_BYTES, HINT), Path(value).expanduser())
     else:
         entries = [(name.strip(), {}) for name in value.split(",")]
     return _set_of(entries, forms, value)
+
+
+def _names_file(value: str) -> bool:
+    """Return whether `--labels` gives a file, or what cannot be one, such as a FIFO. Other values
+    are labels: `and/or` is a label, unless the folder `and` exists."""
+    path = os.path.expanduser(value)
+    if Path(value).suffix.lower() in NAMED or value == "-" or os.path.lexists(path):
+        return True
+    is_path = value.startswith(("/", "./", "../", "~")) or os.path.isdir(os.path.dirname(path))
+    return is_path and not re.search(r"[,\s]", value)
 
 
 def labels_named(names: Sequence[str]) -> LabelSet:
