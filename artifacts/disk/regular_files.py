@@ -118,8 +118,10 @@ def user_text(content: bytes, path: Path) -> str:
     if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         reason = "it is not UTF-8 text"
         with contextlib.suppress(UnicodeDecodeError):
-            if b"\0" not in content:  # UTF-16 without a mark may be valid UTF-8
-                return content.decode("utf-8-sig").replace("\r\n", "\n")
+            text = content.decode("utf-8-sig")
+            if "\0" not in text:
+                return text.replace("\r\n", "\n")
+            reason = "it holds a NUL byte, as UTF-16 does"  # without a mark, that may be UTF-8
     raise OSError(errno.EILSEQ, f"{reason}: save it as UTF-8", os.fspath(path))
 
 

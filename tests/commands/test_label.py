@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from artifacts.errors import UsageError
+from flows.commands.label.files import LabelsWritten
 from flows.commands.label.label_set import label_set
 from flows.core.checkpoint.models import find_checkpoint
 from flows.core.options.commands import CaptionConfig
@@ -147,6 +148,37 @@ def test_what_is_no_label_and_no_template_is_refused(tmp_path: Path) -> None:
     (tmp_path / "forms.txt").write_text("a photo\n")
     with pytest.raises(UsageError, match="has no"):
         label_set("cat", str(tmp_path / "forms.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        (b"a {}\0\n", "it holds a NUL byte, as UTF-16 does: save it as UTF-8"),
+        (b"a {}\xff\n", "it is not UTF-8 text"),
+        (b"# none\n", "no templates found"),
+    ],
+)
+def test_a_file_of_templates_without_templates_is_told_what_it_holds(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "forms.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=reason) as error:
+        label_set("cat", str(path))
+    assert error.value.hint == "Give a file with one template per line, such as: a photo of {}"
+
+
+def test_long_labels_and_templates_are_cut_in_messages(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    (tmp_path / "forms.txt").write_text(long)
+    for labels, templates in ((f"{long},{long}", ""), (f"{long},", ""), ("cat", "forms.txt")):
+        with pytest.raises(UsageError) as error:
+            label_set(labels, templates and str(tmp_path / templates))
+        assert "x…'" in error.value.message and len(error.value.message) < 400
+    cut = LabelsWritten(out=tmp_path, files=1, cut=(long,))
+    assert [*cut.notes()] == [f"label texts longer than the model reads, cut: '{'x' * 59}…'"]
 
 
 @pytest.mark.parametrize(

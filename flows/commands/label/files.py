@@ -14,6 +14,7 @@ from artifacts.texts.labels import KINDS, Labelled, Sized, Span, spans_of, write
 from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
 from flows.commands.label.rows import LabelContext, LabelledChunk, label_chunks
+from flows.core.console.lines import quoted
 from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
@@ -169,7 +170,7 @@ class LabelsWritten(RunEnd):
         """Yield notes for the user about the outputs."""
         if self.cut:
             more = f" and {len(self.cut) - 1} more" if len(self.cut) > 1 else ""
-            yield f"label texts longer than the model reads, cut: {self.cut[0]!r}{more}"
+            yield f"label texts longer than the model reads, cut: {quoted(self.cut[0])}{more}"
         for texts in self.texts:
             yield from texts.notes()
 

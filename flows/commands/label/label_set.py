@@ -17,6 +17,7 @@ from artifacts.disk.json_shapes import text as is_text
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
 from artifacts.texts.tables import read_csv
+from flows.core.console.lines import quoted, shortened
 
 MAX_NODES = 1_000_000
 """Largest number of texts, lists and mappings in a file with all aliases expanded."""
@@ -57,6 +58,7 @@ COLUMN = "label"
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 AS_WRITTEN = frozenset({"tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"})
 """Plain scalars of YAML that mean something else than their text."""
+TEMPLATES_HINT = "Give a file with one template per line, such as: a photo of {}"
 HINT = "Give a file with one label per line, a YAML or JSON file (docs/labels.md), or a,b,c"
 
 
@@ -122,7 +124,7 @@ def _names_file(value: str) -> bool:
 
 def labels_named(names: Sequence[str]) -> LabelSet:
     """Return labels with these names, which are never read as file names. Raises UsageError."""
-    return _set_of([(name, {}) for name in names], TEMPLATES, ",".join(names)[:80])
+    return _set_of([(name, {}) for name in names], TEMPLATES, ",".join(names))
 
 
 def _set_of(
@@ -134,17 +136,15 @@ def _set_of(
 
 
 def _templates(value: str) -> list[str]:
-    lines = _lines(text_named(value, "templates", MAX_BYTES, HINT))
+    lines = _lines(text_named(value, "templates", MAX_BYTES, TEMPLATES_HINT))
     for line in lines:
         if "{}" not in line:
             raise UsageError(
-                f"--templates {value}: {line!r} has no {{}} for the label",
+                f"--templates {value}: {quoted(line)} has no {{}} for the label",
                 hint="Put {} where the label is to stand: a photo of {}",
             )
     if not lines:
-        raise UsageError(
-            f"--templates {value}: no templates found", hint="Give a line such as: a photo of {}"
-        )
+        raise UsageError(f"--templates {value}: no templates found", hint=TEMPLATES_HINT)
     return lines
 
 
@@ -255,7 +255,7 @@ def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
     if not isinstance(given, dict) or set(given) - set(SETTINGS):
         unknown = ", ".join(sorted(map(str, set(given) - set(SETTINGS)))) if given else given
         raise UsageError(
-            f"--labels {path}: label {name!r} has unknown settings: {unknown}",
+            f"--labels {path}: label {quoted(name)} has unknown settings: {shortened(unknown, 60)}",
             hint=f"Settings are {', '.join(SETTINGS)}",
         )
     return given
@@ -267,17 +267,20 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     named = [given[key] for key in ("parent", "group") if given.get(key)]
     if not all(isinstance(text, str) for text in (*every, *named)):
         raise UsageError(
-            f"label {name!r}: a prompt, parent or group is no text",
+            f"label {quoted(name)}: a prompt, parent or group is no text",
             hint='Quote each text: prompts: ["a dog", "null"]',
         )
     texts = [text.strip() for text in every] or [form.replace("{}", name) for form in forms]
     number = isinstance(threshold, str) and NUMBER.fullmatch(threshold)
     if threshold is not None and not (number and -1 <= float(threshold) <= 1):
         raise UsageError(
-            f"label {name!r}: invalid threshold {threshold!r}", hint="Give a number from -1 to 1"
+            f"label {quoted(name)}: invalid threshold {quoted(str(threshold))}",
+            hint="Give a number from -1 to 1",
         )
     if not all(texts):
-        raise UsageError(f"label {name!r} has an empty prompt", hint="Leave it out, or fill it in")
+        raise UsageError(
+            f"label {quoted(name)} has an empty prompt", hint="Leave it out, or fill it in"
+        )
     return Label(
         name=name,
         prompts=tuple(texts),
@@ -291,11 +294,11 @@ def _check(labels: Sequence[Label], value: str) -> None:
     names = [label.name for label in labels]
     if not names or not all(names):
         raise UsageError(
-            f"{'empty label' if names else 'no labels'} in --labels {value!r}", hint=HINT
+            f"{'empty label' if names else 'no labels'} in --labels {quoted(value, 200)}", hint=HINT
         )
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise UsageError(f"label {twice!r} is listed twice", hint="Leave one out")
+        raise UsageError(f"label {quoted(twice)} is listed twice", hint="Leave one out")
     _check_parents({label.name: label.parent for label in labels})
 
 
@@ -306,11 +309,13 @@ def _check_parents(parents: Mapping[str, str]) -> None:
         while at and at not in good:
             if at not in parents:
                 raise UsageError(
-                    f"label {name!r} has an ancestor {at!r}, which is no label",
+                    f"label {quoted(name)} has an ancestor {quoted(at)}, which is no label",
                     hint="Add it, or remove the parent",
                 )
             if at in seen:
-                raise UsageError(f"label {name!r} is its own ancestor", hint="Remove one parent")
+                raise UsageError(
+                    f"label {quoted(name)} is its own ancestor", hint="Remove one parent"
+                )
             seen.add(at)
             at = parents[at]
         good |= seen

@@ -31,6 +31,7 @@ from artifacts.schema import MediaIndex
 from artifacts.texts.labels import Labelled, Scored, TextVectors
 from artifacts.texts.tables import read_csv
 from flows.commands.label.label_set import LabelSet
+from flows.core.console.lines import quoted
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Task
 from flows.core.media.media_file import MediaFile
@@ -126,9 +127,9 @@ def label_rules(
             own = HALF_PROBABILITY if own is None and texts.bias else own
         thresholds.append(np.nan if own is None else own)
     if rules.count("gap") == 1:
+        single = quoted(labels.names[rules.index("gap")])
         raise UsageError(
-            f"no rule for the single label {labels.names[rules.index('gap')]!r}: this model's "
-            "scores have no fixed threshold",
+            f"no rule for the single label {single}: this model's scores have no fixed threshold",
             hint="Give --threshold (a cosine, such as 0.25), or another label",
         )
     parents = [(names[label.name], names.get(label.parent)) for label in labels.labels]
@@ -195,7 +196,7 @@ def read_examples(path_text: str, labels: Sequence[str]) -> Examples:
         name = row["label"].strip()
         if name and name not in labels:
             raise UsageError(
-                f"--examples {path} has the label {name!r}, which is not among --labels",
+                f"--examples {path} has the label {quoted(name)}, which is not among --labels",
                 hint=EXAMPLES_HINT,
             )
         labels_of.setdefault(row["media_path"], set()).update({name} - {""})

@@ -146,6 +146,11 @@ def shortened(text: str, width: int) -> str:
     return f"{text.rstrip()}…"[:width]
 
 
+def quoted(text: str, width: int = 60) -> str:
+    """Return a user's text in quotes, cut to `width` columns."""
+    return repr(shortened(text, width))
+
+
 def _words(text: str, room: int) -> Iterator[tuple[str, str]]:
     """Yield the words of a text, each with the gap before it. Splits commands wider than `room`."""
     end = 0
