@@ -120,6 +120,7 @@ def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:
         ("labels.yaml", "- cat: {group: a}", 'entry 1 is {"cat": {"group": "a"}}, no text'),
         ("labels.yaml", "cat: [a, ~]", "label 'cat': a prompt, parent or group is no text. Quote"),
         ("labels.json", '{"cat": null, "cat": {"group": "a"}}', "'cat' is listed twice"),
+        ("labels.json", '{"cat": true}', "unknown settings: True"),
         ("labels.json", '["cat", true]', "entry 2 is true, no text"),
         ("labels.csv", "label,group\ncat,a\ncat,b\n", "'cat' is listed twice"),
         ("labels.csv", "id,title\n1,cat\n", "first line names no column label"),

@@ -253,7 +253,8 @@ def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
     if isinstance(given, str | list):
         given = {"prompts": given}
     if not isinstance(given, dict) or set(given) - set(SETTINGS):
-        unknown = ", ".join(sorted(map(str, set(given) - set(SETTINGS)))) if given else given
+        names = set(given) - set(SETTINGS) if isinstance(given, dict) else [given]
+        unknown = ", ".join(sorted(map(str, names)))
         raise UsageError(
             f"--labels {path}: label {quoted(name)} has unknown settings: {shortened(unknown, 60)}",
             hint=f"Settings are {', '.join(SETTINGS)}",
