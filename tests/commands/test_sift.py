@@ -319,6 +319,16 @@ def test_unreadable_files_are_listed_and_the_exit_code_says_so(tmp_path: Path) -
     assert main(words) == 1 and items_of(tmp_path / "out") == 0
 
 
+@pytest.mark.parametrize("keep", ["width > 9", "width > 9999"])
+def test_only_what_is_kept_is_to_be_captioned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keep: str
+) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    assert main(["sift", str(tmp_path / "a.png"), "--keep", keep, "--out", str(tmp_path)]) == 0
+    kept = len(read_lines(tmp_path / "kept.jsonl"))
+    assert capsys.readouterr().out.count("penstock caption") == kept
+
+
 def test_marks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sift", "--marks"]) == 0
     shown = capsys.readouterr().out

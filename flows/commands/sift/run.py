@@ -314,7 +314,7 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
     failures = away.failures(media_away, [*failures, *unreadable])
     if not readable and not media_away:
         write_jsonl(out / "failures.jsonl", failures)
-        raise NothingToDo(SIFT, failures)
+        raise NothingToDo(SIFT, failures, config.sources)
     # A file whose line has several prompts is one file.
     unique: dict[tuple[object, ...], JobFile] = {}
     for job_file in readable:

@@ -46,7 +46,7 @@ def sift_command(given: argparse.Namespace) -> int:
             raise
     if print_result(given, result, display):
         then = shlex.join(["penstock", "caption", str(result.kept_list)])
-        print_lines(f"{result.line()}; caption them with `{then}`")
+        print_lines(result.line() + (f"; caption them with `{then}`" if result.kept else ""))
     return result.exit_code
 
 

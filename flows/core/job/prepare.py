@@ -28,6 +28,7 @@ from artifacts.texts.captions import Failure
 from artifacts.texts.edits import EditsInForce
 from artifacts.texts.trainers import WITH_SOUND
 from artifacts.tiles import OFF
+from artifacts.wording import first_of
 from flows.core.checkpoint.models import Model, digests_in, open_model, pipeline_for
 from flows.core.checkpoint.precision import PartSettings, attention, weight_bytes
 from flows.core.job.away import AwayMedia, unread_sources
@@ -235,10 +236,13 @@ class NothingToDo(UsageError):
     """The error when no source can be used. `failures` gives the reason for each. The exit code is
     that of an environment fault if no server of any source responds."""
 
-    def __init__(self, pipeline: Pipeline, failures: Sequence[Failure]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, failures: Sequence[Failure], sources: Sequence[str] = ()
+    ) -> None:
         self.failures = tuple(failures)
         if not failures:
-            super().__init__("the list of sources is empty", hint="Give files or folders")
+            message = f"the list of sources is empty: {first_of(sources)}"
+            super().__init__(message, hint="Give files or folders")
             return
         if all(failure.error == UNREACHABLE for failure in failures):
             self.exit_code = EnvironmentFault.exit_code
@@ -293,7 +297,7 @@ def prepare(
     if left_out and not files and not failures:
         raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")
     if not files and not away:  # reported before a model is resolved or downloaded
-        raise NothingToDo(pipelines[0], failures)
+        raise NothingToDo(pipelines[0], failures, config.sources)
     check_beside(files, config)
     prepare_store(store)
     check_devices(config, store)
