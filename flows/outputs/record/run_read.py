@@ -29,7 +29,9 @@ def load_record(out: Path) -> RunRecord:
     path = out / RUN_RECORD
     if not os.path.lexists(path):
         hint = "Name the --out folder of a run"
-        hint += f", such as {below[0]}" if (below := runs_below(out)) else ""
+        # The run of an index has no marker: its folder is not the output folder of a command.
+        below = runs_below(out) or sorted(record.parent for record in out.glob(f"*/{RUN_RECORD}"))
+        hint += f", such as {below[0]}" if below else ""
         raise UsageError(
             f"no run has written to {out}",
             hint=f"{hint}; one that has just begun writes there after it has read its sources",

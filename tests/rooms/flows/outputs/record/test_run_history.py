@@ -10,7 +10,7 @@ import pytest
 
 from artifacts.disk.files import write_json, write_text
 from artifacts.disk.json_records import json_of
-from artifacts.errors import Interrupted
+from artifacts.errors import Interrupted, UsageError
 from flows.commands.report.facts import facts
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
@@ -47,6 +47,13 @@ def ran(out: Path, items: int, *keys: str, minute: int = 0, **outcome: Any) -> N
     writer.record.updated = started.replace(":00+", ":40+")
     writer.record.state = "died"  # a killed process writes no history of its own run
     write_json(writer.path, json_of(writer.record))
+
+
+def test_a_folder_above_a_run_names_it_fails(tmp_path: Path) -> None:
+    ran(tmp_path / "index" / "run", 12)  # as `index build` leaves it
+    with pytest.raises(UsageError, match="no run has written to") as error:
+        load_record(tmp_path / "index")
+    assert f", such as {tmp_path / 'index' / 'run'};" in error.value.hint
 
 
 def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path: Path) -> None:
