@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel
 
 import penstock_demo
@@ -31,6 +32,7 @@ from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
 from stages.export import GRAPHS
 from stages.export.parity import PARITY
+from tests.support.described import described
 from tests.support.graphs import graph_job as job_of
 from tests.support.graphs import with_graphs
 from tests.support.inside import InsideLauncher
@@ -185,6 +187,27 @@ def test_what_cannot_be_judged_is_said_before_anything_is_written(tmp_path: Path
         with pytest.raises(UsageError, match=f"--{next(iter(changes))} ") as caught:
             ExportConfig(**given | changes)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("", "holds other files"), ("int8", "holds another checkpoint"), ("nf4", "")],
+)
+def test_a_dry_run_refuses_a_folder_that_the_command_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, reason: str
+) -> None:
+    store, out = described(tmp_path / "store"), tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    recipe = {"source": ["a digest"], "kind": kind, "parts": ["language"], "group": 0}
+    recipe |= {"calibrated": False, "samples": SAMPLES}
+    if kind:
+        (out / PARITY).write_text(json.dumps({"recipe": recipe}))
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    command = ["export", "demo", "--to", "nf4", "--out", str(out), "--store", str(store)]
+    command += ["--calibrate", str(tmp_path / "a.png"), "--samples", str(SAMPLES), "--dry-run"]
+    assert main(command) == (2 if reason else 0)
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.slow

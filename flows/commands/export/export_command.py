@@ -5,6 +5,7 @@ real media.
 import argparse
 import shlex
 import sys
+from functools import partial
 
 from flows.commands.export import EXPORTS, GRAPHS
 from flows.commands.export.options import ExportConfig
@@ -20,18 +21,18 @@ from stages.export import PACKED
 
 
 def export_command(given: argparse.Namespace) -> int:
-    from flows.commands.export.run import export
+    from flows.commands.export.run import export, refuse_other_checkpoint
     from flows.commands.export.samples import evaluation_media
 
     config = config_from(given, ExportConfig)
-    if not given.dry_run:
-        refuse_foreign_folder(config)  # before the demo clips are rendered
+    refuse_foreign_folder(config)  # before the demo clips are rendered
     display = Display(quiet=given.quiet, as_json=given.json)
     with evaluation_media(config, display.print_line) as sources:
         captioning: RunOptions = config.captioning(sources)
         if given.dry_run:
             pipelines = GRAPHS if config.graphs else EXPORTS
-            return show(captioning, *pipelines, as_json=given.json)
+            check = partial(refuse_other_checkpoint, config)
+            return show(captioning, *pipelines, as_json=given.json, check=check)
         result = export(captioning, config, display)
     if print_result(given, result, display) or not (given.json or result.accepted):
         _print_result(result, graphs=config.graphs)

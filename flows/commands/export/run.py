@@ -8,7 +8,7 @@
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -74,6 +74,7 @@ from stages.export import (
     JudgeJob,
     MergeJob,
 )
+from stages.export.parity import verdict_in
 from stages.models.adapter_modules import LoraAdapter
 from stages.models.graphs.sessions import ONNX
 from stages.process.device import device_name
@@ -88,6 +89,32 @@ def source_of(job: Job) -> dict[str, Any]:
     """Return the key fields of a job's model: its digests, and whether it runs as published."""
     source = [job.model.digests[part] for part in sorted(job.model.digests)]
     return {"source": source, **as_published_fields(job.model.profile.as_published)}
+
+
+def recipe_of(job: Job, request: ExportConfig, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the key fields of the checkpoint, without the samples. `source` are those of the model
+    with its adapter."""
+    return {
+        **source,
+        "kind": request.to,
+        "parts": list(request.parts(job.model.profile.route)),
+        "group": request.group if request.packed else 0,
+        "calibrated": request.packed and request.calibrated,
+        "samples": request.samples,
+        **({"answer_blank": blank} if (blank := job.model.profile.answer_blank) else {}),
+    }
+
+
+def refuse_other_checkpoint(request: ExportConfig, job: Job) -> None:
+    """Check for a dry run that the folder holds no other checkpoint. Weights that it does not read
+    count as those of the checkpoint. Raises UsageError."""
+    source, placed = source_of(job), verdict_in(request.folder).get("recipe")
+    if request.adapter:
+        files = ModelDigests(digests_in(job.store))
+        source["adapter"] = adapter_digest(read_noted_adapter(request.adapter, files), files)
+    if not job.model.read and isinstance(placed, dict):
+        source["source"] = placed.get("source")
+    placed_before(request.folder, recipe_of(job, request, source))
 
 
 def merge(
@@ -315,17 +342,7 @@ class _Export:
         return move_into_place(self._request)
 
     def _recipe(self, job: Job) -> dict[str, Any]:
-        """Return the key fields of the checkpoint, without the samples."""
-        request = self._request
-        return {
-            **(self._source or source_of(job)),
-            "kind": request.to,
-            "parts": list(self._parts),
-            "group": request.group if request.packed else 0,
-            "calibrated": request.packed and request.calibrated,
-            "samples": request.samples,
-            **({"answer_blank": blank} if (blank := job.model.profile.answer_blank) else {}),
-        }
+        return recipe_of(job, self._request, self._source or source_of(job))
 
     def _write_checkpoint(self, job: Job, runner: PipelineRunner) -> None:
         """Write the checkpoint, and record the original's logits on the samples."""
