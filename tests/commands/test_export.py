@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from flows.commands.export import EXPORTED_VECTORS
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.result import Exported
 from flows.commands.export.run import export
-from flows.commands.export.samples import features_job, halves_of
+from flows.commands.export.samples import evaluation_media, features_job, halves_of
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
 from flows.execution.run import caption
@@ -208,6 +209,17 @@ def test_a_dry_run_refuses_a_folder_that_the_command_refuses(
     command += ["--calibrate", str(tmp_path / "a.png"), "--samples", str(SAMPLES), "--dry-run"]
     assert main(command) == (2 if reason else 0)
     assert reason in capsys.readouterr().err
+
+
+def test_clips_of_a_killed_export_are_deleted_and_those_of_a_running_one_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "penstock-export-killed" / "clips").mkdir(parents=True)
+    request = ExportConfig(model="demo", to="nf4", out=str(tmp_path / "out"), samples=2)
+    with evaluation_media(request, print) as running, evaluation_media(request, print) as sources:
+        assert {*map(Path, running + sources)} == {*tmp_path.glob("penstock-export-*/clips")}
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.slow

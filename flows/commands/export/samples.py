@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from artifacts.disk.files import own_folder
 from artifacts.errors import PenstockError, UsageError
 from flows.commands.export.options import ExportConfig, check_export_packages
 from flows.core.job.prepare import Job
@@ -41,10 +42,9 @@ def evaluation_media(
     from penstock_demo.clips import write_clips
 
     announce("no media given: the checkpoint is evaluated on clips of the demo world")
-    with tempfile.TemporaryDirectory(prefix="penstock-export-") as folder:
-        clips = Path(folder) / "clips"
-        write_clips(clips, config.samples, DEMO_SEED)
-        yield (str(clips),)
+    with own_folder(Path(tempfile.gettempdir()), "penstock-export-") as folder:
+        write_clips(folder / "clips", config.samples, DEMO_SEED)
+        yield (str(folder / "clips"),)
 
 
 def media_in(job: Job) -> list[Medium]:
