@@ -3,12 +3,17 @@
 import contextlib
 import errno
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.disk.paths import NEARBY, lies_in, nearby_folder
 from artifacts.disk.regular_files import DENIED, NotAFile
 from artifacts.errors import EnvironmentFault
+
+TEMPORARY = re.compile(r"penstock-[a-z]+-\w{8}(/|$)", re.ASCII)
+"""A temporary folder that the program made, and not the user."""
 
 
 def read_fault(error: OSError, where: Path) -> EnvironmentFault:
@@ -30,10 +35,8 @@ def fault_of(error: OSError, where: Path) -> EnvironmentFault:
     if isinstance(error, NotAFile):
         return EnvironmentFault(f"{error.filename}: {error.strerror}", hint="Move it away")
     if is_full(error):
-        nearby = lies_in(str(where), str(nearby_folder()))
-        other = f"set {NEARBY} to a folder elsewhere" if nearby else "give another --store or --out"
-        if not nearby:
-            other += ", or --max-store SIZE, which removes features once they are used"
+        variable = _variable_of(where)
+        other = f"set {variable} to a folder elsewhere" if variable else "choose another folder"
         return EnvironmentFault(
             f"the disk of {where} is full, or your quota on it",
             hint=f"Free some space or {other}; the same command then goes on",
@@ -67,6 +70,16 @@ def disk_faults(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise fault_of(error, where) from error
+
+
+def _variable_of(where: Path) -> str:
+    """Return the environment variable that places a folder; empty for one that the user named."""
+    if lies_in(str(where), str(nearby_folder())):
+        return NEARBY
+    with contextlib.suppress(OSError, ValueError):  # no such folder, or `where` lies elsewhere
+        below = where.relative_to(tempfile.gettempdir())
+        return "TMPDIR" if TEMPORARY.match(str(below)) else ""
+    return ""
 
 
 def _closed_part(error: OSError, where: Path) -> Path | None:

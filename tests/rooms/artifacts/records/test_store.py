@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,17 +31,24 @@ def store(tmp_path: Path) -> FolderStore:
 
 
 @pytest.mark.parametrize(
-    ("nearby", "advice"),
-    [("other", "--store or --out, or --max-store SIZE"), ("", "PENSTOCK_NEARBY")],
+    ("nearby", "folder", "advice"),
+    [
+        ("other", "store", "choose another folder"),
+        ("other", "penstock-out", "choose another folder"),
+        ("other", "penstock-search-abcd_123/store", "set TMPDIR to a folder elsewhere"),
+        ("", "store", "set PENSTOCK_NEARBY to a folder elsewhere"),
+    ],
 )
-def test_a_full_disk_gives_the_option_that_moves_the_folder(
-    store: FolderStore, nearby: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_gives_what_moves_the_folder(
+    nearby: str, folder: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store = FolderStore(tmp_path / folder)
     monkeypatch.setenv("PENSTOCK_NEARBY", str(tmp_path / nearby))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     with pytest.raises(EnvironmentFault, match=r"is full, or your quota on it\. Free") as raised:
         store.put_if_absent("one", [b"x"])
-    assert advice in raised.value.hint
+    assert raised.value.hint == f"Free some space or {advice}; the same command then goes on"
     assert not any((store.local / "tmp").iterdir())
 
 
