@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TypeVar
 
 from artifacts.digests import digest_of
-from artifacts.errors import HalfChecked, Killed, ModelChanged, PenstockError
+from artifacts.errors import EnvironmentFault, HalfChecked, Killed, ModelChanged, PenstockError
 from artifacts.records.packs import DamagedRecord, RecordSet
 from artifacts.texts.captions import Failure, write_jsonl
 from artifacts.texts.edits import EDITS
@@ -305,12 +305,21 @@ class PipelineRunner:
         nor a failure are made once more. Raises EnvironmentFault if that does not help."""
         for _ in range(2):
             self._run_waves(write)
+            self._check_out()
             if not (missing := missing_rows(self._job, write(True))):
                 return
             number = counted(sum(missing.values()), "item")
             self._announce(f"neither a row nor a failure for {number} of {next(iter(missing))} …")
             self._job.ledger.refresh()
         raise missing_error(self._job.out, missing)
+
+    def _check_out(self) -> None:
+        """Raise EnvironmentFault if the folder of the run was removed or moved."""
+        if self.writer.is_gone:
+            raise EnvironmentFault(
+                f"{self._job.out} is missing (removed or moved during the run)",
+                hint="Finished work is kept; run the same command again to resume",
+            )
 
     def _run_waves(self, write: Write) -> None:
         """Make the items that are missing. Outputs are written between waves."""
@@ -348,6 +357,7 @@ class PipelineRunner:
         self.writer.fails(failures_of(job))  # of earlier runs
         self._throttle(self._record_progress)
         for number, wave in enumerate(waves):
+            self._check_out()
             following = waves[number + 1] if number + 1 < len(waves) else []
             both_fit = limit is None or limit.make_room(waves[number:])
             if limit is not None:

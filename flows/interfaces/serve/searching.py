@@ -27,7 +27,7 @@ from artifacts.index.where import INDEX, Condition, matching
 from artifacts.index.writing import refuse_other
 from flows.commands.search.query import run_query, to_hit
 from flows.core.options.vectors import SearchQuery
-from flows.interfaces.serve.refusals import HttpRefusal, refusal_of
+from flows.interfaces.serve.refusals import HttpRefusal, refusal_of, unavailable
 
 FIELD = replace(INDEX, option="where")
 """What a condition is about, as a request names it."""
@@ -92,6 +92,8 @@ class ServedIndex:
             await asyncio.to_thread(self._reopen)
         except PenstockError as error:
             raise refusal_of(error, 503) from error
+        if not self.rows:
+            raise unavailable("the index has no rows", "Ask again when it is built")
 
     def _search(
         self,

@@ -24,7 +24,15 @@ import flows.core.plan.store_limit
 import flows.execution.pipeline_runner
 from artifacts.digests import digest_of
 from artifacts.disk.locks import try_hold
-from artifacts.errors import Interrupted, Killed, OutOfMemory, PenstockError, StageDied, UsageError
+from artifacts.errors import (
+    EnvironmentFault,
+    Interrupted,
+    Killed,
+    OutOfMemory,
+    PenstockError,
+    StageDied,
+    UsageError,
+)
 from artifacts.records.packs import Record, RecordSet, read_header
 from artifacts.records.store import FolderStore, open_store
 from flows.core.console.display import Display
@@ -208,6 +216,14 @@ class Disturbed(Stages):
             self._stage = ""
             self._happens()
         return super().start(call)
+
+
+def test_outputs_are_not_written_into_a_folder_that_was_removed(config: CaptionConfig) -> None:
+    out = Path(config.out)
+    with pytest.raises(EnvironmentFault, match="removed or moved during the run"):
+        run(config, Disturbed("decode", lambda: shutil.rmtree(out)))
+    assert not (out / "captions.jsonl").exists()
+    assert run(config, Stages()) == 5 and (out / "run.json").exists()
 
 
 @pytest.mark.slow

@@ -196,6 +196,15 @@ def rewritten(path: Path) -> None:
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
 
 
+def test_an_index_without_rows_is_not_ready(place: Path) -> None:
+    client = serving(place)
+    assert client.get("/readyz").status_code == 200
+    assert index(place, "remove", *map(str, sorted((place / "media").resolve().iterdir()))) == 0
+    answers = [client.get("/readyz"), client.get("/v1/search?q=red")]
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert answers[1].json()["error"] == "the index has no rows"
+
+
 @pytest.mark.in_turn
 @pytest.mark.parametrize("change", [replaced, linked, rewritten])
 @pytest.mark.parametrize("name", ["film.mp4", "red.png"])
