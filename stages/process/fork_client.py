@@ -2,7 +2,8 @@
 
 The fork server starts stages from a process that has imported what they need. It starts with the
 first stage that requests it and ends with the `with` block. If it is unavailable, refuses or does
-not answer, the stage is started as an ordinary process. Only the start time depends on it.
+not answer, the stage is started as an ordinary process. Only the start time depends on it. One that
+was killed starts again with the second stage after that.
 
 A process in which one thread computes for longer than its limit is killed. The check runs outside
 the process, because a thread may hold the interpreter's lock. It counts CPU time, so a busy machine
@@ -174,6 +175,10 @@ Process: TypeAlias = "subprocess.Popen[bytes] | ForkedProcess"
 """A stage's process, however it was started."""
 
 
+MOST_DEATHS = 3
+"""Deaths of the server after which stages are ordinary processes."""
+
+
 class ForkServer:
     """Starts the fork server when it is first needed; a context manager that ends the server and
     its children."""
@@ -188,6 +193,8 @@ class ForkServer:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+        self._deaths = 0
+        """How often the server died."""
         self._unavailable = not hasattr(os, "pidfd_open")
 
     def __enter__(self) -> "ForkServer":
@@ -226,8 +233,11 @@ class ForkServer:
                     descriptors = [log.fileno(), events, theirs.fileno(), job]
                     socket.send_fds(self._control, [message], descriptors)
                 reply, handles = self._receive_answer(status)
-            except OSError:  # killed or hanging: it must not fork any more
+            except OSError as error:
                 self._end()
+                self._deaths += 1
+                is_hopeless = isinstance(error, TimeoutError) or self._deaths >= MOST_DEATHS
+                self._unavailable = is_hopeless or not hasattr(os, "pidfd_open")
                 reply = b""
             except BaseException:
                 self._end()
@@ -244,13 +254,15 @@ class ForkServer:
 
     def _receive_answer(self, status: socket.socket) -> tuple[bytes, list[int]]:
         """Return what the server answers, and a handle of the process. Waits as long as it makes
-        progress: imports take minutes on a busy machine. Raises TimeoutError."""
+        progress: imports take minutes on a busy machine. Raises OSError if it was killed or hangs."""
         assert self._process is not None
         status.settimeout(LOOK_SECONDS)
         done, since = work_done(self._process.pid), time.monotonic()
         while True:
             try:
                 reply, handles, _, _ = socket.recv_fds(status, 64, 1)
+                if not reply:
+                    raise ConnectionResetError
                 return reply, handles
             except TimeoutError:
                 if (now := work_done(self._process.pid)) != done:

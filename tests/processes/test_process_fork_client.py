@@ -16,7 +16,7 @@ from artifacts.errors import Killed, StageDied
 from scripts.run.stage_processes import stage_of
 from stages.process import fork_client
 from stages.process.events import Answered, Event, EventReporter
-from stages.process.fork_client import OVERTIME, ForkedProcess, ForkServer
+from stages.process.fork_client import MOST_DEATHS, OVERTIME, ForkedProcess, ForkServer
 from stages.process.stage_process import StageProcess
 from tests.support.started import started, until
 
@@ -132,6 +132,20 @@ def test_a_stage_is_gone_with_the_server_and_was_killed(tmp_path: Path, forks: F
     assert not is_forked(again) and again.wait().items == 1
 
 
+@pytest.mark.slow
+def test_a_server_that_was_killed_starts_again_but_not_for_ever(
+    tmp_path: Path, forks: ForkServer
+) -> None:
+    for _ in range(MOST_DEATHS):
+        running = start("tells", tmp_path, forks)
+        assert is_forked(running) and running.wait().items == 1
+        os.kill(server_of(forks), signal.SIGKILL)
+        between = start("tells", tmp_path, forks)
+        assert not is_forked(between) and between.wait().items == 1
+    last = start("tells", tmp_path, forks)
+    assert not is_forked(last) and last.wait().items == 1
+
+
 def test_memory_is_drawn_over_the_seconds_of_the_stage(tmp_path: Path, forks: ForkServer) -> None:
     code = "import time; time.sleep(0.5)\ndef run(job, report): report.answered('one')\n"
     (tmp_path / "slow_to_import.py").write_text(code)
@@ -145,7 +159,7 @@ def test_memory_is_drawn_over_the_seconds_of_the_stage(tmp_path: Path, forks: Fo
 IMPORTS_FOR_LONG = """
 import sys
 from pathlib import Path
-from stages.process.fork_client import ForkServer
+from stages.process.fork_client import MOST_DEATHS, ForkServer
 from tests.support.started import started, until
 with ForkServer() as forks:
     started("imports_for_long", "run", Path(sys.argv[1]), forks=forks)
