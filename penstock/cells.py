@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from artifacts.disk.json_shapes import read_jsonl
+from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
 from artifacts.texts.captions import one_line
@@ -14,13 +14,12 @@ from artifacts.texts.labels import read_labels
 from artifacts.wording import counted
 from flows.commands.label.files import LINES
 from flows.core.console.lines import printable
+from flows.core.media.output_rows import MediaRow
 from flows.outputs.media_rows import (
-    MEDIA_ENTRY,
     RUN_AGAIN,
     failed_media,
     is_other,
     media_with_captions,
-    path_of,
 )
 from flows.outputs.unwritten import decisions_on
 from penstock.arguments import path_of as path_given
@@ -103,14 +102,14 @@ def shown_of(out: Path, most: int) -> Shown:
         raise UsageError(
             f"{out} has no captions", hint="Run penstock.caption first, and give its out"
         )
-    failures = tuple(f"{row['media_path']}: {row['message']}" for row in failed_media(out))
+    failures = tuple(f"{row.media_path}: {row.message}" for row in failed_media(out))
     noun = "image or frame" if labels else "caption"
     return Shown(captions=tuple(rows[:most]), total=len(rows), failures=failures, noun=noun)
 
 
 def _labels(out: Path) -> Iterator[ShownCaption]:
-    entries = read_jsonl(out / "media.jsonl", MEDIA_ENTRY, RUN_AGAIN)
-    paths = {m["media_path"]: "" if is_other(m) else path_of(m) for m in entries}
+    entries = read_jsonl_file(MediaRow, out / "media.jsonl", RUN_AGAIN)
+    paths = {m.media_path: "" if is_other(m) else m.path for m in entries}
     for row in read_labels(out / LINES):
         text = ", ".join(row.given) or f"none; the nearest is {row.top}"
         path = paths.get(row.media_path, "")
@@ -118,14 +117,12 @@ def _labels(out: Path) -> Iterator[ShownCaption]:
 
 
 def _captions(out: Path) -> Iterator[ShownCaption]:
-    from flows.commands.review.folder_captions import LINE
-
     decided = None
-    for entry, rows in media_with_captions(out, LINE):
-        path = "" if is_other(entry) else path_of(entry)
+    for entry, rows in media_with_captions(out):
+        path = "" if is_other(entry) else entry.path
         for row in rows:
             decided = decided or decisions_on(out)
-            where = row["media_path"], row["start"], row["end"], row.get("name", "")
+            where = row.media_path, row.start, row.end, row.name
             text, review, is_written = decided(row)
             if not is_written:
                 review = f"{review or 'undone'}, not written yet"

@@ -48,6 +48,43 @@ def read_json_file(kind: type[R], path: Path, hint: str) -> R:
         raise unreadable(path, error, hint) from error
 
 
+def read_jsonl_file(kind: type[R], path: Path, hint: str, max_lines: int | None = None) -> list[R]:
+    """Return the lines of a JSON-lines file as the type `kind`; fields that it does not have are
+    left out. With `max_lines`, return the first lines. Return an empty list if the file is missing.
+    Raises EnvironmentFault, with the line."""
+    import msgspec
+
+    try:
+        # Not splitlines, which also splits at other line separators inside captions.
+        lines = read_text(path, BYTES, lines=max_lines).split("\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(path, error, hint) from error
+    decode, rows = msgspec.json.Decoder(kind).decode, list[R]()
+    for at, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            rows.append(decode(line))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            rows.append(_converted(kind, line, path, hint, at))
+    return rows
+
+
+def _converted(kind: type[R], line: str, path: Path, hint: str, at: int) -> R:
+    """Return a line that the fast decoder refuses, which it does of half a character, too. Raises
+    EnvironmentFault."""
+    import msgspec
+
+    try:
+        return msgspec.convert(parse(line), kind)
+    except msgspec.ValidationError as error:
+        raise unreadable(path, ShapeError(f"{error}"), hint, f" at line {at}") from error
+    except ValueError as error:
+        raise unreadable(path, error, hint, f" at line {at}") from error
+
+
 def json_of(record: object) -> dict[str, Any]:
     """Return a dataclass, and those in it, as JSON objects."""
     import msgspec

@@ -1,20 +1,16 @@
 """Finds the decisions of a review that the files of a run do not have yet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from artifacts.disk.json_shapes import OptionalField, read_jsonl, text
+from artifacts.disk.json_records import read_jsonl_file
 from artifacts.texts.edits import how_to_write, keys_of, lacks_decisions, read_edits
+from flows.core.media.output_rows import CaptionRow
 from flows.core.options.formats import CAPTIONS
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.record.run_read import load_record
 
-LINE = {
-    **dict.fromkeys(("caption", "features"), text),
-    **dict.fromkeys(("name", "prompt", "review", "original"), OptionalField(text)),
-}
-"""Shape of a line of captions.jsonl, as far as it tells of a decision."""
 CORRECTED = "corrected"
 
 
@@ -28,17 +24,17 @@ class Decided(NamedTuple):
     """Whether captions.jsonl says the same."""
 
 
-def decisions_on(out: Path) -> Callable[[Mapping[str, Any]], Decided]:
+def decisions_on(out: Path) -> Callable[[CaptionRow], Decided]:
     """Return a function that returns what was decided on a line of captions, those decisions
     included that were made since the files were written. Raises UsageError, EnvironmentFault."""
     fixed = load_record(out).plan.words.text
     edits = read_edits(out, belief_in(out).proof()).now
 
-    def decided(row: Mapping[str, Any]) -> Decided:
-        text, original = row["caption"], row.get("original")
-        before = row.get("review", "") or (CORRECTED if original else "")
-        _, own_text, _ = fixed.parts(original or text)
-        keys = keys_of(row["features"], row.get("name", ""), row.get("prompt", ""), own_text)
+    def decided(row: CaptionRow) -> Decided:
+        text = row.caption
+        before = row.review or (CORRECTED if row.original else "")
+        _, own_text, _ = fixed.parts(row.original or text)
+        keys = keys_of(row.features, row.name, row.prompt, own_text)
         edit = next((edits[key] for key in keys if key in edits), None)
         if edit is None:
             return Decided(text, before, True)
@@ -56,7 +52,8 @@ def count_unwritten(out: Path) -> int:
     UsageError, EnvironmentFault."""
     if not lacks_decisions(out / CAPTIONS):
         return 0
-    decided, rows = decisions_on(out), read_jsonl(out / CAPTIONS, LINE, how_to_write(out))
+    decided, hint = decisions_on(out), how_to_write(out)
+    rows = read_jsonl_file(CaptionRow, out / CAPTIONS, hint)
     return sum(not decided(row).is_written for row in rows)
 
 

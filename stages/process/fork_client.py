@@ -254,7 +254,7 @@ class ForkServer:
 
     def _receive_answer(self, status: socket.socket) -> tuple[bytes, list[int]]:
         """Return what the server answers, and a handle of the process. Waits as long as it makes
-        progress: imports take minutes on a busy machine. Raises OSError if it was killed or hangs."""
+        progress: imports take minutes on a busy machine. Raises OSError if it died or hangs."""
         assert self._process is not None
         status.settimeout(LOOK_SECONDS)
         done, since = work_done(self._process.pid), time.monotonic()

@@ -268,7 +268,7 @@ def test_labels_boxes_and_counts_stand_beside_their_pictures(tmp_path: Path) -> 
     found = facts(tmp_path, tmp_path)
     first, second = found["media"]
     assert (first["url"], second["url"]) == ("x/a.png", "y/a.png")
-    assert first["labels"] == [["cat", 0.4, [1, 2, 30, 40]], ["sky", 0.3, None]]
+    assert first["labels"] == [["cat", 0.4, (1, 2, 30, 40)], ["sky", 0.3, None]]
     assert second["labels"] == [] and second["gone"]
     assert [one["label"] for one in found["labels"]["labels"]] == ["sky", "cat"]
     assert dict(found["totals"])["labelled images or frames"] == "2"

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from artifacts.disk.files import write_text
+from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.json_shapes import read_jsonl
 from artifacts.disk.regular_files import open_regular
 from artifacts.remote.addresses import is_address
@@ -36,6 +37,7 @@ from flows.commands.sift.marks import DIGITS, KEPT, MARKS, TEXTS
 from flows.core.console.lines import duration, size
 from flows.core.job.plan_record import RungRecord
 from flows.core.media.media_file import writable
+from flows.core.media.output_rows import FILE, MediaRow
 from flows.core.options.formats import MEDIA
 from flows.core.pages.document import SHARED, as_json, document, part, parts
 from flows.core.pipelines import LABELS, SIFT, STAGES
@@ -43,8 +45,6 @@ from flows.outputs.captions import SUMMARIES
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse_replacing_page
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.media_rows import (
-    FILE,
-    MEDIA_ENTRY,
     RUN_AGAIN,
     SUMMARY,
     captioned_media,
@@ -355,8 +355,8 @@ def _ends(values: Sequence[float | None]) -> list[int]:
 def _thumbs(out: Path, rows: Sequence[Mapping[str, Any]], shown: Sequence[int]) -> dict[int, str]:
     """Return the thumbnails of these rows. An address is requested only if a folder of this user
     vouches for it."""
-    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN) if belief_in(out).is_own else []
-    vouched = {entry.get("address") for entry in entries}
+    entries = read_jsonl_file(MediaRow, out / MEDIA, RUN_AGAIN) if belief_in(out).is_own else []
+    vouched = {entry.address for entry in entries}
     thumbs = dict.fromkeys(shown, "")
     for at, row in ((at, rows[at]) for at in shown):
         if not is_address(str(row["path"])) or row["path"] in vouched:
@@ -449,7 +449,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
         "plan": plan_table(record),
         "timeline": shown,
         "of_run": "" if shown is timeline else _moment(runs[-1].started),
-        "failures": failed_media(run) or [*map(values_of, record.failures)],
+        "failures": [*map(values_of, failed_media(run) or record.failures)],
         "failed": record.media.failed,
         "files": record.media.total - record.media.failed,
         "warnings": [[s.name, text] for s in record.stages for text in s.warnings],

@@ -3,15 +3,19 @@ opens no media file.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.disk.json_shapes import Nullable, count, number, read_json, read_jsonl, text
+from artifacts.disk.json_records import read_jsonl_file
+from artifacts.disk.json_shapes import Nullable, count, number, read_json, text
+from artifacts.disk.json_types import Number, Text
 from artifacts.texts.labels import spans_of
 from flows.commands.label.files import LINES, REPORT
+from flows.core.media.output_rows import MediaRow
 from flows.core.options.formats import MEDIA
 from flows.core.pipelines import LABELS
-from flows.outputs.media_rows import MEDIA_ENTRY, NAME, media_with_lines, shown_medium
+from flows.outputs.media_rows import media_with_lines, shown_medium
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
 from flows.outputs.record.rounds import Round, corrections_of, exact, loss_of
 from flows.outputs.record.rounds import cells as round_cells
@@ -23,16 +27,32 @@ SHEET = 200
 """Maximum images and videos on the page; `labels.jsonl` has all of them."""
 MAX_LINES = 100_000
 """Maximum lines read for the page: those of a day of video."""
-SCORED = {
-    "label": text,
-    "score": number,
-    "passed": lambda value: isinstance(value, bool),
-    "whole": number,
-    "box": Nullable((number, number, number, number)),
-    "threshold": Nullable(number),
-    "why": text,
-}
-LINE = {**NAME, "time": Nullable(number), "labels": [SCORED]}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredRow:
+    """A label's score, as a line of `labels.jsonl` has it."""
+
+    label: Text
+    score: Number
+    passed: bool
+    box: tuple[Number, Number, Number, Number] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelRow:
+    """A line of `labels.jsonl`."""
+
+    media_path: Text
+    source: Text
+    time: Number | None
+    labels: list[ScoredRow]
+
+    @property
+    def given(self) -> list[ScoredRow]:
+        return [scored for scored in self.labels if scored.passed]
+
+
 COUNT = {
     "label": text,
     "passed": count,
@@ -49,7 +69,6 @@ COUNTS = {
     "high": number,
     "labels": [COUNT],
 }
-Lines = list[dict[str, Any]]
 
 
 def label_counts(out: Path) -> dict[str, Any] | None:
@@ -67,10 +86,10 @@ def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[dict[str
     """Return the first `files` media of a run into `out`, as a page in `folder` needs them: as of
     captions, with `labels`, each of them (name, score, box in pixels or None). Raises
     EnvironmentFault."""
-    entries = read_jsonl(out / MEDIA, MEDIA_ENTRY, RUN_AGAIN, files)
+    entries = read_jsonl_file(MediaRow, out / MEDIA, RUN_AGAIN, files)
     # A running command writes media.jsonl at the end.
-    max_lines = sum(entry["captions"] for entry in entries) or SHEET
-    lines = read_jsonl(out / LINES, LINE, RUN_AGAIN, min(max_lines, MAX_LINES))
+    max_lines = sum(entry.captions for entry in entries) or SHEET
+    lines = read_jsonl_file(LabelRow, out / LINES, RUN_AGAIN, min(max_lines, MAX_LINES))
     return [
         _medium(entry, rows, folder) for entry, rows in media_with_lines(entries, lines) if rows
     ]
@@ -92,26 +111,22 @@ def add_labels(media: Iterable[dict[str, Any]], labelled: Iterable[Mapping[str, 
             medium |= {"labels": other["labels"]} if medium["kind"] == "image" else {"spans": spans}
 
 
-def _medium(entry: dict[str, Any], lines: Lines, folder: Path) -> dict[str, Any]:
-    medium, still = shown_medium(entry, folder), all(line["time"] is None for line in lines)
-    given = [one for line in lines for one in _given(line)]
-    medium["labels"] = [[one["label"], one["score"], one["box"]] for one in given] if still else []
-    rows = [(0.0, 0.0, ", ".join(one["label"] for one in given))] if still else _stretches(lines)
+def _medium(entry: MediaRow, lines: Sequence[LabelRow], folder: Path) -> dict[str, Any]:
+    medium, still = shown_medium(entry, folder), all(line.time is None for line in lines)
+    given = [scored for line in lines for scored in line.given]
+    medium["labels"] = [[one.label, one.score, one.box] for one in given] if still else []
+    rows = [(0.0, 0.0, ", ".join(one.label for one in given))] if still else _stretches(lines)
     medium["captions"] = [[*stretch, 0] for stretch in rows]
     return medium
 
 
-def _stretches(lines: Lines) -> list[tuple[float, float, str]]:
+def _stretches(lines: Sequence[LabelRow]) -> list[tuple[float, float, str]]:
     """Return the spans of a video with their labels. The end of the video is unknown: the last
     frame counts as long as the one before it."""
-    frames = [(line["time"] or 0.0, [one["label"] for one in _given(line)]) for line in lines]
+    frames = [(line.time or 0.0, [one.label for one in line.given]) for line in lines]
     last = frames[-1][0]
     end = last + (last - frames[-2][0] if len(frames) > 1 else 1.0)
     return [(span.start, span.end, ", ".join(span.labels)) for span in spans_of(frames, end)]
-
-
-def _given(line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [one for one in line["labels"] if one["passed"]]
 
 
 ROUNDS_LINE = (

@@ -6,26 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.disk.json_shapes import OptionalField, text
 from artifacts.records.store import local_folder, open_store
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
+from artifacts.schema import values_of
 from artifacts.texts.captions import CONFIDENCE
 from artifacts.texts.edits import keys_of
 from flows.core.media.generated_files import HandwrittenTexts, text_paths
+from flows.core.media.output_rows import CaptionRow, MediaRow
 from flows.core.media.sources import MEDIA_SUFFIXES
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.media_rows import (
-    CAPTION,
     failed_media,
     is_other,
     media_with_captions,
-    path_of,
     shown_medium,
 )
 from flows.outputs.record.run_read import load_record
 
-LINE = {**CAPTION, "features": text, "original": OptionalField(text)}
 LONGEST = 1 << 16
 """Largest number of characters of a caption."""
 
@@ -47,10 +45,10 @@ class FolderCaptions:
         self.belief = belief_in(out, store, trust=trust)
         words = load_record(out).plan.words
         self.fixed, self.schema = words.text, words.schema
-        entries = media_with_captions(out, LINE)
+        entries = media_with_captions(out)
         self.places: list[str] = []
         """Path or address of each medium; empty: unknown."""
-        self._entries: list[dict[str, Any]] = []
+        self._entries: list[MediaRow] = []
         self.rows: dict[str, dict[str, Any]] = {}
         self.copies: Counter[str] = Counter()
         """Caption key → number of captions that have it: those of files of one content."""
@@ -66,7 +64,7 @@ class FolderCaptions:
         is_here = bool(url) and local_folder(url) is not None
         self._by_hand = HandwrittenTexts(open_store(url), out) if is_here else None
         self.media = [self._medium(place, rows) for place, rows in entries]
-        self.failures = failed_media(out)
+        self.failures = [*map(values_of, failed_media(out))]
 
     def keys_of(self, key: str) -> tuple[str, ...]:
         """Return the keys under which a caption may have an edit: its own, and the one of the time
@@ -105,49 +103,48 @@ class FolderCaptions:
                 raise EditRefused("the caption does not follow the run's JSON Schema")
         return given
 
-    def _medium(self, place: dict[str, Any], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    def _medium(self, place: MediaRow, lines: list[CaptionRow]) -> dict[str, Any]:
         # As on a page in the run's folder; the server looks up the file by its number.
         medium = shown_medium(place, self._out, reads=False)
-        if "address" in place:  # it is fetched when viewed
+        if place.address:  # it is fetched when viewed
             medium["gone"] = ""
-        path = path_of(place)
+        path = place.path
         # A copy on another machine, or in another cache folder, is fetched again.
-        has_path = "address" not in place or is_copy(Path(path))
-        where = path if has_path else place["address"]
+        has_path = not place.address or is_copy(Path(path))
+        where = path if has_path else place.address
         # A folder of another person makes no request, and shows no file that is no medium.
         is_shown = not is_address(where) and Path(where).suffix.lower() in MEDIA_SUFFIXES
         self.places.append(where if self.belief.is_own or is_shown else "")
         medium["number"] = len(self.places) - 1
         self._entries.append(place)
         medium["captions"] = rows = [self._row(line) for line in lines]
-        if self._by_hand is not None and has_path and (digest := place.get("content")):
+        if self._by_hand is not None and has_path and (digest := place.content):
             places = text_paths(Path(where), rows[0]["name"] if rows else "")
             if (by_hand := self._by_hand.of(places, digest, where)) is not None:
                 medium["text"] = by_hand[0].name, by_hand[1].strip()
-        content = place.get("content") or f"{place['source']}\n{place['media_path']}"
+        content = place.content or f"{place.source}\n{place.media_path}"
         self.medium_of |= {row["key"]: content for row in rows}
-        if place.get("content"):
+        if place.content:
             self.content_of |= {row["key"]: content for row in rows}
         return medium
 
-    def _row(self, line: dict[str, Any]) -> dict[str, Any]:
-        _, original, _ = self.fixed.parts(line.get("original") or line["caption"])
-        prompt, name = line.get("prompt", ""), line.get("name", "")
-        key, *unnamed = keys_of(line["features"], name, prompt, original)
+    def _row(self, line: CaptionRow) -> dict[str, Any]:
+        _, original, _ = self.fixed.parts(line.original or line.caption)
+        key, *unnamed = keys_of(line.features, line.name, line.prompt, original)
         if unnamed:
             self._unnamed[key] = unnamed[0]
         row = {
             "key": key,
-            "media_path": line["media_path"],
-            "start": line["start"],
-            "end": line["end"],
+            "media_path": line.media_path,
+            "start": line.start,
+            "end": line.end,
             "said": original,
-            "name": name,
-            "prompt": prompt,
-            "cut": line.get("ended") == "length",
-            "warnings": [*line.get("warnings", ())],
-            **{field: line.get(field) for field in CONFIDENCE},
+            "name": line.name,
+            "prompt": line.prompt,
+            "cut": line.ended == "length",
+            "warnings": line.warnings,
+            **{field: getattr(line, field) for field in CONFIDENCE},
         }
-        self.rows[key], self.chunks[key] = row, (line["features"], name, prompt)
+        self.rows[key], self.chunks[key] = row, (line.features, line.name, line.prompt)
         self.copies[key] += 1
         return row

@@ -35,7 +35,7 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
             note = f"{counted(len(left), 'file')} left out by --sift, as marked before"
             if failed := failed_media(folder):
                 note += f"; {counted(len(failed), 'file')} that failed then, too"
-            sources = [(os.path.abspath(row["source"]), row["media_path"]) for row in failed]
+            sources = [(os.path.abspath(row.source), row.media_path) for row in failed]
             return left.union(
                 *((source, os.path.join(source, path)) for source, path in sources)
             ), note

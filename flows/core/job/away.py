@@ -14,11 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
-from urllib.parse import unquote_to_bytes
+from typing import NamedTuple, NoReturn, TypeVar
 
-from artifacts.disk.json_records import read_json_file
-from artifacts.disk.json_shapes import OptionalField, count, read_jsonl, text
+from artifacts.disk.json_records import read_json_file, read_jsonl_file
 from artifacts.disk.json_types import Text
 from artifacts.disk.mounts import DELETED, Absence, MissingFiles, noted_mounts
 from artifacts.disk.paths import folder_named
@@ -32,21 +30,13 @@ from flows.core.job.job_file import JobFile
 from flows.core.ledger.ledger import Ledger
 from flows.core.ledger.tasks import Medium
 from flows.core.media.media_file import MediaFile, kind_of, source_failure
+from flows.core.media.output_rows import CaptionRow, MediaRow
 from flows.core.options.commands import RunOptions
 from flows.core.options.text import OwnerOptions
 
 AWAY = "away"
 """Kind of the failure of a folder whose media are away."""
 HINT = "Mount or restore it and run the same command again; --replace drops these rows"
-NAMES = dict.fromkeys(("media_path", "source"), text)
-ENTRY = {
-    **NAMES,
-    **dict.fromkeys(("url", "content"), text),
-    "captions": count,
-    "address": OptionalField(text),
-    **dict.fromkeys(("bytes", "modified"), OptionalField(count)),
-}
-ROW = {**NAMES, "prompt": text, "name": OptionalField(text)}
 Name = tuple[str, str]
 """`media_path` and `source` of a medium."""
 Key = TypeVar("Key")
@@ -108,22 +98,26 @@ class EarlierMedium(NamedTuple):
         return self.job_file.medium.digest
 
 
-def _earlier_medium(line: Mapping[str, Any]) -> EarlierMedium:
+def _earlier_medium(row: MediaRow) -> EarlierMedium:
     """Return the medium of a line of `media.jsonl`."""
-    path = os.fsdecode(unquote_to_bytes(line["url"].removeprefix("file://")))
-    address, size = line.get("address"), line.get("bytes")
-    remote = RemoteFile(address=address, size=size or 0, version="") if address else None
-    kind, names = kind_of(line["media_path"]), {name: line[name] for name in NAMES}
-    file = MediaFile(path=Path(path), kind=kind, remote=remote, **names)
-    stamp = None if size is None else Stamp(size=size, modified=line.get("modified", 0), inode=0)
-    medium = Medium(digest=line["content"], path=path, kind=kind, prompt="", stamp=stamp)
+    path, kind = row.path, kind_of(row.media_path)
+    remote = None
+    if row.address:
+        remote = RemoteFile(address=row.address, size=row.bytes or 0, version="")
+    file = MediaFile(
+        path=Path(path), media_path=row.media_path, source=row.source, kind=kind, remote=remote
+    )
+    stamp = None
+    if row.bytes is not None:
+        stamp = Stamp(size=row.bytes, modified=row.modified or 0, inode=0)
+    medium = Medium(digest=row.content, path=path, kind=kind, prompt="", stamp=stamp)
     folders = [os.path.dirname(path)]  # also for a name that UTF-8 does not hold
     if path.endswith(inside := f"/{file.media_path}"):
         folders = [path.removesuffix(inside) or "/"]
         first, below, _ = file.media_path.partition("/")
         folders += [os.path.join(folders[0], first)] * bool(below)
     job_file = JobFile(file=file, medium=medium, away=True)
-    return EarlierMedium(job_file, line["captions"], folders)
+    return EarlierMedium(job_file, row.captions, folders)
 
 
 class AwayMedia:
@@ -145,8 +139,8 @@ class AwayMedia:
         if not isinstance(config, OwnerOptions):
             return
         with suppress(PenstockError):
-            lines = read_jsonl(self._out / "media.jsonl", ENTRY, "")
-            self._earlier = [*map(_earlier_medium, lines)]
+            rows = read_jsonl_file(MediaRow, self._out / "media.jsonl", "")
+            self._earlier = [_earlier_medium(row) for row in rows if row.content]
         places = {file.place for file in files}
         # A source that was moved has the same names below another path.
         new_names = self._new((file.place, (file.media_path, file.source)) for file in files)
@@ -306,9 +300,10 @@ class AwayMedia:
         """Return the names and prompts of the captions of each medium."""
         by_name = {medium.name: dict[tuple[str, str], None]() for medium in away}
         with suppress(PenstockError):
-            for row in read_jsonl(self._out / "captions.jsonl", ROW, "") if away else ():
-                if (prompts := by_name.get((row["media_path"], row["source"]))) is not None:
-                    prompts[row.get("name", ""), row["prompt"]] = None
+            path = self._out / "captions.jsonl"
+            for row in read_jsonl_file(CaptionRow, path, "") if away else ():
+                if (prompts := by_name.get((row.media_path, row.source))) is not None:
+                    prompts[row.name, row.prompt] = None
         return {name: [*prompts] for name, prompts in by_name.items()}
 
     def in_order(

@@ -72,10 +72,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 given = {name.lower(): value for name, value in message["headers"]}
-                message["headers"] = [
-                    *message["headers"],
-                    *((name, value) for name, value in SAFE.items() if name not in given),
-                ]
+                safe = [(name, value) for name, value in SAFE.items() if name not in given]
+                message["headers"] = [*message["headers"], *safe]
                 if status >= 400 and given.get(b"content-type", b"").startswith(b"text/plain"):
                     plain = message
                     return
@@ -96,12 +94,9 @@ class Guard:
             await refuse(why, path, send_safely, closing=not _is_small(scope))
             self._service.metrics.answered(route_of(scope), status, time.monotonic() - began)
             return
-        # A client of HTTP/1.0 need not send Host. Every browser sends it.
-        is_named = any(name == b"host" for name, _ in scope["headers"])
-        app = self._for_own_hosts if is_named else self._app
         self._service.busy += limited
         try:
-            await app(scope, receive, send_safely)
+            await self._app_for(scope)(scope, receive, send_safely)
         except asyncio.CancelledError:  # the server must end, and does not wait any longer
             if not started:
                 await refuse(unavailable(*SHUTTING_DOWN), path, send_safely, closing=True)
@@ -118,6 +113,12 @@ class Guard:
                 self._gap += 0.05 * (min(1.0, now - self._last) - self._gap)
                 self._last = now
             self._service.metrics.answered(route_of(scope), status, now - began)
+
+    def _app_for(self, scope: Message) -> ASGIApp:
+        """Return the application that answers a request. A client of HTTP/1.0 need not send Host.
+        Every browser sends it."""
+        is_named = any(name == b"host" for name, _ in scope["headers"])
+        return self._for_own_hosts if is_named else self._app
 
     def _admit(self, scope: Message, *, limited: bool) -> None:
         """Raise HttpRefusal for a request that must not be read."""

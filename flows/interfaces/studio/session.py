@@ -38,7 +38,7 @@ from flows.interfaces.studio.run_captions import RunCaptions
 from flows.interfaces.studio.runs import QueuedRun, RunQueue, run_id
 from flows.interfaces.studio.values import ALLOWED, CONFIGS, OPTIONS, REPEATED, words_of
 from flows.outputs.folder.trust import command_in
-from flows.outputs.media_rows import media_with_captions, path_of
+from flows.outputs.media_rows import media_with_captions
 from flows.outputs.record.recorded_command import moved_with, repeated, with_values
 from flows.outputs.thumbnails import QUALITY, SIDE, thumbnail
 
@@ -147,8 +147,7 @@ def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float, str]]) -> d
     except PenstockError:
         return {}
     texts = {
-        (path_of(entry), round(row["start"], 2), row.get("name", "")): row.get("original")
-        or row["caption"]
+        (entry.path, round(row.start, 2), row.name): row.original or row.caption
         for entry, rows in media
         for row in rows
     }

@@ -25,6 +25,7 @@ from artifacts.wording import counted
 from flows.core.job.prepare import out_folder
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.media.media_file import Selection
+from flows.core.media.output_rows import path_at
 from flows.core.media.sources import find_media
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import DATA_SET_MEDIA, EXACT, MEDIA
@@ -44,7 +45,6 @@ from flows.outputs.marker import (
     read_marker,
     write_marker,
 )
-from flows.outputs.media_rows import path_of
 from flows.outputs.record.record_writer import RecordWriter
 from stages.models.adapter_modules import ADAPTER_CONFIG
 
@@ -191,7 +191,7 @@ def _media_of(path: Path) -> Iterator[tuple[str, int]]:
     ):
         for line in file:
             entry = json.loads(line)
-            yield entry.get("address") or path_of(entry), entry["captions"]
+            yield entry.get("address") or path_at(entry["url"]), entry["captions"]
 
 
 def _refuse_inside(out: Path) -> None:

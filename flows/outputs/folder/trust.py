@@ -15,13 +15,14 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from artifacts.disk.json_shapes import OptionalField, read_jsonl, text
+from artifacts.disk.json_records import read_jsonl_file
 from artifacts.errors import UsageError
 from artifacts.records.provenance import EDIT, ROUND, Proof, anybody, proof_by
 from artifacts.remote.addresses import is_address
 from artifacts.texts.edits import read_edits
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import is_terminal, print_lines, printable
+from flows.core.media.output_rows import FILE, MediaRow
 from flows.core.options.formats import CAPTIONS, MEDIA
 from flows.core.options.store import default_store
 from flows.core.options.training import CommandRecord
@@ -38,7 +39,6 @@ OUTPUTS = "outputs"
 """What a run into the folder replaces."""
 LONGEST_SHOWN = 2000
 """Largest number of characters of a command that is shown for confirmation."""
-PLACE = {"url": text, "address": OptionalField(text)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,9 +161,9 @@ def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tupl
 
 def _hosts(out: Path) -> list[str]:
     """Return the servers and buckets of the media in a folder, each once."""
-    entries = read_jsonl(out / MEDIA, PLACE, "Delete that line")
+    entries = read_jsonl_file(MediaRow, out / MEDIA, "Delete that line")
     # A page takes the decoded `url` for a path; an address may hide there.
-    urls = (unquote(medium["url"].removeprefix("file://"), errors="replace") for medium in entries)
-    places = [medium.get("address") or url for medium, url in zip(entries, urls, strict=True)]
+    urls = (unquote(medium.url.removeprefix(FILE), errors="replace") for medium in entries)
+    places = [medium.address or url for medium, url in zip(entries, urls, strict=True)]
     hosts = (place.partition("://")[2].partition("/")[0] for place in places if is_address(place))
     return list(dict.fromkeys(printable(host.rpartition("@")[2]) for host in hosts))

@@ -16,6 +16,7 @@ from artifacts.schema import values_of
 from artifacts.texts.captions import Failure
 from flows.core.job.plan_record import RungRecord
 from flows.core.machine.versions import now
+from flows.core.media.output_rows import FailureRow
 from flows.core.pipelines import CAPTION, Pipeline
 from flows.outputs.marker import MARKER
 from flows.outputs.record.recorded_command import command_of, with_values
@@ -23,7 +24,6 @@ from flows.outputs.record.run_record import (
     KEYS,
     NAMED_FAILURES,
     RUN_RECORD,
-    FailureRecord,
     RunEntry,
     RunRecord,
     State,
@@ -119,7 +119,7 @@ class RecordWriter:
                 self.stage(name).failed += 1
                 self.record.media.failed += 1
                 if len(named) < NAMED_FAILURES:
-                    named.append(FailureRecord(**failure))
+                    named.append(FailureRow(**failure))
 
     def fails(self, failures: Sequence[Failure]) -> None:
         """Replace the recorded failures with those of this run and earlier ones."""
@@ -127,7 +127,7 @@ class RecordWriter:
         with self._lock:
             self.record.media.failed = len(failures)
             named = failures[:NAMED_FAILURES]
-            self.record.failures = [FailureRecord(**values_of(failure)) for failure in named]
+            self.record.failures = [FailureRow(**values_of(failure)) for failure in named]
             for stage in self.record.stages:
                 stage.failed = counts[stage.name]
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import write_json
+from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.json_shapes import (
     Nullable,
     OptionalField,
@@ -14,13 +15,13 @@ from artifacts.disk.json_shapes import (
     moment,
     number,
     read_json,
-    read_jsonl,
     string,
     text,
 )
 from artifacts.options import declared
 from artifacts.records.provenance import ROUND, Proof, anybody, note
 from flows.core.media.generated_files import digest_at
+from flows.core.media.output_rows import CaptionRow
 from flows.core.options.training import StepOptions
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -123,8 +124,8 @@ def usable_rounds(out: Path, proof: Proof) -> list[Round]:
     rounds = rounds_in(out, proof)
     if not rounds or rounds[-1]["phase"] != CHOSEN:
         return rounds
-    lines = read_jsonl(out / "captions.jsonl", {"features": text}, CAPTION_AGAIN)
-    captioned, last = {line["features"] for line in lines}, rounds[-1]
+    lines = read_jsonl_file(CaptionRow, out / "captions.jsonl", CAPTION_AGAIN)
+    captioned, last = {line.features for line in lines}, rounds[-1]
     chosen = {example["features"] for example in (*last["examples"], *last["held_out"])}
     is_stuck = missing_adapter(out, last["previous"]) or not chosen <= captioned
     return rounds[:-1] if is_stuck else rounds

@@ -16,6 +16,7 @@ from typing import Literal
 from artifacts.disk.json_types import Count, Number, Text
 from flows.core.job.plan_record import PlanRecord, RungRecord
 from flows.core.machine.versions import now, versions
+from flows.core.media.output_rows import FailureRow
 from flows.core.options.training import CommandRecord
 from flows.outputs.record.stage_record import Point, StageRecord, coarser
 
@@ -77,18 +78,6 @@ class TextsRecord:
     earlier: Count = 0
     others: Count = 0
     """Those that belong to no medium of the run."""
-
-
-@dataclass(kw_only=True, slots=True)
-class FailureRecord:
-    """A failed item, as in `failures.jsonl`. While a stage works, source and error are empty."""
-
-    media_path: Text
-    source: Text = ""
-    stage: Text = ""
-    error: Text = ""
-    message: Text
-    hint: Text
 
 
 @dataclass(kw_only=True, slots=True)
@@ -164,7 +153,7 @@ class RunRecord:
     """Condition of `sift`."""
     command: CommandRecord | None = None
     partitions: Partitions | None = None
-    failures: list[FailureRecord] = field(default_factory=list)
+    failures: list[FailureRow] = field(default_factory=list)
     error: Text = ""
     hint: Text = ""
     versions: dict[Text, Text] = field(default_factory=versions)
