@@ -25,11 +25,19 @@ from flows.commands.report.sections import rounds_facts
 from flows.commands.review.captions import ReviewedCaptions
 from flows.core.console.display import Display
 from flows.core.machine.launch import DirectLauncher, StageCall
+from flows.core.machine.versions import now
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.training import LearnConfig, RecordedRun
 from flows.interfaces.cli.main import main
 from flows.outputs.marker import MARKER
-from flows.outputs.record.rounds import rounds_in, usable_rounds
+from flows.outputs.record.rounds import (
+    KINDS,
+    Round,
+    RoundExample,
+    ScoredExample,
+    rounds_in,
+    usable_rounds,
+)
 from flows.outputs.run_status import run_status
 from stages.tune import TuneJob
 from tests.support.inside import Ended, InsideLauncher
@@ -63,17 +71,17 @@ def test_each_decision_stands_in_every_format_after_two_rounds(
     first = {line["media_path"]: line["caption"] for line in school.lines()}
     school.decide(mixed)
     result = school.learn()
-    assert result.round["accepted"] and result.exit_code == 0
+    assert result.round.accepted and result.exit_code == 0
     kept = f"all decisions kept in {school.out}, 41 of them under new words"
     assert f"{PICTURES} of {PICTURES} captions changed, {kept}" in result.line()
-    inexact = [{**each, "exact": False} for each in result.round["after"]]
-    line = replace(result, round={**result.round, "after": inexact}).line()
+    inexact = [replace(each, exact=False) for each in result.round.after]
+    line = replace(result, round=replace(result.round, after=inexact)).line()
     assert "no held-out caption is exact: look at" in line and "is exact" not in result.line()
     expected = {
         name: style(text) if at < 30 else text for at, (name, text) in enumerate(first.items())
     }
     school.decide(lambda at, text: (style(text), "accepted") if at >= 41 else None)
-    assert school.learn().round["accepted"]
+    assert school.learn().round.accepted
     lines = {line["media_path"]: line for line in school.lines()}
     decided = list(first)[:40]
     assert [lines[name]["caption"] for name in decided] == [expected[name] for name in decided]
@@ -105,18 +113,16 @@ def test_a_chunk_is_learned_once_and_what_is_held_out_never(school: School) -> N
     school.decide(lambda at, text: (style(text), "") if at > 40 else None)
     school.learn()
     one, two = rounds_in(school.out)
-    keys = [
-        [each["key"] for each in r[part]] for r in (one, two) for part in ("examples", "held_out")
-    ]
+    keys = [[each.key for each in part] for r in (one, two) for part in (r.examples, r.held_out)]
     assert [len(part) for part in keys] == [32, 8, 34, 9]
     assert all(len(set(part)) == len(part) for part in keys)
     assert not {*keys[0], *keys[2]} & {*keys[1], *keys[3]}
     assert set(keys[1]) <= set(keys[3]) and set(keys[0]) <= set(keys[2])
-    texts = [{each["key"]: each["caption"] for each in r["examples"]} for r in (one, two)]
+    texts = [{each.key: each.caption for each in r.examples} for r in (one, two)]
     assert texts[0].items() <= texts[1].items(), "carried decisions are the same examples"
-    assert sum(each["corrected"] for each in one["held_out"]) == 6
+    assert sum(each.corrected for each in one.held_out) == 6
     trained = school.trained[1]
-    assert sorted(trained.values()) == sorted(each["caption"] for each in two["examples"])
+    assert sorted(trained.values()) == sorted(each.caption for each in two.examples)
 
 
 def test_a_worse_adapter_is_refused_and_nothing_changes(school: School) -> None:
@@ -124,7 +130,7 @@ def test_a_worse_adapter_is_refused_and_nothing_changes(school: School) -> None:
     before = (school.out / "captions.jsonl").read_bytes(), (school.out / EDITS).read_bytes()
     school.losses = lambda adapter: 1.01 if adapter else 1.0
     result = school.learn()
-    assert not result.round["accepted"] and result.exit_code == 0
+    assert not result.round.accepted and result.exit_code == 0
     assert "not accepted: not better" in result.line()
     steps = _next_steps(result, RecordedRun(config=school.config))
     assert steps[-1].startswith("try the adapter with `penstock caption ")
@@ -133,7 +139,7 @@ def test_a_worse_adapter_is_refused_and_nothing_changes(school: School) -> None:
     again = school.learn()
     assert not again.is_new and "nothing new" in again.line() and len(school.trained) == 1
     school.losses = lambda adapter: 0.5 if adapter else 1.0
-    assert school.learn(lr=1e-3).round["accepted"], "other options are another round"
+    assert school.learn(lr=1e-3).round.accepted, "other options are another round"
 
 
 def test_too_few_are_not_enough_and_never_accepted_by_themselves(school: School) -> None:
@@ -145,9 +151,9 @@ def test_too_few_are_not_enough_and_never_accepted_by_themselves(school: School)
         school.learn()
     before = (school.out / "captions.jsonl").read_bytes()
     result = school.learn(anyway=True)
-    assert not result.round["accepted"] and "too few corrections" in result.line()
+    assert not result.round.accepted and "too few corrections" in result.line()
     assert (school.out / "captions.jsonl").read_bytes() == before
-    assert (len(result.round["examples"]), len(result.round["held_out"])) == (6, 6)
+    assert (len(result.round.examples), len(result.round.held_out)) == (6, 6)
 
 
 def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
@@ -188,13 +194,13 @@ def test_a_round_continues_with_its_examples_after_a_kill_in_any_step(
     school.decide(lambda at, _: ("Later words.", "accepted") if at in (3, 42) else None)
     if step == "write":
         (round_,) = rounds_in(school.out)  # what a page shows while the files are written
-        assert round_["changed"] == round_["captions"] == PICTURES
+        assert round_.changed == round_.captions == PICTURES
         already = pytest.raises(EnvironmentFault, match=r"another review.* the same command again")
         with closing(ReviewedCaptions(school.out)), already:
             school.learn()
     result = school.learn()
-    assert result.round["accepted"] and len(rounds_in(school.out)) == 1
-    assert len(result.round["examples"]) + len(result.round["held_out"]) == 40
+    assert result.round.accepted and len(rounds_in(school.out)) == 1
+    assert len(result.round.examples) + len(result.round.held_out) == 40
     found = school.reviewed()
     assert len(found) == 42 and found["03.png"] == found["42.png"] == ("Later words.", "accepted")
     assert not (school.out / "learn/round-001/captions").exists()
@@ -210,7 +216,7 @@ def test_a_round_does_not_go_on_with_another_adapter_than_it_trained(school: Sch
     with pytest.raises(EnvironmentFault, match="adapter is not as this round trained it"):
         school.learn()
     weights.write_bytes(trained)
-    assert school.learn().round["accepted"]
+    assert school.learn().round.accepted
 
 
 @pytest.mark.slow
@@ -221,7 +227,7 @@ def test_a_moved_folder_continues_from_its_own_adapter(school: School) -> None:
     school.out = school.out.rename(school.out.with_name("moved"))
     school.decide(lambda at, text: (style(text), "") if at > 40 else None)
     result = learn(LearnConfig(out=str(school.out)), recorded, Display(quiet=True))
-    assert result.round["accepted"] and result.round["previous"] == "learn/round-001/adapter"
+    assert result.round.accepted and result.round.previous == "learn/round-001/adapter"
     assert not Path(recorded.config.out).exists()
 
 
@@ -246,7 +252,7 @@ def test_a_round_does_not_begin_without_the_adapter_of_the_captions(school: Scho
     captions_of(school.config)
     run = RecordedRun(config=school.config)
     result = learn(LearnConfig(out=str(school.out), lr=1e-3), run, Display(quiet=True))
-    assert (result.round["round"], result.round["previous"]) == (2, "")
+    assert (result.round.round, result.round.previous) == (2, "")
 
 
 def test_a_round_whose_examples_are_gone_is_chosen_anew(school: School, monkeypatch: Patch) -> None:
@@ -254,7 +260,7 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(school: School, monkeypa
     school.killed_in("train")
     checkpoint = school.out / "learn/round-001/adapter/checkpoint"
     checkpoint.mkdir(parents=True)
-    chosen = rounds_in(school.out)[0]["started"]
+    chosen = rounds_in(school.out)[0].started
     (Path(school.config.sources[0]) / "07.png").unlink()
     captions_of(school.config)
     assert usable_rounds(school.out, anybody) == []
@@ -268,9 +274,9 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(school: School, monkeypa
     assert rounds_in(school.out) == [] and not checkpoint.exists()
     school.decide(lambda at, _: (None, "") if at == 3 else None)
     result = school.learn()
-    examples = [*result.round["examples"], *result.round["held_out"]]
-    assert len(examples) == PICTURES - 2 and result.round["started"] >= chosen
-    assert not {"03.png", "07.png"} & {each["media_path"] for each in examples}
+    examples = [*result.round.examples, *result.round.held_out]
+    assert len(examples) == PICTURES - 2 and result.round.started >= chosen
+    assert not {"03.png", "07.png"} & {each.media_path for each in examples}
 
 
 @pytest.mark.slow
@@ -300,7 +306,7 @@ def test_a_round_does_not_begin_without_the_media(school: School) -> None:
     undecided, decided = folder / "43.png", folder / "05.png"
     undecided.unlink()
     decided = decided.rename(folder / "renamed.png")
-    assert school.learn().round["accepted"]
+    assert school.learn().round.accepted
     decided.unlink()
     for more in ("", "new.png"):  # a new file is no renamed one
         if more:
@@ -339,7 +345,7 @@ def test_a_round_whose_adapter_fails_on_a_decided_medium_is_not_accepted(
         failing.setattr(sift_first, "caption", fails)
         school.learn()
     (round_,) = rounds_in(school.out)
-    assert (round_["phase"], round_["accepted"]) == ("done", False)
+    assert (round_.phase, round_.accepted) == ("done", False)
     assert school.lines() == before
     assert school.learn().round == round_  # nothing was decided since
 
@@ -381,15 +387,15 @@ def test_a_round_that_nobody_noted_is_not_continued_and_sets_no_option(
 
     monkeypatch.setattr("flows.commands.learn.run.train", train)
     result = school.learn()
-    assert (result.round["round"], any(trusted)) == (2, False)
-    assert result.round["settings"]["lr"] != 1.0
+    assert (result.round.round, any(trusted)) == (2, False)
+    assert result.round.settings["lr"] != 1.0
     assert json.loads(path.read_text()) == found, "it stays as it is"
     (school.out / "learn/round-002/round.json").unlink()
     result = school.learn(trust_folder=True)
-    assert (result.round["round"], any(trusted)) == (1, False), "only the options of an adapter"
-    assert result.round["settings"]["lr"] == 1.0
+    assert (result.round.round, any(trusted)) == (1, False), "only the options of an adapter"
+    assert result.round.settings["lr"] == 1.0
     path.write_text(json.dumps({**found, "settings": {**found["settings"], "lr": "1"}}))
-    with pytest.raises(EnvironmentFault, match=r"settings.lr is not a number"):
+    with pytest.raises(EnvironmentFault, match=r"its setting lr is not a float"):
         school.learn(trust_folder=True)
 
 
@@ -407,8 +413,8 @@ def test_journals_of_copies_are_added_and_differences_left_out(
     school.decide(lambda at, text: (style(text), "") if at in others else None, copies[1])
     journals = tuple(str(copy / EDITS) for copy in copies)
     result = school.learn(journal=journals)
-    assert result.round["differing"] == ["01.png", "40.png"]
-    assert len(result.round["examples"]) + len(result.round["held_out"]) == 29 + 11
+    assert result.round.differing == ["01.png", "40.png"]
+    assert len(result.round.examples) + len(result.round.held_out) == 29 + 11
     found = school.reviewed()
     assert "40.png" not in found and found["01.png"][0].startswith("clip: ")
     assert found["41.png"][0].startswith("clip: model 0")
@@ -419,41 +425,67 @@ def test_journals_of_copies_are_added_and_differences_left_out(
         school.learn(journal=(str(school.out / "captions.jsonl"),))
 
 
-def example(number: int, *, corrected: bool) -> dict[str, Any]:
+def example(number: int, *, corrected: bool, features: str = "", medium: str = "") -> RoundExample:
     key = f"{number:024x}"
-    return {"key": key, "features": key, "corrected": corrected, "media_path": key}
+    return RoundExample(
+        key=key,
+        features=features or key,
+        name="",
+        prompt="",
+        caption="",
+        media_path=key,
+        start=0.0,
+        corrected=corrected,
+        medium=medium,
+    )
+
+
+def round_of(examples: list[RoundExample], held_out: list[RoundExample]) -> Round:
+    return Round(
+        round=1,
+        phase="done",
+        started=now(),
+        digest="",
+        previous="",
+        settings={name: None for name in KINDS},
+        command=None,
+        examples=examples,
+        held_out=held_out,
+        differing=[],
+        enough=True,
+    )
 
 
 def test_the_held_out_share_grows_by_stratum() -> None:
     examples = [example(number, corrected=number % 4 == 0) for number in range(100)]
-    rounds: list[dict[str, Any]] = []
+    rounds: list[Round] = []
     for count in (40, 60, 100):
         trained, held = divide(examples[:count], rounds)
         assert len(held) == max(8, count // 5) and len(trained) == count - len(held)
-        assert sum(each["corrected"] for each in held) == count // 20
-        rounds.append({"examples": trained, "held_out": held})
+        assert sum(each.corrected for each in held) == count // 20
+        rounds.append(round_of(trained, held))
     assert [len(part) for part in divide(examples[:1], [])] == [1, 0]
 
 
 def test_a_chunk_is_held_out_under_all_its_prompts() -> None:
     examples = [
-        {**example(number, corrected=number % 4 == 0), "features": f"{number // 2}"}
+        example(number, corrected=number % 4 == 0, features=f"{number // 2}")
         for number in range(80)
     ]
-    rounds: list[dict[str, Any]] = []
+    rounds: list[Round] = []
     for count in (41, 80):  # the 21st chunk is decided under its other prompt later
         trained, held = divide(examples[:count], rounds)
-        chunks = [{each["features"] for each in part} for part in (trained, held)]
+        chunks = [{each.features for each in part} for part in (trained, held)]
         assert not chunks[0] & chunks[1] and len(chunks[1]) in (8, 9)
-        assert all({each["features"] for each in r["held_out"]} <= chunks[1] for r in rounds)
-        rounds.append({"examples": trained, "held_out": held})
+        assert all({each.features for each in r.held_out} <= chunks[1] for r in rounds)
+        rounds.append(round_of(trained, held))
 
 
-def of_films(films: int, chunks: int, first: int = 0) -> list[dict[str, Any]]:
+def of_films(films: int, chunks: int, first: int = 0) -> list[RoundExample]:
     """Corrected chunks of films, with hashes in no order of theirs."""
     order = random.Random(films).sample(range(films * chunks), films * chunks)
     return [
-        {**example(first + at, corrected=True), "medium": f"film {number % films + first}"}
+        example(first + at, corrected=True, medium=f"film {number % films + first}")
         for number, at in enumerate(order)
     ]
 
@@ -463,37 +495,38 @@ def test_no_film_is_on_both_sides_and_at_most_half_of_the_chunks_are_held_out(
     films: int, held_films: int
 ) -> None:
     trained, held = divide(of_films(films, 10), [])
-    sides = [{each["medium"] for each in part} for part in (trained, held)]
+    sides = [{each.medium for each in part} for part in (trained, held)]
     assert len(sides[0] & sides[1]) == 0, f"{len(sides[0] & sides[1])} films on both sides"
     assert len(sides[1]) == held_films and len(held) == 10 * held_films
-    rounds = [{"examples": trained, "held_out": held}]
+    rounds = [round_of(trained, held)]
     more = [*of_films(films, 10), *of_films(films, 10, first=1000)]
     trained, held = divide(more, rounds)
-    later = [{each["medium"] for each in part} for part in (trained, held)]
+    later = [{each.medium for each in part} for part in (trained, held)]
     assert sides[0] <= later[0] and sides[1] <= later[1] and not later[0] & later[1]
 
 
 def test_a_film_that_was_on_both_sides_is_trained_on_and_no_test() -> None:
     chunks = of_films(6, 10)
-    before = {"examples": chunks[:30], "held_out": chunks[30:]}
+    before = round_of(chunks[:30], chunks[30:])
     trained, held = divide(chunks, [before])
     assert (len(trained), len(held)) == (60, 0)
-    former = [{name: of[name] for name in of if name != "medium"} for of in chunks]
-    before = {"examples": former[:30], "held_out": former[30:]}
+    former = [replace(of, medium="") for of in chunks]
+    before = round_of(former[:30], former[30:])
     fresh = of_films(6, 10, first=1000)
     trained, held = divide([*chunks, *fresh], [before])
-    assert {each["medium"] for each in held} <= {each["medium"] for each in fresh}
+    assert {each.medium for each in held} <= {each.medium for each in fresh}
+
+
+def score_of(loss: float, *, tokens: int = 10, exact: bool = False) -> ScoredExample:
+    return ScoredExample(loss=loss, tokens=tokens, exact=exact)
 
 
 def test_a_bootstrap_sample_draws_films() -> None:
     chunks = of_films(5, 10)
-    score = {"tokens": 1, "exact": False}
     # Four films gain a little, and one loses twice as much: whoever draws chunks sees a gain.
-    found: dict[str, Any] = {
-        "held_out": chunks,
-        "before": [{**score, "loss": 5.0}] * 50,
-        "after": [{**score, "loss": 7.0 if e["medium"] == "film 0" else 4.0} for e in chunks],
-    }
+    found = round_of([], chunks)
+    found.before = [score_of(5.0, tokens=1)] * 50
+    found.after = [score_of(7.0 if e.medium == "film 0" else 4.0, tokens=1) for e in chunks]
     assert times_lower(found, 0) < 19
 
 
@@ -506,8 +539,8 @@ def test_films_that_are_too_few_for_a_test_are_named_before_training(
         school.learn()
     assert not school.trained
     result = school.learn(anyway=True)
-    assert not result.round["accepted"] and "too few corrections or media" in result.line()
-    sides = [{e["media_path"] for e in result.round[part]} for part in ("examples", "held_out")]
+    assert not result.round.accepted and "too few corrections or media" in result.line()
+    sides = [{e.media_path for e in of} for of in (result.round.examples, result.round.held_out)]
     assert [len(side) for side in sides] == [3, 3] and not sides[0] & sides[1]
 
 
@@ -516,26 +549,23 @@ def test_a_test_on_few_films_is_called_weak(tmp_path: Path, monkeypatch: Patch) 
     school = School(tmp_path, monkeypatch, films=9)
     school.decide(lambda at, text: (style(text), ""))
     result = school.learn()
-    assert result.round["accepted"] and "; weak test on 4 files, accepted" in result.line()
+    assert result.round.accepted and "; weak test on 4 files, accepted" in result.line()
 
 
 def test_an_adapter_has_to_be_better_in_19_of_20_samples() -> None:
-    def scored(*after: float, exact: int = 0) -> dict[str, Any]:
-        score = {"tokens": 10, "exact": False}
-        new = [{**score, "loss": loss, "exact": at < exact} for at, loss in enumerate(after)]
-        found: dict[str, Any] = {
-            "held_out": [example(n, corrected=n < 6) for n in range(8)],
-            "before": [{**score, "loss": 10.0, "exact": at >= 6} for at in range(8)],
-            "after": new,
-        }
-        return {**found, "lower": times_lower(found, 0)}
+    def scored(*after: float, exact: int = 0) -> Round:
+        found = round_of([], [example(n, corrected=n < 6) for n in range(8)])
+        found.before = [score_of(10.0, exact=at >= 6) for at in range(8)]
+        found.after = [score_of(loss, exact=at < exact) for at, loss in enumerate(after)]
+        found.lower = times_lower(found, 0)
+        return found
 
-    assert scored(*[9.0] * 6, 10.0, 10.0)["lower"] == 20
+    assert scored(*[9.0] * 6, 10.0, 10.0).lower == 20
     assert is_better(scored(*[9.0] * 6, 10.0, 10.0, exact=2))
     assert not is_better(scored(*[9.0] * 6, 10.0, 10.0)), "fewer exact ones"
     assert not is_better(scored(*[9.0] * 6, 14.0, 14.0, exact=2)), "worse on accepted ones"
-    assert 0 < scored(5.0, *[10.9] * 5, 0, 0)["lower"] < 19
-    assert scored(*[11.0] * 6, 0, 0)["lower"] == 0
+    assert 0 < scored(5.0, *[10.9] * 5, 0, 0).lower < 19
+    assert scored(*[11.0] * 6, 0, 0).lower == 0
 
 
 @pytest.mark.slow
@@ -544,7 +574,7 @@ def test_rejected_and_withdrawn_ones_are_no_examples(school: School) -> None:
     school.decide(lambda at, _: (None, "") if at == 0 else (None, "rejected") if at == 1 else None)
     with closing(ReviewedCaptions(school.out)) as captions:
         found = decisions_of(captions, (), ())
-    assert [each["media_path"] for each in found.examples] == ["02.png", "03.png"]
+    assert [each.media_path for each in found.examples] == ["02.png", "03.png"]
     assert len(read_edits(school.out).now) == 4
 
 
@@ -563,7 +593,7 @@ def test_a_change_of_many_captions_that_nobody_read_is_no_example(school: School
             captions.apply({"id": f"{at + 1}", "does": "decide", "changes": changes})
     with closing(ReviewedCaptions(school.out)) as captions:  # as the journal and the store have it
         found = decisions_of(captions, (), ()).examples
-    assert [each["media_path"] for each in found] == ["01.png", "02.png"]
+    assert [each.media_path for each in found] == ["01.png", "02.png"]
 
 
 @pytest.mark.slow

@@ -375,12 +375,12 @@ def test_what_was_corrected_is_learned_at_the_press_of_a_button(tmp_path: Path) 
         browser.wait(LEARNED + ".startsWith('penstock learn ')")
         message = browser.wait(f"{LEARNED}.startsWith('round 1') && {LEARNED[7:]}", seconds=900.0)
         (found,) = rounds_in(out)
-        assert found["accepted"] and len(found["examples"]) + len(found["held_out"]) == 45
+        assert found.accepted and len(found.examples) + len(found.held_out) == 45
         assert "learned from 36 captions: loss per token" in message and "→" in message
-        assert f"{found['changed']} of {CLIPS} captions changed" in message
+        assert f"{found.changed} of {CLIPS} captions changed" in message
         choose(browser, "filter", "learned")
         changed = browser.run(SHOWN)
-        assert len(changed) == found["changed"] > 0
+        assert len(changed) == found.changed > 0
         assert any(text.startswith("seen here:") for text in changed)
         assert browser.run("return document.querySelector('.before').textContent")
         assert [each for each in browser.console() if "SEVERE" in each] == []

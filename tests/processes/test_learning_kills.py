@@ -75,7 +75,7 @@ class Folder:
 
     def phase(self) -> str:
         found = rounds_in(self.out)
-        return found[-1]["phase"] if found else ""
+        return found[-1].phase if found else ""
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,8 @@ def test_two_rounds_by_the_command_line(
     decide_in(folder.out, lambda at, texts: (style(texts), "") if at % 3 else None)
     message = folder.learn()
     one, two = rounds_in(folder.out)
-    assert one["accepted"] and two["accepted"], message
-    assert two["previous"].endswith("round-001/adapter")
+    assert one.accepted and two.accepted, message
+    assert two.previous.endswith("round-001/adapter")
     assert [line["caption"] for line in folder.lines()[::3]] == expected
     text = (folder.out / "captions.csv").read_text()
     assert all(caption in text for caption in expected)
@@ -176,7 +176,7 @@ def test_a_round_that_is_killed_in_a_step_ends_with_the_same_bytes(
     assert read_edits(folder.out).now == read_edits(whole.out).now
     (one,), (other,) = rounds_in(folder.out), rounds_in(whole.out)
     for name in ("examples", "held_out", "before", "after", "lower", "accepted", "captions"):
-        assert one[name] == other[name], name
-    assert (one["changed"], one["carried"]) == (other["changed"], other["carried"])
-    keys = [each["key"] for each in (*one["examples"], *one["held_out"])]
+        assert getattr(one, name) == getattr(other, name), name
+    assert (one.changed, one.carried) == (other.changed, other.carried)
+    keys = [each.key for each in (*one.examples, *one.held_out)]
     assert len(set(keys)) == len(keys) == len(folder.lines()[::3])

@@ -134,7 +134,7 @@ class School:
 
     def used(self) -> CaptionConfig:
         """Return the run with the last accepted adapter."""
-        used = [each["round"] for each in rounds_in(self.out) if each["accepted"]][-1:]
+        used = [each.round for each in rounds_in(self.out) if each.accepted][-1:]
         adapter = str(self.out / f"learn/round-{used[0]:03}/adapter") if used else ""
         return replace(self.config, adapter=adapter)
 

@@ -48,6 +48,7 @@ from flows.outputs.record.rounds import (
     CHOSEN,
     TRAINED,
     Round,
+    RoundExample,
     adapter_digest,
     missing_adapter,
     round_folder,
@@ -68,7 +69,7 @@ def chunk_key(chunk: Chunk) -> str:
 class Decisions:
     """The decisions that are in force for a run's captions."""
 
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[RoundExample] = field(default_factory=list)
     """Captions that a person corrected or accepted, in the form of `round.json`."""
     adopted: dict[str, Edit] = field(default_factory=dict)
     """Caption key → edit that only journals of copies have."""
@@ -85,10 +86,10 @@ def decisions_of(
     edits, others = captions.edits(), [_edits_in(captions, Path(path)) for path in journals]
     decisions = Decisions()
     corrected = {
-        (example["key"], example["caption"])
+        (example.key, example.caption)
         for round_ in rounds
-        for example in (*round_["examples"], *round_["held_out"])
-        if example["corrected"]
+        for example in (*round_.examples, *round_.held_out)
+        if example.corrected
     }
     for key, row in captions.folder.rows.items():
         words = row[WORDS]
@@ -105,27 +106,22 @@ def decisions_of(
         if every[0].review == REJECTED:
             continue
         text = every[0].caption or words
-        example = _example(captions.folder.chunks[key], row, text)
-        example["medium"] = captions.folder.medium_of[key]
-        example["corrected"] = (
-            every[0].caption is not None or (example["key"], example["caption"]) in corrected
-        )
-        if example["caption"]:
+        (features, name, prompt), text = captions.folder.chunks[key], text.strip()
+        decision = chunk_key(captions.folder.chunks[key])
+        if text:
+            example = RoundExample(
+                key=decision,
+                features=features,
+                name=name,
+                prompt=prompt,
+                caption=text,
+                media_path=row["media_path"],
+                start=row["start"],
+                medium=captions.folder.medium_of[key],
+                corrected=every[0].caption is not None or (decision, text) in corrected,
+            )
             decisions.examples.append(example)
     return decisions
-
-
-def _example(chunk: Chunk, row: Mapping[str, Any], text: str) -> dict[str, Any]:
-    features, name, prompt = chunk
-    return {
-        "key": chunk_key(chunk),
-        "features": features,
-        "name": name,
-        "prompt": prompt,
-        "caption": text.strip(),
-        "media_path": row["media_path"],
-        "start": row["start"],
-    }
 
 
 def _verdict(edit: Edit, words: str) -> str | None:
@@ -329,11 +325,11 @@ def left_round(out: Path, rounds: Sequence[Round]) -> Round | None:
     """Return the round that a killed process left; None if all ended. Raises EnvironmentFault if
     the adapter that it still needs is gone."""
     round_ = unfinished(rounds)
-    if round_ is not None and round_["phase"] == TRAINED:
-        _found(out, round_["previous"])
-    if round_ is not None and round_["phase"] != CHOSEN:
-        folder = round_folder(out, round_["round"])
-        if adapter_digest(folder / ADAPTER) != round_["trained"]:
+    if round_ is not None and round_.phase == TRAINED:
+        _found(out, round_.previous)
+    if round_ is not None and round_.phase != CHOSEN:
+        folder = round_folder(out, round_.round)
+        if adapter_digest(folder / ADAPTER) != round_.trained:
             raise EnvironmentFault(
                 f"{folder / ADAPTER} is not as this round trained it",
                 hint=f"Restore it, or delete {folder} to leave the round out",

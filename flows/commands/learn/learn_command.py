@@ -64,12 +64,12 @@ def _show(config: LearnConfig, run: RecordedRun, *, as_json: bool) -> int:
 def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
     """Return lines on what a user can do next."""
     out = shlex.quote(str(result.out))
-    if result.round["accepted"] or not result.is_new:
+    if result.round.accepted or not result.is_new:
         return [f"review them with `penstock review {out}`"]
     from flows.outputs.record.recorded_command import with_values
 
     words = run.command.words if run.command else ["caption", "SOURCES"]
-    number = result.round["round"]
+    number = result.round.round
     values = {"--adapter": str(result.adapter), "--out": f"{result.out}-round-{number}"}
     return [
         "corrections made since the files were written are not in them: Write files in "

@@ -4,7 +4,6 @@ Some examples are held out of training. The new adapter is compared with the old
 """
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,8 @@ from artifacts.wording import counted
 from flows.outputs.record.rounds import (
     ADAPTER,
     Round,
-    corrections_in,
-    corrections_of,
     exact,
-    is_weak,
     loss_of,
-    media_held,
-    medium_of,
     round_folder,
     summary_json,
     verdict,
@@ -34,11 +28,12 @@ lower."""
 def times_lower(round_: Round, seed: int) -> int:
     """Return in how many bootstrap samples of the media of held-out corrections the new adapter's
     mean loss per token is lower."""
-    tested = corrections_in(round_["held_out"])
-    media = [*dict.fromkeys(map(medium_of, tested))]
-    before, after = (corrections_of(round_, name) for name in ("before", "after"))
+    corrected = [example for example in round_.held_out if example.corrected]
+    names = [example.identity for example in corrected or round_.held_out]
+    media = [*dict.fromkeys(names)]
+    before, after = map(round_.corrections, (round_.before, round_.after))
     draw, lower = random.Random(f"{seed} bootstrap"), 0
-    places = {name: [at for at, e in enumerate(tested) if medium_of(e) == name] for name in media}
+    places = {name: [at for at, of in enumerate(names) if of == name] for name in media}
     for _ in range(SAMPLES):
         drawn = [at for name in draw.choices(media, k=len(media)) for at in places[name]]
         losses = [loss_of([scores[at] for at in drawn]) for scores in (before, after)]
@@ -46,12 +41,12 @@ def times_lower(round_: Round, seed: int) -> int:
     return lower
 
 
-def is_better(round_: Mapping[str, Any]) -> bool:
+def is_better(round_: Round) -> bool:
     """Return whether the new adapter is better on the held-out corrections, and not worse on all
     held-out captions, neither in loss nor in exact ones."""
-    before, after = round_["before"], round_["after"]
+    before, after = round_.before, round_.after
     not_worse = loss_of(after) <= loss_of(before) and exact(after) >= exact(before)
-    return not_worse and bool(round_["lower"] >= LOWER)
+    return not_worse and round_.lower >= LOWER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +71,7 @@ class Learned:
 
     @property
     def adapter(self) -> Path:
-        return round_folder(self.out, self.round["round"]) / ADAPTER
+        return round_folder(self.out, self.round.round) / ADAPTER
 
     @property
     def made(self) -> int:
@@ -88,31 +83,32 @@ class Learned:
         return {**where, "new": self.is_new, **summary, "warnings": self.warnings}
 
     def row(self) -> dict[str, Any]:
-        loss = loss_of(corrections_of(self.round, "after"))
-        shown = {name: self.round[name] for name in ("round", "accepted", "changed")}
+        loss = loss_of(self.round.corrections(self.round.after))
+        shown = {name: getattr(self.round, name) for name in ("round", "accepted", "changed")}
         return {**shown, "loss": loss, "adapter": str(self.adapter)}
 
     def line(self) -> str:
-        number = self.round["round"]
+        number = self.round.round
         if not self.is_new:
             return f"nothing new to learn since round {number}: correct or accept more captions"
-        before, after = (corrections_of(self.round, name) for name in ("before", "after"))
-        every = [exact(self.round[name]) for name in ("before", "after")]
-        held, media = len(self.round["held_out"]), counted(media_held(self.round), "file")
-        weak = f"weak test on {media}, " if is_weak(self.round) else ""
+        scores = (self.round.before, self.round.after)
+        before, after = map(self.round.corrections, scores)
+        every = [*map(exact, scores)]
+        held, media = len(self.round.held_out), counted(self.round.media_held, "file")
+        weak = f"weak test on {media}, " if self.round.is_weak else ""
         line = (
-            f"round {number}: learned from {counted(len(self.round['examples']), 'caption')}; on "
+            f"round {number}: learned from {counted(len(self.round.examples), 'caption')}; on "
             f"{counted(len(after), 'held-out correction')} the loss per token went from "
-            f"{loss_of(before):.4f} to {loss_of(after):.4f}, lower in {self.round['lower']} of "
+            f"{loss_of(before):.4f} to {loss_of(after):.4f}, lower in {self.round.lower} of "
             f"{SAMPLES} samples, and exact captions from {exact(before)} to {exact(after)}; of all "
             f"{held} held out, from {every[0]} to {every[1]}; {weak}{verdict(self.round)}"
         )
         advice = "; no held-out caption is exact: look at some captions before you use the adapter"
         inexact = "" if any(every) else advice
-        if not self.round["accepted"]:
+        if not self.round.accepted:
             return f"{line}{inexact}"
-        changed = counted(self.round["captions"], "caption")
-        kept = f"all decisions kept in {self.out}, {self.round['carried']} of them under new words"
-        return f"{line}, {self.round['changed']} of {changed} changed, {kept}{inexact}"
+        changed = counted(self.round.captions, "caption")
+        kept = f"all decisions kept in {self.out}, {self.round.carried} of them under new words"
+        return f"{line}, {self.round.changed} of {changed} changed, {kept}{inexact}"
 
     __repr__ = line

@@ -8,18 +8,16 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import whole_file
-from artifacts.disk.json_shapes import read_json
+from artifacts.disk.json_records import read_json_file
 from artifacts.disk.paths import folder_named
 from artifacts.disk.regular_files import guard
 from artifacts.errors import ControlWord, NoFeatures, UsageError
 from artifacts.records.provenance import ROUND
-from artifacts.schema import values_of
 from artifacts.texts.edits import DIGITS, changes_of
 from artifacts.wording import counted
 from flows.commands.caption import run as sift_first
@@ -46,6 +44,7 @@ from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import most_tokens
 from flows.core.machine.launch import DirectLauncher
+from flows.core.machine.versions import now
 from flows.core.options.commands import RunOptions
 from flows.core.options.packages import check_training_packages
 from flows.core.options.training import (
@@ -66,42 +65,50 @@ from flows.outputs.record.rounds import (
     CARRIED,
     CHOSEN,
     DONE,
+    KINDS,
     LEARN,
     LEAST_MEDIA,
     RECAPTIONED,
     ROUND_RECORD,
     SCORED,
-    SCORED_EXAMPLE,
-    SETTINGS,
     TRAINED,
+    Phase,
     Round,
+    RoundExample,
+    ScoredExample,
     adapter_digest,
-    is_weak,
-    media_held,
     round_folder,
     rounds_in,
     write_round,
 )
 from flows.outputs.run_result import RunResult
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from stages.tune import EACH, SCORE
+from stages.tune import SCORE
 from stages.tune.layout import layout_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredHeldOut:
+    """The scores of the held-out captions, in the file of a scoring."""
+
+    each: list[ScoredExample]
+
 
 CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""
 
 
-def examples_of(round_: Round, name: str = "examples") -> list[Example]:
-    """Return the examples that a round trains on, or those that it has `held_out`."""
+def to_train_on(examples: Sequence[RoundExample]) -> list[Example]:
+    """Return examples of a round as those of a training."""
     return [
         Example(
-            path=Path(example["media_path"]),
-            caption=example["caption"],
-            start=example["start"],
-            prompt=example["prompt"],
-            features=example["features"],
+            path=Path(example.media_path),
+            caption=example.caption,
+            start=example.start,
+            prompt=example.prompt,
+            features=example.features,
         )
-        for example in round_[name]
+        for example in examples
     ]
 
 
@@ -127,13 +134,13 @@ def learn(
             if round_ is None:
                 return Learned(out=out, round=rounds[-1], is_new=False)
             # A former choice may have begun to train.
-            shutil.rmtree(round_folder(out, round_["round"]), ignore_errors=True)
+            shutil.rmtree(round_folder(out, round_.round), ignore_errors=True)
             for line in differing_lines(round_):
                 display.print_line(line)
             write_round(out, round_, run.config.store)
         else:
-            display.print_line(f"continuing round {round_['round']} ({round_['phase']})")
-            config = replace(config, **{name: round_["settings"][name] for name in SETTINGS})
+            display.print_line(f"continuing round {round_.round} ({round_.phase})")
+            config = replace(config, **round_.options)
         work = _Work(
             config=config,
             run=run,
@@ -164,37 +171,32 @@ def choose(
             changes = changes_of(rows, decisions.adopted, captions.folder.content_of)
             captions.add(action_of("edits of copies", changes))
         is_proved = captions.folder.belief.proof(ROUND)
-    others = [round_ for round_ in rounds_in(out) if not is_proved(round_)]  # they stay as they are
-    settings = {name: getattr(config, name) for name in SETTINGS}  # they decide an adapter
-    decided = sorted([example["key"], example["caption"]] for example in decisions.examples)
+    proved = {round_.round for round_ in rounds_in(out, is_proved)}
+    others = {round_.round for round_ in rounds_in(out)} - proved  # they stay as they are
+    settings = {name: getattr(config, name) for name in KINDS}  # they decide an adapter
+    decided = sorted([example.key, example.caption] for example in decisions.examples)
     digest = digest_of([decided, settings, run.config.model])[:DIGITS]
-    if rounds and rounds[-1]["digest"] == digest:
+    if rounds and rounds[-1].digest == digest:
         return None
     trained, held_out, is_enough = _divided(config, out, decisions.examples, rounds)
     refuse_missing_media(run, captions)
-    return {
-        "round": max((round_["round"] for round_ in (*rounds, *others)), default=0) + 1,
-        "phase": CHOSEN,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "digest": digest,
-        "previous": previous_adapter(run, out),
-        "trained": "",
-        "settings": settings,
-        "command": run.command and values_of(run.command),
-        "examples": trained,
-        "held_out": held_out,
-        "differing": decisions.differing,
-        "enough": is_enough,
-        "before": [],
-        "after": [],
-        "lower": 0,
-        "accepted": False,
-        **dict.fromkeys(("captions", "changed", "carried"), 0),
-    }
+    return Round(
+        round=max((*(round_.round for round_ in rounds), *others), default=0) + 1,
+        phase="chosen",
+        started=now(),
+        digest=digest,
+        previous=previous_adapter(run, out),
+        settings=settings,
+        command=run.command,
+        examples=trained,
+        held_out=held_out,
+        differing=decisions.differing,
+        enough=is_enough,
+    )
 
 
 def _divided(
-    config: LearnConfig, out: Path, examples: Sequence[dict[str, Any]], rounds: Sequence[Round]
+    config: LearnConfig, out: Path, examples: Sequence[RoundExample], rounds: Sequence[Round]
 ) -> tuple[Examples, Examples, bool]:
     """Return the examples to train on, those to hold out, and whether they are enough to accept an
     adapter. Raises UsageError if they are not, unless it is trained anyway."""
@@ -206,7 +208,7 @@ def _divided(
             hint="Correct or accept them in `penstock review`; --anyway trains without accepting",
         )
     trained, held_out = divide(examples, rounds)
-    media = media_held({"held_out": held_out})
+    media = len({example.identity for example in held_out})
     if media < LEAST_MEDIA and not config.anyway:
         raise UsageError(
             f"the corrected or accepted captions in {out} leave {counted(media, 'file')} for a "
@@ -224,13 +226,13 @@ def _divided(
 
 def differing_lines(round_: Round) -> list[str]:
     """Return a line that names the captions on which journals differ, if there are any."""
-    differing = names(round_["differing"])
+    differing = names(round_.differing)
     return [f"left out, because journals differ: {differing}"] if differing else []
 
 
 def caption_tokens(round_: Round) -> int:
     """Return about how many tokens the longest example of a round has."""
-    return most_tokens(example["caption"] for example in round_["examples"])
+    return most_tokens(example.caption for example in round_.examples)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -248,7 +250,7 @@ class _Work:
 
     @property
     def folder(self) -> Path:
-        return round_folder(self.out, self.round["round"])
+        return round_folder(self.out, self.round.round)
 
     @property
     def adapter(self) -> str:
@@ -257,26 +259,30 @@ class _Work:
     @property
     def previous(self) -> str:
         """Return the adapter with which the run was captioned; empty: none."""
-        named = self.round["previous"]
+        named = self.round.previous
         return str(self.out / named) if named else ""
 
     def finish(self) -> Learned:
         """Do what is left of the round."""
-        while self.round["phase"] != DONE:
-            STEPS[self.round["phase"]](self)
+        while self.round.phase != DONE:
+            STEPS[self.round.phase](self)
         learned = Learned(out=self.out, round=self.round)
         if self.captioned is None:
             return learned
         captioned = self.captioned
         return replace(learned, failures=captioned.failures, warnings=captioned.warnings)
 
-    def _end(self, phase: str, **fields: Any) -> None:
-        self.round |= {"phase": phase, **fields}
+    def _end(self, phase: Phase, **fields: Any) -> None:
+        self.round = replace(self.round, phase=phase, **fields)
         write_round(self.out, self.round, self.run.config.store)
 
     def train(self) -> None:
         """Train the adapter, from the previous one if there is one."""
-        folder, previous, examples = Path(self.adapter), self.previous, examples_of(self.round)
+        folder, previous, examples = (
+            Path(self.adapter),
+            self.previous,
+            to_train_on(self.round.examples),
+        )
         if previous:
             self.config = replace(self.config, lora_rank=layout_of(Path(previous)).rank)
             for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -296,14 +302,14 @@ class _Work:
         """Score the previous model and the new adapter, and decide."""
         scoring = self.run.training(self.config, 1, resume=False)
         scoring = replace(scoring, validate_only=True)
+        held_out, scores = to_train_on(self.round.held_out), list[list[ScoredExample]]()
         for name, adapter in (("before", self.previous), ("after", self.adapter)):
             folder = self.folder / name
-            self._tune(scoring, examples_of(self.round, "held_out"), folder, adapter=adapter)
-            scores = read_json(folder / RUN / SCORE, {EACH: [SCORED_EXAMPLE]}, AGAIN)
-            self.round[name] = scores[EACH]
-        lower = times_lower(self.round, self.config.seed)
-        self.round["lower"] = lower
-        accepted = self.round["enough"] and is_better(self.round)
+            self._tune(scoring, held_out, folder, adapter=adapter)
+            scores.append(read_json_file(ScoredHeldOut, folder / RUN / SCORE, AGAIN).each)
+        self.round.before, self.round.after = scores
+        self.round.lower = times_lower(self.round, self.config.seed)
+        accepted = self.round.enough and is_better(self.round)
         self._end(SCORED if accepted else DONE, accepted=accepted)
 
     def recaption(self) -> None:
@@ -321,11 +327,11 @@ class _Work:
             closing(self._reviewed(self.folder / CAPTIONS)) as new,
         ):
             try:
-                kept, changed = carry(old, new, self.round["round"])
+                kept, changed = carry(old, new, self.round.round)
             except Uncaptioned:  # the same adapter would write none again
                 self._end(DONE, accepted=False)
                 raise
-            if self.round["phase"] == RECAPTIONED:
+            if self.round.phase == RECAPTIONED:
                 self._end(CARRIED, carried=kept, changed=changed, captions=len(new.folder.rows))
             config = self.run.captioning(self.config, self.out, self.adapter)
             self.captioned = self._caption(config, self._begin)
@@ -337,11 +343,11 @@ class _Work:
 
     def _begin(self, job: Job, writer: RecordWriter) -> None:
         """Record the command that repeats the run with the adapter."""
-        if command := self.round["command"]:
+        if command := self.round.command:
             values = {"--adapter": self.adapter, "--out": str(self.out)}
             values |= {"--store": self.run.config.store} if self.run.config.store else {}
-            words = with_values(command["words"], values)
-            writer.record.command = CommandRecord(words=tuple(words), folder=command["folder"])
+            words = with_values(command.words, values)
+            writer.record.command = CommandRecord(words=tuple(words), folder=command.folder)
         if self.on_begin is not None:
             self.on_begin(job, writer)
 
@@ -396,21 +402,21 @@ def preview(
     left = left_round(out, rounds)
     round_ = left or choose(config, run, out, rounds, dry=True)
     if round_ is None:
-        return [f"nothing new to learn since round {rounds[-1]['round']}"], None, []
-    folder = round_folder(out, round_["round"]) / ADAPTER / RUN
+        return [f"nothing new to learn since round {rounds[-1].round}"], None, []
+    folder = round_folder(out, round_.round) / ADAPTER / RUN
     tuning = run.tuning(config, folder, caption_tokens(round_))
-    return _lines(round_, is_begun=left is not None), tuning, examples_of(round_)
+    return _lines(round_, is_begun=left is not None), tuning, to_train_on(round_.examples)
 
 
 def _lines(round_: Round, *, is_begun: bool) -> list[str]:
-    corrected = sum(example["corrected"] for example in round_["held_out"])
-    held = f"{len(round_['held_out'])} held out, {corrected} of them corrected"
-    if is_weak(round_):
-        held += f"; weak test: {counted(media_held(round_), 'file')}"
-    state = f"continues from {round_['phase']!r}" if is_begun else "is new"
+    corrected = sum(example.corrected for example in round_.held_out)
+    held = f"{len(round_.held_out)} held out, {corrected} of them corrected"
+    if round_.is_weak:
+        held += f"; weak test: {counted(round_.media_held, 'file')}"
+    state = f"continues from {round_.phase!r}" if is_begun else "is new"
     lines = [
-        f"round {round_['round']} {state}: {counted(len(round_['examples']), 'caption')} to train "
+        f"round {round_.round} {state}: {counted(len(round_.examples), 'caption')} to train "
         f"on, {held}",
-        f"from {round_['previous'] or 'the model without an adapter'}",
+        f"from {round_.previous or 'the model without an adapter'}",
     ]
     return [*lines, *differing_lines(round_)]

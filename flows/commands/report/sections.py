@@ -17,7 +17,7 @@ from flows.core.options.formats import MEDIA
 from flows.core.pipelines import LABELS
 from flows.outputs.media_rows import media_with_lines, shown_medium
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
-from flows.outputs.record.rounds import Round, corrections_of, exact, loss_of
+from flows.outputs.record.rounds import Round, ScoredExample, exact, loss_of
 from flows.outputs.record.rounds import cells as round_cells
 from flows.outputs.record.run_read import load_record
 from flows.outputs.run_wording import kind_of
@@ -137,7 +137,7 @@ ROUNDS_LINE = (
 
 def rounds_facts(rounds: Sequence[Round]) -> dict[str, Any] | None:
     """Return the curves and the table of the rounds of learning; None before the first score."""
-    if not (scored := [round_ for round_ in rounds if round_["after"]]):
+    if not (scored := [round_ for round_ in rounds if round_.after]):
         return None
     titles = ("Loss per token", "Share of exact captions")
     return {
@@ -151,11 +151,12 @@ def rounds_facts(rounds: Sequence[Round]) -> dict[str, Any] | None:
 def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
     """Return the curves of one score: of each new adapter, and of the model in use."""
     before, after = (
-        [_scores(round_, name)[at] for round_ in rounds] for name in ("before", "after")
+        [_scores(round_, getattr(round_, name))[at] for round_ in rounds]
+        for name in ("before", "after")
     )
-    decided = [len(round_["examples"]) + len(round_["held_out"]) for round_ in rounds]
+    decided = [len(round_.examples) + len(round_.held_out) for round_ in rounds]
     pairs = zip(rounds, before, after, strict=True)
-    used = [new if round_["accepted"] else old for round_, old, new in pairs]
+    used = [new if round_.accepted else old for round_, old, new in pairs]
     in_use = [(0, before[0]), *zip(decided, used, strict=True)]
     series = [
         {"name": "in use", "kind": "held-out", "points": in_use},
@@ -164,6 +165,6 @@ def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
     return {"title": title, "series": series, "unit": "corrections:"}
 
 
-def _scores(round_: Round, name: str) -> tuple[float, float]:
-    scores = corrections_of(round_, name)
-    return loss_of(scores), exact(scores) / len(scores)
+def _scores(round_: Round, scores: Sequence[ScoredExample]) -> tuple[float, float]:
+    corrections = round_.corrections(scores)
+    return loss_of(corrections), exact(corrections) / len(corrections)

@@ -1,28 +1,20 @@
 """Reads the records of the rounds of `penstock learn` from a run's folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import write_json
-from artifacts.disk.json_records import read_jsonl_file
-from artifacts.disk.json_shapes import (
-    Nullable,
-    OptionalField,
-    count,
-    flag,
-    moment,
-    number,
-    read_json,
-    string,
-    text,
-)
+from artifacts.disk.json_records import json_of, read_json_file, read_jsonl_file
+from artifacts.disk.json_types import Count, Number, Text
 from artifacts.options import declared
 from artifacts.records.provenance import ROUND, Proof, anybody, note
 from flows.core.media.generated_files import digest_at
 from flows.core.media.output_rows import CaptionRow
-from flows.core.options.training import StepOptions
+from flows.core.options.training import CommandRecord, StepOptions
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 LEARN: Final = "learn"
@@ -30,14 +22,8 @@ LEARN: Final = "learn"
 ROUND_RECORD: Final = "round.json"
 ADAPTER: Final = "adapter"
 """Folder of a round's adapter."""
-CHOSEN, TRAINED, SCORED, RECAPTIONED, CARRIED, DONE = PHASES = (
-    "chosen",
-    "trained",
-    "scored",
-    "recaptioned",
-    "carried",
-    "done",
-)
+Phase = Literal["chosen", "trained", "scored", "recaptioned", "carried", "done"]
+CHOSEN, TRAINED, SCORED, RECAPTIONED, CARRIED, DONE = PHASES = get_args(Phase)
 """What of a round is done: examples chosen, adapter trained, adapter scored, captions made in the
 store, decisions kept under the new words, outputs written. A refused adapter ends after its
 score."""
@@ -48,44 +34,104 @@ CAPTION_AGAIN = "Run the same `penstock caption` again, which rewrites it"
 RUN_AGAIN = "Restore the file, or delete the folder of the round to leave the round out"
 
 
-SETTINGS = {
-    d.name: Nullable(text if d.kind is str else number)
-    for d in declared(StepOptions)
-    if d.name != "recompute"
-}
-"""Shape of the options that decide an adapter. No others are taken from a record."""
-EXAMPLE = {
-    **dict.fromkeys(("key", "features", "name", "prompt", "caption", "media_path"), text),
-    "start": number,
-    "corrected": flag,
-    "medium": OptionalField(text),
-}
-SCORED_EXAMPLE = {"loss": number, "tokens": count, "exact": flag}
-SHAPE = {
-    "round": count,
-    "phase": lambda value: value in PHASES,
-    "started": moment,
-    "digest": text,
-    "previous": text,
-    "trained": text,
-    "settings": SETTINGS,
-    "command": Nullable({"words": [string], "folder": string}),
-    "examples": [EXAMPLE],
-    "held_out": [EXAMPLE],
-    "differing": [text],
-    "enough": flag,
-    "before": [SCORED_EXAMPLE],
-    "after": [SCORED_EXAMPLE],
-    "lower": count,
-    "accepted": flag,
-    "captions": count,
-    "changed": count,
-    "carried": count,
-}
-"""Shape of `round.json`. `before` and `after` are the scores of the held-out captions, in their
-order; `trained` is the digest of its adapter; `lower` counts the bootstrap samples in which the new
-adapter's loss is lower."""
-Round = dict[str, Any]
+KINDS = {d.name: d.kind for d in declared(StepOptions) if d.name != "recompute"}
+"""Option that decides an adapter → its type. No others are taken from a record."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundExample:
+    """A caption that a round learns from, or holds out."""
+
+    key: Text
+    features: Text
+    name: Text
+    prompt: Text
+    caption: Text
+    media_path: Text
+    start: Number
+    corrected: bool
+    """Whether a person wrote it; otherwise it was accepted."""
+    medium: Text = ""
+
+    @property
+    def identity(self) -> str:
+        """Return the identity of its medium."""
+        return self.medium or self.media_path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredExample:
+    """The score of a held-out caption."""
+
+    loss: Number
+    """Sum over its tokens."""
+    tokens: Count
+    exact: bool
+    """Whether it was generated exactly."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Round:
+    """The record of a round."""
+
+    round: Count
+    """Its number."""
+    phase: Phase
+    started: Text
+    digest: Text
+    previous: Text
+    """Adapter that it continues, relative to the folder of the run if it lies there; empty:
+    none."""
+    trained: Text = ""
+    """Digest of its adapter."""
+    settings: dict[Text, Any]
+    """Option → its value; `options` has those that count."""
+    command: CommandRecord | None
+    examples: list[RoundExample]
+    held_out: list[RoundExample]
+    differing: list[Text]
+    """Captions on which journals differ."""
+    enough: bool
+    """Whether there are enough examples to accept an adapter."""
+    before: list[ScoredExample] = field(default_factory=list)
+    after: list[ScoredExample] = field(default_factory=list)
+    """Scores of the held-out captions, in their order, by the previous model and by the adapter."""
+    lower: Count = 0
+    """In how many bootstrap samples the new adapter's loss is lower."""
+    accepted: bool = False
+    captions: Count = 0
+    changed: Count = 0
+    carried: Count = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a wrong time, and for settings that no round has."""
+        datetime.fromisoformat(self.started)
+        for name, kind in KINDS.items():
+            given = self.settings.get(name, ())
+            is_kind = isinstance(given, str if kind is str else (int, float))
+            if given is not None and (not is_kind or isinstance(given, bool)):
+                raise ValueError(f"its setting {name} is not a {kind.__name__}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the options that decide its adapter."""
+        return {name: self.settings[name] for name in KINDS}
+
+    def corrections(self, scores: Sequence[ScoredExample]) -> Sequence[ScoredExample]:
+        """Return the scores of the held-out corrections among these of all held-out captions; all
+        if none of them was corrected."""
+        pairs = zip(self.held_out, scores, strict=False)
+        return [score for example, score in pairs if example.corrected] or scores
+
+    @property
+    def media_held(self) -> int:
+        """Return the number of media that it tests its adapter on."""
+        return len({example.identity for example in self.held_out})
+
+    @property
+    def is_weak(self) -> bool:
+        """Return whether it tests its adapter on few media."""
+        return self.media_held < FEW_MEDIA
 
 
 def round_folder(out: Path, number: int) -> Path:
@@ -95,15 +141,19 @@ def round_folder(out: Path, number: int) -> Path:
 def rounds_in(out: Path, proof: Proof = anybody) -> list[Round]:
     """Return the rounds of a run's folder that are proved, the last one last. Raises
     EnvironmentFault."""
-    paths = (out / LEARN).glob(f"round-*/{ROUND_RECORD}")
-    rounds = [read_json(path, SHAPE, RUN_AGAIN) for path in paths]
-    return sorted(filter(proof, rounds), key=lambda round_: round_["round"])
+    rounds = list[Round]()
+    for path in (out / LEARN).glob(f"round-*/{ROUND_RECORD}"):
+        stored = read_json_file(dict[str, Any], path, RUN_AGAIN)
+        read = read_json_file(Round, path, RUN_AGAIN)
+        rounds += [read] if proof(stored) else []
+    return sorted(rounds, key=lambda round_: round_.round)
 
 
 def write_round(out: Path, round_: Round, store: str) -> None:
     """Write the record of a round, noted in `store` too. Raises EnvironmentFault."""
-    note(ROUND, round_, store)
-    write_json(round_folder(out, round_["round"]) / ROUND_RECORD, round_)
+    stored = json_of(round_)
+    note(ROUND, stored, store)
+    write_json(round_folder(out, round_.round) / ROUND_RECORD, stored)
 
 
 def adapter_digest(folder: Path) -> str:
@@ -122,56 +172,29 @@ def usable_rounds(out: Path, proof: Proof) -> list[Round]:
     """Return the proved rounds without a last one that only chose its examples, and whose previous
     adapter or examples are gone: it is chosen anew. Raises EnvironmentFault."""
     rounds = rounds_in(out, proof)
-    if not rounds or rounds[-1]["phase"] != CHOSEN:
+    if not rounds or rounds[-1].phase != CHOSEN:
         return rounds
     lines = read_jsonl_file(CaptionRow, out / "captions.jsonl", CAPTION_AGAIN)
     captioned, last = {line.features for line in lines}, rounds[-1]
-    chosen = {example["features"] for example in (*last["examples"], *last["held_out"])}
-    is_stuck = missing_adapter(out, last["previous"]) or not chosen <= captioned
+    chosen = {example.features for example in (*last.examples, *last.held_out)}
+    is_stuck = missing_adapter(out, last.previous) or not chosen <= captioned
     return rounds[:-1] if is_stuck else rounds
 
 
 def unfinished(rounds: Sequence[Round]) -> Round | None:
     """Return the round that a killed process left; None if all ended."""
-    return rounds[-1] if rounds and rounds[-1]["phase"] != DONE else None
+    return rounds[-1] if rounds and rounds[-1].phase != DONE else None
 
 
-def loss_of(scores: Sequence[Mapping[str, Any]]) -> float:
+def loss_of(scores: Sequence[ScoredExample]) -> float:
     """Return the mean loss per token of scored captions."""
-    tokens = sum(score["tokens"] for score in scores)
-    return float(sum(score["loss"] for score in scores) / max(1, tokens))
+    tokens = sum(score.tokens for score in scores)
+    return sum(score.loss for score in scores) / max(1, tokens)
 
 
-def corrections_of(round_: Round, name: str) -> list[Mapping[str, Any]]:
-    """Return the scores `before` or `after` of the held-out corrections; of all held-out captions
-    if none of them was corrected."""
-    pairs = list(zip(round_["held_out"], round_[name], strict=False))
-    return [score for example, score in pairs if example["corrected"]] or round_[name]
-
-
-def corrections_in(examples: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """Return the corrected ones of some examples; all if none was corrected."""
-    return [example for example in examples if example["corrected"]] or examples
-
-
-def medium_of(example: Mapping[str, Any]) -> str:
-    """Return the identity of an example's medium."""
-    return str(example.get("medium") or example["media_path"])
-
-
-def media_held(round_: Round) -> int:
-    """Return the number of media that a round tests its adapter on."""
-    return len({medium_of(example) for example in round_["held_out"]})
-
-
-def is_weak(round_: Round) -> bool:
-    """Return whether a round tests its adapter on few media."""
-    return media_held(round_) < FEW_MEDIA
-
-
-def exact(scores: Sequence[Mapping[str, Any]]) -> int:
+def exact(scores: Sequence[ScoredExample]) -> int:
     """Return the number of captions that were generated exactly."""
-    return sum(score["exact"] for score in scores)
+    return sum(score.exact for score in scores)
 
 
 COLUMNS = ("round", "learned from", "held out", "loss", "exact", "adapter", "captions changed")
@@ -179,38 +202,38 @@ COLUMNS = ("round", "learned from", "held out", "loss", "exact", "adapter", "cap
 
 def cells(round_: Round) -> tuple[str, ...]:
     """Return a round as table cells."""
-    scores = [corrections_of(round_, name) for name in ("before", "after")]
-    losses, exacts = map(loss_of, scores), [str(exact(round_[n])) for n in ("before", "after")]
-    scored = bool(round_["after"])
+    every = (round_.before, round_.after)
+    losses = [f"{loss_of(round_.corrections(scores)):.4f}" for scores in every]
     return (
-        str(round_["round"]),
-        str(len(round_["examples"])),
-        str(len(round_["held_out"])),
-        " to ".join(f"{loss:.4f}" for loss in losses) if scored else "-",
-        " to ".join(exacts) if scored else "-",
+        str(round_.round),
+        str(len(round_.examples)),
+        str(len(round_.held_out)),
+        " to ".join(losses) if round_.after else "-",
+        " to ".join(str(exact(scores)) for scores in every) if round_.after else "-",
         verdict(round_),
-        str(round_["changed"]) if round_["accepted"] else "-",
+        str(round_.changed) if round_.accepted else "-",
     )
 
 
 def verdict(round_: Round) -> str:
     """Return what became of a round's adapter."""
-    if round_["phase"] != DONE:
-        return f"unfinished ({round_['phase']})"
-    if not round_["enough"]:
+    if round_.phase != DONE:
+        return f"unfinished ({round_.phase})"
+    if not round_.enough:
         return "not accepted: too few corrections or media"
-    return "accepted" if round_["accepted"] else "not accepted: not better"
+    return "accepted" if round_.accepted else "not accepted: not better"
 
 
 def summary_json(rounds: Sequence[Round]) -> Iterator[dict[str, Any]]:
     """Yield each round without its examples, for programs."""
     for round_ in rounds:
         kept = ("round", "phase", "started", "enough", "accepted", "lower", "captions", "changed")
+        named = {"before": round_.before, "after": round_.after}
         scores = {
-            name: {"loss": loss_of(corrections_of(round_, name)), "exact": exact(round_[name])}
-            for name in ("before", "after")
-            if round_[name]
+            name: {"loss": loss_of(round_.corrections(of)), "exact": exact(of)}
+            for name, of in named.items()
+            if of
         }
-        counts = {"examples": len(round_["examples"]), "held_out": len(round_["held_out"])}
-        counts |= {"held_out_media": media_held(round_), "weak_test": is_weak(round_)}
-        yield {**{name: round_[name] for name in kept}, **counts, **scores}
+        counts = {"examples": len(round_.examples), "held_out": len(round_.held_out)}
+        counts |= {"held_out_media": round_.media_held, "weak_test": round_.is_weak}
+        yield {**{name: getattr(round_, name) for name in kept}, **counts, **scores}
