@@ -427,7 +427,7 @@ def _refuse_experts(headers: Iterable[Header]) -> None:
 
 def _refuse_others(layer: StoredLayer, stated: Mapping[str, Any]) -> None:
     """Refuse a form that is not read, and one that config.json does not state: the loader would
-    take its codes for weights. Raises UsageError."""
+    take its codes for weights. Raises UsageError, or EnvironmentFault if its scales are lost."""
     parts = layer.parts
     is_of_bitsandbytes = _is_of_bitsandbytes(parts)
     form = next((form for name, form in OTHERS.items() if name in parts), "")
@@ -441,6 +441,11 @@ def _refuse_others(layer: StoredLayer, stated: Mapping[str, Any]) -> None:
     if not holds_codes or (is_read_here(stated) and not is_of_bitsandbytes):
         return
     method = stated.get("quant_method", "bitsandbytes") if stated else ""
+    if method == "bitsandbytes" and not is_of_bitsandbytes:
+        raise EnvironmentFault(
+            f"{layer.name} is quantized by bitsandbytes, and its scales are not in the file",
+            hint="Copy or download the checkpoint again",
+        )
     says = f"says that it is by {method}" if method else "has no quantization_config"
     if not is_of_bitsandbytes:
         says += ". Files of ModelOpt say it in hf_quant_config.json, which Penstock does not read"
