@@ -8,12 +8,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.disk.json_records import read_jsonl_file
-from artifacts.disk.json_shapes import OptionalField, count, number, text
+from artifacts.disk.json_types import Count, Number, Text
 from artifacts.disk.stamps import stamp_of
 from artifacts.records.keys import content_key, hash_file
 from artifacts.texts.captions import CONFIDENCE
@@ -24,21 +25,34 @@ from flows.outputs.thumbnails import data_address
 from stages.process.host_memory import cores
 
 RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"
-NAME = {"media_path": text, "source": text}
 MOST_WARNINGS = 10
 """Warnings that the page shows of one file."""
 AWAY, OTHER = "The file is not where it was", "The file holds other content than was captioned"
-SUMMARY = {
-    **NAME,
-    "summary": text,
-    "chapters": [{"start": number, "end": number, "text": text}],
-    "tokens": OptionalField(count),
-    "warnings": OptionalField([text]),
-}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChapterRow:
+    """A chapter of a summary."""
+
+    start: Number
+    end: Number
+    text: Text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownSummary:
+    """A line of `summaries.jsonl`, as far as a page shows it."""
+
+    media_path: Text
+    source: Text
+    summary: Text
+    chapters: list[ChapterRow]
+    tokens: Count = 0
+    warnings: list[Text] = field(default_factory=list)
 
 
 def captioned_media(
-    out: Path, folder: Path, summaries: Sequence[dict[str, Any]] = ()
+    out: Path, folder: Path, summaries: Sequence[ShownSummary] = ()
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Return the media of a run into `out`, in source order, for a page in `folder`, and how many
     captions are corrected, accepted and rejected. `summaries`: rows of `summaries.jsonl`.
@@ -49,16 +63,16 @@ def captioned_media(
     text) of each of its `chapters`, and `warnings`. Raises EnvironmentFault.
     """
     media, edited = list[dict[str, Any]](), Counter[str]()
-    rows_of = {(row["source"], row["media_path"]): row for row in summaries}
+    rows_of = {_name(row): row for row in summaries}
     for entry, rows in media_with_captions(out):
         edited["corrected"] += sum(bool(row.original) for row in rows)
         edited.update(row.review for row in rows if row.review)
         media.append(_medium(entry, rows, folder))
         if summary := rows_of.get(entry.name):
             media[-1]["summary"] = {
-                "text": summary["summary"],
-                "chapters": [(part["start"], part["text"]) for part in summary["chapters"]],
-                "warnings": summary.get("warnings", []),
+                "text": summary.summary,
+                "chapters": [(chapter.start, chapter.text) for chapter in summary.chapters],
+                "warnings": summary.warnings,
             }
     return media, edited
 

@@ -337,7 +337,9 @@ ODD_ENTRIES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("odd", ODD_ENTRIES, ids=str)
 def test_a_queue_with_an_odd_entry_fails(tmp_path: Path, odd: dict[str, Any]) -> None:
     path = kept(tmp_path, **odd)
-    with pytest.raises(EnvironmentFault, match=re.escape(f"{path} cannot be read: it.runs[0].")):
+    with pytest.raises(
+        EnvironmentFault, match=rf"^{re.escape(str(path))} cannot be read: .*(runs\[0\]|soon)"
+    ):
         queue(tmp_path)
     path.unlink()
     queue(tmp_path).close()
@@ -404,10 +406,11 @@ def test_a_run_that_was_not_started_before_a_kill_is_started_later(tmp_path: Pat
         first._save()
     second = queue(tmp_path)
     second.tick()
-    assert second.runs[0].state == "running" and second.runs[0].pid
-    while second.runs[0].state == "running":
+    states = [second.runs[0].state]
+    while states[-1] == "running":
         second.tick()
-    assert second.runs[0].state == "failed"
+        states.append(second.runs[0].state)
+    assert second.runs[0].pid and len(states) > 1 and states[-1] == "failed"
     second.close()
 
 

@@ -117,11 +117,14 @@ def test_what_a_person_decided_on_captions_is_marked_and_can_be_chosen(
     (picture,) = captions_of(image, ["blurred"])
     write_run(tmp_path / "out", [(file, rows), (image, [replace(picture, review="rejected")])])
     shown(browser, tmp_path / "out")
-    texts = browser.wait(TEXTS, ".captions button > span")
+    browser.wait(f"{TEXTS}.length === 4", ".captions button > span")
+    texts = browser.run(TEXTS, ".captions button > span")
     assert texts == ["kept", "bad rejected", "mended corrected", "said so accepted"]
+    browser.wait(f"{TEXTS}.length === 1", "figcaption .said")
     assert browser.run(TEXTS, "figcaption .said") == ["blurred rejected"]
     browser.run(CHOOSE, "filter", "rejected")
-    assert browser.wait(TEXTS, ".captions button > span") == ["bad rejected"]
+    browser.wait(f"{TEXTS}.length === 1", ".captions button > span")
+    assert browser.run(TEXTS, ".captions button > span") == ["bad rejected"]
     assert browser.run(TEXTS, "figcaption .said") == ["blurred rejected"]
 
 

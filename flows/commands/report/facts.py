@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 from artifacts.disk.files import write_text
 from artifacts.disk.json_records import read_jsonl_file
-from artifacts.disk.json_shapes import read_jsonl
 from artifacts.disk.regular_files import open_regular
 from artifacts.remote.addresses import is_address
 from artifacts.schema import values_of
@@ -46,7 +45,7 @@ from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.media_rows import (
     RUN_AGAIN,
-    SUMMARY,
+    ShownSummary,
     captioned_media,
     embed_thumbnails,
     failed_media,
@@ -410,7 +409,9 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     record = load_record(run)
     is_labels = kind_of(record) == LABELS
     edited = Counter[str]()
-    summaries = read_jsonl(run / SUMMARIES, SUMMARY, RUN_AGAIN) if record.summaries else []
+    summaries = (
+        read_jsonl_file(ShownSummary, run / SUMMARIES, RUN_AGAIN) if record.summaries else []
+    )
     if is_labels:
         media = labelled_media(run, folder)
     else:
@@ -459,10 +460,10 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def _tokens(media: Sequence[Mapping[str, Any]], summaries: Sequence[Mapping[str, Any]]) -> int:
+def _tokens(media: Sequence[Mapping[str, Any]], summaries: Sequence[ShownSummary]) -> int:
     """Return the tokens of captions and summaries; 0 of labels, which have none."""
     texts = sum(caption[3] for medium in media for caption in medium["captions"])
-    return int(texts + sum(row.get("tokens", 0) for row in summaries))
+    return int(texts + sum(row.tokens for row in summaries))
 
 
 def _totals(record: RunRecord, seconds: float, runs: Sequence[RunEntry], tokens: int) -> Rows:

@@ -3,13 +3,15 @@ opens no media file.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from artifacts.disk.json_records import read_jsonl_file
-from artifacts.disk.json_shapes import Nullable, count, number, read_json, text
-from artifacts.disk.json_types import Number, Text
+from msgspec import Struct
+from msgspec import field as struct_field
+
+from artifacts.disk.json_records import json_of, read_json_file, read_jsonl_file
+from artifacts.disk.json_types import Count, Number, Text
 from artifacts.texts.labels import spans_of
 from flows.commands.label.files import LINES, REPORT
 from flows.core.media.output_rows import MediaRow
@@ -53,22 +55,28 @@ class LabelRow:
         return [scored for scored in self.labels if scored.passed]
 
 
-COUNT = {
-    "label": text,
-    "passed": count,
-    "median": Nullable(number),
-    "deviation": Nullable(number),
-    "threshold": Nullable(number),
-    "from": text,
-    "bins": [count],
-}
-COUNTS = {
-    "pictures": count,
-    "labelled": count,
-    "low": number,
-    "high": number,
-    "labels": [COUNT],
-}
+class LabelCount(Struct, frozen=True, kw_only=True):
+    """What a label was given to."""
+
+    label: Text
+    passed: Count
+    median: Number | None
+    deviation: Number | None
+    threshold: Number | None
+    rule: Text = struct_field(name="from")
+    """How the threshold was found."""
+    bins: list[Count]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelReport:
+    """The file about all labels of a run."""
+
+    pictures: Count
+    labelled: Count
+    low: Number
+    high: Number
+    labels: list[LabelCount]
 
 
 def label_counts(out: Path) -> dict[str, Any] | None:
@@ -76,10 +84,9 @@ def label_counts(out: Path) -> dict[str, Any] | None:
     written none yet. Raises EnvironmentFault."""
     if not (out / REPORT).exists():
         return None
-    counts: dict[str, Any] = read_json(out / REPORT, COUNTS, RUN_AGAIN)
-    counts = {name: counts[name] for name in COUNTS}
-    counts["labels"] = sorted(counts["labels"], key=lambda one: -one["passed"])
-    return counts
+    report = read_json_file(LabelReport, out / REPORT, RUN_AGAIN)
+    by_count = sorted(report.labels, key=lambda counted: -counted.passed)
+    return json_of(replace(report, labels=by_count))
 
 
 def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[dict[str, Any]]:

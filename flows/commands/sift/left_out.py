@@ -3,7 +3,7 @@
 import os
 from contextlib import suppress
 
-from artifacts.disk.json_shapes import read_jsonl, string
+from artifacts.disk.json_records import read_jsonl_file
 from artifacts.errors import PenstockError
 from artifacts.wording import counted
 from flows.core.job.prepare import out_folder
@@ -19,7 +19,7 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
     was marked by that condition. Raises UsageError."""
     if not (condition := SiftFirstOptions.of(config).sift):
         return frozenset(), ""
-    from flows.commands.sift.marks import parse_keep
+    from flows.commands.sift.marks import LeftOutRow, parse_keep
     from flows.outputs.media_rows import failed_media
 
     parse_keep(condition, option="--sift")
@@ -30,8 +30,8 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
         if record.state == "running":
             note = "files and chunks are those before the filter (--sift): it is running"
         elif record.keep == condition and record.state == "done":
-            rows = read_jsonl(folder / LEFT_OUT_FILE, {"path": string}, "Sift again")
-            left = frozenset(row["path"] for row in rows)
+            rows = read_jsonl_file(LeftOutRow, folder / LEFT_OUT_FILE, "Sift again")
+            left = frozenset(row.path for row in rows)
             note = f"{counted(len(left), 'file')} left out by --sift, as marked before"
             if failed := failed_media(folder):
                 note += f"; {counted(len(failed), 'file')} that failed then, too"

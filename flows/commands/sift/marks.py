@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.disk.files import json_text, write_text
-from artifacts.disk.json_shapes import read_jsonl, string
+from artifacts.disk.json_records import read_jsonl_file
+from artifacts.disk.json_types import Text
 from artifacts.errors import UsageError
 from artifacts.index.near_duplicates import Copies, stars
 from artifacts.index.where import Condition, Table
@@ -84,8 +85,6 @@ CHOICES = BEST, KEEP_TOO = "best", "keep"
 """What a person may decide: that a file is the best of its copies, or that it is kept, too."""
 CHOICES_FILE = "choices.jsonl"
 """What a person decided of files on the page, in the folder of a run."""
-CHOICE = {"path": string, "digest": string, "choice": lambda word: word in CHOICES}
-"""Shape of a line of it."""
 Values = dict[str, Any]
 
 
@@ -223,12 +222,31 @@ class MarkedFiles:
         return np.array(sorted(order, key=keys.__getitem__, reverse=True), np.int64)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What a person decided of a file."""
+
+    path: str
+    digest: str
+    choice: Literal["best", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOutRow:
+    """A file that a run left out, and why."""
+
+    path: str
+    media_path: Text
+    why: Text
+
+
 def choices_in(out: Path) -> dict[tuple[str, str], str]:
     """Return path and digest → what a person decided of a file. Raises EnvironmentFault."""
     if not os.path.lexists(out / CHOICES_FILE):
         return {}
-    rows = read_jsonl(out / CHOICES_FILE, CHOICE, "Remove that line, and choose again")
-    return {(row["path"], row["digest"]): row["choice"] for row in rows}
+    hint = "Remove that line, and choose again"
+    rows = read_jsonl_file(Choice, out / CHOICES_FILE, hint)
+    return {(row.path, row.digest): row.choice for row in rows}
 
 
 def parse_keep(

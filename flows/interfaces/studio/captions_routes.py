@@ -30,7 +30,7 @@ from flows.core.options.formats import EXACT
 from flows.interfaces.serve.refusals import JSON, ShownFile, json_answer, shown_file
 from flows.interfaces.studio.guard import json_of
 from flows.interfaces.studio.run_captions import NUMBER, RunCaptions
-from flows.interfaces.studio.runs import AGAIN, QueuedRun
+from flows.interfaces.studio.runs import AGAIN, Kind, QueuedRun
 from flows.interfaces.studio.session import FOLDER, MOST, RecordedCommand, Studio, answers_of
 from flows.interfaces.studio.values import checked, line_of
 from flows.outputs.data_sets import UNCUT, unread
@@ -198,7 +198,7 @@ class CaptionsRoutes:
         return self._add(AGAIN, command, words, out, values=changes, about=keys, of=own)
 
     def _add(
-        self, kind: str, command: RecordedCommand, words: list[str], out: Path, **more: Any
+        self, kind: Kind, command: RecordedCommand, words: list[str], out: Path, **more: Any
     ) -> QueuedRun:
         folder = str(command.folder)
         run = QueuedRun(kind=kind, out=str(out), words=words, folder=folder, **more)
@@ -236,10 +236,10 @@ class CaptionsRoutes:
         return await self._queued(request, self._follow)
 
     def _follow(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
-        kind = str(given.get("command"))
+        kind: Kind = "tune" if given.get("command") == "tune" else "export"
         values = checked({"out": given.get("out")}, self._studio.roots)
         own = {"export": {"to": str(given.get("to"))}, "tune": {"data": str(captions.out / LINES)}}
-        if kind not in own or "out" not in values:
+        if given.get("command") not in own or "out" not in values:
             raise EditRefused("choose what to make, and its folder")
         command, out = self._studio.command(captions.out), values["out"]
         words = command.following(kind, {**own[kind], "out": out})

@@ -6,38 +6,27 @@ import secrets
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from artifacts.disk.files import json_text, write_text
-from artifacts.disk.json_shapes import (
-    Nullable,
-    OptionalField,
-    ShapeError,
-    check,
-    count,
-    read_jsonl,
-    string,
-    text,
-)
+from artifacts.disk.json_records import read_jsonl_file
+from artifacts.disk.json_types import Count, Text
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import PenstockError, UsageError
 from artifacts.schema import values_of
 from artifacts.texts.edits import REDO, UNDO, UNTOUCHED
 from flows.commands.review.captions import ReviewedCaptions
 from flows.commands.review.folder_captions import EditRefused
-from flows.commands.sift.marks import CHOICE, CHOICES, CHOICES_FILE, choices_in
+from flows.commands.sift.marks import CHOICES, CHOICES_FILE, LeftOutRow, choices_in
 from flows.core.options.training import LEAST
 from flows.core.options.vectors import PLACE
 from flows.interfaces.serve.refusals import json_bytes
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, MARKS_FILE
 from flows.outputs.record.rounds import rounds_in, summary_json
 
-GROUP = OptionalField(Nullable(count))
-MARKS = {"path": string, "group": GROUP}
-COPIES = {**MARKS, "media_path": text, "digest": string, "duplicate": GROUP}
-LEFT_OUT = {"path": string, "media_path": text, "why": text}
 SHOWN_GROUPS, SHOWN_MEMBERS, SHOWN_LEFT_OUT = 100, 12, 500
 """Most groups of copies that the page shows of a sift run, members of each, and files left out."""
 FILES = ("media.jsonl", "captions.jsonl", "failures.jsonl")
@@ -200,10 +189,8 @@ class RunCaptions:
         Outdated, EditRefused, EnvironmentFault."""
         with self._lock:
             reviewed = self.reviewed
-            try:
-                check(request, {"id": text})
-            except ShapeError as error:
-                raise EditRefused(str(error)) from error
+            if not isinstance(request, dict) or not isinstance(request.get("id"), str):
+                raise EditRefused("it has no id")
             if request["id"] not in reviewed.journal.edits.ids:
                 self._check_base(reviewed, request)
             answer = reviewed.apply(request)
@@ -254,12 +241,24 @@ class RunCaptions:
             return {does: (target({"does": does}) or {"id": ""})["id"] for does in (UNDO, REDO)}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CopyRow:
+    """A file with marks, and the group of copies that it is in."""
+
+    path: str
+    media_path: Text = ""
+    digest: str = ""
+    group: Count | None = None
+    duplicate: Count | None = None
+    """0: the best of its group."""
+
+
 def groups_in(out: Path) -> dict[str, int]:
     """Return path → number of its group of copies, if the run sifted its media first; empty if the
     marks are not there, or not as `penstock sift` writes them."""
     with suppress(PenstockError):
-        rows = read_jsonl(out / PLACE / MARKS_FILE, MARKS, "Run the same command again")
-        return {row["path"]: row["group"] for row in rows if row.get("group") is not None}
+        rows = read_jsonl_file(CopyRow, out / PLACE / MARKS_FILE, "Run the same command again")
+        return {row.path: row.group for row in rows if row.group is not None}
     return {}
 
 
@@ -267,22 +266,22 @@ def sifted_in(out: Path) -> dict[str, Any]:
     """Return the largest groups of copies in the folder of a sift run, what is kept of each first,
     and the first files that it left out, each with what a person chose. Raises EnvironmentFault."""
     again, chosen = "Run the same command again", choices_in(out)
-    left = read_jsonl(out / LEFT_OUT_FILE, LEFT_OUT, again)
-    why = {row["path"]: row["why"] for row in left}
-    groups: dict[int, list[dict[str, Any]]] = {}
-    rows = {row["path"]: row for row in read_jsonl(out / MARKS_FILE, COPIES, again)}
-    for path, row in rows.items():
-        row |= {"why": why.get(path, ""), "choice": chosen.get((path, row["digest"]), "")}
-        if (group := row.get("group")) is not None:
-            groups.setdefault(group, []).append(row)
+    left = read_jsonl_file(LeftOutRow, out / LEFT_OUT_FILE, again)
+    why = {row.path: row.why for row in left}
+    groups, rows = dict[int, list[dict[str, Any]]](), dict[str, dict[str, Any]]()
+    for row in read_jsonl_file(CopyRow, out / MARKS_FILE, again):
+        choice = chosen.get((row.path, row.digest), "")
+        rows[row.path] = {**values_of(row), "why": why.get(row.path, ""), "choice": choice}
+        if row.group is not None:
+            groups.setdefault(row.group, []).append(rows[row.path])
     for members in groups.values():
-        members.sort(key=lambda row: (bool(row["why"]), row.get("duplicate") or 0))
+        members.sort(key=lambda row: (bool(row["why"]), row["duplicate"] or 0))
     largest = sorted(groups.values(), key=len, reverse=True)[:SHOWN_GROUPS]
     return {
         "count": len(groups),
         "groups": [members[:SHOWN_MEMBERS] for members in largest],
         "sizes": [len(members) for members in largest],
-        "left_out": [rows[row["path"]] for row in left[:SHOWN_LEFT_OUT] if row["path"] in rows],
+        "left_out": [rows[row.path] for row in left[:SHOWN_LEFT_OUT] if row.path in rows],
         "left": len(left),
     }
 
@@ -290,14 +289,13 @@ def sifted_in(out: Path) -> dict[str, Any]:
 def choose(out: Path, path: str, choice: str) -> dict[str, Any]:
     """Note what a person decided of a file of a sift run: `best`, `keep`, or nothing. The next run
     applies it. Return what `sifted_in` does. Raises UsageError, EnvironmentFault."""
-    rows = read_jsonl(out / MARKS_FILE, COPIES, "Run the same command again")
-    digest = next((row["digest"] for row in rows if row["path"] == path), "")
+    rows = read_jsonl_file(CopyRow, out / MARKS_FILE, "Run the same command again")
+    digest = next((row.digest for row in rows if row.path == path), "")
     if not digest or choice not in ("", *CHOICES):
         raise UsageError("this file was not marked by that run", hint="Reload the page")
     of = choices_in(out) | {(path, digest): choice}
-    lines = (
-        json_text(dict(zip(CHOICE, (*key, one), strict=True))) for key, one in of.items() if one
-    )
+    kept = ({"path": at, "digest": held, "choice": one} for (at, held), one in of.items())
+    lines = (json_text(choice) for choice in kept if choice["choice"])
     write_text(out / CHOICES_FILE, (line + "\n" for line in lines))
     return sifted_in(out)
 

@@ -18,7 +18,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -29,12 +28,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta
 
 from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import write_json
-from artifacts.disk.json_shapes import MapOf, anything, count, moment, read_json, text
+from artifacts.disk.json_records import read_json_file
+from artifacts.disk.json_types import Count, Text
 from artifacts.disk.locks import try_lock
 from artifacts.disk.paths import user_state
 from artifacts.disk.regular_files import guard, is_denied, open_below
@@ -51,72 +53,73 @@ from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import RunRecord, seconds_of
 from flows.outputs.run_status import progress_of
 
-AGAIN = "again"
+AGAIN: Final = "again"
 """Kind of a run that asks again about some captions of another."""
 SUMMED_UP = ("learn", "sift", "export", "tune")
 """Kinds of runs whose last line says what came of them."""
-QUEUED, STARTING, RUNNING = "queued", "starting", "running"
+Kind = Literal["caption", "write", "again", "learn", "sift", "export", "tune"]
+State = Literal["queued", "starting", "running", "done", "failed", "interrupted", "died"]
+QUEUED: Final = "queued"
+STARTING: Final = "starting"
+RUNNING: Final = "running"
 ENDED = ("done", "failed", "interrupted", "died")
-ID = re.compile("[0-9a-f]{16}")
-
-
-def lets_no_code_in(value: Any) -> bool:
-    """Return whether a value has the words of a command that lets no foreign code run: that needs a
-    person's word each time, which no file can give."""
-    is_list = isinstance(value, list) and all(map(text, value))
-    return is_list and not {"--trust-remote-code"} & {*takewhile("--".__ne__, value)}
-
-
-SHAPE = {
-    **dict.fromkeys(("out", "folder", "of", "start", "error"), text),
-    "kind": lambda value: value in ("caption", "write", AGAIN, *SUMMED_UP),
-    "words": lets_no_code_in,
-    "id": lambda value: isinstance(value, str) and bool(ID.fullmatch(value)),
-    "values": MapOf(anything),
-    "about": [text],
-    "state": lambda value: value in (QUEUED, STARTING, RUNNING, *ENDED),
-    "pid": count,
-    "began": lambda value: value == "" or moment(value),
-}
-"""Shape of a run in the file of a queue."""
+Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 
 
 @dataclass(slots=True, kw_only=True)
 class QueuedRun:
     """One command of the queue."""
 
-    kind: str
-    """`caption`, `write`, `again`, or a command of SUMMED_UP."""
-    out: str
-    words: list[str]
-    folder: str
+    kind: Kind
+    out: Text
+    words: list[Text]
+    folder: Text
     """Folder in which the command runs."""
-    of: str = ""
+    of: Text = ""
     """Folder of the run whose captions it is about; empty: `out`."""
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-    values: dict[str, Any] = field(default_factory=dict)
+    id: Id = field(default_factory=lambda: secrets.token_hex(8))
+    values: dict[Text, Any] = field(default_factory=dict)
     """Values of the options that the page sent."""
-    about: list[str] = field(default_factory=list)
+    about: list[Text] = field(default_factory=list)
     """Keys of the captions that get a second question."""
-    state: str = QUEUED
-    pid: int = 0
-    start: str = ""
+    state: State = QUEUED
+    pid: Count = 0
+    start: Text = ""
     """When its process started, as `start_of` returns it."""
-    began: str = ""
-    error: str = ""
+    began: Text = ""
+    error: Text = ""
 
     @property
     def about_out(self) -> Path:
         return Path(self.of or self.out)
 
 
+def trusts_code(words: Sequence[str]) -> bool:
+    """Return whether a command lets code of others run."""
+    return "--trust-remote-code" in takewhile("--".__ne__, words)
+
+
+@dataclass(slots=True, kw_only=True)
+class Queue:
+    """The file of a queue."""
+
+    runs: list[QueuedRun]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a wrong time, and for a command that lets foreign code run: that
+        needs a person's word each time, which no file can give."""
+        for at, run in enumerate(self.runs):
+            if trusts_code(run.words):
+                raise ValueError(f"runs[{at}] trusts code of others")
+            if run.began:
+                seconds_of(run.began)
+
+
 def read_runs(path: Path) -> list[QueuedRun]:
     """Return the runs of a queue; none without its file. Raises EnvironmentFault."""
     if not os.path.lexists(path):
         return []
-    hint = "Move it away; what runs have made is kept"
-    stored = read_json(path, {"runs": [SHAPE]}, hint)["runs"]
-    return [QueuedRun(**{name: run[name] for name in QueuedRun.__slots__}) for run in stored]
+    return read_json_file(Queue, path, "Move it away; what runs have made is kept").runs
 
 
 def program(words: Sequence[str]) -> list[str]:
@@ -248,7 +251,7 @@ class RunProcesses:
         child, self._child = self._child, None
         return None if child is None else child.returncode
 
-    def outcome(self, run: QueuedRun, code: int | None) -> tuple[str, str]:
+    def outcome(self, run: QueuedRun, code: int | None) -> tuple[State, str]:
         """Return the state and the error of a run that ended with this exit code."""
         record = _record(run)
         # A run stopped at its start records no end; an export may be rejected after its runs.
@@ -359,7 +362,7 @@ class RunQueue:
                 )
             if len(self.runs) >= MOST_RUNS:
                 raise UsageError("the list of runs is full", hint="Remove some that ended")
-            if not lets_no_code_in(run.words):
+            if trusts_code(run.words):
                 raise UsageError(
                     "--trust-remote-code is never taken from a list of runs",
                     hint="Run the command yourself in a terminal",
