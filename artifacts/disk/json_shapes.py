@@ -7,7 +7,7 @@ one of:
 - a list of one shape
 - a tuple with one shape per element
 - a dict of an object's fields
-- `Nullable`, `EmptyOr`, `OptionalField` or `MapOf` of another shape
+- `Nullable`, `OptionalField` or `MapOf` of another shape
 """
 
 import json
@@ -44,10 +44,6 @@ class Nullable(_Around):
     """Null or the given shape."""
 
 
-class EmptyOr(_Around):
-    """An empty object or the given shape."""
-
-
 class OptionalField(_Around):
     """A field that may be omitted."""
 
@@ -62,11 +58,6 @@ def text(value: Any) -> bool:
         return isinstance(value, str) and bool(value.encode() or True)
     except UnicodeEncodeError:
         return False
-
-
-def string(value: Any) -> bool:
-    """Return whether a value is a string, which may be a path that is no UTF-8."""
-    return isinstance(value, str)
 
 
 def flag(value: Any) -> bool:
@@ -101,8 +92,8 @@ def anything(value: Any) -> bool:
 
 def check(value: Any, shape: Shape, where: str = "it") -> None:
     """Raise ShapeError, with the place, unless a value has the shape."""
-    if isinstance(shape, Nullable | EmptyOr):
-        if value != (None if isinstance(shape, Nullable) else {}):
+    if isinstance(shape, Nullable):
+        if value is not None:
             check(value, shape.shape, where)
     elif isinstance(shape, dict | MapOf):
         _check_object(value, shape, where)
@@ -169,31 +160,6 @@ def read_json(path: Path, shape: Shape, hint: str, more: Callable[[Any], object]
         raise UsageError(f"{path} does not exist", hint=hint) from error
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint) from error
-
-
-def read_jsonl(
-    path: Path, shape: dict[str, Shape], hint: str, max_lines: int | None = None
-) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file, reduced to the fields of this shape; with
-    `max_lines`, only those of the first lines. Return an empty list if it is missing. Raises
-    EnvironmentFault."""
-    try:
-        # Not splitlines, which also splits at other line separators inside captions.
-        lines = read_text(path, BYTES, lines=max_lines).split("\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise unreadable(path, error, hint) from error
-    rows = []
-    for at, line in enumerate(lines, 1):
-        if line:
-            try:
-                row = parse(line)
-                check(row, shape)
-            except ValueError as error:
-                raise unreadable(path, error, hint, f" at line {at}") from error
-            rows.append({name: row[name] for name in shape if name in row})
-    return rows
 
 
 def unreadable(path: Path, error: Exception, hint: str, line: str = "") -> EnvironmentFault:

@@ -2,13 +2,14 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.json_shapes import (
-    EmptyOr,
     MapOf,
     Nullable,
     OptionalField,
@@ -19,9 +20,9 @@ from artifacts.disk.json_shapes import (
     number,
     parse,
     read_json,
-    read_jsonl,
     text,
 )
+from artifacts.disk.json_types import Text
 from artifacts.disk.patterns import MAX_LETTERS, ends_with, string_follows
 from artifacts.errors import EnvironmentFault, UsageError, redacted
 from flows.core.console.display import failed_line
@@ -35,7 +36,7 @@ SHAPE = {
     "began": Nullable(moment),
     "points": [(number, number)],
     "more": OptionalField(MapOf(text)),
-    "plan": OptionalField(EmptyOr({"model": text})),
+    "plan": OptionalField({"model": text}),
     "phase": OptionalField(lambda value: value in ("raw", "done")),
 }
 GOOD: dict[str, Any] = {"name": "a", "bytes": 1, "began": None, "points": []}
@@ -46,7 +47,7 @@ GOOD: dict[str, Any] = {"name": "a", "bytes": 1, "began": None, "points": []}
     [
         {},
         {"at": -1.5, "began": "2026-01-01T00:00:00+00:00"},
-        {"points": [[1, 2.5], [0, 0]], "more": {"x": "y"}, "plan": {}, "unknown": [[]]},
+        {"points": [[1, 2.5], [0, 0]], "more": {"x": "y"}, "unknown": [[]]},
         {"plan": {"model": "m"}},
     ],
 )
@@ -89,27 +90,33 @@ def test_what_is_no_json_of_ours_is_no_value(line: str) -> None:
         parse(line)
 
 
+@dataclass(kw_only=True, slots=True)
+class Named:
+    name: Text
+
+
 def test_lines_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    assert read_jsonl(path, {"name": text}, "") == []
+    assert read_jsonl_file(Named, path, "") == []
     path.write_text('{"name": "a\u2028b", "more": 1}\n\n{"name": "c"}\n')
-    assert read_jsonl(path, {"name": text}, "") == [{"name": "a\u2028b"}, {"name": "c"}]
+    assert [row.name for row in read_jsonl_file(Named, path, "")] == ["a\u2028b", "c"]
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"\xff\n", "it is not UTF-8 text"),
-        (b'{"name": "a"}\n[]\n', "at line 2: it is not an object"),
+        (b'{"name": "a"}\n[]\n', "at line 2: Expected `object`, got `array`"),
         (b'{"name": "a"}\n{"name"\n', "at line 2: invalid JSON"),
-        (b'{"name": 1}\n', "at line 1: it.name is not a text"),
+        (b'{"name": 1}\n', r"at line 1: Expected `str`, got `int` - at `\$.name`"),
+        (b'{"name": "\\ud800"}\n', r"at line 1: Expected `str` matching .* - at `\$.name`"),
         (b"[" * 200_000, "at line 1: it is nested too deeply"),
     ],
 )
 def test_a_file_of_other_lines_is_named(tmp_path: Path, content: bytes, says: str) -> None:
     (path := tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(EnvironmentFault, match=says) as caught:
-        read_jsonl(path, {"name": text}, "Make it anew")
+        read_jsonl_file(Named, path, "Make it anew")
     assert str(path) in caught.value.message
     assert caught.value.hint == "Make it anew"
 
@@ -118,7 +125,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     os.mkfifo(path)
     with pytest.raises(EnvironmentFault, match="it is a FIFO, not a file"):
-        read_jsonl(path, {"name": text}, "")
+        read_jsonl_file(Named, path, "")
     with pytest.raises(EnvironmentFault, match="it is a FIFO, not a file"):
         read_json(path, {"name": text}, "", dict)
     with pytest.raises(UsageError, match="does not exist"):
