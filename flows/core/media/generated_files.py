@@ -33,7 +33,6 @@ from artifacts.disk.regular_files import (
 from artifacts.records.keys import (
     DIGESTS,
     ContentDigests,
-    Opener,
     append_line,
     content_key,
     hash_file,
@@ -79,22 +78,20 @@ class GeneratedFiles:
     def __init__(self, store: Store | None, of: str = "", out: Path | None = None) -> None:
         """Record texts with the prefix `of`. Texts with another prefix do not count as
         generated."""
-        self._memories: dict[Path, Opener] = {}
-        if store is not None:
-            self._memories[store.local / WRITTEN] = os.open
-        if out is not None:
-            self._memories[out / f".{WRITTEN}"] = open_below
+        self._in_store = None if store is None else store.local / WRITTEN
+        self._in_out = None if out is None else out / f".{WRITTEN}"
         self._of = of
         self._around: dict[str, FixedText] = {}
         """Path of a text, or content of its medium → what the last run put around captions."""
 
     @cached_property
     def _each(self) -> dict[Path, set[str]]:
-        by_path: dict[Path, set[str]] = {path: set() for path in self._memories}
+        paths = filter(None, (self._in_store, self._in_out))
+        by_path: dict[Path, set[str]] = {path: set() for path in paths}
         for path, keys in by_path.items():
             for line in read_lines(path):
                 keys.update(map(str, line))
-                if line[:1] == [AROUND] and self._memories[path] is os.open:
+                if line[:1] == [AROUND] and path == self._in_store:
                     _, place, before, after = line
                     self._around[place] = FixedText(prefixes=tuple(before), suffix=after)
         return by_path
@@ -131,20 +128,20 @@ class GeneratedFiles:
                 self._append(path, sorted(new))
 
     def _append(self, path: Path, line: list[Any]) -> None:
+        is_in_store = path == self._in_store
         try:
-            append_line(path, line, self._memories[path])
+            append_line(path, line, os.open if is_in_store else open_below)
         except OSError as error:
-            if self._memories[path] is os.open:  # and not the copy in OUT, maybe a link
+            if is_in_store:  # and not the copy in OUT, maybe a link
                 raise fault_of(error, path) from error
 
     def put_around(self, about: About, fixed: FixedText) -> None:
         """Record in the store what a run put around the captions in a text. Raises
         EnvironmentFault."""
-        stores = [path for path, opener in self._memories.items() if opener is os.open]
         for place in (place for place in about if self.around((place,)) != fixed):
             self._around[place] = fixed
-            for path in stores:
-                self._append(path, [AROUND, place, [*fixed.prefixes], fixed.suffix])
+            if self._in_store is not None:
+                self._append(self._in_store, [AROUND, place, [*fixed.prefixes], fixed.suffix])
 
     def around(self, about: About) -> FixedText:
         """Return what the last run put around the captions in a text, the first of `about` that is
