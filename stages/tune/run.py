@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from artifacts.disk.files import sweep, write_json
+from artifacts.disk.json_records import json_of
 from artifacts.records.packs import RecordSet, RecordUnion
 from artifacts.records.store import open_store
 from stages.decode.engines.transformers import generate_rows
@@ -30,6 +31,7 @@ from stages.tune import EACH, RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
 from stages.tune.layout import layout_in
 from stages.tune.progress import TrainingProgress, resume, save_checkpoint
+from stages.tune.record import TrainingRecord, TrainingScore
 from stages.tune.training import (
     Trainer,
     TrainingExample,
@@ -292,13 +294,13 @@ def _tune(
             if progress.step % job.checkpoint_steps == 0 or last:
                 confirm()
                 store()
-                write_json(folder / RECORD, record(finished=False))
+                write_json(folder / RECORD, json_of(record(finished=False)))
     for parameter, value in zip(trained, progress.best, strict=False):
         parameter.data.copy_(value)
     evaluation.score(progress, report)
     confirm()
     write_adapter(half, folder, job.half.model, job.half.as_published, job.base)
-    write_json(folder / RECORD, record(finished=True))
+    write_json(folder / RECORD, json_of(record(finished=True)))
 
 
 def is_written(job: TuneJob) -> bool:
@@ -315,27 +317,27 @@ def is_written(job: TuneJob) -> bool:
 
 def _record(
     job: TuneJob, progress: TrainingProgress, half: Any, end: int, *, finished: bool
-) -> dict[str, Any]:
+) -> TrainingRecord:
     held = [parameter for parameter in half.parameters() if parameter.device.type != "meta"]
     trained = sum(parameter.numel() for parameter in held if parameter.requires_grad)
-    return {
-        "recipe": job.recipe,
-        "finished": finished,
-        "steps": progress.step,
-        "examples": len(job.examples),
-        "held_out": len(job.held_out),
-        "precision": job.half.precision,
-        "optimizer": job.optimizer,
-        "trained_parameters": trained,
-        "frozen_parameters": sum(parameter.numel() for parameter in held) - trained,
-        "end_token": end,
-        "losses": progress.losses,
-        "memory_bytes": progress.memory,
-        "held_out_losses": progress.held_out,
-        "best_step": progress.best_step or progress.step,
-        "scores": progress.scores,
-        **({"sound": job.sound} if job.sound else {}),
-    }
+    return TrainingRecord(
+        recipe=job.recipe,
+        finished=finished,
+        steps=progress.step,
+        examples=len(job.examples),
+        held_out=len(job.held_out),
+        precision=job.half.precision,
+        optimizer=job.optimizer,
+        trained_parameters=trained,
+        frozen_parameters=sum(parameter.numel() for parameter in held) - trained,
+        end_token=end,
+        losses=progress.losses,
+        memory_bytes=progress.memory,
+        held_out_losses=progress.held_out,
+        best_step=progress.best_step or progress.step,
+        scores=[TrainingScore(**score) for score in progress.scores],
+        sound=job.sound,
+    )
 
 
 def _examples(

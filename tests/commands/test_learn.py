@@ -34,12 +34,12 @@ from flows.outputs.record.rounds import (
     KINDS,
     Round,
     RoundExample,
-    ScoredExample,
     rounds_in,
     usable_rounds,
 )
 from flows.outputs.run_status import run_status
 from stages.tune import TuneJob
+from stages.tune.record import CaptionScore
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.learning import PICTURES, Change, School, captions_of, decide_in, style
 from tests.support.media import write_video
@@ -517,8 +517,8 @@ def test_a_film_that_was_on_both_sides_is_trained_on_and_no_test() -> None:
     assert {each.medium for each in held} <= {each.medium for each in fresh}
 
 
-def score_of(loss: float, *, tokens: int = 10, exact: bool = False) -> ScoredExample:
-    return ScoredExample(loss=loss, tokens=tokens, exact=exact)
+def score_of(loss: float, *, tokens: int = 10, exact: bool = False) -> CaptionScore:
+    return CaptionScore(loss=loss, tokens=tokens, exact=exact)
 
 
 def test_a_bootstrap_sample_draws_films() -> None:

@@ -259,7 +259,7 @@ def test_what_runs_out_of_memory_goes_on_a_rung_lower(
     names = [rung["name"] for rung in values["rungs"] if rung["stage"] == "tune"]
     assert names == ["batch 2, fp32", "batch 1, fp32", "batch 1, fp32, gradient checkpointing"]
     assert isinstance(roomy, Tuned) and isinstance(tight, Tuned)
-    assert tight.record["losses"] == pytest.approx(roomy.record["losses"], rel=1e-3)
+    assert tight.record.losses == pytest.approx(roomy.record.losses, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -328,11 +328,11 @@ def test_the_loss_falls_and_captions_change(numbered: Place, family: str, route:
     assert json.loads((place.out / "run.json").read_text())["plan"]["route"] == route
     found = tuned(place)
     assert isinstance(found, Tuned)
-    losses = found.record["losses"]
+    losses = found.record.losses
     assert losses[-1] < 0.7 * losses[0]
     assert captions(place, adapter=str(place.out.with_name("adapter"))) != plain
     scored = tuned(place, validate_only=True)
-    assert isinstance(scored, AdapterScore) and scored.score["loss"] < losses[0]
+    assert isinstance(scored, AdapterScore) and scored.score.loss < losses[0]
 
 
 @pytest.mark.slow

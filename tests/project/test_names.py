@@ -33,6 +33,7 @@ STORED = {
     "tell": "method of files",
     "asked": "field of the plan that a run records",
     "hear": "name of a stage, which records and tasks state",
+    "said": "field of the samples in `tune.json`",
     "previous_lengths": "field of the decode stage's job, which tasks record",
 }
 """Identifiers that may have such a word → where the name is stored."""

@@ -122,7 +122,14 @@ class School:
         if training.validate_only:
             (out / "run").mkdir(parents=True, exist_ok=True)
             each = {"loss": 10 * self.losses(run.adapter), "tokens": 10, "exact": bool(run.adapter)}
-            (out / "run" / "score.json").write_text(json.dumps({"each": [each] * len(examples)}))
+            score: dict[str, Any] = {
+                "captions": len(examples),
+                "loss": 0.0,
+                "exact": 0.0,
+                "words": 0.0,
+            }
+            score |= {"samples": [], "each": [each] * len(examples)}
+            (out / "run" / "score.json").write_text(json.dumps(score))
             return
         self.trained.append({each.features: each.caption for each in examples})
         out.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,6 @@ from flows.outputs.record.rounds import (
     Phase,
     Round,
     RoundExample,
-    ScoredExample,
     adapter_digest,
     round_folder,
     rounds_in,
@@ -85,14 +84,7 @@ from flows.outputs.run_result import RunResult
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from stages.tune import SCORE
 from stages.tune.layout import layout_of
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredHeldOut:
-    """The scores of the held-out captions, in the file of a scoring."""
-
-    each: list[ScoredExample]
-
+from stages.tune.record import CaptionScore, ScoreRecord
 
 CAPTIONS = "captions"
 """Folder of a round in which its adapter captions the media first."""
@@ -302,11 +294,11 @@ class _Work:
         """Score the previous model and the new adapter, and decide."""
         scoring = self.run.training(self.config, 1, resume=False)
         scoring = replace(scoring, validate_only=True)
-        held_out, scores = to_train_on(self.round.held_out), list[list[ScoredExample]]()
+        held_out, scores = to_train_on(self.round.held_out), list[list[CaptionScore]]()
         for name, adapter in (("before", self.previous), ("after", self.adapter)):
             folder = self.folder / name
             self._tune(scoring, held_out, folder, adapter=adapter)
-            scores.append(read_json_file(ScoredHeldOut, folder / RUN / SCORE, AGAIN).each)
+            scores.append(read_json_file(ScoreRecord, folder / RUN / SCORE, AGAIN).each)
         self.round.before, self.round.after = scores
         self.round.lower = times_lower(self.round, self.config.seed)
         accepted = self.round.enough and is_better(self.round)

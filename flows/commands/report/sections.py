@@ -19,10 +19,11 @@ from flows.core.options.formats import MEDIA
 from flows.core.pipelines import LABELS
 from flows.outputs.media_rows import media_with_lines, shown_medium
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
-from flows.outputs.record.rounds import Round, ScoredExample, exact, loss_of
+from flows.outputs.record.rounds import Round, exact, loss_of
 from flows.outputs.record.rounds import cells as round_cells
 from flows.outputs.record.run_read import load_record
 from flows.outputs.run_wording import kind_of
+from stages.tune.record import CaptionScore
 
 RUN_AGAIN = "Run the same `penstock label` again, which rewrites it"
 SHEET = 200
@@ -172,6 +173,6 @@ def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
     return {"title": title, "series": series, "unit": "corrections:"}
 
 
-def _scores(round_: Round, scores: Sequence[ScoredExample]) -> tuple[float, float]:
+def _scores(round_: Round, scores: Sequence[CaptionScore]) -> tuple[float, float]:
     corrections = round_.corrections(scores)
     return loss_of(corrections), exact(corrections) / len(corrections)

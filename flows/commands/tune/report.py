@@ -1,8 +1,10 @@
 """Gathers the report's section on a training: its losses, its memory, and captions before and
 after."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
+
+from stages.tune.record import TrainingRecord
 
 MAX_POINTS = 600
 """Maximum points drawn per curve."""
@@ -10,7 +12,7 @@ GIB = 1 << 30
 TRAINING_COLUMNS = ("reference", "before training", "now")
 
 
-def training_facts(line: str, record: Mapping[str, Any]) -> dict[str, Any]:
+def training_facts(line: str, record: TrainingRecord) -> dict[str, Any]:
     """Return curves and samples of a training whose result is this line."""
     return {
         "line": line,
@@ -20,17 +22,15 @@ def training_facts(line: str, record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _losses(record: Mapping[str, Any]) -> dict[str, Any]:
-    series = [{"name": "trained on", "kind": "trained", "points": _thin(record["losses"])}]
-    if held := record["held_out_losses"]:
-        series.append(
-            {"name": "held out", "kind": "held-out", "points": [list(one) for one in held]}
-        )
+def _losses(record: TrainingRecord) -> dict[str, Any]:
+    series = [{"name": "trained on", "kind": "trained", "points": _thin(record.losses)}]
+    if held := record.held_out_losses:
+        series.append({"name": "held out", "kind": "held-out", "points": held})
     return {"title": "Loss per token, by step", "series": series}
 
 
-def _memory(record: Mapping[str, Any]) -> dict[str, Any]:
-    values = [value / GIB for value in record["memory_bytes"]]
+def _memory(record: TrainingRecord) -> dict[str, Any]:
+    values = [value / GIB for value in record.memory_bytes]
     series = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
     return {"title": "Host memory, GiB, by step", "series": series}
 
@@ -42,10 +42,9 @@ def _thin(values: list[float]) -> list[list[float]]:
     return points[::every] + (points[-1:] if (len(points) - 1) % every else [])
 
 
-def _samples(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    if not record["scores"]:
+def _samples(record: TrainingRecord) -> Iterator[tuple[str, str, str]]:
+    if not record.scores:
         return
-    before, after = record["scores"][0]["samples"], record["scores"][-1]["samples"]
+    before, after = record.scores[0].samples, record.scores[-1].samples
     for one, other in zip(before, after, strict=False):
-        now = other["said"] if len(record["scores"]) > 1 else "-"
-        yield str(one["right"]), str(one["said"]), str(now)
+        yield one.right, one.said, other.said if len(record.scores) > 1 else "-"

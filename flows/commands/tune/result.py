@@ -1,11 +1,11 @@
 """Reads and validates the results of a training run from an adapter's folder. Trains nothing."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from artifacts.disk.json_shapes import MapOf, anything, count, number, read_json
+from artifacts.disk.json_records import json_of, read_json_file
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
@@ -13,29 +13,11 @@ from flows.commands.tune.report import training_facts
 from flows.outputs.record.run_record import RUN_RECORD
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
 from stages.tune import EACH, RECORD, SCORE, STAGE
+from stages.tune.record import ScoreRecord, TrainingRecord
 
 RUN = "run"
 """Subfolder of an adapter's folder for the record and the logs of the run."""
 TRAIN_AGAIN = "Train it again: penstock tune DATA --model MODEL --out ADAPTER"
-SCORE_SHAPE = {
-    "exact": number,
-    "words": number,
-    "loss": number,
-    "samples": [{"said": anything, "right": anything}],
-}
-SHAPE = {
-    "recipe": MapOf(anything),
-    "finished": lambda value: isinstance(value, bool),
-    "steps": count,
-    "examples": count,
-    "held_out": count,
-    "losses": [number],
-    "memory_bytes": [count],
-    "held_out_losses": [anything],
-    "best_step": count,
-    "scores": [{"step": count, **SCORE_SHAPE}],
-}
-"""Shape of `tune.json`."""
 RECIPE_OPTIONS = {
     "data": "the captions",
     "model": "the model",
@@ -70,29 +52,31 @@ class TuneResult:
 class Tuned(TuneResult):
     """The result of a training run, or its progress."""
 
-    record: Mapping[str, Any]
+    record: TrainingRecord
 
     def to_json(self) -> dict[str, Any]:
-        return {"adapter": str(self.out), **self.record}
+        return {"adapter": str(self.out), **json_of(self.record)}
 
     def row(self) -> dict[str, Any]:
-        described = {name: self.record[name] for name in ("steps", "examples", "held_out")}
-        last = self.record["scores"][-1] if self.record["scores"] else {}
-        shown = {name: last[name] for name in ("exact", "words", "loss") if name in last}
-        return {"adapter": str(self.out), **described, **shown}
+        record = self.record
+        counts = {"steps": record.steps, "examples": record.examples, "held_out": record.held_out}
+        row = {"adapter": str(self.out), **counts}
+        if record.scores:
+            last = record.scores[-1]
+            row |= {"exact": last.exact, "words": last.words, "loss": last.loss}
+        return row
 
     def line(self) -> str:
-        losses, scores = self.record["losses"], self.record["scores"]
-        line = counted(self.record["steps"], "step")
+        losses, scores = self.record.losses, self.record.scores
+        line = counted(self.record.steps, "step")
         if losses:
             line += f": loss {losses[0]:.3f} to {losses[-1]:.3f}"
         if len(scores) > 1:
-            first, last = scores[0], scores[-1]
             line += (
-                f"; exact on {counted(self.record['held_out'], 'held-out caption')}: "
-                f"{first['exact']:.0%} before, {last['exact']:.0%} now"
+                f"; exact on {counted(self.record.held_out, 'held-out caption')}: "
+                f"{scores[0].exact:.0%} before, {scores[-1].exact:.0%} now"
             )
-        state = "adapter" if self.record["finished"] else "unfinished adapter"
+        state = "adapter" if self.record.finished else "unfinished adapter"
         return f"{line}; {state} in {self.out}"
 
     __repr__ = line
@@ -104,20 +88,23 @@ class AdapterScore(TuneResult):
 
     adapter: str
     """Folder of the adapter; empty: the model without an adapter."""
-    score: Mapping[str, Any]
+    score: ScoreRecord
 
     def to_json(self) -> dict[str, Any]:
-        return {"adapter": self.adapter, **self.score}
+        score = json_of(replace(self.score, each=[]))
+        del score[EACH]
+        return {"adapter": self.adapter, **score}
 
     def row(self) -> dict[str, Any]:
-        shown = {name: self.score[name] for name in ("captions", "exact", "words", "loss")}
-        return {"adapter": self.adapter, **shown}
+        score = self.score
+        shown = {"exact": score.exact, "words": score.words, "loss": score.loss}
+        return {"adapter": self.adapter, "captions": score.captions, **shown}
 
     def line(self) -> str:
         label = f"with the adapter in {self.adapter}" if self.adapter else "without an adapter"
         return (
-            f"{label}: {counted(self.score['captions'], 'caption')}, {self.score['exact']:.0%} "
-            f"exact, {self.score['words']:.0%} of words in common, loss {self.score['loss']:.3f}"
+            f"{label}: {counted(self.score.captions, 'caption')}, {self.score.exact:.0%} "
+            f"exact, {self.score.words:.0%} of words in common, loss {self.score.loss:.3f}"
         )
 
     __repr__ = line
@@ -125,14 +112,13 @@ class AdapterScore(TuneResult):
 
 def tuned_in(out: Path) -> Tuned:
     """Return the training of an adapter's folder. Raises EnvironmentFault."""
-    return Tuned(out=out, record=read_json(out / RECORD, SHAPE, TRAIN_AGAIN))
+    record = read_json_file(TrainingRecord, out / RECORD, TRAIN_AGAIN)
+    return Tuned(out=out, record=record)
 
 
 def scored_in(out: Path, adapter: str) -> AdapterScore:
     """Return the last score in an adapter's folder. Raises EnvironmentFault."""
-    shape = {"captions": count, **SCORE_SHAPE}
-    stored = read_json(out / RUN / SCORE, shape, TRAIN_AGAIN)
-    score = {name: value for name, value in stored.items() if name != EACH}
+    score = read_json_file(ScoreRecord, out / RUN / SCORE, TRAIN_AGAIN)
     return AdapterScore(out=out, adapter=adapter, score=score)
 
 
@@ -144,7 +130,7 @@ def refuse_other_recipe(out: Path, recipe: Mapping[str, Any], *, resume: bool) -
     if not (out / RECORD).is_file():
         why = "has no training record"
     else:
-        trained = tuned_in(out).record["recipe"]
+        trained = tuned_in(out).record.recipe
         described = {name: option for name, option in RECIPE_OPTIONS.items() if name in recipe}
         others = [option for name, option in described.items() if trained.get(name) != recipe[name]]
         if not others:

@@ -16,6 +16,7 @@ from flows.core.media.generated_files import digest_at
 from flows.core.media.output_rows import CaptionRow
 from flows.core.options.training import CommandRecord, StepOptions
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from stages.tune.record import CaptionScore
 
 LEARN: Final = "learn"
 """Folder of the rounds in a run's folder."""
@@ -59,17 +60,6 @@ class RoundExample:
         return self.medium or self.media_path
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredExample:
-    """The score of a held-out caption."""
-
-    loss: Number
-    """Sum over its tokens."""
-    tokens: Count
-    exact: bool
-    """Whether it was generated exactly."""
-
-
 @dataclass(kw_only=True, slots=True)
 class Round:
     """The record of a round."""
@@ -93,8 +83,8 @@ class Round:
     """Captions on which journals differ."""
     enough: bool
     """Whether there are enough examples to accept an adapter."""
-    before: list[ScoredExample] = field(default_factory=list)
-    after: list[ScoredExample] = field(default_factory=list)
+    before: list[CaptionScore] = field(default_factory=list)
+    after: list[CaptionScore] = field(default_factory=list)
     """Scores of the held-out captions, in their order, by the previous model and by the adapter."""
     lower: Count = 0
     """In how many bootstrap samples the new adapter's loss is lower."""
@@ -117,7 +107,7 @@ class Round:
         """Return the options that decide its adapter."""
         return {name: self.settings[name] for name in KINDS}
 
-    def corrections(self, scores: Sequence[ScoredExample]) -> Sequence[ScoredExample]:
+    def corrections(self, scores: Sequence[CaptionScore]) -> Sequence[CaptionScore]:
         """Return the scores of the held-out corrections among these of all held-out captions; all
         if none of them was corrected."""
         pairs = zip(self.held_out, scores, strict=False)
@@ -186,13 +176,13 @@ def unfinished(rounds: Sequence[Round]) -> Round | None:
     return rounds[-1] if rounds and rounds[-1].phase != DONE else None
 
 
-def loss_of(scores: Sequence[ScoredExample]) -> float:
+def loss_of(scores: Sequence[CaptionScore]) -> float:
     """Return the mean loss per token of scored captions."""
     tokens = sum(score.tokens for score in scores)
     return sum(score.loss for score in scores) / max(1, tokens)
 
 
-def exact(scores: Sequence[ScoredExample]) -> int:
+def exact(scores: Sequence[CaptionScore]) -> int:
     """Return the number of captions that were generated exactly."""
     return sum(score.exact for score in scores)
 
