@@ -4,6 +4,7 @@ Jobs, their items, events, profiles and other records are read as the type that 
 dataclass travels as an object with its fields by name, a NamedTuple as the list of its values.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
@@ -16,6 +17,8 @@ from artifacts.disk.regular_files import read_text
 from artifacts.errors import UsageError
 
 R = TypeVar("R")
+NOT_UNICODE = re.compile("Expected `str` matching regex '[^']*d800[^']*'")
+"""What the library says of a `Text` with half a character."""
 
 
 def read_record(kind: type[R], value: Any) -> R:
@@ -42,10 +45,17 @@ def read_json_file(kind: type[R], path: Path, hint: str) -> R:
         return msgspec.convert(parse(read_text(path, BYTES)), kind)
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist", hint=hint) from error
-    except msgspec.ValidationError as error:
-        raise unreadable(path, ShapeError(f"{error}"), hint) from error
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise unreadable(path, _shape_error(error), hint) from error
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint) from error
+
+
+def _shape_error(error: Exception) -> ShapeError:
+    """Return what a library says of a value of another type, in words."""
+    if isinstance(error, UnicodeEncodeError):
+        return ShapeError("it has half a character where no text may be")
+    return ShapeError(NOT_UNICODE.sub("expected Unicode text", f"{error}"))
 
 
 def read_jsonl_file(kind: type[R], path: Path, hint: str, max_lines: int | None = None) -> list[R]:
@@ -79,8 +89,8 @@ def _converted(kind: type[R], line: str, path: Path, hint: str, at: int) -> R:
 
     try:
         return msgspec.convert(parse(line), kind)
-    except msgspec.ValidationError as error:
-        raise unreadable(path, ShapeError(f"{error}"), hint, f" at line {at}") from error
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise unreadable(path, _shape_error(error), hint, f" at line {at}") from error
     except ValueError as error:
         raise unreadable(path, error, hint, f" at line {at}") from error
 

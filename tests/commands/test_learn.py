@@ -395,7 +395,7 @@ def test_a_round_that_nobody_noted_is_not_continued_and_sets_no_option(
     assert (result.round.round, any(trusted)) == (1, False), "only the options of an adapter"
     assert result.round.settings["lr"] == 1.0
     path.write_text(json.dumps({**found, "settings": {**found["settings"], "lr": "1"}}))
-    with pytest.raises(EnvironmentFault, match=r"its setting lr is not a float"):
+    with pytest.raises(EnvironmentFault, match=r"its setting lr is not a number"):
         school.learn(trust_folder=True)
 
 

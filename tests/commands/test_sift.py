@@ -370,7 +370,7 @@ def test_vectors_without_their_package_are_refused_in_one_line(
 
 @pytest.mark.slow
 def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
-    planted: tuple[Path, list[Planted]], tmp_path: Path
+    planted: tuple[Path, list[Planted]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     run(planted[0], out, keep="blurred = 0")
@@ -390,6 +390,13 @@ def test_the_report_holds_marks_groups_and_pictures_and_nothing_from_elsewhere(
     assert named == dict(data["left"])
     assert all(data["thumbs"][str(at)] for at, _ in data["pictures"])
     assert main(["report", str(out)]) == 0  # its own page is replaced
+    for name in ("marks.jsonl", "left_out.jsonl"):
+        whole = (out / name).read_text(encoding="utf-8")
+        for line in ("[]\n", "{}\n", "{\n"):
+            (out / name).write_text(whole + line, encoding="utf-8")
+            assert main(["report", str(out)]) == 5
+            assert f"{name} cannot be read" in capsys.readouterr().err
+        (out / name).write_text(whole, encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.texts.edits import read_edits
-from flows.outputs.record.run_record import seconds_of
+from flows.core.machine.versions import seconds_of
 from penstock_demo import CLIPS
 from tests.support.disks import small_disk
 from tests.support.media import write_video

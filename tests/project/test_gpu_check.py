@@ -202,7 +202,7 @@ def record() -> RunRecord:
     ]
     taken: dict[str, Any] = {"peak_device_bytes": 800 * MIB, "baseline_before_bytes": 300 * MIB}
     stages = [StageRecord(name=stage.stage, **taken) for stage in planned]
-    found = RunRecord(out="out", state="done", stages=[StageRecord(name="frames"), *stages])
+    found = RunRecord.begun(Path("out"), [StageRecord(name="frames"), *stages])
     found.plan.memory = MemoryPlan(budget_bytes=600 * MIB, stages=planned)
     return found
 

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from artifacts.disk.files import write_text
 from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.regular_files import open_regular
+from artifacts.errors import EnvironmentFault
 from artifacts.remote.addresses import is_address
 from artifacts.schema import values_of
 from artifacts.wording import counted
@@ -32,9 +33,10 @@ from flows.commands.report.sections import (
     labelled_media,
     rounds_facts,
 )
-from flows.commands.sift.marks import DIGITS, KEPT, MARKS, TEXTS
+from flows.commands.sift.marks import DIGITS, KEPT, MARKS, TEXTS, LeftOutRow
 from flows.core.console.lines import duration, size
 from flows.core.job.plan_record import RungRecord
+from flows.core.machine.versions import seconds_of
 from flows.core.media.media_file import writable
 from flows.core.media.output_rows import FILE, MediaRow
 from flows.core.options.formats import MEDIA
@@ -53,7 +55,7 @@ from flows.outputs.media_rows import (
 from flows.outputs.record.product import product_in
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord, seconds_of, sum_of
+from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord, sum_of
 from flows.outputs.record.stage_record import StageRecord
 from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
 from flows.outputs.run_wording import kind_of, made_text, written
@@ -255,7 +257,7 @@ NUMBERS = {"kept_group": "kept_duplicate", "group": "duplicate", "similar_group"
 def sift_facts(out: Path, record: RunRecord, name: str) -> dict[str, Any]:
     """Return the data of the page about the sift run in `out`."""
     total, rows = _rows(out / MARKS_FILE)
-    left = _lines(out / LEFT_OUT_FILE)
+    left = read_jsonl_file(LeftOutRow, out / LEFT_OUT_FILE, SIFT_AGAIN)
     names = [n for n in (rows[0] if rows else ()) if n not in (*TEXTS, *NUMBERS, *KEPT)]
     limits = limits_of(record.keep)
     # A threshold at the flag of copies leaves out what the run did.
@@ -268,7 +270,7 @@ def sift_facts(out: Path, record: RunRecord, name: str) -> dict[str, Any]:
     groups = [group for number in NUMBERS for group in _groups(rows, number)]
     groups = [g for g in groups if g["kind"] == KEPT[0]] or groups
     places = {row["path"]: at for at, row in enumerate(rows)}
-    pictures = [(places[row["path"]], row["why"]) for row in left if row["path"] in places][:LEFT]
+    pictures = [(places[row.path], row.why) for row in left if row.path in places][:LEFT]
     shown = {at for g in groups for at in g["members"][:MEMBERS]} | {at for at, _ in pictures}
     shown |= {at for mark in marks for at in _ends(mark["values"])}
     failed = record.media.failed
@@ -285,27 +287,33 @@ def sift_facts(out: Path, record: RunRecord, name: str) -> dict[str, Any]:
         "thumbs": _thumbs(out, rows, sorted(shown)),
         "keep": record.keep,
         "pictures": pictures,
-        "left": [(row["media_path"], row["why"]) for row in left[:MOST_FILES]],
+        "left": [(row.media_path, row.why) for row in left[:MOST_FILES]],
         "failures": [(failure.media_path, failure.message) for failure in record.failures],
     }
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with open_regular(path) as file:
-        return [json.loads(line) for line in file]
+SIFT_AGAIN = "Run the same `penstock sift` again, which rewrites it"
+OF_EACH = frozenset(("path", "media_path", "kind", "seconds"))
+"""Fields of a row of marks that the page reads by name."""
 
 
 def _rows(path: Path) -> tuple[int, list[dict[str, Any]]]:
-    """Return the number of rows of the table, and those of the page."""
+    """Return the number of rows of the table, and those of the page. Raises EnvironmentFault."""
     if not path.exists():
         return 0, []
     with open_regular(path) as file:
         total = sum(1 for _ in file)
         file.seek(0)
         step = -(-total // MOST_FILES) or 1
-        return total, [json.loads(line) for line in islice(file, 0, None, step)]
+        lines = list(islice(file, 0, None, step))
+    try:
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        columns = {frozenset(row.keys()) for row in rows}
+    except (ValueError, AttributeError) as error:
+        raise EnvironmentFault(f"{path} cannot be read: invalid JSON", hint=SIFT_AGAIN) from error
+    if len(columns) > 1 or not all(names >= OF_EACH for names in columns):
+        raise EnvironmentFault(f"{path} cannot be read: a line lacks fields", hint=SIFT_AGAIN)
+    return total, rows
 
 
 def limits_of(keep: str) -> dict[str, float]:

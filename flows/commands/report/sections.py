@@ -175,4 +175,4 @@ def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
 
 def _scores(round_: Round, scores: Sequence[CaptionScore]) -> tuple[float, float]:
     corrections = round_.corrections(scores)
-    return loss_of(corrections), exact(corrections) / len(corrections)
+    return loss_of(corrections), exact(corrections) / max(1, len(corrections))

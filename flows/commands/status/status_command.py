@@ -11,12 +11,13 @@ from pathlib import Path
 from artifacts.disk.paths import required_path
 from flows.core.console.display import failed_line
 from flows.core.console.lines import duration, print_lines, size, table_lines
+from flows.core.machine.versions import seconds_of
 from flows.outputs.record.product import product_in, run_of
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
 from flows.outputs.record.rounds import cells as round_cells
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record, runs_below
-from flows.outputs.record.run_record import RunRecord, seconds_of
+from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_status import (
     COLUMNS,
     StageStatus,

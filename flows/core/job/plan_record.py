@@ -1,12 +1,12 @@
 """What the record of a run, or of an export, says of its plan."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.schema import Sampling, values_of
 from artifacts.texts.edits import FixedText
+from flows.core.machine.versions import seconds_of
 from stages.process.stage_spec import CHUNK
 
 
@@ -102,7 +102,7 @@ class RungRecord:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a wrong time."""
-        datetime.fromisoformat(self.time)
+        seconds_of(self.time)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,7 +119,7 @@ class PlannedStage:
     context_bytes: Count = 0
     host_bytes: Count = 0
     peak_bytes: Count
-    flops: Number = 0.0
+    flops: int | float = 0
     by_dimensions: bool = False
     load: dict[Text, Any] = field(default_factory=dict)
     """The workload with the highest peak."""

@@ -27,6 +27,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def seconds_of(stamp: str) -> float:
+    """Return a time that `now` gave in seconds since the epoch. Raises ValueError."""
+    try:
+        return datetime.fromisoformat(stamp).timestamp()
+    except (OverflowError, OSError) as error:
+        raise ValueError(f"{stamp} is too far away") from error
+
+
 def versions() -> dict[str, str]:
     """Return the versions of packages that affect the output. They are recorded, but are no part of
     a cache key."""

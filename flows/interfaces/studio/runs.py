@@ -42,7 +42,7 @@ from artifacts.disk.paths import user_state
 from artifacts.disk.regular_files import guard, is_denied, open_below
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from flows.core.machine.leases import start_of
-from flows.core.machine.versions import now
+from flows.core.machine.versions import now, seconds_of
 from flows.core.options.model import DEMO_MODEL
 from flows.core.options.vectors import PLACE
 from flows.interfaces.studio.values import line_of
@@ -50,7 +50,7 @@ from flows.outputs.folder.foreign_files import KEPT_FILE
 from flows.outputs.record.product import product_in, run_of
 from flows.outputs.record.recorded_command import COMMAND
 from flows.outputs.record.run_read import load_record
-from flows.outputs.record.run_record import RunRecord, seconds_of
+from flows.outputs.record.run_record import RunRecord
 from flows.outputs.run_status import progress_of
 
 AGAIN: Final = "again"

@@ -15,7 +15,7 @@ from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, PenstockE
 from artifacts.schema import values_of
 from artifacts.texts.captions import Failure
 from flows.core.job.plan_record import RungRecord
-from flows.core.machine.versions import now
+from flows.core.machine.versions import now, seconds_of
 from flows.core.media.output_rows import FailureRow
 from flows.core.pipelines import CAPTION, Pipeline
 from flows.outputs.marker import MARKER
@@ -28,7 +28,6 @@ from flows.outputs.record.run_record import (
     RunRecord,
     State,
     bound,
-    seconds_of,
 )
 from flows.outputs.record.stage_record import REWRITE_SECONDS, StageRecord
 from stages.process.events import StageOutcome
@@ -55,7 +54,7 @@ class RecordWriter:
         """Whether the folder had its marker at an earlier look."""
         self._lock = threading.RLock()
         stages = [StageRecord(name=stage.name) for stage in pipeline]
-        self.record = RunRecord(out=str(out), stages=stages)
+        self.record = RunRecord.begun(out, stages)
         self._stages = [stage.name for stage in pipeline]
         self._earlier: list[RunEntry] = []
         """Entries of earlier runs into the folder."""

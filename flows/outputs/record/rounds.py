@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -12,6 +11,7 @@ from artifacts.disk.json_records import json_of, read_json_file, read_jsonl_file
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.options import declared
 from artifacts.records.provenance import ROUND, Proof, anybody, note
+from flows.core.machine.versions import seconds_of
 from flows.core.media.generated_files import digest_at
 from flows.core.media.output_rows import CaptionRow
 from flows.core.options.training import CommandRecord, StepOptions
@@ -95,12 +95,14 @@ class Round:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a wrong time, and for settings that no round has."""
-        datetime.fromisoformat(self.started)
+        seconds_of(self.started)
         for name, kind in KINDS.items():
-            given = self.settings.get(name, ())
+            if name not in self.settings:
+                raise ValueError(f"it has no setting {name}")
+            given, noun = self.settings[name], "text" if kind is str else "number"
             is_kind = isinstance(given, str if kind is str else (int, float))
             if given is not None and (not is_kind or isinstance(given, bool)):
-                raise ValueError(f"its setting {name} is not a {kind.__name__}")
+                raise ValueError(f"its setting {name} is not a {noun}")
 
     @property
     def options(self) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from artifacts.disk.json_records import read_json_file
 from artifacts.disk.regular_files import guard, refuse_links
 from artifacts.errors import PenstockError, UsageError
 from flows.core.machine.leases import is_alive
+from flows.core.machine.versions import seconds_of
 from flows.outputs.marker import MARKER
-from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord, seconds_of
+from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord
 
 PUBLISHED = re.compile(r'\{"time": (\d+\.?\d*),')
 """The time in a line of a stage's journal."""

@@ -10,12 +10,12 @@ import os
 import socket
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 from artifacts.disk.json_types import Count, Number, Text
 from flows.core.job.plan_record import PlanRecord, RungRecord
-from flows.core.machine.versions import now, versions
+from flows.core.machine.versions import now, seconds_of, versions
 from flows.core.media.output_rows import FailureRow
 from flows.core.options.training import CommandRecord
 from flows.outputs.record.stage_record import Point, StageRecord, coarser
@@ -36,14 +36,6 @@ State = Literal["running", "done", "failed", "interrupted", "died"]
 """State of a run. A record says `running` of one that was killed, which is read as `died`."""
 ENDED: frozenset[State] = frozenset(("done", "failed", "interrupted"))
 """States of a record whose run has written its own entry."""
-
-
-def seconds_of(stamp: str) -> float:
-    """Return a time of the record in seconds since the epoch. Raises ValueError."""
-    try:
-        return datetime.fromisoformat(stamp).timestamp()
-    except (OverflowError, OSError) as error:
-        raise ValueError(f"{stamp} is too far away") from error
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,11 +109,11 @@ class RunEntry:
 class RunRecord:
     """The record of the last run into a folder."""
 
-    state: State = "running"
-    pid: Count = field(default_factory=os.getpid)
-    host: Text = field(default_factory=socket.gethostname)
-    started: Text = field(default_factory=now)
-    updated: Text = field(default_factory=now)
+    state: State
+    pid: Count
+    host: Text
+    started: Text
+    updated: Text
     out: str
     outputs: dict[Text, str] = field(default_factory=dict)
     """Kind of output → its path, or where it lies."""
@@ -156,7 +148,7 @@ class RunRecord:
     failures: list[FailureRow] = field(default_factory=list)
     error: Text = ""
     hint: Text = ""
-    versions: dict[Text, Text] = field(default_factory=versions)
+    versions: dict[Text, Text] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a wrong time, and if there is no stage."""
@@ -164,6 +156,20 @@ class RunRecord:
         seconds_of(self.updated)
         if not self.stages:
             raise ValueError("it has no stages")
+
+    @classmethod
+    def begun(cls, out: Path, stages: list[StageRecord]) -> "RunRecord":
+        """Return the record of a run that this process begins."""
+        return cls(
+            state="running",
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started=now(),
+            updated=now(),
+            out=str(out),
+            stages=stages,
+            versions=versions(),
+        )
 
     def stage(self, name: str) -> StageRecord:
         """Return the record of one stage."""

@@ -85,9 +85,11 @@ class StageRecord:
     """Facts that its last process has reported."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an unknown stage."""
+        """Raises ValueError for an unknown stage, and for a note of no number of bytes."""
         if self.name not in STAGES:
             raise ValueError(f"no stage is called {self.name!r:.40}")
+        if not isinstance(self.notes.get("loaded_bytes", 0), int | float):
+            raise ValueError("its notes.loaded_bytes is not a number")
 
     def begin(self, at: float) -> None:
         """Note that a process starts."""

@@ -1,7 +1,9 @@
 """What `run.json` keeps of earlier runs into its folder, and how report and status sum it up."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from artifacts.disk.files import write_json, write_text
 from artifacts.disk.json_records import json_of
-from artifacts.errors import Interrupted, UsageError
+from artifacts.errors import EnvironmentFault, Interrupted, UsageError
 from flows.commands.report.facts import facts
 from flows.core.console.display import Display
 from flows.core.options.commands import CaptionConfig
@@ -171,3 +173,27 @@ def test_a_report_of_captions_shows_the_labels_below(tmp_path: Path) -> None:
     image, video = found["media"]
     assert (image["labels"], image["captions"][0][2]) == ([["cat", 0.4, None]], "a cat")
     assert (video["spans"], video["captions"][0][2]) == ([[0.0, "cat"], [2.0, "cat"]], "a sky")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda record: record.pop("pid"), "missing required field `pid`"),
+        (lambda record: record.update(state="cooked"), "`$.state`"),
+        (lambda record: record.update(started="0001-01-01T00:00:00"), "year"),
+        (lambda record: record["stages"][1]["notes"].update(loaded_bytes=None), "loaded_bytes"),
+        (lambda record: record["stages"][0].update(name="cook"), "no stage is called 'cook'"),
+        (lambda record: record.update(error="\ud800"), "expected Unicode text - at `$.error`"),
+        (lambda record: record.update(pid="\ud800"), "half a character"),
+    ],
+)
+def test_a_record_that_somebody_changed_is_told_in_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    ran(tmp_path, 1)
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    change(record)
+    write_text(tmp_path / "run.json", [json.dumps(record)])
+    with pytest.raises(EnvironmentFault, match=re.escape(says)) as caught:
+        load_record(tmp_path)
+    assert "\n" not in caught.value.message and caught.value.hint == "Run the command again"
