@@ -57,7 +57,7 @@ class Case:
         where = ["--out", str(folder / "out"), "--store", str(folder / "store"), "--quiet"]
         with (folder / "errors").open("wb") as errors:
             return subprocess.Popen(
-                [sys.executable, "-c", START, str(self.wave), *self.arguments, *where],
+                [sys.executable, "-P", "-c", START, str(self.wave), *self.arguments, *where],
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

@@ -269,7 +269,7 @@ def test_one_that_adds_nothing_says_the_same_and_another_what_the_merged_model_s
     assert words(other) != words(plain)
     values = json.loads((place.out / "run.json").read_text())
     assert values["plan"]["halves"]["language"]["adapter"]["folder"] == str(random)
-    assert "adapter" not in values["plan"]["halves"]["vision"]
+    assert values["plan"]["halves"]["vision"]["adapter"] is None
     assert values["stages"][-1]["notes"]["adapted_modules"] == 28
     assert other[0]["precision"]["language"].startswith("fp32 with adapter ")
     assert other[0]["precision"]["vision"] == "fp32"
