@@ -185,6 +185,8 @@ class Cutting:
         tried = {plan.index for plan in missing}
         if all(plan.index in known or plan.index in tried for plan in plans):
             self._end(medium, video, known)
+        else:  # frames of other chunks were deleted, and are not needed again
+            self._answer([medium.digest])
 
     def _store(self, medium: FramesItem, chunk: Chunk) -> None:
         medium.check()
