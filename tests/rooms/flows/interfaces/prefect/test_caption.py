@@ -142,7 +142,9 @@ def outputs(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in names}
 
 
-PROGRESS = re.compile(r" \d+/\d+| so far$|starting Prefect|^reading the sources")
+PROGRESS = re.compile(
+    r" \d+/\d+| so far$|starting (Prefect|Python)|^reading the sources|loading the |waiting for "
+)
 """In a line that a slow step prints every ten seconds."""
 
 
