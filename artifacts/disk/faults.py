@@ -72,6 +72,14 @@ def disk_faults(where: Path) -> Iterator[None]:
         raise fault_of(error, where) from error
 
 
+def removed_fault(folder: Path) -> EnvironmentFault:
+    """Return the error of a run whose folder was removed while it worked."""
+    return EnvironmentFault(
+        f"{folder} is missing (removed or moved during the run)",
+        hint="Finished work is kept; run the same command again to resume",
+    )
+
+
 def _variable_of(where: Path) -> str:
     """Return the environment variable that places a folder; empty for one that the user named."""
     if lies_in(str(where), str(nearby_folder())):

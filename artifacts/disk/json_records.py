@@ -39,16 +39,13 @@ def read_json_file(kind: type[R], path: Path, hint: str) -> R:
     """Return a JSON file as the type `kind`; fields that it does not have are left out. Raises
     UsageError if the file is missing, EnvironmentFault, with the place, if it is not as declared,
     which may be in `__post_init__`, too."""
-    import msgspec
-
     try:
-        return msgspec.convert(parse(read_text(path, BYTES)), kind)
+        content = read_text(path, BYTES)
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist", hint=hint) from error
-    except (msgspec.ValidationError, UnicodeEncodeError) as error:
-        raise unreadable(path, _shape_error(error), hint) from error
     except (OSError, ValueError) as error:
         raise unreadable(path, error, hint) from error
+    return _converted(kind, content, path, hint)
 
 
 def _shape_error(error: Exception) -> ShapeError:
@@ -78,21 +75,22 @@ def read_jsonl_file(kind: type[R], path: Path, hint: str, max_lines: int | None 
         try:
             rows.append(decode(line))
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            rows.append(_converted(kind, line, path, hint, at))
+            # It refuses half a character, too.
+            rows.append(_converted(kind, line, path, hint, f" at line {at}"))
     return rows
 
 
-def _converted(kind: type[R], line: str, path: Path, hint: str, at: int) -> R:
-    """Return a line that the fast decoder refuses, which it does of half a character, too. Raises
+def _converted(kind: type[R], content: str, path: Path, hint: str, at: str = "") -> R:
+    """Return the JSON of a file as the type `kind`; `at`: where in the file it stands. Raises
     EnvironmentFault."""
     import msgspec
 
     try:
-        return msgspec.convert(parse(line), kind)
+        return msgspec.convert(parse(content), kind)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
-        raise unreadable(path, _shape_error(error), hint, f" at line {at}") from error
+        raise unreadable(path, _shape_error(error), hint, at) from error
     except ValueError as error:
-        raise unreadable(path, error, hint, f" at line {at}") from error
+        raise unreadable(path, error, hint, at) from error
 
 
 def json_of(record: object) -> dict[str, Any]:

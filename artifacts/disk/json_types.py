@@ -10,6 +10,5 @@ Count = Annotated[int, Meta(ge=0, le=MAX_NUMBER - 1)]
 """A whole number from 0."""
 Number = Annotated[float, Meta(gt=-float(MAX_NUMBER), lt=float(MAX_NUMBER))]
 """A number, neither infinite nor NaN."""
-UNICODE = r"\A[^\ud800-\udfff]*\Z"
-Text = Annotated[str, Meta(pattern=UNICODE)]
+Text = Annotated[str, Meta(pattern=r"\A[^\ud800-\udfff]*\Z")]
 """A string that UTF-8 can encode. A path may be none, and is a plain `str`."""

@@ -12,7 +12,8 @@ from itertools import chain
 from typing import TypeVar
 
 from artifacts.digests import digest_of
-from artifacts.errors import EnvironmentFault, HalfChecked, Killed, ModelChanged, PenstockError
+from artifacts.disk.faults import removed_fault
+from artifacts.errors import HalfChecked, Killed, ModelChanged, PenstockError
 from artifacts.records.packs import DamagedRecord, RecordSet
 from artifacts.texts.captions import Failure, write_jsonl
 from artifacts.texts.edits import EDITS
@@ -316,10 +317,7 @@ class PipelineRunner:
     def _check_out(self) -> None:
         """Raise EnvironmentFault if the folder of the run was removed or moved."""
         if self.writer.is_gone:
-            raise EnvironmentFault(
-                f"{self._job.out} is missing (removed or moved during the run)",
-                hint="Finished work is kept; run the same command again to resume",
-            )
+            raise removed_fault(self._job.out)
 
     def _run_waves(self, write: Write) -> None:
         """Make the items that are missing. Outputs are written between waves."""

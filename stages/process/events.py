@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from artifacts.disk.faults import fault_of, is_full
+from artifacts.disk.faults import fault_of, is_full, removed_fault
 from artifacts.disk.json_records import read_record
 from artifacts.disk.regular_files import open_below
-from artifacts.errors import EnvironmentFault
 from artifacts.schema import MediaIndex
 
 UNSUPPORTED = "unsupported"
@@ -304,10 +303,7 @@ class EventReporter:
             with self._lock, os.fdopen(file, "a", encoding="utf-8") as lines:
                 lines.write(line + "\n")
         except FileNotFoundError as error:
-            raise EnvironmentFault(
-                f"{journal.parent} is missing (removed or moved during the run)",
-                hint="Finished work is kept; run the same command again to resume",
-            ) from error
+            raise removed_fault(journal.parent) from error
         except OSError as error:
             raise fault_of(error, journal.parent) from error
 

@@ -106,8 +106,8 @@ def decisions_of(
         if every[0].review == REJECTED:
             continue
         text = every[0].caption or words
-        (features, name, prompt), text = captions.folder.chunks[key], text.strip()
-        decision = chunk_key(captions.folder.chunks[key])
+        features, name, prompt = chunk = captions.folder.chunks[key]
+        decision, text = chunk_key(chunk), text.strip()
         if text:
             example = RoundExample(
                 key=decision,

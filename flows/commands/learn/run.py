@@ -270,11 +270,8 @@ class _Work:
 
     def train(self) -> None:
         """Train the adapter, from the previous one if there is one."""
-        folder, previous, examples = (
-            Path(self.adapter),
-            self.previous,
-            to_train_on(self.round.examples),
-        )
+        folder, previous = Path(self.adapter), self.previous
+        examples = to_train_on(self.round.examples)
         if previous:
             self.config = replace(self.config, lora_rank=layout_of(Path(previous)).rank)
             for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
