@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from types import NoneType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
 from artifacts.option_texts import GIVE_VALUE, NUMBER_NAMES, NUMBERS
@@ -193,9 +193,3 @@ class OptionGroup:
 
     def __post_init__(self) -> None:
         check(self)
-
-    @classmethod
-    def of(cls, config: "OptionGroup") -> Self:
-        """Return a command's configuration as this group. If the command does not have these
-        options, return the group with its defaults."""
-        return config if isinstance(config, cls) else cls()

@@ -26,8 +26,7 @@ from flows.core.ledger.namespaces import one_shot_namespace
 from flows.core.ledger.tasks import Medium, keys_of
 from flows.core.machine.launch import StageCall, with_restarts
 from flows.core.media.media_file import MediaFile
-from flows.core.options.media import ON, SoundOptions
-from flows.core.options.text import EngineOptions, OutputOptions, PromptOptions, TextOptions
+from flows.core.options.media import ON
 from flows.core.pipelines import parts_of
 from flows.core.plan.choose import longest_answer, plan_request
 from flows.core.plan.context_check import context_notes, loses_frames
@@ -125,11 +124,11 @@ def _summary_call(
         store=job.store.url,
         namespace=summaries.namespace(settings),
         media=items,
-        asked=PromptOptions.of(job.config).summary_prompt or SUMMARY,
+        asked=job.config.groups.prompts.summary_prompt or SUMMARY,
         context=rung.context,
-        max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
+        max_new_tokens=job.config.groups.engine.max_new_tokens,
         generation=text_sampling_params(job),
-        strip_think=TextOptions.of(job.config).strip_think,
+        strip_think=job.config.groups.text.strip_think,
     )
     return StageCallBuilder(job).one_shot_call(summarize.STAGE, make, rung)
 
@@ -187,12 +186,12 @@ class PipelineRunner:
         result = RunResult(
             out=job.out,
             files=job.requested,
-            limit=EngineOptions.of(job.config).max_new_tokens,
+            limit=job.config.groups.engine.max_new_tokens,
         )
         write = partial(self._write, result)
         with self._recorded(write):
             self._run_all(write)
-            if PromptOptions.of(job.config).summary:
+            if job.config.groups.prompts.summary:
                 self._summarize(result)
             self._note_seconds()
             if result.written.captions:  # or an earlier run's data sets would be emptied
@@ -224,7 +223,7 @@ class PipelineRunner:
         stale = DATASET in result.written.earlier
         trainers = write_trainers(self._job, launcher, on_start)
         result.warnings += trainers.notes
-        if DATASET in OutputOptions.of(self._job.config).format:  # of the same clips
+        if DATASET in self._job.config.groups.outputs.format:  # of the same clips
             user_texts = result.written.user_texts
             notes = write_dataset(self._job, launcher, on_start, user_texts)
             result.warnings += [note for note in notes if note not in result.warnings]
@@ -448,7 +447,7 @@ class PipelineRunner:
 
 def silent_note(job: Job) -> list[str]:
     """Return a note on how many videos have no sound, under `--sound on`."""
-    if SoundOptions.of(job.config).sound != ON or not job.model.hears:
+    if job.config.groups.sound.sound != ON or not job.model.hears:
         return []
     videos = {medium.digest: medium for medium in job.media if medium.kind == "video"}.values()
     tasks = [job.ledger.tasks([medium]) for medium in videos]

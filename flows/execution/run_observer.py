@@ -24,7 +24,7 @@ from flows.core.machine.fan_out import FanOutLauncher
 from flows.core.machine.launch import Launcher
 from flows.core.machine.leases import Lease, leased
 from flows.core.media.generated_files import GeneratedFiles
-from flows.core.options.training import LearnedOptions
+from flows.core.options.trained_half import LearnedOptions
 from flows.core.pipelines import STAGES
 from flows.core.plan.capacity import unplanned
 from flows.core.plan.ladder import Ladder
@@ -188,7 +188,7 @@ class RunObserver:
         """Show that a stage is about to start, or is waited for from now on."""
         if self._writer is not None and not self._writer.is_running(stage):
             self._writer.begin(stage)
-        options = LearnedOptions() if self._job is None else LearnedOptions.of(self._job.config)
+        options = LearnedOptions() if self._job is None else self._job.config.groups.training
         instead: dict[str, Any] = {}
         if options.scored_only and stage == tune.STAGE.name:
             instead = {"verb": "scoring", "counts": "text"}

@@ -18,9 +18,6 @@ from flows.core.ledger.namespaces import Variant, one_shot_namespace
 from flows.core.ledger.tasks import Task
 from flows.core.machine.fan_out import on_device, shared_by
 from flows.core.machine.launch import StageCall
-from flows.core.options.media import SoundOptions
-from flows.core.options.model import EndpointOptions
-from flows.core.options.text import EngineOptions
 from flows.core.pipelines import STAGES
 from flows.core.plan.ladder import Rung
 from flows.execution.batches import pass_rows
@@ -174,7 +171,7 @@ class StageCallBuilder:
         """Return the number of slots for so many items: on a CPU at most a batch, unless the user
         asks for more; 0 for an engine without slots."""
         config = self.job.config
-        more = self.job.device != "cpu" or EngineOptions.of(config).slots
+        more = self.job.device != "cpu" or config.groups.engine.slots
         most = rung.batch if more else min(rung.batch, config.batch_size)
         return min(most, items) if rung.in_slots else 0
 
@@ -316,7 +313,7 @@ def _sound_job(calls: StageCallBuilder, request: JobRequest) -> SoundJob:
         store=job.store.url,
         namespace=request.variant[made],
         rate=hearing.rate,
-        track=SoundOptions.of(job.config).sound_track or 0,
+        track=job.config.groups.sound.sound_track or 0,
         media=media,
         workers=request.rung.batch,
     )
@@ -349,8 +346,8 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         heard_namespace=variant.of.get("heard", ""),
         namespace=variant[stage.writes],
         batches=[],
-        max_new_tokens=EngineOptions.of(job.config).max_new_tokens,
-        generation=SamplingParams(**SamplingParams.of(job.config).non_defaults),
+        max_new_tokens=job.config.groups.engine.max_new_tokens,
+        generation=SamplingParams(**job.config.groups.generation.non_defaults),
         made_by=made_by(job.model),
         prefill=rung.prefill,
         kv=rung.kv,
@@ -402,7 +399,7 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
     job, stage, variant = calls.job, request.stage, request.variant
     served, config = job.model.served, job.config
     assert served is not None
-    params, keys = SamplingParams.of(config), EndpointOptions.of(config).endpoint_keys
+    params, keys = config.groups.generation, config.groups.endpoint.endpoint_keys
     sampling = {"temperature": params.temperature} if params.temperature is not None else {}
     if not params.is_sampled and params.sampling != CHECKPOINT:
         sampling = {"temperature": 0.0}
@@ -424,7 +421,7 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
         fit=job.model.fit("image"),
         video=variant.sends_video,
         at_once=request.rung.batch,
-        max_new_tokens=EngineOptions.of(config).max_new_tokens,
+        max_new_tokens=config.groups.engine.max_new_tokens,
         system=params.system,
         schema=params.schema,
         sampling=sampling,

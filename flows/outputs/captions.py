@@ -37,7 +37,6 @@ from flows.core.ledger.tasks import Task
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.media.media_file import MediaFile
 from flows.core.options.commands import CaptionConfig, RunOptions
-from flows.core.options.text import EngineOptions, PromptOptions, TextOptions
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import fields_of, follows
 from stages.decode.schema_columns import columns_of, plain_text_of
@@ -108,7 +107,7 @@ def _shown_of(
 
 
 def _strips(job: Job) -> bool:
-    return TextOptions.of(job.config).strip_think and not SamplingParams.of(job.config).schema
+    return job.config.groups.text.strip_think and not job.config.groups.generation.schema
 
 
 def _caption(
@@ -118,7 +117,7 @@ def _caption(
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.profile.one_frame
     config = job.config
-    schema = SamplingParams.of(config).schema
+    schema = config.groups.generation.schema
     return Caption(
         media_path=file.media_path,
         source=file.source,
@@ -169,7 +168,7 @@ class _Shown(NamedTuple):
 def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> _Shown | None:
     """Return what is shown of a stored caption; None if it is all reasoning, and no user wrote
     another text."""
-    schema = SamplingParams.of(job.config).schema
+    schema = job.config.groups.generation.schema
     original, warnings = _text_and_warnings(job, stored)
     # An edit counts also if the reasoning was shown when it was made.
     texts = dict.fromkeys((original or "", str(stored["caption"])))
@@ -201,10 +200,8 @@ def _confidence(stored: Mapping[str, Any], shown: _Shown) -> dict[str, Any]:
 def with_affixes(config: RunOptions, text: str) -> str:
     """Return a caption with the run's trigger, prefix and suffix. Text that programs may read as
     JSON gets no trigger, which would break it."""
-    options = TextOptions.of(config)
-    is_json = text.lstrip()[:1] in ("{", "[") and (
-        SamplingParams.of(config).schema or _parses(text)
-    )
+    options = config.groups.text
+    is_json = text.lstrip()[:1] in ("{", "[") and (config.groups.generation.schema or _parses(text))
     trigger = f"{options.trigger}, " if options.trigger and not is_json else ""
     return f"{trigger}{options.prefix}{text}{options.suffix}"
 
@@ -226,7 +223,7 @@ def readable_captions(job: Job, job_file: JobFile) -> list[Caption]:
     """Return the captions of one file for human readers. For a schema of one text or one list of
     texts, return the text without its JSON."""
     captions, config = captions_of(job, job_file), job.config
-    params = SamplingParams.of(config)
+    params = config.groups.generation
     if not params.schema:
         return captions
     text = [plain_text_of(params.schema, caption.fields or {}) for caption in captions]
@@ -293,13 +290,13 @@ def kinds_of(job: Job) -> dict[str, str]:
     if job.model.hears:
         kinds |= SOUND_COLUMNS
     properties = properties_of(job)
-    of_schema = columns_of(SamplingParams.of(job.config).schema) if properties else {}
+    of_schema = columns_of(job.config.groups.generation.schema) if properties else {}
     return kinds | {column: of_schema[name] for (_, name), column in properties.items()}
 
 
 def properties_of(job: Job) -> dict[tuple[str, str], str]:
     """Return the columns of schema properties. A name that is taken gets the prefix `field_`."""
-    params = SamplingParams.of(job.config)
+    params = job.config.groups.generation
     names, ours = _names(job), ("caption", *OF_PROMPT)
     ours_too = SOUND_COLUMNS if job.model.hears else {}
     taken = {*KINDS, *ours_too, *(_column(name, field) for name in names for field in ours)}
@@ -442,7 +439,7 @@ def summary_inputs(job: Job) -> Iterator[SummaryInput]:
 
 def text_sampling_params(job: Job) -> SamplingParams:
     """Return the caption settings that also apply to other texts."""
-    non_defaults = SamplingParams.of(job.config).non_defaults
+    non_defaults = job.config.groups.generation.non_defaults
     return SamplingParams(
         **{name: value for name, value in non_defaults.items() if name in TEXT_SETTINGS}
     )
@@ -454,10 +451,10 @@ class Summaries:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._settings = {  # those of the key, without model and captions
-            "asked": PromptOptions.of(job.config).summary_prompt or SUMMARY,
-            "max_new_tokens": EngineOptions.of(job.config).max_new_tokens,
+            "asked": job.config.groups.prompts.summary_prompt or SUMMARY,
+            "max_new_tokens": job.config.groups.engine.max_new_tokens,
             "generation": dict(*text_sampling_params(job).key_fields),
-            "strip_think": TextOptions.of(job.config).strip_think and 2,
+            "strip_think": job.config.groups.text.strip_think and 2,
         }
         self._records, self._failures = (
             [

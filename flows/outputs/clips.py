@@ -36,8 +36,6 @@ from flows.core.job.prepare import Job
 from flows.core.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle
 from flows.core.media.media_file import Selection
 from flows.core.options.formats import EXACT, MADE, SOUNDING, sounding
-from flows.core.options.media import SoundOptions
-from flows.core.options.text import OutputOptions
 from flows.outputs.captions import captions_of
 from flows.outputs.marker import clips_sound, media_mode
 from flows.outputs.text_files import UserTexts
@@ -73,7 +71,7 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
     made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
-    track = SoundOptions.of(job.config).sound_track or 0
+    track = job.config.groups.sound.sound_track or 0
     sound = sounding(track) * clips_sound(job.out, job.config)
     for group in job.by_file:
         items: list[SampleSource] = []
@@ -177,7 +175,7 @@ class Cutter:
         """Consecutive times that a process was killed before it cut anything."""
         self._deinterlace = job.sampling.deinterlace
         self._sound = clips_sound(job.out, job.config)
-        self._track = SoundOptions.of(job.config).sound_track or 0
+        self._track = job.config.groups.sound.sound_track or 0
         fitting = host_free_bytes() // PROCESS_BYTES
         self._processes = max(1, min(cores() - 1, fitting))
 
@@ -333,7 +331,7 @@ class Clips:
 
     def __init__(self, job: Job, launcher: Launcher, on_progress: OnProgress) -> None:
         self.folder = job.out / CLIPS
-        self._replace = OutputOptions.of(job.config).replaces
+        self._replace = job.config.groups.outputs.replaces
         self._retry_failed = job.config.retry_failed
         self._index = _read_index(self.folder / INDEX)
         self._cutter = Cutter(job, launcher, on_progress, self.folder / f"{HALF}new")

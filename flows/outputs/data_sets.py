@@ -36,7 +36,6 @@ from flows.core.job.prepare import Job
 from flows.core.machine.launch import Launcher
 from flows.core.media.generated_files import GeneratedFiles, digest_at
 from flows.core.options.formats import EXACT
-from flows.core.options.text import OutputOptions
 from flows.outputs.clips import (
     Clips,
     Cutter,
@@ -194,7 +193,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     forms = [
         name
         for name in TRAINERS
-        if name in OutputOptions.of(job.config).format or _is_own(job, own, name)
+        if name in job.config.groups.outputs.format or _is_own(job, own, name)
     ]
     written = TrainersWritten()
     for name in (name for name in TRAINERS if name not in forms):  # no file in it is a run's
@@ -255,7 +254,7 @@ class _TrainerFolder:
         self._name = name
         self._form: TrainerForm = TRAINERS[name]
         self._folder = job.out / name
-        self._replace = OutputOptions.of(job.config).replaces
+        self._replace = job.config.groups.outputs.replaces
         self._clips = clips
         self._kept: list[str] = []
         self._left_out: Counter[tuple[str, str]] = Counter()

@@ -14,13 +14,12 @@ from artifacts.texts.trainers import TRAINERS
 from flows.core.job.plan_record import FixedWords
 from flows.core.job.prepare import Job
 from flows.core.options.formats import CAPTIONS
-from flows.core.options.text import OutputOptions, PromptOptions, TextOptions
 from flows.outputs.record.run_read import load_record
 
 
 def output_paths(job: Job) -> dict[str, str]:
     """Return the path of each kind of output that exists or will be written."""
-    outputs = OutputOptions.of(job.config)
+    outputs = job.config.groups.outputs
     formats = outputs.format
     paths = {"captions": str(job.out / "captions.jsonl")}
     text_folder = "beside the media" if outputs.beside else str(job.out)
@@ -29,7 +28,7 @@ def output_paths(job: Job) -> dict[str, str]:
         path = job.out / (form if form in FOLDERS else f"captions.{form}")
         if form in formats or path.exists():
             paths[form] = str(path)
-    if PromptOptions.of(job.config).summary:
+    if job.config.groups.prompts.summary:
         paths["summaries"] = str(job.out / "summaries.jsonl")
     return {**paths, "failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
 
@@ -50,7 +49,7 @@ def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
 def lost_trigger_note(job: Job) -> str:
     """Return a note on the trigger or prefix of the captions in the output folder if this run,
     which replaces them, has neither; empty if there is none."""
-    now, before = TextOptions.of(job.config), FixedWords()
+    now, before = job.config.groups.text, FixedWords()
     if job.pipeline[-1].writes != "captions" or now.trigger or now.prefix:
         return ""
     with suppress(PenstockError):

@@ -26,7 +26,6 @@ from artifacts.texts.trainers import WITH_SOUND
 from flows.core.media.generated_files import digest_at
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import CAPTIONS, COPY, DATA_SET_MEDIA, EXACT, MEDIA
-from flows.core.options.text import DataSetOptions, OutputOptions
 
 MARKER = ".penstock.json"
 """File of the marker, in an output folder."""
@@ -156,19 +155,19 @@ def media_mode(out: Path, config: RunOptions) -> str:
     """Return the mode of the media of a run's data sets: the requested one, or that of its
     folder."""
     marker = read_marker(out)
-    return DataSetOptions.of(config).media or (EXACT if marker is None else marker.media)
+    return config.groups.data_sets.media or (EXACT if marker is None else marker.media)
 
 
 def clip_sound(out: Path, config: RunOptions) -> str:
     """Return the sound of the clips of a run's data sets: as requested, or as that of its
     folder."""
     marker = read_marker(out)
-    return DataSetOptions.of(config).clip_sound or (COPY if marker is None else marker.clip_sound)
+    return config.groups.data_sets.clip_sound or (COPY if marker is None else marker.clip_sound)
 
 
 def clips_sound(out: Path, config: RunOptions) -> bool:
     """Return whether the clips of a run have sound: a trainer of its data sets, or of those that
     its folder has, reads it."""
     marker = read_marker(out)
-    formats = {*OutputOptions.of(config).format, *(() if marker is None else marker.outputs)}
+    formats = {*config.groups.outputs.format, *(() if marker is None else marker.outputs)}
     return bool(WITH_SOUND & formats) and clip_sound(out, config) == COPY

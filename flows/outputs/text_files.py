@@ -48,7 +48,6 @@ from flows.core.media.generated_files import (
     text_paths,
 )
 from flows.core.media.media_file import MediaFile, Selection
-from flows.core.options.text import OutputOptions, QuestionOptions, TextOptions
 from flows.outputs.captions import unrejected
 from flows.outputs.marker import read_marker
 from flows.outputs.record.run_record import TextsRecord
@@ -260,9 +259,9 @@ class UserTexts:
         without a prompt name belongs to that prompt."""
         kept, config, file = [*unrejected(captions)], self._job.config, job_file.file
         self._rejected += len(captions) - len(kept)
-        prompt = file.prompt or QuestionOptions.of(config).prompt or ""
+        prompt = file.prompt or config.groups.question.prompt or ""
         # A text that the prompt includes is part of the question, not an answer.
-        if not kept or OutputOptions.of(config).replaces or TAGS in prompt:
+        if not kept or config.groups.outputs.replaces or TAGS in prompt:
             return kept
         places = self._places(job_file, first=first)
         handwritten = self._texts.of(places, job_file.medium.digest, file.place)
@@ -278,7 +277,7 @@ class UserTexts:
         texts = [_with_text(c, text) for c, text in pairs if c.review != REJECTED]
         if any(c.original and c.caption != t.caption for c, t in zip(kept, texts, strict=True)):
             self._corrected[place] = None
-        if any(TextOptions.of(config).trigger not in c.caption for c in texts):
+        if any(config.groups.text.trigger not in c.caption for c in texts):
             self._without_trigger[place] = None
         return texts
 
@@ -315,7 +314,7 @@ class UserTexts:
             stem = str(place).removesuffix(f".{FORM}").removesuffix(f".{file.name}")
             bare = Path(f"{stem}.{FORM}")
             out += [bare] if one_name(bare) not in self._taken else []
-        yield from [*beside, *out] if OutputOptions.of(self._job.config).beside else [*out, *beside]
+        yield from [*beside, *out] if self._job.config.groups.outputs.beside else [*out, *beside]
 
 
 def has_user_text(rows: Iterable[Caption]) -> bool:
@@ -413,7 +412,7 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
     """Update text files to the current captions: the requested formats, and formats of earlier runs
     that still have a file in `OUT`. Only count outdated generated files of other formats next to
     the media."""
-    outputs = OutputOptions.of(job.config)
+    outputs = job.config.groups.outputs
     counts: list[TextFileCounts] = []
     marker = read_marker(job.out)
     written = WRITERS.keys() & (marker.outputs if marker is not None else ())
@@ -459,7 +458,7 @@ class _Writer:
         self._job = job
         self._own = own
         self.texts = texts
-        words = TextOptions.of(job.config)
+        words = job.config.groups.text
         self._fixed = FixedText.of(words.trigger, words.prefix, words.suffix)
         self._paths = [Path(f"{stem}.{texts.form}") for stem in stems]
         self._sole = sole
@@ -494,7 +493,7 @@ class _Writer:
 
     def _update(self, path: Path, of: About, text: bytes) -> bool:
         """Update one file by the rule for existing files. Return whether it holds `text` now."""
-        replaces = OutputOptions.of(self._job.config).replaces
+        replaces = self._job.config.groups.outputs.replaces
         return self._own.update(path, text, self.texts.form, of, replace=replaces)
 
     def count_outdated(self, captions_of: CaptionsOf, present: Set[str]) -> int:

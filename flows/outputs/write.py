@@ -24,7 +24,6 @@ from flows.core.ledger.tasks import Medium
 from flows.core.media.generated_files import GeneratedFiles, digest_at
 from flows.core.media.media_file import MediaFile
 from flows.core.options.formats import CAPTIONS, MEDIA
-from flows.core.options.text import OutputOptions
 from flows.core.pipelines import STAGES
 from flows.outputs.captions import (
     ALL_REASONING,
@@ -230,7 +229,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
     for form, write in TABLES.items():
         path = job.out / f"captions.{form}"
         if (last and counts.captions) and (
-            form in OutputOptions.of(job.config).format or own.has(path.name, digest_at(path))
+            form in job.config.groups.outputs.format or own.has(path.name, digest_at(path))
         ):
             rows = table_rows(chain.from_iterable(by_file()), kinds, properties_of(job))
             own.renew(path, partial(write, rows=rows, kinds=kinds))

@@ -4,7 +4,7 @@ from artifacts.disk.regular_files import guard
 from flows.core.console.display import Display
 from flows.core.job.prepare import out_folder
 from flows.core.machine.launch import DirectLauncher
-from flows.core.options.commands import RunOptions, SiftFirstOptions
+from flows.core.options.commands import RunOptions
 from flows.execution import run
 from flows.execution.run_observer import OnBegin
 from flows.outputs.folder.owners import refuse_taking
@@ -21,7 +21,7 @@ def caption(
     PenstockError; finished records stay."""
     left_out = frozenset[str]()
     guard(out_folder(config))
-    if condition := SiftFirstOptions.of(config).sift:
+    if condition := config.groups.sift_first.sift:
         from flows.commands.sift.run import sift_before
 
         refuse_taking(config, "caption")  # before hours of marking

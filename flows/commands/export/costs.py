@@ -7,7 +7,6 @@ from artifacts.wording import counted
 from flows.commands.export.options import SAMPLES
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import AdapterOptions
 from flows.core.plan.costs import decode
 from flows.core.plan.costs.cost import Cost
 from flows.core.plan.ladder import Rung
@@ -70,7 +69,7 @@ def rungs_of_judging(model: Model, config: RunOptions, device: str, stage: str) 
     one, which does not change results."""
     whole = Rung(stage=stage, batch=1, precision=model.best("language").precision)
     in_few_bits = model.profile.language.stored_as or model.profile.route == "joint"
-    resident = in_few_bits or AdapterOptions.of(config).adapter  # PEFT replaces layers
+    resident = in_few_bits or config.groups.adapter.adapter  # PEFT replaces layers
     return [whole] if resident else [whole, replace(whole, offload=True)]
 
 

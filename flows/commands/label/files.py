@@ -20,7 +20,6 @@ from flows.core.job.prepare import Job
 from flows.core.media.generated_files import OF_LABELS, GeneratedFiles, digest_at
 from flows.core.media.media_file import MediaFile
 from flows.core.options.formats import COCO, COCO_FILE, MEDIA
-from flows.core.options.text import OutputOptions
 from flows.core.pipelines import LABELS
 from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
@@ -176,7 +175,7 @@ class LabelsWritten(RunEnd):
 
 
 def label_paths(job: Job) -> dict[str, str]:
-    outputs_options = OutputOptions.of(job.config)
+    outputs_options = job.config.groups.outputs
     names = {"labels": LINES, "report": REPORT, "failures": "failures.jsonl", "logs": "logs"}
     names |= {form: file for form, file in FILES.items() if form in outputs_options.format}
     return {name: str(job.out / file) for name, file in names.items()}
@@ -216,7 +215,7 @@ def write_labels(job: Job, context: LabelContext) -> LabelsWritten:
 def _write_tables(job: Job, context: LabelContext, own: GeneratedFiles) -> list[str]:
     """Write the requested tables, and those of an earlier run that nobody changed. Return the names
     of their files."""
-    requested, names = OutputOptions.of(job.config).format, []
+    requested, names = job.config.groups.outputs.format, []
     for form, name in FILES.items():
         path = job.out / name
         if form not in requested and not own.has(name, digest_at(path)):

@@ -21,8 +21,7 @@ from flows.core.console.display import Display
 from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
 from flows.core.machine.launch import DirectLauncher
-from flows.core.options.commands import RunOptions
-from flows.core.options.vectors import LabelOptions
+from flows.core.options.vectors import LabelConfig, LabelOptions
 from flows.core.pipelines import LABEL
 from flows.execution.run import LauncherMaker, prepared
 from flows.execution.run_observer import OnBegin, RunObserver
@@ -38,15 +37,14 @@ def requested_labels(options: LabelOptions) -> tuple[LabelSet, Examples]:
 
 
 def label(
-    config: RunOptions,
+    config: LabelConfig,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
 ) -> LabelsWritten:
     """Label all images of the configuration. `on_begin` is as in `caption`. Raises PenstockError;
     finished records stay."""
-    options = LabelOptions.of(config)
-    labels, examples = requested_labels(options)
+    labels, examples = requested_labels(config)
 
     def attempt() -> LabelsWritten:
         refuse_taking(config, "label")
@@ -64,12 +62,12 @@ def label(
                 labelling = LabelContext(
                     labels=labels,
                     texts=texts,
-                    rules=label_rules(labels, texts, options.threshold),
-                    top=options.top,
+                    rules=label_rules(labels, texts, config.threshold),
+                    top=config.top,
                 )
 
                 def write() -> LabelsWritten:
-                    learned = learn_thresholds(job, labelling, examples, options.threshold)
+                    learned = learn_thresholds(job, labelling, examples, config.threshold)
                     return write_labels(job, learned)
 
                 return runner.compute_outputs(write, lambda end: end.labelled)

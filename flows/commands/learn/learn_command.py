@@ -79,7 +79,8 @@ def _next_steps(result: "Learned", run: RecordedRun) -> list[str]:
 
 
 def add_learn(parser: argparse.ArgumentParser) -> None:
-    from flows.core.options.training import TRAINING, LearnConfig
+    from flows.core.options.trained_half import TRAINING
+    from flows.core.options.training import LearnConfig
 
     groups = add_options(parser, LearnConfig, TRAINING)
     add_running_options(parser, groups, "print the required resources, then exit")

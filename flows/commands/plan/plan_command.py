@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,9 @@ def plan_command(given: argparse.Namespace) -> int:
     if given.purpose == "serve":
         from flows.core.options.serving import LiveCaptionConfig
 
-        config = LiveCaptionConfig(**vars(config))
+        config = LiveCaptionConfig(
+            **{field.name: getattr(config, field.name) for field in fields(config)}
+        )
     return show(
         config,
         *pipelines,

@@ -7,7 +7,7 @@ from artifacts.disk.json_records import read_jsonl_file
 from artifacts.errors import PenstockError
 from artifacts.wording import counted
 from flows.core.job.prepare import out_folder
-from flows.core.options.commands import RunOptions, SiftFirstOptions
+from flows.core.options.commands import RunOptions
 from flows.core.options.vectors import PLACE
 from flows.outputs.folder.foreign_files import LEFT_OUT_FILE
 from flows.outputs.record.run_read import load_record
@@ -17,7 +17,7 @@ def left_out_before(config: RunOptions) -> tuple[frozenset[str], str]:
     """Return the places of the files that the last marking in the output folder left out by the
     same `--sift`, and a note for the plan: that it has the files before the filter where nothing
     was marked by that condition. Raises UsageError."""
-    if not (condition := SiftFirstOptions.of(config).sift):
+    if not (condition := config.groups.sift_first.sift):
         return frozenset(), ""
     from flows.commands.sift.marks import LeftOutRow, parse_keep
     from flows.outputs.media_rows import failed_media

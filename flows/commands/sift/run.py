@@ -57,7 +57,7 @@ from flows.core.media.media_file import Selection
 from flows.core.media.sources import find_media, left_out_note
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import MEDIA
-from flows.core.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
+from flows.core.options.vectors import PLACE, SiftConfig, SiftOptions
 from flows.core.pipelines import SIFT
 from flows.execution.run import (
     LauncherMaker,
@@ -103,11 +103,11 @@ class VectorMarks(VectorsWritten):
 
 
 def vector_marks(
-    config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
+    config: SiftConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
 ) -> VectorMarks:
     """Compute the vectors of all media as `penstock embed` does. Raises PenstockError; finished
     records stay."""
-    if SiftOptions.of(config).similar is not None:
+    if config.similar is not None:
         near_duplicates.require_similar()
     outputs = VectorOutputs(_places, _marks, command="sift")
     return make_vectors(config, display, outputs, make_launcher, on_begin)
@@ -296,7 +296,7 @@ def sift_before(
     return places | result.unmarked
 
 
-def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
+def _prepared(config: SiftConfig, display: Display, out: Path) -> Sifting:
     """Find the media, and compute their digests. Raises UsageError, EnvironmentFault."""
     display.doing("reading the sources")
     config.check_sources()
@@ -321,7 +321,7 @@ def _prepared(config: RunOptions, display: Display, out: Path) -> Sifting:
         unique.setdefault(job_file.file.identity, job_file)
     by_place = {medium.place: [medium.job_file] for medium in media_away}
     job = Sifting(
-        options=SiftOptions.of(config),
+        options=config,
         retry_failed=config.retry_failed,
         store=store,
         files=[*away.in_order(unique.values(), by_place)],

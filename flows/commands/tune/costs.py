@@ -14,7 +14,6 @@ from flows.commands.plan.training.terms import ADAPTER, OPTIMIZERS
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import BYTES, QUANTIZER, PartSettings
 from flows.core.options.commands import RunOptions
-from flows.core.options.training import LearnedOptions
 from flows.core.plan.architecture import Architecture, pass_bytes, read_architecture
 from flows.core.plan.costs import decode
 from flows.core.plan.costs.cost import Cost
@@ -41,7 +40,7 @@ size, if its dimensions are unknown (Korthikanti et al. 2022, equation 1)."""
 def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs: fewer examples at once, then gradient checkpointing, then 8-bit moments
     where bitsandbytes is installed, and, if allowed, 4-bit weights."""
-    options = LearnedOptions.of(config)
+    options = config.groups.training
     candidates: list[Rung] = []
     for settings in free_settings(model, config, "language"):
         if settings.kv or (candidates and settings.precision != FOUR_BIT):

@@ -37,7 +37,6 @@ from flows.core.ledger.prompts import prompt_for, refuse_control_words
 from flows.core.ledger.tasks import Task
 from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import AdapterOptions
 from flows.core.options.packages import check_training_packages
 from flows.core.options.store import default_store
 from flows.core.options.training import EPOCHS, TrainingOptions, TuneConfig, TuneRun
@@ -74,7 +73,7 @@ def tune(
 
     replanned_once(attempt, display.print_line)
     out = Path(run.out).parent
-    return scored_in(out, AdapterOptions.of(run).adapter) if config.validate_only else tuned_in(out)
+    return scored_in(out, run.groups.adapter.adapter) if config.validate_only else tuned_in(out)
 
 
 def train(

@@ -41,7 +41,8 @@ def tune_command(given: argparse.Namespace) -> int:
 
 
 def add_tune(parser: argparse.ArgumentParser) -> None:
-    from flows.core.options.training import TRAINING, TuneConfig
+    from flows.core.options.trained_half import TRAINING
+    from flows.core.options.training import TuneConfig
 
     groups = add_options(parser, TuneConfig, MODEL, TRAINING)
     add_running_options(parser, groups, "print the required resources, then exit")

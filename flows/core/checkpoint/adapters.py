@@ -11,7 +11,6 @@ from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
 from flows.core.checkpoint.profile_loading import ModelDigests, io_errors_as_fault
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import RecordedAdapterOptions
 from stages.models.adapter_modules import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -55,7 +54,7 @@ class AdapterUse:
 def recorded_adapter(config: RunOptions) -> LoraAdapter | None:
     """Return the adapter that a run trains further or has merged, or None. Raises UsageError or
     EnvironmentFault."""
-    name = RecordedAdapterOptions.of(config).recorded_by
+    name = config.groups.recorded_adapter.recorded_by
     return read_adapter(folder_named(name, "adapter")) if name else None
 
 

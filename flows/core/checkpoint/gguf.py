@@ -14,8 +14,6 @@ from artifacts.packages import require_extra
 from artifacts.records.packs import Record, RecordSet
 from flows.core.checkpoint.profile_loading import Describer
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import AdapterOptions, GgufOptions
-from flows.core.options.text import EngineOptions
 from flows.core.pipelines import Pipeline, needs_weights
 from stages.decode.engines import engines_for, gguf_engine
 from stages.models.gguf import EXACT, PACKAGES, GgufShape
@@ -62,7 +60,7 @@ def gguf_for(
     the checkpoint's files except weights; `digest` returns that of a file, or an empty string. The
     first time, a child process compares the file with the checkpoint. Raises PenstockError."""
     config, store = describer.config, describer.store
-    named, engine = GgufOptions.of(config).language_gguf, EngineOptions.of(config).engine
+    named, engine = config.groups.gguf.language_gguf, config.groups.engine.engine
     if not named and any(e.gguf for e in engines_for(engine)):
         raise UsageError(
             f"--engine {engine}: the language half of {config.model} is no GGUF file",
@@ -109,7 +107,7 @@ def gguf_use(fields: Mapping[str, Any], *, path: str, digest: str, copy: str) ->
 def _check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
     """Raise UsageError for options that a GGUF file excludes, MissingPackage without the packages
     that it needs."""
-    engine = EngineOptions.of(config).engine
+    engine = config.groups.engine.engine
     half = f"the language half of {config.model} is a GGUF file"
     for excluded, why, hint in (
         (not gguf_engine(engine), f"--engine {engine}: {half}", "Leave it out, or --language-gguf"),
@@ -119,7 +117,7 @@ def _check_options(config: RunOptions, pipelines: Sequence[Pipeline]) -> None:
             "Leave out --language-gguf",
         ),
         (
-            AdapterOptions.of(config).adapter,
+            config.groups.adapter.adapter,
             f"--adapter: {half}",
             "Merge it first with PEFT, and convert the merged checkpoint",
         ),

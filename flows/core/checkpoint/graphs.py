@@ -14,7 +14,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packages import install_command, is_installed
 from artifacts.schema import Half, Part
 from flows.core.options.commands import RunOptions
-from flows.core.options.precision import TORCH, HalfPrecisionOptions
+from flows.core.options.precision import TORCH
 from stages.decode.engines import AUTO
 from stages.export.parity import verdict_in
 from stages.models.graphs import FOLDER
@@ -248,7 +248,7 @@ def _graph_use(config: RunOptions, manifest: GraphManifest, half: Half, device: 
 def _check_precision(config: RunOptions, graphs: HalfGraphs, profile: ModelProfile) -> None:
     """Check that the requested vision precision equals that of the graphs. For a captioning model,
     `--precision` refers only to what torch computes. Raises UsageError."""
-    option, requested = "vision_precision", HalfPrecisionOptions.of(config).vision_precision
+    option, requested = "vision_precision", config.groups.halves.vision_precision
     if profile.route == "dual" and requested is None:
         option, requested = "precision", config.precision
     if requested not in (None, "native", "auto", graphs.precision):

@@ -50,8 +50,7 @@ from flows.core.checkpoint.served import (
 )
 from flows.core.machine.launch import Launcher
 from flows.core.options.commands import RunOptions
-from flows.core.options.media import VideoSamplingOptions
-from flows.core.options.model import DEMO_MODEL, AdapterOptions, DateOptions, is_served
+from flows.core.options.model import DEMO_MODEL, is_served
 from flows.core.pipelines import ASK, CAPTION, Pipeline, makes_vectors
 from stages.models.encoding import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
@@ -67,7 +66,7 @@ MIN_TOKENS = 64
 def check_pixels(config: RunOptions, profile: ModelProfile) -> None:
     """Check `--max-pixels` and `--max-video-pixels`. Raises UsageError if the model's processor has
     no such limit, or the value is too small."""
-    video, model, least = VideoSamplingOptions.of(config), config.model, profile.least_pixels
+    video, model, least = config.groups.video, config.model, profile.least_pixels
     for option, value, min_pixels in (
         ("--max-pixels", video.max_pixels, least),
         ("--max-video-pixels", video.max_video_pixels, least if profile.video_bounds else 0),
@@ -286,14 +285,14 @@ def open_model(
     if is_served(config.model):
         return _open_served(config, announce)
     files = ModelDigests(digests)
-    named = AdapterOptions.of(config).adapter
+    named = config.groups.adapter.adapter
     adapter = read_noted_adapter(named, files) if named else None
     checkpoint = find_checkpoint(config, announce, *pipelines)
     folder = checkpoint.folder
     with io_errors_as_fault(config.model):
         files.note_folder(checkpoint)
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}
-        today = template_date(store, folder, small, DateOptions.of(config).today)
+        today = template_date(store, folder, small, config.groups.date.today)
     as_published = as_published_by(adapter or recorded_adapter(config), folder)
     describer = Describer(
         config=config,
@@ -347,7 +346,7 @@ def _notes(
         yield graphs_note
     if note := unplanned_note(config, profile):
         yield note
-    if DateOptions.of(config).today and not today:
+    if config.groups.date.today and not today:
         yield f"--today has no effect: {config.model} writes no date into prompts"
     if note := ignored_settings(folder):
         yield note

@@ -16,8 +16,6 @@ from flows.core.checkpoint.graphs import GraphUse
 from flows.core.machine.versions import cpu_has_bfloat16
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import QUANTIZED as QUANTIZED
-from flows.core.options.precision import HalfPrecisionOptions
-from flows.core.options.text import EngineOptions
 from stages.decode.engines import AUTO, EngineSpec, accepted_by, engines_for, gguf_engine
 from stages.models.profile import ModelProfile, PartProfile
 from stages.process.device import device_capability
@@ -162,7 +160,7 @@ def resolve_settings(
         }
     # A joint model has one stage with weights, which loads all of them.
     dtype = language[0].dtype
-    requested = _first_precision(HalfPrecisionOptions.of(config).vision_precision or "native")
+    requested = _first_precision(config.groups.halves.vision_precision or "native")
     if requested != "native" and DTYPES.get(requested) != dtype:
         raise UsageError(
             f"--vision-precision {requested}: not possible for {profile.class_name} (it cannot be "
@@ -226,7 +224,7 @@ def _settings_of_part(
     # precision is named. A dual encoder makes nothing but vectors, so any precision given applies
     # to them.
     captioned = part != "language" and profile.route != "dual"
-    is_lossy = requested in QUANTIZED and captioned and not config.has_own_precision(part)
+    is_lossy = requested in QUANTIZED and captioned and not config.own_precision(part)
     precision = "native" if is_lossy else _first_precision(requested)
     check_available(part, half, profile, precision)
     best = _part_settings(part, profile, precision, device, config)
@@ -283,9 +281,7 @@ def _part_settings(
         weight_bytes=weight_bytes(half, precision, dtype, cast=cast),
         cast=cast,
         as_published=profile.as_published and bool(half.as_published),
-        engine=EngineOptions.of(config).engines
-        if part == "language" and profile.route != "dual"
-        else "",
+        engine=config.engines if part == "language" and profile.route != "dual" else "",
     )
 
 

@@ -39,7 +39,6 @@ from flows.core.console.lines import gib
 from flows.core.machine.budget import budget_for
 from flows.core.machine.launch import DirectLauncher, Launcher, StageCall, run_with_restarts
 from flows.core.options.commands import RunOptions
-from flows.core.options.media import VideoSamplingOptions
 from stages.convert import ConvertJob
 from stages.models.half_job import DescribeJob
 from stages.models.hub.checkpoint import SMALL, Checkpoint
@@ -310,7 +309,7 @@ def read_profile(
     config, checkpoint = describer.config, describer.checkpoint
     if as_published is False and not runs_as_published(checkpoint.folder):
         as_published = None  # the checkpoint decides the same, so the stored profile is shared
-    video_options = VideoSamplingOptions.of(config)
+    video_options = config.groups.video
     with io_errors_as_fault(config.model):
         for path in filter(Path.is_file, _weight_files(checkpoint.folder)):
             describer.files.note(path)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.frame_fit import LARGE_EDGE
-from artifacts.options import OptionGroup
 from artifacts.schema import WHOLE_SECONDS, ChunkIndex, MediaKind, Sampling
 from artifacts.tiles import OFF
 from flows.core.options.commands import RunOptions
@@ -46,21 +45,26 @@ def full_chunk(sampling: Sampling, seconds: float = math.inf) -> int:
 
 def default_full_chunk(profile: ModelProfile) -> int:
     """Return the number of frames in a chunk of full length with default options."""
-    return full_chunk(requested_sampling(profile, VideoSamplingOptions()))
+    video = VideoSamplingOptions()
+    return full_chunk(_sampling(profile, video, video.fps))
 
 
-def requested_sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
+def requested_sampling(profile: ModelProfile, config: RunOptions) -> Sampling:
     """Return the requested sampling, before the context limits it."""
-    return replace(_sampling(profile, config), deinterlace=_options(config).deinterlace != OFF)
+    video = config.groups.video
+    offered = config if isinstance(config, VectorSamplingOptions) else video
+    sampling = _sampling(profile, video, offered.fps)
+    return replace(sampling, deinterlace=offered.deinterlace != OFF)
 
 
-def _sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
+def _sampling(profile: ModelProfile, video: VideoSamplingOptions, rate: float | None) -> Sampling:
+    """Return the sampling without deinterlacing. `rate`: the requested frames per second of a dual
+    encoder."""
     if profile.route == "dual":  # one vector per frame, so no frame is left out
-        rate = _options(config).fps or FPS
+        rate = rate or FPS
         return Sampling(
             chunk_seconds=VECTORS_PER_CHUNK / rate, fps=rate, max_frames=VECTORS_PER_CHUNK
         )
-    video = VideoSamplingOptions.of(config)
     chunk = _chunk_seconds(profile, video)
     if fixed := 1 if profile.one_frame else profile.frames_per_video:
         return Sampling(chunk_seconds=chunk, shots=video.shots, frames=fixed, max_frames=fixed)
@@ -85,12 +89,6 @@ def _sampling(profile: ModelProfile, config: OptionGroup) -> Sampling:
         min_frames=min(stated.min_frames or 1, maximum),
         max_frames=maximum,
     )
-
-
-def _options(config: OptionGroup) -> VectorSamplingOptions | VideoSamplingOptions:
-    if isinstance(config, VectorSamplingOptions):
-        return config
-    return VideoSamplingOptions.of(config)
 
 
 def _chunk_seconds(profile: ModelProfile, video: VideoSamplingOptions) -> float:

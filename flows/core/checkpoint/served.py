@@ -17,8 +17,6 @@ from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store
 from artifacts.remote.endpoints import SERVED, Endpoint, EndpointKeys, endpoints_of, keys_from
 from flows.core.options.commands import RunOptions
-from flows.core.options.media import VideoSamplingOptions
-from flows.core.options.model import EndpointOptions
 from stages.ask import QUALITY
 from stages.models.hub.transfer import Announce
 from stages.models.profile import ModelProfile, SamplingProfile
@@ -159,7 +157,7 @@ def _on_a_loop(work: Coroutine[Any, Any, Found]) -> Found:
 def open_served(config: RunOptions, announce: Announce | None = None) -> ServedModel:
     """Return the model of a configuration. The servers state what it is, unless `--revision`
     does. `announce` is called for long waits. Raises UsageError, EnvironmentFault."""
-    options = EndpointOptions.of(config)
+    options = config.groups.endpoint
     if not options.endpoint:
         raise only_captions(config.model)
     endpoints = endpoints_of(options.endpoint, insecure=options.insecure_endpoint)
@@ -193,7 +191,7 @@ def only_captions(name: str) -> UsageError:
 
 def served_profile(config: RunOptions) -> ModelProfile:
     """Return a profile without any fact about the model: the server states none."""
-    edge = int((VideoSamplingOptions.of(config).max_pixels or PIXELS) ** 0.5)
+    edge = int((config.groups.video.max_pixels or PIXELS) ** 0.5)
     fit = FrameFit(long_edges=((1.0, edge),))
     return ModelProfile(
         folder=str(NOWHERE), class_name="", model_type="", modalities=("image", "video"),

@@ -132,7 +132,7 @@ class AwayMedia:
     ) -> None:
         """`files` and `failures` are those that the sources name now, without those `left_out`."""
         self._out = folder_named(config.out, "out")
-        self._replaces = OwnerOptions.of(config).replace
+        self._replaces = config.groups.owner.replace
         self._earlier: list[EarlierMedium] = []
         self._absences: dict[str, Absence] = {}
         """Path or address of a medium → why it is away."""

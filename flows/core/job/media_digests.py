@@ -16,7 +16,6 @@ from flows.core.ledger.tasks import Medium
 from flows.core.media.media_file import MediaFile, source_failure
 from flows.core.media.remote_digests import Progress, contents_of
 from flows.core.options.commands import RunOptions
-from flows.core.options.text import OutputOptions
 from stages.process.host_memory import cores
 
 
@@ -98,7 +97,7 @@ def _unreadable(file: MediaFile, error: OSError | Unanswered) -> Failure:
 def check_beside(files: Sequence[MediaFile], config: RunOptions) -> None:
     """Raise UsageError if `--beside` is used with remote media, or with media in folders that the
     user may not write to."""
-    if not OutputOptions.of(config).beside:
+    if not config.groups.outputs.beside:
         return
     reasons = {file.place: "it is not on this machine" for file in files if file.remote}
     folders = {file.path.parent: file for file in reversed(files) if not file.remote}

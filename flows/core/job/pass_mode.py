@@ -17,7 +17,6 @@ from artifacts.errors import HalfChecked, ModelChanged
 from artifacts.records.store import Store
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import PassOptions
 from stages.models.footprint import at_size
 from stages.models.graphs.sessions import TENSORRT
 from stages.process.checks import PASSES, Verdicts
@@ -72,14 +71,14 @@ def with_pass_mode(config: RunOptions, model: Model, store: Store, device: str) 
 def with_planned_pass_mode(config: RunOptions, model: Model, device: str) -> Model:
     """Return the model with how its inputs pass the vision half unless a check has shown
     otherwise."""
-    if PassOptions.of(config).in_batches or not _has_pass_modes(model):
+    if config.groups.passes.in_batches or not _has_pass_modes(model):
         return model
     return replace(model, in_batches=False, images_per_row=_images_per_row(model, device))
 
 
 def answering(config: RunOptions, model: Model) -> list[Model]:
     """Return the model in the forms whose stored records answer: of a server also that of runs."""
-    others = PassOptions.of(config).in_batches and _has_pass_modes(model)
+    others = config.groups.passes.in_batches and _has_pass_modes(model)
     return [model, replace(model, in_batches=False)] if others else [model]
 
 

@@ -47,12 +47,11 @@ from flows.core.media.media_file import MediaFile, Selection
 from flows.core.media.remote_digests import Progress
 from flows.core.media.sources import find_media, why_no_media
 from flows.core.options.commands import RunOptions
-from flows.core.options.media import ON, SoundOptions, VectorSamplingOptions, VideoSamplingOptions
+from flows.core.options.media import ON, SoundOptions
 from flows.core.options.model import DEMO_MODEL, GpuOptions, is_served
 from flows.core.options.packages import check_packages
-from flows.core.options.text import FolderOptions, OutputOptions, PromptOptions, TrustOptions
+from flows.core.options.text import FolderOptions
 from flows.core.pipelines import CAPTION, Pipeline, parts_of, purposes, with_extras, with_hearing
-from stages.decode.generation import SamplingParams
 from stages.embed import MIN_COSINE
 from stages.models.hub.quantized import refuse_unread
 from stages.models.hub.resolve import check_name
@@ -74,8 +73,8 @@ def pipeline_with_sound(
     """Return the pipeline, with the stages for sound if this run uses it. Else the model's profile
     hears nothing, and a note says why if it could. `files`: those of the run; None: any. Raises
     UsageError for `--sound on` and `--sound-track` where that is not possible."""
-    options = SoundOptions.of(config)
-    clips = WITH_SOUND.intersection(OutputOptions.of(config).format)  # have the track in any case
+    options = config.groups.sound
+    clips = WITH_SOUND.intersection(config.groups.outputs.format)  # have the track in any case
     track = "--sound-track" * bool(options.sound_track and not clips)
     option = "--sound on" if options.sound == ON else track
     deaf = replace(model, profile=replace(model.profile, hearing=None))
@@ -94,7 +93,7 @@ def pipeline_with_sound(
 
 def _check_chunk(config: RunOptions, model: Model) -> None:
     """Raise UsageError if `--chunk` is longer than the sound that the model takes at once."""
-    hearing, chunk = model.profile.hearing, VideoSamplingOptions.of(config).chunk
+    hearing, chunk = model.profile.hearing, config.groups.video.chunk
     if hearing and chunk and 0 < hearing.max_seconds < chunk:
         raise UsageError(
             f"--chunk {chunk:g}: {model.name} hears {hearing.max_seconds:g} s at once",
@@ -108,13 +107,13 @@ def _obstacle(config: RunOptions, model: Model, pipeline: Pipeline) -> tuple[str
         return "a server is sent pictures only", "Leave out --sound"
     if model.profile.hearing is None:
         hint = "Leave it out, or choose a model that hears: docs/models.md names them"
-        if SoundOptions.of(config).sound_track:
+        if config.groups.sound.sound_track:
             hint += f". For the sound of clips, name --format {' or '.join(sorted(WITH_SOUND))}"
         return f"{model.name} hears nothing (it has no audio encoder)", hint
     if with_hearing(pipeline) == pipeline or not isinstance(config, SoundOptions):
         return "this command does not use it yet", "Leave out --sound"
     hearing = model.profile.hearing
-    if VideoSamplingOptions.of(config).whole and hearing and hearing.max_seconds:
+    if config.groups.video.whole and hearing and hearing.max_seconds:
         longest = f"{hearing.max_seconds:g} s"
         hint = f"Leave out --whole, or give --sound off: chunks of {longest} or less have sound"
         return f"it hears {longest} at once, and with --whole a chunk may be longer", hint
@@ -267,7 +266,7 @@ def check_names(config: RunOptions, pipeline: Pipeline) -> None:
 def media_of(config: RunOptions) -> tuple[list[MediaFile], list[Failure]]:
     """Return the files that a command's sources name, and the sources that were not found."""
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
-    prompt_for, names = partial(command_prompt, config), PromptOptions.of(config).prompts
+    prompt_for, names = partial(command_prompt, config), config.groups.prompts.prompts
     return find_media(config.sources, selection, config.limit, prompt_for, names)
 
 
@@ -286,7 +285,7 @@ def prepare(
     whose place is in `left_out` are not part of it. `announce` is called for slow steps, and
     `progress` while media are downloaded. With `dry`, no medium is downloaded, and weights are read
     as without `read_weights` of `open_model`. Raises PenstockError."""
-    pipelines = with_extras(pipelines or (CAPTION,), summary=PromptOptions.of(config).summary)
+    pipelines = with_extras(pipelines or (CAPTION,), summary=config.groups.prompts.summary)
     config.check_sources()
     check_packages(config)
     if (folder := Path(config.model).expanduser()).is_dir():
@@ -347,7 +346,7 @@ def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pi
 def check_devices(config: RunOptions, store: Store) -> None:
     """Test that each device of a run can compute, before any download or decoding. Raises
     EnvironmentFault."""
-    for device in select_devices(GpuOptions.of(config).gpus).devices:
+    for device in select_devices(config.groups.gpus.gpus).devices:
         check_device(device, store)
 
 
@@ -363,7 +362,7 @@ def model_for(
 ) -> tuple[Model, Pipeline, ContentDigests]:
     """Return the model of a run, the pipeline that suits it and its `files`, and the known
     digests. The store is prepared."""
-    device = select_devices(GpuOptions.of(config).gpus).devices[0]
+    device = select_devices(config.groups.gpus.gpus).devices[0]
     digests = digests_in(store)
     model = open_model(
         config,
@@ -382,7 +381,7 @@ def model_for(
         check_fixed_texts(config, model)
     # If no stage loads weights, the notes of a store still record the model.
     model = model.of_parts(parts_of(pipeline) or model.settings)
-    if VectorSamplingOptions.of(config).tiles == OFF and any(stage.shrinks for stage in pipeline):
+    if config.groups.vectors.tiles == OFF and any(stage.shrinks for stage in pipeline):
         fit = replace(model.profile.fit_image, shrinks=True)
         model = replace(model, profile=replace(model.profile, fit_image=fit))
     return model, pipeline, digests
@@ -390,7 +389,7 @@ def model_for(
 
 def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) -> Job:
     config, notes = with_card_sampling(config, model.folder)
-    start = SamplingParams.of(config).start_with
+    start = config.groups.generation.start_with
     if start != start.rstrip():
         notes += [
             f"--start-with {start!r} ends with a blank: tokenizers usually join it with the "
@@ -398,7 +397,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         ]
     over_media = tuple(stage for stage in pipeline if stage.of_media)
     sampling, last = model.sampling(config), over_media[-1]
-    selection = select_devices(GpuOptions.of(config).gpus)
+    selection = select_devices(config.groups.gpus.gpus)
     shares_work = isinstance(config, GpuOptions) and model.served is None
     stored = stored_namespaces(store, last.writes) if last.uses_token_limit else set()
     variants = (
@@ -418,7 +417,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
         edits=EditsInForce(
             out_folder(config),
             store.local,
-            anybody if TrustOptions.of(config).trust_folder else proof_by(store.url),
+            anybody if config.groups.trust.trust_folder else proof_by(store.url),
         ),
         notes=(*notes, *filter(None, [selection.note if shares_work else ""])),
         ledger=ledger,

@@ -31,9 +31,7 @@ from flows.core.machine.versions import versions
 from flows.core.media.media_file import Selection
 from flows.core.media.sources import left_out_note
 from flows.core.options.commands import RunOptions
-from flows.core.options.media import MIN_CHUNK_SECONDS, VideoSamplingOptions
-from flows.core.options.text import EngineOptions, PromptOptions, QuestionOptions, TextOptions
-from stages.decode.generation import SamplingParams
+from flows.core.options.media import MIN_CHUNK_SECONDS
 from stages.decode.json_schema import ignored_note
 from stages.models.profile import PartProfile
 from stages.process.device import device_model, hidden, unused_gpu
@@ -78,7 +76,7 @@ def made_by(model: Model) -> dict[str, str]:
 def decided_by(job: Job) -> dict[str, str]:
     """Return what decides the records of a job, in words, and a short form of its value."""
     model, config = job.model, job.config
-    question, prompts = QuestionOptions.of(config), PromptOptions.of(config)
+    question, prompts = config.groups.question, config.groups.prompts
     values: dict[str, Any] = {
         "the model": model.name,
         **{f"weights of the {part} half": digest for part, digest in model.digests.items()},
@@ -86,8 +84,8 @@ def decided_by(job: Job) -> dict[str, str]:
         "frame sampling": job.sampling.settings,
         "size of pictures": {kind: values_of(model.fit(kind)) for kind in ("video", "image")},
         "the prompt": [question.prompt, dict(prompts.prompts), prompts.length],
-        "generation": SamplingParams.of(config).non_defaults,
-        "--max-new-tokens": EngineOptions.of(config).max_new_tokens,
+        "generation": config.groups.generation.non_defaults,
+        "--max-new-tokens": config.groups.engine.max_new_tokens,
         "Penstock, which makes other records": [stage.output_version for stage in job.stages],
     }
     return {name: digest_of(f"{value}")[:16] for name, value in values.items()}
@@ -116,8 +114,8 @@ def again_note(job: Job) -> str:
 
 def summary(job: Job) -> PlanRecord:
     """Return the plan of the run, as `run.json` stores it."""
-    video, wording = VideoSamplingOptions.of(job.config), TextOptions.of(job.config)
-    generation, served = SamplingParams.of(job.config), job.model.served
+    video, wording = job.config.groups.video, job.config.groups.text
+    generation, served = job.config.groups.generation, job.model.served
     return PlanRecord(
         model=job.model.name,
         revision=job.config.revision,
@@ -177,7 +175,7 @@ def notes(job: Job) -> list[str]:
             f"{job.model.name} has no chat template, but tokens that begin a turn: captions may be "
             "poor; download it again, with its chat_template file"
         )
-    if profile.continues_prompt and QuestionOptions.of(job.config).prompt is None:
+    if profile.continues_prompt and job.config.groups.question.prompt is None:
         lines.append(
             f"{job.model.name} goes on from the prompt instead of answering it, so it is given "
             "none; --prompt gives its captions a beginning"
@@ -200,7 +198,7 @@ def notes(job: Job) -> list[str]:
             _chained(job),
             _context(job),
             _as_published(job),
-            ignored_note(SamplingParams.of(job.config).schema),
+            ignored_note(job.config.groups.generation.schema),
         ],
     )
     return [*lines, *job.notes]

@@ -20,8 +20,6 @@ from flows.core.checkpoint.precision import PartSettings
 from flows.core.checkpoint.prompt_tokens import FrameBound, frame_bound
 from flows.core.ledger.prompts import prompt_for
 from flows.core.options.commands import RunOptions
-from flows.core.options.media import SoundOptions, VectorSamplingOptions
-from flows.core.options.text import EngineOptions
 from flows.core.pipelines import SOUND_KINDS, Pipeline, parts_of, without_hearing
 from stages import hear, sound
 from stages.decode.generation import SamplingParams
@@ -115,7 +113,7 @@ def variants_of(
     followed by its `stored` variants with another token limit. With stages for sound, the variants
     without them follow: they are those of the chunks that have none."""
     parts = [stage.part for stage in pipeline if stage.part]
-    variants, params = [], SamplingParams.of(config)
+    variants, params = [], config.groups.generation
     for chosen in product(*(model.settings[part] for part in parts)):
         for engines in product(*(choice.engines for choice in chosen)):
             by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
@@ -141,9 +139,9 @@ def variant_of(
 ) -> Variant:
     """Return the variant of one combination of settings: the digest of everything that determines
     each stage's bytes. A stage's OUTPUT_VERSION rises when its output changes."""
-    vectors = VectorSamplingOptions.of(config)
-    engine_options = EngineOptions.of(config)
-    text_fields = [engine_options.max_new_tokens, *_text_fields(SamplingParams.of(config), model)]
+    vectors = config.groups.vectors
+    engine_options = config.groups.engine
+    text_fields = [engine_options.max_new_tokens, *_text_fields(config.groups.generation, model)]
     fits = [values_of(model.fit(kind)) for kind in ("video", "image")]
     of: dict[str, str] = {}
     for stage in pipeline:
@@ -154,7 +152,7 @@ def variant_of(
         cut += [BATCHES] if stage.part == "vision" and model.in_batches else []
         if stage is sound.STAGE:
             assert model.profile.hearing is not None
-            by = [model.profile.hearing.rate, SoundOptions.of(config).sound_track or 0]
+            by = [model.profile.hearing.rate, config.groups.sound.sound_track or 0]
             of[stage.writes] = _namespace(stage, by)
             continue
         of[stage.writes] = _namespace(

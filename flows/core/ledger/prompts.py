@@ -35,10 +35,7 @@ from flows.core.options.text import (
     LENGTHS,
     SOUND_PROMPT,
     VIDEO_PROMPT,
-    PromptOptions,
-    QuestionOptions,
 )
-from stages.decode.generation import SamplingParams
 from stages.encode import shown_frames
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"
@@ -58,7 +55,7 @@ NO_TAGS = f"no .{FORM} next to it that a user wrote or that holds labels"
 
 def command_prompt(config: RunOptions, kind: str) -> str:
     """Return the command's prompt for a medium of this kind, without the sentence of `--length`."""
-    prompt = QuestionOptions.of(config).prompt
+    prompt = config.groups.question.prompt
     default = IMAGE_PROMPT if kind == "image" else VIDEO_PROMPT
     return default if prompt is None else prompt
 
@@ -67,12 +64,12 @@ def prompt_for(model: Model, config: RunOptions, kind: str, own: str | None = No
     """Return the prompt for a medium of this kind, in the requested length: its `own` of a list
     line or a name, else the command's. A model that continues its prompt gets none by default."""
     if own is None:
-        if model.profile.continues_prompt and QuestionOptions.of(config).prompt is None:
+        if model.profile.continues_prompt and config.groups.question.prompt is None:
             return ""
         asks_for_sound = model.hears and kind == "video"
-        asks_for_sound = asks_for_sound and QuestionOptions.of(config).prompt is None
+        asks_for_sound = asks_for_sound and config.groups.question.prompt is None
         own = SOUND_PROMPT if asks_for_sound else command_prompt(config, kind)
-    length = PromptOptions.of(config).length
+    length = config.groups.prompts.length
     return f"{own} {LENGTHS[length]}" if length else own
 
 
@@ -93,7 +90,7 @@ class Prompts:
         """Yield the file once per prompt, with that prompt: the named prompts of its list line or
         else of the command, or the only one. Where its name, folder or tags put a control token of
         the model into it, it fails. Raises UsageError for a prompt that the model refuses."""
-        by_command = {} if file.prompt is not None else PromptOptions.of(self._config).prompts
+        by_command = {} if file.prompt is not None else self._config.groups.prompts.prompts
         named = (file.prompts or by_command).items()
         for entry in [replace(file, name=name, prompt=text) for name, text in named] or [file]:
             template = prompt_for(self._model, self._config, file.kind, entry.prompt)
@@ -262,7 +259,7 @@ def check_fixed_texts(config: RunOptions, model: Model) -> None:
     """Check the texts that surround every prompt. Raises UsageError for a system prompt that the
     chat template cannot hold, the model's own image placeholder, and a control token at the
     beginning of captions, which the stored caption would lack."""
-    params = SamplingParams.of(config)
+    params = config.groups.generation
     if params.system and not model.profile.takes_system:
         raise UsageError(
             f"--system: not supported by the chat template of {model.name}",
@@ -270,12 +267,12 @@ def check_fixed_texts(config: RunOptions, model: Model) -> None:
         )
     refuse_control_words("--system", params.system, model)
     refuse_control_words("--start-with", params.start_with, model, answers=True)
-    refuse_control_words("--summary-prompt", PromptOptions.of(config).summary_prompt, model)
+    refuse_control_words("--summary-prompt", config.groups.prompts.summary_prompt, model)
 
 
 def check_summary(config: RunOptions, model: Model) -> None:
     """Check that the model can summarize, which needs answers to text alone. Raises UsageError."""
-    if PromptOptions.of(config).summary and model.profile.needs_pictures:
+    if config.groups.prompts.summary and model.profile.needs_pictures:
         raise UsageError(
             f"{model.name} cannot summarize: it needs an image to answer "
             f"({model.profile.needs_pictures})",

@@ -6,13 +6,14 @@ its group; the other commands give it a default.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from artifacts.disk.paths import is_utf8
 from artifacts.errors import UsageError
-from artifacts.options import Option, OptionGroup
 from artifacts.texts.trainers import TRAINERS
-from flows.core.options.formats import COCO, FILES, GIVE_CONDITION
+from flows.core.options.formats import COCO
+from flows.core.options.groups import Groups, groups_of
 from flows.core.options.media import SoundOptions, SourceOptions, VideoSamplingOptions
 from flows.core.options.model import (
     DEFAULT_MODEL_OPTION,
@@ -33,10 +34,12 @@ from flows.core.options.text import (
     OwnerOptions,
     PromptOptions,
     QuestionOptions,
+    SiftFirstOptions,
     TextOptions,
     TrustOptions,
     read_schema,
 )
+from stages.decode.engines import choice_for
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import canonical
 
@@ -47,28 +50,23 @@ DEFAULT_MODEL = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 class MediaOptions(ResourceOptions, PrecisionOptions, ModelOptions, SourceOptions):
     """Options of every command over media: files, model and resource limits."""
 
+    @cached_property
+    def groups(self) -> Groups:
+        """Return the groups that only some commands offer, each with its defaults where this one
+        does not."""
+        return groups_of(self)
+
+    @property
+    def engines(self) -> str:
+        """Return the candidate engines for these prompts. Raises UsageError for an unknown one."""
+        groups = self.groups
+        return choice_for(groups.engine.engine, len(groups.prompts.prompts))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(FolderOptions, MediaOptions):
     """Options of every run over media. Steps that all commands share take this class, and read
-    other groups with `GROUP.of(config)`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiftFirstOptions(OptionGroup):
-    """A first step that leaves out media."""
-
-    sift: Annotated[
-        str | None,
-        Option(
-            'caption only media whose marks meet this: "blurred = 0"',
-            FILES,
-            "EXPR",
-            not_empty=GIVE_CONDITION,
-        ),
-    ] = None
-    """Condition on the marks of `penstock sift` that media must meet to be captioned; None: all
-    are."""
+    other groups from `config.groups`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,10 +177,9 @@ def is_served(model: str) -> bool:
 def check_served(config: Any) -> None:
     """Check that model and addresses of a configuration belong together, and that no option is
     given that has no effect on a server. Raises UsageError."""
-    options = EndpointOptions.of(config)
     if not is_served(config.model):
         own = ("endpoint", "endpoint_keys", "insecure_endpoint")
-        if given := [name for name in own if getattr(options, name)]:
+        if given := [name for name in own if getattr(config, name)]:
             raise UsageError(
                 f"--{given[0].replace('_', '-')}: {config.model} runs on this machine",
                 hint="Add --model openai:NAME, with the name that the server uses",
@@ -188,7 +187,7 @@ def check_served(config: Any) -> None:
         return
     if not config.model.removeprefix(SERVED).strip():
         raise UsageError("--model openai: names no model", hint="Write openai:NAME")
-    if not options.endpoint:
+    if not config.endpoint:
         raise UsageError(
             f"{config.model} is run by a server, whose address is missing",
             hint="Add --endpoint to `penstock caption`; other commands need a model on this "

@@ -3,17 +3,16 @@ process or writes anything."""
 
 from artifacts.packages import require, require_extra
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import QUANTIZED, AdapterOptions, GgufOptions
-from flows.core.options.precision import HalfPrecisionOptions
-from flows.core.options.text import OutputOptions
-from flows.core.options.training import StepOptions, TrainedHalfOptions, TuneConfig
+from flows.core.options.model import QUANTIZED
+from flows.core.options.trained_half import TrainedHalfOptions
+from flows.core.options.training import StepOptions, TuneConfig
 from stages.models.graphs.sessions import BACKENDS
 from stages.tune import ADAMW
 
 
 def check_packages(config: RunOptions) -> None:
     """Raise MissingPackage if a package that these options need is not installed."""
-    halves = HalfPrecisionOptions.of(config)
+    halves = config.groups.halves
     precisions = {
         "--precision": config.precision,
         "--vision-precision": halves.vision_precision,
@@ -22,14 +21,14 @@ def check_packages(config: RunOptions) -> None:
     for option, precision in precisions.items():
         if precision in QUANTIZED:
             require_extra("bits", f"{option} {precision}")
-    _check_optimizer(TrainedHalfOptions.of(config))
+    _check_optimizer(config.groups.training)
     if config.vision_backend in BACKENDS:
         require_extra("graphs", f"--vision-backend {config.vision_backend}")
-    if AdapterOptions.of(config).adapter:
+    if config.groups.adapter.adapter:
         require_extra("tune", "--adapter")
-    if GgufOptions.of(config).language_gguf:
+    if config.groups.gguf.language_gguf:
         require_extra("gguf", "--language-gguf")
-    if "parquet" in OutputOptions.of(config).format:
+    if "parquet" in config.groups.outputs.format:
         require("--format parquet", "pyarrow")
 
 

@@ -34,22 +34,23 @@ class PrecisionOptions(OptionGroup):
     """Backend of the vision half: `torch`, or graphs of the checkpoint for `onnx` or `tensorrt`.
     `auto` uses graphs if they passed their check and are faster on this machine."""
 
-    def has_own_precision(self, part: Part) -> bool:
-        return HalfPrecisionOptions.of(self).named(part) is not None
+    def own_precision(self, part: Part) -> str | None:
+        """Return the precision that an option sets for this part alone; None: there is none."""
+        return None
 
     def precision_of(self, part: Part) -> str:
         """Return the precision of a part: its own option, else `--precision`. An audio half has its
         own precision always: it is small."""
         if part == "audio":
             return "native"
-        return HalfPrecisionOptions.of(self).named(part) or self.precision
+        return self.own_precision(part) or self.precision
 
     def precision_field(self, part: Part | None) -> str | None:
         """Return the field that sets the precision of a part; None without a part, and for an audio
         half."""
         if part is None or part == "audio":
             return None
-        return f"{part}_precision" if isinstance(self, HalfPrecisionOptions) else "precision"
+        return "precision"
 
     def may_fall_back(self, part: Part) -> bool:
         """Return whether a part may run in a lower precision that fits."""
@@ -57,7 +58,7 @@ class PrecisionOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfPrecisionOptions(OptionGroup):
+class HalfPrecisionOptions(PrecisionOptions):
     """Precision options per half of a model."""
 
     vision_precision: Annotated[
@@ -70,5 +71,8 @@ class HalfPrecisionOptions(OptionGroup):
     ] = None
     """Precision of the language half; None: `precision`."""
 
-    def named(self, part: Part) -> str | None:
+    def own_precision(self, part: Part) -> str | None:
         return {"vision": self.vision_precision, "language": self.language_precision}.get(part)
+
+    def precision_field(self, part: Part | None) -> str | None:
+        return f"{part}_precision" if super().precision_field(part) else None

@@ -13,6 +13,7 @@ from flows.core.options.formats import (
     CLIP_SOUNDS,
     FILES,
     FORMATS,
+    GIVE_CONDITION,
     MEDIA_MODES,
     MEMORY,
     MODEL,
@@ -21,7 +22,7 @@ from flows.core.options.formats import (
     TEXT,
 )
 from flows.core.options.model import DateOptions
-from stages.decode.engines import AUTO, ENGINE_CHOICES, choice_for
+from stages.decode.engines import AUTO, ENGINE_CHOICES
 
 LENGTHS = {
     "short": "Answer in one short sentence.",
@@ -151,11 +152,6 @@ class EngineOptions(OptionGroup):
     ] = 256
     """Maximum tokens per caption."""
 
-    @property
-    def engines(self) -> str:
-        """Return the candidate engines for these prompts. Raises UsageError for an unknown one."""
-        return choice_for(self.engine, len(PromptOptions.of(self).prompts))
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions(OptionGroup):
@@ -203,6 +199,23 @@ class OwnerOptions(OptionGroup):
     ] = False
     """Take over the output folder of another command, and drop rows of media that are away, or that
     exist and are not among the sources."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiftFirstOptions(OptionGroup):
+    """A first step that leaves out media."""
+
+    sift: Annotated[
+        str | None,
+        Option(
+            'caption only media whose marks meet this: "blurred = 0"',
+            FILES,
+            "EXPR",
+            not_empty=GIVE_CONDITION,
+        ),
+    ] = None
+    """Condition on the marks of `penstock sift` that media must meet to be captioned; None: all
+    are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from artifacts.errors import UsageError, excluding
-from artifacts.options import Option, OptionGroup
+from artifacts.options import Option
 from flows.core.options.commands import CaptionConfig, RunOptions
 from flows.core.options.media import VideoSamplingOptions
 from flows.core.options.model import (
@@ -20,32 +20,14 @@ from flows.core.options.model import (
 from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.store import MemoryOptions, StoreOptions
 from flows.core.options.text import EngineOptions, TrustOptions
-from stages.tune import ADAMW, ADAMW8, PAGED_ADAMW8
+from flows.core.options.trained_half import TRAINING, LearnedOptions, TrainedHalfOptions
 
-OPTIMIZERS = (ADAMW, ADAMW8, PAGED_ADAMW8)
 PRECISIONS = ("native", "fp32", "bf16", "nf4", "auto")
 """The values of `--precision` that gradients can pass through. `auto` may use nf4 if the others do
 not fit."""
 EPOCHS = 8.0
 """Default number of epochs."""
-TRAINING = "training"
 RUNNING = "running"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedHalfOptions(OptionGroup):
-    """Settings that determine the memory of the trained half."""
-
-    lora_rank: Annotated[
-        int, Option("rank of the adapter [%(default)s]", TRAINING, "N", above=0)
-    ] = 16
-    """Rank of the adapter; alpha is twice that."""
-    recompute: Annotated[bool, Option("gradient checkpointing", TRAINING)] = False
-    """Gradient checkpointing: recompute activations in the backward pass."""
-    optimizer: Annotated[str, Option("|".join(OPTIMIZERS), TRAINING, "O", values=OPTIMIZERS)] = (
-        ADAMW
-    )
-    """Optimizer, with moments in 32 bit or in 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,16 +145,6 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, DateOptions, Mode
             recorded_by=begun,
             trust_remote_code=self.trust_remote_code,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedOptions(TrainedHalfOptions):
-    """The settings that determine the memory of a training run."""
-
-    caption_tokens: int = 0
-    """Approximate maximum number of tokens of a training caption."""
-    scored_only: bool = False
-    """Whether training is skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)

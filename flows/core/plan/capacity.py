@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from flows.core.console.lines import gib
 from flows.core.job.prepare import Job
 from flows.core.machine.budget import Budget
-from flows.core.options.text import EngineOptions
 from flows.core.pipelines import STAGES
 from flows.core.plan.changes import NAMED, changes
 from flows.core.plan.choose import PlanRequest, StagePlan, fits, stage_plans
@@ -27,7 +26,7 @@ class Capacity:
     def sequence_tokens(self) -> int:
         """Return the planned tokens of the longest sequence, prompt and caption."""
         prompt = max((workload.tokens for workload in self.request.workloads), default=0)
-        return prompt + EngineOptions.of(self.request.config).max_new_tokens
+        return prompt + self.request.config.groups.engine.max_new_tokens
 
     def processes(self, rung: Rung) -> int:
         """Return on how many of the GPUs a stage runs: at least on one, and on no more than the

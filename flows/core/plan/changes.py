@@ -145,7 +145,7 @@ def _auto(request: PlanRequest, stage: str) -> tuple[str, PlanRequest | None]:
     config, part = request.config, STAGES[stage].part
     if part is None or config.may_fall_back(part):
         return "", None
-    option = f"{part}_precision" if config.has_own_precision(part) else "precision"
+    option = f"{part}_precision" if config.own_precision(part) else "precision"
     return f"--{option.replace('_', '-')} auto", in_precision(request, **{option: "auto"})
 
 

@@ -31,7 +31,6 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.prompts import example, prompt_for
 from flows.core.machine.budget import Budget, context_bytes
 from flows.core.options.commands import RunOptions
-from flows.core.options.text import EngineOptions
 from flows.core.pipelines import CAPTION, STAGES, Pipeline
 from flows.core.plan import costs
 from flows.core.plan.costs.encode import recordings_term
@@ -40,7 +39,6 @@ from flows.core.plan.sizes import Estimate, estimates
 from flows.core.plan.stage_estimate import Conditions, StageEstimate
 from flows.core.plan.workloads import Workload, smallest_workload, standard_workloads, workloads_of
 from stages.decode.engines.slot_load import SCORE_BYTES
-from stages.decode.generation import SamplingParams
 from stages.process.device_limit import CONTEXT_BYTES
 
 CERTAIN_SHARE = 0.9
@@ -79,10 +77,10 @@ class PlanRequest:
         return self._estimate(rung, (self.smallest,) if self.smallest else self.workloads)
 
     def _estimate(self, rung: Rung, workloads: Sequence[Workload]) -> StageEstimate:
-        params = SamplingParams.of(self.config)
+        params = self.config.groups.generation
         conditions = Conditions(
             device=self.device,
-            new_tokens=EngineOptions.of(self.config).max_new_tokens,
+            new_tokens=self.config.groups.engine.max_new_tokens,
             context_bytes=self.context_bytes,
             schema=bool(params.schema) or self.any_request,
             readers=self.config.readers(self.device),
@@ -264,7 +262,7 @@ class AnswerRoom:
 
 def prompt_texts(config: RunOptions, frames: int, prompt: str) -> tuple[str, str, str]:
     """Return the prompt of a chunk, the system turn, and the beginning of the answer."""
-    params = SamplingParams.of(config)
+    params = config.groups.generation
     return example(prompt, frames), params.system, params.start_with
 
 

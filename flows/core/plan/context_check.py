@@ -23,7 +23,6 @@ from flows.core.job.prepare import Job
 from flows.core.job.summary import context_note
 from flows.core.ledger.prompts import prompt_for
 from flows.core.options.commands import RunOptions
-from flows.core.options.text import EngineOptions
 from flows.core.plan.choose import (
     AnswerRoom,
     PlanRequest,
@@ -43,7 +42,7 @@ def context_hint(model: Model, config: RunOptions, workload: Workload, room: Ans
     a shorter prompt. `room`: the token budget of the chunk."""
     if room.answer_tokens > 0:
         return f"Give --max-new-tokens {room.answer_tokens} or less"
-    requested, fewer = EngineOptions.of(config).max_new_tokens, _with_fewer(model, workload, room)
+    requested, fewer = config.groups.engine.max_new_tokens, _with_fewer(model, workload, room)
     spare = (
         room.answer_tokens
         + room.prompt_tokens
@@ -161,7 +160,7 @@ def _size_notes(
     left = (
         profile.context_tokens
         - text_token_count(model, config, count, prompt)
-        - EngineOptions.of(config).max_new_tokens
+        - config.groups.engine.max_new_tokens
     )
     frame_tokens = min(frame_room(profile), left) / encoder_frames(profile, "video", count)
     if pixels := _fitting_pixels(profile, (height, width), frame_tokens):
@@ -194,7 +193,7 @@ def _no_frame(model: Model, room: int, size: tuple[int, int]) -> UsageError:
 
 
 def _refuse_prompt(model: Model, config: RunOptions, workload: Workload, prompt: str) -> None:
-    engine = EngineOptions.of(config)
+    engine = config.groups.engine
     _, left = image_tokens_and_left(model, workload)
     if left <= 0 and workload.kind == "image":  # it fails alone; the others are captioned
         return

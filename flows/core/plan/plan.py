@@ -31,8 +31,6 @@ from flows.core.machine.gpus import select_devices
 from flows.core.machine.launch import Launcher
 from flows.core.media.media_file import source_failure
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import GpuOptions
-from flows.core.options.text import EngineOptions, PromptOptions
 from flows.core.pipelines import CAPTION, STAGES, Pipeline, parts_of, purposes, with_extras
 from flows.core.plan.capacity import Capacity
 from flows.core.plan.changes import cannot_fit
@@ -75,7 +73,7 @@ def _about(job: Job, stage: StageSpec) -> list[Any]:
     if stage.part:
         key_fields = [settings.key_fields for settings in model.settings[stage.part]]
         about += [model.digests[stage.part], key_fields]
-    limit = [EngineOptions.of(job.config).max_new_tokens] if stage.uses_token_limit else []
+    limit = [job.config.groups.engine.max_new_tokens] if stage.uses_token_limit else []
     return [*about, *limit]
 
 
@@ -210,7 +208,7 @@ def _plan_of(
     left_out: Set[str],
 ) -> Plan:
     every = pipelines or chain.from_iterable(purposes().values())
-    pipelines = with_extras(every, summary=PromptOptions.of(config).summary)
+    pipelines = with_extras(every, summary=config.groups.prompts.summary)
     if config.sources:
         job = prepare(config, launcher, announce, *pipelines, dry=True, left_out=left_out)
         expected = tuple(estimates(job))
@@ -225,7 +223,7 @@ def _plan_of(
     prepare_store(store)
     # The plan of a model alone needs no working driver.
     model, pipeline, _ = model_for(config, launcher, store, pipelines, announce, read_weights=False)
-    devices = select_devices(GpuOptions.of(config).gpus).devices
+    devices = select_devices(config.groups.gpus.gpus).devices
     check_summary(config, model)
     request = plan_request_of_model(model, config, devices[0], pipeline)
     refuse_beyond_context(request)

@@ -16,8 +16,6 @@ from artifacts.tiles import boxes_of
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Medium, Task
 from flows.core.options.formats import ORIGINAL
-from flows.core.options.media import VectorSamplingOptions
-from flows.core.options.text import DataSetOptions, OutputOptions
 from flows.core.pipelines import encoder_of
 from stages.process.host_memory import cores
 
@@ -86,8 +84,8 @@ class Estimate:
 def clip_pixels(job: Job, expected: Sequence[Estimate]) -> float:
     """Return the pixels of the clips that the data sets of a run may need, at most: those of videos
     of several chunks. `expected`: estimate of each medium."""
-    formats = WITH_CLIPS & {*OutputOptions.of(job.config).format}
-    if not formats or DataSetOptions.of(job.config).media == ORIGINAL:
+    formats = WITH_CLIPS & {*job.config.groups.outputs.format}
+    if not formats or job.config.groups.data_sets.media == ORIGINAL:
         return 0.0
     pairs = zip(job.media, expected, strict=True)
     cut = [e for medium, e in pairs if medium.kind == "video" and e.chunks > 1]
@@ -221,7 +219,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
 
 def _parts(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
     """Return the number of tiles of an image of that height and width, the whole included."""
-    tiles, edge = VectorSamplingOptions.of(job.config).tiles, job.model.fit("image").edge
+    tiles, edge = job.config.groups.vectors.tiles, job.model.fit("image").edge
     return 1 if medium.kind == "video" else len(boxes_of(*stored, tiles, edge))
 
 

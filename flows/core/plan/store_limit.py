@@ -28,7 +28,6 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import MOST_RATIO, cut_waves, has_own_bytes, waves_of
 from flows.core.ledger.tasks import Medium, Task, keys_of
 from flows.core.machine.leases import Lease, RunningJob, running_jobs
-from flows.core.options.store import StoreSizeOptions
 from flows.core.pipelines import LARGE
 from flows.core.plan.sizes import MAX_WAVE_BYTES, Estimate, wave_limit
 from stages import hear, sound
@@ -323,7 +322,7 @@ def store_limit(
     job: Job, expected: Sequence[Estimate], lease: Lease | None = None
 ) -> StoreLimit | None:
     """Return what `--max-store` leaves for a job; None without the option."""
-    limit = StoreSizeOptions.of(job.config).max_store
+    limit = job.config.groups.store_size.max_store
     return None if limit is None else StoreLimit(job, limit, expected, lease)
 
 

@@ -9,7 +9,6 @@ from artifacts.records.store import open_store
 from artifacts.remote.endpoints import refuse_unlisted
 from flows.core.job.prepare import out_folder
 from flows.core.options.commands import MediaOptions
-from flows.core.options.model import EndpointOptions
 from flows.core.options.text import FolderOptions
 
 VARIABLE = "PENSTOCK_OUT_ROOT"
@@ -21,7 +20,7 @@ REMOTE_CODE = "PENSTOCK_ALLOW_REMOTE_CODE"
 def confine(config: MediaOptions) -> None:
     """Raise UsageError for parameters that would write outside the worker's folders, run code that
     could, or send media to an address that the worker does not list."""
-    refuse_unlisted(EndpointOptions.of(config).endpoint)
+    refuse_unlisted(config.groups.endpoint.endpoint)
     if config.trust_remote_code and os.environ.get(REMOTE_CODE) != "1":
         raise UsageError(
             "`trust_remote_code` is not allowed on this worker",

@@ -37,7 +37,7 @@ from flows.core.job.partitions import FILES, partitions_of
 from flows.core.job.prepare import check_names, out_folder
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import ALL_GPUS, GpuOptions
+from flows.core.options.model import ALL_GPUS
 from flows.execution.run import stopped_in_order
 from flows.execution.run_observer import OnBegin
 from flows.interfaces.ray.partition import COMMANDS, Terms, process, terms_of, withdraw
@@ -384,7 +384,7 @@ def run_on_cluster(
 def gpus_of_a_task(config: RunOptions) -> int | None:
     """Return how many GPUs each task takes; None: one, if the cluster has any. Raises UsageError
     for a list, since Ray selects the GPUs of a task."""
-    given = GpuOptions.of(config).gpus
+    given = config.groups.gpus.gpus
     if given is not None and "," in given:
         raise UsageError(
             f"--gpus {given} names GPUs, and Ray selects those of a task",

@@ -25,7 +25,6 @@ from flows.core.ledger.namespaces import Variant
 from flows.core.ledger.prompts import prompt_for, refuse_control_words
 from flows.core.ledger.tasks import Medium, Task, task_of
 from flows.core.options.media import ON
-from flows.core.options.text import EngineOptions
 from flows.core.pipelines import parts_of, without_hearing
 from flows.execution.stage_calls import StageCallBuilder
 from flows.interfaces.serve.decoders import FrameSource
@@ -269,7 +268,7 @@ class Captioning:
     @property
     def limit(self) -> int:
         """Return the largest number of tokens of a caption."""
-        return EngineOptions.of(self._job.config).max_new_tokens
+        return self._job.config.groups.engine.max_new_tokens
 
     def precision(self, captioned: Captioned) -> dict[str, str]:
         """Return the precision of the halves that made these captions."""

@@ -26,10 +26,8 @@ from flows.core.ledger.ledger import fetch_parts
 from flows.core.ledger.namespaces import one_shot_namespace
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.core.options.commands import RunOptions
-from flows.core.options.media import VectorSamplingOptions
 from flows.core.options.serving import RequestLimits, ServeConfig
 from flows.core.options.store import default_store
-from flows.core.options.text import EngineOptions
 from flows.core.pipelines import CAPTION, LABEL, Pipeline, parts_of, without_hearing
 from flows.core.plan.choose import PlanRequest, plan_request_of_model
 from flows.core.plan.ladder import Ladder, Rung
@@ -125,7 +123,7 @@ DECODER_BYTES = 768 << 20
 
 def typical_image(job: Job) -> Workload:
     """Return the image that batches are planned for: full HD with its tiles."""
-    fit, tiles = job.model.fit("image"), VectorSamplingOptions.of(job.config).tiles
+    fit, tiles = job.model.fit("image"), job.config.groups.vectors.tiles
     stored = fit.stored(*UNKNOWN_SIZE)
     frames = ChunkFrames(1, stored, UNKNOWN_SIZE)
     workload = workload_of(job.model, "image", STANDARD_CHUNKS, frames, "")
@@ -151,7 +149,7 @@ def plan_half(
     # llama.cpp makes room as requests need it.
     if not any(settings.gguf for settings in job.model.settings.get("language", ())):
         longest = max(workload.tokens for workload in every)
-        calls.sequence_tokens = longest + EngineOptions.of(job.config).max_new_tokens
+        calls.sequence_tokens = longest + job.config.groups.engine.max_new_tokens
 
     def call(rung: Rung, pipe: str, room: int) -> StageCall:
         return replace(calls.worker_call(stage, rung, pipe, places), budget=room)

@@ -25,12 +25,12 @@ from artifacts.disk.files import sweep
 from artifacts.disk.signing import user_secret
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import PenstockError, UsageError
-from artifacts.options import OptionGroup, declared
+from artifacts.options import declared
 from artifacts.records.packs import Record, RecordSet, packs
 from artifacts.records.store import Store, local_folder, open_store, prepare_store
+from flows.core.options.commands import CaptionConfig
 from flows.core.options.model import SIZES
-from flows.core.options.store import StoreOptions, default_store
-from flows.core.options.text import OutputOptions
+from flows.core.options.store import default_store
 from flows.core.pipelines import THUMBNAILS
 from flows.interfaces.serve.refusals import json_answer
 from flows.interfaces.studio.roots import Refused, Roots
@@ -57,7 +57,7 @@ CHANGED = (
     *("max_new_tokens", "repetition_penalty"),
 )
 """Options that a second question may change."""
-ConfigOf = Callable[[Sequence[str]], OptionGroup]
+ConfigOf = Callable[[Sequence[str]], CaptionConfig]
 """Parses the words of a `caption` command."""
 
 
@@ -101,7 +101,7 @@ class RecordedCommand:
         more: dict[str, str] = {}
         if formats:
             more["--format"] = ",".join(
-                dict.fromkeys((*OutputOptions.of(self._config).format, *formats))
+                dict.fromkeys((*self._config.groups.outputs.format, *formats))
             )
         words = with_values(self.words, {**more, "--out": str(self._out)})
         self._config_of(words)
@@ -114,7 +114,7 @@ class RecordedCommand:
         options = {declaration.name for declaration in declared(CONFIGS[command])}
         own = self._given(n for n in ("revision", "adapter", "memory") if n in options)
         values = {"model": config.model, **values, **own}
-        return words_of(values, [f"--store={StoreOptions.of(config).store_url}"], command)
+        return words_of(values, [f"--store={config.store_url}"], command)
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
         """Return the values of these options that are not their defaults, as the page has them."""
@@ -135,7 +135,7 @@ class RecordedCommand:
         if changes.get("prompt"):
             values.pop("prompts", None)
         values |= {**changes, "sources": (*dict.fromkeys(paths),), "out": str(out)}
-        return words_of(values, [f"--store={StoreOptions.of(self._config).store_url}"])
+        return words_of(values, [f"--store={self._config.store_url}"])
 
 
 def answers_of(run: QueuedRun, paths: Mapping[str, tuple[str, float, str]]) -> dict[str, str]:

@@ -19,7 +19,6 @@ from flows.core.media.generated_files import GeneratedFiles, digest_at
 from flows.core.media.media_file import Selection
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import ARRAY, CAPTIONS, COCO, COCO_FILE, MEDIA, ROWS
-from flows.core.options.text import OutputOptions, PromptOptions
 from flows.outputs.clips import CLIPS
 from flows.outputs.record.run_record import RUN_RECORD
 
@@ -64,7 +63,7 @@ def refuse_replacing(
 ) -> frozenset[str]:
     """Refuse a run that would replace files which are in none of `own`, the files and folders that
     earlier runs wrote. Return those and its own. Raises UsageError, EnvironmentFault."""
-    outputs = {*own, *(WRITERS.keys() & OutputOptions.of(config).format)}
+    outputs = {*own, *(WRITERS.keys() & config.groups.outputs.format)}
     for name in _data_sets(config, own):
         outputs.add(name)
         if not os.path.lexists(folder / name / OURS) and (
@@ -152,7 +151,7 @@ def _refuse_kept(path: Path, alternative: str) -> None:
 def _data_sets(config: RunOptions, own: Collection[str]) -> Iterator[str]:
     """Yield the folders that a run may link media into, or cut clips into. Later runs do not read
     the media of such a folder."""
-    names = [name for name in TRAINERS if name in {*own, *OutputOptions.of(config).format}]
+    names = [name for name in TRAINERS if name in {*own, *config.groups.outputs.format}]
     yield from names
     if any("video" in TRAINERS[name].folders for name in names):
         yield CLIPS
@@ -171,14 +170,14 @@ def _medium_in(folder: Path, config: RunOptions) -> str:
 
 def _names(folder: Path, config: RunOptions, command: str) -> Iterator[str]:
     """Yield the names that a run may write or delete in its folder."""
-    forms = OutputOptions.of(config).format
+    forms = config.groups.outputs.format
     yield from (RUN_RECORD, FAILURES, MEDIA, *NAMES[command])
     if command in ("caption", "label"):
         yield from (f"{command}s.{form}" for form in TABLES if form in forms)
     if command == "label" and COCO in forms:
         yield COCO_FILE
     if command == "caption":
-        yield from ("summaries.jsonl",) if PromptOptions.of(config).summary else ()
+        yield from ("summaries.jsonl",) if config.groups.prompts.summary else ()
         if any(name in forms or (folder / name).exists() for name in TRAINERS):
             yield f"{CLIPS}/{INDEX}"
         if DATASET in forms:

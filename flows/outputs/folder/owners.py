@@ -29,7 +29,6 @@ from flows.core.media.output_rows import path_at
 from flows.core.media.sources import find_media
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import DATA_SET_MEDIA, EXACT, MEDIA
-from flows.core.options.text import OutputOptions, OwnerOptions, TrustOptions
 from flows.core.options.training import CommandRecord
 from flows.outputs.clips import check_encoder
 from flows.outputs.existing import FOLDERS
@@ -61,10 +60,10 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
     files that no run of the owner wrote, and one that would drop rows of media that still exist and
     that its sources do not name. Opens no medium. Return the outputs that the folder has or will
     have. Raises UsageError, EnvironmentFault."""
-    out, replaces, owner = out_folder(config), OwnerOptions.of(config).replace, None
+    out, replaces, owner = out_folder(config), config.groups.owner.replace, None
     if os.path.lexists(out / MARKER):
         owner = own_marker(out, config.store_url)
-        if owner is None and TrustOptions.of(config).trust_folder:
+        if owner is None and config.groups.trust.trust_folder:
             owner = read_marker(out)
         if owner is None:
             raise UsageError(
@@ -82,7 +81,7 @@ def refuse_taking(config: RunOptions, command: str) -> frozenset[str]:
         _refuse_inside(out)
     outputs = refuse_replacing(out, config, command, owner.outputs if owner is not None else ())
     if command == "caption" and media_mode(out, config) == EXACT:
-        check_encoder(OutputOptions.of(config).format)
+        check_encoder(config.groups.outputs.format)
     if not replaces and (lost := _lost(config, out)):
         raise UsageError(
             f"{out} has rows of {counted(len(lost), 'file')} that these sources do not name, and "
@@ -105,7 +104,7 @@ def take(
     about files that people edited, which keep another name. Raises UsageError,
     EnvironmentFault."""
     outputs, out = refuse_taking(config, command), out_folder(config)
-    options = OutputOptions.of(config)
+    options = config.groups.outputs
     if WRITERS.keys() & options.format and not options.beside:
         fitting = Naming(out).fitting
         first = {p: path for path in media_paths for p in PurePosixPath(fitting(path)).parents}
@@ -140,7 +139,7 @@ def take(
 
 def _lost(config: RunOptions, out: Path) -> list[str]:
     """Return the paths and addresses of the media that the folder would lose."""
-    forms = [f for f in FOLDERS if f != DATASET or f in OutputOptions.of(config).format]
+    forms = [f for f in FOLDERS if f != DATASET or f in config.groups.outputs.format]
     # A run that was killed may have left tables with rows that `captions.jsonl` has no more.
     tables = any((out / f"captions.{form}").exists() for form in TABLES)
     selection = Selection(recursive=config.recursive, extensions=config.extensions)

@@ -3,7 +3,6 @@
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import REQUESTS
-from flows.core.options.text import EngineOptions
 from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.workloads import Workload
@@ -14,7 +13,7 @@ WORKSPACE = 32 << 20
 
 def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the only rung: a number of concurrent requests."""
-    return [Rung(stage=stage, batch=EngineOptions.of(config).slots or REQUESTS)]
+    return [Rung(stage=stage, batch=config.groups.engine.slots or REQUESTS)]
 
 
 def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:

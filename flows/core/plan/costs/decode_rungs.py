@@ -6,8 +6,6 @@ from dataclasses import replace
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings
 from flows.core.options.commands import RunOptions
-from flows.core.options.model import AdapterOptions
-from flows.core.options.text import EngineOptions
 from flows.core.plan.costs.part import free_settings, with_packed
 from flows.core.plan.ladder import MLP_CHUNKS, Rung, sizes
 from stages.models.gguf import ROWS
@@ -33,7 +31,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     """Return the rungs: fewer slots or smaller batches, chunked prefill, KV cache in host memory,
     quantized weights, layers loaded one by one."""
     half, free = model.profile.language, free_settings(model, config, "language")
-    options = EngineOptions.of(config)
+    options = config.groups.engine
     best = model.best("language")
     has_states = half.row_memory is not None and half.row_memory.has_states
     more = best.choice[0].gpu_slots if device.startswith("cuda") and not has_states else 0
@@ -45,7 +43,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
         # PEFT replaces the layers that would be loaded one by one.
         offload=config.may_fall_back("language")
         and not (half.stored_as or best.gguf)
-        and not AdapterOptions.of(config).adapter,
+        and not config.groups.adapter.adapter,
         in_slots=[s.precision for s in free if supports_slots(half, s)],
         slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
         chunked=not best.gguf,
