@@ -11,7 +11,7 @@ from artifacts.errors import UsageError
 MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint", "dual", "served"]
 Modality = Literal["image", "video"]
-Half = Literal["vision", "audio", "language"]
+HalfName = Literal["vision", "audio", "language"]
 """Half of a captioning checkpoint, loaded without the others; a model that hears has `audio`."""
 Part = Literal["vision", "audio", "language", "whole"]
 """Part of a checkpoint that one stage loads."""

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from artifacts.digests import digest_of
 from artifacts.errors import EnvironmentFault
 from artifacts.records.claims import refuse_unclaimable
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from flows.core.console.display import COUNTS, Display, StageStart
 from flows.core.console.lines import size
 from flows.core.job.away import mounts_now
@@ -226,7 +226,7 @@ class RunObserver:
         part = STAGES[stage].part if stage in STAGES else None
         if self._job is None or not part or part not in self._job.model.settings:
             return ""
-        half = "half" if part in get_args(Half) else "encoder"
+        half = "half" if part in get_args(HalfName) else "encoder"
         return f"the {part} {half}, {size(self._job.model.best(part).weight_bytes)}"
 
     def _on_rung_change(self, rung: RungRecord, text: str) -> None:

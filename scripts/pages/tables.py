@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from flows.commands.plan.training.estimate import train_estimate
 from flows.commands.plan.training.terms import Training
 from flows.core.machine.budget import GPU_SHARE
@@ -484,7 +484,7 @@ GRAPH_SECONDS = 240
 """Processor time that the graphs of one may take."""
 NOTE_LETTERS = 240
 """Maximum length of a reason in letters."""
-HALVES: dict[str, Half] = {"vision half": "vision", "text half": "language"}
+HALVES: dict[str, HalfName] = {"vision half": "vision", "text half": "language"}
 
 
 def graphs_section() -> tuple[str, bool]:

@@ -20,6 +20,7 @@ from stages.models.halves.records import FeatureRecord
 from stages.models.halves.split_route import choose_route
 from stages.models.processors.input_layout import noise
 from stages.models.processors.prepare import drop_end_token, prepare, rebuild
+from stages.models.protocols import Half, Processor
 from stages.process.exit_diagnosis import out_of_memory
 
 CHUNKED_FIELDS = {"pooler_output", "deepstack_features"}
@@ -53,11 +54,11 @@ class PrefillOptions:
             )
         self._prefill = prefill
         self._kv = kv
-        self._half: Any = None
+        self._half: Half | None = None
         self.mode = ""
         """Prefill of the last half: `whole`, `generate` or `mlp`; empty before the first."""
 
-    def options(self, half: Any, processor: Any, row: FeatureRecord) -> dict[str, Any]:
+    def options(self, half: Half, processor: Processor, row: FeatureRecord) -> dict[str, Any]:
         """Return keyword arguments of `generate` for a batch with rows like this one. Selects the
         prefill mode when the half is a new one."""
         if half is not self._half:
@@ -70,7 +71,7 @@ class PrefillOptions:
         read = {"prefill_chunk_size": self._prefill} if in_chunks else {}
         return {**KV_OPTIONS[self._kv], **read}
 
-    def _select_mode(self, half: Any, processor: Any, row: FeatureRecord) -> None:
+    def _select_mode(self, half: Half, processor: Processor, row: FeatureRecord) -> None:
         # Chunked prefill would load offloaded layers once per chunk.
         if not self._prefill:
             self.mode = "whole"
@@ -80,7 +81,7 @@ class PrefillOptions:
             self.mode = "mlp" if chunk_position_wise(half, self._prefill) else "whole"
 
 
-def chunked_prefill_works(half: Any, processor: Any, row: FeatureRecord) -> bool:
+def chunked_prefill_works(half: Half, processor: Processor, row: FeatureRecord) -> bool:
     """Return whether chunked prefill by `generate` gives the same result as whole prefill, for a
     short prompt with features of this kind."""
     if UNDIVIDED in row.features or choose_route(half).route != "protocol":
@@ -94,7 +95,7 @@ def chunked_prefill_works(half: Any, processor: Any, row: FeatureRecord) -> bool
         return False
 
 
-def chunked_prefill_matches(half: Any, inputs: Mapping[str, Any], features: Features) -> bool:
+def chunked_prefill_matches(half: Half, inputs: Mapping[str, Any], features: Features) -> bool:
     """Return whether a prompt that is split inside an image gives the result of the whole one."""
     try:
         cut: dict[str, Any] = {
@@ -138,7 +139,7 @@ def _resized(value: Any, tokens: int) -> Any:
     return taken.unsqueeze(0) if isinstance(value, torch.Tensor) else type(value)([taken])
 
 
-def _within_an_image(half: Any, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
+def _within_an_image(half: Half, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
     """Return a chunk length that ends inside an image's tokens. Raises ValueError if `generate`
     would not find those tokens."""
     places: list[int] = []
@@ -172,7 +173,7 @@ def relative_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -
     return max(float((a - b).abs().mean() / (a.abs().mean() + tiny)) for a, b in pairs)
 
 
-def _refuse_other_attention(half: Any) -> None:
+def _refuse_other_attention(half: Half) -> None:
     """Raise CannotFit for a half whose KV cache cannot be quantized; another rung may work."""
     text = half.config.get_text_config(decoder=True)
     others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention"})

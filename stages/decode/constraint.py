@@ -36,6 +36,7 @@ from stages.decode.json_schema import grammar_of
 from stages.decode.prompts import end_ids_of
 from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.memory.oom_retry import release_memory
+from stages.models.protocols import Half, Processor
 
 ALL = 0xFF
 """Eight tokens that may all come next."""
@@ -284,7 +285,7 @@ class SchemaLogitsProcessor(HostMaskProcessor):
         return Masks(allowed, closing, faults)
 
 
-def eos_ids_of(half: Any, processor: Any) -> frozenset[int]:
+def eos_ids_of(half: Half, processor: Processor) -> frozenset[int]:
     """Return the end tokens of a caption. Raises UsageError if there are none."""
     if not (end_ids := end_ids_of(half)):
         raise _unfit(processor.tokenizer, "the model has no token that ends a caption")

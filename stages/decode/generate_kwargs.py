@@ -31,6 +31,7 @@ from stages.decode.generation import (
 from stages.decode.prompts import check_context, context_left, end_ids_of, retry_params, start_ids
 from stages.models.processors.known import known
 from stages.models.processors.loading import tag_ids
+from stages.models.protocols import Half, Processor
 
 
 class PresencePenalty(LogitsProcessor):
@@ -83,10 +84,10 @@ class CheckpointSettings:
     """The checkpoint's sampling settings and stop strings, read before the half is made greedy."""
 
     def __init__(self) -> None:
-        self._half: Any = None
+        self._half: Half | None = None
         self._settings: Mapping[str, Any] = {}
 
-    def of(self, half: Any) -> Mapping[str, Any]:
+    def of(self, half: Half) -> Mapping[str, Any]:
         """Return the settings of a half, read once per loaded half."""
         if half is not self._half:
             self._half = half
@@ -131,7 +132,7 @@ class GenerateKwargs:
         return GenerateKwargs(own.generation, own.max_new_tokens, own.stop, self._settings)
 
     def bounded(
-        self, half: Any, inputs: Mapping[str, Any], items: Items, *, whole: bool
+        self, half: Half, inputs: Mapping[str, Any], items: Items, *, whole: bool
     ) -> "GenerateKwargs":
         """Return the kwargs with a limit that fits the context. Only a single item without a limit
         of its own gets a lower limit. Raises ContextExceeded if a `whole` caption has to fit and
@@ -143,7 +144,7 @@ class GenerateKwargs:
             return self
         return GenerateKwargs(self.generation, left, self._stop, self._settings)
 
-    def options(self, half: Any, processor: Any, items: Items) -> dict[str, Any]:
+    def options(self, half: Half, processor: Processor, items: Items) -> dict[str, Any]:
         """Return the keyword arguments of `generate` for these items, in order."""
         settings = self._settings.of(half)
         make_greedy(half, processor)
@@ -167,7 +168,7 @@ class GenerateKwargs:
             options["logits_processor"] = LogitsProcessorList(processors)
         return options
 
-    def _avoiding(self, processor: Any) -> list[LogitsProcessor]:
+    def _avoiding(self, processor: Processor) -> list[LogitsProcessor]:
         """Return the logits processor that refuses phrases; empty without any."""
         if not (phrases := self.generation.avoid):
             return []
@@ -176,7 +177,7 @@ class GenerateKwargs:
         start = self.generation.start_with
         return [AvoidedLogitsProcessor(avoided(processor.tokenizer, phrases), start)]
 
-    def _schema_processors(self, half: Any, processor: Any) -> list[LogitsProcessor]:
+    def _schema_processors(self, half: Half, processor: Processor) -> list[LogitsProcessor]:
         """Return the logits processor that enforces the schema; empty without a schema."""
         if not self.generation.schema:
             return []
@@ -185,12 +186,12 @@ class GenerateKwargs:
         vocabulary, eos_ids = vocabulary_of(processor.tokenizer), eos_ids_of(half, processor)
         return [SchemaLogitsProcessor(vocabulary, self.generation.schema, eos_ids)]
 
-    def stopped(self, processor: Any, token_ids: Sequence[int]) -> bool:
+    def stopped(self, processor: Processor, token_ids: Sequence[int]) -> bool:
         """Return whether the text of these new tokens contains a stop string."""
         text = _decoded(processor, [token_ids], self.generation)[0] if self.stop else ""
         return any(string in text for string in self.stop)
 
-    def texts_of(self, processor: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    def texts_of(self, processor: Processor, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the captions of these new tokens, the forced beginning included, up to a stop
         string."""
         return [self._until_stop(text) for text in _decoded(processor, rows, self.generation)]
@@ -201,12 +202,14 @@ class GenerateKwargs:
         cut = cut_at(text, self.stop)
         return text.strip() if cut == text else cut.lstrip()
 
-    def offset_of(self, processor: Any, row: Sequence[int], text: str, index: int) -> int | None:
+    def offset_of(
+        self, processor: Processor, row: Sequence[int], text: str, index: int
+    ) -> int | None:
         """Return where in the caption `text` of these new tokens the token at `index` begins."""
         before, whole = _decoded(processor, [row[:index], row], self.generation)
         return offset_in(text, before, whole)
 
-    def reasoning(self, processor: Any, row: Sequence[int], text: str) -> dict[str, Any]:
+    def reasoning(self, processor: Processor, row: Sequence[int], text: str) -> dict[str, Any]:
         """Return the fields of a record for tags of reasoning among these new tokens that their
         `text` does not show: where the answer begins, or that it never does."""
         opening, closing = known(processor, "ids of tags", lambda: tag_ids(processor))
@@ -268,7 +271,9 @@ def sampled_only(scores: torch.Tensor, generators: Mapping[int, torch.Generator]
     return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
-def _decoded(processor: Any, rows: Sequence[Sequence[int]], params: SamplingParams) -> list[str]:
+def _decoded(
+    processor: Processor, rows: Sequence[Sequence[int]], params: SamplingParams
+) -> list[str]:
     """Return the unstripped texts of these new tokens, the forced beginning included."""
     if params.schema:
         from stages.decode.constraint import answer_text, vocabulary_of
@@ -287,7 +292,7 @@ def seed_of(seed: int, item: DecodeItem) -> int:
     return int(digest_of([seed, item.features, item.prompt])[:SEED_DIGITS], 16)
 
 
-def make_greedy(half: Any, processor: Any) -> None:
+def make_greedy(half: Half, processor: Processor) -> None:
     """Make the half decode greedily by default, with those settings of the checkpoint alone that
     decide words. End and padding tokens come from the checkpoint, else from the tokenizer."""
     settings = half.generation_config

@@ -14,6 +14,7 @@ from stages.decode.generation import SamplingParams
 from stages.models.footprint import context_tokens
 from stages.models.processors.prepare import DECODED, answer_ids, drop_end_token, rebuild
 from stages.models.processors.side_inputs import Row
+from stages.models.protocols import Half, Processor
 
 
 class ContextExceeded(UsageError):
@@ -21,7 +22,7 @@ class ContextExceeded(UsageError):
 
 
 def check_context(
-    half: Any, inputs: Mapping[str, Any], new_tokens: int, *, whole: bool = True
+    half: Half, inputs: Mapping[str, Any], new_tokens: int, *, whole: bool = True
 ) -> None:
     """Raise ContextExceeded if the prompt and `new_tokens` more tokens exceed the context. Without
     `whole`, raise it only if there is no room for one more token."""
@@ -35,14 +36,18 @@ def check_context(
         )
 
 
-def context_left(half: Any, inputs: Mapping[str, Any]) -> int | None:
+def context_left(half: Half, inputs: Mapping[str, Any]) -> int | None:
     """Return the number of tokens that the prompt leaves for the answer; None: no limit."""
     context = 0 if half.config.is_encoder_decoder else context_tokens(half.config)
     return context - int(inputs["input_ids"].shape[1]) if context else None
 
 
 def prompts_for(
-    half: Any, processor: Any, rows: Sequence[Row], prompts: Sequence[str], params: SamplingParams
+    half: Half,
+    processor: Processor,
+    rows: Sequence[Row],
+    prompts: Sequence[str],
+    params: SamplingParams,
 ) -> dict[str, Any]:
     """Return the inputs of `generate` without pixel values, the forced beginning of the captions
     included. Raises UsageError if the model has no place for a system prompt."""
@@ -51,20 +56,20 @@ def prompts_for(
     return append_ids(half, inputs, start.expand(len(rows), -1)) if start.numel() else inputs
 
 
-def end_ids_of(half: Any) -> list[int]:
+def end_ids_of(half: Half) -> list[int]:
     ends = half.generation_config.eos_token_id
     ends = half.config.get_text_config().eos_token_id if ends is None else ends
     return [ends] if isinstance(ends, int) else list(ends or ())
 
 
-def start_ids(processor: Any, params: SamplingParams) -> torch.Tensor:
+def start_ids(processor: Processor, params: SamplingParams) -> torch.Tensor:
     """Return the tokens that every caption begins with, of shape [1, tokens]."""
     if not params.start_with:
         return torch.zeros((1, 0), dtype=torch.long)
     return torch.tensor([answer_ids(processor, params.start_with)], dtype=torch.long)
 
 
-def append_ids(half: Any, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+def append_ids(half: Half, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
     """Append caption tokens of shape [1, tokens] to the prompt. If the prompt goes to an encoder,
     they become the beginning of the decoder's input."""
     if half.config.is_encoder_decoder:

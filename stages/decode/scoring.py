@@ -28,6 +28,7 @@ from stages.models.halves.generate import generate
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import answer_ids
+from stages.models.protocols import Half, Processor
 
 KEEP = "logits_to_keep"
 """Name of the argument that limits the computed logits, in most model classes."""
@@ -46,13 +47,13 @@ class ForcedCaption(NamedTuple):
     params: SamplingParams = SamplingParams()
     """Holds the system prompt and the forced beginning."""
 
-    def inputs(self, half: Any, processor: Any) -> dict[str, Any]:
+    def inputs(self, half: Half, processor: Processor) -> dict[str, Any]:
         """Return the inputs of `generate` before these tokens."""
         return prompts_for(half, processor, [self.row], [self.prompt], self.params)
 
 
 def caption_of(
-    processor: Any,
+    processor: Processor,
     row: FeatureRecord,
     prompt: str,
     text: str,
@@ -65,7 +66,7 @@ def caption_of(
     return ForcedCaption(row, prompt, torch.tensor([ids], dtype=torch.long), params)
 
 
-def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
+def forced_logits(half: Half, processor: Processor, caption: ForcedCaption) -> torch.Tensor:
     """Return the logits of each token of a caption and of the token after it, in fp32 on the host,
     of shape [tokens + 1, vocabulary]. Raises UsageError for a half that does not return logits."""
     row, ids = caption.row, caption.ids
@@ -82,7 +83,9 @@ def forced_logits(half: Any, processor: Any, caption: ForcedCaption) -> torch.Te
     return collected[-1][0, -count:].float().cpu()
 
 
-def forced_logits_stepwise(half: Any, processor: Any, caption: ForcedCaption) -> torch.Tensor:
+def forced_logits_stepwise(
+    half: Half, processor: Processor, caption: ForcedCaption
+) -> torch.Tensor:
     """Return the same logits, computed with one pass per token. A half with bidirectional attention
     over its prompt would otherwise see the caption."""
     row, ids, inputs = caption.row, caption.ids, caption.inputs(half, processor)
@@ -93,7 +96,7 @@ def forced_logits_stepwise(half: Any, processor: Any, caption: ForcedCaption) ->
     return torch.stack(made.logits, dim=1)[0].float().cpu()
 
 
-def is_bidirectional(half: Any, processor: Any, caption: ForcedCaption) -> bool:
+def is_bidirectional(half: Half, processor: Processor, caption: ForcedCaption) -> bool:
     """Return whether the first logits depend on the caption that follows."""
     if caption.ids.shape[1] < 2:
         return False
@@ -118,7 +121,7 @@ class _Dictated:
 
 
 @contextmanager
-def last_logits(half: Any, count: int) -> Iterator[list[torch.Tensor]]:
+def last_logits(half: Half, count: int) -> Iterator[list[torch.Tensor]]:
     """Compute the logits of the last `count` positions. Yields a list that collects them; its last
     entry comes from the outermost model."""
     collected: list[torch.Tensor] = []

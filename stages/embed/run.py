@@ -34,6 +34,7 @@ from stages.models.loading import warm as warm
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.images import prepare_images, prepare_parts
 from stages.models.processors.side_inputs import Prepared
+from stages.models.protocols import Half, Processor
 from stages.process.checks import FP16, Verdicts
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
@@ -101,13 +102,15 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     encode_all(job, spec, report)
 
 
-def read_frames(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prepared | Refusal:
+def read_frames(
+    record_set: RecordSet, processor: Processor, item: EncodeItem
+) -> Prepared | Refusal:
     """Read the frames of one chunk, each as a separate image."""
     return read_chunk(record_set, item, lambda clip: prepare_images(processor, clip))
 
 
 def read_parts(
-    job: EmbedJob, record_set: RecordSet, processor: Any, item: EncodeItem
+    job: EmbedJob, record_set: RecordSet, processor: Processor, item: EncodeItem
 ) -> Prepared | Refusal:
     if item.kind != "image":
         return read_frames(record_set, processor, item)
@@ -120,7 +123,7 @@ def read_parts(
 
 
 def encode_parts(
-    half: Any, batches: Sequence[Sequence[Prepared]], max_parts: int
+    half: Half, batches: Sequence[Sequence[Prepared]], max_parts: int
 ) -> list[list[FeatureRecord]]:
     """Encode like `encode_batches`, but at most `max_parts` images of a row per pass."""
     rows = [row for batch in batches for row in batch]

@@ -17,6 +17,7 @@ from stages.models.finite import is_finite, not_finite
 from stages.models.halves.features import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
+from stages.models.protocols import Half, Processor
 from stages.process.events import EventReporter, TooLarge
 from stages.process.job import parse_job
 from stages.process.requests import Requests
@@ -29,7 +30,7 @@ dtype, whichever is larger."""
 
 
 def fit_logit_scale(
-    half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor
+    half: Half, inputs: Mapping[str, Any], vectors: torch.Tensor
 ) -> tuple[float, float]:
     """Return scale and bias of a model: the logit of an image and a text is `scale * cosine +
     bias`. `vectors` are those of the texts in `inputs`.
@@ -73,7 +74,7 @@ PROBE_TEXT = "a photo of a cat"
 class TextReader:
     """Builds one half's inputs from texts."""
 
-    def __init__(self, processor: Any, half: Any) -> None:
+    def __init__(self, processor: Processor, half: Half) -> None:
         self._processor = processor
         self.max_tokens = max_text_tokens(processor, half)
         """Maximum number of tokens of a text; 0: unknown."""
@@ -96,7 +97,7 @@ class TextReader:
         whole = self._processor.tokenizer(list(texts), truncation=False)["input_ids"]
         return [at for at, ids in enumerate(whole) if len(ids) > self.max_tokens]
 
-    def _depends_on_padding(self, half: Any) -> bool:
+    def _depends_on_padding(self, half: Half) -> bool:
         if not self.max_tokens:
             return False
         bare, padded = (

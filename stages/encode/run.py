@@ -13,6 +13,7 @@ from stages.models.loading import warm as warm
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.prepare import prepare
 from stages.models.processors.side_inputs import Prepared
+from stages.models.protocols import Processor
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 
@@ -31,7 +32,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
 
 
 def read_item(
-    record_set: RecordSet, processor: Any, item: EncodeItem, count: int = 0
+    record_set: RecordSet, processor: Processor, item: EncodeItem, count: int = 0
 ) -> Prepared | Refusal:
     """Read one chunk as the encoder's input, or return why the processor rejects its frames. The
     number of frames is `count`; with 0 it is that of the item, or all."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from artifacts.records.model_files import ModelFiles
-from artifacts.schema import Half, Part, Route
+from artifacts.schema import HalfName, Part, Route
 from stages.models.half_job import HalfJob
 from stages.models.shards import SHARD_BYTES
 from stages.process.stage_spec import StageSpec
@@ -60,11 +60,11 @@ class GraphJob(CheckpointJob):
 
     kind: str
     """One of GRAPHS."""
-    weights: dict[Half, dict[str, str]]
+    weights: dict[HalfName, dict[str, str]]
     """Half that gets graphs → name of each of its weight files → SHA-256 of the content."""
     frames_per_video: int = 0
     """Required frames per video; 0: any number."""
-    extra_modules: dict[Half, list[str]]
+    extra_modules: dict[HalfName, list[str]]
     """Half → paths of extra modules of the other half that it needs."""
     route: Route = "protocol"
 

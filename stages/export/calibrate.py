@@ -31,6 +31,7 @@ from stages.models.halves.model_class import config_and_class, skeleton_of
 from stages.models.halves.placement import placement
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
+from stages.models.protocols import Half, module_of
 from stages.models.streaming.layers import LayerProvider
 from stages.models.streaming.load import LayerLockstep, streamed_layers
 from stages.process.events import EventReporter
@@ -49,7 +50,7 @@ Hessian. The Hessian is None for a reason; otherwise the reason is empty."""
 
 
 def calibrate(
-    half: Any,
+    half: nn.Module,
     layers: Sequence[tuple[str, nn.Module]],
     calls: Sequence[Callable[[], object]],
     paths: Collection[str],
@@ -261,21 +262,23 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         except NoInverse as error:
             remaining[path] = str(error)
 
-    def read(item: CaptionedItem, half: Any) -> None:
+    def read(item: CaptionedItem, half: Half) -> None:
         row = read_features(features, item.features)
         forced_logits(half, processor, caption_of(processor, row, item.prompt, item.caption))
 
-    def whole(half: Any) -> None:
+    def whole(half: Half) -> None:
         make_greedy(half, processor)
         calls = [partial(read, item, half) for item in job.members]
         layers = [(path, half.get_submodule(path)) for path in _layers(job, half)]
-        calibrate(half, layers, calls, list(names), job.hessian_bytes, round_weight, done)
+        calibrate(
+            module_of(half), layers, calls, list(names), job.hessian_bytes, round_weight, done
+        )
 
     held.call(whole)
     report.note(rounded_to_nearest=remaining)
 
 
-def _layers(job: CalibrateJob, half: Any) -> list[str]:
+def _layers(job: CalibrateJob, half: Half) -> list[str]:
     """Return the paths of the consecutive layers; empty if the half has none."""
     if (streamed := streamed_layers(half)) is not None:
         return list(streamed.paths)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.modeling_utils import local_torch_dtype
@@ -25,6 +25,9 @@ from stages.models.hub.headers import Header, read_headers
 from stages.models.precision.quantize import linears_of, quantizable
 from stages.models.shards.layout import DTYPES
 from stages.models.stored.layer_names import model_names, stored_settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +126,7 @@ def _tensor(
     folder: Path,
     header: Header,
     path: str | None,
-    skeleton: Any,
+    skeleton: "PreTrainedModel",
     dtype: torch.dtype,
     quantized_paths: Collection[str],
 ) -> StoredTensor:
@@ -145,7 +148,7 @@ def _tensor(
 
 
 def _loaded_as(
-    header: Header, path: str | None, place: Any, skeleton: Any, dtype: torch.dtype
+    header: Header, path: str | None, place: Any, skeleton: "PreTrainedModel", dtype: torch.dtype
 ) -> torch.dtype:
     """Return the type in which the loader loads a tensor. A tensor without a place in the model
     keeps its type."""

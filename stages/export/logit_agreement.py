@@ -33,6 +33,7 @@ from stages.export.rounding import Rounded, unrounded
 from stages.models.hub.headers import read_places
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
+from stages.models.protocols import Half
 from stages.models.streaming.load import run_calls
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
@@ -40,7 +41,7 @@ from stages.process.job import parse_job
 Read = Callable[[], torch.Tensor]
 
 
-def replace_weights(half: Any, plan: ExportPlan, folder: Path, bits: int, group: int) -> int:
+def replace_weights(half: Half, plan: ExportPlan, folder: Path, bits: int, group: int) -> int:
     """Replace the half's weights by those of a packed checkpoint, and return how many. A weight
     that is fetched on demand is replaced each time."""
     files = {name: path for path in folder.glob("*.safetensors") for name in read_places(path)}
@@ -132,10 +133,10 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         row = read_features(features, item.features)
         return caption_of(processor, row, item.prompt, item.caption)
 
-    def forced(half: Any, item: CaptionedItem) -> torch.Tensor:
+    def forced(half: Half, item: CaptionedItem) -> torch.Tensor:
         return ready[half](half, processor, caption(item))
 
-    def logits_of_all(items: Sequence[CaptionedItem], half: Any) -> list[torch.Tensor]:
+    def logits_of_all(items: Sequence[CaptionedItem], half: Half) -> list[torch.Tensor]:
         if half not in ready:
             make_greedy(half, processor)
             if job.rounded:
@@ -160,7 +161,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
         report.note(agreement=agreement.to_json())
 
 
-def _round(job: JudgeJob, half: Any) -> None:
+def _round(job: JudgeJob, half: Half) -> None:
     """Replace the half's weights by the quantized ones. Raises EnvironmentFault if any has no place
     in it."""
     form = Packed(job.bits, job.group)

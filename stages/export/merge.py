@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -53,6 +53,9 @@ from stages.models.shards.layout import (
 from stages.models.stored.layer_names import model_names
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +120,11 @@ class _Targets:
     """The stored tensors of one checkpoint, by every name that an adapter may use."""
 
     def __init__(
-        self, adapter: LoraAdapter, folder: Path, skeleton: Any, headers: Sequence[Header]
+        self,
+        adapter: LoraAdapter,
+        folder: Path,
+        skeleton: "PreTrainedModel",
+        headers: Sequence[Header],
     ) -> None:
         self._adapter, self._folder, self._skeleton = adapter, folder, skeleton
         self._stored = {header.name: header for header in headers}

@@ -16,6 +16,7 @@ from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_
 from stages.models.loading import warm as warm
 from stages.models.processors.side_inputs import Prepared, prepare_sound
 from stages.models.processors.sound import sound_rate
+from stages.models.protocols import Processor
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 
@@ -39,7 +40,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     encode_all(job, spec, report)
 
 
-def read_sound(record_set: RecordSet, processor: Any, item: EncodeItem) -> Prepared | Refusal:
+def read_sound(record_set: RecordSet, processor: Processor, item: EncodeItem) -> Prepared | Refusal:
     """Read one sound as the encoder's input, or return why the processor rejects it. Raises
     DamagedRecord if it is missing, and UsageError if it has another rate than the processor's."""
     try:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.models.adapter_modules import MERGE_FIRST, LoraAdapter, read_adapter
+from stages.models.protocols import Half, module_of
 
 NAME = "default"
 """Name of the only adapter in PEFT's layers."""
@@ -23,7 +24,7 @@ GROUP_BYTES = 32 << 20
 """Adapter bytes after which the tensors read so far are put into the half."""
 
 
-def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
+def adapted(half: Half, folder: Path, modules: Mapping[str, str]) -> Any:
     """Return the half with an adapter in it. `modules` maps each path in the adapter to that of the
     module. Raises UsageError for values that are not finite, EnvironmentFault if PEFT leaves
     something out."""
@@ -40,9 +41,9 @@ def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
         lora_dropout=0.0,
         init_lora_weights=False,
     )
-    inject_adapter_in_model(config, half, NAME)
+    inject_adapter_in_model(config, module_of(half), NAME)
     # Cast before the values are set; otherwise they would be rounded to the half's dtype.
-    cast_adapter_dtype(half, NAME)
+    cast_adapter_dtype(module_of(half), NAME)
     left = {name for name, _ in half.named_parameters() if ".lora_" in name}
     for tensors in _in_groups(adapter, modules):
         result: Any = set_peft_model_state_dict(half, tensors, NAME)
@@ -54,7 +55,8 @@ def adapted(half: Any, folder: Path, modules: Mapping[str, str]) -> Any:
             hint=MERGE_FIRST,
         )
     for path, of in adapter.low_rank.items():
-        half.get_submodule(modules[path]).scaling[NAME] = of.scale
+        layer: Any = half.get_submodule(modules[path])
+        layer.scaling[NAME] = of.scale
     return half.requires_grad_(False).eval()
 
 
@@ -74,7 +76,7 @@ def _in_groups(
         yield group
 
 
-def adapted_modules(half: Any) -> int:
+def adapted_modules(half: Half) -> int:
     """Return how many layers of a half have an adapter."""
     return sum(hasattr(module, "lora_A") for module in half.modules())
 

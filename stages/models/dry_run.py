@@ -11,9 +11,10 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from artifacts.schema import MediaKind, Part, Route
@@ -44,7 +45,11 @@ from stages.models.processors.prepare import (
 )
 from stages.models.processors.processor_calls import TEXT_IDS, joined, text_ids
 from stages.models.processors.side_inputs import Prepared
+from stages.models.protocols import Processor, as_half
 from stages.process.exit_diagnosis import out_of_memory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NEW_TOKENS = 2
 """Tokens to generate: prefill gives the first one, and a regular decode step the second."""
@@ -148,7 +153,7 @@ def _layer_memory(layer: Any) -> tuple[LayerMemory, int]:
 
 
 @contextlib.contextmanager
-def watch_mlps(skeleton: Any, live: MetaMemoryCounter) -> Iterator[None]:
+def watch_mlps(skeleton: "PreTrainedModel", live: MetaMemoryCounter) -> Iterator[None]:
     """Notify the counter when an MLP starts and ends."""
 
     def starts(_: Any, given: tuple[torch.Tensor, ...]) -> None:
@@ -162,7 +167,7 @@ def watch_mlps(skeleton: Any, live: MetaMemoryCounter) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watch_layers(skeleton: Any, live: MetaMemoryCounter) -> Iterator[list[int]]:
+def watch_layers(skeleton: "PreTrainedModel", live: MetaMemoryCounter) -> Iterator[list[int]]:
     """Yield the peak bytes at the start of a layer, in 16 and in 32 bit."""
     peaks = [0, 0]
 
@@ -202,13 +207,15 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 TRIED = "What happens, and when? [00:00-00:30] A ball rolls to the left."
 
 
-def text_only_refusal(skeleton: Any, processor: Any) -> str:
+def text_only_refusal(skeleton: "PreTrainedModel", processor: Processor) -> str:
     """Return why the model over `skeleton` cannot generate from text alone; empty if it can. The
     skeleton must be prepared for dry runs."""
     try:
         inputs = text_inputs(processor, skeleton, TRIED)
         with on_meta_device(MetaMemoryCounter(_weights(skeleton)).computed):
-            generate(skeleton, without_data(inputs), Features({}), max_new_tokens=NEW_TOKENS)
+            generate(
+                as_half(skeleton), without_data(inputs), Features({}), max_new_tokens=NEW_TOKENS
+            )
     except Exception as error:  # a model family may fail in any way on unusual input
         if out_of_memory(error):
             raise
@@ -222,15 +229,17 @@ ASSUMED_TOKENS = 300
 """Text length in tokens if the model states no limit."""
 
 
-def text_costs(skeleton: Any, processor: Any, repeated: RepeatedLayers) -> Iterator[BatchCost]:
+def text_costs(
+    skeleton: "PreTrainedModel", processor: Processor, repeated: RepeatedLayers
+) -> Iterator[BatchCost]:
     """Yield the costs of a text half for a few batch sizes. Every text has the maximum length."""
-    length = max_text_tokens(processor, skeleton) or ASSUMED_TOKENS
+    length = max_text_tokens(processor, as_half(skeleton)) or ASSUMED_TOKENS
     for rows in ROWS:
         inputs = {"input_ids": torch.ones(rows, length, dtype=torch.long)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         live = MetaMemoryCounter(_weights(skeleton))
         with on_meta_device(live.computed), repeated.layers(skeleton, live):
-            made = text_vectors(skeleton, without_data(inputs))
+            made = text_vectors(as_half(skeleton), without_data(inputs))
         yield BatchCost(
             kind="image",
             rows=rows,
@@ -269,7 +278,9 @@ class DryRun(NamedTuple):
     """Results that are fields of a captioner's profile, by field name."""
 
 
-def dry_run(skeleton: Any, processor: Any, route: Route, frames_per_video: int = 0) -> DryRun:
+def dry_run(
+    skeleton: "PreTrainedModel", processor: Processor, route: Route, frames_per_video: int = 0
+) -> DryRun:
     """Return the computing costs of the halves of the model over `skeleton`. The skeleton cannot be
     used for anything else afterwards."""
     with quiet():
@@ -286,7 +297,9 @@ def dry_run(skeleton: Any, processor: Any, route: Route, frames_per_video: int =
         return costs._replace(profile_fields=fields)
 
 
-def _costs_of(skeleton: Any, processor: Any, route: Route, frames_per_video: int) -> DryRun:
+def _costs_of(
+    skeleton: "PreTrainedModel", processor: Processor, route: Route, frames_per_video: int
+) -> DryRun:
     try:
         _begin(skeleton)
         way = prepare_images if route == "dual" else prepare
@@ -308,7 +321,7 @@ def _costs_of(skeleton: Any, processor: Any, route: Route, frames_per_video: int
         return DryRun(nothing, why=f"{type(error).__name__}: {message}")
 
 
-def _row_memory(skeleton: Any, kept: tuple[LayerMemory, ...]) -> RowMemory | None:
+def _row_memory(skeleton: "PreTrainedModel", kept: tuple[LayerMemory, ...]) -> RowMemory | None:
     """Return the cache memory per row, for a model that consists of a decoder only."""
     says = skeleton.get_output_embeddings()
     if not kept or says is None or skeleton.config.is_encoder_decoder:
@@ -316,7 +329,7 @@ def _row_memory(skeleton: Any, kept: tuple[LayerMemory, ...]) -> RowMemory | Non
     return RowMemory(kept=kept, words=says.weight.shape[0])
 
 
-def vector_width(skeleton: Any, processor: Any) -> int:
+def vector_width(skeleton: "PreTrainedModel", processor: Processor) -> int:
     """Return the width of the image vectors of the model over `skeleton`.
 
     The skeleton is in the state after `dry_run`. Raises UsageError unless the model makes one
@@ -325,22 +338,22 @@ def vector_width(skeleton: Any, processor: Any) -> int:
         _begin(skeleton)
         row = prepare_images(processor, black_clip("image", IMAGE_COUNT, EDGES[0], EDGES[0]))
         with on_meta_device(MetaMemoryCounter(_weights(skeleton)).computed):
-            return int(image_vectors(skeleton, without_data(row.inputs)).shape[1])
+            return int(image_vectors(as_half(skeleton), without_data(row.inputs)).shape[1])
 
 
-def _begin(skeleton: Any) -> None:
-    skeleton.to(torch.bfloat16)
+def _begin(skeleton: "PreTrainedModel") -> None:
+    nn.Module.to(skeleton, torch.bfloat16)
     give_data(skeleton)
     skeleton.eval()
 
 
-def _kinds(processor: Any) -> list[MediaKind]:
+def _kinds(processor: Processor) -> list[MediaKind]:
     """Return the media kinds that the model computes differently."""
     same = channel_of(processor, "image") == channel_of(processor, "video")
     return ["image"] if same and not takes_videos(processor) else ["image", "video"]
 
 
-def _rows(processor: Any, kind: MediaKind, frames_per_video: int, way: Any) -> list[Prepared]:
+def _rows(processor: Processor, kind: MediaKind, frames_per_video: int, way: Any) -> list[Prepared]:
     """Make a small and a large row as encoder inputs."""
     if kind == "image":
         clips = [black_clip(kind, frames_per_video or 1, edge, edge) for edge in EDGES]
@@ -351,7 +364,7 @@ def _rows(processor: Any, kind: MediaKind, frames_per_video: int, way: Any) -> l
 
 
 def _encoders(
-    skeleton: Any, rows: dict[MediaKind, list[Prepared]], repeated: RepeatedLayers
+    skeleton: "PreTrainedModel", rows: dict[MediaKind, list[Prepared]], repeated: RepeatedLayers
 ) -> Iterator[BatchCost]:
     for kind, (few, many) in rows.items():
         sizes = {(count, _units(row)): row for count, row in ((1, few), (1, many), (2, few))}
@@ -364,7 +377,7 @@ def _encoders(
                 watch_layers(skeleton, live) as waiting,
                 repeated.layers(skeleton, live),
             ):
-                features = encode(skeleton, without_data(inputs))
+                features = encode(as_half(skeleton), without_data(inputs))
                 yield BatchCost(
                     kind=kind,
                     rows=count,
@@ -377,8 +390,8 @@ def _encoders(
 
 
 def _decoders(
-    skeleton: Any,
-    processor: Any,
+    skeleton: "PreTrainedModel",
+    processor: Processor,
     route: Route,
     kind: MediaKind,
     row: Prepared,
@@ -398,12 +411,12 @@ def _decoders(
             reading.of(decoder_of(skeleton)),
             repeated.layers(skeleton, live),
         ):
-            generate(skeleton, without_data(inputs), features, **greedy)
+            generate(as_half(skeleton), without_data(inputs), features, **greedy)
         yield BatchCost(kind=kind, rows=count, units=units, **reading.found()), reading.kept
 
 
 def _decoder_inputs(
-    skeleton: Any, processor: Any, row: Prepared
+    skeleton: "PreTrainedModel", processor: Processor, row: Prepared
 ) -> dict[tuple[int, int], dict[str, Any]]:
     """Return (rows, tokens) → decoder inputs."""
 
@@ -421,7 +434,7 @@ def _decoder_inputs(
 
 
 def _features(
-    skeleton: Any, route: Route, row: Prepared, count: int, repeated: RepeatedLayers
+    skeleton: "PreTrainedModel", route: Route, row: Prepared, count: int, repeated: RepeatedLayers
 ) -> Features:
     """Compute the features for the language half, without counting memory."""
     inputs = without_data({n: joined([value] * count) for n, value in row.inputs.items()})
@@ -429,10 +442,10 @@ def _features(
         return Features({UNDIVIDED: {n: v for n, v in inputs.items() if is_pixels(n)}})
     live = MetaMemoryCounter(_weights(skeleton))
     with on_meta_device(live.computed), repeated.layers(skeleton, live):
-        return encode(skeleton, inputs)
+        return encode(as_half(skeleton), inputs)
 
 
-def _weights(skeleton: Any) -> list[torch.Tensor]:
+def _weights(skeleton: "PreTrainedModel") -> list[torch.Tensor]:
     return [*skeleton.parameters(), *skeleton.buffers()]
 
 

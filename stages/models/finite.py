@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from artifacts.errors import NotFinite
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.models.half_job import HalfJob
 from stages.models.hub.checkpoint import weight_names
 from stages.models.hub.resolve import resolve_model
@@ -32,7 +32,7 @@ def is_finite(values: torch.Tensor) -> bool:
     return all(math.isfinite(float(end)) for end in torch.aminmax(values))
 
 
-def not_finite(job: HalfJob, half: Half = "language", *, seen: bool = True) -> NotFinite:
+def not_finite(job: HalfJob, half: HalfName = "language", *, seen: bool = True) -> NotFinite:
     """Return the error for an item whose results are NaN or infinite. `seen`: the numbers were
     checked; otherwise the model wrote no text up to the token limit, which suggests it."""
     folder = resolve_model(Path(job.model), job.revision)

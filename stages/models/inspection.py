@@ -13,13 +13,13 @@ from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.schema import Half, MediaKind, Modality, Part
+from artifacts.schema import HalfName, MediaKind, Modality, Part
 from stages.models.dry_run import DryRun, dry_run, vector_width
 from stages.models.half_job import DescribeJob
 from stages.models.halves.boundary import (
@@ -66,6 +66,7 @@ from stages.models.processors.prepare import (
 from stages.models.processors.processor_calls import TEMPLATED, Layout, system_form
 from stages.models.processors.side_inputs import hearing_profile
 from stages.models.profile import AdaptableLayer, ModelProfile, PartProfile, SamplingProfile
+from stages.models.protocols import Processor
 from stages.models.published import with_published_facts
 from stages.models.stored.layer_names import stored_layers
 from stages.models.stored.layers import kind_of, packable, split_targets
@@ -75,14 +76,17 @@ from stages.process.events import EventReporter
 from stages.process.exit_diagnosis import out_of_memory
 from stages.process.job import gc_frozen, parse_job
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 LAYER = re.compile(r"(?P<stack>[^0-9]*)\.\d+(?=\.)")
 """Pattern of a layer's path in the name of one of its weights."""
 
 
 def halves_of(
-    skeleton: Any, headers: list[Header], *, hears: bool = False
+    skeleton: "PreTrainedModel", headers: list[Header], *, hears: bool = False
 ) -> dict[Part, PartProfile]:
-    halves: tuple[Half, ...] = (*HALVES, "audio") if hears else HALVES
+    halves: tuple[HalfName, ...] = (*HALVES, "audio") if hears else HALVES
     extra_modules: dict[Part, tuple[str, ...]] = {
         half: modules_called(skeleton, half) for half in halves
     }
@@ -113,7 +117,9 @@ def halves_of(
     }
 
 
-def _stored(skeleton: Any, headers: list[Header]) -> tuple[dict[str, StoredLayer], list[Weight]]:
+def _stored(
+    skeleton: "PreTrainedModel", headers: list[Header]
+) -> tuple[dict[str, StoredLayer], list[Weight]]:
     """Return the layers that another program quantized, and all weights. Raises UsageError."""
     layers = stored_layers(skeleton, headers)
     weights = weights_of(skeleton, headers, layers)
@@ -122,7 +128,9 @@ def _stored(skeleton: Any, headers: list[Header]) -> tuple[dict[str, StoredLayer
     return layers, weights
 
 
-def _refuse_other_tensors(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
+def _refuse_other_tensors(
+    skeleton: "PreTrainedModel", headers: list[Header], weights: list[Weight]
+) -> None:
     """Refuse files whose tensors are not those of the model: some that transformers would report as
     newly initialized are missing, layers are left over, or shapes differ. One stored tensor may
     become several of the model; those are compared when they are loaded. Raises EnvironmentFault.
@@ -131,8 +139,9 @@ def _refuse_other_tensors(skeleton: Any, headers: list[Header], weights: list[We
     missing_ok = _any_of(skeleton._keys_to_ignore_on_load_missing)
     expected = skeleton.state_dict().keys() - skeleton.all_tied_weights_keys.keys()
     missing = expected - {weight.path for weight in weights}
-    if missing := sorted(n for n in missing if not (split.search(n) or missing_ok.search(n))):
-        raise lacks_tensors("the checkpoint", "model", missing)
+    lacking = sorted(n for n in missing if not (split.search(n) or missing_ok.search(n)))
+    if lacking:
+        raise lacks_tensors("the checkpoint", "model", lacking)
     _refuse_left_over(skeleton, headers, weights)
     plain = {w.name: w.path for w in weights if not (w.kind or split.search(w.path))}
     parameters = dict(skeleton.named_parameters())
@@ -147,7 +156,9 @@ def _refuse_other_tensors(skeleton: Any, headers: list[Header], weights: list[We
                 )
 
 
-def _refuse_left_over(skeleton: Any, headers: list[Header], weights: list[Weight]) -> None:
+def _refuse_left_over(
+    skeleton: "PreTrainedModel", headers: list[Header], weights: list[Weight]
+) -> None:
     """Refuse files with more layers than config.json states, which transformers would leave out.
     Layers of another kind than the first, which predict several tokens, may be left out. Raises
     EnvironmentFault."""
@@ -170,7 +181,7 @@ def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str]:
     return re.compile("|".join(f"({pattern})" for pattern in patterns or ()) or "(?!)")
 
 
-def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
+def _adaptable(skeleton: "PreTrainedModel", weights: list[Weight]) -> list[AdaptableLayer]:
     """Return the linear layers of a model, with their names in the model and in the files."""
     ending = ".weight"
     stored = {w.path: w.name for w in weights if w.name.endswith(ending)}
@@ -184,7 +195,7 @@ def _adaptable(skeleton: Any, weights: list[Weight]) -> list[AdaptableLayer]:
     return layers
 
 
-def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
+def undivided(skeleton: "PreTrainedModel", headers: list[Header]) -> dict[Part, PartProfile]:
     """Make the profiles of a model without a boundary: the second stage loads the whole model."""
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
     layers, weights = _stored(skeleton, headers)
@@ -197,7 +208,10 @@ def undivided(skeleton: Any, headers: list[Header]) -> dict[Part, PartProfile]:
 
 
 def _part_profile(
-    skeleton: Any, half: Part, weights: list[Weight], layers: Mapping[str, StoredLayer]
+    skeleton: "PreTrainedModel",
+    half: Part,
+    weights: list[Weight],
+    layers: Mapping[str, StoredLayer],
 ) -> PartProfile:
     linears = quantizable(skeleton, half).values()
     stack = layers_of(weights)
@@ -235,7 +249,7 @@ def layers_of(weights: list[Weight]) -> Counter[str]:
     return max(stacks.values(), key=Counter.total, default=Counter())
 
 
-def default_sampling(processor: Any) -> SamplingProfile:
+def default_sampling(processor: Processor) -> SamplingProfile:
     """Return the frame sampling that a processor states; empty if it takes no videos."""
     part = getattr(processor, "video_processor", None)
 
@@ -299,7 +313,9 @@ def describe(
         return with_published_facts(replace(profile, **limits), folder, as_published)
 
 
-def _describe_dual(folder: Path, headers: list[Header], skeleton: Any, load: Load) -> ModelProfile:
+def _describe_dual(
+    folder: Path, headers: list[Header], skeleton: "PreTrainedModel", load: Load
+) -> ModelProfile:
     """Return the profile of a dual encoder, which processes images one by one."""
     choice = choose_route(skeleton)
     halves = halves_of(skeleton, headers)
@@ -318,7 +334,7 @@ def _describe_dual(folder: Path, headers: list[Header], skeleton: Any, load: Loa
 
 
 def _common_fields(
-    folder: Path, skeleton: Any, choice: RouteChoice, image: Probe, video: Probe
+    folder: Path, skeleton: "PreTrainedModel", choice: RouteChoice, image: Probe, video: Probe
 ) -> dict[str, Any]:
     """Return the profile fields that every model has, by name."""
     dtype = skeleton.config.dtype
@@ -353,7 +369,7 @@ def _with_costs(parts: Mapping[Part, PartProfile], dry: DryRun) -> dict[Part, Pa
 def _describe_captioner(
     folder: Path,
     headers: list[Header],
-    skeleton: Any,
+    skeleton: "PreTrainedModel",
     probing: Future[tuple[Probe, Probe]] | None,
     load: Load,
 ) -> ModelProfile:
@@ -370,8 +386,7 @@ def _describe_captioner(
     if hearing is None:
         halves.pop("audio", None)
     dry = dry_run(skeleton, processor, choice.route, frames_per_video(processor))
-    fresh = load() if probing is None else None
-    image, video = probing.result() if probing is not None else _probes(fresh)
+    image, video = probing.result() if probing is not None else _probes(load())
     profile = _profile(folder, skeleton, choice, processor, halves, image, video)
     parts = _with_costs(profile.parts, dry)
     return replace(profile, parts=parts, hearing=hearing, **dry.profile_fields)
@@ -394,14 +409,14 @@ def _start_probing(
     return pool.submit(_probes, processor)
 
 
-def _probes(processor: Any) -> tuple[Probe, Probe]:
+def _probes(processor: Processor) -> tuple[Probe, Probe]:
     """Probe the sizes of images and of videos, with a processor of its own, because the probe
     replaces its methods."""
     image = probe(processor, "image")
     return image, probe(processor, "video") if takes_videos(processor) else image
 
 
-def frames_per_video(processor: Any) -> int:
+def frames_per_video(processor: Processor) -> int:
     """Return the number of frames that a video must have, for a processor that always writes the
     same number of placeholders. It is 0 if the processor counts frames, or does not state the
     placeholders per frame."""
@@ -417,7 +432,7 @@ CHAT_MARK = re.compile(r"im_start|start_header_id|start_of_turn|INST\]|<\|(user|
 """Tokens with which chat templates begin a turn."""
 
 
-def lacks_template(processor: Any, layouts: Iterable[Layout]) -> bool:
+def lacks_template(processor: Processor, layouts: Iterable[Layout]) -> bool:
     """Return whether prompts are written without a chat template, although the tokenizer has marks
     of turns: then the file of the template is missing."""
     marks = [token for token in control_tokens(processor) if CHAT_MARK.search(token)]
@@ -426,9 +441,9 @@ def lacks_template(processor: Any, layouts: Iterable[Layout]) -> bool:
 
 def _profile(
     folder: Path,
-    skeleton: Any,
+    skeleton: "PreTrainedModel",
     choice: RouteChoice,
-    processor: Any,
+    processor: Processor,
     halves: dict[Part, PartProfile],
     image: Probe,
     video: Probe,

@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.schema import Half, Part
+from artifacts.schema import HalfName, Part
 from stages.memory.cuda_graphs import is_switched_off
 from stages.memory.oom_retry import trim_freed_blocks
 from stages.models.adapter_injection import adapted, adapted_modules
@@ -37,12 +37,16 @@ from stages.models.precision.quantize import (
 )
 from stages.models.precision.weights import attention_of, for_half, stored_modules
 from stages.models.processors.loading import load_processor
+from stages.models.protocols import Half
 from stages.models.stored.layer_names import model_names, stored_settings
 from stages.models.stored.layers import FORM
 from stages.models.streaming.layers import load_pinned
 from stages.models.streaming.load import load_in_turn, load_streamed
 from stages.process.deferred_imports import STAYS, import_asking_cuda, import_transformers
 from stages.process.job import parse_job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEFAULT_ATTENTION = ("sdpa", "+")
 """Attention implementations that a model selects by default: SDPA if all its classes support it, or
@@ -81,7 +85,7 @@ class ModelJob(HalfJob):
                 today=self.today,
             )
 
-    def load_reloadable(self, keep: Half) -> ReloadableHalf:
+    def load_reloadable(self, keep: HalfName) -> ReloadableHalf:
         """Load the half on its device, with the extra modules that it needs, unless an earlier
         stage of this process has loaded the same. A model without boundary is loaded whole. Raises
         ModelChanged if its files differ from those planned with."""
@@ -204,7 +208,7 @@ class ModelJob(HalfJob):
         return load_with_graphs(folder, keep, providers, like, lambda paths: load(without=paths))
 
     def _with_gguf(
-        self, folder: Path, config: Any, skeleton: Any, extra_modules: Iterable[str]
+        self, folder: Path, config: Any, skeleton: "PreTrainedModel", extra_modules: Iterable[str]
     ) -> Any:
         """Load the half with its decoder in llama.cpp. The rest of it computes in 32 bit."""
         from stages.models.gguf.half import load_with_gguf
@@ -223,7 +227,7 @@ class ModelJob(HalfJob):
         half.get_decoder().context.reserve(self.gguf_tokens)
         return half
 
-    def _checked(self, half: Any, keep: Part, extra_modules: Iterable[str]) -> Any:
+    def _checked(self, half: Half, keep: Part, extra_modules: Iterable[str]) -> Any:
         """Apply the job's MLP chunking and group windows, after checking that the half computes the
         attention that is part of its cache key. Extra modules of the other half may use another
         implementation. Raises EnvironmentFault."""
@@ -278,7 +282,7 @@ def warm_source(source: ModelJob) -> None:
     _ready[folder, source.trust_remote_code] = source.processor()
 
 
-def stored_weights(folder: Path, skeleton: Any) -> dict[str, tuple[Path, str]]:
+def stored_weights(folder: Path, skeleton: "PreTrainedModel") -> dict[str, tuple[Path, str]]:
     """Return the weights of a checkpoint whose files are local: path in the model → file, and name
     in it."""
     stored = list(_tensors(folder))
@@ -301,7 +305,7 @@ def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
             yield from ((path, name) for name in file.keys())  # noqa: SIM118
 
 
-def facts(half: Any) -> dict[str, Any]:
+def facts(half: Half) -> dict[str, Any]:
     """Return facts about a loaded half for the run's record."""
     quantized = count(half)
     plain = sum(

@@ -29,6 +29,7 @@ from stages.models.processors.input_layout import layout_of
 from stages.models.processors.placeholders import placeholder_tokens
 from stages.models.processors.prepare import channel_of, opens_reasoning, text_inputs
 from stages.models.processors.processor_calls import text_ids
+from stages.models.protocols import Half, Processor
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
 from stages.summarize import (
@@ -86,7 +87,7 @@ class Summary(NamedTuple):
 class Summarizer:
     """A language half with its prompts for texts."""
 
-    def __init__(self, job: SummaryJob, processor: Any, half: Any) -> None:
+    def __init__(self, job: SummaryJob, processor: Processor, half: Half) -> None:
         self._job = job
         self._processor = processor
         self._half = half
@@ -274,12 +275,12 @@ def _meta(made: Summary | SummaryNode) -> dict[str, Any]:
 
 def _summarize(
     job: SummaryJob,
-    processor: Any,
+    processor: Processor,
     records: RecordSet,
     report: EventReporter,
     confirm: Callable[[], None],
     texts: list[TimedText],
-    half: Any,
+    half: Half,
 ) -> Summary:
     def get_node(node_key: str, make: Callable[[], SummaryNode]) -> SummaryNode:
         place = digest_of([job.namespace, node_key])

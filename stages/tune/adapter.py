@@ -17,6 +17,7 @@ from torch import nn
 from artifacts.disk.files import whole_file
 from artifacts.errors import UsageError
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
+from stages.models.protocols import Half, module_of
 from stages.models.published import as_published_metadata
 from stages.models.stored.packed_linear import PackedLinear
 from stages.tune.layout import AdapterLayout, most_common, new_layout
@@ -26,7 +27,7 @@ NAME = "default"
 
 
 def add_adapter(
-    half: Any, rank: int, seed: int, layout: AdapterLayout | None = None
+    half: Half, rank: int, seed: int, layout: AdapterLayout | None = None
 ) -> list[nn.Parameter]:
     """Insert a new adapter with a `layout`, by default for all linear layers, and return its
     parameters. Until it is trained, the output stays the same. Raises UsageError for a half without
@@ -49,7 +50,7 @@ def add_adapter(
     config = _config_of(layout)
     half.requires_grad_(False)
     torch.manual_seed(seed)
-    inject_adapter_in_model(config, half, adapter_name=NAME)
+    inject_adapter_in_model(config, module_of(half), adapter_name=NAME)
     half.peft_config = {NAME: config}
     trained = [p for n, p in half.named_parameters() if ".lora_" in n]
     for parameter in trained:
@@ -79,7 +80,7 @@ def _plain(number: float) -> Any:
     return int(number) if number == int(number) else number
 
 
-def load_adapter_weights(half: Any, folder: Path) -> None:
+def load_adapter_weights(half: Half, folder: Path) -> None:
     """Load the weights of a stored adapter into a half's new adapter. Raises UsageError for other
     shapes."""
     from peft import set_peft_model_state_dict
@@ -102,7 +103,7 @@ def load_adapter_weights(half: Any, folder: Path) -> None:
     set_peft_model_state_dict(half, bare, adapter_name=NAME)
 
 
-def linear_paths(half: Any) -> Iterator[str]:
+def linear_paths(half: Half) -> Iterator[str]:
     """Yield the paths of the linear layers of the text decoder, without the output head."""
     head, decoder = half.get_output_embeddings(), half.get_decoder()
     within = {id(module) for module in decoder.modules()}
@@ -120,7 +121,7 @@ def _is_linear(module: nn.Module) -> bool:
     )
 
 
-def numbers_of(half: Any) -> dict[str, torch.Tensor]:
+def numbers_of(half: Half) -> dict[str, torch.Tensor]:
     """Return the adapter's weights, by PEFT's names in a file."""
     from peft import get_peft_model_state_dict
 
@@ -132,7 +133,7 @@ def numbers_of(half: Any) -> dict[str, torch.Tensor]:
 
 
 def write_adapter(
-    half: Any, folder: Path, model: str, as_published: bool = False, base: str = ""
+    half: Half, folder: Path, model: str, as_published: bool = False, base: str = ""
 ) -> None:
     """Write an adapter into a folder, with `as_published` if its model family changed, and with the
     digest of its `base` if that is known. Raises EnvironmentFault."""

@@ -23,6 +23,7 @@ from stages.decode.protocol import read_features
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm_model
+from stages.models.protocols import Half, Processor
 from stages.process.deferred_imports import import_asking_cuda
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
@@ -52,14 +53,16 @@ SHOWN = 8
 """Captions that are recorded for the report."""
 
 
-def losses_of(half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int) -> float:
+def losses_of(
+    half: Half, processor: Processor, examples: Sequence[TrainingExample], rows: int
+) -> float:
     """Return the mean loss per token of these examples."""
     tokens = sum(len(example.ids) for example in examples)
     return sum(losses_by_example(half, processor, examples, rows)) / max(1, tokens)
 
 
 def losses_by_example(
-    half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int
+    half: Half, processor: Processor, examples: Sequence[TrainingExample], rows: int
 ) -> list[float]:
     """Return the summed loss of each of these examples, in order."""
     by_id: dict[int, float] = {}
@@ -72,7 +75,11 @@ def losses_by_example(
 
 
 def captions_of(
-    half: Any, processor: Any, examples: Sequence[TrainingExample], rows: int, max_new_tokens: int
+    half: Half,
+    processor: Processor,
+    examples: Sequence[TrainingExample],
+    rows: int,
+    max_new_tokens: int,
 ) -> list[str]:
     """Return the generated captions of these examples, in order."""
     make_greedy(half, processor)
@@ -87,8 +94,8 @@ def captions_of(
 
 
 def score(
-    half: Any,
-    processor: Any,
+    half: Half,
+    processor: Processor,
     examples: Sequence[TrainingExample],
     rows: int,
     max_new_tokens: int,
@@ -140,8 +147,8 @@ def tensorboard(folder: str, done: int) -> Iterator[Callable[[str, float, int], 
 class HeldOutEvaluation:
     """The held-out examples of one training."""
 
-    half: Any
-    processor: Any
+    half: Half
+    processor: Processor
     examples: Sequence[TrainingExample]
     job: TuneJob
 
@@ -230,7 +237,11 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
 
 
 def _score(
-    job: TuneJob, processor: Any, report: EventReporter, confirm: Callable[[], None], half: Any
+    job: TuneJob,
+    processor: Processor,
+    report: EventReporter,
+    confirm: Callable[[], None],
+    half: Half,
 ) -> None:
     """Score the half on the held-out examples, without training."""
     examples = _examples(job, processor, half, job.held_out)
@@ -244,7 +255,11 @@ def _score(
 
 
 def _tune(
-    job: TuneJob, processor: Any, report: EventReporter, confirm: Callable[[], None], half: Any
+    job: TuneJob,
+    processor: Processor,
+    report: EventReporter,
+    confirm: Callable[[], None],
+    half: Half,
 ) -> None:
     folder = Path(job.folder)
     keep_differentiable(half)
@@ -316,7 +331,7 @@ def is_written(job: TuneJob) -> bool:
 
 
 def _record(
-    job: TuneJob, progress: TrainingProgress, half: Any, end: int, *, finished: bool
+    job: TuneJob, progress: TrainingProgress, half: Half, end: int, *, finished: bool
 ) -> TrainingRecord:
     held = [parameter for parameter in half.parameters() if parameter.device.type != "meta"]
     trained = sum(parameter.numel() for parameter in held if parameter.requires_grad)
@@ -341,7 +356,7 @@ def _record(
 
 
 def _examples(
-    job: TuneJob, processor: Any, half: Any, items: list[TuneItem]
+    job: TuneJob, processor: Processor, half: Half, items: list[TuneItem]
 ) -> list[TrainingExample]:
     store, namespaces = open_store(job.store), [job.features_namespace, *job.other_features]
     features = RecordUnion([RecordSet(store, "features", namespace) for namespace in namespaces])

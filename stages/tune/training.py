@@ -34,6 +34,7 @@ from stages.models.halves.generate import forward
 from stages.models.halves.records import FeatureRecord
 from stages.models.processors.prepare import answer_ids, drop_end_token, full_answer_ids, rebuild
 from stages.models.processors.processor_calls import text_ids
+from stages.models.protocols import Half, Processor
 from stages.process.events import EventReporter
 from stages.tune import ADAMW8, PAGED_ADAMW8
 
@@ -63,8 +64,8 @@ class TrainingExample:
 
 
 def make_example(
-    half: Any,
-    processor: Any,
+    half: Half,
+    processor: Processor,
     read: Callable[[], FeatureRecord],
     prompt: str,
     caption: str,
@@ -105,7 +106,11 @@ def group_batches(
 
 
 def loss_of(
-    half: Any, processor: Any, examples: Sequence[TrainingExample], *, per_caption: bool = False
+    half: Half,
+    processor: Processor,
+    examples: Sequence[TrainingExample],
+    *,
+    per_caption: bool = False,
 ) -> torch.Tensor:
     """Return the summed loss of all tokens of these captions, or of each caption [examples] with
     `per_caption`. Their prompts have equal lengths."""
@@ -125,8 +130,8 @@ def loss_of(
 
 
 def logits_of(
-    half: Any,
-    processor: Any,
+    half: Half,
+    processor: Processor,
     examples: Sequence[TrainingExample],
     caption_ids: torch.Tensor,
     count: int,
@@ -142,7 +147,7 @@ def logits_of(
     return taken[-1][:, -count:]
 
 
-def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None:
+def check_trainable(half: Half, processor: Processor, example: TrainingExample) -> None:
     """Raise UsageError for a half that one forward pass cannot train: its output differs from
     `generate`, or it sees later tokens."""
     caption = ForcedCaption(example.row, example.prompt, example.ids[None])
@@ -162,7 +167,7 @@ def check_trainable(half: Any, processor: Any, example: TrainingExample) -> None
         )
 
 
-def end_token_of(half: Any, processor: Any, examples: Sequence[TrainingExample]) -> int:
+def end_token_of(half: Half, processor: Processor, examples: Sequence[TrainingExample]) -> int:
     """Return the end token of captions. If the half stops at several tokens, return the one that is
     most likely after these captions."""
     ends, whole = end_ids_of(half), [candidate for candidate in examples if not candidate.is_cut]
@@ -220,8 +225,8 @@ def refuse_not_finite(number: float, of: str) -> None:
 class Trainer:
     """A training in progress."""
 
-    half: Any
-    processor: Any
+    half: Half
+    processor: Processor
     trained: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer
     report: EventReporter
@@ -284,7 +289,7 @@ class Trainer:
         return total
 
 
-def keep_differentiable(half: Any) -> None:
+def keep_differentiable(half: Half) -> None:
     """Keep 4-bit layers in a form that supports gradients. On a CPU with AVX-512 BF16, bitsandbytes
     repacks their weights in the first pass without training, and no gradient passes them
     afterwards."""
@@ -293,7 +298,7 @@ def keep_differentiable(half: Any) -> None:
             setattr(module, PACKS, False)
 
 
-def without_gradients(half: Any, function: Callable[[], Any]) -> Any:
+def without_gradients(half: Half, function: Callable[[], Any]) -> Any:
     """Return the result of a function that runs the half in evaluation mode."""
     half.eval()
     try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.models.halves.boundary import hears, modules_called, within
 from stages.models.halves.features import encode, is_content
 from stages.models.halves.generate import generate
@@ -38,7 +38,7 @@ def test_three_halves_give_what_the_whole_model_gives(variant: str, tmp_path: Pa
     _assert_apart(tmp_path, run.bytes, run.loaded)
 
 
-def _assert_apart(folder: Path, whole: int, halves: dict[Half, ReloadableHalf]) -> None:
+def _assert_apart(folder: Path, whole: int, halves: dict[HalfName, ReloadableHalf]) -> None:
     """No half holds weights of another, but for the modules that it calls."""
     skeleton = skeleton_of(*config_and_class(folder, False))
     names: list[dict[str, int]] = []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor
 
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.models import ModelProfile, describe, load_half
 from stages.models.processors.blank_clips import Clip
 
@@ -88,7 +88,7 @@ def joint_model(folder: Path) -> Any:
 
 
 @functools.cache
-def half_model(folder: Path, keep: Half) -> Any:
+def half_model(folder: Path, keep: HalfName) -> Any:
     """One half of it, loaded from disk."""
     return load_half(folder, keep, dtype=torch.float32)
 

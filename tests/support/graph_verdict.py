@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import PenstockError
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.export.graphs.make import MAX_DIFFERENCE, Encoders, Trial, difference, make_graphs
 from stages.models.halves.features import encode, text_vectors
 from stages.models.halves.load import load_half
@@ -75,7 +75,7 @@ def judge_graphs(family: str, folder: Path) -> GraphVerdict:
     return _judged(family, folder, "vision", seen, {f"{n} again": r for n, r in unseen.items()})
 
 
-def judge_dual_graphs(name: str, half: Half, folder: Path) -> GraphVerdict:
+def judge_dual_graphs(name: str, half: HalfName, folder: Path) -> GraphVerdict:
     """Build a dual encoder, save it to `folder`, and judge graphs of one of its halves."""
     if (why := dual_encoders.refusal(dual_encoders.names()[name])) is not None:
         return GraphVerdict(name=name, results={}, refused=why)
@@ -96,7 +96,7 @@ def judge_dual_graphs(name: str, half: Half, folder: Path) -> GraphVerdict:
 
 
 def _judged(
-    name: str, folder: Path, half: Half, seen: Mapping[str, Run], unseen: Mapping[str, Run]
+    name: str, folder: Path, half: HalfName, seen: Mapping[str, Run], unseen: Mapping[str, Run]
 ) -> GraphVerdict:
     """Make graphs with the ways that are seen, and try all."""
     try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from artifacts.digests import digest_of
 from artifacts.errors import ModelChanged, UsageError
-from artifacts.schema import Half, Part
+from artifacts.schema import HalfName, Part
 from flows.commands.export import EXPORTED, EXPORTED_VECTORS, EXPORTS
 from flows.commands.export import GRAPHS as GRAPH_EXPORTS
 from flows.commands.export.costs import HESSIAN_BYTES
@@ -183,7 +183,7 @@ def graph_job(
 ) -> GraphJob:
     """Return the job that makes graphs of these halves."""
     model, held = job.model, job.model.profile.parts
-    halves: list[Half] = [part for part in parts if part != "whole"]
+    halves: list[HalfName] = [part for part in parts if part != "whole"]
     return GraphJob(
         model=str(model.folder),
         recipe=recipe,

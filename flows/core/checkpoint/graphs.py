@@ -12,7 +12,7 @@ from artifacts.disk.files import read_kept, write_json
 from artifacts.disk.paths import machine_cache
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.packages import install_command, is_installed
-from artifacts.schema import Half, Part
+from artifacts.schema import HalfName, Part
 from flows.core.options.commands import RunOptions
 from flows.core.options.precision import TORCH
 from stages.decode.engines import AUTO
@@ -225,7 +225,9 @@ def _why_unused(folder: Path, manifest: GraphManifest | None, device: str) -> st
     return ""
 
 
-def _graph_use(config: RunOptions, manifest: GraphManifest, half: Half, device: str) -> GraphUse:
+def _graph_use(
+    config: RunOptions, manifest: GraphManifest, half: HalfName, device: str
+) -> GraphUse:
     backend = config.vision_backend
     graphs, files = manifest.halves[half], manifest.files_of(half)
     if backend == TENSORRT:
@@ -275,7 +277,7 @@ def _check_files(folder: Path, manifest: GraphManifest, digest: Callable[[Path],
 def _check_source(
     folder: Path,
     graphs: HalfGraphs,
-    half: Half,
+    half: HalfName,
     weights: Mapping[str, str],
     profile: ModelProfile,
 ) -> None:

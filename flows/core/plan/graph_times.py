@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from artifacts.records.store import Store
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from flows.core.checkpoint.graphs import GraphSpeed, store_speed
 from flows.core.checkpoint.models import digests_in, open_model
 from flows.core.job.pass_mode import replanned_once
@@ -15,7 +15,7 @@ from stages.export import TimingJob
 from stages.models.graphs.sessions import ONNX
 from stages.models.half_job import HalfJob
 
-PART: Half = "vision"
+PART: HalfName = "vision"
 
 
 def time_graphs(name: str, device: str, store: Store, launcher: Launcher) -> GraphSpeed:

@@ -29,6 +29,7 @@ from stages.models.loading import ModelJob, facts
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import opens_reasoning
 from stages.models.processors.processor_calls import TEXT_IDS
+from stages.models.protocols import Half, Processor
 
 
 class TransformersEngine:
@@ -53,7 +54,7 @@ class TransformersEngine:
     def refusal(self, request: DecodeRequest) -> UsageError | None:
         generate_kwargs, prompts = self.generate_kwargs.of(request.item), [request.item.prompt]
 
-        def check(half: Any) -> UsageError | None:
+        def check(half: Half) -> UsageError | None:
             inputs = prompts_for(
                 half, self.processor, [request.features], prompts, generate_kwargs.generation
             )
@@ -97,7 +98,7 @@ class TransformersEngine:
     def generate_batch(self, requests: Sequence[DecodeRequest]) -> list[CaptionOutput]:
         return self.half.call(partial(self._generate, requests))
 
-    def _generate(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
+    def _generate(self, requests: Sequence[DecodeRequest], half: Half) -> list[CaptionOutput]:
         by_index: dict[int, CaptionOutput] = {}
         for indexes in _groups(requests):
             group = [requests[index] for index in indexes]
@@ -113,7 +114,7 @@ class TransformersEngine:
             by_index.update(zip(indexes, outputs, strict=True))
         return [by_index[index] for index in range(len(requests))]
 
-    def _generate_group(self, requests: Sequence[DecodeRequest], half: Any) -> list[CaptionOutput]:
+    def _generate_group(self, requests: Sequence[DecodeRequest], half: Half) -> list[CaptionOutput]:
         """Return the captions of rows with the same settings, from one call of `generate`."""
         items, rows = [one.item for one in requests], [one.features for one in requests]
         generate_kwargs = self.generate_kwargs.of(items[0])
@@ -145,7 +146,7 @@ class TransformersEngine:
 class EndsAtStopString(StoppingCriteria):
     """Ends each row of a batch at the first stop string."""
 
-    def __init__(self, generate_kwargs: GenerateKwargs, processor: Any) -> None:
+    def __init__(self, generate_kwargs: GenerateKwargs, processor: Processor) -> None:
         self._generate_kwargs, self._processor = generate_kwargs, processor
         self._prompt_length: int | None = None
         """Number of tokens before the first generated one. The first call follows that token."""
@@ -171,8 +172,8 @@ def _ends_withdrawn(
 
 
 def generate_rows(
-    half: Any,
-    processor: Any,
+    half: Half,
+    processor: Processor,
     rows: Sequence[FeatureRecord],
     prompts: Sequence[str],
     max_new_tokens: int,
@@ -187,8 +188,8 @@ def generate_rows(
 
 
 def run_generate(
-    half: Any,
-    processor: Any,
+    half: Half,
+    processor: Processor,
     inputs: Mapping[str, Any],
     features: Mapping[str, Any],
     generate_kwargs: GenerateKwargs,
@@ -226,7 +227,7 @@ def run_generate(
 
 
 def _generate_watched(
-    half: Any,
+    half: Half,
     inputs: Mapping[str, Any],
     features: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -262,7 +263,7 @@ def _settings(one: DecodeRequest) -> tuple[str, ...]:
     return (text, one.item.key) if is_isolated else (text,)
 
 
-def _lengths(half: Any, new: torch.Tensor) -> list[tuple[int, Ended]]:
+def _lengths(half: Half, new: torch.Tensor) -> list[tuple[int, Ended]]:
     """Return the number of tokens of each row, its end token included, and its finish reason."""
     ends = half.generation_config.eos_token_id
     known = torch.tensor([ends] if isinstance(ends, int) else list(ends or ()), dtype=new.dtype)

@@ -25,7 +25,7 @@ from torch import nn
 from artifacts.errors import PenstockError, UsageError
 from artifacts.packages import install_command
 from artifacts.records.tensors import name_tensors
-from artifacts.schema import Half, MediaKind
+from artifacts.schema import HalfName, MediaKind
 from stages.embed_texts.run import TextReader
 from stages.memory.meta_device import tensors
 from stages.models.dry_run import quiet
@@ -53,6 +53,7 @@ from stages.models.processors.loading import takes_videos
 from stages.models.processors.prepare import prepare
 from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
+from stages.models.protocols import Half, Processor, module_of
 from stages.process.exit_diagnosis import out_of_memory
 
 PROMPTS = ("describe ", "describe what is seen here in one sentence ", "what is that? ")
@@ -90,7 +91,7 @@ class Trial:
 
 
 def trials(
-    half: Any, part: Half, processor: Any, *, dual: bool, frames_per_video: int
+    half: Half, part: HalfName, processor: Processor, *, dual: bool, frames_per_video: int
 ) -> Iterator[Trial]:
     """Yield the test inputs of a half. The first of each kind has several items, and its graph is
     traced."""
@@ -118,7 +119,7 @@ def trials(
             yield Trial(name=f"{kind}s of different sizes", run=_run_images(prepared))
 
 
-def texts_of(processor: Any) -> list[str]:
+def texts_of(processor: Processor) -> list[str]:
     """Return texts of words from the model's vocabulary, as users write them in searches."""
     known = sorted(processor.tokenizer.get_vocab())
     known_words = [letters for token in known if (letters := LETTERS.sub("", token)).isalpha()]
@@ -132,7 +133,7 @@ def _noise(kind: MediaKind, count: int, height: int, width: int, seed: int) -> C
     return clip_of(kind, drawn)
 
 
-def _prepared(processor: Any, clip: Clip, dual: bool, prompt: str) -> Prepared:
+def _prepared(processor: Processor, clip: Clip, dual: bool, prompt: str) -> Prepared:
     return prepare_images(processor, clip) if dual else prepare(processor, clip, prompt)
 
 
@@ -304,14 +305,14 @@ Encoders = dict[str, GraphEncoder]
 
 
 def make_graphs(
-    half: Any, part: Half, tried: Sequence[Trial], folder: Path, precision: str
+    half: Half, part: HalfName, tried: Sequence[Trial], folder: Path, precision: str
 ) -> tuple[Encoders, float]:
     """Write the graphs of a half into a folder and test them. Return them, and their largest
     difference from the encoders, relative to the largest number. Afterwards the half runs the
     graphs in place of its encoders. Raises UsageError if an encoder cannot be exported, or if its
     graph computes something else."""
     encoders: Encoders = {}
-    watched = [encoder_calls(half, partial(trial.run, half)) for trial in tried]
+    watched = [encoder_calls(module_of(half), partial(trial.run, half)) for trial in tried]
     for request in _graph_requests(half, [call for _, calls in watched for call in calls]):
         _add_graph(half, part, request, encoders, folder, precision)
     if not encoders:
@@ -332,7 +333,7 @@ def make_graphs(
     return encoders, furthest
 
 
-def _run_trial(trial: Trial, half: Any) -> Any:
+def _run_trial(trial: Trial, half: Half) -> Any:
     """Run a half with graphs on a trial. Raises UsageError if they do not accept its input."""
     try:
         return trial.run(half)
@@ -350,7 +351,7 @@ class _GraphRequest(NamedTuple):
     """Axes whose lengths differ among the calls of this kind."""
 
 
-def _graph_requests(half: Any, calls: Sequence[EncoderCall]) -> list[_GraphRequest]:
+def _graph_requests(half: Half, calls: Sequence[EncoderCall]) -> list[_GraphRequest]:
     """Return the calls, each with the inputs of its graph and their varying axes."""
     grouped, kinds = [], dict[str, list[GraphInputs]]()
     packed: dict[str, bool] = {}
@@ -375,7 +376,12 @@ def _varying(kind: Sequence[GraphInputs]) -> Varying:
 
 
 def _add_graph(
-    half: Any, part: Half, request: _GraphRequest, made: Encoders, folder: Path, precision: str
+    half: Half,
+    part: HalfName,
+    request: _GraphRequest,
+    made: Encoders,
+    folder: Path,
+    precision: str,
 ) -> None:
     """Make the graph of a call, unless an existing graph accepts it."""
     path = request.call.path

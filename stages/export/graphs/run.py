@@ -18,7 +18,7 @@ from artifacts.disk.paths import sync_folder
 from artifacts.disk.regular_files import open_regular
 from artifacts.packages import require_extra
 from artifacts.records.keys import hash_file
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.embed_texts import TEXTS_PER_BATCH
 from stages.embed_texts.run import TextReader
 from stages.export import GRAPHS, PACKAGES, GraphJob
@@ -31,6 +31,7 @@ from stages.models.halves.load import load_half
 from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.hub.checkpoint import CONFIG, INDEX, small_files
 from stages.models.processors.loading import load_processor
+from stages.models.protocols import Half, Processor
 from stages.models.published import stating_as_published
 from stages.models.shards.layout import claimed, keeping_files, write_rest
 from stages.process.deferred_imports import import_transformers
@@ -101,7 +102,7 @@ def _write_graphs(job: GraphJob, source: Path, folder: Path, report: EventReport
 
 
 def _half(
-    job: GraphJob, source: Path, part: Half, weights: Mapping[str, str], folder: Path
+    job: GraphJob, source: Path, part: HalfName, weights: Mapping[str, str], folder: Path
 ) -> HalfGraphs:
     precision, dual = GRAPHS[job.kind], job.route == "dual"
     processor = load_processor(source, job.trust_remote_code, generates=not dual)
@@ -112,7 +113,7 @@ def _half(
         part, lambda extra_modules: load(extra_modules=extra_modules), extra_modules, job.files
     )
 
-    def make(half: Any) -> tuple[Encoders, float]:
+    def make(half: Half) -> tuple[Encoders, float]:
         with torch.inference_mode(False), torch.no_grad():
             frames = job.frames_per_video
             tried = list(trials(half, part, processor, dual=dual, frames_per_video=frames))
@@ -132,11 +133,11 @@ def _half(
     )
 
 
-def _vectors(held: ReloadableHalf, processor: Any) -> torch.Tensor:
+def _vectors(held: ReloadableHalf, processor: Processor) -> torch.Tensor:
     """Return the vectors of the texts on which a text half is tested."""
     texts = texts_of(processor)
 
-    def vectors(half: Any) -> torch.Tensor:
+    def vectors(half: Half) -> torch.Tensor:
         reader = TextReader(processor, half)
         batches = (texts[at : at + TEXTS_PER_BATCH] for at in range(0, len(texts), TEXTS_PER_BATCH))
         return torch.cat([text_vectors(half, reader.inputs(b)).float() for b in batches])

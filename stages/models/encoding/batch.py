@@ -26,7 +26,7 @@ import torch
 
 from artifacts.errors import HalfChecked
 from artifacts.records.tensors import pack_tree
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from artifacts.wording import counted
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import item_fault
@@ -37,6 +37,7 @@ from stages.models.halves.records import CannotSplit, FeatureRecord, rule_of_inp
 from stages.models.halves.split_route import AUDIO
 from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
+from stages.models.protocols import Half
 from stages.models.streaming.load import run_calls
 from stages.process.checks import PASSES, Verdicts
 
@@ -59,7 +60,7 @@ def undivided(row: Prepared) -> FeatureRecord:
 
 
 def encode_batches(
-    half: Any, batches: Sequence[Sequence[Prepared]], part: Half = "vision"
+    half: Half, batches: Sequence[Sequence[Prepared]], part: HalfName = "vision"
 ) -> list[list[FeatureRecord]]:
     """Return a feature record for each chunk of each batch, in order. Sounds pass alone: they are
     small, and their bytes then depend on nothing else."""
@@ -96,7 +97,7 @@ def passes_with(row: Prepared) -> str:
 
 
 def _encode_together(
-    half: Any, rows: list[Prepared], part: Half = "vision"
+    half: Half, rows: list[Prepared], part: HalfName = "vision"
 ) -> list[FeatureRecord] | None:
     """Encode rows together. Return None if the features cannot be assigned to rows."""
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
@@ -165,7 +166,7 @@ class PassChecks:
         rows = {"rows": row.rows, "size_class": row.size_class, "threads": self._threads}
         return {"half": self._half.digest, **rows}
 
-    def decided(self, half: Any, row: PassRow) -> PassRow:
+    def decided(self, half: Half, row: PassRow) -> PassRow:
         """Return the row, alone if its class does not hold among others. A class without a verdict
         is checked. Raises HalfChecked if the half has no result that can be repeated."""
         holds = self.result(row)
@@ -178,7 +179,7 @@ class PassChecks:
             )
         return self.decided(half, replace(row, rows=1))
 
-    def _check(self, half: Any, row: PassRow) -> bool:
+    def _check(self, half: Half, row: PassRow) -> bool:
         holds = _holds(half, row)
         features = f"features are {'the same' if holds else 'not the same'} each time"
         inputs = f"{counted(row.rows, 'input')} of 2^{row.size_class} values"
@@ -186,7 +187,7 @@ class PassChecks:
         return bool(self._verdicts.keep(PASSES, self.about(row), {"holds": holds}, text)["holds"])
 
 
-def encode_passes(half: Any, rows: Sequence[PassRow], checks: PassChecks) -> list[FeatureRecord]:
+def encode_passes(half: Half, rows: Sequence[PassRow], checks: PassChecks) -> list[FeatureRecord]:
     """Return the feature record of each row, in order. Raises HalfChecked."""
     rows = [checks.decided(half, row) for row in rows]
     passes = list(_passes(rows))
@@ -197,7 +198,7 @@ def encode_passes(half: Any, rows: Sequence[PassRow], checks: PassChecks) -> lis
     return [by_row[at] for at in range(len(rows))]
 
 
-def _holds(half: Any, row: PassRow) -> bool:
+def _holds(half: Half, row: PassRow) -> bool:
     """Return whether the bytes of a row are the same at other places and beside other values. An
     encoder that refuses several rows at once takes each alone."""
     own, size = row.prepared, row.rows

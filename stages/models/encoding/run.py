@@ -30,7 +30,7 @@ from artifacts.records.claims import claims_at
 from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.records.tensors import pack_tree
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.memory.meta_device import tensors
 from stages.memory.oom_retry import (
     RETRY,
@@ -134,6 +134,8 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+Lent = TypeVar("Lent")
+"""The kind of processor that the threads use."""
 Outcome = tuple[list[Made], str | None]
 """The result in a list, and None; or an empty list, and the allocator's message."""
 
@@ -142,11 +144,16 @@ class Readers(Generic[Item, Made]):
     """Threads that prepare items. A context manager that cancels what was not begun."""
 
     def __init__(
-        self, prepare: Callable[[Any, Item], Made], processor: Any, count: int, *, reads_text: bool
+        self,
+        prepare: Callable[[Lent, Item], Made],
+        processor: Lent,
+        count: int,
+        *,
+        reads_text: bool,
     ) -> None:
         """`prepare` gets a processor and an item. Without `reads_text` it calls no tokenizer, so
         all threads share one."""
-        self._prepare = prepare
+        self._prepare: Callable[[Any, Item], Made] = prepare
         self._permits = Semaphore(count)
         self._count = count
         self._processors: SimpleQueue[Any] = SimpleQueue()
@@ -194,7 +201,7 @@ class Readers(Generic[Item, Made]):
         finally:
             self._processors.put(processor)
 
-    def _copy(self, processor: Any, reads_text: bool) -> None:
+    def _copy(self, processor: Lent, reads_text: bool) -> None:
         """Copy the processor for the other threads, before the first use of any."""
         tokenizer = getattr(processor, "tokenizer", None)
         shared = {} if reads_text else {id(tokenizer): tokenizer}
@@ -222,7 +229,7 @@ class EncodeSpec:
     """Name of the stage."""
     kind: str
     """Kind of its records."""
-    part: Half = "vision"
+    part: HalfName = "vision"
     """Half that computes it."""
     inputs: str = "frames"
     """Kind of the records that it reads."""

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import gguf
@@ -33,6 +33,9 @@ from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.gguf.masks import blocks_of
 from stages.models.halves.absent import MissingModule
 from stages.models.published import FIELD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WIDTH, HEADS, INNER, WORDS, TOKENS = 32, 2, 64, 8, 5
 EXPECTED = (
@@ -314,7 +317,7 @@ class GgufDecoder(MissingModule):
 def load_with_gguf(
     file: Path,
     config: Any,
-    skeleton: Any,
+    skeleton: "PreTrainedModel",
     load: Callable[[Sequence[str]], Any],
     *,
     on_gpu: bool = False,
@@ -332,14 +335,14 @@ def load_with_gguf(
     return half
 
 
-def core_paths(skeleton: Any) -> tuple[str, str]:
+def core_paths(skeleton: "PreTrainedModel") -> tuple[str, str]:
     """Return the paths of the text decoder and of the output head."""
     decoder, head = skeleton.get_decoder(), skeleton.get_output_embeddings()
     paths = {id(module): path for path, module in skeleton.named_modules()}
     return paths[id(decoder)], paths[id(head)]
 
 
-def core_names(skeleton: Any, mapping: TextMapping) -> dict[str, str | None]:
+def core_names(skeleton: "PreTrainedModel", mapping: TextMapping) -> dict[str, str | None]:
     """Return the weights of the text decoder and of the output head: path in the model → name in a
     GGUF file; None: it has no place there."""
     architectures = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}

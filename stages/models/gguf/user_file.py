@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import numpy as np
@@ -43,6 +43,9 @@ from stages.models.gguf.header import (
 from stages.models.gguf.llama_context import file_type
 from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.shards.layout import check_free
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EQUIVALENT = {"qwen2vl": "paddleocr", "mistral3": "llama"}
 """Architecture of a file → the one as which it is loaded: the same computation."""
@@ -73,7 +76,7 @@ Stored = Mapping[str, tuple[Path, str]]
 
 
 def compared(
-    file: Path, config: Any, skeleton: Any, stored: Stored
+    file: Path, config: Any, skeleton: "PreTrainedModel", stored: Stored
 ) -> tuple[GgufHeader, TextMapping]:
     """Compare a file with a checkpoint, of whose weights those in `stored` are local. Return its
     header, and how the checkpoint's decoder is mapped. Raises UsageError."""
@@ -83,7 +86,7 @@ def compared(
     return header, mapping
 
 
-def _check_file(header: GgufHeader, skeleton: Any, mapping: TextMapping) -> None:
+def _check_file(header: GgufHeader, skeleton: "PreTrainedModel", mapping: TextMapping) -> None:
     """Compare metadata and tensors with those that the checkpoint's decoder has. Raises
     UsageError."""
     stated, own = header.architecture, mapping.architecture
@@ -153,7 +156,9 @@ def _equal(key: str, actual: Any, wanted: Any) -> bool:
     return type(actual) is type(wanted) and bool(actual == wanted)
 
 
-def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int, ...]]:
+def expected_shapes(
+    skeleton: "PreTrainedModel", mapping: TextMapping
+) -> dict[str, tuple[int, ...]]:
     """Return the tensors of the decoder and the output head: name in a GGUF file → shape."""
     shapes = {
         name: tuple(mapping.changed(path, weight).shape)
@@ -162,7 +167,9 @@ def expected_shapes(skeleton: Any, mapping: TextMapping) -> dict[str, tuple[int,
     return shapes | {name: tuple(values.shape) for name, values in mapping.added().items()}
 
 
-def _weights(skeleton: Any, mapping: TextMapping) -> Iterator[tuple[str, str, torch.Tensor]]:
+def _weights(
+    skeleton: "PreTrainedModel", mapping: TextMapping
+) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield each weight of the decoder and the output head: its name in a GGUF file, its path in
     the model, and itself. Raises UsageError for one that has no place there."""
     for path, name in core_names(skeleton, mapping).items():
@@ -192,7 +199,9 @@ def check_tokens(header: GgufHeader, tokenizer: Any, placeholders: Collection[st
             raise unfit(header, f"its token {at} is {actual!r}, and the tokenizer's {token!r}")
 
 
-def _check_weights(header: GgufHeader, skeleton: Any, mapping: TextMapping, stored: Stored) -> None:
+def _check_weights(
+    header: GgufHeader, skeleton: "PreTrainedModel", mapping: TextMapping, stored: Stored
+) -> None:
     """Compare norms and some embeddings with those that the checkpoint holds. Raises UsageError."""
     for name, path, weight in _weights(skeleton, mapping):
         if path not in stored:
@@ -249,7 +258,9 @@ BLOCK_BYTES = 16 << 20
 """Bytes that are copied at a time."""
 
 
-def fitted(file: Path, config: Any, skeleton: Any, stored: Stored, copy: Path) -> Path:
+def fitted(
+    file: Path, config: Any, skeleton: "PreTrainedModel", stored: Stored, copy: Path
+) -> Path:
     """Compare a user's file as `compared` does. Return the file that llama.cpp loads: that one, or
     a `copy` that is made if it is not there. Raises UsageError, EnvironmentFault."""
     header, mapping = compared(file, config, skeleton, stored)

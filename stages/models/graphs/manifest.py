@@ -12,7 +12,7 @@ from typing import Any
 from artifacts.disk.json_records import read_record
 from artifacts.disk.json_shapes import ShapeError, count, number, read_json, text
 from artifacts.errors import EnvironmentFault
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.models.graphs import FOLDER
 
 FILE = "graphs.json"
@@ -82,7 +82,7 @@ class GraphManifest:
     """Name of each file beside the manifest → SHA-256 of its content."""
     sizes: Mapping[str, int]
     """Name of each of those files → its size in bytes."""
-    halves: Mapping[Half, HalfGraphs]
+    halves: Mapping[HalfName, HalfGraphs]
     made_by: Mapping[str, str]
     """Name of each library → its version."""
 
@@ -98,7 +98,7 @@ class GraphManifest:
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
 
-    def files_of(self, half: Half) -> list[str]:
+    def files_of(self, half: HalfName) -> list[str]:
         """Return the names of the files of a half's graphs: graph files, and files of their
         external weights."""
         named = {graph.file for encoder in self.halves[half].towers for graph in encoder.graphs}

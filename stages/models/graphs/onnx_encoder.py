@@ -42,7 +42,7 @@ from torch.utils.dlpack import from_dlpack
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.records.tensors import place_tensors
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.memory.meta_device import changed
 from stages.models.graphs import FOLDER
 from stages.models.graphs.manifest import Graph, GraphEncoder, HalfGraphs, read_manifest
@@ -473,7 +473,7 @@ def _has_shape(tensor: torch.Tensor, shape: Sequence[int]) -> bool:
 
 def load_with_graphs(
     model: Path,
-    half: Half,
+    half: HalfName,
     providers: Providers,
     like: torch.Tensor,
     load: Callable[[Sequence[str]], Any],
@@ -494,7 +494,7 @@ def load_with_graphs(
     return loaded
 
 
-def graphs_of(model: Path, half: Half) -> HalfGraphs:
+def graphs_of(model: Path, half: HalfName) -> HalfGraphs:
     """Return the manifest entry of a half's graphs. Raises PenstockError if there are none."""
     manifest = read_manifest(model)
     if manifest is None or half not in manifest.halves:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import PenstockError
+from stages.models.protocols import Half
 
 
 class NeedsWeights(PenstockError, RuntimeError):
@@ -120,7 +121,7 @@ ALLOWED_MODULES = (
 """Modules whose classes may stand between linear layers."""
 
 
-def chunk_position_wise(half: Any, rows: int) -> int:
+def chunk_position_wise(half: Half, rows: int) -> int:
     """Make the MLPs of a half's layers process at most `rows` positions at once, permanently.
     Return the number of such MLPs. A second call changes nothing."""
     chunked = [m for m in half.modules() if isinstance(m.__dict__.get("forward"), _ChunkedForward)]
@@ -150,7 +151,7 @@ class _ChunkedForward:
         return made.view(*hidden.shape[:-1], -1)
 
 
-def _mlps(half: Any) -> Iterator[nn.Module]:
+def _mlps(half: Half) -> Iterator[nn.Module]:
     """Yield the position-wise modules of the half's layers that are wider inside than outside. One
     module of each class and shape is tested."""
     verdicts: dict[Any, bool] = {}
@@ -187,7 +188,7 @@ def _is_allowed(leaf: nn.Module) -> bool:
     return named or isinstance(leaf, nn.Identity)
 
 
-def _is_position_wise(module: nn.Module, width: int, half: Any) -> bool:
+def _is_position_wise(module: nn.Module, width: int, half: Half) -> bool:
     """Return whether two positions together give what each gives alone, for any arrangement."""
     rows = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0))
     rows = rows.to(device=half.device, dtype=half.dtype)

@@ -43,10 +43,11 @@ from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from artifacts.errors import UsageError
-from artifacts.schema import Half, Part
+from artifacts.schema import HalfName, Part
 from artifacts.wording import counted, first_of
 from stages.memory.cuda_graphs import same_bits
 from stages.models.halves.absent import MissingModule, MissingWeight, NeedsWeights
+from stages.models.protocols import Half
 from stages.process.checks import WINDOWS, Verdicts
 
 ATTENTION: Final = "penstock_flash_windows"
@@ -108,7 +109,7 @@ def windows_of(boundaries: torch.Tensor) -> Windows:
     return windows
 
 
-def group_windows(half: Any) -> int:
+def group_windows(half: Half) -> int:
     """Have a half's attention modules with windows compute each length at once, permanently. Return
     their number. Only SDPA is replaced."""
     from transformers import AttentionInterface
@@ -211,7 +212,7 @@ class StoredWindows:
         self._stored = {n: e for v in verdicts.of(WINDOWS, {}) for n, e in v.outcome.items()}
         EQUAL.update(self._stored)
 
-    def keep(self, half: Any) -> dict[str, Any]:
+    def keep(self, half: Half) -> dict[str, Any]:
         """Store new results. Return which windows of this half are computed with one call per
         length, and which one by one because the bits would differ."""
         if new := {name: equal for name, equal in EQUAL.items() if name not in self._stored}:
@@ -283,7 +284,7 @@ def makes_vectors(cls: type) -> bool:
     return methods and not issubclass(cls, GenerationMixin)
 
 
-def units_absent(model: nn.Module, cls: type, keep: Half) -> list[str]:
+def units_absent(model: nn.Module, cls: type, keep: HalfName) -> list[str]:
     """Return the model's own parts that a half does not need; `cls` is the whole model's class."""
     by_image_method, by_text_method = (
         reached(cls, [name], names_in) for name in (IMAGE_METHOD, TEXT_METHOD)
@@ -312,7 +313,7 @@ def refuse_no_vectors(cls: type) -> None:
     )
 
 
-HALVES: tuple[Half, Half] = ("vision", "language")
+HALVES: tuple[HalfName, HalfName] = ("vision", "language")
 METHODS: Mapping[Part, tuple[str, ...]] = {
     "vision": ("get_image_features", "get_video_features"),
     "audio": ("get_audio_features",),
@@ -333,7 +334,7 @@ def absent_paths(model: nn.Module, keep: Part, extra_modules: Iterable[str] = ()
     return left_out
 
 
-def extra_module_of(model: nn.Module, error: NeedsWeights, keep: Half) -> str:
+def extra_module_of(model: nn.Module, error: NeedsWeights, keep: HalfName) -> str:
     """Return the path to load in addition to the half because of `error`. `model` is the half's
     skeleton. Below the reader, which is large, it is the module itself, else the whole unit."""
     left_out = next(p for p in _absent_paths(model, keep) if within(error.path, p))
@@ -352,7 +353,7 @@ def _without(model: nn.Module, left_out: str, piece: str) -> Iterator[str]:
         yield from _without(model, _join(left_out, name), piece)
 
 
-def _absent_paths(model: nn.Module, keep: Half) -> list[str]:
+def _absent_paths(model: nn.Module, keep: HalfName) -> list[str]:
     if makes_vectors(class_of(model)):
         return units_absent(model, class_of(model), keep)
     owner = _owner(model)
@@ -435,7 +436,7 @@ def _owner(model: nn.Module) -> str:
     return owner
 
 
-def belongs_to(path: str, halves: dict[Half, list[str]]) -> list[Half]:
+def belongs_to(path: str, halves: dict[HalfName, list[str]]) -> list[HalfName]:
     """Return the halves that keep the weight at `path`, given the paths that each leaves out."""
     return [half for half, absent in halves.items() if not any(within(path, p) for p in absent)]
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from artifacts.errors import UsageError
 from artifacts.records.tensors import make_record
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.memory.meta_device import tensors
 from stages.models.halves.boundary import IMAGE_METHOD, TEXT_METHOD, absent_paths
 from stages.models.halves.model_class import CONTENT, INVERTED, SOUNDS
@@ -34,6 +34,7 @@ from stages.models.halves.recorded import (
 )
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.halves.split_route import AUDIO, encoders
+from stages.models.protocols import Half, Processor, module_of
 
 UNREAD = (
     "last_hidden_state",
@@ -110,7 +111,7 @@ def is_content(name: str) -> bool:
     return is_pixels(name) or name in SOUNDS
 
 
-def encode(half: Any, inputs: Mapping[str, Any], part: Half = "vision") -> Features:
+def encode(half: Half, inputs: Mapping[str, Any], part: HalfName = "vision") -> Features:
     """Run the vision half on the pixels among a processor's outputs, or the audio half on the
     sound. Raises UsageError if there is nothing that it can encode."""
     outputs, shapes = {}, {}
@@ -205,7 +206,7 @@ def count_heard(record: Any) -> int | None:
     return count_tokens(twice(record)) if mask is None else int(mask.sum())
 
 
-def refuse_other_count(half: Any, record: Any, tokens: int) -> None:
+def refuse_other_count(half: Half, record: Any, tokens: int) -> None:
     """Refuse an output record of one sound with another number of features than the prompt has
     places: transformers cuts what is too much without an error. Raises UsageError."""
     if (count := count_heard(record)) not in (None, tokens):
@@ -239,20 +240,20 @@ LONGEST = 1 << 16
 """A tokenizer's limit of this many tokens or more means that it has no limit."""
 
 
-def image_vectors(half: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+def image_vectors(half: Half, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return one vector per image from the model's own method, not normalized."""
     made = encode(half, inputs)
     return one_each(made["image"], half, len(next(v for n, v in inputs.items() if is_pixels(n))))
 
 
-def text_vectors(half: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
+def text_vectors(half: Half, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return one vector per text from the model's own method, not normalized."""
     with torch.inference_mode():
         made = getattr(half, TEXT_METHOD)(**_texts(half, TEXT_METHOD, inputs))
     return one_each(made, half, len(inputs["input_ids"]))
 
 
-def max_text_tokens(processor: Any, half: Any) -> int:
+def max_text_tokens(processor: Processor, half: Half) -> int:
     """Return the maximum tokens per text, from the tokenizer and the half's positions; 0 if neither
     states it."""
     config = getattr(half.config, "text_config", half.config)
@@ -264,7 +265,7 @@ def max_text_tokens(processor: Any, half: Any) -> int:
     return min(limits, default=0)
 
 
-def one_each(made: Any, half: Any, count: int) -> torch.Tensor:
+def one_each(made: Any, half: Half, count: int) -> torch.Tensor:
     """Return the vectors in an output record. Raises UsageError unless there are `count` vectors,
     one per image or text."""
     vectors = made if isinstance(made, torch.Tensor) else getattr(made, "pooler_output", None)
@@ -277,7 +278,7 @@ def one_each(made: Any, half: Any, count: int) -> torch.Tensor:
     )
 
 
-def logits(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> torch.Tensor:
+def logits(half: Half, inputs: Mapping[str, Any], vectors: torch.Tensor) -> torch.Tensor:
     """Return the model's logits, one row per image and one column per text. `half` is the text
     half, `inputs` belong to the texts, `vectors` to the images."""
     model = _handing_over(half, moved(vectors, half.device, half.dtype))
@@ -289,13 +290,13 @@ def logits(half: Any, inputs: Mapping[str, Any], vectors: torch.Tensor) -> torch
     return per_image
 
 
-def _texts(half: Any, method: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _texts(half: Half, method: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs of texts that a method of the half takes."""
     taken = inspect.signature(getattr(type(half), method)).parameters
     return {n: moved(v, half.device) for n, v in inputs.items() if n in taken and not is_pixels(n)}
 
 
-def _handing_over(half: Any, vectors: torch.Tensor) -> Any:
+def _handing_over(half: Half, vectors: torch.Tensor) -> Any:
     """Return a copy of the text half with the same weights, and stand-ins for the missing
     modules."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -309,9 +310,9 @@ def _handing_over(half: Any, vectors: torch.Tensor) -> Any:
         def forward(self, made: Any, *_: Any, **__: Any) -> Any:
             return made if isinstance(made, torch.Tensor) else made.pooler_output
 
-    model = copy.copy(half)
-    model._modules = dict(half._modules)
-    for at, name in enumerate(absent_paths(half, "language")):
+    model = copy.copy(module_of(half))
+    model._modules = dict(model._modules)
+    for at, name in enumerate(absent_paths(module_of(half), "language")):
         model._modules[name] = Projection() if at else Encoder()
     return model
 

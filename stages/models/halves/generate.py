@@ -41,6 +41,7 @@ from stages.models.halves.features import (
 from stages.models.halves.model_class import SOUNDS, USE_SOUND
 from stages.models.halves.records import RowCount, merge, split
 from stages.models.halves.split_route import AUDIO, MODALITIES, choose_route
+from stages.models.protocols import Half, module_of
 
 UNDIVIDED = "pixels"
 """Key of the pixels among the features, for a model that runs whole."""
@@ -55,7 +56,7 @@ last position is computed; one row may be rounded differently than many."""
 
 
 def generate(
-    half: Any,
+    half: Half,
     inputs: Mapping[str, Any],
     features: Mapping[str, Any],
     *,
@@ -75,7 +76,7 @@ def generate(
 
 
 def forward(
-    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+    half: Half, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> Any:
     """Return the output of one forward pass for the inputs of `generate`, with gradients enabled.
     Raises UsageError if features or inputs are missing."""
@@ -84,7 +85,7 @@ def forward(
 
 def _delivered(
     method: str,
-    half: Any,
+    half: Half,
     inputs: Mapping[str, Any],
     features: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -111,14 +112,14 @@ def _delivered(
     return DELIVER[route](half, method, text, features, options)
 
 
-def _prepares_alone(half: Any) -> bool:
+def _prepares_alone(half: Half) -> bool:
     """Return whether `generate` computes nothing from the prompt before the decoder runs."""
-    general = type(half).generate is GenerationMixin.generate
-    return general and not half.config.is_encoder_decoder
+    method: Any = type(half).generate
+    return method is GenerationMixin.generate and not half.config.is_encoder_decoder
 
 
 @contextmanager
-def _next_logits_only(half: Any) -> Iterator[None]:
+def _next_logits_only(half: Half) -> Iterator[None]:
     """Make the output head compute only the last position. Most classes request this themselves.
     The others would compute the logits of the whole prompt, although `generate` reads one row."""
     head = half.get_output_embeddings()
@@ -162,7 +163,7 @@ def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def _by_protocol(
-    half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any
+    half: Half, method: str, text: Any, features: Mapping[str, Any], options: Any
 ) -> Any:
     seen = {modality: record for modality, record in features.items() if modality != AUDIO}
     given: dict[str, Any] = {"mm_encoder_outputs": _copies(half, seen)} if seen else {}
@@ -179,7 +180,9 @@ def _of(model: Any, method: str) -> Callable[..., Any]:
     return function
 
 
-def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+def _by_replay(
+    half: Half, method: str, text: Any, features: Mapping[str, Any], options: Any
+) -> Any:
     """Pass pixels without storage to the model, and make its own methods return the features."""
     blank = _blank(half, features, lambda name: True)
     with _replayed(half, features, features):
@@ -187,7 +190,7 @@ def _by_replay(half: Any, method: str, text: Any, features: Mapping[str, Any], o
 
 
 def _blank(
-    half: Any, features: Mapping[str, Any], wanted: Callable[[str], bool]
+    half: Half, features: Mapping[str, Any], wanted: Callable[[str], bool]
 ) -> dict[str, torch.Tensor]:
     """Return pixels and sound without storage, as far as `wanted`."""
     shapes = getattr(features, "blank", {})
@@ -201,7 +204,7 @@ def _blank(
 
 
 @contextmanager
-def _replayed(half: Any, features: Mapping[str, Any], modalities: Iterable[str]) -> Iterator[None]:
+def _replayed(half: Half, features: Mapping[str, Any], modalities: Iterable[str]) -> Iterator[None]:
     """Make the model's own methods return the features of these modalities. Raises UsageError
     unless it asks for all of them."""
     replayed = _copies(half, {modality: features[modality] for modality in modalities})
@@ -216,14 +219,14 @@ def _replayed(half: Any, features: Mapping[str, Any], modalities: Iterable[str])
 
 @contextmanager
 def _answering(
-    half: Any, outputs: Mapping[str, Any], features: Mapping[str, Any]
+    half: Half, outputs: Mapping[str, Any], features: Mapping[str, Any]
 ) -> Iterator[set[str]]:
     """Make the owner's methods return `outputs`, which are of `features`. Yield the set of
     requested modalities."""
     tokens = getattr(features, "heard_tokens", None) or []
     # A processor may cut one sound into several rows.
     sound_rows = [s[0] for n, s in getattr(features, "blank", {}).items() if n in SOUNDS]
-    owner = half.get_submodule(owner_path(half) or "")
+    owner = half.get_submodule(owner_path(module_of(half)) or "")
     requested: set[str] = set()
     replaced = []
     for modality in (m for m in (*MODALITIES, AUDIO) if m in outputs):
@@ -256,10 +259,15 @@ def _repeated(record: Any, tokens: Sequence[int], times: int) -> Any:
     return merge([row for row in rows for _ in range(times)], rule)
 
 
-def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+def _by_splice(
+    half: Half, method: str, text: Any, features: Mapping[str, Any], options: Any
+) -> Any:
     """Put features into the embeddings at the placeholders, and let the reader generate from
     them."""
-    reader = half.get_submodule(reader_path(half, owner_path(half) or ""))
+    module = module_of(half)
+    path = reader_path(module, owner_path(module) or "")
+    assert path is not None  # the route is chosen by it
+    reader: Any = module.get_submodule(path)
     ids = text["input_ids"]
     embeddings = half.get_input_embeddings()(ids)
     standing = torch.isin(
@@ -275,7 +283,7 @@ def _by_splice(half: Any, method: str, text: Any, features: Mapping[str, Any], o
     return _of(reader, method)(**given, **options)
 
 
-def _jointly(half: Any, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
+def _jointly(half: Half, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
     pixels = {n: moved(v, half.device, half.dtype) for n, v in features.get(UNDIVIDED, {}).items()}
     return _of(half, method)(**text, **pixels, **options)
 
@@ -288,7 +296,7 @@ DELIVER: dict[Route, Callable[[Any, str, Any, Mapping[str, Any], Any], Any]] = {
 }
 
 
-def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
+def _copies(half: Half, features: Mapping[str, Any]) -> dict[str, Any]:
     """Make shallow copies of the records on the half's device: `generate` changes them in place."""
     copies = {
         modality: make_record(type(record), {n: moved(v, half.device) for n, v in record.items()})
@@ -297,7 +305,7 @@ def _copies(half: Any, features: Mapping[str, Any]) -> dict[str, Any]:
     return {m: twice(record) if m == AUDIO else record for m, record in copies.items()}
 
 
-def _check_placeholders(half: Any, text: Any, features: Mapping[str, Any]) -> None:
+def _check_placeholders(half: Half, text: Any, features: Mapping[str, Any]) -> None:
     """Refuse features that do not match the placeholders; they would give wrong text without an
     error. Raises UsageError."""
     ids = text["input_ids"]
@@ -329,7 +337,7 @@ def _mismatch(standing: int, held: int, kind: str = "placeholders") -> UsageErro
     )
 
 
-def offloaded_bytes(half: Any) -> int:
+def offloaded_bytes(half: Half) -> int:
     """Return the bytes that each forward pass fetches; 0 if all weights are on the device. Each
     token needs at least one pass."""
     layers = [half.get_submodule(path) for path in waiting(getattr(half, "hf_device_map", {}))]

@@ -6,7 +6,7 @@ to the device for its computation. Every forward pass, that is every token, need
 
 import itertools
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -14,9 +14,12 @@ from artifacts.errors import CannotFit
 from artifacts.schema import Part
 from stages.models.halves.boundary import absent_paths
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def placement(
-    skeleton: Any, keep: Part, extra_modules: tuple[str, ...], device: str, away: str
+    skeleton: "PreTrainedModel", keep: Part, extra_modules: tuple[str, ...], device: str, away: str
 ) -> dict[str, str]:
     """Return path → place of everything that the part keeps: layers away, the rest on the device.
     Raises CannotFit for a part without layers."""
@@ -33,7 +36,7 @@ def placement(
     return places
 
 
-def _first_weights(skeleton: Any, absent: Collection[str]) -> Iterator[str]:
+def _first_weights(skeleton: "PreTrainedModel", absent: Collection[str]) -> Iterator[str]:
     """Yield, for each model inside a model, the weight that determines its `device` property."""
     for path, module in skeleton.named_modules():
         if hasattr(type(module), "device"):

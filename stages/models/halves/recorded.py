@@ -43,6 +43,7 @@ from stages.memory.cuda_graphs import reason_of, recording, same_bits
 from stages.memory.meta_device import changed, tensors
 from stages.memory.oom_retry import catch_oom, release_memory
 from stages.models.half_job import RECORDINGS
+from stages.models.protocols import Half
 
 GRIDS: Final = "_penstock_grids_on_host"
 """Attribute of a half whose small integers stay on the host."""
@@ -121,7 +122,7 @@ def without_grids(value: Any) -> Any:
     return changed(HostGrid.on_device, value, HostGrid)
 
 
-def keep_grids_on_host(half: Any) -> None:
+def keep_grids_on_host(half: Half) -> None:
     """Have a half's small integers stay on the host, permanently, and what is computed of them by
     the functions in INTEGERS."""
     from transformers import vision_utils

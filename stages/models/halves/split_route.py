@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from artifacts.errors import UsageError
-from artifacts.schema import Half, Route
+from artifacts.schema import HalfName, Route
 from stages.models.halves.boundary import (
     class_of,
     makes_vectors,
@@ -77,7 +77,7 @@ def choose_route(model: Any) -> RouteChoice:
     )
 
 
-def encoders(model: Any, part: Half = "vision") -> Iterator[Encoder]:
+def encoders(model: Any, part: HalfName = "vision") -> Iterator[Encoder]:
     """Yield the methods that run the vision half or the audio half. They are those of the base
     model, which `generate` uses, or else those of the module that owns them."""
     if (owner := owner_path(model)) is None:

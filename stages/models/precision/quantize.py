@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,8 +20,12 @@ from artifacts.schema import Part
 from stages.models.halves.absent import MissingModule
 from stages.models.halves.boundary import absent_paths, within
 from stages.models.hub.quantized import ADVICE, is_read_here
+from stages.models.protocols import Half
 from stages.models.stored.layer_names import stored_settings
 from stages.models.stored.packed_linear import PackedLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KINDS = ("int8", "nf4")
 """Quantizations that can be applied while a checkpoint is loaded."""
@@ -43,7 +47,7 @@ class Quantization:
 
 
 def plan(
-    skeleton: Any,
+    skeleton: "PreTrainedModel",
     keep: Part,
     precision: str,
     dtype: torch.dtype,
@@ -73,7 +77,7 @@ def plan(
     )
 
 
-def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
+def quantizable(skeleton: "PreTrainedModel", keep: Part) -> dict[str, Any]:
     """Return path → module of the layers that quantization of one half covers. For a model that
     runs whole, these are the layers of its decoder."""
     converted = _converted(skeleton, _spared(skeleton))
@@ -84,7 +88,7 @@ def quantizable(skeleton: Any, keep: Part) -> dict[str, Any]:
     return {path: m for path, m in converted.items() if not any(within(path, a) for a in absent)}
 
 
-def _blind_decoder(skeleton: Any) -> str | None:
+def _blind_decoder(skeleton: "PreTrainedModel") -> str | None:
     """Return the path of a decoder that processes no pixels; None if there is none."""
     decoder = skeleton.get_decoder()
     sees = decoder is None or any(isinstance(m, PIXEL_LAYERS) for m in decoder.modules())
@@ -117,7 +121,7 @@ def check_stored(config: Any, kinds: Collection[str], *, plain: bool = False) ->
         )
 
 
-def check(half: Any, planned: Quantization) -> None:
+def check(half: Half, planned: Quantization) -> None:
     """Check that exactly the planned modules are quantized. Raises EnvironmentFault if not."""
     absent = [path for path, module in half.named_modules() if isinstance(module, MissingModule)]
     here = [path for path in planned.modules if not any(within(path, a) for a in absent)]
@@ -133,7 +137,7 @@ def check(half: Any, planned: Quantization) -> None:
     )
 
 
-def count(half: Any) -> Counter[str]:
+def count(half: Half) -> Counter[str]:
     """Return `int8`, `nf4`, `fp4` or another stored kind → number of modules of a loaded model with
     such weights. The weights' scales decide, not the modules' class."""
     counts = Counter[str]()
@@ -149,11 +153,12 @@ def count(half: Any) -> Counter[str]:
     return counts
 
 
-def keep_to_dtype(half: Any) -> None:
+def keep_to_dtype(half: Half) -> None:
     """Keep bitsandbytes from using its AVX512-BF16 CPU kernel for layers that it does not suit.
 
     Such a layer computes in another dtype, which the kernel ignores, or has an unsupported
     shape."""
+    module: Any
     for module in half.modules():
         if type(module).__name__ == "Linear4bit":
             state = getattr(module.weight, "quant_state", None)
@@ -164,7 +169,7 @@ def keep_to_dtype(half: Any) -> None:
 
 
 def _as_stored(
-    skeleton: Any, precision: str, dtype: torch.dtype, stored: Mapping[str, str]
+    skeleton: "PreTrainedModel", precision: str, dtype: torch.dtype, stored: Mapping[str, str]
 ) -> Quantization:
     """Plan from the weights alone: settings may name modules in a form that the loader ignores."""
     kind = next(iter(stored.values()), "")  # empty if only a half without quantization is local
@@ -205,7 +210,7 @@ def _exactly(paths: Iterable[str]) -> list[str]:
     return [rf"^(?:{escaped})$"] if escaped else []
 
 
-def _spared(skeleton: Any) -> list[str]:
+def _spared(skeleton: "PreTrainedModel") -> list[str]:
     """Return the output head, tied modules, and modules that the model requires in 32 bit."""
     head = skeleton.get_output_embeddings()
     paths = [path for path, module in skeleton.named_modules() if module is head]
@@ -214,7 +219,7 @@ def _spared(skeleton: Any) -> list[str]:
     return [*_exactly(paths), *(skeleton._keep_in_fp32_modules or ())]
 
 
-def _converted(skeleton: Any, spared: list[str]) -> dict[str, Any]:
+def _converted(skeleton: "PreTrainedModel", spared: list[str]) -> dict[str, Any]:
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     linears = linears_of(skeleton).items()

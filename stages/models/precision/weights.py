@@ -5,7 +5,7 @@ implementation that the classes of one half support.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,9 @@ from stages.models.hub.headers import Header
 from stages.models.stored.layer_names import model_names
 from stages.models.stored.layouts import BITSANDBYTES, StoredLayer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def attention_of(model: Any, keep: Part = "whole") -> str:
     """Return the attention implementations in a model, or in one half: usually one, else several
@@ -22,12 +25,12 @@ def attention_of(model: Any, keep: Part = "whole") -> str:
     return "+".join(sorted({str(p.config._attn_implementation) for p in _kept(model, keep)}))
 
 
-def supports_flash(skeleton: Any, keep: Part) -> bool:
+def supports_flash(skeleton: "PreTrainedModel", keep: Part) -> bool:
     """Return whether every class of one half supports FlashAttention."""
     return all(part._supports_flash_attn for part in _kept(skeleton, keep))
 
 
-def for_half(skeleton: Any, keep: Part, implementation: str) -> dict[str, Any]:
+def for_half(skeleton: "PreTrainedModel", keep: Part, implementation: str) -> dict[str, Any]:
     """Return the `attn_implementation` argument that selects it for one half and leaves the other
     half its default. A class that does not support it refuses to be built."""
     kept = {id(part.config) for part in _kept(skeleton, keep)}
@@ -78,7 +81,7 @@ class Weight(NamedTuple):
 
 
 def weights_of(
-    skeleton: Any, headers: Sequence[Header], layers: Mapping[str, StoredLayer]
+    skeleton: "PreTrainedModel", headers: Sequence[Header], layers: Mapping[str, StoredLayer]
 ) -> list[Weight]:
     """Return the stored tensors that belong to the model, from the headers of its files. `layers`
     are those that another program than bitsandbytes quantized."""
@@ -117,7 +120,7 @@ def quantized_weights(names: Iterable[str]) -> dict[str, str]:
     return kinds
 
 
-def stored_modules(skeleton: Any, names: Iterable[str]) -> dict[str, str]:
+def stored_modules(skeleton: "PreTrainedModel", names: Iterable[str]) -> dict[str, str]:
     """Return the modules whose weight is quantized in the checkpoint: path in the model → kind."""
     kinds = quantized_weights(names)
     paths = zip(kinds.values(), model_names(skeleton, list(kinds)), strict=True)

@@ -15,6 +15,7 @@ from stages.models.processors.blank_clips import Clip
 from stages.models.processors.known import known
 from stages.models.processors.loading import to_images
 from stages.models.processors.side_inputs import Prepared
+from stages.models.protocols import Processor
 
 STRIP = 256
 """Approximate number of rows of a very large part that are reduced at once."""
@@ -26,7 +27,7 @@ PARTS_AT_ONCE = 16
 """Parts of an image that are copied at the same time."""
 
 
-def prepare_images(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
+def prepare_images(processor: Processor, clip: Clip, prompt: str = "") -> Prepared:
     """Run the processor on each frame of a chunk, without a prompt. The whole processor is called,
     because it may have image settings besides those of its parts."""
     direct = clip.frames.shape[1] >= MIN_ROWS and known(
@@ -36,7 +37,7 @@ def prepare_images(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
     return _prepared(processor(images=images, return_tensors="pt"), len(clip.frames))
 
 
-def _takes_arrays(processor: Any) -> bool:
+def _takes_arrays(processor: Processor) -> bool:
     """Return whether a processor makes the same of an array as of a PIL image. Making an image of
     1080p, and an array of it again, takes 7 ms while other threads wait."""
     frames = np.random.default_rng(0).integers(0, 255, TRIED, dtype=np.uint8)
@@ -53,7 +54,7 @@ def _takes_arrays(processor: Any) -> bool:
 
 
 def prepare_parts(
-    processor: Any, clip: Clip, boxes: Sequence[tuple[int, int, int, int]]
+    processor: Processor, clip: Clip, boxes: Sequence[tuple[int, int, int, int]]
 ) -> Prepared:
     """Run the processor on parts of an image, a few at a time. Each box is left, top, right, bottom
     in pixels."""

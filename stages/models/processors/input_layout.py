@@ -57,6 +57,7 @@ from stages.models.processors.processor_calls import (
     text_ids,
     write,
 )
+from stages.models.protocols import Processor
 from stages.process.exit_diagnosis import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")
@@ -69,13 +70,13 @@ SLOW_TIMES = (0.0, 7.0, 14.0, 21.0)
 BOTH = (True, False)
 
 
-def layout_of(processor: Any, channel: str) -> Layout:
+def layout_of(processor: Processor, channel: str) -> Layout:
     """Return how this processor takes `images` or `videos`. Raises UsageError if no layout works,
     MissingPackage if it needs a package that is not installed."""
     return known(processor, f"layout of {channel}", lambda: _find(processor, channel))
 
 
-def channels_of(processor: Any) -> list[str]:
+def channels_of(processor: Processor) -> list[str]:
     """Return the kinds of media that a processor takes: `images`, `videos` or both."""
     taken = {"images": takes_images(processor), "videos": takes_videos(processor)}
     return [channel for channel in taken if taken[channel]]
@@ -88,7 +89,7 @@ def noise(channel: str) -> Clip:
     return clip_of("video", frames)
 
 
-def _find(processor: Any, channel: str) -> Layout:
+def _find(processor: Processor, channel: str) -> Layout:
     if processor.chat_template:
         _try_template(processor, channel)
     problem: Exception | None = None
@@ -123,7 +124,7 @@ def _find(processor: Any, channel: str) -> Layout:
     ) from problem
 
 
-def _try_template(processor: Any, channel: str) -> None:
+def _try_template(processor: Processor, channel: str) -> None:
     """Raise the chat template's own error if it accepts neither form."""
     try:
         write(processor, PARTS, channel, 1, PROBES[0])
@@ -134,7 +135,7 @@ def _try_template(processor: Any, channel: str) -> None:
             raise error from None
 
 
-def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
+def _candidates(processor: Processor, channel: str) -> Iterator[Layout]:
     """Yield the layouts to try, the most common first."""
     taking: list[tuple[str, tuple[str, ...]]] = [(channel, ())]
     if channel == "videos":
@@ -157,7 +158,7 @@ def _candidates(processor: Any, channel: str) -> Iterator[Layout]:
             )
 
 
-def _check(processor: Any, layout: Layout, outputs: dict[str, Any]) -> None:
+def _check(processor: Processor, layout: Layout, outputs: dict[str, Any]) -> None:
     """Raise ValueError unless the outputs are two complete rows with images and prompts."""
     if not any(is_image_output(name) for name in outputs):
         raise ValueError("the outputs contain no images")
@@ -171,7 +172,7 @@ def _check(processor: Any, layout: Layout, outputs: dict[str, Any]) -> None:
         raise ValueError("the output text has no place for an image")
 
 
-def _with_placeholders(processor: Any, layout: Layout, outputs: dict[str, Any]) -> Layout:
+def _with_placeholders(processor: Processor, layout: Layout, outputs: dict[str, Any]) -> Layout:
     """Return the layout with written-out image placeholders if its output is the same. Processors
     that insert placeholders themselves may log a warning each time."""
     spelled = replace(layout, form=WITH_PLACEHOLDERS)
@@ -183,7 +184,7 @@ def _with_placeholders(processor: Any, layout: Layout, outputs: dict[str, Any]) 
     return layout
 
 
-def _with_rate(processor: Any, layout: Layout) -> Layout:
+def _with_rate(processor: Processor, layout: Layout) -> Layout:
     """Return the layout with the rate of the frames if any output depends on it. Without sampling,
     it has no other use."""
     if SAMPLE not in layout.options:
@@ -199,7 +200,7 @@ def _with_rate(processor: Any, layout: Layout) -> Layout:
     return layout if same(stated, assumed) else rated
 
 
-def _takes_one_image(processor: Any, layout: Layout) -> bool:
+def _takes_one_image(processor: Processor, layout: Layout) -> bool:
     """Return whether a prompt has no place for a second image."""
     one = noise("images")
     two = replace(one, frames=np.concatenate([one.frames] * 2), times=(0.0, 0.0))
@@ -220,7 +221,7 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json
 """Files that may hold a chat template; the first one present is used."""
 
 
-def try_processor(processor: Any, folder: Path) -> None:
+def try_processor(processor: Processor, folder: Path) -> None:
     """Raise PenstockError if prompts cannot be written or images cannot be processed. Probing alone
     would ignore the error."""
     if (template := folder / TEMPLATES[0]).exists() and not template.stat().st_size:

@@ -18,6 +18,7 @@ from stages.models.processors.loading import is_image_output
 from stages.models.processors.prepare import channel_of, prepare
 from stages.models.processors.side_inputs import Prepared
 from stages.models.profile import SeenSize
+from stages.models.protocols import Processor
 from stages.process.exit_diagnosis import out_of_memory
 
 COMMON = (9 / 16, 16 / 9, 3 / 4, 4 / 3, 1 / 2, 2.0)
@@ -64,7 +65,7 @@ class Enough(Exception):
     """Raised once the processor has resized the frames, to skip the rest of its work."""
 
 
-def probe(processor: Any, kind: MediaKind, way: Way = prepare) -> Probe:
+def probe(processor: Processor, kind: MediaKind, way: Way = prepare) -> Probe:
     """Find the sizes at which images are seen, or at which a video's frames are worth storing.
 
     A processor that keeps large frames, or changes them in another way than resizing, gives an
@@ -91,7 +92,7 @@ def probe(processor: Any, kind: MediaKind, way: Way = prepare) -> Probe:
     return Probe(fit=FrameFit(), tokens=tokens, pixel_bytes=size, smaller=smaller)
 
 
-def pixels_per_video(processor: Any) -> int:
+def pixels_per_video(processor: Processor) -> int:
     """Return the maximum pixels of all frames of a video together, for a processor that makes
     frames smaller the more there are; 0 for others."""
     part: Any = getattr(processor, "video_processor", None)
@@ -102,7 +103,7 @@ def pixels_per_video(processor: Any) -> int:
     return int(dict(part.size).get("longest_edge") or 0)
 
 
-def _seen(processor: Any, clip: Clip, way: Way) -> SeenSize:
+def _seen(processor: Processor, clip: Clip, way: Way) -> SeenSize:
     row = way(processor, clip)
     image_bytes = sum(bytes_of(v) for n, v in row.inputs.items() if is_image_output(n))
     count = len(clip.frames)
@@ -119,7 +120,7 @@ heights and widths that a processor makes of it."""
 
 
 def _comes_out_alike(
-    processor: Any, kind: MediaKind, long_edge: int, fit: FrameFit, way: Way
+    processor: Processor, kind: MediaKind, long_edge: int, fit: FrameFit, way: Way
 ) -> bool:
     """Return whether fitted frames give as many pixels and tokens as whole ones. Some processors
     cut tiles out of the frame as it is, and a smaller frame has fewer."""
@@ -133,13 +134,13 @@ def _comes_out_alike(
     return True
 
 
-def _outcome(processor: Any, clip: Clip, way: Way) -> Any:
+def _outcome(processor: Processor, clip: Clip, way: Way) -> Any:
     row = way(processor, clip)
     return row.count, {n: np.shape(v) for n, v in row.inputs.items() if is_image_output(n)}
 
 
 def _made(
-    processor: Any, kind: MediaKind, long_edge: int, wait: bool, way: Way
+    processor: Processor, kind: MediaKind, long_edge: int, wait: bool, way: Way
 ) -> dict[float, Made]:
     """Return aspect → sizes of frames with this long edge; empty if the frames of any aspect are
     not made smaller."""
@@ -191,7 +192,9 @@ def bytes_of(value: Any) -> int:
     return int(getattr(value, "nbytes", 0))
 
 
-def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown: int = 2) -> Clip:
+def black(
+    processor: Processor, kind: MediaKind, aspect: float, long_edge: int, shown: int = 2
+) -> Clip:
     """Make black frames of this height / width: `shown` frames if they are passed as a video."""
     count = shown if channel_of(processor, kind) == "videos" else 1
     height = long_edge if aspect >= 1 else max(1, round(long_edge * aspect))
@@ -200,7 +203,7 @@ def black(processor: Any, kind: MediaKind, aspect: float, long_edge: int, shown:
 
 
 def resized(
-    processor: Any, clip: Clip, wait: bool = False, way: Way = prepare
+    processor: Processor, clip: Clip, wait: bool = False, way: Way = prepare
 ) -> tuple[list[tuple[int, int]], bool]:
     """Return the sizes (height, width) in pixels to which the processor resizes the clip's frames,
     and whether it resizes again after the next step.

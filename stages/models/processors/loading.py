@@ -21,6 +21,7 @@ from stages.models.hub.folder_files import refuse_missing
 from stages.models.in_tree.registry import native_of
 from stages.models.processors.pixel_limit import PixelLimits, limit_pixels, own_sizes
 from stages.models.processors.processor_parts import assemble_processor
+from stages.models.protocols import Processor
 from stages.models.published import OUTER_PAIR, change_of, published_bounds, runs_as_published
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -35,7 +36,7 @@ UNPAIRED: "WeakSet[Any]" = WeakSet()
 """Processors of models that were trained without the outer pair."""
 
 
-def without_outer_pair(processor: Any, text: str) -> str:
+def without_outer_pair(processor: Processor, text: str) -> str:
     """Return a turn without the pair of tokens around a video, for a processor in `UNPAIRED`; for
     others, the text as it is."""
     if processor not in UNPAIRED:
@@ -103,7 +104,7 @@ def load_processor(
     return processor
 
 
-def _set_today(processor: Any, today: str) -> None:
+def _set_today(processor: Processor, today: str) -> None:
     """Let the chat templates of a processor write this date, YYYY-MM-DD, as today's."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -129,13 +130,13 @@ def _lower_texts(tokenizer: Any) -> None:
         backend.normalizer = Sequence(steps)
 
 
-def takes_videos(processor: Any) -> bool:
+def takes_videos(processor: Processor) -> bool:
     """Return whether the checkpoint takes videos; else the frames of a video are passed as
     images."""
     return getattr(processor, "video_processor", None) is not None
 
 
-def takes_images(processor: Any) -> bool:
+def takes_images(processor: Processor) -> bool:
     return getattr(processor, "image_processor", None) is not None
 
 
@@ -144,14 +145,14 @@ def is_image_output(name: str) -> bool:
     return not name.startswith("num_") and is_pixels(name)
 
 
-def control_tokens(processor: Any) -> set[str]:
+def control_tokens(processor: Processor) -> set[str]:
     """Return the tokenizer's special tokens, which decoding removes from every text."""
     tokenizer = processor.tokenizer
     added = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     return {*added, *map(str, tokenizer.all_special_tokens)} - {""}
 
 
-def tag_ids(processor: Any) -> tuple[set[int], set[int]]:
+def tag_ids(processor: Processor) -> tuple[set[int], set[int]]:
     """Return the ids of the tags that open and close reasoning and that decoding removes."""
     special = control_tokens(processor)
     opening, closing = (

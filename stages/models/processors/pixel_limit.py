@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from stages.models.pixel_bounds import PixelBounds, below, limits_frames
+from stages.models.protocols import Processor
 
 FEW, MANY = 2, 8
 """Frame counts of two videos that show whether all their pixels are counted together."""
@@ -43,7 +44,7 @@ class PixelLimits:
     pixels of each frame."""
 
 
-def own_sizes(processor: Any) -> None:
+def own_sizes(processor: Processor) -> None:
     """Move the sizes that the processor would give its parts in each call into the parts. So
     `size` of a part is what applies, and a limit that is set there has an effect."""
     for name in ("images", "videos"):
@@ -54,14 +55,14 @@ def own_sizes(processor: Any) -> None:
             setattr(processor, option, given)
 
 
-def min_pixels_of(processor: Any) -> int:
+def min_pixels_of(processor: Processor) -> int:
     """Return the lowest pixel count to which an image can be limited: one token; 0 for a processor
     without such a limit."""
     sides = [_side(part) if _limited(part) else 0 for part in _parts(processor)]
     return max(sides, default=0) ** 2 if all(sides) else 0
 
 
-def limit_pixels(processor: Any, limits: PixelLimits) -> None:
+def limit_pixels(processor: Processor, limits: PixelLimits) -> None:
     """Set limits on a processor. A processor without limits of its own is unchanged, and limits
     below one token are ignored: `check_pixels` refuses both."""
     token = min_pixels_of(processor)
@@ -76,7 +77,7 @@ def limit_pixels(processor: Any, limits: PixelLimits) -> None:
             _set(part, max_image_pixels * _times(part, FEW))
 
 
-def bounds_of(processor: Any, edge: int, tokens: int) -> PixelBounds | None:
+def bounds_of(processor: Processor, edge: int, tokens: int) -> PixelBounds | None:
     """Return how the processor, as it was limited, bounds the pixels of a video. Return None if it
     resizes frames in another way, or if two squares of this edge do not become `tokens` each."""
     part = getattr(processor, "video_processor", None)
@@ -93,7 +94,7 @@ def bounds_of(processor: Any, edge: int, tokens: int) -> PixelBounds | None:
     return bounds if alike and ceil(bounds.tokens(2, edge, edge) / 2) == tokens else None
 
 
-def _parts(processor: Any) -> list[Any]:
+def _parts(processor: Processor) -> list[Any]:
     parts = (getattr(processor, name, None) for name in ("image_processor", "video_processor"))
     return [part for part in parts if part is not None]
 

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
+from stages.models.protocols import Processor
+
 PLACES = ("image_token", "video_token", "boi_token", "audio_token")
 """Attribute names under which processors and tokenizers keep placeholders."""
 
 
-def token(processor: Any, kind: str) -> str:
+def token(processor: Processor, kind: str) -> str:
     """Return the placeholder of an `image`, a `video` or `audio` in a prompt; empty if there is
     none."""
     return _word(getattr(processor, f"{kind}_token", None))
 
 
-def placeholder_tokens(processor: Any) -> set[str]:
+def placeholder_tokens(processor: Processor) -> set[str]:
     """Return the strings that a prompt must not contain: the model reads them as placeholders."""
     parts = (processor, processor.tokenizer)
     tokens = {_word(getattr(part, name, None)) for part in parts for name in PLACES}
@@ -21,7 +23,7 @@ def placeholder_tokens(processor: Any) -> set[str]:
     return {word for word in tokens if word} - {_word(processor.tokenizer.bos_token)}
 
 
-def declared_ids(processor: Any, kinds: Sequence[str] = ("image", "video")) -> set[int]:
+def declared_ids(processor: Processor, kinds: Sequence[str] = ("image", "video")) -> set[int]:
     """Return the token ids that the processor declares as placeholders of these kinds."""
     ids: set[int] = set()
     for kind in kinds:
@@ -33,7 +35,7 @@ def declared_ids(processor: Any, kinds: Sequence[str] = ("image", "video")) -> s
     return ids
 
 
-def count_places(processor: Any, ids: list[int], media: int) -> int:
+def count_places(processor: Processor, ids: list[int], media: int) -> int:
     """Return how many features belong in a row of these token ids.
 
     Some processors declare a token that stands once for a whole image, and write another token per

@@ -49,6 +49,7 @@ from stages.models.processors.side_inputs import (
     restore,
     side_inputs_keeper,
 )
+from stages.models.protocols import Processor
 from stages.process.exit_diagnosis import out_of_memory
 
 TOKENIZED = ("input_ids", "attention_mask")
@@ -57,14 +58,14 @@ DECODED = "decoder_input_ids"
 """Name of the prompt's tokens for the decoder of an encoder-decoder model."""
 
 
-def channel_of(processor: Any, kind: MediaKind) -> str:
+def channel_of(processor: Processor, kind: MediaKind) -> str:
     """Return how a clip is passed: as a video if the processor takes videos, else as images."""
     if kind == "video" and takes_videos(processor):
         return "videos"
     return "images" if takes_images(processor) else "videos"
 
 
-def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
+def prepare(processor: Processor, clip: Clip, prompt: str = "") -> Prepared:
     """Run the processor on one chunk's frames and keep everything that its prompts will need.
     `prompt` matters only to encoders that read it."""
     layout = layout_of(processor, channel_of(processor, clip.kind))
@@ -79,7 +80,7 @@ def prepare(processor: Any, clip: Clip, prompt: str = "") -> Prepared:
 
 
 def rebuild(
-    processor: Any, rows: Sequence[Row], prompts: Sequence[str], system: str = ""
+    processor: Processor, rows: Sequence[Row], prompts: Sequence[str], system: str = ""
 ) -> dict[str, Any]:
     """Return the processor's outputs besides pixels for these prompts and the media of the rows,
     padded on the left.
@@ -93,7 +94,7 @@ def rebuild(
     return restore(processor, layout, rows, prompts)
 
 
-def continues_prompt(processor: Any, model: Any) -> bool:
+def continues_prompt(processor: Processor, model: Any) -> bool:
     """Return whether the text is only the prompt, which may be empty, and a decoder continues it.
     Of a model with a text encoder, only `DECODED` goes to the decoder."""
     layout = layout_of(processor, channel_of(processor, "image"))
@@ -113,7 +114,7 @@ def encodes_pictures_alone(model: Any) -> bool:
 
 
 def opens_reasoning(
-    processor: Any, layout: Layout, prompt: str, system: str = "", *, media: int = 1
+    processor: Processor, layout: Layout, prompt: str, system: str = "", *, media: int = 1
 ) -> bool | None:
     """Return whether what the chat template writes after a prompt ends inside of a tag of
     reasoning; None for a template without such tags."""
@@ -152,7 +153,7 @@ def _seen(layout: Layout, clip: Clip) -> Clip:
     return clip.middle() if layout.alone and len(clip.frames) > 1 else clip
 
 
-def _refuse_placeholders(processor: Any, prompts: Sequence[str]) -> None:
+def _refuse_placeholders(processor: Processor, prompts: Sequence[str]) -> None:
     placeholders = placeholder_tokens(processor)
     if words := [word for prompt in prompts for word in placeholders if word in prompt]:
         raise UsageError(
@@ -162,7 +163,7 @@ def _refuse_placeholders(processor: Any, prompts: Sequence[str]) -> None:
 
 
 def text_inputs(
-    processor: Any, model: Any, prompt: str, system: str = "", *, length: int = 0
+    processor: Processor, model: Any, prompt: str, system: str = "", *, length: int = 0
 ) -> dict[str, Any]:
     """Return the inputs [1, tokens] of a model's `generate` for a turn without media, padded on the
     left to `length` tokens. The tokenizer reads the turn, because many processors take no text
@@ -184,7 +185,7 @@ LONG_EDGE = 1280
 PROMPT = "?"
 
 
-def prompt_overhead(processor: Any, kind: MediaKind) -> tuple[int, int]:
+def prompt_overhead(processor: Processor, kind: MediaKind) -> tuple[int, int]:
     """Return the tokens of a prompt that are neither image tokens nor the user's text: in all, and
     per frame of this kind besides; 0 if unknown. Some processors write more around a large frame,
     such as a mark after each row: then it is as many as around that."""
@@ -203,7 +204,7 @@ def prompt_overhead(processor: Any, kind: MediaKind) -> tuple[int, int]:
     return max(0, few - counts[0] * per_frame), per_frame + added
 
 
-def _text_tokens(processor: Any, kind: MediaKind, count: int, edge: int = EDGE) -> int:
+def _text_tokens(processor: Processor, kind: MediaKind, count: int, edge: int = EDGE) -> int:
     """Return the tokens of a prompt with `count` square frames, without those of the frames
     themselves."""
     row = prepare(processor, black_clip(kind, count, edge, edge))
@@ -213,7 +214,7 @@ def _text_tokens(processor: Any, kind: MediaKind, count: int, edge: int = EDGE) 
 QUESTION, ANSWER = "What?", "Answered."
 
 
-def answer_ids(processor: Any, text: str) -> list[int]:
+def answer_ids(processor: Processor, text: str) -> list[int]:
     """Return the tokens of an answer, or of its beginning. They are those of the text alone, unless
     the template's own conversation has a blank before it, and both together begin with the tokens
     of the prompt."""
@@ -225,26 +226,26 @@ def answer_ids(processor: Any, text: str) -> list[int]:
     return _ids(processor, text)
 
 
-def full_answer_ids(processor: Any, text: str) -> list[int]:
+def full_answer_ids(processor: Processor, text: str) -> list[int]:
     """Return the tokens of a whole answer, such as a caption to train on. Where the template opens
     a tag of reasoning, the answer stands behind an empty one."""
     return answer_ids(processor, f"{reasoning_end(processor, text)}{text}")
 
 
-def reasoning_end(processor: Any, text: str) -> str:
+def reasoning_end(processor: Processor, text: str) -> str:
     """Return what ends the reasoning that a template opens, before a whole answer; empty if it
     opens none, or the answer ends it itself."""
     prompt = known(processor, "generation prompt", lambda: _generation_prompt(processor))
     return behind_reasoning(prompt, text).removesuffix(text)
 
 
-def answer_blank(processor: Any) -> str:
+def answer_blank(processor: Processor) -> str:
     """Return the blank before answers; empty if answers have the same tokens without it."""
     same = answer_ids(processor, ANSWER) == _ids(processor, ANSWER)
     return "" if same else _before_answer(processor)[1]
 
 
-def _before_answer(processor: Any) -> tuple[str, str]:
+def _before_answer(processor: Processor) -> tuple[str, str]:
     """Return a generation prompt, and the blank between it and the answer in a conversation."""
     writer = processor if processor.chat_template else processor.tokenizer
     for parts in (True, False):
@@ -264,12 +265,12 @@ def _before_answer(processor: Any) -> tuple[str, str]:
     return "", ""
 
 
-def _generation_prompt(processor: Any) -> str:
+def _generation_prompt(processor: Processor) -> str:
     """Return what a template writes behind a question."""
     layout = layout_of(processor, channel_of(processor, "image"))
     return write(processor, layout.form, layout.channel, 0, QUESTION).rpartition(QUESTION)[2]
 
 
-def _ids(processor: Any, text: str) -> list[int]:
+def _ids(processor: Processor, text: str) -> list[int]:
     ids: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

@@ -23,6 +23,7 @@ from stages.models.processors.blank_clips import Clip, video_metadata
 from stages.models.processors.known import known
 from stages.models.processors.loading import is_image_output, to_images, without_outer_pair
 from stages.models.processors.placeholders import count_places, token
+from stages.models.protocols import Processor
 
 PARTS = "parts"
 """The chat template receives a list of images and text."""
@@ -40,20 +41,20 @@ TRIAL = "Say 'what', and \"how\"."
 """A text with both quotation marks; a printed list escapes one of them."""
 
 
-def forms(processor: Any) -> tuple[str, ...]:
+def forms(processor: Processor) -> tuple[str, ...]:
     """Return the forms in which a turn may be written; the first that works is used."""
     if processor.chat_template:
         return (PARTS, STRING)
     return (PARTS, STRING, *PLAIN) if processor.tokenizer.chat_template else PLAIN
 
 
-def last_forms(processor: Any) -> tuple[str, ...]:
+def last_forms(processor: Processor) -> tuple[str, ...]:
     """Return the forms that are tried if none of the others works."""
     return (PROMPT,) if processor.chat_template or processor.tokenizer.chat_template else ()
 
 
 def write(
-    processor: Any,
+    processor: Processor,
     form: str,
     channel: str,
     media: int,
@@ -79,7 +80,7 @@ def write(
     return text
 
 
-def exact(processor: Any, form: str, channel: str) -> bool:
+def exact(processor: Processor, form: str, channel: str) -> bool:
     """Return whether this form keeps a question verbatim, with its image placeholder at most once
     and no other kind of medium."""
     if form not in TEMPLATED:
@@ -92,7 +93,7 @@ def exact(processor: Any, form: str, channel: str) -> bool:
     return form != PROMPT or not any(other in text for other in others)
 
 
-def system_form(processor: Any, form: str) -> str:
+def system_form(processor: Processor, form: str) -> str:
     """Return the form that keeps a system text verbatim before a question in `form`: `parts` or
     `words`; empty if there is none."""
     return known(processor, f"form of a system text before {form}", lambda: _find(processor, form))
@@ -105,12 +106,12 @@ def without_system() -> UsageError:
     )
 
 
-def _find(processor: Any, form: str) -> str:
+def _find(processor: Processor, form: str) -> str:
     ways = {PARTS: (PARTS, STRING), STRING: (STRING,), PROMPT: (STRING,)}.get(form, ())
     return next((way for way in ways if TRIAL in _render_system(processor, form, way, TRIAL)), "")
 
 
-def _render_system(processor: Any, form: str, way: str, system: str) -> str:
+def _render_system(processor: Processor, form: str, way: str, system: str) -> str:
     """Return a turn with a system text in this form; empty if the template refuses it."""
     question = _question(processor, form, "images", 0, "What?")
     try:
@@ -120,7 +121,7 @@ def _render_system(processor: Any, form: str, way: str, system: str) -> str:
 
 
 def _question(
-    processor: Any, form: str, channel: str, media: int, prompt: str, sounds: int = 0
+    processor: Processor, form: str, channel: str, media: int, prompt: str, sounds: int = 0
 ) -> dict[str, Any]:
     kinds = [channel.removesuffix("s")] * media + ["audio"] * sounds
     content: Any = prompt
@@ -131,7 +132,7 @@ def _question(
     return {"role": "user", "content": content}
 
 
-def _placeholders(processor: Any, channel: str, media: int, sounds: int) -> str:
+def _placeholders(processor: Processor, channel: str, media: int, sounds: int) -> str:
     return token(processor, channel.removesuffix("s")) * media + token(processor, "audio") * sounds
 
 
@@ -139,7 +140,7 @@ def _system(way: str, text: str) -> dict[str, Any]:
     return {"role": "system", "content": [{"type": "text", "text": text}] if way == PARTS else text}
 
 
-def _templated(processor: Any, turns: list[dict[str, Any]]) -> str:
+def _templated(processor: Processor, turns: list[dict[str, Any]]) -> str:
     writer = processor if processor.chat_template else processor.tokenizer
     text: str = writer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     return without_outer_pair(processor, text)
@@ -185,7 +186,7 @@ class Layout:
 
 
 def run(
-    processor: Any, layout: Layout, clips: Sequence[Clip], prompts: Sequence[str]
+    processor: Processor, layout: Layout, clips: Sequence[Clip], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """Return all outputs of the processor for these media and prompts."""
     rates = {video_metadata(clip)["fps"] for clip in clips} if RATE in layout.options else set()
@@ -222,14 +223,14 @@ def run(
     return outputs
 
 
-def begins_itself(processor: Any, layout: Layout, text: str) -> bool:
+def begins_itself(processor: Processor, layout: Layout, text: str) -> bool:
     """Return whether the template has already written the text's begin token, so that it is not
     added again. `apply_chat_template` uses the same rule."""
     bos = processor.tokenizer.bos_token
     return layout.form in TEMPLATED and bos is not None and text.startswith(bos)
 
 
-def _padded(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _padded(processor: Processor, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Join the outputs of several calls into one batch. Outputs with one number per text token are
     padded on the left, token ids with the padding token, others with 0."""
     length = max(text_ids(row).shape[1] for row in rows)
@@ -270,7 +271,7 @@ def same(outputs: Any, expected: Any) -> bool:
     return repr(outputs) == repr(expected)
 
 
-def places(processor: Any, outputs: dict[str, Any], media: int) -> int:
+def places(processor: Processor, outputs: dict[str, Any], media: int) -> int:
     """Return how many features belong in the first row of a processor's outputs."""
     return count_places(processor, text_ids(outputs)[0].tolist(), media)
 

@@ -14,6 +14,7 @@ from transformers import BatchFeature, VisionTextDualEncoderProcessor
 
 from stages.models.hub.checkpoint import read_config
 from stages.models.hub.folder_files import PROCESSOR
+from stages.models.protocols import Processor
 
 STATED: Mapping[str, Callable[[Any], int | str]] = {
     "patch_size": lambda config: config.vision_config.patch_size,
@@ -46,7 +47,7 @@ def assemble_processor(folder: Path, trusted: bool) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 
     options: Any = {"trust_remote_code": trusted}
-    processor: Any = AutoProcessor.from_pretrained(folder, **options)
+    processor: Processor = AutoProcessor.from_pretrained(folder, **options)
     if not isinstance(processor, ProcessorMixin):
         parts = (AutoImageProcessor, AutoTokenizer)
         join: Any = DecoderTextProcessor
@@ -55,7 +56,7 @@ def assemble_processor(folder: Path, trusted: bool) -> Any:
     return processor
 
 
-def _set_image_tokens(processor: Any, folder: Path, trusted: bool) -> None:
+def _set_image_tokens(processor: Processor, folder: Path, trusted: bool) -> None:
     """Set from config.json what the processor's files leave out about the tokens of an image."""
     from transformers import AutoConfig
 

@@ -50,6 +50,7 @@ from stages.models.processors.sound import (
     sound_rate,
 )
 from stages.models.profile import HearingProfile
+from stages.models.protocols import Processor
 from stages.process.exit_diagnosis import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}
@@ -85,7 +86,7 @@ Row = Prepared | FeatureRecord
 Keep = Callable[[Any, Layout, Clip, str], Prepared]
 
 
-def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
+def side_inputs_keeper(processor: Processor, layout: Layout) -> Keep:
     """Find the function that keeps what a row needs. Raises UsageError if none works."""
     clip = noise(layout.channel)
     expected = without_images(run(processor, layout, [clip] * 2, PROBES))
@@ -102,7 +103,7 @@ def side_inputs_keeper(processor: Any, layout: Layout) -> Keep:
     raise _unseparable(processor)
 
 
-def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> None:
+def check_outline(processor: Processor, layout: Layout, clip: Clip, row: Prepared) -> None:
     """Check that a real clip gives the same text as black frames. Text in an image may change the
     prompt, which noise does not show. Raises UsageError."""
     expected = without_images(run(processor, layout, [clip], PROBES[:1]))
@@ -111,7 +112,7 @@ def check_outline(processor: Any, layout: Layout, clip: Clip, row: Prepared) -> 
 
 
 def restore(
-    processor: Any, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
+    processor: Processor, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """Return the outputs besides pixels and sound for these prompts and the kept media."""
     heard = [row.heard for row in rows if row.heard is not None]
@@ -123,7 +124,7 @@ def restore(
 
 
 def _restored(
-    processor: Any, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
+    processor: Processor, layout: Layout, rows: Sequence[Row], prompts: Sequence[str]
 ) -> dict[str, Any]:
     if OUTLINE in rows[0].side:
         clips = [_with_sound(layout, Clip.blank(row.side[OUTLINE])) for row in rows]
@@ -153,17 +154,17 @@ def _with_sound(layout: Layout, clip: Clip) -> Clip:
     return replace(clip, sound=np.zeros(1, np.float32)) if layout.sound else clip
 
 
-def keep_answers(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
+def keep_answers(processor: Processor, layout: Layout, clip: Clip, prompt: str) -> Prepared:
     return _answers(processor, layout, clip, prompt)[0]
 
 
-def keep_shapes(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
+def keep_shapes(processor: Processor, layout: Layout, clip: Clip, prompt: str) -> Prepared:
     row, returned = _answers(processor, layout, clip, prompt)
     shapes = {name: list(value.shape) for name, value in returned.items() if is_image_output(name)}
     return replace(row, side={**row.side, SHAPES: shapes})
 
 
-def keep_outline(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Prepared:
+def keep_outline(processor: Processor, layout: Layout, clip: Clip, prompt: str) -> Prepared:
     outputs = run(processor, layout, [clip], [prompt])
     return Prepared(
         inputs=_image_outputs(outputs),
@@ -175,7 +176,7 @@ def keep_outline(processor: Any, layout: Layout, clip: Clip, prompt: str) -> Pre
 
 
 def _outline(
-    processor: Any, layout: Layout, clip: Clip, prompt: str, outputs: dict[str, Any]
+    processor: Processor, layout: Layout, clip: Clip, prompt: str, outputs: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the clip's outline; for a large image a smaller outline, if it gives the same prompt.
     Otherwise the processor would resize as many black pixels for each caption."""
@@ -195,7 +196,7 @@ def _outline(
 
 
 def _answers(
-    processor: Any, layout: Layout, clip: Clip, prompt: str
+    processor: Processor, layout: Layout, clip: Clip, prompt: str
 ) -> tuple[Prepared, dict[str, Any]]:
     """Return the row, and everything that the processor's method returned."""
     with remembered(processor, HOOKS[layout.channel]) as kept:
@@ -232,7 +233,7 @@ def _image_outputs(outputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count(processor: Any, layout: Layout, clip: Clip, outputs: dict[str, Any]) -> RowCount:
+def _count(processor: Processor, layout: Layout, clip: Clip, outputs: dict[str, Any]) -> RowCount:
     media = 1 if layout.channel == "videos" else len(clip.frames)
     return RowCount(tokens=places(processor, outputs, media), media=media)
 
@@ -245,7 +246,7 @@ def _smallest_clip(channel: str, media: int) -> Clip:
     return Clip(frames=frames, times=(0.0,) * count, seconds=0.0, kind=kind)
 
 
-def _unseparable(processor: Any) -> UsageError:
+def _unseparable(processor: Processor) -> UsageError:
     return UsageError(
         f"{type(processor).__name__} writes into the prompt what only the images show, so no "
         "prompt can be written without them",
@@ -253,13 +254,13 @@ def _unseparable(processor: Any) -> UsageError:
     )
 
 
-def prepare_sound(processor: Any, samples: NDArray[np.float32]) -> Prepared:
+def prepare_sound(processor: Processor, samples: NDArray[np.float32]) -> Prepared:
     """Run the processor on the sound of one row: mono samples from -1 to 1 at its rate."""
     width = known(processor, "width of padded sound", lambda: _padded_width(processor))
     return _prepared(processor, samples, width)
 
 
-def _prepared(processor: Any, samples: NDArray[np.float32], width: int = 0) -> Prepared:
+def _prepared(processor: Processor, samples: NDArray[np.float32], width: int = 0) -> Prepared:
     """Run the processor. With a `width`, its mask has that width in the record, and the sound is
     padded only until no spectrum of it reaches the end, where they reflect what is before it."""
     channel = channels_of(processor)[0]
@@ -291,7 +292,7 @@ def _kept(value: Any, width: int) -> Any:
     return mask if torch.equal(mask_of(mask, own), value) else value
 
 
-def _padded_width(processor: Any) -> int:
+def _padded_width(processor: Processor) -> int:
     """Return the spectra in the mask of every sound, if the processor pads each to its longest one
     and gives the same with less padding: that of Qwen2.5-Omni pads to 300 s, which took 0.3 s of a
     core. Else 0."""
@@ -310,7 +311,7 @@ def _padded_width(processor: Any) -> int:
     return width if is_padded and is_same and same(less.side, row.side) else 0
 
 
-def hearing_profile(processor: Any) -> HearingProfile | None:
+def hearing_profile(processor: Processor) -> HearingProfile | None:
     """Return what planning needs of a processor's sound; None if it takes none beside pictures."""
     if not (rate := sound_rate(processor)):
         return None
@@ -334,7 +335,7 @@ def hearing_profile(processor: Any) -> HearingProfile | None:
     )
 
 
-def _longest(processor: Any, rate: int) -> float:
+def _longest(processor: Processor, rate: int) -> float:
     """Return the longest sound in seconds that the processor passes on; 0: any."""
     extractor = processor._audio_processor
     stated = inspect.signature(type(extractor).__call__).parameters.get("max_length")
@@ -352,5 +353,5 @@ def _longest(processor: Any, rate: int) -> float:
     return 0.0
 
 
-def _tokens(processor: Any, seconds: float) -> int:
+def _tokens(processor: Processor, seconds: float) -> int:
     return prepare_sound(processor, sound_noise(processor, seconds)).count.tokens

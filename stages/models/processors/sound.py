@@ -30,6 +30,7 @@ from stages.models.processors.processor_calls import (
     run,
     text_ids,
 )
+from stages.models.protocols import Processor
 from stages.process.exit_diagnosis import out_of_memory
 
 HOOK = "_process_audio"
@@ -40,13 +41,13 @@ PROBE_SECONDS = (2.0, 6.0)
 """Lengths of noise in seconds that show the tokens per second."""
 
 
-def sound_rate(processor: Any) -> int:
+def sound_rate(processor: Processor) -> int:
     """Return the samples per second that a processor takes; 0 if it takes no sound."""
     extractor = getattr(processor, "_audio_processor", None)
     return 0 if extractor is None else int(getattr(extractor, "sampling_rate", 0))
 
 
-def sound_layout(processor: Any, layout: Layout) -> Layout:
+def sound_layout(processor: Processor, layout: Layout) -> Layout:
     """Return the layout with the place of sound that works: interleaved with videos where the
     processor does that, else behind the media. Raises UsageError if there is none."""
     place = known(
@@ -55,7 +56,7 @@ def sound_layout(processor: Any, layout: Layout) -> Layout:
     return replace(layout, sound=place)
 
 
-def _find(processor: Any, layout: Layout) -> str:
+def _find(processor: Processor, layout: Layout) -> str:
     layout = replace(layout, system="")
     clip = replace(noise(layout.channel), sound=sound_noise(processor, PROBE_SECONDS[0]))
     for place in (INTERLEAVED, SEPARATE) if layout.channel == "videos" else (SEPARATE,):
@@ -74,7 +75,7 @@ def _find(processor: Any, layout: Layout) -> str:
 
 
 @contextlib.contextmanager
-def answering_sound(processor: Any, rows: Sequence[FeatureRecord]) -> Iterator[None]:
+def answering_sound(processor: Processor, rows: Sequence[FeatureRecord]) -> Iterator[None]:
     """Make the processor's method for sound return what was kept of these rows, in the block."""
     if not rows:
         yield
@@ -85,12 +86,12 @@ def answering_sound(processor: Any, rows: Sequence[FeatureRecord]) -> Iterator[N
         yield
 
 
-def sound_noise(processor: Any, seconds: float) -> NDArray[np.float32]:
+def sound_noise(processor: Processor, seconds: float) -> NDArray[np.float32]:
     count = int(seconds * sound_rate(processor))
     return np.random.default_rng(0).normal(0, 0.1, count).astype(np.float32)
 
 
-def sound_places(processor: Any, outputs: dict[str, Any]) -> int:
+def sound_places(processor: Processor, outputs: dict[str, Any]) -> int:
     """Return how many features of sound belong in the rows of a processor's outputs."""
     ids = text_ids(outputs)
     return int(torch.isin(ids, torch.tensor(sorted(declared_ids(processor, (AUDIO,))))).sum())
@@ -111,7 +112,7 @@ def _joined(values: list[Any]) -> Any:
 
 
 @contextlib.contextmanager
-def answering(processor: Any, hook: str, answer: Callable[..., Any]) -> Iterator[None]:
+def answering(processor: Processor, hook: str, answer: Callable[..., Any]) -> Iterator[None]:
     """Replace a method of this processor object, not of its class, inside the block."""
     processor.__dict__[hook] = answer
     try:
@@ -122,7 +123,7 @@ def answering(processor: Any, hook: str, answer: Callable[..., Any]) -> Iterator
 
 @contextlib.contextmanager
 def remembered(
-    processor: Any, hook: str, **options: Any
+    processor: Processor, hook: str, **options: Any
 ) -> Iterator[list[tuple[dict[str, Any], list[str]]]]:
     """Yield a list that gets what a method of the processor returns inside the block: outputs, and
     the text in place of each placeholder. The method is called with these options, too."""

@@ -1,12 +1,15 @@
 """Finds the quantized layers of a checkpoint."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import settings_in
 from stages.models.stored.layouts import Places, StoredLayer, recognized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def stored_settings(config: Any) -> dict[str, Any] | None:
@@ -15,7 +18,7 @@ def stored_settings(config: Any) -> dict[str, Any] | None:
     return None if settings is None else dict(settings)
 
 
-def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
+def model_names(skeleton: "PreTrainedModel", names: Sequence[str]) -> list[str | None]:
     """Return the loader's name of each stored tensor; None for tensors that do not belong to the
     model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -39,7 +42,7 @@ def model_names(skeleton: Any, names: Sequence[str]) -> list[str | None]:
     return loader_names
 
 
-def stored_layers(skeleton: Any, headers: Sequence[Header]) -> dict[str, StoredLayer]:
+def stored_layers(skeleton: "PreTrainedModel", headers: Sequence[Header]) -> dict[str, StoredLayer]:
     """Return the quantized layers that belong to the model: name of the weight → layer. Raises what
     `recognized` does."""
 

@@ -14,7 +14,7 @@ How a half is loaded from such a checkpoint:
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,8 +24,11 @@ from stages.models.stored.codes import codes_of, unpack
 from stages.models.stored.layouts import StoredLayer
 from stages.models.stored.packed_linear import PackedLinear
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def split_targets(skeleton: Any) -> list[str]:
+
+def split_targets(skeleton: "PreTrainedModel") -> list[str]:
     """Return patterns of the model's tensors that the loader makes of stored ones by converting,
     such as three of a fused one. `model_names` names one of them at most."""
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -42,7 +45,7 @@ def kind_of(kinds: Iterable[str]) -> str:
     return different.pop() if len(different) == 1 else "mixed" if different else ""
 
 
-def packable(skeleton: Any, layers: Mapping[str, StoredLayer]) -> frozenset[str]:
+def packable(skeleton: "PreTrainedModel", layers: Mapping[str, StoredLayer]) -> frozenset[str]:
     """Return the names of the layers that can stay packed in memory: plain linear layers in 4 or 8
     bit that share no weight."""
     linears = {path for path, module in skeleton.named_modules() if type(module) is nn.Linear}

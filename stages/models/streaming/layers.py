@@ -32,7 +32,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -47,6 +47,9 @@ from stages.models.hub.headers import TensorPlace
 from stages.models.shards.layout import DTYPES
 from stages.process.exit_diagnosis import first_line
 from stages.process.host_memory import cores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ALIGNED = {"cpu": 64, "cuda": 512}
 """Alignment in bytes of a device's own memory. Rounding of sums depends on it, and results must
@@ -343,7 +346,7 @@ HINT = "Give it more memory, or choose a lower precision"
 
 def load_pinned(
     path: Path,
-    skeleton: Any,
+    skeleton: "PreTrainedModel",
     keep: Part,
     extra_modules: tuple[str, ...],
     device: str,

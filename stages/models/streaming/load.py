@@ -35,7 +35,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import greenlet
 import torch
@@ -48,6 +48,7 @@ from stages.models.halves.generate import dispatching, waiting
 from stages.models.halves.load import load_half
 from stages.models.halves.placement import placement
 from stages.models.hub.headers import TensorPlace, read_places
+from stages.models.protocols import Half
 from stages.models.shards.layout import DTYPES
 from stages.models.streaming.layers import (
     ALIGNED,
@@ -57,6 +58,9 @@ from stages.models.streaming.layers import (
     LayersInTurn,
     buffered_files,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Made = TypeVar("Made")
 NOWHERE = -1
@@ -177,7 +181,7 @@ class NotInFiles(Exception):
     """Raised for a weight that no file holds in the form in which it is computed."""
 
 
-def layers_of(half: Any, paths: Sequence[str], index: Index, device: str) -> list[FileLayer]:
+def layers_of(half: Half, paths: Sequence[str], index: Index, device: str) -> list[FileLayer]:
     """Return the layers at `paths`. Raises NotInFiles."""
     every = sorted({entry["safetensors_file"] for entry in index.values()})
     places = {file: read_places(Path(file)) for file in every}
@@ -236,7 +240,7 @@ class StreamedLayers:
     """The streamed layers of a half, and how calls cross them."""
 
     def __init__(
-        self, half: Any, paths: Sequence[str], index: Index, device: str, buffers: int
+        self, half: Half, paths: Sequence[str], index: Index, device: str, buffers: int
     ) -> None:
         self.layers = layers_of(half, paths, index, device)
         self.paths = tuple(paths)
@@ -245,13 +249,13 @@ class StreamedLayers:
         self.lockstep = LayerLockstep([layer.module for layer in self.layers], self.buffers)
 
 
-def streamed_layers(half: Any) -> StreamedLayers | None:
+def streamed_layers(half: Half | nn.Module) -> StreamedLayers | None:
     """Return the layers of a half that was loaded by `load_streamed`; None for any other half."""
     layers = half.__dict__.get(ATTRIBUTE)
     return layers if isinstance(layers, StreamedLayers) else None
 
 
-def run_calls(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:
+def run_calls(half: Half, calls: Sequence[Callable[[], Made]]) -> list[Made]:
     """Return the result of each call of the half. Calls run together if its layers are streamed,
     else one after the other."""
     layers = streamed_layers(half)
@@ -260,7 +264,7 @@ def run_calls(half: Any, calls: Sequence[Callable[[], Made]]) -> list[Made]:
 
 def load_streamed(
     path: Path,
-    skeleton: Any,
+    skeleton: "PreTrainedModel",
     keep: Part,
     extra_modules: tuple[str, ...],
     device: str,
@@ -298,7 +302,7 @@ def load_streamed(
 
 def load_in_turn(
     path: Path,
-    skeleton: Any,
+    skeleton: "PreTrainedModel",
     keep: Part,
     extra_modules: tuple[str, ...],
     device: str,

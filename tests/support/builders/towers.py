@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from artifacts.records.keys import hash_file
-from artifacts.schema import Half, Route
+from artifacts.schema import HalfName, Route
 from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from stages.export import GraphJob
 from stages.export.compare import nearness
@@ -34,7 +34,7 @@ from stages.process.device import device_used_bytes
 from stages.process.memory import Sampler
 from tests.support.builders.common import Peak, unheard
 
-HALF: Half = "vision"
+HALF: HalfName = "vision"
 FIRST = "torch fp32"
 LEAST_ROUNDS = 3
 FRAMES, SIDE = 8, 64

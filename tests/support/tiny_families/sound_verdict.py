@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from artifacts.records.tensors import pack_tree, unpack_tree
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.features import Features, encode, is_content
 from stages.models.halves.generate import generate
@@ -49,7 +49,7 @@ class Heard:
     """How much logits of the halves may differ from the whole model's."""
     bytes: int
     """Bytes of the whole model."""
-    loaded: dict[Half, ReloadableHalf]
+    loaded: dict[HalfName, ReloadableHalf]
 
     @property
     def is_exact(self) -> bool:
@@ -61,7 +61,7 @@ class Heard:
         return near and together and torch.equal(self.halves.sequences, self.whole.sequences)
 
 
-def half_of(folder: Path, half: Half) -> ReloadableHalf:
+def half_of(folder: Path, half: HalfName) -> ReloadableHalf:
     def load(extra_modules: tuple[str, ...]) -> Any:
         return load_half(folder, half, extra_modules=extra_modules or None)
 
@@ -111,7 +111,7 @@ def run_with_sound(variant: str, folder: Path) -> Heard:
         swapped = model.generate(**{**inputs, name: inputs[name].flip(1)}, **GREEDY)
     whole_bytes = size(model)
     del model
-    halves: tuple[Half, ...] = ("vision", "audio", "language")
+    halves: tuple[HalfName, ...] = ("vision", "audio", "language")
     loaded = {half: half_of(folder, half) for half in halves}
     sound, place = of_sound(inputs), PLACES.get(variant.partition(":")[0], AUDIO)
     seen = {n: v for n, v in inputs.items() if n not in sound}

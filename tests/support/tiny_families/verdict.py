@@ -12,7 +12,7 @@ import torch
 
 from artifacts.errors import PenstockError
 from artifacts.records.tensors import pack_tree, unpack_tree
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.models.halves.boundary import HALVES, modules_called
 from stages.models.halves.features import Features, encode, is_pixels, placeholder_ids
 from stages.models.halves.generate import UNDIVIDED, generate
@@ -154,7 +154,7 @@ def by_themselves(folder: Path, inputs: Mapping[str, Any]) -> Any:
     return generate(load_half(folder, "language"), inputs, features, **GREEDY)
 
 
-def _load(folder: Path, half: Half, extra_modules: tuple[str, ...]) -> Any:
+def _load(folder: Path, half: HalfName, extra_modules: tuple[str, ...]) -> Any:
     return load_half(folder, half, extra_modules=extra_modules)
 
 

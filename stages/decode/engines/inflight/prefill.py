@@ -34,6 +34,7 @@ from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.models.halves.features import Features, moved, placeholder_ids
 from stages.models.halves.generate import generate
 from stages.models.halves.split_route import AUDIO, MODALITIES, choose_route
+from stages.models.protocols import Half
 
 SDPA = "sdpa"
 """Name of the attention that takes part; others copy."""
@@ -177,7 +178,7 @@ class PrefilledSequence:
 
 
 def prefill_row(
-    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+    half: Half, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> PrefilledSequence:
     """Prefill one prompt. Raises UnsupportedCacheError if `generate` works differently."""
     read: list[PrefilledSequence] = []
@@ -235,7 +236,9 @@ def _placeholders_on_host(model: Any, ids: torch.Tensor) -> Iterator[None]:
             del vars(module)[PLACEHOLDERS]
 
 
-def positions_of(half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any]) -> torch.Tensor:
+def positions_of(
+    half: Half, inputs: Mapping[str, Any], features: Mapping[str, Any]
+) -> torch.Tensor:
     """Return the positions of a prompt's tokens as `generate` counts them, of shape [..., 1,
     tokens]. Raises UnsupportedCacheError if `generate` of the half does not count them."""
     seen_positions: list[torch.Tensor | None] = []
@@ -331,7 +334,7 @@ class SharedPrefix:
 
     def prefill_from_prefix(
         self,
-        half: Any,
+        half: Half,
         chunk_key: str,
         inputs: Mapping[str, Any],
         features: Features,
@@ -362,7 +365,7 @@ class SharedPrefix:
         self._of, self._ids, self._cache = "", [], None
 
 
-def _shared_tokens(half: Any, inputs: Mapping[str, Any]) -> int:
+def _shared_tokens(half: Half, inputs: Mapping[str, Any]) -> int:
     """Return the number of tokens up to and including the last placeholder of any kind."""
     if half.config.is_encoder_decoder:
         raise UnsupportedCacheError("its prompt goes to an encoder")

@@ -11,6 +11,7 @@ from stages.decode.engines.transformers import TransformersEngine
 from stages.decode.prompts import prompts_for
 from stages.decode.protocol import DecodeRequest
 from stages.models.halves.features import Features
+from stages.models.protocols import Half
 
 
 class RequestPrefill:
@@ -38,7 +39,9 @@ class RequestPrefill:
         finally:
             self.seconds += time.monotonic() - began
 
-    def row(self, request: DecodeRequest, half: Any, *, bounded: bool = False) -> PrefilledSequence:
+    def row(
+        self, request: DecodeRequest, half: Half, *, bounded: bool = False
+    ) -> PrefilledSequence:
         """Prefill a request with a half. `bounded`: its token limit keeps within the context."""
         inputs, features, options = self.inputs(half, request)
         generate_kwargs = self._transformers.generate_kwargs.of(request.item)
@@ -55,7 +58,7 @@ class RequestPrefill:
         return replace(row, stopped=stopped) if generate_kwargs.stop else row
 
     def inputs(
-        self, half: Any, request: DecodeRequest
+        self, half: Half, request: DecodeRequest
     ) -> tuple[dict[str, Any], Features, dict[str, Any]]:
         """Return the inputs, features and keyword arguments of `generate` for one request."""
         processor, row = self._transformers.processor, request.features

@@ -57,6 +57,7 @@ from stages.models.gguf import ROWS as GGUF_ROWS
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.generate import generate, new_tokens, prompt_in
+from stages.models.protocols import Half
 from stages.process.checks import ROWS, Verdicts
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -108,7 +109,7 @@ class Reference(NamedTuple):
 
 
 def reference_of(
-    half: Any, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+    half: Half, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
 ) -> Reference:
     """Return the first tokens and logits of `generate`."""
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}
@@ -327,7 +328,7 @@ class SlotCheck:
         except UnsupportedCacheError as error:
             return EngineCheck(reason=str(error))
 
-    def _check_pair(self, request: DecodeRequest, longer: DecodeRequest, half: Any) -> EngineCheck:
+    def _check_pair(self, request: DecodeRequest, longer: DecodeRequest, half: Half) -> EngineCheck:
         inputs, features, options = self._prefill.inputs(half, request)
         reference = reference_of(half, inputs, features, **options)
         if not all(map(are_finite, reference.logits)):  # no two of them would be the same
@@ -339,9 +340,9 @@ class SlotCheck:
         if checked.out_of_memory and is_only_engine:
             raise MemoryError(checked.reason)
         if self._verdicts is not None and not checked.reason:
-            half, passed = self._job.half, checked.layout.rows
-            text = f"{half.title}: {passed} rows of a decoding step do not depend on each other"
-            about = {"half": half.digest, "rows": passed}
+            passed, job = checked.layout.rows, self._job.half
+            text = f"{job.title}: {passed} rows of a decoding step do not depend on each other"
+            about = {"half": job.digest, "rows": passed}
             self._verdicts.keep(ROWS, about, {"holds": True}, text)
             if not is_only_engine and not self._engine.by_chunk:
                 checked = self._compare_with_batches(checked)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from artifacts.errors import CannotFit, UsageError
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from penstock_demo import CHECKPOINT
 from stages.decode.chunked_prefill import PrefillOptions, chunked_prefill_matches
 from stages.models.halves import generate as offload
@@ -66,9 +66,9 @@ class Smears(nn.Module):
 
 
 def test_what_looks_along_the_sequence_stays_whole() -> None:
-    half = nn.Module()
+    half: Any = nn.Module()
     half.add_module("layer", Smears())
-    half.dtype, half.device = torch.float32, torch.device("cpu")  # type: ignore[assignment]
+    half.dtype, half.device = torch.float32, torch.device("cpu")
     assert chunk_position_wise(half, 3) == 0
 
 
@@ -84,7 +84,7 @@ def halves(variant: str, folder: Path) -> tuple[ReloadableHalf, dict[str, Any], 
     model, inputs = FAMILIES[variant]()
     model.save_pretrained(folder)
 
-    def held(keep: Half) -> ReloadableHalf:
+    def held(keep: HalfName) -> ReloadableHalf:
         job = ModelJob(model=str(folder))
         return ReloadableHalf(keep, lambda extra_modules: job.load(keep, extra_modules))
 
@@ -165,5 +165,6 @@ def test_a_kv_cache_that_cannot_be_had_fails(kv: str) -> None:
 def test_a_kv_cache_of_other_attention_is_not_quantized(tmp_path: Path) -> None:
     held, _, features = halves("gemma3", tmp_path)
     row: Any = features
+    no_processor: Any = None
     with pytest.raises(CannotFit, match="sliding_attention"):
-        PrefillOptions(0, "quantized").options(held.model, None, row)
+        PrefillOptions(0, "quantized").options(held.model, no_processor, row)

@@ -334,8 +334,11 @@ def changing_steps(
     """Take steps; return which of them changed the weight."""
     half, example = SimpleNamespace(dtype=dtype), SimpleNamespace(ids=[1])
     found = []
+    no_processor: Any = None
     with events() as (report, _):
-        trainer = Trainer(half, None, [weight], optimizer_of(ADAMW, [weight], 0.1), report, 1)
+        trainer = Trainer(
+            half, no_processor, [weight], optimizer_of(ADAMW, [weight], 0.1), report, 1
+        )
         for _ in range(steps):
             before = weight.detach().clone()
             trainer.step([example], 0.1, 1)  # type: ignore[list-item]

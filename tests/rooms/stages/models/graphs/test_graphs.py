@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.export.graphs.make import quantize_graph
 from stages.models.graphs.manifest import FILE, Graph, GraphEncoder, GraphManifest, read_manifest
 from stages.models.graphs.onnx_encoder import (
@@ -258,7 +258,7 @@ NAMES = (
 )
 """Families of each kind of encoder, and of each reason why graphs are refused; `make models` judges
 all of them."""
-SAID: dict[Half, str] = {"vision": "vision", "language": "text"}
+SAID: dict[HalfName, str] = {"vision": "vision", "language": "text"}
 HALVES = [(name, half) for name in ("blip", "clip", "siglip2") for half in SAID]
 
 
@@ -340,7 +340,7 @@ def test_graphs_of_a_family_do_as_the_page_says(name: str, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "half"), HALVES)
 def test_graphs_of_a_dual_encoder_do_as_the_page_says(
-    name: str, half: Half, tmp_path: Path
+    name: str, half: HalfName, tmp_path: Path
 ) -> None:
     verdict = judge_dual_graphs(name, half, tmp_path)
     assert not verdict.result.startswith("differs")

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from artifacts.errors import EnvironmentFault, UsageError
-from artifacts.schema import Half
+from artifacts.schema import HalfName
 from stages.models import adapter_injection, describe, encode, generate, load_half
 from stages.models.adapter_injection import adapted_modules
 from stages.models.adapter_modules import modules_of, read_adapter
@@ -32,7 +32,7 @@ BARE_NAMES = ("visual", "vision_tower", "multi_modal_projector", "lm_head")
 """How older checkpoints name what they left alone; the loader of today passes over such names."""
 
 
-def loaded(folder: Path, keep: Half, precision: str, dtype: str = "float32") -> Any:
+def loaded(folder: Path, keep: HalfName, precision: str, dtype: str = "float32") -> Any:
     job = ModelJob(model=str(folder), precision=precision, dtype=dtype, attention="sdpa")
     return job.load(keep)
 
@@ -184,7 +184,7 @@ def test_what_was_saved_in_one_precision_is_refused_in_another() -> None:
 
 
 @pytest.mark.parametrize("keep", HALVES)
-def test_attention_is_chosen_for_one_half_alone(keep: Half) -> None:
+def test_attention_is_chosen_for_one_half_alone(keep: HalfName) -> None:
     job = ModelJob(model=str(checkpoint("llava")), dtype="float32", attention="eager")
     half: Any = job.load(keep)
     assert facts(half)["attention"] == "eager"

@@ -225,7 +225,8 @@ class Merging:
 
 
 def test_an_answer_is_tokenized_alone_where_the_prompt_s_tokens_would_change() -> None:
-    assert answer_ids(Merging(), "two") == [1, 1, 1] and answer_blank(Merging()) == ""
+    merging: Any = Merging()
+    assert answer_ids(merging, "two") == [1, 1, 1] and answer_blank(merging) == ""
 
 
 @pytest.mark.slow
