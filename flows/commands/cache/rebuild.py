@@ -24,7 +24,7 @@ from flows.core.job.record_notes import settings_of
 from flows.core.ledger.ledger import bytes_to_fetch
 from flows.core.ledger.tasks import keys_of
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher
-from flows.core.options.commands import RebuildConfig, RebuildRun, RunOptions
+from flows.core.options.commands import MediaOptions, RebuildRun, RunOptions
 from flows.core.pipelines import KEPT, encoder_of, parts_of
 from flows.core.plan.sizes import unencoded
 from flows.execution.run import LauncherMaker, stopped_in_order
@@ -277,7 +277,7 @@ class RebuildResult:
 
 
 def rebuild(
-    config: RebuildConfig,
+    config: MediaOptions,
     options: RebuildOptions,
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,

@@ -57,7 +57,7 @@ from flows.core.media.media_file import Selection
 from flows.core.media.sources import find_media, left_out_note
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import MEDIA
-from flows.core.options.vectors import PLACE, SiftConfig, SiftOptions
+from flows.core.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
 from flows.core.pipelines import SIFT
 from flows.execution.run import (
     LauncherMaker,
@@ -103,12 +103,10 @@ class VectorMarks(VectorsWritten):
 
 
 def vector_marks(
-    config: SiftConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
+    config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
 ) -> VectorMarks:
     """Compute the vectors of all media as `penstock embed` does. Raises PenstockError; finished
     records stay."""
-    if config.similar is not None:
-        near_duplicates.require_similar()
     outputs = VectorOutputs(_places, _marks, command="sift")
     return make_vectors(config, display, outputs, make_launcher, on_begin)
 
@@ -190,9 +188,11 @@ def sift(
     refuse_taking(config, "sift")
     vectors = None
     if config.model:
+        if config.similar is not None:
+            near_duplicates.require_similar()
         vectors = vector_marks(config, display, make_launcher, on_begin)
     with stopped_in_order(), contextlib.closing(display):
-        job = _prepared(config, display, out)
+        job = _prepared(config, config, display, out)
         job.choices = choices_in(out)
         with (
             only_run_in(out, "marking into", "give another --out"),
@@ -258,7 +258,7 @@ def pending(config: SiftConfig, display: Display) -> dict[str, int]:
     PenstockError."""
     parse_keep(config.keep, similar=config.similar is not None)
     refuse_taking(config, "sift")
-    job = _prepared(config, display, out_folder(config))
+    job = _prepared(config, config, display, out_folder(config))
     return {
         "files": len(job.files),
         "contents": len(job.media),
@@ -296,7 +296,7 @@ def sift_before(
     return places | result.unmarked
 
 
-def _prepared(config: SiftConfig, display: Display, out: Path) -> Sifting:
+def _prepared(config: RunOptions, options: SiftOptions, display: Display, out: Path) -> Sifting:
     """Find the media, and compute their digests. Raises UsageError, EnvironmentFault."""
     display.doing("reading the sources")
     config.check_sources()
@@ -321,7 +321,7 @@ def _prepared(config: SiftConfig, display: Display, out: Path) -> Sifting:
         unique.setdefault(job_file.file.identity, job_file)
     by_place = {medium.place: [medium.job_file] for medium in media_away}
     job = Sifting(
-        options=config,
+        options=options,
         retry_failed=config.retry_failed,
         store=store,
         files=[*away.in_order(unique.values(), by_place)],

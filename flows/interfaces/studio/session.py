@@ -28,7 +28,7 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.options import declared
 from artifacts.records.packs import Record, RecordSet, packs
 from artifacts.records.store import Store, local_folder, open_store, prepare_store
-from flows.core.options.commands import CaptionConfig
+from flows.core.options.commands import RunOptions
 from flows.core.options.model import SIZES
 from flows.core.options.store import default_store
 from flows.core.pipelines import THUMBNAILS
@@ -57,7 +57,7 @@ CHANGED = (
     *("max_new_tokens", "repetition_penalty"),
 )
 """Options that a second question may change."""
-ConfigOf = Callable[[Sequence[str]], CaptionConfig]
+ConfigOf = Callable[[Sequence[str]], RunOptions]
 """Parses the words of a `caption` command."""
 
 
