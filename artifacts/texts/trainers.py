@@ -34,6 +34,7 @@ from artifacts.disk.files import json_text
 from artifacts.texts.captions import Caption, one_line
 from artifacts.texts.shards import DATASET, media_suffix
 from artifacts.texts.tables import utf8
+from artifacts.texts.trainer_models import TrainerModel
 
 IMAGES, VIDEOS = "images", "videos"
 """Folders, inside that of a data set, of media of each kind."""
@@ -55,6 +56,12 @@ class TrainerEntry:
     """Absolute path, or relative to the folder of the data set where media must lie in it."""
     rows: tuple[Caption, ...]
     """Its caption, or the captions of the named prompts."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height in pixels; 0: not known."""
+    rate: float = 0.0
+    """Frames per second of a video; 0: not known."""
+    frames: int = 0
+    """Number of frames of a video; 0: not known."""
 
     @property
     def row(self) -> Caption:
@@ -71,8 +78,25 @@ class TrainerEntry:
         return PurePosixPath(self.path).name
 
 
-Writer = Callable[[Sequence[TrainerEntry], Path], dict[str, str]]
-"""A function of the entries and the folder of the data set: name of a file in it → its text."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerSetup:
+    """What a configuration is set for."""
+
+    model: TrainerModel | None = None
+    """The model that is trained; None: not known, so that what depends on it is left to the user.
+    """
+    trigger: str = ""
+    """The word that every caption begins with; empty: none."""
+
+    def unset(self, trainer: str, what: str) -> str:
+        """Return the comment that says `what` is not set, if the model is not known."""
+        hint = f"penstock caption … --trainer {trainer}:MODEL sets it for a model"
+        return "" if self.model else f"# Not set: {what}. {hint}\n"
+
+
+Writer = Callable[[Sequence[TrainerEntry], Path, TrainerSetup], dict[str, str]]
+"""A function of the entries, the folder of the data set, and what it is set for: name of a file in
+the folder → its text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +105,8 @@ class TrainerForm:
 
     write: Writer
     names: tuple[str, ...]
-    """All files that it may write, so that one that is no longer needed can be removed."""
+    """All files that it may write, some as a pattern, so that one that is no longer needed can be
+    removed."""
     folders: Mapping[str, str]
     """Kind of media that the trainer takes → folder of those that must lie in the data set."""
     own_media: bool
@@ -94,6 +119,13 @@ class TrainerForm:
     """Kind of media → suffixes that the trainer reads, where that is not any."""
     hears: bool = False
     """Whether it reads the sound of a video."""
+    times: bool = False
+    """Whether its files depend on the rate and the number of frames of videos."""
+
+    def files_in(self, folder: Path) -> list[str]:
+        """Return the names of those of its files that are in a folder."""
+        paths = [path for name in self.names for path in sorted(folder.glob(name))]
+        return [str(path.relative_to(folder)) for path in paths]
 
     def takes(self, kind: str, suffix: str) -> bool:
         """Return whether the trainer reads media of this kind and suffix."""
@@ -130,17 +162,43 @@ VIDEO_SUFFIXES = frozenset([
 """Suffixes of videos by imageio's `video_extensions`; the trainer takes others for pictures."""
 
 
-def diffusion_pipe_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+MOST_BUCKETS = 8
+"""Most lengths of clips that are told apart: the trainer makes batches of one length."""
+
+
+def frame_buckets(entries: Sequence[TrainerEntry], model: TrainerModel) -> list[int]:
+    """Return the numbers of frames to which the trainer cuts clips for a model: those that the
+    clips have at its rate, one frame less because it counts down and then asks for more than it
+    reads. It appends 1, for pictures. Source: `_metadata_map_fn` in diffusion-pipe
+    `utils/dataset.py`, and `round_frames` in `models/base.py`."""
+    videos = [entry for entry in entries if entry.frames and entry.rate]
+    counts = [int(entry.frames * model.fps / entry.rate) - 1 for entry in videos]
+    fitting = sorted({_trained(count, model) for count in counts})
+    if len(fitting) > MOST_BUCKETS:  # the shortest one, which all clips have, is among them
+        last = len(fitting) - 1
+        fitting = [fitting[at * last // (MOST_BUCKETS - 1)] for at in range(MOST_BUCKETS)]
+    return sorted({1, *fitting})
+
+
+def _trained(frames: int, model: TrainerModel) -> int:
+    """Return how many of the frames of a clip a trainer takes for a model."""
+    return (min(max(frames, 1), model.frames) - 1) // model.step * model.step + 1
+
+
+def diffusion_pipe_files(
+    entries: Sequence[TrainerEntry], folder: Path, setup: TrainerSetup
+) -> dict[str, str]:
     """Return the captions of each kind that there is, and the dataset configuration."""
-    config_file = folder / DIFFUSION_PIPE_CONFIG
+    config_file, model = folder / DIFFUSION_PIPE_CONFIG, setup.model
     config = f"""\
 # diffusion-pipe: dataset = {toml_text(str(config_file))} in the training configuration
-resolutions = [512]
+{setup.unset("diffusion-pipe", "the model's resolution, and frames of clips at its rate")}\
+resolutions = [{512 if model is None else model.side}]
 enable_ar_bucket = true
 min_ar = 0.5
 max_ar = 2.0
 num_ar_buckets = 7
-frame_buckets = [1, 33]
+frame_buckets = {[1, 33] if model is None else frame_buckets(entries, model)}
 """
     files: dict[str, str] = {}
     for _, name, rows in by_kind(entries):
@@ -158,6 +216,7 @@ DIFFUSION_PIPE = TrainerForm(
     own_media=True,
     several=True,
     suffixes={"image": PILLOW, "video": VIDEO_SUFFIXES},
+    times=True,
 )
 
 
@@ -169,7 +228,7 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 """The hub's words for how many rows there are, each with the number that it ends before."""
 
 
-def hf_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+def hf_files(entries: Sequence[TrainerEntry], folder: Path, setup: TrainerSetup) -> dict[str, str]:
     """Return metadata and card of each kind that there is."""
     files: dict[str, str] = {}
     for kind, name, rows in by_kind(entries):
@@ -250,24 +309,38 @@ HF = TrainerForm(
 
 
 KOHYA_METADATA, KOHYA_CONFIG = "metadata.json", "dataset.toml"
+KOHYA_STEP = 64
+"""What the sides of its buckets are multiples of."""
 
 
-def kohya_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
-    """Return the metadata, a picture a line, and the dataset configuration."""
+def kohya_files(
+    entries: Sequence[TrainerEntry], folder: Path, setup: TrainerSetup
+) -> dict[str, str]:
+    """Return the metadata, a picture a line, and the dataset configuration. The largest side of a
+    bucket is 1024 unless it is set, which would take wide pictures smaller than the resolution.
+    Source: `BucketManager` in sd-scripts `library/train_util.py`."""
+    side = 1024 if setup.model is None else setup.model.side
+    sizes = [entry.size for entry in entries if all(entry.size)]
+    # Below 64 pixels a side it would find no bucket.
+    is_small = any(w * h < side * side for w, h in sizes) and min(map(min, sizes)) >= KOHYA_STEP
+    small = "bucket_no_upscale = true  # some pictures are smaller\n" if is_small else ""
+    kept = "  keep_tokens = 1  # the trigger stays first if you add shuffle_caption = true\n"
     pairs = (
         f"{json_line(e.path).rstrip()}: {json_line({'caption': e.caption}).rstrip()}"
         for e in entries
     )
     config = f"""\
 # sd-scripts: --dataset_config {KOHYA_CONFIG}
+{setup.unset("kohya", "the model's resolution, 512 for Stable Diffusion 1.5")}\
 [[datasets]]
-resolution = 1024  # 512 for models that were trained at it; --resolution does not override this
+resolution = {side}  # --resolution does not override this
 enable_bucket = true
-
+max_bucket_reso = {2 * side}  # without it, wide pictures would be trained smaller
+{small}
   [[datasets.subsets]]
   metadata_file = {toml_text(str(folder / KOHYA_METADATA))}
   num_repeats = 1
-"""
+{kept if setup.trigger else ""}"""
     return {KOHYA_METADATA: "{\n" + ",\n".join(pairs) + "\n}\n", KOHYA_CONFIG: config}
 
 
@@ -284,7 +357,7 @@ KOHYA = TrainerForm(
 LINES = "dataset.jsonl"
 
 
-def ltx_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
+def ltx_files(entries: Sequence[TrainerEntry], folder: Path, setup: TrainerSetup) -> dict[str, str]:
     """Return the lines, which may mix pictures and videos."""
     rows = ({"caption": entry.caption, "media_path": entry.path} for entry in entries)
     return {LINES: "".join(map(json_line, rows))}
@@ -297,46 +370,110 @@ LTX = TrainerForm(
     own_media=True,
     suffixes={"image": frozenset({"png", "jpg", "jpeg"})},
     hears=True,
+    times=True,
 )
 
 
 MUSUBI_CONFIG = "dataset.toml"
 FRAMES = 'target_frames = [1, 25, 45]\nframe_extraction = "head"\n'
 """What the sample of its documentation takes of each video."""
+MUSUBI_RATE = 24
+"""Frames per second to which it brings the videos of most models."""
 
 
-def musubi_files(entries: Sequence[TrainerEntry], folder: Path) -> dict[str, str]:
-    """Return the lines of each kind that there is, and the dataset configuration."""
+def rate_text(rate: float) -> str:
+    """Return a rate with at most three digits behind the point: 23.976, 30."""
+    return f"{rate:.3f}".rstrip("0").rstrip(".")
+
+
+def musubi_files(
+    entries: Sequence[TrainerEntry], folder: Path, setup: TrainerSetup
+) -> dict[str, str]:
+    """Return the lines of each kind that there is, and the dataset configuration. Videos of
+    different rates are different data sets: the trainer takes one `source_fps` for each, and frames
+    as they come without it."""
+    model = setup.model
+    sides = "960, 544" if model is None or model.frames else f"{model.side}, {model.side}"
     config = f"""\
 # musubi-tuner: --dataset_config {MUSUBI_CONFIG}
+{setup.unset("musubi", "the model's resolution, and frames of clips at its rate")}\
 [general]
-resolution = [960, 544]
+resolution = [{sides}]
 batch_size = 1
 enable_bucket = true
 """
     files: dict[str, str] = {}
-    for kind, name, rows in by_kind(entries):
-        lines = f"{name}.jsonl"
-        files[lines] = "".join(
-            json_line({f"{kind}_path": row.path, "caption": row.caption}) for row in rows
-        )
-        config += f"""
+    for kind, folder_name, of_kind in by_kind(entries):
+        for rate in sorted({row.rate for row in of_kind}):
+            rows = [row for row in of_kind if row.rate == rate]
+            name = f"{folder_name}-{rate_text(rate)}fps" if rate else folder_name
+            files[f"{name}.jsonl"] = "".join(
+                json_line({f"{kind}_path": row.path, "caption": row.caption}) for row in rows
+            )
+            config += f"""
 [[datasets]]
-{kind}_jsonl_file = {toml_text(str(folder / lines))}
+{kind}_jsonl_file = {toml_text(str(folder / f"{name}.jsonl"))}
 cache_directory = {toml_text(str(folder / "cache" / name))}
-{FRAMES if kind == "video" else ""}"""
+{_musubi_frames(rate, model) if kind == "video" else ""}"""
     return {**files, MUSUBI_CONFIG: config}
+
+
+def _musubi_frames(rate: float, model: TrainerModel | None) -> str:
+    """Return the settings of the frames of videos of this rate; 0: not known. The trainer leaves
+    out frames of a video that is faster than its model, by `source_fps`. Of a slower one it takes
+    each frame once, and with `source_fps` it would miscount them. Source: `load_video` in
+    `src/musubi_tuner/dataset/media_utils.py`."""
+    is_faster = rate >= (MUSUBI_RATE if model is None else model.fps)
+    source = f"source_fps = {float(rate_text(rate))}\n" if rate and is_faster else ""
+    whole = "" if model is None else f'frame_extraction = "full"\nmax_frames = {model.frames}\n'
+    return source + (whole or FRAMES)
 
 
 MUSUBI = TrainerForm(
     write=musubi_files,
-    names=(*(f"{name}.jsonl" for name in FOLDERS.values()), MUSUBI_CONFIG),
+    names=(*(f"{name}.jsonl" for name in FOLDERS.values()), f"{VIDEOS}-*fps.jsonl", MUSUBI_CONFIG),
     folders=FOLDERS,
     own_media=False,
     apart=lambda path: PurePosixPath(path).stem,
     suffixes={"image": PILLOW},
     hears=True,
+    times=True,
 )
+
+
+def seen_seconds(form: str, entries: Sequence[TrainerEntry], model: TrainerModel) -> float:
+    """Return how many seconds of all videos the trainer takes, if a data set is set for a model: of
+    each as many frames as it has, up to the model's, from its start."""
+    videos = [entry for entry in entries if entry.frames and entry.rate]
+    if form == "diffusion-pipe":
+        buckets = frame_buckets(entries, model)
+        counts = [int(entry.frames * model.fps / entry.rate) for entry in videos]
+        taken = [max((each for each in buckets if each <= count), default=0) for count in counts]
+        return sum(taken) / model.fps
+    seen = 0.0
+    for entry in videos:
+        rate = min(model.fps or entry.rate, entry.rate)
+        seen += _trained(int((entry.frames - 1) * rate / entry.rate) + 1, model) / rate
+    return seen
+
+
+LTX_AREA, LTX_STEP = 768 * 512, 32
+"""Pixels of a frame in a bucket, and what its sides are multiples of."""
+
+
+def ltx_buckets(entries: Sequence[TrainerEntry], model: TrainerModel) -> str:
+    """Return the `--resolution-buckets` that fit a data set: the shape in the middle of its media,
+    and the frames of its shortest video. Of two shapes the trainer would prefer the nearer one to
+    more frames. Source: `parse_resolution_buckets` and `_select_bucket` in ltx-trainer
+    `scripts/process_videos.py`."""
+    shapes = sorted(entry.size[0] / entry.size[1] for entry in entries if all(entry.size))
+    shape = shapes[len(shapes) // 2] if shapes else 1.5
+    height = max(1, round((LTX_AREA / shape) ** 0.5 / LTX_STEP)) * LTX_STEP
+    width = max(1, round(height * shape / LTX_STEP)) * LTX_STEP
+    counts = {_trained(entry.frames, model) for entry in entries if entry.frames}
+    frames = {min(counts - {1}, default=1)} if counts else set[int]()
+    pictures = {1} if any(entry.kind == "image" for entry in entries) else set[int]()
+    return ";".join(f"{width}x{height}x{count}" for count in sorted(frames | pictures))
 
 
 TRAINERS: dict[str, TrainerForm] = {

@@ -63,6 +63,8 @@ class SampleSource:
     """Stamp of the file when it was captioned; None: unknown, or it is away."""
     away: bool
     """Whether the file cannot be read now, so that nothing is cut from it."""
+    size: tuple[int, int]
+    """Width and height of the medium in pixels."""
 
 
 def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[list[SampleSource]]:
@@ -108,6 +110,7 @@ def _items_of(
             damaged=bool(index.all_warnings),
             stamp=None if of.away else medium.stamp,
             away=of.away,
+            size=(index.width, index.height),
         )
         for row in captions
     ]

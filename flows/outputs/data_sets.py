@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, OURS, are_equal, is_linked, is_spare, link, write_text
+from artifacts.disk.json_shapes import BYTES
 from artifacts.disk.names import folded
-from artifacts.disk.regular_files import refuse_links
+from artifacts.disk.regular_files import read_text, refuse_links
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import MediaError
 from artifacts.remote.media_cache import copy_bytes, is_copy, open_local
@@ -30,7 +31,15 @@ from artifacts.texts.shards import (
     read_index,
     write_shards,
 )
-from artifacts.texts.trainers import TRAINERS, TrainerEntry, TrainerForm
+from artifacts.texts.trainer_models import TrainerModel, models_named
+from artifacts.texts.trainers import (
+    TRAINERS,
+    TrainerEntry,
+    TrainerForm,
+    TrainerSetup,
+    ltx_buckets,
+    seen_seconds,
+)
 from artifacts.wording import counted, first_of
 from flows.core.job.prepare import Job
 from flows.core.machine.launch import Launcher
@@ -164,6 +173,8 @@ def _samples(
             media.path.unlink(missing_ok=True)
 
 
+MOSTLY = 0.9
+"""Share of the videos' seconds from which a trainer takes them as good as whole."""
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
 """File names of linked media in the folder of a data set."""
 
@@ -197,15 +208,15 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     ]
     written = TrainersWritten()
     for name in (name for name in TRAINERS if name not in forms):  # no file in it is a run's
-        folder, names = job.out / name, TRAINERS[name].names
-        if kept := [file for file in names if os.path.lexists(folder / file)]:
+        folder = job.out / name
+        if kept := TRAINERS[name].files_in(folder):
             written.edited[name] = kept
             written.notes.append(kept_note(kept, folder))
     if not forms:
         return written
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
-    clips = Clips(job, launcher, on_progress)
+    clips, times = Clips(job, launcher, on_progress), _VideoTimes()
     trainers = [TRAINERS[name] for name in forms]
     firsts = [
         chunk[0] for chunk in items if any(chunk[0].kind in form.folders for form in trainers)
@@ -217,7 +228,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     }
     cut = clips.clips_for(firsts, unread) if clips.exact else {}
     for name in forms:
-        trainer = _TrainerFolder(job, own, name, clips)
+        trainer = _TrainerFolder(job, own, name, clips, times)
         if kept := trainer.write(items, cut):
             written.edited[name] = kept
         written.forms.append(name)
@@ -233,7 +244,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
 
 def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:
     """Return whether `OUT` has a generated file of this data set."""
-    files = TRAINERS[name].names
+    files = TRAINERS[name].files_in(job.out / name)
     return any(own.has(f"{name}/{file}", digest_at(job.out / name / file)) for file in files)
 
 
@@ -246,16 +257,83 @@ def unread(kind: str, file: Path) -> tuple[str, str]:
     return kind, f"it reads no {kind}s"
 
 
+class _VideoTimes:
+    """Reads the rates and numbers of frames of videos, of each file once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[float, int]] = {}
+
+    def of(self, path: Path) -> tuple[float, int]:
+        """Return the frames per second and the number of frames of a video; 0 for what cannot be
+        read."""
+        if path not in self._known:
+            from stages.frames.media_opening import rate_and_frames
+
+            self._known[path] = 0.0, 0
+            with contextlib.suppress(MediaError):
+                rate, frames = rate_and_frames(path)
+                self._known[path] = round(rate, 3), frames
+        return self._known[path]
+
+
+def _note_on_frames(
+    form: str, entries: Sequence[TrainerEntry], model: TrainerModel | None
+) -> Iterator[str]:
+    """Yield notes about how much of the videos a trainer takes for a model, and about what its own
+    program is given."""
+    if model is None or not TRAINERS[form].times or not entries:
+        return
+    if form == "ltx":
+        buckets = ltx_buckets(entries, model)
+        yield f'{model.label}: --resolution-buckets "{buckets}" fits this data set'
+    videos = [entry for entry in entries if entry.frames and entry.rate]
+    seconds = sum(entry.frames / entry.rate for entry in videos)
+    seen = seen_seconds(form, entries, model)
+    if seen < MOSTLY * seconds:
+        rate = model.fps or max(entry.rate for entry in videos)
+        yield (
+            f"{model.label} takes {seen:,.1f} of {seconds:,.1f} s of the clips, their beginnings; "
+            f"--chunk {(model.frames + 1) / rate:.4g} makes clips that it takes whole"
+        )
+
+
+def _note_on_settings(file: Path, text: str, model: TrainerModel | None) -> Iterator[str]:
+    """Yield a note on what would be set in a configuration that the user edited."""
+    if model is None or file.suffix != ".toml":
+        return
+    with contextlib.suppress(OSError, ValueError):
+        own = {*_settings(read_text(file, BYTES))}
+        if missing := [one for one in dict.fromkeys(_settings(text)) if one not in own]:
+            yield f"{model.label} would set in {file}: {', '.join(missing)}"
+
+
+def _settings(toml: str) -> Iterator[str]:
+    """Yield the settings of a configuration, without those that name files."""
+    for line in toml.splitlines():
+        setting = line.partition("#")[0].strip()
+        if "=" in setting and '"/' not in setting:
+            yield setting
+
+
 class _TrainerFolder:
     """The data set of one trainer in `OUT`."""
 
-    def __init__(self, job: Job, own: GeneratedFiles, name: str, clips: Clips) -> None:
+    def __init__(
+        self, job: Job, own: GeneratedFiles, name: str, clips: Clips, times: "_VideoTimes"
+    ) -> None:
         self._own = own
         self._name = name
         self._form: TrainerForm = TRAINERS[name]
         self._folder = job.out / name
-        self._replace = job.config.groups.outputs.replaces
+        groups = job.config.groups
+        self._replace = groups.outputs.replaces
+        self._setup = TrainerSetup(
+            model=models_named(groups.data_sets.trainer).get(name), trigger=groups.text.trigger
+        )
         self._clips = clips
+        self._times = times
+        self._settings: list[str] = []
+        """Notes about what the trainer takes of videos, and about settings that were kept."""
         self._kept: list[str] = []
         self._left_out: Counter[tuple[str, str]] = Counter()
         """Kind of what is left out, and the reason → count."""
@@ -276,16 +354,18 @@ class _TrainerFolder:
             one = f"it takes one per sample, that of prompt {chunk[0].sample.row.name}"
             self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
         entries = self._entries(usable)
-        texts = self._form.write(entries, self._folder)
+        texts = self._form.write(entries, self._folder, self._setup)
+        self._settings += _note_on_frames(self._name, entries, self._setup.model)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
             form = f"{self._name}/{file}"
             if not self._own.update(self._folder / file, content, form, replace=self._replace):
                 self._kept.append(file)
+                self._settings += _note_on_settings(self._folder / file, text, self._setup.model)
         kept = {file for file in self._kept if ".json" in file}  # captions, and not settings
         for entry in entries:
             rows = entry.rows if self._form.several else entry.rows[:1]
-            if not (kept and kept & {*self._form.write([entry], self._folder)}):
+            if not (kept and kept & {*self._form.write([entry], self._folder, self._setup)}):
                 self.captions += len(rows)
                 self.user_texts += has_user_text(rows)
         with disk_faults(self._folder):
@@ -299,8 +379,11 @@ class _TrainerFolder:
             or (self._clips.is_shown_as_seen(item) and self._form.reads(item.kind, item.file.name))
         )
         path = item.file if is_file else cut.get(item.sample.key)
+        model = self._setup.model
         if item.kind not in self._form.folders:
             self._left_out[unread(item.kind, item.file)] += 1
+        elif item.kind == "video" and model is not None and not model.frames:
+            self._left_out[item.kind, f"{model.name} is trained on pictures"] += 1
         elif not (item.whole or self._clips.exact):
             self._left_out["chunk", UNCUT] += 1
         elif path is None:
@@ -321,6 +404,13 @@ class _TrainerFolder:
         entries: list[TrainerEntry] = []
         for (chunk, path), key in zip(usable, apart, strict=True):
             item, media_path = chunk[0], str(path)
+            is_timed = self._form.times and item.kind == "video"
+            rate, frames = self._times.of(path) if is_timed else (0.0, 0)
+            model = self._setup.model
+            if is_timed and model is not None and frames * model.fps < model.least * rate:
+                few = f"{model.name} takes none under {model.least / model.fps:.2g} s"
+                self._left_out[item.kind, few] += 1
+                continue
             rows = tuple(source.sample.row for source in chunk)
             if self._form.own_media or seen[key] > 1 or is_copy(path):
                 try:
@@ -329,7 +419,16 @@ class _TrainerFolder:
                     self._left_out["file", f"not available now ({error.kind})"] += 1
                     continue
                 media_path = inside if self._form.own_media else str(self._folder / inside)
-            entries.append(TrainerEntry(kind=item.kind, path=media_path, rows=rows))
+            entries.append(
+                TrainerEntry(
+                    kind=item.kind,
+                    path=media_path,
+                    rows=rows,
+                    size=item.size,
+                    rate=rate,
+                    frames=frames,
+                )
+            )
         return entries
 
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:
@@ -369,7 +468,7 @@ class _TrainerFolder:
         user's file may refer to them."""
         if self._kept:
             return
-        for file in self._form.names:
+        for file in self._form.files_in(self._folder):
             path = self._folder / file
             if file not in files and self._own.has(f"{self._name}/{file}", digest_at(path)):
                 path.unlink(missing_ok=True)

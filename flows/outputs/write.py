@@ -238,7 +238,7 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
         elif path.exists():
             counts.earlier.append(form)
     for form, trainer in TRAINERS.items():
-        if any((job.out / form / name).exists() for name in trainer.names):
+        if trainer.files_in(job.out / form):
             counts.earlier.append(form)
     if unused := job.edits.unused():
         paths = {path for path, _ in unused}

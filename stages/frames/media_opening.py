@@ -102,6 +102,19 @@ def open_video(
     return container, stream
 
 
+def rate_and_frames(path: Path) -> tuple[float, int]:
+    """Return the frames per second of a video on average, and their number, as its headers state
+    them; 0 for what they do not. Raises MediaError."""
+    container, stream = open_video(path)
+    with container:
+        rate = float(stream.average_rate or 0)
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        else:
+            seconds = (container.duration or 0) / av.time_base
+        return rate, stream.frames or round(seconds * rate)
+
+
 def has_alpha_track(stream: VideoStream) -> bool:
     """Return whether a WebM track says that it stores transparency beside its frames."""
     says = any(k.lower() == "alpha_mode" and v == "1" for k, v in stream.metadata.items())

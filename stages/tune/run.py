@@ -254,6 +254,19 @@ def _score(
     report.answered("score")
 
 
+def _trained_and_held_out(
+    job: TuneJob, processor: Processor, half: Half
+) -> tuple[list[TrainingExample], list[TrainingExample], int]:
+    """Return the examples that are trained on, those that are held out, and the token that is
+    added to their ends."""
+    examples = _examples(job, processor, half, job.examples)
+    held_out = _examples(job, processor, half, job.held_out)
+    check_trainable(half, processor, examples[0])
+    end = end_token_of(half, processor, examples)
+    trained = [with_end_token(example, end) for example in examples]
+    return trained, [with_end_token(example, end) for example in held_out], end
+
+
 def _tune(
     job: TuneJob,
     processor: Processor,
@@ -263,12 +276,7 @@ def _tune(
 ) -> None:
     folder = Path(job.folder)
     keep_differentiable(half)
-    examples = _examples(job, processor, half, job.examples)
-    held_out = _examples(job, processor, half, job.held_out)
-    check_trainable(half, processor, examples[0])
-    end = end_token_of(half, processor, examples)
-    examples = [with_end_token(example, end) for example in examples]
-    held_out = [with_end_token(example, end) for example in held_out]
+    examples, held_out, end = _trained_and_held_out(job, processor, half)
     layout = layout_in(folder, job.rank) if job.resume else None
     trained = add_adapter(half, job.rank, job.seed, layout)
     optimizer = optimizer_of(job.optimizer, trained, job.rate)

@@ -36,10 +36,11 @@ def kohya(out: Path) -> dict[str, str]:
     its config_util.py."""
     config = _toml(out / "kohya" / "dataset.toml")
     (dataset,) = config["datasets"]
-    assert set(dataset) <= {"enable_bucket", "resolution", "batch_size", "subsets"}
+    known = {"enable_bucket", "resolution", "batch_size", "max_bucket_reso", "bucket_no_upscale"}
+    assert set(dataset) <= {*known, "subsets"}
     assert dataset["resolution"], "without it, sd-scripts needs --resolution"
     (subset,) = dataset["subsets"]
-    assert set(subset) == {"metadata_file", "num_repeats"}
+    assert set(subset) - {"keep_tokens"} == {"metadata_file", "num_repeats"}
     with open(subset["metadata_file"], encoding="utf-8") as file:
         metadata = json.load(file)
     cached = [str(Path(path).with_suffix("")) for path in metadata]

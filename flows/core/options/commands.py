@@ -11,6 +11,7 @@ from typing import Annotated
 
 from artifacts.disk.paths import is_utf8
 from artifacts.errors import UsageError
+from artifacts.texts.trainer_models import form_of
 from artifacts.texts.trainers import TRAINERS
 from flows.core.options.formats import COCO
 from flows.core.options.groups import Groups, groups_of
@@ -98,6 +99,9 @@ class CaptionConfig(
     def __post_init__(self) -> None:
         if self.schema:
             object.__setattr__(self, "schema", canonical(read_schema(self.schema)))
+        trainers = (form_of(name.partition(":")[0]) for name in self.trainer)
+        formats = tuple(dict.fromkeys((*self.format, *trainers)))
+        object.__setattr__(self, "format", formats)
         if COCO in self.format:
             raise UsageError(
                 "--format coco is for labels only", hint="Run `penstock label`, or leave it out"

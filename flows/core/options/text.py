@@ -9,6 +9,7 @@ from artifacts.disk.names import TEXT_FORMATS
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
+from artifacts.texts.trainer_models import models_named
 from flows.core.options.formats import (
     CLIP_SOUNDS,
     FILES,
@@ -245,6 +246,19 @@ class DataSetOptions(OptionGroup):
     ] = None
     """`copy`: clips keep the sound of their video if a trainer of the folder's data sets reads it;
     `none`: they have none. None: as the folder's last run, or `copy`."""
+    trainer: Annotated[
+        tuple[str, ...],
+        Option(
+            "write a trainer's data set, set for a model: kohya:sdxl, musubi:wan",
+            FILES,
+            "TRAINER:MODEL",
+        ),
+    ] = ()
+    """Trainers whose data sets are written, each set for a model: `kohya:sdxl`, `musubi:wan`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        models_named(self.trainer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from PIL import Image
 import flows.core.machine.launch
 from artifacts.errors import EnvironmentFault, Interrupted, MediaError, UsageError
 from artifacts.texts.shards import read_index
-from artifacts.texts.trainers import TRAINERS, TrainerEntry
+from artifacts.texts.trainers import TRAINERS, TrainerEntry, TrainerSetup
 from flows.core.console.display import Display
 from flows.core.ledger.tasks import Medium
 from flows.core.options.commands import CaptionConfig
@@ -308,7 +308,8 @@ def test_what_a_person_edited_is_kept_until_it_is_to_be_replaced(config: Caption
         assert f"{form} with {name} kept, edited by you" in result.line()
     printed = status_of(out)
     assert "dataset.toml kept, edited by you" in printed and "earlier run" not in printed
-    assert "First?" not in (out / "musubi" / "videos.jsonl").read_text()
+    (lines,) = (out / "musubi").glob("videos-*fps.jsonl")
+    assert "First?" not in lines.read_text()
     result = write(config, prompt="Second?", existing="replace")
     assert [note for note in result.warnings if "edited by you" in note] == []
     assert not any(path.read_bytes() == content for path, content in edited.items())
@@ -435,7 +436,7 @@ CIRCLE = TrainerEntry(kind="image", path="a.png", rows=(caption("a red circle"),
 
 @pytest.mark.parametrize(("count", "size"), [(999, "n<1K"), (1000, "1K<n<10K")])
 def test_a_card_says_how_many_rows_there_are(count: int, size: str) -> None:
-    card = TRAINERS["hf"].write([CIRCLE] * count, Path("/out"))["images/README.md"]
+    card = TRAINERS["hf"].write([CIRCLE] * count, Path("/out"), TrainerSetup())["images/README.md"]
     assert f"size_categories:\n- {size}\n" in card
 
 
@@ -445,7 +446,7 @@ def test_a_library_that_keeps_what_it_loaded_does_not_take_other_rows_for_it() -
 
     def kept_as(text: str) -> object:
         entry = TrainerEntry(kind="video", path="videos/clip.mp4", rows=(caption(text),))
-        card = TRAINERS["hf"].write([entry], Path("/out"))["videos/README.md"]
+        card = TRAINERS["hf"].write([entry], Path("/out"), TrainerSetup())["videos/README.md"]
         return yaml.safe_load(card.split("---")[1])["configs"]
 
     assert kept_as("a dog") != kept_as("a cat")
@@ -453,7 +454,7 @@ def test_a_library_that_keeps_what_it_loaded_does_not_take_other_rows_for_it() -
 
 
 def test_a_control_character_in_a_folder_s_name_is_escaped() -> None:
-    toml = TRAINERS["kohya"].write([CIRCLE], Path("/a\x7fb"))["dataset.toml"]
+    toml = TRAINERS["kohya"].write([CIRCLE], Path("/a\x7fb"), TrainerSetup())["dataset.toml"]
     assert repr("/a\x7fb/")[1:-1] in str(tomllib.loads(toml))
 
 
