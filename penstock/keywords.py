@@ -89,6 +89,7 @@ class CaptionOptions(FeatureOptions, total=False):
     existing: str | None
     media: str | None
     clip_sound: str | None
+    trainer: Words
     trust_folder: bool
     sift: str | None
     replace: bool

@@ -113,7 +113,7 @@ def form_of(trainer: str) -> str:
 
 def models_named(names: Sequence[str]) -> dict[str, TrainerModel]:
     """Return the models that `--trainer` names, by trainer. Raises UsageError."""
-    found: dict[str, TrainerModel] = {}
+    models: dict[str, TrainerModel] = {}
     for text in names:
         trainer, _, name = text.partition(":")
         if trainer not in MODELS:
@@ -127,10 +127,10 @@ def models_named(names: Sequence[str]) -> dict[str, TrainerModel]:
                 f"--trainer {text}: {what}",
                 hint=f"Models of {trainer}: {', '.join(MODELS[trainer])}",
             )
-        if trainer in found:
+        if trainer in models:
             raise UsageError(
-                f"--trainer names two models of {trainer}: {found[trainer].name} and {name}",
+                f"--trainer names two models of {trainer}: {models[trainer].name} and {name}",
                 hint="A data set is set for one: give each its own --out",
             )
-        found[trainer] = MODELS[trainer][name]
-    return found
+        models[trainer] = MODELS[trainer][name]
+    return models

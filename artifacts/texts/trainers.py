@@ -163,7 +163,7 @@ VIDEO_SUFFIXES = frozenset([
 
 
 MOST_BUCKETS = 8
-"""Most lengths of clips that are told apart: the trainer makes batches of one length."""
+"""Most lengths of clips in a data set: the trainer makes batches of one length."""
 
 
 def frame_buckets(entries: Sequence[TrainerEntry], model: TrainerModel) -> list[int]:
@@ -309,8 +309,6 @@ HF = TrainerForm(
 
 
 KOHYA_METADATA, KOHYA_CONFIG = "metadata.json", "dataset.toml"
-KOHYA_STEP = 64
-"""What the sides of its buckets are multiples of."""
 
 
 def kohya_files(
@@ -320,10 +318,6 @@ def kohya_files(
     bucket is 1024 unless it is set, which would take wide pictures smaller than the resolution.
     Source: `BucketManager` in sd-scripts `library/train_util.py`."""
     side = 1024 if setup.model is None else setup.model.side
-    sizes = [entry.size for entry in entries if all(entry.size)]
-    # Below 64 pixels a side it would find no bucket.
-    is_small = any(w * h < side * side for w, h in sizes) and min(map(min, sizes)) >= KOHYA_STEP
-    small = "bucket_no_upscale = true  # some pictures are smaller\n" if is_small else ""
     kept = "  keep_tokens = 1  # the trigger stays first if you add shuffle_caption = true\n"
     pairs = (
         f"{json_line(e.path).rstrip()}: {json_line({'caption': e.caption}).rstrip()}"
@@ -336,7 +330,7 @@ def kohya_files(
 resolution = {side}  # --resolution does not override this
 enable_bucket = true
 max_bucket_reso = {2 * side}  # without it, wide pictures would be trained smaller
-{small}
+
   [[datasets.subsets]]
   metadata_file = {toml_text(str(folder / KOHYA_METADATA))}
   num_repeats = 1
@@ -448,7 +442,7 @@ def seen_seconds(form: str, entries: Sequence[TrainerEntry], model: TrainerModel
     if form == "diffusion-pipe":
         buckets = frame_buckets(entries, model)
         counts = [int(entry.frames * model.fps / entry.rate) for entry in videos]
-        taken = [max((each for each in buckets if each <= count), default=0) for count in counts]
+        taken = [max((size for size in buckets if size <= count), default=0) for count in counts]
         return sum(taken) / model.fps
     seen = 0.0
     for entry in videos:

@@ -31,7 +31,7 @@ from artifacts.texts.shards import (
     read_index,
     write_shards,
 )
-from artifacts.texts.trainer_models import TrainerModel, models_named
+from artifacts.texts.trainer_models import TrainerModel
 from artifacts.texts.trainers import (
     TRAINERS,
     TrainerEntry,
@@ -57,7 +57,7 @@ from flows.outputs.clips import (
     sample_sources,
     silent_note,
 )
-from flows.outputs.marker import keep_media, media_mode
+from flows.outputs.marker import keep_media, media_mode, trainer_models
 from flows.outputs.text_files import UserTexts, has_user_text
 
 
@@ -279,9 +279,18 @@ class _VideoTimes:
 def _note_on_frames(
     form: str, entries: Sequence[TrainerEntry], model: TrainerModel | None
 ) -> Iterator[str]:
-    """Yield notes about how much of the videos a trainer takes for a model, and about what its own
+    """Yield notes about what a trainer takes of the media for a model, and about what its own
     program is given."""
-    if model is None or not TRAINERS[form].times or not entries:
+    if model is None or not entries:
+        return
+    pixels = [w * h for w, h in (e.size for e in entries if e.kind == "image") if w and h]
+    small = 0 if model.frames else sum(count < model.side**2 for count in pixels)
+    if small:
+        yield (
+            f"{model.label} enlarges {counted(small, 'picture')} of {len(pixels):,} to the area of "
+            f"{model.side} x {model.side} pixels"
+        )
+    if not TRAINERS[form].times:
         return
     if form == "ltx":
         buckets = ltx_buckets(entries, model)
@@ -309,7 +318,7 @@ def _note_on_settings(file: Path, text: str, model: TrainerModel | None) -> Iter
 
 def _settings(toml: str) -> Iterator[str]:
     """Yield the settings of a configuration, without those that name files."""
-    for line in toml.splitlines():
+    for line in toml.split("\n"):
         setting = line.partition("#")[0].strip()
         if "=" in setting and '"/' not in setting:
             yield setting
@@ -328,7 +337,7 @@ class _TrainerFolder:
         groups = job.config.groups
         self._replace = groups.outputs.replaces
         self._setup = TrainerSetup(
-            model=models_named(groups.data_sets.trainer).get(name), trigger=groups.text.trigger
+            model=trainer_models(job.out, job.config).get(name), trigger=groups.text.trigger
         )
         self._clips = clips
         self._times = times
@@ -489,6 +498,7 @@ class _TrainerFolder:
 
     def notes(self) -> Iterator[str]:
         """Yield notes for the user about the data set."""
+        yield from self._settings
         for (noun, why), count in self._left_out.items():
             yield f"not in {self._name}: {counted(count, noun)} ({why})"
         if self._kept:

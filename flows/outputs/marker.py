@@ -20,8 +20,10 @@ from artifacts.disk.files import whole_file, write_text
 from artifacts.disk.json_records import read_record
 from artifacts.disk.json_shapes import parse
 from artifacts.disk.regular_files import open_regular, read_text
+from artifacts.errors import UsageError
 from artifacts.records.provenance import MARKER as PURPOSE
 from artifacts.records.provenance import Proof, anybody, note, proof_by
+from artifacts.texts.trainer_models import TrainerModel, models_named
 from artifacts.texts.trainers import WITH_SOUND
 from flows.core.media.generated_files import digest_at
 from flows.core.options.commands import RunOptions
@@ -53,6 +55,8 @@ class Marker:
     """Mode of the media of its data sets."""
     clip_sound: str = COPY
     """Sound of the clips of its data sets, where a trainer reads it."""
+    trainers: tuple[str, ...] = ()
+    """Trainers whose data sets are set for a model, as `--trainer` names them."""
     outputs: tuple[str, ...] = ()
     """Files and folders in the folder that its runs wrote or will write, and formats of texts."""
     inputs: tuple[str, ...] = ()
@@ -163,6 +167,15 @@ def clip_sound(out: Path, config: RunOptions) -> str:
     folder."""
     marker = read_marker(out)
     return config.groups.data_sets.clip_sound or (COPY if marker is None else marker.clip_sound)
+
+
+def trainer_models(out: Path, config: RunOptions) -> dict[str, TrainerModel]:
+    """Return the models that a run's data sets are set for, by trainer: the requested ones, and of
+    other trainers those of its folder."""
+    marker, kept = read_marker(out), dict[str, TrainerModel]()
+    with contextlib.suppress(UsageError):  # a marker of another person may name anything
+        kept = models_named(() if marker is None else marker.trainers)
+    return kept | models_named(config.groups.data_sets.trainer)
 
 
 def clips_sound(out: Path, config: RunOptions) -> bool:

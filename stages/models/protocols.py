@@ -1,6 +1,7 @@
 """What the stages use of the objects that transformers loads: the half of a model, its processor.
 
-Each family's classes have more. What only some of them have is read with `getattr` where it is used.
+Each family's classes have more. What only some of them have is read with `getattr`, where it is
+used.
 """
 
 from collections.abc import Iterator, Mapping

@@ -36,7 +36,7 @@ def kohya(out: Path) -> dict[str, str]:
     its config_util.py."""
     config = _toml(out / "kohya" / "dataset.toml")
     (dataset,) = config["datasets"]
-    known = {"enable_bucket", "resolution", "batch_size", "max_bucket_reso", "bucket_no_upscale"}
+    known = {"enable_bucket", "resolution", "batch_size", "max_bucket_reso"}
     assert set(dataset) <= {*known, "subsets"}
     assert dataset["resolution"], "without it, sd-scripts needs --resolution"
     (subset,) = dataset["subsets"]

@@ -226,9 +226,11 @@ class CaptionsRoutes:
     def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
         if not isinstance(given.get("format"), list):
             raise EditRefused("the formats are missing")
-        values = checked({"format": given["format"]}, self._studio.roots)
+        values = checked(
+            {name: given.get(name) for name in ("format", "trainer")}, self._studio.roots
+        )
         command = self._studio.command(captions.out)
-        words = command.writing(values.get("format", ()))
+        words = command.writing(values.get("format", ()), values.get("trainer", ()))
         return self._add("write", command, words, captions.out)
 
     async def follow(self, request: Request) -> Response:

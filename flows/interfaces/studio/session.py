@@ -95,10 +95,14 @@ class RecordedCommand:
         other = self._config_of(words)
         return all(getattr(other, n) == getattr(self._config, n) for n in (*CHANGED, "prompts"))
 
-    def writing(self, formats: Sequence[str]) -> list[str]:
-        """Return the words that write these formats, too, into the folder, which may have been
-        moved since. Raises UsageError for a format that there is not."""
+    def writing(self, formats: Sequence[str], trainers: Sequence[str] = ()) -> list[str]:
+        """Return the words that write these formats, too, and the data sets of trainers, each set
+        for a model, into the folder, which may have been moved since. Raises UsageError for what
+        there is not."""
         more: dict[str, str] = {}
+        if trainers:
+            every = (*self._config.groups.data_sets.trainer, *trainers)
+            more["--trainer"] = ",".join({one.partition(":")[0]: one for one in every}.values())
         if formats:
             more["--format"] = ",".join(
                 dict.fromkeys((*self._config.groups.outputs.format, *formats))

@@ -20,6 +20,7 @@ from artifacts.disk.regular_files import read_bytes, user_text
 from artifacts.errors import PenstockError, UsageError
 from artifacts.remote.endpoints import SERVED, listed
 from artifacts.texts.edits import read_edits, unused_note
+from artifacts.texts.trainer_models import MODELS
 from flows.commands.review.folder_captions import EditRefused
 from flows.core.media.media_file import IMAGE_SUFFIXES, kind_of
 from flows.core.options.commands import DEFAULT_MODEL
@@ -178,6 +179,7 @@ class StartRoutes:
                 "options": table(),
                 "servers": [server.url for server in listed()],
                 "export_kinds": list(KINDS),
+                "trainers": [one.label for models in MODELS.values() for one in models.values()],
             }
         )
 

@@ -32,7 +32,7 @@ ALLOWED = frozenset((
     "sampling", "temperature", "top_p", "top_k", "seed", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
     "schema", "strip_think", "trigger", "prefix", "suffix",
-    "out", "format", "beside", "existing", "media", "clip_sound", "replace",
+    "out", "format", "beside", "existing", "media", "clip_sound", "trainer", "replace",
 ))
 """Options that the page may set. A new option is refused until it is named here."""
 REPEATED = frozenset(("endpoint", "endpoint_keys", "insecure_endpoint"))

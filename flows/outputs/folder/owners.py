@@ -42,6 +42,7 @@ from flows.outputs.marker import (
     own_marker,
     proved_digests,
     read_marker,
+    trainer_models,
     write_marker,
 )
 from flows.outputs.record.record_writer import RecordWriter
@@ -129,6 +130,7 @@ def take(
         store=store,
         media=media_mode(out, config),
         clip_sound=clip_sound(out, config),
+        trainers=tuple(model.label for model in trainer_models(out, config).values()),
         outputs=tuple(sorted(outputs)),
         inputs=tuple(inputs_in(out, recorded.words, recorded.folder).values()),
         digests=() if before is None else proved_digests(out, before),

@@ -171,10 +171,14 @@ class Writing extends Panel {
 
   async opened() {
     const formats = this.page.choices.options.find(({name}) => name === "format").values.filter(one => one !== "jsonl");
+    const trainers = this.page.choices.trainers.map(value => el("option", {value}));
     this.told = el("p", {role: "status"});
     this.check = el("div", {});
     this.box.replaceChildren(el("fieldset", {class: "acts"}, el("legend", {}, "Write what the last run wrote, and"),
-      formats.map(value => el("label", {class: "check"}, el("input", {type: "checkbox", name: "format", value}), value))),
+      formats.map(value => el("label", {class: "check"}, el("input", {type: "checkbox", name: "format", value}), value)),
+      el("label", {class: "field"}, "Set for a trainer and its model",
+        el("input", {type: "text", name: "trainer", list: "trainers", placeholder: "musubi:wan", autocomplete: "off"})),
+      el("datalist", {id: "trainers"}, trainers)),
     el("div", {class: "acts"}, el("button", {type: "submit", class: "main"}, "Write files"), button("Check again", () => this.look())),
     this.told, this.check);
     await this.look();
@@ -185,7 +189,8 @@ class Writing extends Panel {
     const format = [...this.box.querySelectorAll("[name=format]:checked")].map(box => box.value);
     return tried(async () => {
       await this.page.saving.all();
-      const {id, line} = await tell(`run/${RUN}/write`, {format});
+      const trainer = this.box.querySelector("[name=trainer]").value.split(",").map(one => one.trim()).filter(Boolean);
+      const {id, line} = await tell(`run/${RUN}/write`, {format, trainer});
       this.told.replaceChildren("writing… ", el("code", {}, line));
       this.wait(id);
     });
