@@ -444,6 +444,10 @@ def seen_seconds(form: str, entries: Sequence[TrainerEntry], model: TrainerModel
         counts = [int(entry.frames * model.fps / entry.rate) for entry in videos]
         taken = [max((size for size in buckets if size <= count), default=0) for count in counts]
         return sum(taken) / model.fps
+    if form == "ltx":
+        lengths = ltx_frames(entries, model)
+        takes = (max(size for size in lengths if size <= e.frames) / e.rate for e in videos)
+        return sum(takes)
     seen = 0.0
     for entry in videos:
         rate = min(model.fps or entry.rate, entry.rate)
@@ -456,18 +460,23 @@ LTX_AREA, LTX_STEP = 768 * 512, 32
 
 
 def ltx_buckets(entries: Sequence[TrainerEntry], model: TrainerModel) -> str:
-    """Return the `--resolution-buckets` that fit a data set: the shape in the middle of its media,
-    and the frames of its shortest video. Of two shapes the trainer would prefer the nearer one to
-    more frames. Source: `parse_resolution_buckets` and `_select_bucket` in ltx-trainer
-    `scripts/process_videos.py`."""
+    """Return the `--resolution-buckets` that fit a data set: the shape in the middle of its media.
+    Of two shapes the trainer would prefer the nearer one to more frames. Source:
+    `parse_resolution_buckets` and `_select_bucket` in ltx-trainer `scripts/process_videos.py`."""
     shapes = sorted(entry.size[0] / entry.size[1] for entry in entries if all(entry.size))
     shape = shapes[len(shapes) // 2] if shapes else 1.5
     height = max(1, round((LTX_AREA / shape) ** 0.5 / LTX_STEP)) * LTX_STEP
     width = max(1, round(height * shape / LTX_STEP)) * LTX_STEP
-    counts = {_trained(entry.frames, model) for entry in entries if entry.frames}
-    frames = {min(counts - {1}, default=1)} if counts else set[int]()
-    pictures = {1} if any(entry.kind == "image" for entry in entries) else set[int]()
-    return ";".join(f"{width}x{height}x{count}" for count in sorted(frames | pictures))
+    return ";".join(f"{width}x{height}x{count}" for count in ltx_frames(entries, model))
+
+
+def ltx_frames(entries: Sequence[TrainerEntry], model: TrainerModel) -> list[int]:
+    """Return the numbers of frames of these buckets: of the shortest video, the middle one and the
+    longest one, and 1 for pictures."""
+    counts = sorted(_trained(entry.frames, model) for entry in entries if entry.frames)
+    chosen = {counts[0], counts[len(counts) // 2], counts[-1]} if counts else set[int]()
+    has_pictures = any(entry.kind == "image" for entry in entries)
+    return sorted(chosen | {1} if has_pictures else chosen)
 
 
 TRAINERS: dict[str, TrainerForm] = {

@@ -290,7 +290,7 @@ def _note_on_frames(
             f"{model.label} enlarges {counted(small, 'picture')} of {len(pixels):,} to the area of "
             f"{model.side} x {model.side} pixels"
         )
-    if not TRAINERS[form].times:
+    if not (TRAINERS[form].times and model.frames):
         return
     if form == "ltx":
         buckets = ltx_buckets(entries, model)

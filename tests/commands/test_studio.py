@@ -573,6 +573,15 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
             RecordedCommand(moved, read).writing((wrong,))
 
 
+def test_files_are_written_for_the_models_of_trainers_the_last_one_of_each(tmp_path: Path) -> None:
+    moved = moved_run(tmp_path, "--trainer", "musubi:wan,kohya:sdxl")
+    command = RecordedCommand(moved, read)
+    config = read(command.writing((), ("kohya:sd1.5", "ltx:ltx2")))
+    assert config.trainer == ("musubi:wan", "kohya:sd1.5", "ltx:ltx2")
+    with pytest.raises(UsageError, match="unknown model"):
+        command.writing((), ("kohya:mine",))
+
+
 @pytest.mark.parametrize(
     ("adapter", "found"),
     [

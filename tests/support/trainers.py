@@ -4,7 +4,7 @@ asserts what those would refuse or silently do wrong. Each returns path → capt
 import io
 import json
 import tomllib
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
@@ -312,3 +312,45 @@ def musubi_lacks(sound: NDArray[np.float32], seconds: float) -> bool:
     """Whether `slice_audio_window` in the same file refuses a clip: its sound ends more than 800
     samples before its frames."""
     return bool(round(seconds * SOUND_RATE) - sound.shape[1] > 800)
+
+
+def kohya_bucket(width: int, height: int, dataset: Mapping[str, Any]) -> tuple[int, int]:
+    """The size at which a picture is trained: `make_bucket_resolutions` in sd-scripts 48d368f
+    library/model_util.py, and `BucketManager.select_bucket` in its library/train_util.py, with the
+    defaults of its config_util.py. It need not be enlarged less."""
+    side, most, step = dataset["resolution"], dataset.get("max_bucket_reso", 1024), 64
+    square = side // step * step
+    sizes = {(square, square)}
+    for wide in range(256, most + 1, step):
+        high = min(most, side * side // wide // step * step)
+        sizes |= {(wide, high), (high, wide)} if high >= 256 else set()
+    return min(sorted(sizes), key=lambda size: abs(size[0] / size[1] - width / height))
+
+
+def musubi_picks(frames: int, source: float | None, target: float) -> list[int]:
+    """The numbers of the frames that are taken of a video: `load_video` in musubi-tuner 30c658c
+    src/musubi_tuner/dataset/media_utils.py, without an end."""
+    if source is None:
+        return [*range(frames)]
+    taken: list[int] = []
+    last, place = -1, 0.0
+    for number in range(frames):
+        at, place = int(place), place + target / source
+        if at != last:
+            taken.append(number)
+            last = at
+    return taken
+
+
+def musubi_full(frames: int, dataset: Mapping[str, Any], target: float) -> list[int]:
+    """Those of `frame_extraction = "full"`: `retrieve` in its image_video_dataset.py."""
+    picks = musubi_picks(frames, dataset.get("source_fps"), target)
+    return picks[: (min(len(picks), dataset["max_frames"]) - 1) // 4 * 4 + 1]
+
+
+def diffusion_pipe_takes(frames: int, rate: float, target: float, buckets: Sequence[int]) -> int:
+    """The number of frames that a video is trained with, 0 if it is left out: `_metadata_map_fn`
+    in diffusion-pipe 8f83dbf utils/dataset.py."""
+    count = int(frames * target / rate)
+    bucket = max((size for size in buckets if size <= count), default=0)
+    return 0 if bucket == 1 and count > 1 else bucket
