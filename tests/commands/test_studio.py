@@ -88,7 +88,7 @@ REAL: dict[str, Any] = {
     "schema": SCHEMA, "adapter": "model", "language_gguf": "model", "out": "out",
     "temperature": 0.5, "top_p": 0.5, "repetition_penalty": 1.1, "presence_penalty": 0.5,
     "max_new_tokens": 300, "extensions": ["mp4"], "today": "2026-01-31",
-    "sift": "blurred = 0 and duplicate = 0",
+    "sift": "blurred = 0 and duplicate = 0", "trainer": ["kohya:sdxl", "musubi:wan"],
 }  # fmt: skip
 
 
