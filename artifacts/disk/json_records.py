@@ -19,6 +19,16 @@ from artifacts.errors import UsageError
 R = TypeVar("R")
 NOT_UNICODE = re.compile("Expected `str` matching regex '[^']*d800[^']*'")
 """What the library says of a `Text` with half a character."""
+REFUSAL = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
+"""What it says, and the place."""
+JSON_KINDS = {
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "array": "list",
+}
+KINDS = re.compile("[a-z]+")
 
 
 def read_record(kind: type[R], value: Any) -> R:
@@ -48,11 +58,29 @@ def read_json_file(kind: type[R], path: Path, hint: str) -> R:
     return _converted(kind, content, path, hint)
 
 
-def _shape_error(error: Exception) -> ShapeError:
-    """Return what a library says of a value of another type, in words."""
-    if isinstance(error, UnicodeEncodeError):
-        return ShapeError("it has half a character where no text may be")
-    return ShapeError(NOT_UNICODE.sub("expected Unicode text", f"{error}"))
+def typed(kind: type[R], value: Any) -> R:
+    """Return a JSON value as the type `kind`; fields that it does not have are left out. Raises
+    ShapeError, with the place, also for what `__post_init__` refuses."""
+    import msgspec
+
+    try:
+        return msgspec.convert(value, kind)
+    except UnicodeEncodeError as error:
+        raise ShapeError("it has half a character where no text may be") from error
+    except msgspec.ValidationError as error:
+        raise ShapeError(_worded(NOT_UNICODE.sub("expected Unicode text", f"{error}"))) from error
+
+
+def _worded(text: str) -> str:
+    """Return what the library says of a value that is not as declared, in words and with the place
+    first: `stages[1].seconds: expected number, got text`."""
+    said = REFUSAL.fullmatch(text)
+    assert said is not None  # it matches any text
+    message, place = said[1], said[2]
+    if message.startswith("Expected "):
+        message = KINDS.sub(lambda kind: JSON_KINDS.get(kind[0], kind[0]), message.replace("`", ""))
+    message = message[:1].lower() + message[1:].replace(" | ", " or ")
+    return f"{place}: {message}" if place else message
 
 
 def read_jsonl_file(kind: type[R], path: Path, hint: str, max_lines: int | None = None) -> list[R]:
@@ -83,12 +111,8 @@ def read_jsonl_file(kind: type[R], path: Path, hint: str, max_lines: int | None 
 def _converted(kind: type[R], content: str, path: Path, hint: str, at: str = "") -> R:
     """Return the JSON of a file as the type `kind`; `at`: where in the file it stands. Raises
     EnvironmentFault."""
-    import msgspec
-
     try:
-        return msgspec.convert(parse(content), kind)
-    except (msgspec.ValidationError, UnicodeEncodeError) as error:
-        raise unreadable(path, _shape_error(error), hint, at) from error
+        return typed(kind, parse(content))
     except ValueError as error:
         raise unreadable(path, error, hint, at) from error
 

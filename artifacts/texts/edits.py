@@ -27,29 +27,22 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults, fault_of, read_fault
 from artifacts.disk.files import encoded
-from artifacts.disk.json_shapes import (
-    BYTES,
-    Nullable,
-    OptionalField,
-    check,
-    count,
-    flag,
-    moment,
-    number,
-    parse,
-    text,
-)
+from artifacts.disk.json_records import typed
+from artifacts.disk.json_shapes import BYTES, parse
+from artifacts.disk.json_types import Count, Number, Text
 from artifacts.disk.locks import try_lock
 from artifacts.disk.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import EnvironmentFault
 from artifacts.records.provenance import EDIT, Proof, anybody, note, proof_by
+from artifacts.schema import values_of
 from artifacts.wording import counted
 
 EDITS: Final = "edits.jsonl"
@@ -74,33 +67,59 @@ DIGITS: Final = 24
 """Hex digits of a caption's identity."""
 
 
-def review(value: Any) -> bool:
-    """Return whether a value is a decision. Errors of `check` have the name of this function."""
-    return value in REVIEWS
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """What an action makes of one caption."""
+
+    of: Text
+    """Identity of the caption."""
+    media_path: Text
+    start: Number
+    said: Text
+    """The model's own words."""
+    caption: Text | None
+    review: Review
+    unread: bool = False
+    """As in `Edit`."""
+    content: Text | None = None
+    """Digest of the medium, if it is known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a line of the journal has it."""
+        optional = {"unread": self.unread or None, "content": self.content}
+        values = {name: one for name, one in values_of(self).items() if name not in optional}
+        return values | {name: one for name, one in optional.items() if one is not None}
 
 
-CHANGE = {
-    "of": text,
-    "media_path": text,
-    "start": number,
-    WORDS: text,
-    "caption": Nullable(text),
-    "review": review,
-    "content": OptionalField(text),
-    "unread": OptionalField(flag),
-}
-"""Shape of a change. `content` is the digest of the medium, if it is known; `unread` is as in
-`Edit`."""
-ACTION = {
-    "id": text,
-    "time": moment,
-    "does": text,
-    "changes": OptionalField([CHANGE]),
-    "round": OptionalField(count),
-    "of": OptionalField(text),
-}
-"""Shape of an action. `round` marks one in which a round of `penstock learn` kept decisions; `of`
-is the id of the action that an undo reverts, or a redo applies again."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Action:
+    """One user action, with every caption that it changed."""
+
+    id: Text
+    time: Text
+    does: Text
+    """`undo`, `redo`, or what is shown of it."""
+    changes: tuple[Change, ...] = ()
+    round: Count | None = None
+    """Number of the round of `penstock learn` that kept decisions in it."""
+    of: Text | None = None
+    """Id of the action that an undo reverts, or a redo applies again."""
+
+    def __post_init__(self) -> None:
+        try:
+            datetime.fromisoformat(self.time).timestamp()
+        except (ValueError, OverflowError, OSError) as error:
+            raise ValueError(f"time: {self.time[:40]!r} is no date and time") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a line of the journal has it."""
+        values: dict[str, Any] = {"id": self.id, "time": self.time, "does": self.does}
+        if self.does not in (UNDO, REDO):
+            values["changes"] = [change.to_json() for change in self.changes]
+        more = {"round": self.round, "of": self.of}
+        return values | {name: one for name, one in more.items() if one is not None}
+
+
 Chunk = tuple[str, float]
 """Content digest of a medium, and start of a chunk."""
 REMOVE_LINE = "Remove that line: the other edits do not depend on it"
@@ -117,10 +136,9 @@ class Edit:
     """Whether the text is of a change of many captions at once. It is no decision on this one."""
 
     @classmethod
-    def of(cls, change: Mapping[str, Any]) -> "Edit":
-        """Return the edit that a change in journal form makes."""
-        unread = change.get("unread", False)
-        return cls(caption=change["caption"], review=change["review"], unread=unread)
+    def of(cls, change: Change) -> "Edit":
+        """Return the edit that a change makes."""
+        return cls(caption=change.caption, review=change.review, unread=change.unread)
 
     @property
     def is_decided(self) -> bool:
@@ -148,13 +166,13 @@ def keys_of(features: str, name: str, prompt: str, original: str) -> tuple[str, 
 class Edits:
     """The actions of a journal in order, and the edits that result from them."""
 
-    every: list[Mapping[str, Any]] = field(default_factory=list)
+    every: list[Action] = field(default_factory=list)
     """All actions, including undo and redo."""
     ids: set[str] = field(default_factory=set)
     """Ids of all actions."""
-    done: list[Mapping[str, Any]] = field(default_factory=list)
+    done: list[Action] = field(default_factory=list)
     """Actions in force."""
-    undone: list[Mapping[str, Any]] = field(default_factory=list)
+    undone: list[Action] = field(default_factory=list)
     """Actions that redo can apply again, the next one last."""
     now: dict[str, Edit] = field(default_factory=dict)
     """Caption identity → its edit."""
@@ -175,21 +193,21 @@ class Edits:
         self.used.add(key)
         return self.now[key]
 
-    def apply(self, action: Mapping[str, Any]) -> list[str]:
+    def apply(self, action: Action) -> list[str]:
         """Apply the next action. Return the identities of the captions that it changed."""
         target = self.target(action)
-        self.ids.add(action["id"])
+        self.ids.add(action.id)
         self.every.append(action)
         if target is None:
             return []
-        if action["does"] == UNDO:
+        if action.does == UNDO:
             self.done.remove(target)
             self.undone.append(target)
             self.now.clear()
             for past in self.done:
                 self._take(past)
             return _keys(target)
-        if action["does"] == REDO:
+        if action.does == REDO:
             self.undone.remove(target)
         else:
             self.undone.clear()
@@ -197,32 +215,33 @@ class Edits:
         self._take(target)
         return _keys(target)
 
-    def target(self, action: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def target(self, action: Action) -> Action | None:
         """Return the action that an undo reverts or a redo applies again; None if there is none.
         Any other action is returned itself. One in a journal names its target, because the action
         before it may be left out."""
-        if action["does"] not in (UNDO, REDO):
-            return action
-        among = self.done if action["does"] == UNDO else self.undone
-        targets = (past for past in reversed(among) if action.get("of", past["id"]) == past["id"])
-        target = next(targets, None)
+        return self.stepped(action.does, action.of) if action.does in (UNDO, REDO) else action
+
+    def stepped(self, does: str, of: str | None = None) -> Action | None:
+        """Return the action that an undo or a redo takes, the last one or that with the id `of`;
+        None if there is none."""
+        among = self.done if does == UNDO else self.undone
+        target = next((past for past in reversed(among) if of in (None, past.id)), None)
         # Undo stops at a round of `penstock learn`: before it, captions had other words, so an undo
         # would only remove decisions from the new ones.
-        return None if target is None or "round" in target else target
+        return None if target is None or target.round is not None else target
 
     def unused(self, used: Container[str]) -> list[tuple[str, Edit]]:
         """Return the path of the medium and the edit of each edited caption that is not `used`;
         none after a round of `penstock learn`, which carried them over to other captions."""
-        if any("round" in action for action in self.every):
+        if any(action.round is not None for action in self.every):
             return []
-        changes = (change for action in self.done for change in action.get("changes", ()))
-        paths = {change["of"]: change["media_path"] for change in changes}
+        paths = {c.of: c.media_path for action in self.done for c in action.changes}
         edits = ((paths[key], edit) for key, edit in self.now.items() if key not in used)
         return [(path, edit) for path, edit in edits if edit != UNTOUCHED]
 
-    def _take(self, action: Mapping[str, Any]) -> None:
-        for change in action.get("changes", ()):
-            self.now[change["of"]] = Edit.of(change)
+    def _take(self, action: Action) -> None:
+        for change in action.changes:
+            self.now[change.of] = Edit.of(change)
 
 
 def unused_note(edits: Sequence[tuple[str, Edit]], media: Container[str]) -> str:
@@ -263,8 +282,8 @@ def elsewhere_note(rejected: Container[Chunk], here: Iterable[tuple[Chunk, bool]
     )
 
 
-def _keys(action: Mapping[str, Any]) -> list[str]:
-    return [change["of"] for change in action.get("changes", ())]
+def _keys(action: Action) -> list[str]:
+    return [change.of for change in action.changes]
 
 
 def lacks_decisions(captions: Path) -> bool:
@@ -307,14 +326,14 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
         if not line.strip():
             continue
         try:
-            action = parse(user_text(line, path))
-            check(action, ACTION)
+            written = parse(user_text(line, path))
+            action = typed(Action, written)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", error)
             raise EnvironmentFault(f"{path} at line {at}: {why}", hint=REMOVE_LINE) from error
-        if not proof(action):
+        if not proof(written):  # which is of the line as it stands
             edits.unproved += 1
-        elif action["id"] not in edits.ids:  # a copy of a line does nothing
+        elif action.id not in edits.ids:  # a copy of a line does nothing
             edits.apply(action)
     return edits
 
@@ -385,14 +404,15 @@ class EditJournal:
             self.close()
             raise
 
-    def add(self, action: Mapping[str, Any]) -> list[str]:
+    def add(self, action: Action) -> list[str]:
         """Append an action durably, once. Return the identities of the captions that it changed. If
         it raises EnvironmentFault, the action had no effect."""
-        if action["id"] in self.edits.ids:
+        if action.id in self.edits.ids:
             return []
+        written = action.to_json()
         if self._notes:
-            note(EDIT, action, self._store)
-        line = encoded(dict(action)).encode() + b"\n"
+            note(EDIT, written, self._store)
+        line = encoded(written).encode() + b"\n"
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
             while line:
@@ -427,21 +447,21 @@ class EditJournal:
 
 def changes_of(
     rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit], content_of: Mapping[str, str]
-) -> Sequence[dict[str, Any]]:
-    """Return the changes of an action in journal form. The mappings are by key of a caption."""
-    return [
-        {
-            "of": row["key"],
-            "media_path": row["media_path"],
-            "start": row["start"],
-            WORDS: row[WORDS],
-            "caption": edit_of[row["key"]].caption,
-            "review": edit_of[row["key"]].review,
-            **({"unread": True} if edit_of[row["key"]].unread else {}),
-            **({"content": content_of[row["key"]]} if row["key"] in content_of else {}),
-        }
+) -> tuple[Change, ...]:
+    """Return the changes of an action. The mappings are by key of a caption."""
+    return tuple(
+        Change(
+            of=row["key"],
+            media_path=row["media_path"],
+            start=row["start"],
+            said=row[WORDS],
+            caption=edit_of[row["key"]].caption,
+            review=edit_of[row["key"]].review,
+            unread=edit_of[row["key"]].unread,
+            content=content_of.get(row["key"]),
+        )
         for row in rows
-    ]
+    )
 
 
 CORRECTIONS: Final = "corrections.jsonl"
@@ -452,23 +472,23 @@ LOCK_SECONDS: Final = 5.0
 log = logging.getLogger(__name__)
 
 
-def event_of(edits: Edits, action: Mapping[str, Any]) -> dict[str, Any] | None:
+def event_of(edits: Edits, action: Action) -> Action | None:
     """Return a journal action as a store event. `edits` is the state before it. Return None for an
     undo or redo without effect."""
-    event = {"id": _name(action), "time": action["time"], "does": action["does"]}
     target = edits.target(action)
+    event = partial(Action, id=_name(action), time=action.time, does=action.does)
     if target is action:
-        return {**event, "changes": [*action.get("changes", ())]}
-    return {**event, "of": _name(target)} if target is not None else None
+        return event(changes=action.changes)
+    return event(of=_name(target)) if target is not None else None
 
 
-def _name(action: Mapping[str, Any]) -> str:
+def _name(action: Action) -> str:
     """Return the identity of an action, which copies of its folder share."""
-    changes = [[c["of"], c["caption"], c["review"]] for c in action.get("changes", ())]
-    return digest_of([action["id"], action["time"], action["does"], changes])[:DIGITS]
+    changes = [[change.of, change.caption, change.review] for change in action.changes]
+    return digest_of([action.id, action.time, action.does, changes])[:DIGITS]
 
 
-def _events(edits: Edits) -> Iterator[dict[str, Any]]:
+def _events(edits: Edits) -> Iterator[Action]:
     """Yield all actions of a journal as store events."""
     before = Edits()
     for action in edits.every:
@@ -489,7 +509,7 @@ class StoredEdits:
         self._read: tuple[int, int] = (0, 0)
         """The file's inode, and the number of bytes read so far."""
         self._ids: set[str] = set()
-        self._actions: list[tuple[float, int, Mapping[str, Any]]] = []
+        self._actions: list[tuple[float, int, Action]] = []
         """Actions with their time and their position in the file."""
         self._undone: set[str] = set()
         self._now: dict[str, Edit] = {}
@@ -521,11 +541,11 @@ class StoredEdits:
         EnvironmentFault."""
         return self.add(_events(edits)) if edits.every else 0
 
-    def add(self, events: Iterable[Mapping[str, Any]]) -> int:
+    def add(self, events: Iterable[Action]) -> int:
         """Append new events durably, each once, and return their number. Raises
         EnvironmentFault."""
         self()
-        new = [event for event in events if event["id"] not in self._ids]
+        new = [event for event in events if event.id not in self._ids]
         if not new:
             return 0
         with disk_faults(self.path):
@@ -553,33 +573,32 @@ class StoredEdits:
             return
         for line in filter(None, lines):
             try:
-                event = parse(line.decode())
-                check(event, ACTION)
+                event = typed(Action, parse(line.decode()))
             except ValueError as error:
                 log.warning("%s: line skipped: %s", self.path, error)
                 continue
-            if event["id"] in self._ids:
+            if event.id in self._ids:
                 continue
-            self._ids.add(event["id"])
-            if event["does"] == UNDO:
-                self._undone.add(event.get("of", ""))
-            elif event["does"] == REDO:
-                self._undone.discard(event.get("of", ""))
+            self._ids.add(event.id)
+            if event.does == UNDO:
+                self._undone.add(event.of or "")
+            elif event.does == REDO:
+                self._undone.discard(event.of or "")
             else:
-                at = datetime.fromisoformat(event["time"]).timestamp()
+                at = datetime.fromisoformat(event.time).timestamp()
                 self._actions.append((at, len(self._actions), event))
         self._actions.sort(key=lambda action: action[:2])
         changes = [
             change
             for _, _, action in self._actions
-            if action["id"] not in self._undone
-            for change in action.get("changes", ())
+            if action.id not in self._undone
+            for change in action.changes
         ]
-        self._now = {change["of"]: Edit.of(change) for change in changes}
+        self._now = {change.of: Edit.of(change) for change in changes}
         self.rejected = frozenset(
-            (change["content"], change["start"])
+            (change.content, change.start)
             for change in changes
-            if "content" in change and self._now[change["of"]].review == REJECTED
+            if change.content is not None and self._now[change.of].review == REJECTED
         )
 
 
@@ -633,11 +652,11 @@ class EditsInForce:
         return self._stored.take_in(self._journal())
 
 
-def _append(file: int, events: Iterable[Mapping[str, Any]]) -> None:
+def _append(file: int, events: Iterable[Action]) -> None:
     """Append lines durably, after a line that a crash tore. Raises OSError."""
     end = os.lseek(file, 0, os.SEEK_END)
     torn = b"\n" if end and os.pread(file, 1, end - 1) != b"\n" else b""
-    written = torn + b"".join(encoded(dict(event)).encode() + b"\n" for event in events)
+    written = torn + b"".join(encoded(event.to_json()).encode() + b"\n" for event in events)
     while written:
         written = written[os.write(file, written) :]
     os.fsync(file)

@@ -312,7 +312,7 @@ def test_edits_of_two_tabs_are_each_of_the_text_that_was_shown(studio: OpenStudi
             assert answer.status == 409 and json.loads(answer.body)["now"][studio.key()] == now
             refused += 1
     journal = read_edits(studio.out)
-    assert [d["changes"][0]["caption"] for d in journal.done][-len(taken) :] == taken
+    assert [action.changes[0].caption for action in journal.done][-len(taken) :] == taken
     assert refused > 5 and len(taken) > 5
     assert studio.captions()["edits"][studio.key()]["caption"] == taken[-1]
 

@@ -227,10 +227,10 @@ REFUSED: list[tuple[Any, str]] = [
     ({"id": "1", "does": "x", "changes": []}, "no caption given"),
     (change("?", "a"), "load"),
     (change("K", " "), "reject"),
-    (change("K", 1), "not a text"),
+    (change("K", 1), "expected text or null, got whole number"),
     (change("K", "a", "?"), "review"),
-    ({"does": "x"}, "id is missing"),
-    ([], "not an object"),
+    ({"does": "x"}, "missing required field `id`"),
+    ([], "expected object, got list"),
 ]
 
 

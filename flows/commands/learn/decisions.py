@@ -26,6 +26,8 @@ from artifacts.texts.edits import (
     REJECTED,
     UNTOUCHED,
     WORDS,
+    Action,
+    Change,
     Edit,
     Edits,
     changes_of,
@@ -153,13 +155,13 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
     for key, row in captions.folder.rows.items():
         keys[row["media_path"], row["start"]].append(key)
     edits: dict[str, Edit] = {}
-    for change in (change for action in journal.done for change in action.get("changes", ())):
-        place = (change["media_path"], change["start"])
+    for change in (change for action in journal.done for change in action.changes):
+        place = (change.media_path, change.start)
         edit = Edit.of(change)
-        for key in {change["of"], *keys[place]} & captions.folder.rows.keys():
+        for key in {change.of, *keys[place]} & captions.folder.rows.keys():
             now = captions.folder.rows[key][WORDS]
-            then = now if key == change["of"] else change[WORDS]
-            if key_of(*captions.folder.chunks[key], then) == change["of"]:
+            then = now if key == change.of else change.said
+            if key_of(*captions.folder.chunks[key], then) == change.of:
                 edits[key] = carried(edit, then, now)
     return edits
 
@@ -175,8 +177,9 @@ def carried(edit: Edit, then: str, now: str) -> Edit:
     return Edit(review=edit.review or ("" if edit.unread else ACCEPTED))
 
 
-def action_of(does: str, changes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    return {"id": uuid4().hex, "time": now(), "does": does, "changes": [*changes], **more}
+def action_of(does: str, changes: tuple[Change, ...], number: int | None = None) -> Action:
+    """Return an action of now; `number`: of the round that it belongs to."""
+    return Action(id=uuid4().hex, time=now(), does=does, changes=changes, round=number)
 
 
 def names(named: Iterable[str], most: int = 5) -> str:
@@ -236,7 +239,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
             action_of(
                 f"learn, round {number}",
                 changes_of(rows, kept, new.folder.content_of),
-                round=number,
+                number,
             )
         )
     return decided, changed
@@ -244,11 +247,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
 
 def _last_action(journal: Edits) -> dict[str, int]:
     """Return caption key → number of the last action in force that changed it."""
-    return {
-        change["of"]: at
-        for at, action in enumerate(journal.done)
-        for change in action.get("changes", ())
-    }
+    return {change.of: at for at, action in enumerate(journal.done) for change in action.changes}
 
 
 def own_rounds(config: LearnConfig, run: RecordedRun, out: Path) -> tuple[RecordedRun, list[Round]]:

@@ -2,12 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from artifacts.disk.json_shapes import Nullable, OptionalField, ShapeError, check, flag, text
+from artifacts.disk.json_records import typed
+from artifacts.disk.json_shapes import ShapeError
+from artifacts.disk.json_types import Text
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.store import local_folder
 from artifacts.schema import values_of
@@ -17,14 +20,16 @@ from artifacts.texts.edits import (
     REJECTED,
     UNDO,
     UNTOUCHED,
+    Action,
+    Change,
     Edit,
     EditJournal,
     Edits,
+    Review,
     StoredEdits,
     changes_of,
     elsewhere_note,
     event_of,
-    review,
     unused_note,
 )
 from artifacts.wording import counted
@@ -35,14 +40,25 @@ log = logging.getLogger(__name__)
 
 LONGEST_NAME = 200
 """Largest number of characters of an edit's id and of its description."""
-EDIT_REQUEST = {
-    "id": text,
-    "does": text,
-    "changes": OptionalField(
-        [{"of": text, "caption": Nullable(text), "review": review, "unread": OptionalField(flag)}]
-    ),
-}
-"""The request body of an edit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChangeRequest:
+    """What a request makes of one caption."""
+
+    of: Text
+    caption: Text | None
+    review: Review
+    unread: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditRequest:
+    """The request body of an edit."""
+
+    id: Text
+    does: Text
+    changes: tuple[ChangeRequest, ...] = ()
 
 
 class ReviewedCaptions:
@@ -162,8 +178,8 @@ class ReviewedCaptions:
 
     def steps(self) -> dict[str, Any]:
         """Return descriptions of the next undo and redo; empty if there is none."""
-        target = self.journal.edits.target
-        return {does: _description(target({"does": does})) for does in (UNDO, REDO)}
+        stepped = self.journal.edits.stepped
+        return {does: _description(stepped(does)) for does in (UNDO, REDO)}
 
     def counts(self) -> Counter[str]:
         """Count the captions that are shown, `captions`, and those of them that are `corrected`,
@@ -201,56 +217,56 @@ class ReviewedCaptions:
         if self._is_released:
             raise EnvironmentFault("a model is learning", hint="Edits are saved when it is done")
         try:
-            check(request, EDIT_REQUEST)
+            edit = typed(EditRequest, request)
         except ShapeError as error:
             raise EditRefused(str(error)) from error
-        if max(len(request["id"]), len(request["does"])) > LONGEST_NAME:
+        if max(len(edit.id), len(edit.does)) > LONGEST_NAME:
             raise EditRefused(f"an edit's name has at most {LONGEST_NAME} characters")
-        action = {"id": request["id"], "time": now(), "does": request["does"]}
-        if request["does"] not in (UNDO, REDO):
-            action["changes"] = self._changes(request.get("changes") or [])
+        action = Action(id=edit.id, time=now(), does=edit.does)
+        if edit.does not in (UNDO, REDO):
+            action = replace(action, changes=self._changes(edit.changes))
         elif (target := self.journal.edits.target(action)) is not None:
-            action["of"] = target["id"]
+            action = replace(action, of=target.id)
         changed = self.add(action)
         edits = self._edits_of(changed)
         values = {key: values_of(edits.get(key, UNTOUCHED)) for key in changed}
         return {"edits": values, **self.steps()}
 
-    def add(self, action: Mapping[str, Any]) -> list[str]:
+    def add(self, action: Action) -> list[str]:
         """Add an action to the journal durably, once, and to the store. Return the keys of the
         captions that it changed. Raises EnvironmentFault."""
-        is_repeated = action["id"] in self.journal.edits.ids
+        is_repeated = action.id in self.journal.edits.ids
         event = event_of(self.journal.edits, action)
         changed = self.journal.add(action)
         if self._stored is not None and self._is_stored and event is not None and not is_repeated:
             self._stored.add([event])
         return changed
 
-    def _changes(self, request: list[dict[str, Any]]) -> Any:
+    def _changes(self, requested: Sequence[ChangeRequest]) -> tuple[Change, ...]:
         edits: dict[str, Edit] = {}
-        for change in request:
-            row, shown = self._row_of(change["of"])
+        for change in requested:
+            row, shown = self._row_of(change.of)
             if row is None:
                 raise EditRefused("this caption is no longer in the run: reload the page")
             # Whoever accepted the words of before meant these, not those that came since.
-            given = shown if change["review"] == ACCEPTED else None
-            given = given if change["caption"] is None else change["caption"]
+            given = shown if change.review == ACCEPTED else None
+            given = given if change.caption is None else change.caption
             try:
                 caption = self.folder.replacing(row, given)
             except EditRefused as error:
                 error.key = row["key"]
                 raise
-            unread = caption is not None and change.get("unread", False)
-            edits[row["key"]] = Edit(caption=caption, review=change["review"], unread=unread)
+            unread = caption is not None and change.unread
+            edits[row["key"]] = Edit(caption=caption, review=change.review, unread=unread)
         if not edits:
             raise EditRefused("no caption given")
         rows = (self.folder.rows[key] for key in edits)
         return changes_of(rows, edits, self.folder.content_of)
 
 
-def _description(action: Mapping[str, Any] | None) -> str:
+def _description(action: Action | None) -> str:
     """Return the description of an action for the undo button."""
     if action is None:
         return ""
-    count = len(action["changes"])
-    return f"{action['does']}, {counted(count, 'caption')}" if count > 1 else str(action["does"])
+    count = len(action.changes)
+    return f"{action.does}, {counted(count, 'caption')}" if count > 1 else action.does

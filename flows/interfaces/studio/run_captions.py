@@ -224,11 +224,11 @@ class RunCaptions:
             done = self.reviewed.journal.edits.done
             actions = [
                 {
-                    "id": deed["id"],
-                    "time": deed["time"],
-                    "does": deed["does"],
-                    "count": len(deed.get("changes", ())),
-                    "of": next((c["media_path"] for c in deed.get("changes", ())), ""),
+                    "id": deed.id,
+                    "time": deed.time,
+                    "does": deed.does,
+                    "count": len(deed.changes),
+                    "of": next((change.media_path for change in deed.changes), ""),
                 }
                 for deed in reversed(done[-HISTORY:])
             ]
@@ -237,8 +237,9 @@ class RunCaptions:
     def tops(self) -> dict[str, str]:
         """Return the ids of the actions that undo and redo would take."""
         with self._lock:
-            target = self.reviewed.journal.edits.target
-            return {does: (target({"does": does}) or {"id": ""})["id"] for does in (UNDO, REDO)}
+            stepped = self.reviewed.journal.edits.stepped
+            targets = {does: stepped(does) for does in (UNDO, REDO)}
+            return {does: target.id if target else "" for does, target in targets.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from artifacts.texts.edits import (
     EDITS,
     TORN,
     UNTOUCHED,
+    Action,
+    Change,
     Edit,
     EditJournal,
     EditsInForce,
@@ -28,23 +31,23 @@ from artifacts.texts.edits import (
     read_edits,
 )
 
-PLACE = {"media_path": "a.mp4", "start": 0.0, "said": "x"}
+PLACE: dict[str, Any] = {"media_path": "a.mp4", "start": 0.0, "said": "x"}
 
 
-def deed(name: str, second: int = 0, /, **words: str | None) -> dict[str, Any]:
+def deed(name: str, second: int = 0, /, **words: str | None) -> Action:
     """A deed that gives captions these words; None rejects one."""
-    changes = [
-        {"of": key, **PLACE, "caption": text, "review": "accepted" if text else "rejected"}
+    changes = tuple(
+        Change(of=key, **PLACE, caption=text, review="accepted" if text else "rejected")
         for key, text in words.items()
-    ]
-    return {**step(name, "correct", second), "changes": changes}
+    )
+    return replace(step(name, "correct", second), changes=changes)
 
 
-def step(name: str, does: str, second: int = 0) -> dict[str, Any]:
-    return {"id": name, "time": f"2026-01-01T00:00:{second:02}+00:00", "does": does}
+def step(name: str, does: str, second: int = 0) -> Action:
+    return Action(id=name, time=f"2026-01-01T00:00:{second:02}+00:00", does=does)
 
 
-def run_with(folder: Path, *deeds: dict[str, Any]) -> Path:
+def run_with(folder: Path, *deeds: Action) -> Path:
     """A folder of a run in which these were done."""
     folder.mkdir(exist_ok=True)
     opened = EditJournal(folder)
@@ -88,7 +91,7 @@ def test_a_deed_that_is_sent_twice_counts_once(tmp_path: Path) -> None:
 
 def test_any_deeds_give_what_a_plain_list_of_them_gives(tmp_path: Path) -> None:
     chance = random.Random(7)
-    done, undone, every = (list[dict[str, Any]]() for _ in range(3))
+    done, undone, every = (list[Action]() for _ in range(3))
     for number in range(120):
         does = chance.choice(["correct", "correct", "undo", "redo"])
         if does == "correct":
@@ -101,8 +104,8 @@ def test_any_deeds_give_what_a_plain_list_of_them_gives(tmp_path: Path) -> None:
             end += [start.pop()] if start else []
         every.append(made)
     run_with(tmp_path, *every)
-    assert words_of(tmp_path) == {c["of"]: c["caption"] for each in done for c in each["changes"]}
-    assert [each["id"] for each in read_edits(tmp_path).done] == [each["id"] for each in done]
+    assert words_of(tmp_path) == {c.of: c.caption for each in done for c in each.changes}
+    assert [each.id for each in read_edits(tmp_path).done] == [each.id for each in done]
 
 
 @pytest.mark.slow
@@ -118,7 +121,7 @@ def test_a_line_that_a_crash_tore_is_cut_off_and_no_other(tmp_path: Path) -> Non
 
 
 def test_a_line_that_is_none_is_named_and_nothing_is_guessed(tmp_path: Path) -> None:
-    (tmp_path / EDITS).write_text(json.dumps(deed("1", a="x")) + '\n{"id": 3}\n')
+    (tmp_path / EDITS).write_text(json.dumps(deed("1", a="x").to_json()) + '\n{"id": 3}\n')
     for read in (read_edits, EditJournal):
         with pytest.raises(EnvironmentFault, match=r"edits.jsonl at line 2"):
             read(tmp_path)
@@ -234,15 +237,15 @@ def test_another_reader_sees_what_is_added_and_what_was_replaced(tmp_path: Path)
 WRITER = """
 import sys
 from pathlib import Path
-from artifacts.texts.edits import StoredEdits
+from artifacts.texts.edits import Action, Change, StoredEdits
 name, local = sys.argv[1:]
 for number in range(20):
     text = f"{name} {number} " + "x" * 20_000
-    change = {"of": f"{name} {number}", "caption": text, "review": ""}
-    change |= {"media_path": "a.mp4", "start": 0.0, "said": "x"}
-    StoredEdits(Path(local)).add([
-        {"id": f"{name} {number}", "time": "2026-01-01", "does": "x", "changes": [change]}
-    ])
+    change = Change(
+        of=f"{name} {number}", caption=text, review="", media_path="a.mp4", start=0.0, said="x"
+    )
+    action = Action(id=f"{name} {number}", time="2026-01-01", does="x", changes=(change,))
+    StoredEdits(Path(local)).add([action])
 """
 
 
@@ -279,7 +282,7 @@ def test_a_journal_with_a_second_name_is_not_written(name: str, tmp_path: Path) 
 
 def test_an_edit_in_a_folder_of_another_person_is_not_noted(tmp_path: Path) -> None:
     journal = EditJournal(tmp_path, notes=False)
-    journal.add({"id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "correct", "changes": []})
+    journal.add(step("1", "correct"))
     journal.close()
     assert read_edits(tmp_path).ids == {"1"}
     assert read_edits(tmp_path, proof_by("")).unproved == 1

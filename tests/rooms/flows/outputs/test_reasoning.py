@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.texts.captions import TAGS, answer_in, ends_inside
-from artifacts.texts.edits import Edit, EditJournal, changes_of, key_of
+from artifacts.texts.edits import Action, Edit, EditJournal, changes_of, key_of
 from flows.core.job.prepare import prepare
 from flows.core.machine.launch import StageCall
 from flows.core.options.commands import CaptionConfig
@@ -158,8 +158,8 @@ def test_an_edit_of_the_text_with_reasoning_still_counts_without_it(
     key = key_of(row["features"], "", row["prompt"], WORDS[text])
     of = {"key": key, "media_path": row["media_path"], "start": row["start"], "said": WORDS[text]}
     changes = changes_of([of], {key: Edit(caption=correction)}, {})
-    deed = {"id": "1", "time": "2026-01-01T00:00:00+00:00", "does": "edit", "changes": changes}
-    journal.add(deed)
+    time = "2026-01-01T00:00:00+00:00"
+    journal.add(Action(id="1", time=time, does="edit", changes=changes))
     journal.close()
     run(config, Reasoning(WORDS[text]), trust_folder=True)
     assert [row["caption"] for row in lines(config)] == ["A cat.", *["A dog."] * (4 - left)]
