@@ -68,7 +68,7 @@ DIGITS: Final = 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
+class CaptionChange:
     """What an action makes of one caption."""
 
     of: Text
@@ -99,7 +99,7 @@ class Action:
     time: Text
     does: Text
     """`undo`, `redo`, or what is shown of it."""
-    changes: tuple[Change, ...] = ()
+    changes: tuple[CaptionChange, ...] = ()
     round: Count | None = None
     """Number of the round of `penstock learn` that kept decisions in it."""
     of: Text | None = None
@@ -136,7 +136,7 @@ class Edit:
     """Whether the text is of a change of many captions at once. It is no decision on this one."""
 
     @classmethod
-    def of(cls, change: Change) -> "Edit":
+    def of(cls, change: CaptionChange) -> "Edit":
         """Return the edit that a change makes."""
         return cls(caption=change.caption, review=change.review, unread=change.unread)
 
@@ -447,10 +447,10 @@ class EditJournal:
 
 def changes_of(
     rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit], content_of: Mapping[str, str]
-) -> tuple[Change, ...]:
+) -> tuple[CaptionChange, ...]:
     """Return the changes of an action. The mappings are by key of a caption."""
     return tuple(
-        Change(
+        CaptionChange(
             of=row["key"],
             media_path=row["media_path"],
             start=row["start"],

@@ -2,84 +2,77 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from artifacts.disk.json_records import read_jsonl_file
-from artifacts.disk.json_shapes import (
-    MapOf,
-    Nullable,
-    OptionalField,
-    ShapeError,
-    check,
-    count,
-    moment,
-    number,
-    parse,
-    read_json,
-    text,
-)
-from artifacts.disk.json_types import Text
+from artifacts.disk.json_records import read_json_file, read_jsonl_file, typed
+from artifacts.disk.json_shapes import ShapeError, parse
+from artifacts.disk.json_types import Count, Number, Text
 from artifacts.disk.patterns import MAX_LETTERS, ends_with, string_follows
 from artifacts.errors import EnvironmentFault, UsageError, redacted
 from flows.core.console.display import failed_line
 from flows.interfaces.serve.refusals import OPENAI, bad_request
 from stages.decode.json_schema import follows
 
-SHAPE = {
-    "name": text,
-    "bytes": count,
-    "at": OptionalField(number),
-    "began": Nullable(moment),
-    "points": [(number, number)],
-    "more": OptionalField(MapOf(text)),
-    "plan": OptionalField({"model": text}),
-    "phase": OptionalField(lambda value: value in ("raw", "done")),
-}
-GOOD: dict[str, Any] = {"name": "a", "bytes": 1, "began": None, "points": []}
+
+@dataclass(kw_only=True, slots=True)
+class Planned:
+    model: Text
+
+
+@dataclass(kw_only=True, slots=True)
+class Row:
+    name: Text
+    bytes: Count
+    at: Number = 0.0
+    points: tuple[tuple[Number, Number], ...] = ()
+    more: dict[Text, Text] = field(default_factory=dict)
+    plan: Planned | None = None
+    phase: Literal["raw", "done"] = "raw"
+
+
+GOOD: dict[str, Any] = {"name": "a", "bytes": 1}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"at": -1.5, "began": "2026-01-01T00:00:00+00:00"},
+        {"at": -1.5, "phase": "done"},
         {"points": [[1, 2.5], [0, 0]], "more": {"x": "y"}, "unknown": [[]]},
         {"plan": {"model": "m"}},
     ],
 )
-def test_what_has_the_shape_passes(changes: dict[str, Any]) -> None:
-    check({**GOOD, **changes}, SHAPE)
+def test_what_is_as_declared_passes(changes: dict[str, Any]) -> None:
+    assert typed(Row, {**GOOD, **changes}).name == "a"
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"name": None}, "it.name is not a text"),
-        ({"name": "\ud800"}, "it.name is not a text"),
-        ({"bytes": True}, "it.bytes is not a count"),
-        ({"bytes": -1}, "it.bytes is not a count"),
-        ({"bytes": 1.0}, "it.bytes is not a count"),
-        ({"bytes": 10**30}, "it.bytes is not a count"),
-        ({"at": "1"}, "it.at is not a number"),
-        ({"at": float("inf")}, "it.at is not a number"),
-        ({"began": "yesterday"}, "it.began is not a moment"),
-        ({"began": 5}, "it.began is not a moment"),
-        ({"points": {}}, "it.points is not the expected list"),
-        ({"points": [[1]]}, r"it.points\[0\] is not the expected list"),
-        ({"points": [[1, "2"]]}, r"it.points\[0\]\[1\] is not a number"),
-        ({"more": []}, "it.more is not an object"),
-        ({"more": {"x": 1}}, "it.more.x is not a text"),
-        ({"plan": {"mode": "m"}}, "it.plan: model is missing"),
-        ({"phase": "cooked"}, "it.phase is not a known value"),
+        ({"name": None}, "name: expected text, got null"),
+        ({"name": "\ud800"}, "name: expected Unicode text"),
+        ({"bytes": True}, "bytes: expected whole number, got true or false"),
+        ({"bytes": -1}, "bytes: expected whole number >= 0"),
+        ({"bytes": 1.5}, "bytes: expected whole number, got number"),
+        ({"bytes": 10**30}, "bytes: "),
+        ({"at": "1"}, "at: expected number, got text"),
+        ({"at": float("inf")}, "at: expected number < "),
+        ({"points": {}}, "points: expected list, got object"),
+        ({"points": [[1]]}, r"points\[0\]: expected list of length 2"),
+        ({"points": [[1, "2"]]}, r"points\[0\]\[1\]: expected number, got text"),
+        ({"more": []}, "more: expected object, got list"),
+        ({"more": {"x": 1}}, "expected text, got whole number"),
+        ({"plan": {"mode": "m"}}, "plan: object missing required field `model`"),
+        ({"phase": "cooked"}, "phase: invalid enum value 'cooked'"),
     ],
 )
-def test_what_has_another_shape_is_told_by_its_place(changes: dict[str, Any], says: str) -> None:
+def test_what_is_not_is_told_by_its_place(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ShapeError, match=says):
-        check({**GOOD, **changes}, SHAPE)
+        typed(Row, {**GOOD, **changes})
 
 
 @pytest.mark.parametrize(
@@ -127,9 +120,9 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match="it is a FIFO, not a file"):
         read_jsonl_file(Named, path, "")
     with pytest.raises(EnvironmentFault, match="it is a FIFO, not a file"):
-        read_json(path, {"name": text}, "", dict)
+        read_json_file(Named, path, "")
     with pytest.raises(UsageError, match="does not exist"):
-        read_json(tmp_path / "gone.json", {"name": text}, "", dict)
+        read_json_file(Named, tmp_path / "gone.json", "")
 
 
 LIST = {"type": "string", "maxLength": 100, "pattern": "^([a-z]+,? ?)+$"}

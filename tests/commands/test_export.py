@@ -32,7 +32,7 @@ from flows.interfaces.cli.main import main
 from penstock_demo.clips import write_clips
 from penstock_demo.dual.pictures import write_images
 from stages.export import GRAPHS
-from stages.export.parity import PARITY
+from stages.export.parity import PARITY, Figures, evaluate_parity
 from tests.support.described import described
 from tests.support.graphs import graph_job as job_of
 from tests.support.graphs import with_graphs
@@ -109,7 +109,8 @@ def test_what_it_says_is_what_its_figures_say(tmp_path: Path, clips: Path, store
         lines = (tmp_path / name / "captions.jsonl").read_text().splitlines()
         record[name] = [json.loads(line)["caption"] for line in lines]
     same = sum(a == b for a, b in zip(*record.values(), strict=True)) / SAMPLES
-    assert same >= result.parity["text"]["captions_as_native"] - 1 / SAMPLES
+    assert result.parity.text is not None
+    assert same >= result.parity.text.captions_as_native - 1 / SAMPLES
     # A module that is lost on the way, or its scales alone, are not passed over.
     for endings, words in (("SCB weight_format", "its scales are not"), ("", "lacks 1 tensor of")):
         broken = shutil.copytree(result.out, tmp_path / f"broken{len(endings)}")
@@ -140,10 +141,10 @@ def test_one_that_does_not_pass_is_kept_and_may_be_accepted(
     assert (result.accepted, result.exit_code) == (False, 1)
     assert result.out == tmp_path / "made" / "rejected" and (result.out / "config.json").exists()
     assert not (tmp_path / "made" / "config.json").exists()
-    assert any("centred cosine" in missed for missed in result.parity["missed"])
+    assert any("centred cosine" in missed for missed in result.parity.missed)
     accepted = exported(tmp_path / "made", "nf4", message, half="both", accept=True)
     assert accepted.accepted and (tmp_path / "made" / "config.json").exists()
-    assert not accepted.parity["passed"]
+    assert not accepted.parity.passed
 
 
 @pytest.mark.slow
@@ -156,7 +157,7 @@ def test_weights_are_calibrated_on_media_and_on_what_the_store_has(
         given = {"calibrate_store": "given"} if stored else {"calibrate": ("given",)}
         folder = tmp_path / f"fitted-{stored}"
         fitted = exported(folder, "w4a16", message, accept=True, **given)
-        assert fitted.parity["recipe"]["calibrated"] and not plain.parity["recipe"]["calibrated"]
+        assert fitted.parity.recipe["calibrated"] and not plain.parity.recipe["calibrated"]
         found = (fitted.out / "model.safetensors").read_bytes()
         assert found != expected and len(found) == len(expected)
     with pytest.raises(UsageError, match="none is left for the evaluation"):
@@ -173,7 +174,8 @@ def test_the_vision_half_of_a_dual_encoder_is_judged_by_its_vectors(
 ) -> None:
     message = config(store, clips, model=str(penstock_demo.DUAL_CHECKPOINT))
     result = exported(tmp_path / "dual", "int8", message)
-    assert result.parity["features"]["centred_mean"] > 0.9 and "text" not in result.parity
+    assert result.parity.features is not None and result.parity.text is None
+    assert result.parity.features.centred_mean > 0.9
     with pytest.raises(UsageError, match="--half language is not supported"):
         exported(tmp_path / "text", "int8", message, half="language")
 
@@ -203,7 +205,8 @@ def test_a_dry_run_refuses_a_folder_that_the_command_refuses(
     recipe = {"source": ["a digest"], "kind": kind, "parts": ["language"], "group": 0}
     recipe |= {"calibrated": False, "samples": SAMPLES}
     if kind:
-        (out / PARITY).write_text(json.dumps({"recipe": recipe}))
+        verdict = evaluate_parity(Figures(), SAMPLES, recipe)
+        (out / PARITY).write_text(json.dumps(verdict.to_json()))
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     command = ["export", "demo", "--to", "nf4", "--out", str(out), "--store", str(store)]
     command += ["--calibrate", str(tmp_path / "a.png"), "--samples", str(SAMPLES), "--dry-run"]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from artifacts.disk.files import write_json
+from artifacts.disk.json_records import typed
 from artifacts.errors import CannotFit, Interrupted
 from artifacts.texts.captions import Failure
 from flows.commands.export.result import export_in
@@ -26,7 +27,7 @@ from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import FlowRun, State
 from flows.outputs.record.stage_record import TIMELINE_POINTS, coarser
 from flows.outputs.run_status import StageStatus, advice, cells, stages_of
-from stages.export.parity import PARITY, evaluate_parity
+from stages.export.parity import PARITY, Figures, evaluate_parity
 from stages.process.events import StageOutcome
 from tests.support.browser import Browser
 from tests.support.reports import captions_of, media_file, write_run
@@ -251,7 +252,8 @@ EVIL = "</script><script>document.title='run'</script>"
 
 def verdict(folder: Path, figures: dict[str, Any], frames: int = 80, **more: Any) -> None:
     """Write a verdict as an export does."""
-    write_json(folder / PARITY, {"recipe": RECIPE, **evaluate_parity(figures, frames), **more})
+    measured = typed(Figures, figures)
+    write_json(folder / PARITY, {**evaluate_parity(measured, frames, RECIPE).to_json(), **more})
 
 
 def runs(out: Path) -> None:

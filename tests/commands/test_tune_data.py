@@ -292,7 +292,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> CaptionConfig:
 
 ASKED = {"short": "What is it?", "long": "What happens?"}
 SETS = [
-    "hf/videos/metadata.jsonl", "ltx/dataset.jsonl", "musubi/videos.jsonl", "clips",
+    "hf/videos/metadata.jsonl", "ltx/dataset.jsonl", "musubi/videos-30fps.jsonl", "clips",
     "diffusion-pipe/videos", "hf/videos", "ltx/videos",
 ]  # fmt: skip
 

@@ -368,7 +368,9 @@ def test_recipes_keep_captions_with_unusual_line_separators(
     monkeypatch.setitem(sys.modules, "fiftyone", SimpleNamespace(Sample=Sample))
     row = json.dumps({"video_path": "/v/a.mp4", "caption": CAPTION}, ensure_ascii=False) + "\n"
     medium = json.dumps({"url": "file:///v/a.mp4", "captions": 2}) + "\n"
-    files = dict.fromkeys(("train/musubi/videos.jsonl", "juice/musubi/videos.jsonl"), row * 2)
+    files = dict.fromkeys(
+        ("train/musubi/videos-30fps.jsonl", "juice/musubi/videos-30fps.jsonl"), row * 2
+    )
     files |= {"shards/captions.jsonl": row * 4, "shards/media.jsonl": medium * 2}
     for name, text in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)

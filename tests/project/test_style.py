@@ -90,7 +90,6 @@ def is_sentence(text: str) -> bool:
 
 
 POSITIONAL = {
-    "artifacts/disk/json_shapes.py:_Around": "one field",
     "artifacts/options.py:Option": "help and heading stand first in each of 150 declarations",
     "artifacts/remote/endpoints.py:Endpoint": "the parts of an address in their order",
     "artifacts/remote/endpoints.py:EndpointKeys": "one field",

@@ -7,7 +7,7 @@ from typing import Any
 from artifacts.records.keys import hash_file
 from stages.export import GraphJob
 from stages.export.graphs.run import run
-from stages.export.parity import PARITY
+from stages.export.parity import FRAMES, PARITY, Figures, evaluate_parity
 from stages.process.job import job_fields
 from tests.support.waves import events
 
@@ -30,4 +30,5 @@ def with_graphs(job: GraphJob) -> None:
     """Write the checkpoint of a job, with the verdict that it passed."""
     with events() as (report, _):
         run(job_fields(job), report)
-    (Path(job.folder) / PARITY).write_text(json.dumps({"passed": True}))
+    verdict = evaluate_parity(Figures(), FRAMES, job.recipe)
+    (Path(job.folder) / PARITY).write_text(json.dumps(verdict.to_json()))

@@ -40,16 +40,16 @@ def export_command(given: argparse.Namespace) -> int:
 
 
 def _print_result(result: Exported, *, graphs: bool) -> None:
-    for missed in result.parity["missed"]:
+    for missed in result.parity.missed:
         print_lines(f"quality limit missed: {missed}", to=sys.stderr)
     if not result.accepted:
         print_lines(f"kept in {result.out}; add --accept to use it anyway", to=sys.stderr)
         return
-    command = "caption" if "text" in result.parity else "embed"
+    command = "caption" if result.parity.text is not None else "embed"
     used = [command, "SOURCES", "--model", str(result.out)]
     if graphs:
         used += ["--vision-backend", "onnx"]
-    if result.parity.get("recipe", {}).get("kind") in PACKED:
+    if result.parity.recipe.get("kind") in PACKED:
         use = "load it in vLLM or transformers; `penstock caption` takes nf4 and int8"
     else:
         use = f"use it with `penstock {shlex.join(used)}`"

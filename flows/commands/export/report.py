@@ -4,61 +4,68 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from artifacts.wording import counted
-from stages.export.parity import FRAMES, GATES, ParityThreshold
+from stages.export.parity import FRAMES, GATES, Parity
 
 COLUMNS = ("figure", "measured", "must be", "")
 MARKS = {True: "✓", False: "✕"}
 
 
-def parity_facts(verdict: str, parity: Mapping[str, Any]) -> dict[str, Any]:
+def parity_facts(verdict: str, parity: Parity) -> dict[str, Any]:
     """Return the verdict, each figure with its bound, and the plots of captions and chunks."""
-    gates = [gate for gate in GATES if f"{gate.group}.{gate.name}" in parity["gates"]]
     return {
-        "passed": parity["passed"],
+        "passed": parity.passed,
         "verdict": verdict,
         "columns": COLUMNS,
-        "rows": [*(_parity_row(parity, gate) for gate in gates), *_other_figures(parity)],
+        "rows": [*_bounded_figures(parity), *_other_figures(parity)],
         "plots": list(_plots(parity)),
     }
 
 
-def _parity_row(parity: Mapping[str, Any], gate: ParityThreshold) -> tuple[str, str, str, str]:
-    value, bound = parity[gate.group][gate.name], parity["gates"][f"{gate.group}.{gate.name}"]
-    passes = value >= bound if gate.is_minimum else value <= bound
-    sign = "≥" if gate.is_minimum else "≤"
-    return gate.label, f"{value:.5g}", f"{sign} {bound:g}", MARKS[passes]
+def _bounded_figures(parity: Parity) -> Iterator[tuple[str, str, str, str]]:
+    for gate in GATES:
+        value, bound = parity.measured(gate), parity.gates.get(gate.key)
+        if value is not None and bound is not None:
+            passes = value >= bound if gate.is_minimum else value <= bound
+            sign = "≥" if gate.is_minimum else "≤"
+            yield gate.label, f"{value:.5g}", f"{sign} {bound:g}", MARKS[passes]
 
 
-def _other_figures(parity: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def _other_figures(parity: Parity) -> Iterator[tuple[str, str, str, str]]:
     """Yield the number of frames with its minimum, and figures without a bound."""
-    seen = parity["frames"]
-    yield "frames compared", f"{seen:,}", f"≥ {FRAMES}", MARKS[seen >= FRAMES]
-    if (features := parity.get("features")) is not None:
-        yield "plain cosine of features", f"{features['cosine']:.5g}", "-", ""
-        yield "feature rows compared", f"{features['rows']:,}", "-", ""
-    if (text := parity.get("text")) is not None:
-        yield "share of identical captions", f"{text['captions_as_native']:.5g}", "-", ""
-        yield "captions", f"{text['captions']:,}", "-", ""
-        yield "tokens", f"{text['tokens']:,}", "-", ""
+    yield "frames compared", f"{parity.frames:,}", f"≥ {FRAMES}", MARKS[parity.frames >= FRAMES]
+    if (features := parity.features) is not None:
+        yield "plain cosine of features", f"{features.cosine:.5g}", "-", ""
+        yield "feature rows compared", f"{features.rows:,}", "-", ""
+    if (text := parity.text) is not None:
+        yield "share of identical captions", f"{text.captions_as_native:.5g}", "-", ""
+        yield "captions", f"{text.captions:,}", "-", ""
+        yield "tokens", f"{text.tokens:,}", "-", ""
 
 
-def _plots(parity: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    divergence = "Divergence of each caption, nats per token"
-    cosine = "Centred cosine of each chunk's features"
-    for part, noun, name, title, low, high, bound_text in (
-        ("text", "caption", "divergence", divergence, 0.0, None, "at most"),
-        ("features", "chunk", "centred_mean", cosine, None, 1.0, "at least"),
-    ):
-        if measured := parity.get(part):
-            values = measured[f"by_{noun}"]
-            yield {
-                "title": title,
-                "values": sorted(values.items(), key=lambda one: one[1]),
-                "of": counted(measured[f"{noun}s"], noun),
-                "low": low,
-                "high": high,
-                "lines": _lines(measured[name], parity["gates"].get(f"{part}.{name}"), bound_text),
-            }
+def _plots(parity: Parity) -> Iterator[dict[str, Any]]:
+    if (text := parity.text) is not None:
+        yield {
+            "title": "Divergence of each caption, nats per token",
+            "values": _ranked(text.by_caption),
+            "of": counted(text.captions, "caption"),
+            "low": 0.0,
+            "high": None,
+            "lines": _lines(text.divergence, parity.gates.get("text.divergence"), "at most"),
+        }
+    if (features := parity.features) is not None:
+        bound = parity.gates.get("features.centred_mean")
+        yield {
+            "title": "Centred cosine of each chunk's features",
+            "values": _ranked(features.by_chunk),
+            "of": counted(features.chunks, "chunk"),
+            "low": None,
+            "high": 1.0,
+            "lines": _lines(features.centred_mean, bound, "at least"),
+        }
+
+
+def _ranked(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(values.items(), key=lambda one: one[1])
 
 
 def _lines(mean: float, bound: float | None, bound_text: str) -> list[tuple[str, float, str]]:

@@ -10,16 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.disk.files import read_kept, refuse_foreign, replace_file, write_json
-from artifacts.disk.json_shapes import (
-    MapOf,
-    OptionalField,
-    ShapeError,
-    anything,
-    count,
-    number,
-    read_json,
-    text,
-)
+from artifacts.disk.json_records import read_json_file
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Failure
 from flows.commands.export.options import EXPORTED, NATIVE, REJECTED, RUNS, ExportConfig
@@ -27,15 +18,15 @@ from flows.commands.export.report import parity_facts
 from flows.core.console.lines import size
 from flows.outputs.record.run_record import RUN_RECORD
 from stages.export import GRAPHS
-from stages.export.parity import GATES, PARITY, evaluate_parity, verdict_in
+from stages.export.parity import PARITY, Figures, Parity, evaluate_parity, verdict_in
 from stages.models.graphs import FOLDER
 from stages.models.hub.checkpoint import CONFIG
 from stages.models.shards import NOTE
 
-VECTORS = ("features", "texts")
+EXPORT_AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"
 PLACING, FORMAT = "placing.json", 1
 """File, in the folder of runs, with the names that are being moved into place; and its format."""
-FIGURES = (*VECTORS, "text")
+FIGURES = ("features", "texts", "text")
 """Groups of figures in `parity.json`."""
 
 
@@ -45,7 +36,7 @@ class Exported:
 
     out: Path
     """Folder of the checkpoint: its final folder, or the one of rejected checkpoints."""
-    parity: Mapping[str, Any]
+    parity: Parity
     accepted: bool
     """Whether it is in its final folder."""
     before: bool = False
@@ -63,7 +54,7 @@ class Exported:
     @property
     def bytes(self) -> int:
         """Return the bytes of its weight files, or of its ONNX graphs."""
-        graphs = self.parity.get("recipe", {}).get("kind") in GRAPHS
+        graphs = self.parity.recipe.get("kind") in GRAPHS
         if graphs:
             return sum(path.stat().st_size for path in (self.out / FOLDER).glob("*.onnx*"))
         return sum(path.stat().st_size for path in self.out.glob("*.safetensors"))
@@ -80,34 +71,35 @@ class Exported:
     __repr__ = line
 
     def row(self) -> dict[str, Any]:
+        written = self.parity.to_json()
         figures = {
             f"{name}.{figure}": value
             for name in FIGURES
-            for figure, value in self.parity.get(name, {}).items()
+            for figure, value in written.get(name, {}).items()
             if isinstance(value, int | float)
         }
         folder = {"folder": str(self.out), "size": size(self.bytes), "taken": self.accepted}
-        return {**folder, **figures, "missed": "; ".join(self.parity["missed"])}
+        return {**folder, **figures, "missed": "; ".join(self.parity.missed)}
 
     def to_json(self) -> dict[str, Any]:
         fields = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
-        return {**fields, "parity": dict(self.parity), "exit_code": self.exit_code}
+        return {**fields, "parity": self.parity.to_json(), "exit_code": self.exit_code}
 
 
-def figures_line(parity: Mapping[str, Any]) -> str:
+def figures_line(parity: Parity) -> str:
     """Return the figures of a checkpoint as one line of text."""
     parts = []
-    if (text := parity.get("text")) is not None:
+    if (text := parity.text) is not None:
         parts.append(
-            f"{text['token_agreement']:.2%} of {text['tokens']:,} tokens as the original, "
-            f"divergence {text['divergence']:.2g} nats, "
-            f"{text['captions_as_native']:.1%} of captions the same"
+            f"{text.token_agreement:.2%} of {text.tokens:,} tokens as the original, "
+            f"divergence {text.divergence:.2g} nats, "
+            f"{text.captions_as_native:.1%} of captions the same"
         )
-    for group in VECTORS:
-        if (scores := parity.get(group)) is not None:
+    for group, scores in (("features", parity.features), ("texts", parity.texts)):
+        if scores is not None:
             parts.append(
-                f"{group} {scores['centred_mean']:.4f} (minimum {scores['centred_least']:.3f}), "
-                f"{scores['neighbours']:.1%} of the same neighbours"
+                f"{group} {scores.centred_mean:.4f} (minimum {scores.centred_least:.3f}), "
+                f"{scores.neighbours:.1%} of the same neighbours"
             )
     return "; ".join(parts)
 
@@ -124,7 +116,7 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
     if not (folder / CONFIG).exists():
         return None
     parity = verdict_in(folder)
-    if parity.get("recipe") != dict(recipe):
+    if parity is None or parity.recipe != dict(recipe):
         raise UsageError(
             f"{folder} holds another checkpoint, or one made with other settings",
             hint="Give a new folder, or remove that one",
@@ -135,7 +127,8 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
 def awaits_acceptance(request: ExportConfig, recipe: Mapping[str, Any]) -> bool:
     """Return whether `--accept` applies to a checkpoint that was rejected earlier."""
     waits = request.accept and (request.work / CONFIG).exists()
-    return waits and verdict_in(request.work).get("recipe") == dict(recipe)
+    verdict = verdict_in(request.work) if waits else None
+    return verdict is not None and verdict.recipe == dict(recipe)
 
 
 def remove_unfinished(request: ExportConfig) -> None:
@@ -145,18 +138,16 @@ def remove_unfinished(request: ExportConfig) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def note_parity(
-    folder: Path, recipe: Mapping[str, Any], figures: Mapping[str, Any], frames: int
-) -> None:
+def note_parity(folder: Path, recipe: Mapping[str, Any], figures: Figures, frames: int) -> None:
     """Write the verdict into the folder of an unplaced checkpoint. Raises EnvironmentFault."""
-    write_json(folder / PARITY, {"recipe": dict(recipe), **evaluate_parity(figures, frames)})
+    write_json(folder / PARITY, evaluate_parity(figures, frames, recipe).to_json())
 
 
 def move_into_place(request: ExportConfig) -> Exported:
     """Move a checkpoint that passed, or is accepted, to the requested folder. The configuration
     moves last: without it, no program loads the folder as a model."""
-    parity = verdict_in(request.work)
-    if not (parity["passed"] or request.accept):
+    parity = read_json_file(Parity, request.work / PARITY, EXPORT_AGAIN)
+    if not (parity.passed or request.accept):
         return Exported(out=request.work, parity=parity, accepted=False)
     paths = sorted(request.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))
     note = request.runs / PLACING
@@ -180,33 +171,6 @@ def move_into_place(request: ExportConfig) -> Exported:
     return Exported(out=request.folder, parity=parity, accepted=True)
 
 
-EXPORT_AGAIN = "Export into a new folder: penstock export MODEL --to KIND --out DIR"
-VECTOR_FIGURES = {
-    "rows": count,
-    **dict.fromkeys(("cosine", "centred_mean", "centred_least", "neighbours"), number),
-    "by_chunk": MapOf(number),
-    "chunks": count,
-}
-READ_FIGURES: dict[str, dict[str, Any]] = {
-    "features": VECTOR_FIGURES,
-    "texts": VECTOR_FIGURES,
-    "text": {
-        **dict.fromkeys(("captions", "tokens"), count),
-        **dict.fromkeys(("token_agreement", "divergence", "captions_as_native"), number),
-        "by_caption": MapOf(number),
-    },
-}
-SHAPE = {
-    "recipe": MapOf(anything),
-    "frames": count,
-    "gates": MapOf(number),
-    "passed": lambda value: isinstance(value, bool),
-    "missed": [text],
-    **{name: OptionalField(shape) for name, shape in READ_FIGURES.items()},
-}
-"""Shape of `parity.json`."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportFound:
     """The state of an export as read from its folder."""
@@ -215,7 +179,7 @@ class ExportFound:
     """Folder of the checkpoint: its final folder, or the one of rejected checkpoints."""
     placed: bool
     """Whether it is in its final folder."""
-    parity: dict[str, Any] | None
+    parity: Parity | None
     """Its verdict; None: not evaluated yet."""
     runs: tuple[Path, ...]
     """Folders of its runs that have a record: the original's first, then the checkpoint's."""
@@ -244,12 +208,13 @@ class ExportFound:
 
     def to_json(self) -> dict[str, Any]:
         state = {"verdict": self.verdict(), "folder": str(self.checkpoint), "placed": self.placed}
-        return {"checkpoint": {**state, "parity": self.parity}}
+        parity = None if self.parity is None else self.parity.to_json()
+        return {"checkpoint": {**state, "parity": parity}}
 
     def about(self) -> Iterator[tuple[str, str]]:
         """Yield the checkpoint's folder and format."""
         yield "checkpoint", str(self.checkpoint)
-        if recipe := self.parity["recipe"] if self.parity is not None else {}:
+        if recipe := self.parity.recipe if self.parity is not None else {}:
             parts = recipe.get("parts")
             of = f" of {', '.join(map(str, parts))}" if isinstance(parts, list) else ""
             group = f", {recipe['group']} columns per scale" if recipe.get("group") else ""
@@ -263,11 +228,11 @@ class ExportFound:
         """Return the verdict on the checkpoint in one line."""
         if self.parity is None:
             return "the checkpoint is not evaluated yet"
-        missed = "; ".join(self.parity["missed"])
+        missed = "; ".join(self.parity.missed)
         if not self.placed:
             return f"rejected: {missed}; kept in {self.checkpoint}"
         figures = figures_line(self.parity)
-        if self.parity["passed"]:
+        if self.parity.passed:
             return f"passed: {figures}"
         return f"accepted without passing: {missed}; {figures}"
 
@@ -291,17 +256,9 @@ def export_in(out: Path) -> ExportFound | None:
     parity = (
         None
         if placed_folder is None
-        else read_json(placed_folder / PARITY, SHAPE, EXPORT_AGAIN, _check_gates)
+        else read_json_file(Parity, placed_folder / PARITY, EXPORT_AGAIN)
     )
     checkpoint = placed_folder or top / REJECTED
     return ExportFound(
         checkpoint=checkpoint, placed=checkpoint == top, parity=parity, runs=recorded
     )
-
-
-def _check_gates(parity: dict[str, Any]) -> None:
-    """Raise ShapeError unless a verdict's thresholds are known and have figures."""
-    known = {f"{gate.group}.{gate.name}" for gate in GATES}
-    for name in parity["gates"]:
-        if name not in known or name.split(".")[0] not in parity:
-            raise ShapeError(f"its gates name {name[:40]}, which has no figure")

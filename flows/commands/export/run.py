@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_records import read_record
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.schema import HalfName, Part
 from flows.commands.export import EXPORTED, EXPORTED_VECTORS, EXPORTS
@@ -74,7 +75,7 @@ from stages.export import (
     JudgeJob,
     MergeJob,
 )
-from stages.export.parity import verdict_in
+from stages.export.parity import Figures, Rounding, TextFigures, VectorFigures, verdict_in
 from stages.models.adapter_modules import LoraAdapter
 from stages.models.graphs.sessions import ONNX
 from stages.process.device import device_name
@@ -108,12 +109,12 @@ def recipe_of(job: Job, request: ExportConfig, source: Mapping[str, Any]) -> dic
 def refuse_other_checkpoint(request: ExportConfig, job: Job) -> None:
     """Check for a dry run that the folder holds no other checkpoint. Weights that it does not read
     count as those of the checkpoint. Raises UsageError."""
-    source, placed = source_of(job), verdict_in(request.folder).get("recipe")
+    source, placed = source_of(job), verdict_in(request.folder)
     if request.adapter:
         files = ModelDigests(digests_in(job.store))
         source["adapter"] = adapter_digest(read_noted_adapter(request.adapter, files), files)
-    if not job.model.read and isinstance(placed, dict):
-        source["source"] = placed.get("source")
+    if not job.model.read and placed is not None:
+        source["source"] = placed.recipe.get("source")
     placed_before(request.folder, recipe_of(job, request, source))
 
 
@@ -271,7 +272,7 @@ class _Export:
         self._parts: tuple[Part, ...] = ()
         self._makes_vectors = False
         self._samples: list[ExportSample] = []
-        self._figures: dict[str, Any] = {}
+        self._figures = Figures()
 
     def run(self) -> Exported:
         kind = self._request.to
@@ -357,7 +358,8 @@ class _Export:
             rounded = str(request.runs / f"rounded-{digest_of(recipe)[:12]}")
             make = calibrate_job(job, request, self._parts, captioned_of(seen, {}), rounded)
             notes = self._run_one_shot(job, runner, CALIBRATE, make, len(seen))
-            self._figures["rounding"] = {"to_nearest": notes.get("rounded_to_nearest", {})}
+            rounding = Rounding(to_nearest=notes.get("rounded_to_nearest", {}))
+            self._figures = replace(self._figures, rounding=rounding)
         self._samples = samples
         # Runs before the graphs: they link to the weights, which changes the weights' stamps.
         if self._changes_text:
@@ -365,7 +367,8 @@ class _Export:
         how = (recipe, self._parts)
         if request.graphs:
             notes = self._run_one_shot(job, runner, TRACE, partial(graph_job, job, request, *how))
-            self._figures |= notes.get("figures", {})
+            if (texts := notes.get("figures", {}).get("texts")) is not None:
+                self._figures = replace(self._figures, texts=read_record(VectorFigures, texts))
         else:
             self._run_one_shot(job, runner, STAGE, partial(export_job, job, request, *how, rounded))
         if request.packed:
@@ -402,14 +405,16 @@ class _Export:
                 if "vision" in self._parts:
                     make = partial(features_job, self._samples, job)
                     notes = self._run_one_shot(job, runner, COMPARE, make, len(self._samples))
-                    self._figures["features"] = notes["features"]
+                    features = read_record(VectorFigures, notes["features"])
+                    self._figures = replace(self._figures, features=features)
                 if self._changes_text:
                     self._compare_logits(job, runner)
 
     def _compare_logits(self, job: Job, runner: PipelineRunner, **how: Any) -> None:
         """Compare the exported half's logits with those of the original."""
         notes = self._expected_logits(job, runner, compared=True, **how)
-        self._figures["text"] = notes["agreement"]
+        agreement = read_record(TextFigures, notes["agreement"])
+        self._figures = replace(self._figures, text=agreement)
 
     def _expected_logits(self, job: Job, runner: PipelineRunner, **how: Any) -> dict[str, Any]:
         """Run a half on the samples with this job's features, and record its logits."""

@@ -27,7 +27,7 @@ from artifacts.texts.edits import (
     UNTOUCHED,
     WORDS,
     Action,
-    Change,
+    CaptionChange,
     Edit,
     Edits,
     changes_of,
@@ -177,7 +177,7 @@ def carried(edit: Edit, then: str, now: str) -> Edit:
     return Edit(review=edit.review or ("" if edit.unread else ACCEPTED))
 
 
-def action_of(does: str, changes: tuple[Change, ...], number: int | None = None) -> Action:
+def action_of(does: str, changes: tuple[CaptionChange, ...], number: int | None = None) -> Action:
     """Return an action of now; `number`: of the round that it belongs to."""
     return Action(id=uuid4().hex, time=now(), does=does, changes=changes, round=number)
 

@@ -21,7 +21,7 @@ from artifacts.texts.edits import (
     UNDO,
     UNTOUCHED,
     Action,
-    Change,
+    CaptionChange,
     Edit,
     EditJournal,
     Edits,
@@ -242,7 +242,7 @@ class ReviewedCaptions:
             self._stored.add([event])
         return changed
 
-    def _changes(self, requested: Sequence[ChangeRequest]) -> tuple[Change, ...]:
+    def _changes(self, requested: Sequence[ChangeRequest]) -> tuple[CaptionChange, ...]:
         edits: dict[str, Edit] = {}
         for change in requested:
             row, shown = self._row_of(change.of)

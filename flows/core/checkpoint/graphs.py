@@ -220,7 +220,7 @@ def _why_unused(folder: Path, manifest: GraphManifest | None, device: str) -> st
         return f"ONNX Runtime is not installed ({install_command('graphs')})"
     if manifest.halves["vision"].precision == "int8" and device != "cpu":
         return "its graphs are in int8, which is for CPUs"
-    if verdict_in(folder).get("passed") is not True:
+    if (verdict := verdict_in(folder)) is None or not verdict.passed:
         return "its graphs were accepted, and did not pass"
     return ""
 

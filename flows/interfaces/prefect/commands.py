@@ -202,7 +202,7 @@ def passed(result: Exported) -> Exported:
     """Return an export that passed. Otherwise show its figures and raise PenstockError."""
     if result.accepted:
         return result
-    missed = "; ".join(result.parity["missed"])
+    missed = "; ".join(result.parity.missed)
     show(page(missed, result.row(), ()), f"penstock-{CHECKPOINT}")
     raise PenstockError(
         f"quality limit missed: {missed}",

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.disk.json_records import read_record
-from artifacts.disk.json_shapes import ShapeError, count, number, read_json, text
+from artifacts.disk.json_records import read_json_file, read_record
+from artifacts.disk.json_shapes import text
+from artifacts.disk.json_types import Count, Number
 from artifacts.errors import EnvironmentFault
 from artifacts.schema import HalfName
 from stages.models.graphs import FOLDER
@@ -28,7 +29,7 @@ class Graph:
 
     file: str
     """Name of its file, in the folder of the graphs."""
-    inputs: Mapping[str, Sequence[int]]
+    inputs: Mapping[str, Sequence[Count]]
     """Name of each input tensor → its shape; 0 where an axis may have any length."""
     fixed: Mapping[str, Any]
     """Values of the non-tensor arguments; the graph is valid only for these."""
@@ -36,13 +37,8 @@ class Graph:
     """The encoder's output, with the name of each tensor in its place."""
     names: tuple[str, ...]
     """Those names in the order of the graph's outputs."""
-    quantized: int = 0
+    quantized: Count = 0
     """Number of matrix products that are computed in 8 bit."""
-
-    def __post_init__(self) -> None:
-        lengths = (length for axes in self.inputs.values() for length in axes)
-        if not all(map(count, (self.quantized, *lengths))):
-            raise ValueError(f"graph {self.file} has a number that counts nothing")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +48,7 @@ class GraphEncoder:
     path: str
     """Its path in the model."""
     class_name: str
-    parameters: int
+    parameters: Count
     """Number of its parameters in the checkpoint."""
     packed: bool
     """Whether it takes all images in one row."""
@@ -68,7 +64,7 @@ class HalfGraphs:
     weights: Mapping[str, str]
     """Name of each source weight file → SHA-256 of its content."""
     towers: tuple[GraphEncoder, ...]
-    furthest: float
+    furthest: Number
     """Maximum difference from the encoders on noise, relative to the largest value."""
     nearness: Mapping[str, Any]
     """How close the results for texts are to those of the encoders; empty for images and videos."""
@@ -80,7 +76,7 @@ class GraphManifest:
 
     files: Mapping[str, str]
     """Name of each file beside the manifest → SHA-256 of its content."""
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, Count]
     """Name of each of those files → its size in bytes."""
     halves: Mapping[HalfName, HalfGraphs]
     made_by: Mapping[str, str]
@@ -88,9 +84,6 @@ class GraphManifest:
 
     def __post_init__(self) -> None:
         encoders = [encoder for half in self.halves.values() for encoder in half.towers]
-        sizes = (*self.sizes.values(), *(encoder.parameters for encoder in encoders))
-        if not all(map(count, sizes)) or not all(number(h.furthest) for h in self.halves.values()):
-            raise ValueError(f"{FILE} has a number that is out of range")
         named = [*self.files, *(graph.file for encoder in encoders for graph in encoder.graphs)]
         if any(Path(name).name != name or name.startswith(".") for name in named):
             raise ValueError(f"{FILE} names a file outside its folder")
@@ -111,19 +104,14 @@ def read_manifest(model: Path) -> GraphManifest | None:
     path = model / FOLDER / FILE
     if not path.exists():
         return None
-    fields = read_json(path, {"format": count}, EXPORT_HINT, _check_text)
-    if (written := fields.pop("format")) != FORMAT:
+    fields = read_json_file(dict[str, Any], path, EXPORT_HINT)
+    if (written := fields.pop("format", None)) != FORMAT:
         raise EnvironmentFault(
             f"{FILE} has format {written}, and this version reads {FORMAT}", hint=EXPORT_HINT
         )
     try:
+        if not text(json.dumps(fields, ensure_ascii=False)):  # it could be neither shown nor a key
+            raise TypeError("it has a string that is not Unicode")
         return read_record(GraphManifest, fields)
     except TypeError as error:
         raise EnvironmentFault(f"{path} cannot be read: {error}", hint=EXPORT_HINT) from error
-
-
-def _check_text(fields: Any) -> None:
-    """Raise ShapeError for a string that UTF-8 cannot encode: it could be neither shown nor made
-    part of a key."""
-    if not text(json.dumps(fields, ensure_ascii=False)):
-        raise ShapeError("it has a string that is not Unicode")

@@ -22,7 +22,7 @@ from artifacts.texts.edits import (
     TORN,
     UNTOUCHED,
     Action,
-    Change,
+    CaptionChange,
     Edit,
     EditJournal,
     EditsInForce,
@@ -37,7 +37,7 @@ PLACE: dict[str, Any] = {"media_path": "a.mp4", "start": 0.0, "said": "x"}
 def deed(name: str, second: int = 0, /, **words: str | None) -> Action:
     """A deed that gives captions these words; None rejects one."""
     changes = tuple(
-        Change(of=key, **PLACE, caption=text, review="accepted" if text else "rejected")
+        CaptionChange(of=key, **PLACE, caption=text, review="accepted" if text else "rejected")
         for key, text in words.items()
     )
     return replace(step(name, "correct", second), changes=changes)
@@ -237,11 +237,11 @@ def test_another_reader_sees_what_is_added_and_what_was_replaced(tmp_path: Path)
 WRITER = """
 import sys
 from pathlib import Path
-from artifacts.texts.edits import Action, Change, StoredEdits
+from artifacts.texts.edits import Action, CaptionChange, StoredEdits
 name, local = sys.argv[1:]
 for number in range(20):
     text = f"{name} {number} " + "x" * 20_000
-    change = Change(
+    change = CaptionChange(
         of=f"{name} {number}", caption=text, review="", media_path="a.mp4", start=0.0, said="x"
     )
     action = Action(id=f"{name} {number}", time="2026-01-01", does="x", changes=(change,))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from artifacts.disk.json_records import typed
 from flows.core.console.display import Display
 from flows.core.job.prepare import prepare as prepare_job
 from flows.core.machine.launch import DirectLauncher
@@ -29,7 +30,7 @@ from stages.export import CaptionedItem, ExportJob, JudgeJob
 from stages.export.compare import nearness
 from stages.export.logit_agreement import LogitAgreement
 from stages.export.logit_agreement import run as judge
-from stages.export.parity import DIGITS, KEPT, evaluate_parity, of_each
+from stages.export.parity import DIGITS, KEPT, Figures, evaluate_parity, of_each
 from stages.export.run import run as write
 from stages.models.encoding.batch import encode_batches
 from stages.models.half_job import HalfJob
@@ -73,7 +74,8 @@ def test_the_divergence_of_captions_sums_up_to_that_of_all_words() -> None:
     summed = sum(each[key] * words for key, words in lengths.items())
     assert summed / 12 == pytest.approx(message["divergence"], rel=1e-4)
     assert (message["captions"], message["tokens"]) == (3, 12)
-    assert evaluate_parity({"text": message}, 64)["text"] == message
+    figures = typed(Figures, {"text": message})
+    assert evaluate_parity(figures, 64, {}).to_json()["text"] == message
 
 
 def test_the_cosine_of_chunks_sums_up_to_that_of_all_rows() -> None:
