@@ -317,6 +317,7 @@ def test_own_code_that_fails_is_refused_in_one_line(tmp_path: Path) -> None:
     config = {"model_type": "own", "auto_map": {"AutoConfig": "modeling_own.Own"}}
     folder = written(tmp_path / "model", config)
     (folder / "modeling_own.py").write_text("from transformers import NothingOfThisName\n")
+    (folder / "train.py").write_text("import trainer_that_nobody_has\n")
     with pytest.raises(UsageError, match=r"fails with transformers 5\.\d+\.\d+: ") as caught:
         describe(folder, trust_remote_code=True)
     assert "\n" not in str(caught.value) and "NothingOfThisName" in caught.value.message
