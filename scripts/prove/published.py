@@ -10,7 +10,8 @@ this repository. One is made from its repository, commit and path:
     git clone https://github.com/OWNER/NAME clone && mkdir -p SNAPSHOTS/FOLDER
     git -C clone archive COMMIT:PATH | tar -x -C SNAPSHOTS/FOLDER
 
-Files that the list names as lacking may be missing, and weights always are. For each folder:
+Files that the list names as lacking may be missing, and weights always are. Where a repository has
+a pointer of Git LFS in place of such a file, remove it. For each folder:
 
     1. The configuration is made small (`small_config`), with random weights under the published
        names (`published_names`); all other files stay as they are.
@@ -122,17 +123,19 @@ def refused_row(listed: Listed, folder: Path, family: str, work: Path) -> Row:
 
 
 def copy_folder(folder: Path, to: Path, lender: Path | None = None, pointers: bool = False) -> Path:
-    """Copy a folder without its weights; what it lacks comes from the `lender`. Pointers of Git LFS
-    are left out unless they are asked for."""
+    """Copy a folder without its weights, and the Python files of its sub-folders; what it lacks
+    comes from the `lender`. Pointers of Git LFS are left out unless they are asked for."""
     to.mkdir(parents=True)
     for source in filter(None, (lender, folder)):
-        for path in sorted(source.iterdir()):
+        for path in sorted({*source.iterdir(), *source.rglob("*.py")}):
             if not path.is_file() or path.name == INDEX:
                 continue
             is_pointer = path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER)
             wanted = path.suffix in KEPT_SUFFIXES and path.stat().st_size < LARGEST
             if pointers or (wanted and not is_pointer):
-                shutil.copy(path, to / path.name)
+                copied = to / path.relative_to(source)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copied)
     return to
 
 

@@ -174,10 +174,15 @@ def test_a_copy_has_no_weights_and_takes_from_a_lender_what_it_lacks(tmp_path: P
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text('{"model_type": "own"}')
     (tmp_path / "bare" / INDEX).write_text("{}")
+    (tmp_path / "bare" / "layers" / "deep").mkdir(parents=True)
+    for name in ("__init__.py", "notes.txt", "deep/rotary.py"):
+        (tmp_path / "bare" / "layers" / name).write_text("")
     made = copy_folder(tmp_path / "bare", tmp_path / "made", lender)
     names = {path.name for path in made.iterdir()}
     assert "tokenizer.json" in names and not names & {"model.safetensors", INDEX}
     assert json.loads((made / "config.json").read_text()) == {"model_type": "own"}
+    files = {path.relative_to(made / "layers").as_posix() for path in made.glob("layers/**/*.*")}
+    assert files == {"__init__.py", "deep/rotary.py"}
 
 
 @pytest.mark.slow
