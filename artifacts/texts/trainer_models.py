@@ -28,7 +28,7 @@ class TrainerModel:
     step: int = 4
     """The trainer takes one frame more than a multiple of this."""
     least: int = 0
-    """Fewest frames, at `fps`, without which the trainer ends with an error."""
+    """Fewest frames, without which the trainer ends with an error."""
 
     @property
     def label(self) -> str:
@@ -69,7 +69,7 @@ MODELS: dict[str, dict[str, TrainerModel]] = {
             "wan": WAN,
             "hunyuan-video": HUNYUAN,
             "hunyuan-video-1.5": HUNYUAN_15,
-            "framepack": _Videos(30.0, 145, least=37),
+            "framepack": _Videos(30.0, 145, step=36, least=37),
             "kandinsky5-video": _Videos(24.0, 121),
         },
     ),
@@ -106,6 +106,11 @@ MODELS: dict[str, dict[str, TrainerModel]] = {
 """Trainer → name → model. The last four take a text file for each medium."""
 
 
+def parse_trainers(given: list[str]) -> tuple[str, ...]:
+    """Return the names of several options `--trainer`, each with one or more."""
+    return tuple(name.strip() for text in given for name in text.split(",") if name.strip())
+
+
 def form_of(trainer: str) -> str:
     """Return the format that is written for a trainer: its own, or `txt`."""
     return trainer if trainer in ("kohya", "musubi", "diffusion-pipe", "ltx") else "txt"
@@ -127,7 +132,7 @@ def models_named(names: Sequence[str]) -> dict[str, TrainerModel]:
                 f"--trainer {text}: {what}",
                 hint=f"Models of {trainer}: {', '.join(MODELS[trainer])}",
             )
-        if trainer in models:
+        if models.get(trainer, MODELS[trainer][name]).name != name:
             raise UsageError(
                 f"--trainer names two models of {trainer}: {models[trainer].name} and {name}",
                 hint="A data set is set for one: give each its own --out",

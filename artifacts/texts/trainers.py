@@ -181,7 +181,7 @@ def frame_buckets(entries: Sequence[TrainerEntry], model: TrainerModel) -> list[
 
 
 def _trained(frames: int, model: TrainerModel) -> int:
-    """Return how many of the frames of a clip a trainer takes for a model."""
+    """Return how many of the frames that a trainer has loaded it takes for a model."""
     return (min(max(frames, 1), model.frames) - 1) // model.step * model.step + 1
 
 
@@ -318,7 +318,8 @@ def kohya_files(
     bucket is 1024 unless it is set, which would take wide pictures smaller than the resolution.
     Source: `BucketManager` in sd-scripts `library/train_util.py`."""
     side = 1024 if setup.model is None else setup.model.side
-    kept = "  keep_tokens = 1  # the trigger stays first if you add shuffle_caption = true\n"
+    parts = setup.trigger.count(",") + 1
+    kept = f"  keep_tokens = {parts}  # the trigger stays first if you add shuffle_caption = true\n"
     pairs = (
         f"{json_line(e.path).rstrip()}: {json_line({'caption': e.caption}).rstrip()}"
         for e in entries
@@ -375,6 +376,17 @@ MUSUBI_RATE = 24
 """Frames per second to which it brings the videos of most models."""
 
 
+RATES = (23.976, 24.0, 25.0, 29.97, 30.0, 48.0, 50.0, 59.94, 60.0)
+"""Usual frames per second."""
+
+
+def listed_rate(rate: float) -> float:
+    """Return the rate with which a video is listed: a usual one, or else a whole number, so that
+    videos of varying rates are not a data set each."""
+    usual = min(RATES, key=lambda one: abs(one - rate))
+    return usual if abs(usual - rate) < 0.002 * usual else float(max(round(rate), rate > 0))
+
+
 def rate_text(rate: float) -> str:
     """Return a rate with at most three digits behind the point: 23.976, 30."""
     return f"{rate:.3f}".rstrip("0").rstrip(".")
@@ -398,8 +410,8 @@ enable_bucket = true
 """
     files: dict[str, str] = {}
     for kind, folder_name, of_kind in by_kind(entries):
-        for rate in sorted({row.rate for row in of_kind}):
-            rows = [row for row in of_kind if row.rate == rate]
+        for rate in sorted({listed_rate(row.rate) for row in of_kind}):
+            rows = [row for row in of_kind if listed_rate(row.rate) == rate]
             name = f"{folder_name}-{rate_text(rate)}fps" if rate else folder_name
             files[f"{name}.jsonl"] = "".join(
                 json_line({f"{kind}_path": row.path, "caption": row.caption}) for row in rows
@@ -435,24 +447,32 @@ MUSUBI = TrainerForm(
 )
 
 
-def seen_seconds(form: str, entries: Sequence[TrainerEntry], model: TrainerModel) -> float:
-    """Return how many seconds of all videos the trainer takes, if a data set is set for a model: of
-    each as many frames as it has, up to the model's, from its start."""
+def taken_frames(
+    form: str, entries: Sequence[TrainerEntry], model: TrainerModel
+) -> list[tuple[TrainerEntry, int, float]]:
+    """Return, of each video whose frames and rate are known, how many frames its trainer takes if
+    the data set is set for a model, and at how many per second: from its start, as many as it has
+    up to the model's. Less than two frames are a picture, or nothing."""
     videos = [entry for entry in entries if entry.frames and entry.rate]
-    if form == "diffusion-pipe":
-        buckets = frame_buckets(entries, model)
-        counts = [int(entry.frames * model.fps / entry.rate) for entry in videos]
-        taken = [max((size for size in buckets if size <= count), default=0) for count in counts]
-        return sum(taken) / model.fps
+    if form == "musubi":
+        rates = [min(model.fps, entry.rate) for entry in videos]
+        return [(e, musubi_takes(e, model), r) for e, r in zip(videos, rates, strict=True)]
     if form == "ltx":
-        lengths = ltx_frames(entries, model)
-        takes = (max(size for size in lengths if size <= e.frames) / e.rate for e in videos)
-        return sum(takes)
-    seen = 0.0
-    for entry in videos:
-        rate = min(model.fps or entry.rate, entry.rate)
-        seen += _trained(int((entry.frames - 1) * rate / entry.rate) + 1, model) / rate
-    return seen
+        counts, sizes = [entry.frames for entry in videos], ltx_frames(entries, model)
+        rates = [entry.rate for entry in videos]
+    else:
+        counts = [int(entry.frames * model.fps / entry.rate) for entry in videos]
+        sizes, rates = frame_buckets(entries, model), [model.fps] * len(videos)
+    taken = [max((size for size in sizes if size <= count), default=0) for count in counts]
+    return list(zip(videos, taken, rates, strict=True))
+
+
+def musubi_takes(entry: TrainerEntry, model: TrainerModel) -> int:
+    """Return how many frames of a video musubi-tuner takes for a model. It leaves out frames of one
+    that is faster than the model, and by how it adds up it may have one less."""
+    faster = entry.rate > model.fps
+    loaded = int((entry.frames - 1) * model.fps / entry.rate) if faster else entry.frames
+    return _trained(loaded, model)
 
 
 LTX_AREA, LTX_STEP = 768 * 512, 32
@@ -471,12 +491,24 @@ def ltx_buckets(entries: Sequence[TrainerEntry], model: TrainerModel) -> str:
 
 
 def ltx_frames(entries: Sequence[TrainerEntry], model: TrainerModel) -> list[int]:
-    """Return the numbers of frames of these buckets: of the shortest video, the middle one and the
-    longest one, and 1 for pictures."""
-    counts = sorted(_trained(entry.frames, model) for entry in entries if entry.frames)
+    """Return the numbers of frames of these buckets: of the shortest video that has as many as one
+    needs, of the middle one and of the longest one, and 1 for pictures."""
+    videos = sorted(_trained(entry.frames, model) for entry in entries if entry.frames)
+    counts = [count for count in videos if count > 1]
     chosen = {counts[0], counts[len(counts) // 2], counts[-1]} if counts else set[int]()
-    has_pictures = any(entry.kind == "image" for entry in entries)
+    has_pictures = any(entry.kind == "image" for entry in entries) or not counts
     return sorted(chosen | {1} if has_pictures else chosen)
+
+
+def ltx_crops(entries: Sequence[TrainerEntry], model: TrainerModel) -> int:
+    """Return of how many media these buckets take less than two thirds."""
+    width, height = map(int, ltx_buckets(entries, model).split("x")[:2])
+    shapes = [e.size[0] / e.size[1] * height / width for e in entries if all(e.size)]
+    return sum(min(shape, 1 / shape) < CROPPED for shape in shapes)
+
+
+CROPPED = 2 / 3
+"""Share of a picture below which it is much cropped."""
 
 
 TRAINERS: dict[str, TrainerForm] = {

@@ -6,12 +6,15 @@ there. The module runs no model.
 """
 
 import contextlib
+import json
 import os
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, OURS, are_equal, is_linked, is_spare, link, write_text
@@ -38,7 +41,9 @@ from artifacts.texts.trainers import (
     TrainerForm,
     TrainerSetup,
     ltx_buckets,
-    seen_seconds,
+    ltx_crops,
+    musubi_takes,
+    taken_frames,
 )
 from artifacts.wording import counted, first_of
 from flows.core.job.prepare import Job
@@ -173,6 +178,8 @@ def _samples(
             media.path.unlink(missing_ok=True)
 
 
+SLOWER = 0.95
+"""Share of a model's frames per second below which a video is played too fast."""
 MOSTLY = 0.9
 """Share of the videos' seconds from which a trainer takes them as good as whole."""
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
@@ -270,17 +277,17 @@ class _VideoTimes:
             from stages.frames.media_opening import rate_and_frames
 
             self._known[path] = 0.0, 0
-            with contextlib.suppress(MediaError):
+            with contextlib.suppress(MediaError, OSError):
                 rate, frames = rate_and_frames(path)
                 self._known[path] = round(rate, 3), frames
         return self._known[path]
 
 
-def _note_on_frames(
-    form: str, entries: Sequence[TrainerEntry], model: TrainerModel | None
+def _notes_on_media(
+    form: str, entries: Sequence[TrainerEntry], model: TrainerModel | None, advice: bool
 ) -> Iterator[str]:
     """Yield notes about what a trainer takes of the media for a model, and about what its own
-    program is given."""
+    program is given. With `advice`, another `--chunk` would make other clips."""
     if model is None or not entries:
         return
     pixels = [w * h for w, h in (e.size for e in entries if e.kind == "image") if w and h]
@@ -293,35 +300,74 @@ def _note_on_frames(
     if not (TRAINERS[form].times and model.frames):
         return
     if form == "ltx":
-        buckets = ltx_buckets(entries, model)
-        yield f'{model.label}: --resolution-buckets "{buckets}" fits this data set'
-    videos = [entry for entry in entries if entry.frames and entry.rate]
-    seconds = sum(entry.frames / entry.rate for entry in videos)
-    seen = seen_seconds(form, entries, model)
-    if seen < MOSTLY * seconds:
-        rate = model.fps or max(entry.rate for entry in videos)
+        crops, buckets = ltx_crops(entries, model), ltx_buckets(entries, model)
+        cropped = f"; it crops {counted(crops, 'file')} by more than a third"
+        yield f'{model.label}: --resolution-buckets "{buckets}" fits{cropped * bool(crops)}'
+    taken = taken_frames(form, entries, model)
+    if few := sum(frames < 2 for _, frames, _ in taken):
+        yield f"{model.label} takes {counted(few, 'clip')} as a picture or not at all: too short"
+    slow = sum(entry.rate < SLOWER * model.fps for entry, _, _ in taken)
+    if form == "musubi" and slow:
         yield (
-            f"{model.label} takes {seen:,.1f} of {seconds:,.1f} s of the clips, their beginnings; "
-            f"--chunk {(model.frames + 1) / rate:.4g} makes clips that it takes whole"
+            f"{model.label} plays {counted(slow, 'clip')} too fast, which have fewer than its "
+            f"{model.fps:g} frames per second"
         )
+    yield from _note_on_seconds(taken, model, advice)
 
 
-def _note_on_settings(file: Path, text: str, model: TrainerModel | None) -> Iterator[str]:
-    """Yield a note on what would be set in a configuration that the user edited."""
-    if model is None or file.suffix != ".toml":
+def _note_on_seconds(
+    taken: Sequence[tuple[TrainerEntry, int, float]], model: TrainerModel, advice: bool
+) -> Iterator[str]:
+    """Yield a note if a trainer does not take most of the videos."""
+    seconds = sum(entry.frames / entry.rate for entry, _, _ in taken)
+    seen = sum(frames / rate for _, frames, rate in taken if frames > 1)
+    if seen >= MOSTLY * seconds:
         return
-    with contextlib.suppress(OSError, ValueError):
-        own = {*_settings(read_text(file, BYTES))}
-        if missing := [one for one in dict.fromkeys(_settings(text)) if one not in own]:
-            yield f"{model.label} would set in {file}: {', '.join(missing)}"
+    chunk = (model.frames + 1) / max(rate for _, _, rate in taken)
+    has_longer = any(entry.frames / entry.rate > chunk + 1 for entry, _, _ in taken)
+    shorter = f"; --chunk {chunk:.4g} makes clips that it takes whole"
+    yield (
+        f"{model.label} takes {seen:,.1f} of {seconds:,.1f} s of the clips, their beginnings"
+        f"{shorter * (has_longer and advice)}"
+    )
 
 
-def _settings(toml: str) -> Iterator[str]:
-    """Yield the settings of a configuration, without those that name files."""
-    for line in toml.split("\n"):
-        setting = line.partition("#")[0].strip()
-        if "=" in setting and '"/' not in setting:
-            yield setting
+def _notes_on_settings(
+    file: Path, texts: Mapping[str, str], model: TrainerModel | None
+) -> Iterator[str]:
+    """Yield notes on a configuration that the user edited: what would be set for a model, and which
+    lists of media it does not name, or names though they are no longer written."""
+    try:
+        own = tomllib.loads(read_text(file, BYTES))
+    except (OSError, ValueError):
+        yield f"{file} cannot be read as TOML: the trainer will refuse it"
+        return
+    written = tomllib.loads(texts[file.name])
+    own_values, values = [*_values(own)], [*_values(written)]
+    missing = [(key, value) for key, value in values if (key, value) not in own_values]
+    decided = dict.fromkeys(f"{key} = {json.dumps(value)}" for key, value in missing if key in SET)
+    if decided and model is not None:
+        yield f"{model.label} would set in {file}: {', '.join(decided)}"
+    named, lists = ({value for key, value in of if key in LISTS} for of in (own_values, values))
+    if unnamed := sorted(Path(one).name for one in lists - named):
+        yield f"{file} does not name {', '.join(unnamed)}: add a [[datasets]] for each"
+    if stale := sorted(Path(one).name for one in named - lists if Path(one).parent == file.parent):
+        yield f"{file} names {', '.join(stale)}, which is not written any more"
+
+
+def _values(toml: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each key of a configuration, in whatever section, with its value."""
+    for key, value in toml.items():
+        for inner in value if isinstance(value, list) else (value,):
+            if isinstance(inner, dict):
+                yield from _values(inner)
+        yield key, value
+
+
+SET = ("max_bucket_reso", "keep_tokens", "frame_extraction", "max_frames", "frame_buckets")
+"""Keys of configurations that depend on the model or on the media."""
+LISTS = ("video_jsonl_file", "image_jsonl_file")
+"""Keys of those that name a list of media."""
 
 
 class _TrainerFolder:
@@ -340,6 +386,7 @@ class _TrainerFolder:
             model=trainer_models(job.out, job.config).get(name), trigger=groups.text.trigger
         )
         self._clips = clips
+        self._advises = clips.exact and not (groups.video.whole or groups.video.shots)
         self._times = times
         self._settings: list[str] = []
         """Notes about what the trainer takes of videos, and about settings that were kept."""
@@ -364,13 +411,15 @@ class _TrainerFolder:
             self._left_out.update({("caption", one): len(chunk) - 1} if len(chunk) > 1 else {})
         entries = self._entries(usable)
         texts = self._form.write(entries, self._folder, self._setup)
-        self._settings += _note_on_frames(self._name, entries, self._setup.model)
+        self._settings += _notes_on_media(self._name, entries, self._setup.model, self._advises)
         for file, text in texts.items():
             content = text.encode("utf-8", errors="replace")
             form = f"{self._name}/{file}"
             if not self._own.update(self._folder / file, content, form, replace=self._replace):
                 self._kept.append(file)
-                self._settings += _note_on_settings(self._folder / file, text, self._setup.model)
+                if file.endswith(".toml"):
+                    path, model = self._folder / file, self._setup.model
+                    self._settings += _notes_on_settings(path, texts, model)
         kept = {file for file in self._kept if ".json" in file}  # captions, and not settings
         for entry in entries:
             rows = entry.rows if self._form.several else entry.rows[:1]
@@ -415,12 +464,20 @@ class _TrainerFolder:
             item, media_path = chunk[0], str(path)
             is_timed = self._form.times and item.kind == "video"
             rate, frames = self._times.of(path) if is_timed else (0.0, 0)
+            entry = TrainerEntry(
+                kind=item.kind,
+                path=media_path,
+                rows=tuple(source.sample.row for source in chunk),
+                size=item.size,
+                rate=rate,
+                frames=frames,
+            )
             model = self._setup.model
-            if is_timed and model is not None and frames * model.fps < model.least * rate:
-                few = f"{model.name} takes none under {model.least / model.fps:.2g} s"
+            least = model.least if model is not None and rate else 0
+            if model is not None and least and musubi_takes(entry, model) < least:
+                few = f"{model.name} takes none of fewer than {least} frames"
                 self._left_out[item.kind, few] += 1
                 continue
-            rows = tuple(source.sample.row for source in chunk)
             if self._form.own_media or seen[key] > 1 or is_copy(path):
                 try:
                     inside = self._linked(item, path, names)
@@ -428,16 +485,7 @@ class _TrainerFolder:
                     self._left_out["file", f"not available now ({error.kind})"] += 1
                     continue
                 media_path = inside if self._form.own_media else str(self._folder / inside)
-            entries.append(
-                TrainerEntry(
-                    kind=item.kind,
-                    path=media_path,
-                    rows=rows,
-                    size=item.size,
-                    rate=rate,
-                    frames=frames,
-                )
-            )
+            entries.append(replace(entry, path=media_path))
         return entries
 
     def _linked(self, item: SampleSource, path: Path, names: Counter[str]) -> str:

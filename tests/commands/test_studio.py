@@ -573,6 +573,13 @@ def test_a_moved_folder_is_written_where_it_is_from_the_store_of_its_captions(
             RecordedCommand(moved, read).writing((wrong,))
 
 
+@pytest.mark.parametrize("value", [5, "kohya:sdxl", [5], {"a": "b"}, [["kohya:sdxl"]]])
+def test_a_list_of_another_type_is_refused(roots: Roots, value: Any) -> None:
+    for name in ("trainer", "format"):
+        with pytest.raises(Refused, match=f"invalid --{name}"):
+            checked({name: value}, roots)
+
+
 def test_files_are_written_for_the_models_of_trainers_the_last_one_of_each(tmp_path: Path) -> None:
     moved = moved_run(tmp_path, "--trainer", "musubi:wan,kohya:sdxl")
     command = RecordedCommand(moved, read)

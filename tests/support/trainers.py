@@ -342,10 +342,11 @@ def musubi_picks(frames: int, source: float | None, target: float) -> list[int]:
     return taken
 
 
-def musubi_full(frames: int, dataset: Mapping[str, Any], target: float) -> list[int]:
-    """Those of `frame_extraction = "full"`: `retrieve` in its image_video_dataset.py."""
+def musubi_full(frames: int, dataset: Mapping[str, Any], target: float, step: int = 4) -> list[int]:
+    """Those of `frame_extraction = "full"`: `retrieve` in its image_video_dataset.py. FramePack has
+    steps of 36: its fpack_cache_latents.py."""
     picks = musubi_picks(frames, dataset.get("source_fps"), target)
-    return picks[: (min(len(picks), dataset["max_frames"]) - 1) // 4 * 4 + 1]
+    return picks[: (min(len(picks), dataset["max_frames"]) - 1) // step * step + 1]
 
 
 def diffusion_pipe_takes(frames: int, rate: float, target: float, buckets: Sequence[int]) -> int:

@@ -13,6 +13,7 @@ from artifacts.disk.paths import is_utf8
 from artifacts.errors import UsageError
 from artifacts.texts.trainer_models import form_of
 from artifacts.texts.trainers import TRAINERS
+from flows.core.options.data_sets import DataSetOptions
 from flows.core.options.formats import COCO
 from flows.core.options.groups import Groups, groups_of
 from flows.core.options.media import SoundOptions, SourceOptions, VideoSamplingOptions
@@ -28,7 +29,6 @@ from flows.core.options.model import (
 from flows.core.options.precision import HalfPrecisionOptions, PrecisionOptions
 from flows.core.options.store import ResourceOptions, StoreSizeOptions
 from flows.core.options.text import (
-    DataSetOptions,
     EngineOptions,
     FolderOptions,
     OutputOptions,

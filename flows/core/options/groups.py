@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from artifacts.options import OptionGroup
+from flows.core.options.data_sets import DataSetOptions
 from flows.core.options.media import SoundOptions, VectorSamplingOptions, VideoSamplingOptions
 from flows.core.options.model import (
     AdapterOptions,
@@ -22,7 +23,6 @@ from flows.core.options.model import (
 from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.store import StoreSizeOptions
 from flows.core.options.text import (
-    DataSetOptions,
     EngineOptions,
     OutputOptions,
     OwnerOptions,

@@ -28,6 +28,7 @@ from artifacts.errors import PenstockError, UsageError
 from artifacts.options import declared
 from artifacts.records.packs import Record, RecordSet, packs
 from artifacts.records.store import Store, local_folder, open_store, prepare_store
+from artifacts.texts.trainer_models import models_named
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import SIZES
 from flows.core.options.store import default_store
@@ -101,6 +102,7 @@ class RecordedCommand:
         there is not."""
         more: dict[str, str] = {}
         if trainers:
+            models_named(trainers)
             every = (*self._config.groups.data_sets.trainer, *trainers)
             more["--trainer"] = ",".join({one.partition(":")[0]: one for one in every}.values())
         if formats:

@@ -114,9 +114,8 @@ def _typed(option: Declared, value: Any) -> Any:
         fits = isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
     elif kind is tuple:
         fits = isinstance(value, list) and all(map(_is_text, value))
-        comma = not option.option.positional and any("," in str(one) for one in value)
-        value = tuple(value) if fits and not comma else None
-        fits = fits and not comma
+        fits = fits and (option.option.positional or not any("," in one for one in value))
+        value = tuple(value) if fits else None
     else:
         fits = _is_text(value)
     if not fits or (kind in (dict, tuple) and len(value) > MOST):

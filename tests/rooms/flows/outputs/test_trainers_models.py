@@ -11,7 +11,15 @@ import pytest
 
 from artifacts.errors import UsageError
 from artifacts.texts.trainer_models import MODELS, form_of
-from artifacts.texts.trainers import TRAINERS, TrainerEntry, TrainerSetup, seen_seconds
+from artifacts.texts.trainers import (
+    TRAINERS,
+    TrainerEntry,
+    TrainerSetup,
+    musubi_takes,
+    taken_frames,
+)
+from flows.commands.shared.arguments import config_of
+from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.formats import TRAINER_FORMATS
 from flows.outputs.run_result import RunResult
@@ -90,7 +98,7 @@ def test_a_trainer_takes_of_a_clip_what_it_has_up_to_the_model_s_frames(
     config = toml_of(trainer, [entry], model.name)
     if trainer == "musubi":
         (dataset,) = config["datasets"]
-        picks = musubi_full(entry.frames, dataset, model.fps)
+        picks = musubi_full(entry.frames, dataset, model.fps, model.step)
         taken, at = len(picks), min(rate, model.fps)
     else:
         taken = diffusion_pipe_takes(entry.frames, rate, model.fps, config["frame_buckets"])
@@ -99,7 +107,8 @@ def test_a_trainer_takes_of_a_clip_what_it_has_up_to_the_model_s_frames(
     most = min(seconds, model.frames / at)
     step = 2 * model.step / at  # it takes a multiple and one; a frame is kept in reserve
     assert most - step <= taken / at <= most + 1 / at
-    assert seen_seconds(trainer, [entry], model) == pytest.approx(taken / at, abs=step)
+    ((_, expected, at_rate),) = taken_frames(trainer, [entry], model)
+    assert expected / at_rate == pytest.approx(taken / at, abs=step)
 
 
 def test_many_lengths_of_clips_are_few_buckets_and_none_is_left_out() -> None:
@@ -143,6 +152,45 @@ def test_a_trainer_adds_the_format_that_it_reads() -> None:
         config = CaptionConfig(sources=("a",), trainer=(name,), format=("csv",))
         assert config.format == ("csv", form_of(trainer))
         assert form_of(trainer) == (trainer if trainer in TRAINER_FORMATS else "txt")
+
+
+def test_clips_that_framepack_would_end_at_are_left_out() -> None:
+    """It takes each frame of a slower clip once."""
+    model = MODELS["musubi"]["framepack"]
+    for rate, frames, fits in ((25.0, 34, False), (12.0, 36, False), (25.0, 37, True)):
+        entry = video(rate, frames)
+        (dataset,) = toml_of("musubi", [entry], "framepack")["datasets"]
+        assert (len(musubi_full(frames, dataset, 30.0)) >= 37) == fits
+        assert (musubi_takes(entry, model) >= model.least) == fits
+    for rate in (30.0, 48.0, 50.0, 59.94, 60.0):
+        for frames in range(30, 130):
+            (dataset,) = toml_of("musubi", [video(rate, frames)], "framepack")["datasets"]
+            if musubi_takes(video(rate, frames), model) >= model.least:
+                assert len(musubi_full(frames, dataset, 30.0)) >= 37, (rate, frames)
+
+
+def test_videos_of_varying_rates_are_few_data_sets() -> None:
+    entries = [video(rate, 90) for rate in (28.8, 29.0, 29.2, 29.396, 29.4, 29.96, 30.01)]
+    datasets = toml_of("musubi", entries, "wan")["datasets"]
+    assert [dataset["source_fps"] for dataset in datasets] == [29.0, 29.97, 30.0]
+
+
+def test_a_trigger_of_several_parts_stays_first_whole() -> None:
+    setup = TrainerSetup(trigger="ohwx, a photo")
+    text = TRAINERS["kohya"].write([picture(64, 48)], Path("/o"), setup)["dataset.toml"]
+    (dataset,) = tomllib.loads(text)["datasets"]
+    assert dataset["subsets"][0]["keep_tokens"] == 2
+
+
+def test_the_option_may_be_repeated() -> None:
+    words = ["caption", "--trainer", "kohya:sdxl,ltx:ltx2", "--trainer", "musubi:wan", "a"]
+    assert config_of(parse(words), CaptionConfig).trainer == (
+        "kohya:sdxl",
+        "ltx:ltx2",
+        "musubi:wan",
+    )
+    same = CaptionConfig(sources=("a",), trainer=("kohya:sdxl", "kohya:sdxl"))
+    assert same.format == ("kohya",)
 
 
 @pytest.fixture
@@ -190,15 +238,49 @@ def test_an_edited_file_is_kept_and_a_note_says_what_would_be_set(config: Captio
     notes = write(config, "kohya:sdxl").warnings
     assert toml.read_text() == mine
     (note,) = (note for note in notes if "would set" in note)
-    assert note.endswith("resolution = 1024, max_bucket_reso = 2048") and str(toml) in note
+    assert note.endswith(f"would set in {toml}: max_bucket_reso = 2048")
+
+
+def test_lists_that_an_edited_file_does_not_name_are_named(config: CaptionConfig) -> None:
+    toml = Path(config.out) / "musubi" / "dataset.toml"
+    write(config, "musubi:wan")
+    toml.write_text(toml.read_text().replace("960, 544", "640, 352"))
+    Path(config.sources[0], "slow.mp4").unlink()
+    write_video(Path(config.sources[0], "fast.mp4"), ticks=range(90), time_base=Fraction(1, 60))
+    notes = write(config, replace=True).warnings
+    assert any("does not name videos-60fps.jsonl" in note for note in notes)
+    assert any("names videos-12fps.jsonl, which is not written any more" in n for n in notes)
+    assert not any("would set" in note for note in notes), "the resolution is the user's"
+    toml.write_text("x = [")
+    notes = write(config, replace=True).warnings
+    assert any("cannot be read as TOML" in note for note in notes)
+
+
+def test_notes_count_clips_that_are_too_short_too_slow_or_cropped(config: CaptionConfig) -> None:
+    clips = Path(config.sources[0])
+    write_video(clips / "short.mp4", ticks=range(6))
+    write_video(clips / "tall.mp4", ticks=range(90), size=(96, 32))
+    notes = write(config, "musubi:wan", "diffusion-pipe:wan", "ltx:ltx2").warnings
+    assert any("musubi:wan plays 2 clips too fast" in note for note in notes)
+    assert any("diffusion-pipe:wan takes 1 clip as a picture or not at all" in n for n in notes)
+    assert any("fits; it crops " in note for note in notes)
+
+
+def test_another_chunk_is_advised_only_where_it_would_help(config: CaptionConfig) -> None:
+    write_video(Path(config.sources[0], "long.mp4"), ticks=range(300))
+    for more, helps in (({}, True), ({"whole": True}, False), ({"media": "original"}, False)):
+        notes = write(config, "musubi:wan", existing="replace", chunk=None, **more).warnings
+        (note,) = (note for note in notes if "musubi:wan takes " in note)
+        assert ("--chunk" in note) == helps
 
 
 def test_notes_say_what_is_left_out_enlarged_and_not_seen(config: CaptionConfig) -> None:
     write_video(Path(config.sources[0], "long.mp4"), ticks=range(300))
-    notes = write(config, "musubi:wan", "kohya:sdxl", "diffusion-pipe:flux", "ltx:ltx2").warnings
+    names = ("musubi:wan", "kohya:sdxl", "diffusion-pipe:flux", "ltx:ltx2")
+    notes = write(config, *names, chunk=None).warnings
     assert any("musubi:wan takes " in note and "--chunk 5.125" in note for note in notes)
     assert any("kohya:sdxl enlarges" in note for note in notes)
     assert any("--resolution-buckets" in note for note in notes)
     assert any("not in diffusion-pipe" in n and "flux is trained on pictures" in n for n in notes)
     few = write(config, "musubi:framepack").warnings
-    assert any("framepack takes none under 1.2 s" in note for note in few)
+    assert any("framepack takes none of fewer than 37 frames" in note for note in few)
