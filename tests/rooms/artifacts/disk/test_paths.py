@@ -1,5 +1,6 @@
 """Names of files, folders of the user, and folders that a command owns."""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from artifacts.errors import UsageError
 from flows.commands.export import result as export_result
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.result import move_into_place, refuse_foreign_folder
-from stages.export.parity import PARITY
+from stages.export.parity import PARITY, Figures, evaluate_parity
+
+VERDICT = json.dumps(evaluate_parity(Figures(), 64, {}).to_json())
 
 
 def test_files_of_one_stem_get_names_of_their_own() -> None:
@@ -131,7 +134,7 @@ def test_a_checkpoint_is_never_put_over_what_lies_in_its_place(tmp_path: Path, n
     request = ExportConfig(model="demo", to="nf4", out=str(tmp_path), accept=True)
     (request.work / "onnx").mkdir(parents=True)
     (request.work / "README.md").write_text("the checkpoint's")
-    (request.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
+    (request.work / PARITY).write_text(VERDICT)
     mine = tmp_path / name / "mine.txt" if name == "onnx" else tmp_path / name
     mine.parent.mkdir(exist_ok=True)
     mine.write_text("mine")
@@ -149,7 +152,7 @@ def test_a_broken_move_goes_on_over_its_own(
         request.work.mkdir(exist_ok=True)
         for name in ("config.json", "model.safetensors"):
             (request.work / name).write_text("{}")
-        (request.work / PARITY).write_text('{"passed": true, "missed": [], "recipe": {}}')
+        (request.work / PARITY).write_text(VERDICT)
 
     def broken(path: Path, to: Path) -> None:
         if path.parent == request.work and path.name == "config.json":
