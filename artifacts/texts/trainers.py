@@ -384,7 +384,9 @@ def listed_rate(rate: float) -> float:
     """Return the rate with which a video is listed: a usual one, or else a whole number, so that
     videos of varying rates are not a data set each."""
     usual = min(RATES, key=lambda one: abs(one - rate))
-    return usual if abs(usual - rate) < 0.002 * usual else float(max(round(rate), rate > 0))
+    if abs(usual - rate) < 0.002 * usual:
+        return usual
+    return max(1.0, float(round(rate))) if rate else 0.0
 
 
 def rate_text(rate: float) -> str:

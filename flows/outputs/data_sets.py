@@ -348,10 +348,13 @@ def _notes_on_settings(
     decided = dict.fromkeys(f"{key} = {json.dumps(value)}" for key, value in missing if key in SET)
     if decided and model is not None:
         yield f"{model.label} would set in {file}: {', '.join(decided)}"
-    named, lists = ({value for key, value in of if key in LISTS} for of in (own_values, values))
-    if unnamed := sorted(Path(one).name for one in lists - named):
+    named, lists = (
+        {Path(value).name for key, value in of if key in LISTS and isinstance(value, str)}
+        for of in (own_values, values)
+    )
+    if unnamed := sorted(lists - named):
         yield f"{file} does not name {', '.join(unnamed)}: add a [[datasets]] for each"
-    if stale := sorted(Path(one).name for one in named - lists if Path(one).parent == file.parent):
+    if stale := sorted(name for name in named - lists if (file.parent / name).is_file()):
         yield f"{file} names {', '.join(stale)}, which is not written any more"
 
 

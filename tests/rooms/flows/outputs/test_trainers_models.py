@@ -251,6 +251,11 @@ def test_lists_that_an_edited_file_does_not_name_are_named(config: CaptionConfig
     assert any("does not name videos-60fps.jsonl" in note for note in notes)
     assert any("names videos-12fps.jsonl, which is not written any more" in n for n in notes)
     assert not any("would set" in note for note in notes), "the resolution is the user's"
+    toml.write_text('[[datasets]]\nvideo_jsonl_file = ["a", 5]\n[x]\ny = 1979-05-27\n')
+    notes = write(config, replace=True).warnings
+    assert any(
+        "does not name images.jsonl, videos-30fps.jsonl, videos-60fps" in note for note in notes
+    )
     toml.write_text("x = [")
     notes = write(config, replace=True).warnings
     assert any("cannot be read as TOML" in note for note in notes)
