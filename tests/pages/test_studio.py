@@ -195,9 +195,9 @@ def ask_again(browser: Browser, studio: OpenStudio) -> None:
 def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
     browser.press("w")
     browser.wait("return document.querySelector('[name=format][value=kohya]')")
-    for name in ("kohya", "musubi"):
-        to(browser, f"[name=format][value={name}]")
-        browser.press(SPACE)
+    to(browser, "[name=format][value=kohya]")
+    browser.press(SPACE)
+    browser.type("[name=trainer]", "musubi:wan")
     to(browser, "#writing [type=submit]")
     browser.press(ENTER)
     browser.wait("return document.querySelectorAll('#writing tbody tr').length === 2", seconds=LONG)
@@ -208,6 +208,7 @@ def write(browser: Browser, studio: OpenStudio, media: list[Path]) -> None:
     found = {name: READERS[name](studio.out) for name in ("kohya", "musubi")}
     assert len(found["musubi"]) == 29, "30 but for the rejected one"
     assert len(found["kohya"]) == PICTURES, "kohya takes pictures"
+    assert "max_frames = 81" in (studio.out / "musubi" / "dataset.toml").read_text()
     assert {f"Corrected {n}." for n in range(3)} <= {*found["musubi"].values()}
 
 
