@@ -19,8 +19,10 @@ from artifacts.errors import UsageError
 R = TypeVar("R")
 NOT_UNICODE = re.compile("Expected `str` matching regex '[^']*d800[^']*'")
 """What the library says of a `Text` with half a character."""
-REFUSAL = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
-"""What it says, and the place."""
+PLACE = " - at `$"
+"""What it says before the place."""
+LONGEST_MESSAGE = 200
+"""Most characters of what it says, which may quote the value."""
 JSON_KINDS = {
     "str": "text",
     "int": "whole number",
@@ -74,12 +76,12 @@ def typed(kind: type[R], value: Any) -> R:
 def _worded(text: str) -> str:
     """Return what the library says of a value that is not as declared, in words and with the place
     first: `stages[1].seconds: expected number, got text`."""
-    said = REFUSAL.fullmatch(text)
-    assert said is not None  # it matches any text
-    message, place = said[1], said[2]
+    message, at, place = text.rpartition(PLACE)
+    message, place = (message, place.strip("`.")) if at else (text, "")
     if message.startswith("Expected "):
-        message = KINDS.sub(lambda kind: JSON_KINDS.get(kind[0], kind[0]), message.replace("`", ""))
-    message = message[:1].lower() + message[1:].replace(" | ", " or ")
+        message = message.replace("`", "").replace(" | ", " or ")
+        message = KINDS.sub(lambda kind: JSON_KINDS.get(kind[0], kind[0]), message)
+    message = message[:1].lower() + message[1:LONGEST_MESSAGE]
     return f"{place}: {message}" if place else message
 
 

@@ -68,6 +68,8 @@ def test_what_is_as_declared_passes(changes: dict[str, Any]) -> None:
         ({"more": {"x": 1}}, "expected text, got whole number"),
         ({"plan": {"mode": "m"}}, "plan: object missing required field `model`"),
         ({"phase": "cooked"}, "phase: invalid enum value 'cooked'"),
+        ({"phase": "a | b - at `$.x"}, r"phase: invalid enum value 'a \| b - at `\$.x'"),
+        ({"phase": "x" * 9999}, "phase: invalid enum value '.{100,200}$"),
     ],
 )
 def test_what_is_not_is_told_by_its_place(changes: dict[str, Any], says: str) -> None:

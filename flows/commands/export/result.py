@@ -125,10 +125,22 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
 
 
 def awaits_acceptance(request: ExportConfig, recipe: Mapping[str, Any]) -> bool:
-    """Return whether `--accept` applies to a checkpoint that was rejected earlier."""
-    waits = request.accept and (request.work / CONFIG).exists()
-    verdict = verdict_in(request.work) if waits else None
+    """Return whether a checkpoint of an earlier command only has to be moved: it was rejected, and
+    `--accept` is given, or its move was interrupted."""
+    waits = (request.accept or is_being_placed(request)) and (request.work / CONFIG).exists()
+    verdict = _verdict(request) if waits else None
     return verdict is not None and verdict.recipe == dict(recipe)
+
+
+def is_being_placed(request: ExportConfig) -> bool:
+    """Return whether a move into place was interrupted."""
+    return (request.runs / PLACING).exists()
+
+
+def _verdict(request: ExportConfig) -> Parity | None:
+    """Return the verdict on a checkpoint that is not placed, or not placed whole."""
+    moved = verdict_in(request.folder) if is_being_placed(request) else None
+    return verdict_in(request.work) or moved
 
 
 def remove_unfinished(request: ExportConfig) -> None:
@@ -143,11 +155,12 @@ def note_parity(folder: Path, recipe: Mapping[str, Any], figures: Figures, frame
     write_json(folder / PARITY, evaluate_parity(figures, frames, recipe).to_json())
 
 
-def move_into_place(request: ExportConfig) -> Exported:
-    """Move a checkpoint that passed, or is accepted, to the requested folder. The configuration
-    moves last: without it, no program loads the folder as a model."""
-    parity = read_json_file(Parity, request.work / PARITY, EXPORT_AGAIN)
-    if not (parity.passed or request.accept):
+def move_into_place(request: ExportConfig, *, resumed: bool = False) -> Exported:
+    """Move a checkpoint that passed, or is accepted, to the requested folder; `resumed`: a move
+    that had begun. The configuration moves last: without it, no program loads the folder as a
+    model."""
+    parity = _verdict(request) or read_json_file(Parity, request.work / PARITY, EXPORT_AGAIN)
+    if not (parity.passed or request.accept or resumed):
         return Exported(out=request.work, parity=parity, accepted=False)
     paths = sorted(request.work.iterdir(), key=lambda path: (path.name == CONFIG, path.name))
     note = request.runs / PLACING

@@ -25,6 +25,7 @@ from flows.commands.export.options import NATIVE, ExportConfig, check_export_pac
 from flows.commands.export.result import (
     Exported,
     awaits_acceptance,
+    is_being_placed,
     move_into_place,
     note_parity,
     placed_before,
@@ -319,7 +320,9 @@ class _Export:
         recipe = self._recipe(job)
         if (done := placed_before(self._request.folder, recipe)) is not None:
             return done
-        return move_into_place(self._request) if awaits_acceptance(self._request, recipe) else None
+        if not awaits_acceptance(self._request, recipe):
+            return None
+        return move_into_place(self._request, resumed=is_being_placed(self._request))
 
     def _export(self) -> Exported:
         observer = self._observer()

@@ -59,10 +59,14 @@ def _lack(folder: Path) -> tuple[str, str] | None:
 
 
 def _named_files(folder: Path) -> list[Path]:
-    """Return the files that `auto_map` names in the configurations of a folder. A class with `--`
-    in its name (`REPO--module.Class`) is in another repository."""
-    configs = [read_config(folder, path.name) for path in folder.glob("*config.json")]
-    values: list[Any] = [config.get("auto_map") for config in configs]
+    """Return the files that `auto_map` names in the configurations of a folder, and in those of
+    its parts. A class with `--` in its name (`REPO--module.Class`) is in another repository."""
+    parts: list[Any] = [read_config(folder, path.name) for path in folder.glob("*config.json")]
+    values: list[Any] = []
+    while parts:
+        if isinstance(part := parts.pop(), dict):
+            values.append(part.get("auto_map"))
+            parts += part.values()
     names: set[str] = set()
     while values:
         value = values.pop()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from artifacts.disk.paths import RealPaths, lies_in, user_cache, user_state
 from artifacts.errors import UsageError
 from flows.commands.export import result as export_result
 from flows.commands.export.options import ExportConfig
-from flows.commands.export.result import move_into_place, refuse_foreign_folder
+from flows.commands.export.result import awaits_acceptance, move_into_place, refuse_foreign_folder
 from stages.export.parity import PARITY, Figures, evaluate_parity
 
 VERDICT = json.dumps(evaluate_parity(Figures(), 64, {}).to_json())
@@ -163,6 +164,8 @@ def test_a_broken_move_goes_on_over_its_own(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(export_result, "replace_file", broken)
         move_into_place(request)
-    write()
-    assert move_into_place(request).accepted
+    assert (tmp_path / PARITY).exists() and not (request.work / PARITY).exists()
+    again = replace(request, accept=False)
+    assert awaits_acceptance(again, {}) and not awaits_acceptance(again, {"kind": "int8"})
+    assert move_into_place(again, resumed=True).accepted
     assert (tmp_path / "config.json").is_file() and not request.work.exists()
