@@ -6,7 +6,6 @@ there. The module runs no model.
 """
 
 import contextlib
-import json
 import os
 import re
 import tomllib
@@ -17,7 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from artifacts.disk.faults import disk_faults
-from artifacts.disk.files import HALF, OURS, are_equal, is_linked, is_spare, link, write_text
+from artifacts.disk.files import (
+    HALF,
+    OURS,
+    are_equal,
+    is_linked,
+    is_spare,
+    json_text,
+    link,
+    write_text,
+)
 from artifacts.disk.json_shapes import BYTES
 from artifacts.disk.names import folded
 from artifacts.disk.regular_files import read_text, refuse_links
@@ -345,7 +353,7 @@ def _notes_on_settings(
     written = tomllib.loads(texts[file.name])
     own_values, values = [*_values(own)], [*_values(written)]
     missing = [(key, value) for key, value in values if (key, value) not in own_values]
-    decided = dict.fromkeys(f"{key} = {json.dumps(value)}" for key, value in missing if key in SET)
+    decided = dict.fromkeys(f"{key} = {json_text(value)}" for key, value in missing if key in SET)
     if decided and model is not None:
         yield f"{model.label} would set in {file}: {', '.join(decided)}"
     named, lists = (
