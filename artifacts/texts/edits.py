@@ -57,7 +57,6 @@ ACCEPTED: Final = "accepted"
 REJECTED: Final = "rejected"
 DECISIONS: Final = ("corrected", ACCEPTED, REJECTED)
 """What a person may do with a caption."""
-REVIEWS: Final[tuple[Review, ...]] = ("", ACCEPTED, REJECTED)
 KINDS: Final = {REJECTED: "rejection", "": "correction", ACCEPTED: "acceptance"}
 """Decision → what an edit without a text is called."""
 WORDS: Final = "said"
@@ -86,9 +85,12 @@ class CaptionChange:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a line of the journal has it."""
-        optional = {"unread": self.unread or None, "content": self.content}
-        values = {name: one for name, one in values_of(self).items() if name not in optional}
-        return values | {name: one for name, one in optional.items() if one is not None}
+        values = values_of(self)
+        if not self.unread:
+            del values["unread"]
+        if self.content is None:
+            del values["content"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,8 +118,11 @@ class Action:
         values: dict[str, Any] = {"id": self.id, "time": self.time, "does": self.does}
         if self.does not in (UNDO, REDO):
             values["changes"] = [change.to_json() for change in self.changes]
-        more = {"round": self.round, "of": self.of}
-        return values | {name: one for name, one in more.items() if one is not None}
+        if self.round is not None:
+            values["round"] = self.round
+        if self.of is not None:
+            values["of"] = self.of
+        return values
 
 
 Chunk = tuple[str, float]

@@ -319,7 +319,9 @@ def kohya_files(
     Source: `BucketManager` in sd-scripts `library/train_util.py`."""
     side = 1024 if setup.model is None else setup.model.side
     parts = setup.trigger.count(",") + 1
-    kept = f"  keep_tokens = {parts}  # the trigger stays first if you add shuffle_caption = true\n"
+    fixed = (
+        f"  keep_tokens = {parts}  # the trigger stays first if you add shuffle_caption = true\n"
+    )
     pairs = (
         f"{json_line(e.path).rstrip()}: {json_line({'caption': e.caption}).rstrip()}"
         for e in entries
@@ -335,7 +337,7 @@ max_bucket_reso = {2 * side}  # without it, wide pictures would be trained small
   [[datasets.subsets]]
   metadata_file = {toml_text(str(folder / KOHYA_METADATA))}
   num_repeats = 1
-{kept if setup.trigger else ""}"""
+{fixed if setup.trigger else ""}"""
     return {KOHYA_METADATA: "{\n" + ",\n".join(pairs) + "\n}\n", KOHYA_CONFIG: config}
 
 
@@ -383,7 +385,7 @@ RATES = (23.976, 24.0, 25.0, 29.97, 30.0, 48.0, 50.0, 59.94, 60.0)
 def listed_rate(rate: float) -> float:
     """Return the rate with which a video is listed: a usual one, or else a whole number, so that
     videos of varying rates are not a data set each."""
-    usual = min(RATES, key=lambda one: abs(one - rate))
+    usual = min(RATES, key=lambda frames: abs(frames - rate))
     if abs(usual - rate) < 0.002 * usual:
         return usual
     return max(1.0, float(round(rate))) if rate else 0.0

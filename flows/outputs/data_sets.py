@@ -10,8 +10,9 @@ import os
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -193,6 +194,8 @@ MOSTLY = 0.9
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
 """File names of linked media in the folder of a data set."""
 
+Times = Callable[[Path], tuple[float, int]]
+"""A function of the path of a video: its frames per second, and their number."""
 Chunk = Sequence[SampleSource]
 """The samples of one chunk, one per prompt, with the same media."""
 
@@ -231,7 +234,7 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         return written
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
-    clips, times = Clips(job, launcher, on_progress), _VideoTimes()
+    clips, times = Clips(job, launcher, on_progress), cache(_rate_and_frames)
     trainers = [TRAINERS[name] for name in forms]
     firsts = [
         chunk[0] for chunk in items if any(chunk[0].kind in form.folders for form in trainers)
@@ -272,23 +275,15 @@ def unread(kind: str, file: Path) -> tuple[str, str]:
     return kind, f"it reads no {kind}s"
 
 
-class _VideoTimes:
-    """Reads the rates and numbers of frames of videos, of each file once."""
+def _rate_and_frames(path: Path) -> tuple[float, int]:
+    """Return the frames per second and the number of frames of a video; 0 for what cannot be
+    read."""
+    from stages.frames.media_opening import rate_and_frames
 
-    def __init__(self) -> None:
-        self._known: dict[Path, tuple[float, int]] = {}
-
-    def of(self, path: Path) -> tuple[float, int]:
-        """Return the frames per second and the number of frames of a video; 0 for what cannot be
-        read."""
-        if path not in self._known:
-            from stages.frames.media_opening import rate_and_frames
-
-            self._known[path] = 0.0, 0
-            with contextlib.suppress(MediaError, OSError):
-                rate, frames = rate_and_frames(path)
-                self._known[path] = round(rate, 3), frames
-        return self._known[path]
+    with contextlib.suppress(MediaError, OSError):
+        rate, frames = rate_and_frames(path)
+        return round(rate, 3), frames
+    return 0.0, 0
 
 
 def _notes_on_media(
@@ -385,7 +380,7 @@ class _TrainerFolder:
     """The data set of one trainer in `OUT`."""
 
     def __init__(
-        self, job: Job, own: GeneratedFiles, name: str, clips: Clips, times: "_VideoTimes"
+        self, job: Job, own: GeneratedFiles, name: str, clips: Clips, times: Times
     ) -> None:
         self._own = own
         self._name = name
@@ -474,7 +469,7 @@ class _TrainerFolder:
         for (chunk, path), key in zip(usable, apart, strict=True):
             item, media_path = chunk[0], str(path)
             is_timed = self._form.times and item.kind == "video"
-            rate, frames = self._times.of(path) if is_timed else (0.0, 0)
+            rate, frames = self._times(path) if is_timed else (0.0, 0)
             entry = TrainerEntry(
                 kind=item.kind,
                 path=media_path,

@@ -172,10 +172,10 @@ def clip_sound(out: Path, config: RunOptions) -> str:
 def trainer_models(out: Path, config: RunOptions) -> dict[str, TrainerModel]:
     """Return the models that a run's data sets are set for, by trainer: the requested ones, and of
     other trainers those of its folder."""
-    marker, kept = read_marker(out), dict[str, TrainerModel]()
+    marker, of_folder = read_marker(out), dict[str, TrainerModel]()
     with contextlib.suppress(UsageError):  # a marker of another person may name anything
-        kept = models_named(() if marker is None else marker.trainers)
-    return kept | models_named(config.groups.data_sets.trainer)
+        of_folder = models_named(() if marker is None else marker.trainers)
+    return of_folder | models_named(config.groups.data_sets.trainer)
 
 
 def clips_sound(out: Path, config: RunOptions) -> bool:

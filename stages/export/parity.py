@@ -42,11 +42,11 @@ class TextFigures:
     captions: Count
     tokens: Count
     token_agreement: Number
-    """Share of tokens that both would choose."""
+    """Share of tokens that the checkpoint and the original choose alike."""
     divergence: Number
     """Kullback-Leibler divergence in nats per token."""
     captions_as_native: Number
-    """Share of captions of which both would choose all tokens."""
+    """Share of captions for which the checkpoint and the original choose the same tokens."""
     by_caption: dict[Text, Number]
     """Caption → its divergence in nats per token."""
 
@@ -90,8 +90,8 @@ class Parity(Figures):
     """Each figure that missed its bound, with both."""
 
     def __post_init__(self) -> None:
-        known = {gate.key for gate in GATES if self.measured(gate) is not None}
-        if unknown := sorted(self.gates.keys() - known):
+        measured = {gate.key for gate in GATES if self.measured(gate) is not None}
+        if unknown := sorted(self.gates.keys() - measured):
             raise ValueError(f"its gates name {unknown[0][:40]}, which has no figure")
 
     def to_json(self) -> dict[str, Any]:

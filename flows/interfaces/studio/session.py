@@ -103,8 +103,9 @@ class RecordedCommand:
         more: dict[str, str] = {}
         if trainers:
             models_named(trainers)
-            every = (*self._config.groups.data_sets.trainer, *trainers)
-            more["--trainer"] = ",".join({one.partition(":")[0]: one for one in every}.values())
+            names = (*self._config.groups.data_sets.trainer, *trainers)
+            by_trainer = {name.partition(":")[0]: name for name in names}
+            more["--trainer"] = ",".join(by_trainer.values())
         if formats:
             more["--format"] = ",".join(
                 dict.fromkeys((*self._config.groups.outputs.format, *formats))

@@ -179,7 +179,7 @@ class StartRoutes:
                 "options": table(),
                 "servers": [server.url for server in listed()],
                 "export_kinds": list(KINDS),
-                "trainers": [one.label for models in MODELS.values() for one in models.values()],
+                "trainers": [model.label for of in MODELS.values() for model in of.values()],
             }
         )
 

@@ -114,7 +114,7 @@ def _typed(option: Declared, value: Any) -> Any:
         fits = isinstance(value, dict) and all(map(_is_text, (*value, *value.values())))
     elif kind is tuple:
         fits = isinstance(value, list) and all(map(_is_text, value))
-        fits = fits and (option.option.positional or not any("," in one for one in value))
+        fits = fits and (option.option.positional or not any("," in text for text in value))
         value = tuple(value) if fits else None
     else:
         fits = _is_text(value)
