@@ -108,6 +108,10 @@ class PartSettings:
         none."""
         return engines_for(self.engine) if self.engine else ()
 
+    def may_run(self, engine: str) -> bool:
+        """Return whether an engine of `engines` may make captions here, or is accepted alone."""
+        return not engine or any(engine == spec.name for spec in self.choice)
+
     @property
     def engines(self) -> tuple[str, ...]:
         """Return the names of these engines and of engines with equivalent captions. A part without

@@ -109,8 +109,9 @@ class Variants(tuple[Variant, ...]):
 def variants_of(
     config: RunOptions, model: Model, sampling: Sampling, pipeline: Pipeline, stored: Set[str]
 ) -> list[Variant]:
-    """Return a variant for every combination of the parts' settings, the best first. Each is
-    followed by its `stored` variants with another token limit. With stages for sound, the variants
+    """Return a variant for every combination of the parts' settings, the best first. An engine
+    that cannot run here has one only if its captions are `stored`. Each is followed by its
+    `stored` variants with another token limit. With stages for sound, the variants
     without them follow: they are those of the chunks that have none."""
     parts = [stage.part for stage in pipeline if stage.part]
     variants, params = [], config.groups.generation
@@ -119,7 +120,9 @@ def variants_of(
             by = [replace(s, engine=e) for s, e in zip(chosen, engines, strict=True)]
             settings = dict(zip(parts, by, strict=True))
             variant = variant_of(config, model, sampling, pipeline, settings)
-            variants.append(variant)
+            may_run = all(s.may_run(engine) for s, engine in zip(chosen, engines, strict=True))
+            if may_run or variant[pipeline[-1].writes] in stored:
+                variants.append(variant)
             if params.is_prefix_stable:
                 variants += _other_limits(variant, pipeline[-1], model, settings, stored, params)
     if (silent := without_hearing(pipeline)) != pipeline:
