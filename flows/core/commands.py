@@ -34,6 +34,7 @@ COMMANDS = {
     "status": ("print the progress of a run", "flows.commands.status"),
     "report": ("write an HTML report of a run", "flows.commands.report"),
     "review": ("correct and accept captions", "flows.interfaces.studio"),
+    "check": ("say what a trainer would not see of a data set", "flows.commands.check"),
     "cache": ("list, check and clean the store", "flows.commands.cache"),
     "convert": ("convert a model's pickled weights to safetensors", "flows.commands.export"),
     "export": ("quantize a model and compare it with the original", "flows.commands.export"),

@@ -79,6 +79,15 @@ class HalfJob:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerJob:
+    """A tokenizer to write as one file."""
+
+    folder: str
+    file: str
+    """File to write."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DescribeJob:
     """The checkpoint to describe, or the user's file to compare with it."""
 

@@ -27,6 +27,7 @@ VERBS = {
     **{name: stage.verb for name, stage in STAGES.items()},
     "describe": "reading the model",
     "describe_gguf": "reading the GGUF file",
+    "tokenizer": "reading the tokenizer",
     "webdataset": "writing samples",
     "cut": "writing the data set",
     "convert": "converting",

@@ -1,11 +1,13 @@
 """Has others read what runs write, and ask what `serve` answers; prints tables, and ends with 1
 where one of them disagrees.
 
-    python -m scripts.prove.readers [--only clips|rules|clients] [--folder DIR] [--clips DIR]
+    python -m scripts.prove.readers [--only clips|rules|clients|limits] [--folder DIR]
+        [--clips DIR] [--sources DIR] [--tokenizers DIR]
 
 Videos whose frames carry their number are captioned in chunks of 6 s, in shots, and whole. Each
 clip of the data sets is then read by PyAV, decord, OpenCV, torchcodec, ffmpeg and imageio-ffmpeg,
-and by the rules of trainers. The readers are installed into `.venv-readers` (1.2 GB) from their own
+and by the rules of trainers. The table of limits is compared with the sources of trainers, which
+are not downloaded here. The readers are installed into `.venv-readers` (1.2 GB) from their own
 lock.
 """
 
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import penstock_demo
+from scripts.prove.readers import limits
 from scripts.prove.readers.sources import Source, write
 from tests.support.builders.common import cells, heads, run_penstock
 from tests.support.serving import REAL, serving
@@ -34,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[3]
 LOCK = ROOT / "requirements" / "readers.txt"
 VENV = ROOT / ".venv-readers"
 OTHER_CLIPS = Path(os.environ.get("PENSTOCK_TEST_CLIPS", ROOT.parent / "shared" / "clips"))
-PARTS = ("clips", "rules", "clients")
+PARTS = ("clips", "rules", "clients", "limits")
 RUNS = {"chunk 6": ("--chunk", "6"), "shots": ("--shots",), "whole": ("--whole",)}
 """Name of a run → its options."""
 FORMATS = ("musubi", "diffusion-pipe", "ltx", "hf")
@@ -219,6 +222,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--folder", type=Path, help="where all is kept for the next time")
     parser.add_argument("--clips", type=Path, help="further videos, for the rules of trainers")
+    parser.add_argument("--sources", type=Path, help="checkouts of trainers, for `limits`")
+    parser.add_argument("--tokenizers", type=Path, help="folders of tokenizers, for `limits`")
     given: Any = parser.parse_args(words)
     parts = [given.only] if given.only else PARTS
     clips = given.clips or (OTHER_CLIPS if OTHER_CLIPS.is_dir() else None)
@@ -230,6 +235,8 @@ def main(words: Sequence[str] | None = None) -> int:
             good &= judge_media(Trial(folder, parts, clips))
         if "clients" in parts:
             good &= ask(folder)
+    if "limits" in parts:
+        good &= not limits.failures(given.sources, given.tokenizers)
     return 0 if good else 1
 
 

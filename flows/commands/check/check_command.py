@@ -1,0 +1,159 @@
+"""Implements `penstock check`: says what a trainer would not see of a data set that a run wrote.
+
+No model runs, and nothing is downloaded.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from artifacts.disk.paths import required_path
+from artifacts.errors import UsageError
+from artifacts.texts.trainer_limits import limits_of
+from artifacts.texts.trainer_models import TrainerModel, models_named, parse_trainers
+from artifacts.wording import counted
+from flows.commands.check.media import look_at, note_media
+from flows.commands.check.sets import Fault, Sample, samples_of
+from flows.commands.check.tokens import note_tokens
+from flows.commands.check.words import WordRules, note_words
+from flows.core.console.lines import print_lines
+from flows.outputs.marker import read_marker
+from flows.outputs.record.run_read import load_record
+
+SHOWN = 10
+"""Most samples of a rule that are printed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """The outcome for one trainer."""
+
+    model: TrainerModel
+    samples: list[Sample]
+    notes: list[str]
+
+    @property
+    def rules(self) -> Counter[str]:
+        """Return rule → number of samples that break it."""
+        return Counter(rule for s in self.samples for rule in {f.rule for f in s.faults})
+
+    @property
+    def values(self) -> dict[str, object]:
+        """Return it for `--json`."""
+        faulty = [sample for sample in self.samples if sample.faults]
+        return {
+            "trainer": self.model.label,
+            "samples": len(self.samples),
+            "rules": dict(self.rules),
+            "notes": self.notes,
+            "faults": [
+                {"path": str(s.path), "kind": s.kind, **_fields(fault)}
+                for s in faulty
+                for fault in s.faults
+            ],
+        }
+
+
+def _fields(fault: Fault) -> dict[str, object]:
+    return {name: value for name, value in asdict(fault).items() if value not in ("", None)}
+
+
+def check_command(given: argparse.Namespace) -> int:
+    """Check the data sets of a run; return 1 if a trainer would not see all. Raises UsageError,
+    EnvironmentFault."""
+    checked = check_run(
+        Path(required_path(given.out)),
+        parse_trainers(given.trainer or []),
+        forbid=[word.strip() for word in (given.forbid or "").split(",") if word.strip()],
+        tokenizers=Path(required_path(given.tokenizers)) if given.tokenizers else None,
+    )
+    if given.json:
+        print(json.dumps([one.values for one in checked], indent=1))
+    else:
+        for one in checked:
+            print_lines(*_lines(one))
+    return int(any(one.rules for one in checked))
+
+
+def check_run(
+    out: Path, trainers: Sequence[str], *, forbid: Sequence[str], tokenizers: Path | None
+) -> list[Checked]:
+    """Return what trainers would not see of a run: those that are named, or else those that it was
+    written for. Raises UsageError, EnvironmentFault."""
+    if tokenizers is not None and not tokenizers.is_dir():
+        raise UsageError(f"{tokenizers} is no folder", hint="Name a folder of tokenizers, or none")
+    words = load_record(out).plan.words
+    return [
+        check(
+            out,
+            model,
+            WordRules(trainer=model.trainer, trigger=words.trigger, forbidden=tuple(forbid)),
+            tokenizers,
+        )
+        for model in _models(out, trainers)
+    ]
+
+
+def _models(out: Path, named: Sequence[str]) -> list[TrainerModel]:
+    """Return the models that are named, or else those of the run. Raises UsageError."""
+    marker = read_marker(out)
+    names = named or (() if marker is None else marker.trainers)
+    if not names:
+        raise UsageError(
+            f"{out} does not say what is trained on it",
+            hint="Name it: --trainer TRAINER:MODEL, such as kohya:sdxl",
+        )
+    return [*models_named(names).values()]
+
+
+def check(out: Path, model: TrainerModel, rules: WordRules, tokenizers: Path | None) -> Checked:
+    """Return what a trainer would not see of a run. Raises UsageError, EnvironmentFault."""
+    samples = samples_of(out, model)
+    note_words(samples, rules)
+    look_at(samples)
+    note_media(samples, model)
+    limits = limits_of(model.trainer, model.name)
+    notes = [*note_tokens(samples, limits, tokenizers)]
+    if not limits:
+        notes.append(f"it is not known how much of a caption {model.label} reads")
+    return Checked(model=model, samples=samples, notes=notes)
+
+
+def _lines(checked: Checked) -> Iterator[str]:
+    """Yield the faults, the rules with most samples first, and a last line that counts them."""
+    for rule, count in checked.rules.most_common():
+        faulty = [s for s in checked.samples if any(f.rule == rule for f in s.faults)]
+        for sample in faulty[:SHOWN]:
+            texts = dict.fromkeys(fault.text for fault in sample.faults if fault.rule == rule)
+            yield f"{sample.path.name}: {rule}: {'; '.join(texts)}"
+        if count > SHOWN:
+            yield f"… and {count - SHOWN:,} more with {rule}: --json names all"
+    for note in checked.notes:
+        yield f"note: {note}"
+    total, faulty_count = len(checked.samples), sum(bool(s.faults) for s in checked.samples)
+    label = checked.model.label
+    if not total:
+        yield f"{label}: the data set is empty"
+    elif not faulty_count:
+        yield f"{label}: {counted(total, 'sample')}, and nothing is lost"
+    else:
+        each = ", ".join(f"{count:,} {rule}" for rule, count in checked.rules.most_common())
+        yield f"{label}: {faulty_count:,} of {counted(total, 'sample')} lose something: {each}"
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    parser.add_argument(
+        "--trainer",
+        action="append",
+        metavar="TRAINER:MODEL",
+        help="what is trained [what the run was written for]",
+    )
+    parser.add_argument("--forbid", metavar="W,W", help="words that no caption may have")
+    parser.add_argument(
+        "--tokenizers", metavar="DIR", help="folder of tokenizers, or a trainer's cache of them"
+    )
+    parser.add_argument("--json", action="store_true", help="print all as JSON")

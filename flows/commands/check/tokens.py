@@ -1,0 +1,168 @@
+"""Counts captions by the trainer's own tokenizer, and finds the words that it never sees.
+
+1. A tokenizer is taken from the folder that is given, from a trainer's cache in it, or from the
+   cache of the hub. Nothing is downloaded.
+2. The caption is tokenized with what the trainer puts around it. The tokens that do not fit are
+   lost, and the words that they stand for.
+3. Without the tokenizer, only what is certain is said: more words than tokens are too many.
+"""
+
+import html
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifacts.disk.paths import user_cache
+from artifacts.errors import EnvironmentFault
+from artifacts.packages import is_installed
+from artifacts.texts.trainer_limits import ERROR, TextLimit, TokenizerSource
+from flows.commands.check.sets import Fault, Sample
+from flows.core.machine.launch import DirectLauncher, StageCall, run_with_restarts
+from stages.models.half_job import TokenizerJob
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+FILES = (TOKENIZER, "vocab.json", "spiece.model", "tokenizer.model")
+"""Files of which a tokenizer has at least one."""
+QUOTED = 40
+"""Most words that are quoted."""
+REWRITTEN = "umt5"
+"""Tokenizer of Wan, whose class mends the text first."""
+MENDER = "ftfy"
+"""Package by which it mends texts."""
+QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
+"""What that package makes of quotes that are not straight."""
+
+
+def note_tokens(
+    samples: Sequence[Sample], limits: Sequence[TextLimit], given: Path | None
+) -> Iterator[str]:
+    """Add the faults of captions that are too long to their samples, and yield notes. Raises
+    EnvironmentFault."""
+    texts = {text for sample in samples for text in sample.captions}
+    for limit in limits:
+        if not limit.tokens:
+            yield f"{limit.encoder} reads captions of any length ({limit.above})"
+            continue
+        faults = dict[str, Fault]()
+        folder = tokenizer_folder(limit.tokenizer, given)
+        if folder is None:
+            faults, unsure = _certain(texts, limit)
+            if unsure:
+                yield _missing(limit.tokenizer, unsure)
+        else:
+            tokenizer = load_tokenizer(folder)
+            foreign = sum(not text.isascii() for text in texts)
+            if foreign and limit.tokenizer.name == REWRITTEN and not is_installed(MENDER):
+                yield (
+                    f"{foreign:,} captions with accents or other scripts may count otherwise: "
+                    f"the trainer mends them by {MENDER}, which is not installed"
+                )
+            faults = {t: fault for t in texts if (fault := lost(tokenizer, limit, t)) is not None}
+        if limit.is_pooled:  # the other encoder sees all words
+            if faults:
+                yield f"{limit.encoder} reads the beginning of {len(faults):,} captions"
+            continue
+        for sample in samples:
+            sample.faults += [faults[text] for text in sample.captions if text in faults]
+
+
+def _certain(texts: set[str], limit: TextLimit) -> tuple[dict[str, Fault], int]:
+    """Return the faults of texts that are too long for certain, and how many may be."""
+    exceeded = {text: limit.is_exceeded(text) for text in texts}
+    why = f"more words than the {limit.left} tokens that {limit.encoder} reads"
+    faults = {text: Fault(rule="tokens", text=why) for text, over in exceeded.items() if over}
+    return faults, sum(over is None for over in exceeded.values())
+
+
+def _missing(source: TokenizerSource, unsure: int) -> str:
+    """Return a note on a tokenizer that is not here, and how to get it."""
+    files = ("tokenizer*", "*.model", "vocab*", "merges*", "special_tokens*")
+    below = f"{source.folder}/" if source.folder else ""
+    names = " ".join(f"'{below}{name}'" for name in files)
+    return (
+        f"{unsure:,} captions may be too long: the tokenizer of {source.repository} is not on "
+        f"this machine. Get it, a few MB: hf download {source.repository} --include {names}"
+    )
+
+
+def tokenizer_folder(source: TokenizerSource, given: Path | None) -> Path | None:
+    """Return the folder of a tokenizer on this machine; None: it is not here."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in (source.name, source.repository.replace("/", "_")) if given else ():
+        assert given is not None
+        for folder in (given / name, given / name / source.folder):
+            if any((folder / file).is_file() for file in FILES):
+                return folder
+    for file in FILES:
+        name = f"{source.folder}/{file}" if source.folder else file
+        path = try_to_load_from_cache(source.repository, name)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
+
+
+@cache
+def load_tokenizer(folder: Path) -> "Tokenizer":
+    """Return the tokenizer in a folder. One that is not a `tokenizer.json` is written as such by a
+    process of its own, which takes seconds. Raises EnvironmentFault."""
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER
+    with tempfile.TemporaryDirectory() as made:
+        if not path.is_file():
+            path = Path(made, TOKENIZER)
+            job = TokenizerJob(folder=str(folder), file=str(path))
+            log = user_cache() / "logs" / "tokenizer.log"
+            call = StageCall(name="tokenizer", job=job, device="cpu", log=log)
+            run_with_restarts(DirectLauncher(lambda *_: None), call)
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no class of its own
+            raise EnvironmentFault(
+                f"{path} cannot be read: {str(error)[:200]}",
+                hint="Delete it and get it again, or name another folder with --tokenizers",
+            ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def lost(tokenizer: "Tokenizer", limit: TextLimit, caption: str) -> Fault | None:
+    """Return what of a caption a text encoder does not read; None: it reads all."""
+    text = mended(caption) if limit.tokenizer.name == REWRITTEN else caption
+    prefix, suffix = limit.template.prefix, limit.template.suffix
+    whole = prefix + text + suffix
+    spans = tokenizer.encode(whole, add_special_tokens=False).offsets
+    fitting = limit.tokens - tokenizer.num_special_tokens_to_add(is_pair=False)
+    if len(spans) <= fitting:
+        return None
+    begin, end = spans[fitting][0], len(prefix) + len(text)
+    words = whole[max(begin, len(prefix)) : end].strip()
+    around = limit.template.tokens and len(spans) - limit.template.tokens
+    counts = f"{around or len(spans):,} tokens, and {limit.encoder} reads {limit.left:,}"
+    if limit.above == ERROR:
+        return Fault(rule="tokens", text=f"{counts}: the trainer ends with an error", words=words)
+    what = f"never seen: {quoted(words)}" if words else "the end of the chat's marks is cut"
+    return Fault(rule="tokens", text=f"{counts}; {what}", words=words)
+
+
+def quoted(words: str) -> str:
+    """Return words in quotes, the first ones of many."""
+    each = words.split()
+    if len(each) <= QUOTED:
+        return f"“{words}”"
+    return f"“{' '.join(each[:QUOTED])} …” and {len(each) - QUOTED:,} more words"
+
+
+def mended(text: str) -> str:
+    """Return a text as Wan's tokenizer class has it before it counts."""
+    has_mender = is_installed(MENDER)
+    text = import_module(MENDER).fix_text(text) if has_mender else text.translate(QUOTES)
+    return " ".join(html.unescape(html.unescape(text)).split())
