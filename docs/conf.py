@@ -38,6 +38,8 @@ NAVIGATION = {
         "docs/folders",
         "docs/formats",
         "docs/clips",
+        "docs/check",
+        "docs/limits",
         "docs/studio",
         "docs/report",
         "docs/review",

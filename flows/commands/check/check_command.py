@@ -15,8 +15,9 @@ from artifacts.errors import UsageError
 from artifacts.texts.trainer_limits import limits_of
 from artifacts.texts.trainer_models import TrainerModel, models_named, parse_trainers
 from artifacts.wording import counted
-from flows.commands.check.media import look_at, note_media
-from flows.commands.check.sets import Fault, Sample, samples_of
+from flows.commands.check.media import look_at
+from flows.commands.check.media_rules import note_media
+from flows.commands.check.sets import Fault, TrainedSample, samples_of
 from flows.commands.check.tokens import note_tokens
 from flows.commands.check.words import WordRules, note_words
 from flows.core.console.lines import print_lines
@@ -32,7 +33,7 @@ class Checked:
     """The outcome for one trainer."""
 
     model: TrainerModel
-    samples: list[Sample]
+    samples: list[TrainedSample]
     notes: list[str]
 
     @property
@@ -140,8 +141,8 @@ def _lines(checked: Checked) -> Iterator[str]:
     elif not faulty_count:
         yield f"{label}: {counted(total, 'sample')}, and nothing is lost"
     else:
-        each = ", ".join(f"{count:,} {rule}" for rule, count in checked.rules.most_common())
-        yield f"{label}: {faulty_count:,} of {counted(total, 'sample')} lose something: {each}"
+        rules = ", ".join(f"{count:,} {rule}" for rule, count in checked.rules.most_common())
+        yield f"{label}: {faulty_count:,} of {counted(total, 'sample')} lose something: {rules}"
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:

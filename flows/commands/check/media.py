@@ -1,6 +1,7 @@
-"""What a trainer makes of media: what it enlarges, crops, or never shows."""
+"""Reads the media of a data set: their size, rate and number of frames, and whether they show
+anything."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,36 +9,23 @@ from numpy.typing import NDArray
 
 from artifacts.errors import MediaError
 from artifacts.frame_fit import FrameFit
-from artifacts.texts.trainer_models import TrainerModel
-from artifacts.texts.trainers import TrainerEntry, ltx_buckets
-from flows.commands.check.sets import Fault, Sample
-from flows.commands.check.settings import LtxSettings, MusubiSettings, Settings
+from flows.commands.check.sets import Fault, TrainedSample
 from stages.process.host_memory import cores
 
-ENLARGED, SMALL = 1.1, 2.0
-"""Scale from which media count as enlarged, and from which they are too small."""
-CROPPED = 0.2
-"""Share of a picture from which it counts as cropped."""
-SEEN = 0.9
-"""Share of a clip's seconds below which some count as unseen."""
-BUCKET = 0.8
-"""Share of the pixels of the largest bucket below which a picture is trained small."""
-OTHER_RATE = 0.05
-"""Difference of two rates, as a share, from which motion is faster or slower."""
 ONE_COLOUR = 8
 """Range of grey levels, of 255, below which a picture is one colour."""
 SAMPLE = 32
 """Side of the small picture that is looked at for that."""
 
 
-def look_at(samples: Sequence[Sample]) -> None:
+def look_at(samples: Sequence[TrainedSample]) -> None:
     """Read size, rate and number of frames of each sample, and add the faults of what is seen."""
     with ThreadPoolExecutor(cores()) as pool:
         for _ in pool.map(_look, samples):
             pass
 
 
-def _look(sample: Sample) -> None:
+def _look(sample: TrainedSample) -> None:
     try:
         low, high = _look_at_video(sample) if sample.kind == "video" else _look_at_image(sample)
     except (MediaError, OSError, ValueError) as error:
@@ -49,7 +37,7 @@ def _look(sample: Sample) -> None:
         sample.faults.append(Fault(rule="one colour", text=f"{what} is one colour"))
 
 
-def _look_at_image(sample: Sample) -> tuple[int, int]:
+def _look_at_image(sample: TrainedSample) -> tuple[int, int]:
     """Return the least and the largest grey level of an image."""
     from stages.frames.image import read_image
 
@@ -58,7 +46,7 @@ def _look_at_image(sample: Sample) -> tuple[int, int]:
     return _range(np.asarray(chunk.pixels[0], np.uint8))
 
 
-def _look_at_video(sample: Sample) -> tuple[int, int]:
+def _look_at_video(sample: TrainedSample) -> tuple[int, int]:
     """Return the least and the largest grey level of the first frame of a video."""
     from stages.frames.media_opening import no_frames, open_video, rate_and_frames
 
@@ -78,102 +66,3 @@ def _range(pixels: NDArray[np.uint8]) -> tuple[int, int]:
 
     grey = np.asarray(Image.fromarray(pixels).convert("L").resize((SAMPLE, SAMPLE)))
     return int(grey.min()), int(grey.max())
-
-
-def note_media(samples: Sequence[Sample], model: TrainerModel) -> None:
-    """Add the faults of what a trainer makes of the media that could be read."""
-    known = [sample for sample in samples if all(sample.size)]
-    if model.trainer == "ltx":
-        buckets = _buckets_of(known, model)
-        for sample in known:
-            sample.settings = LtxSettings(buckets=buckets)
-    for sample in known:
-        if (settings := sample.settings) is None:
-            continue
-        sample.faults += _of_size(sample, settings)
-        if sample.kind == "video" and sample.rate and model.frames:
-            sample.faults += _of_time(sample, settings, model)
-
-
-def _buckets_of(samples: Sequence[Sample], model: TrainerModel) -> tuple[tuple[int, int, int], ...]:
-    """Return the buckets that a run names for its LTX data set."""
-    entries = [
-        TrainerEntry(
-            kind=sample.kind,
-            path=str(sample.path),
-            rows=(),
-            size=sample.size,
-            rate=sample.rate,
-            frames=sample.frames if sample.kind == "video" else 0,
-        )
-        for sample in samples
-    ]
-    named = (bucket.split("x") for bucket in ltx_buckets(entries, model).split(";"))
-    return tuple((int(width), int(height), int(count)) for width, height, count in named)
-
-
-def _of_size(sample: Sample, settings: Settings) -> Iterator[Fault]:
-    """Yield what a trainer enlarges or crops, or trains at a small size."""
-    (width, height), bucket = sample.size, settings.bucket(sample.size, sample.kind, sample.frames)
-    if bucket is None:
-        return
-    if not all(bucket):
-        text = f"{width} x {height} pixels are too few to be trained"
-        yield Fault(rule="small", text=text)
-        return
-    scale = max(bucket[0] / width, bucket[1] / height)
-    shown, trained = f"{width} x {height}", f"{bucket[0]} x {bucket[1]}"
-    if scale >= ENLARGED:
-        rule = "small" if scale >= SMALL else "enlarged"
-        yield Fault(rule=rule, text=f"{shown} is enlarged {scale:.2f} x to {trained}")
-    kept = bucket[0] / scale, bucket[1] / scale
-    if (cut := 1 - kept[0] * kept[1] / (width * height)) >= CROPPED:
-        left, top = (width - kept[0]) / 2, (height - kept[1]) / 2
-        crop = round(left), round(top), round(left + kept[0]), round(top + kept[1])
-        text = f"{cut:.0%} of {shown} is cut off for {trained}: {_sides_cut(crop, width, height)}"
-        yield Fault(rule="cropped", text=text, crop=crop)
-    share = bucket[0] * bucket[1] / settings.largest(sample.kind)
-    if share < BUCKET and scale < ENLARGED:
-        yield Fault(rule="small", text=f"trained at {trained}, {share:.0%} of the largest size")
-
-
-def _sides_cut(crop: tuple[int, int, int, int], width: int, height: int) -> str:
-    left, top, right, bottom = crop
-    if left > top:
-        return f"{left} pixels on the left, {width - right} on the right"
-    return f"{top} pixels above, {height - bottom} below"
-
-
-def _of_time(sample: Sample, settings: Settings, model: TrainerModel) -> Iterator[Fault]:
-    """Yield what a trainer leaves out of a video, or plays at another speed."""
-    count, rate = sample.frames, sample.rate
-    spans, whole = settings.spans(count, rate, model), count / rate
-    if not spans:
-        text = f"{count:,} frames at {rate:.4g} per second are too few: it is left out"
-        yield Fault(rule="never trained", text=text)
-        return
-    longest = max(end - start for start, end in spans)
-    seen, last = 0.0, 0.0
-    for start, end in sorted(spans):
-        seen, last = seen + max(0.0, end - max(start, last)), max(last, end)
-    if longest <= 1.5 / rate:
-        text = f"of {count:,} frames only the first one is trained, as a picture"
-        yield Fault(rule="one frame", text=text)
-    elif seen < SEEN * whole:
-        text = f"the caption is about {whole:.1f} s, and {seen:.1f} s are trained, to {last:.1f} s"
-        yield Fault(rule="unseen seconds", text=text)
-    if isinstance(settings, MusubiSettings) and model.fps:
-        yield from _of_rate(rate, settings.source_fps, model)
-
-
-def _of_rate(rate: float, stated: float, model: TrainerModel) -> Iterator[Fault]:
-    """Yield that musubi-tuner takes a video for faster or slower than it is."""
-    if stated and abs(rate / stated - 1) > OTHER_RATE:
-        text = f"it has {rate:.4g} frames per second, and source_fps says {stated:.4g}"
-        yield Fault(rule="wrong rate", text=text)
-    elif not stated and abs(rate / model.fps - 1) > OTHER_RATE:
-        text = (
-            f"{rate:.4g} frames per second are played as {model.fps:g}: {model.fps / rate:.2f} x "
-            "as fast"
-        )
-        yield Fault(rule="wrong rate", text=text)

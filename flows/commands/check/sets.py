@@ -26,7 +26,7 @@ from flows.commands.check.settings import (
     DiffusionPipeSettings,
     KohyaSettings,
     MusubiSettings,
-    Settings,
+    TrainerSettings,
 )
 from flows.outputs.media_rows import media_with_captions
 
@@ -35,13 +35,13 @@ S = TypeVar("S")
 
 
 @dataclass(kw_only=True, slots=True)
-class Sample:
+class TrainedSample:
     """One image or video of a data set."""
 
     path: Path
     kind: str
     captions: tuple[str, ...]
-    settings: Settings | None = None
+    settings: TrainerSettings | None = None
     """The settings of its part of the data set; None: no file states them."""
     size: tuple[int, int] = (0, 0)
     """Width and height in pixels; 0: it cannot be read."""
@@ -62,7 +62,7 @@ class Fault:
     """Left, top, right and bottom of what is trained of a picture, in pixels."""
 
 
-def samples_of(out: Path, model: TrainerModel) -> list[Sample]:
+def samples_of(out: Path, model: TrainerModel) -> list[TrainedSample]:
     """Return what a trainer reads of a run. Raises UsageError if there is no data set for it, and
     EnvironmentFault if it cannot be read."""
     form = form_of(model.trainer)
@@ -77,7 +77,7 @@ def samples_of(out: Path, model: TrainerModel) -> list[Sample]:
     return [*READERS[form](folder)]
 
 
-def _kohya(folder: Path) -> Iterator[Sample]:
+def _kohya(folder: Path) -> Iterator[TrainedSample]:
     config = _config(folder / KOHYA_CONFIG)
     for part in _parts(config, "datasets"):
         for subset in _parts(part, "subsets"):
@@ -86,7 +86,7 @@ def _kohya(folder: Path) -> Iterator[Sample]:
                 dict[str, _Metadata], _inside(folder, settings.metadata_file), WRITE_AGAIN
             )
             for name, row in rows.items():
-                yield Sample(
+                yield TrainedSample(
                     path=_inside(folder, name),
                     kind="image",
                     captions=(row.caption,),
@@ -109,13 +109,13 @@ class _Line:
     media_path: str = ""
 
 
-def _musubi(folder: Path) -> Iterator[Sample]:
+def _musubi(folder: Path) -> Iterator[TrainedSample]:
     config = _config(folder / MUSUBI_CONFIG)
     for part in _parts(config, "datasets"):
         settings = _settings(MusubiSettings, part, folder / MUSUBI_CONFIG)
         file = settings.video_jsonl_file or settings.image_jsonl_file
         for row in read_jsonl_file(_Line, _inside(folder, file), WRITE_AGAIN):
-            yield Sample(
+            yield TrainedSample(
                 path=_inside(folder, row.video_path or row.image_path),
                 kind="video" if row.video_path else "image",
                 captions=(row.caption,),
@@ -123,14 +123,14 @@ def _musubi(folder: Path) -> Iterator[Sample]:
             )
 
 
-def _diffusion_pipe(folder: Path) -> Iterator[Sample]:
+def _diffusion_pipe(folder: Path) -> Iterator[TrainedSample]:
     config = _config(folder / DIFFUSION_PIPE_CONFIG)
     for part in _parts(config, "directory"):
         settings = _settings(DiffusionPipeSettings, part, folder / DIFFUSION_PIPE_CONFIG)
         place = _inside(folder, settings.path)
         rows = read_json_file(dict[str, list[str]], place / CAPTIONS, WRITE_AGAIN)
         for name, captions in rows.items():
-            yield Sample(
+            yield TrainedSample(
                 path=place / name,
                 kind="video" if media_suffix(name) in VIDEO_SUFFIXES else "image",
                 captions=tuple(captions),
@@ -138,11 +138,11 @@ def _diffusion_pipe(folder: Path) -> Iterator[Sample]:
             )
 
 
-def _ltx(folder: Path) -> Iterator[Sample]:
+def _ltx(folder: Path) -> Iterator[TrainedSample]:
     for row in read_jsonl_file(_Line, folder / LINES, WRITE_AGAIN):
         path = _inside(folder, row.media_path)
         kind = "image" if path.suffix.lower() in (".png", ".jpg", ".jpeg") else "video"
-        yield Sample(path=path, kind=kind, captions=(row.caption,))
+        yield TrainedSample(path=path, kind=kind, captions=(row.caption,))
 
 
 READERS = {
@@ -154,7 +154,7 @@ READERS = {
 """Format → function that yields the samples of a data set."""
 
 
-def _with_texts(out: Path) -> Iterator[Sample]:
+def _with_texts(out: Path) -> Iterator[TrainedSample]:
     """Yield the media of a run with what stands in the text file beside each, or else with their
     captions, those that were rejected left out."""
     for medium, captions in media_with_captions(out):
@@ -164,7 +164,7 @@ def _with_texts(out: Path) -> Iterator[Sample]:
         if text.is_file():
             kept = [read_text(text, BYTES).rstrip("\n")]
         if kept:
-            yield Sample(path=path, kind=medium.kind, captions=tuple(kept))
+            yield TrainedSample(path=path, kind=medium.kind, captions=tuple(kept))
 
 
 def _config(file: Path) -> dict[str, Any]:

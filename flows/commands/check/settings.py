@@ -6,17 +6,30 @@ The rules are those of the trainers' own sources, which each class names.
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from artifacts.texts.trainer_models import TrainerModel
 
 Size = tuple[int, int]
 """Width and height in pixels."""
-Span = tuple[float, float]
-"""Seconds from the start of a video: from, to."""
 
 
-class Settings(Protocol):
+class TakenSpan(NamedTuple):
+    """A part of a video that is taken."""
+
+    start: float
+    end: float
+    """In seconds from the beginning of the video."""
+    frames: int
+    """Number of frames of it."""
+
+
+def span(first: int, frames: int, rate: float) -> TakenSpan:
+    """Return the span of so many frames of a video that is read at `rate`."""
+    return TakenSpan(first / rate, (first + frames) / rate, frames)
+
+
+class TrainerSettings(Protocol):
     """What a trainer makes of the media of one data set."""
 
     @property
@@ -34,7 +47,7 @@ class Settings(Protocol):
     def largest(self, kind: str) -> int:
         """Return the pixels of its largest bucket."""
 
-    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[Span]:
+    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
         """Return the seconds that it takes of a video; none: it leaves the video out."""
 
 
@@ -121,7 +134,7 @@ class KohyaSettings:
                 sizes |= {(side, other), (other, side)}
         return {(w, h): w / h for w, h in sorted(sizes)}
 
-    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[Span]:
+    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
         return []
 
 
@@ -172,16 +185,15 @@ class MusubiSettings:
         sizes = [(a, width * height // a // step * step) for a in range(first, last, step)]
         return {(w, h): w / h for w, h in sorted({*sizes, *((h, w) for w, h in sizes)})}
 
-    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[Span]:
+    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
         share = min(1.0, model.fps / self.source_fps) if self.source_fps and model.fps else 1.0
         loaded, rate = int((frames - 1) * share) + 1, rate * share
         if self.frame_extraction == "full":
-            return [(0.0, _fitting(min(loaded, self.max_frames), model) / rate)]
-        spans = list[Span]()
+            return [span(0, _fitting(min(loaded, self.max_frames), model), rate)]
+        spans = list[TakenSpan]()
         for count in sorted({_fitting(count, model) for count in self.target_frames}):
             if count <= loaded:
-                starts = self._starts(loaded, count)
-                spans += [(start / rate, (start + count) / rate) for start in starts]
+                spans += [span(first, count, rate) for first in self._starts(loaded, count)]
         return spans
 
     def _starts(self, loaded: int, count: int) -> list[int]:
@@ -231,8 +243,8 @@ class DiffusionPipeSettings:
         side, shapes = max(self.resolutions), [1.0]
         if self.enable_ar_bucket:
             first, steps = math.log(self.min_ar), max(1, self.num_ar_buckets - 1)
-            each = (math.log(self.max_ar) - first) / steps
-            spread = [math.exp(first + at * each) for at in range(self.num_ar_buckets)]
+            step = (math.log(self.max_ar) - first) / steps
+            spread = [math.exp(first + at * step) for at in range(self.num_ar_buckets)]
             shapes = self.ar_buckets or spread
         return {
             (self._side(side * math.sqrt(s)), self._side(side / math.sqrt(s))): math.log(s)
@@ -242,10 +254,10 @@ class DiffusionPipeSettings:
     def _side(self, exact: float) -> int:
         return max(self.STEP, round(exact / self.STEP) * self.STEP)
 
-    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[Span]:
+    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
         counted = int(frames * model.fps / rate) if model.fps else frames
         taken = max((count for count in self.frame_buckets if count <= counted), default=0)
-        return [(0.0, taken / (model.fps or rate))] if taken > 1 else []
+        return [span(0, taken, model.fps or rate)] if taken > 1 else []
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,9 +287,9 @@ class LtxSettings:
     def largest(self, kind: str) -> int:
         return max(width * height for width, height, _ in self.buckets)
 
-    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[Span]:
+    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
         taken = max((count for *_, count in self.buckets if count <= frames), default=0)
-        return [(0.0, taken / rate)] if taken else []
+        return [span(0, taken, rate)] if taken else []
 
 
 def _fitting(count: int, model: TrainerModel) -> int:

@@ -19,7 +19,8 @@ from artifacts.disk.paths import user_cache
 from artifacts.errors import EnvironmentFault
 from artifacts.packages import is_installed
 from artifacts.texts.trainer_limits import ERROR, TextLimit, TokenizerSource
-from flows.commands.check.sets import Fault, Sample
+from artifacts.wording import counted
+from flows.commands.check.sets import Fault, TrainedSample
 from flows.core.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from stages.models.half_job import TokenizerJob
 
@@ -40,16 +41,17 @@ QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '
 
 
 def note_tokens(
-    samples: Sequence[Sample], limits: Sequence[TextLimit], given: Path | None
+    samples: Sequence[TrainedSample], limits: Sequence[TextLimit], given: Path | None
 ) -> Iterator[str]:
-    """Add the faults of captions that are too long to their samples, and yield notes. Raises
+    """Add the faults of captions that are too long to their samples, and yield notes. A word is
+    lost if no text encoder reads it: what only some of them do not read is a note. Raises
     EnvironmentFault."""
     texts = {text for sample in samples for text in sample.captions}
+    main = max(limits, key=_reach, default=None)
     for limit in limits:
         if not limit.tokens:
             yield f"{limit.encoder} reads captions of any length ({limit.above})"
             continue
-        faults = dict[str, Fault]()
         folder = tokenizer_folder(limit.tokenizer, given)
         if folder is None:
             faults, unsure = _certain(texts, limit)
@@ -60,16 +62,21 @@ def note_tokens(
             foreign = sum(not text.isascii() for text in texts)
             if foreign and limit.tokenizer.name == REWRITTEN and not is_installed(MENDER):
                 yield (
-                    f"{foreign:,} captions with accents or other scripts may count otherwise: "
-                    f"the trainer mends them by {MENDER}, which is not installed"
+                    f"{counted(foreign, 'caption')} with accents or other scripts may count "
+                    f"otherwise: the trainer mends them by {MENDER}, which is not installed"
                 )
             faults = {t: fault for t in texts if (fault := lost(tokenizer, limit, t)) is not None}
-        if limit.is_pooled:  # the other encoder sees all words
+        if limit is not main:
             if faults:
-                yield f"{limit.encoder} reads the beginning of {len(faults):,} captions"
+                yield f"{limit.encoder} reads the beginning of {counted(len(faults), 'caption')}"
             continue
         for sample in samples:
             sample.faults += [faults[text] for text in sample.captions if text in faults]
+
+
+def _reach(limit: TextLimit) -> tuple[bool, float]:
+    """Return how much of a caption an encoder gives to the model, for comparison."""
+    return not limit.is_pooled, limit.tokens or float("inf")
 
 
 def _certain(texts: set[str], limit: TextLimit) -> tuple[dict[str, Fault], int]:
@@ -86,8 +93,8 @@ def _missing(source: TokenizerSource, unsure: int) -> str:
     below = f"{source.folder}/" if source.folder else ""
     names = " ".join(f"'{below}{name}'" for name in files)
     return (
-        f"{unsure:,} captions may be too long: the tokenizer of {source.repository} is not on "
-        f"this machine. Get it, a few MB: hf download {source.repository} --include {names}"
+        f"{counted(unsure, 'caption')} may be too long: the tokenizer of {source.repository} is "
+        f"not on this machine. Get it, a few MB: hf download {source.repository} --include {names}"
     )
 
 
@@ -153,12 +160,12 @@ def lost(tokenizer: "Tokenizer", limit: TextLimit, caption: str) -> Fault | None
     return Fault(rule="tokens", text=f"{counts}; {what}", words=words)
 
 
-def quoted(words: str) -> str:
-    """Return words in quotes, the first ones of many."""
-    each = words.split()
-    if len(each) <= QUOTED:
-        return f"“{words}”"
-    return f"“{' '.join(each[:QUOTED])} …” and {len(each) - QUOTED:,} more words"
+def quoted(text: str) -> str:
+    """Return a text in quotes, the first words of a long one."""
+    words = text.split()
+    if len(words) <= QUOTED:
+        return f"“{text}”"
+    return f"“{' '.join(words[:QUOTED])} …” and {len(words) - QUOTED:,} more words"
 
 
 def mended(text: str) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flows.commands.check.sets import Fault, Sample
+from flows.commands.check.sets import Fault, TrainedSample
 
 MARKS = (
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|startoftext|>", "</s>",
@@ -29,7 +29,7 @@ class WordRules:
     """Words that none may have."""
 
 
-def note_words(samples: Sequence[Sample], rules: WordRules) -> None:
+def note_words(samples: Sequence[TrainedSample], rules: WordRules) -> None:
     """Add the faults of the captions to their samples."""
     count = Counter(text.strip() for sample in samples for text in set(sample.captions))
     for sample in samples:
@@ -40,11 +40,11 @@ def note_words(samples: Sequence[Sample], rules: WordRules) -> None:
                 sample.faults.append(Fault(rule="duplicate", text=f"{again} have this caption"))
 
 
-def _faults(text: str, sample: Sample, rules: WordRules) -> Iterator[Fault]:
+def _faults(text: str, sample: TrainedSample, rules: WordRules) -> Iterator[Fault]:
     if not text.strip():
         yield Fault(rule="empty", text="it has no caption")
         return
-    if len(text.strip().splitlines()) > 1:
+    if "\n" in text.strip():
         if sample.settings is not None and sample.settings.first_line:
             yield Fault(rule="lines", text="only the first line of the caption is read")
         elif rules.trainer in EACH_LINE:
@@ -57,7 +57,7 @@ def _faults(text: str, sample: Sample, rules: WordRules) -> Iterator[Fault]:
         yield Fault(rule="mark", text=f"{mark} is read as a mark of a chat, and not as text")
 
 
-def _of_trigger(text: str, sample: Sample, trigger: str) -> Iterator[Fault]:
+def _of_trigger(text: str, sample: TrainedSample, trigger: str) -> Iterator[Fault]:
     if not trigger:
         return
     count, settings = len(_pattern(trigger).findall(text)), sample.settings

@@ -39,8 +39,9 @@ from flows.commands.check.settings import (
     KohyaSettings,
     LtxSettings,
     MusubiSettings,
-    Settings,
     Size,
+    TrainerSettings,
+    span,
 )
 from flows.commands.check.tokens import load_tokenizer, lost, mended
 
@@ -158,7 +159,7 @@ def same_tokens(name: str, tokenizer: Any, limit: TextLimit, theirs: Ids) -> str
     return ""
 
 
-def same_buckets(name: str, settings: Settings, theirs: Callable[[Size], Size]) -> str:
+def same_buckets(name: str, settings: TrainerSettings, theirs: Callable[[Size], Size]) -> str:
     """Return an empty text if a trainer puts all sizes where we say, else what differs."""
     for size in SIZES:
         own = settings.bucket(size, "image", 1)
@@ -268,6 +269,12 @@ def _musubi_proofs(source: Source, t5: Any, qwen: Any, qwen3: Any) -> Iterator[t
         return encoder.kept[:-5]  # the end, which is put behind what was cut
 
     yield "musubi krea2", same_tokens("musubi krea2", qwen3, limit, of_krea)
+    yield from _qwen3_proofs(source, root, encoder, qwen, qwen3)
+
+
+def _qwen3_proofs(
+    source: Source, root: str, encoder: Encoder, qwen: Any, qwen3: Any
+) -> Iterator[tuple[str, str]]:
     embedder = object.__new__(
         source.take(
             f"{root}/flux_2/flux2_utils.py",
@@ -441,7 +448,7 @@ def _pipe_proofs(source: Source) -> Iterator[tuple[str, str]]:
         count, rate = RANDOM.randint(2, 400), RANDOM.choice([12, 16, 23.976, 24, 25, 30, 60])
         counted = int(count * 16 / rate)
         theirs = of._find_closest_ar_bucket(0.0, counted, counted > 1)
-        expected = theirs is not None and theirs[1] > 1 and [(0.0, theirs[1] / 16)]
+        expected = theirs is not None and theirs[1] > 1 and [span(0, theirs[1], 16.0)]
         if own.spans(count, rate, model) != (expected or []):
             differ = f"{count} frames at {rate}: {theirs}"
     yield "diffusion-pipe frames", differ
