@@ -504,17 +504,6 @@ def ltx_frames(entries: Sequence[TrainerEntry], model: TrainerModel) -> list[int
     return sorted(chosen | {1} if has_pictures else chosen)
 
 
-def ltx_crops(entries: Sequence[TrainerEntry], model: TrainerModel) -> int:
-    """Return of how many media these buckets take less than two thirds."""
-    width, height = map(int, ltx_buckets(entries, model).split("x")[:2])
-    shapes = [e.size[0] / e.size[1] * height / width for e in entries if all(e.size)]
-    return sum(min(shape, 1 / shape) < CROPPED for shape in shapes)
-
-
-CROPPED = 2 / 3
-"""Share of a picture below which it is much cropped."""
-
-
 TRAINERS: dict[str, TrainerForm] = {
     "kohya": KOHYA,
     "musubi": MUSUBI,

@@ -43,14 +43,13 @@ from artifacts.texts.shards import (
     read_index,
     write_shards,
 )
-from artifacts.texts.trainer_models import TrainerModel
+from artifacts.texts.trainer_models import TrainerModel, form_of
 from artifacts.texts.trainers import (
     TRAINERS,
     TrainerEntry,
     TrainerForm,
     TrainerSetup,
     ltx_buckets,
-    ltx_crops,
     musubi_takes,
     taken_frames,
 )
@@ -72,6 +71,7 @@ from flows.outputs.clips import (
     silent_note,
 )
 from flows.outputs.marker import keep_media, media_mode, trainer_models
+from flows.outputs.seen.check import lines_on_written
 from flows.outputs.text_files import UserTexts, has_user_text
 
 
@@ -187,8 +187,6 @@ def _samples(
             media.path.unlink(missing_ok=True)
 
 
-SLOWER = 0.95
-"""Share of a model's frames per second below which a video is played too fast."""
 MOSTLY = 0.9
 """Share of the videos' seconds from which a trainer takes them as good as whole."""
 LINKED = re.compile(r"[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}(-\d+)?\.[a-z0-9]{1,8}")
@@ -225,6 +223,10 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         if name in job.config.groups.outputs.format or _is_own(job, own, name)
     ]
     written = TrainersWritten()
+    for model in trainer_models(job.out, job.config).values():
+        if form_of(model.trainer) not in TRAINERS:  # it takes the texts
+            trigger = job.config.groups.text.trigger
+            written.notes += lines_on_written(job.out, model, trigger, {})
     for name in (name for name in TRAINERS if name not in forms):  # no file in it is a run's
         folder = job.out / name
         if kept := TRAINERS[name].files_in(folder):
@@ -293,29 +295,11 @@ def _notes_on_media(
     program is given. With `advice`, another `--chunk` would make other clips."""
     if model is None or not entries:
         return
-    pixels = [w * h for w, h in (e.size for e in entries if e.kind == "image") if w and h]
-    small = 0 if model.frames else sum(count < model.side**2 for count in pixels)
-    if small:
-        yield (
-            f"{model.label} enlarges {counted(small, 'picture')} of {len(pixels):,} to the area of "
-            f"{model.side} x {model.side} pixels"
-        )
     if not (TRAINERS[form].times and model.frames):
         return
     if form == "ltx":
-        crops, buckets = ltx_crops(entries, model), ltx_buckets(entries, model)
-        cropped = f"; it crops {counted(crops, 'file')} by more than a third"
-        yield f'{model.label}: --resolution-buckets "{buckets}" fits{cropped * bool(crops)}'
-    taken = taken_frames(form, entries, model)
-    if few := sum(frames < 2 for _, frames, _ in taken):
-        yield f"{model.label} takes {counted(few, 'clip')} as a picture or not at all: too short"
-    slow = sum(entry.rate < SLOWER * model.fps for entry, _, _ in taken)
-    if form == "musubi" and slow:
-        yield (
-            f"{model.label} plays {counted(slow, 'clip')} too fast, which have fewer than its "
-            f"{model.fps:g} frames per second"
-        )
-    yield from _note_on_seconds(taken, model, advice)
+        yield f'{model.label}: --resolution-buckets "{ltx_buckets(entries, model)}" fits'
+    yield from _note_on_seconds(taken_frames(form, entries, model), model, advice)
 
 
 def _note_on_seconds(
@@ -434,6 +418,10 @@ class _TrainerFolder:
                 self.user_texts += has_user_text(rows)
         with disk_faults(self._folder):
             self._clear(set(texts), {entry.path for entry in entries})
+        if self._setup.model is not None and entries:
+            known = {self._folder / entry.path: entry for entry in entries}
+            out, trigger = self._folder.parent, self._setup.trigger
+            self._settings += lines_on_written(out, self._setup.model, trigger, known)
         return self._kept
 
     def _media(self, item: SampleSource, cut: Mapping[str, Path]) -> Path | None:

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 import penstock_demo
 from artifacts.texts.trainer_limits import limits_of, text_limits
 from artifacts.texts.trainer_models import MODELS, form_of
-from flows.commands.check.settings import KohyaSettings, MusubiSettings
-from flows.commands.check.tokens import load_tokenizer, lost, mended, quoted, tokenizer_folder
 from flows.interfaces.cli.main import main
+from flows.outputs.seen.settings import KohyaSettings, MusubiSettings
+from flows.outputs.seen.tokens import load_tokenizer, lost, mended, quoted, tokenizer_folder
 from scripts.pages.limits import PAGE, page
 from tests.support.media import write_video
 from tests.support.saying import Saying, run

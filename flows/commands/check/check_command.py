@@ -5,61 +5,21 @@ No model runs, and nothing is downloaded.
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from artifacts.disk.paths import required_path
 from artifacts.errors import UsageError
-from artifacts.texts.trainer_limits import limits_of
 from artifacts.texts.trainer_models import TrainerModel, models_named, parse_trainers
 from artifacts.wording import counted
-from flows.commands.check.media import look_at
-from flows.commands.check.media_rules import note_media
-from flows.commands.check.sets import Fault, TrainedSample, samples_of
-from flows.commands.check.tokens import note_tokens
-from flows.commands.check.words import WordRules, note_words
 from flows.core.console.lines import print_lines
 from flows.outputs.marker import read_marker
 from flows.outputs.record.run_read import load_record
+from flows.outputs.seen.check import Checked, check
+from flows.outputs.seen.words import WordRules
 
 SHOWN = 10
 """Most samples of a rule that are printed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checked:
-    """The outcome for one trainer."""
-
-    model: TrainerModel
-    samples: list[TrainedSample]
-    notes: list[str]
-
-    @property
-    def rules(self) -> Counter[str]:
-        """Return rule → number of samples that break it."""
-        return Counter(rule for s in self.samples for rule in {f.rule for f in s.faults})
-
-    @property
-    def values(self) -> dict[str, object]:
-        """Return it for `--json`."""
-        faulty = [sample for sample in self.samples if sample.faults]
-        return {
-            "trainer": self.model.label,
-            "samples": len(self.samples),
-            "rules": dict(self.rules),
-            "notes": self.notes,
-            "faults": [
-                {"path": str(s.path), "kind": s.kind, **_fields(fault)}
-                for s in faulty
-                for fault in s.faults
-            ],
-        }
-
-
-def _fields(fault: Fault) -> dict[str, object]:
-    return {name: value for name, value in asdict(fault).items() if value not in ("", None)}
 
 
 def check_command(given: argparse.Namespace) -> int:
@@ -110,19 +70,6 @@ def _models(out: Path, named: Sequence[str]) -> list[TrainerModel]:
     return [*models_named(names).values()]
 
 
-def check(out: Path, model: TrainerModel, rules: WordRules, tokenizers: Path | None) -> Checked:
-    """Return what a trainer would not see of a run. Raises UsageError, EnvironmentFault."""
-    samples = samples_of(out, model)
-    note_words(samples, rules)
-    look_at(samples)
-    note_media(samples, model)
-    limits = limits_of(model.trainer, model.name)
-    notes = [*note_tokens(samples, limits, tokenizers)]
-    if not limits:
-        notes.append(f"it is not known how much of a caption {model.label} reads")
-    return Checked(model=model, samples=samples, notes=notes)
-
-
 def _lines(checked: Checked) -> Iterator[str]:
     """Yield the faults, the rules with most samples first, and a last line that counts them."""
     for rule, count in checked.rules.most_common():
@@ -134,15 +81,13 @@ def _lines(checked: Checked) -> Iterator[str]:
             yield f"… and {count - SHOWN:,} more with {rule}: --json names all"
     for note in checked.notes:
         yield f"note: {note}"
-    total, faulty_count = len(checked.samples), sum(bool(s.faults) for s in checked.samples)
-    label = checked.model.label
+    label, total = checked.model.label, len(checked.samples)
     if not total:
         yield f"{label}: the data set is empty"
-    elif not faulty_count:
+    elif not checked.rules:
         yield f"{label}: {counted(total, 'sample')}, and nothing is lost"
     else:
-        rules = ", ".join(f"{count:,} {rule}" for rule, count in checked.rules.most_common())
-        yield f"{label}: {faulty_count:,} of {counted(total, 'sample')} lose something: {rules}"
+        yield f"{label}: {checked.summary}"
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:

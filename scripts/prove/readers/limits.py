@@ -34,7 +34,7 @@ from transformers import AutoTokenizer, CLIPTokenizer
 
 from artifacts.texts.trainer_limits import TextLimit, limits_of, text_limits
 from artifacts.texts.trainer_models import MODELS
-from flows.commands.check.settings import (
+from flows.outputs.seen.settings import (
     DiffusionPipeSettings,
     KohyaSettings,
     LtxSettings,
@@ -43,7 +43,7 @@ from flows.commands.check.settings import (
     TrainerSettings,
     span,
 )
-from flows.commands.check.tokens import load_tokenizer, lost, mended
+from flows.outputs.seen.tokens import load_tokenizer, lost, mended
 
 RANDOM = random.Random(7)
 TEXT = """\

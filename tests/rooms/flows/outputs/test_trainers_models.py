@@ -22,6 +22,7 @@ from flows.commands.shared.arguments import config_of
 from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.formats import TRAINER_FORMATS
+from flows.interfaces.cli.main import main
 from flows.outputs.run_result import RunResult
 from tests.support.media import write_video
 from tests.support.rows import caption
@@ -261,14 +262,22 @@ def test_lists_that_an_edited_file_does_not_name_are_named(config: CaptionConfig
     assert any("cannot be read as TOML" in note for note in notes)
 
 
-def test_notes_count_clips_that_are_too_short_too_slow_or_cropped(config: CaptionConfig) -> None:
+def test_a_line_counts_clips_that_are_too_short_too_slow_or_cropped(
+    config: CaptionConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
     clips = Path(config.sources[0])
     write_video(clips / "short.mp4", ticks=range(6))
     write_video(clips / "tall.mp4", ticks=range(90), size=(96, 32))
     notes = write(config, "musubi:wan", "diffusion-pipe:wan", "ltx:ltx2").warnings
-    assert any("musubi:wan plays 2 clips too fast" in note for note in notes)
-    assert any("diffusion-pipe:wan takes 1 clip as a picture or not at all" in n for n in notes)
-    assert any("fits; it crops " in note for note in notes)
+    lines = {n.partition(": ")[0]: n for n in notes if "penstock check" in n}
+    assert "2 wrong rate" in lines["musubi:wan"] and "1 one frame" in lines["musubi:wan"]
+    assert "1 never trained" in lines["diffusion-pipe:wan"]
+    assert "cropped" in lines["ltx:ltx2"]
+    for name, line in lines.items():  # the command, which opens the media, counts the same
+        assert main(["check", config.out, "--trainer", name]) == 1
+        last = capsys.readouterr().out.strip().split("\n")[-1]
+        said = {*re.findall(r"\d+ (?:wrong rate|never trained|one frame|cropped)", last)}
+        assert said == {*re.findall(r"\d+ (?:wrong rate|never trained|one frame|cropped)", line)}
 
 
 def test_another_chunk_is_advised_only_where_it_would_help(config: CaptionConfig) -> None:
@@ -284,7 +293,7 @@ def test_notes_say_what_is_left_out_enlarged_and_not_seen(config: CaptionConfig)
     names = ("musubi:wan", "kohya:sdxl", "diffusion-pipe:flux", "ltx:ltx2")
     notes = write(config, *names, chunk=None).warnings
     assert any("musubi:wan takes " in note and "--chunk 5.125" in note for note in notes)
-    assert any("kohya:sdxl enlarges" in note for note in notes)
+    assert any("kohya:sdxl: " in note and "1 small (penstock check" in note for note in notes)
     assert any("--resolution-buckets" in note for note in notes)
     assert any("not in diffusion-pipe" in n and "flux is trained on pictures" in n for n in notes)
     few = write(config, "musubi:framepack").warnings

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from artifacts.texts.trainer_models import TrainerModel
 from artifacts.texts.trainers import TrainerEntry, ltx_buckets
-from flows.commands.check.sets import Fault, TrainedSample
-from flows.commands.check.settings import LtxSettings, MusubiSettings, TrainerSettings
+from flows.outputs.seen.sets import Fault, TrainedSample
+from flows.outputs.seen.settings import LtxSettings, MusubiSettings, TrainerSettings
 
 ENLARGED, SMALL = 1.1, 2.0
 """Scale from which media count as enlarged, and from which they are too small."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from artifacts.errors import MediaError
 from artifacts.frame_fit import FrameFit
-from flows.commands.check.sets import Fault, TrainedSample
+from flows.outputs.seen.sets import Fault, TrainedSample
 from stages.process.host_memory import cores
 
 ONE_COLOUR = 8

@@ -22,13 +22,13 @@ from artifacts.texts.trainers import (
     MUSUBI_CONFIG,
     VIDEO_SUFFIXES,
 )
-from flows.commands.check.settings import (
+from flows.outputs.media_rows import media_with_captions
+from flows.outputs.seen.settings import (
     DiffusionPipeSettings,
     KohyaSettings,
     MusubiSettings,
     TrainerSettings,
 )
-from flows.outputs.media_rows import media_with_captions
 
 WRITE_AGAIN = "Run the same `penstock caption` command again, which writes it"
 S = TypeVar("S")

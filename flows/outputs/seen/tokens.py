@@ -20,8 +20,8 @@ from artifacts.errors import EnvironmentFault
 from artifacts.packages import is_installed
 from artifacts.texts.trainer_limits import ERROR, TextLimit, TokenizerSource
 from artifacts.wording import counted
-from flows.commands.check.sets import Fault, TrainedSample
 from flows.core.machine.launch import DirectLauncher, StageCall, run_with_restarts
+from flows.outputs.seen.sets import Fault, TrainedSample
 from stages.models.half_job import TokenizerJob
 
 if TYPE_CHECKING:

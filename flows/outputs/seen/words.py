@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flows.commands.check.sets import Fault, TrainedSample
+from flows.outputs.seen.sets import Fault, TrainedSample
 
 MARKS = (
     "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|startoftext|>", "</s>",

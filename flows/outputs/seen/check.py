@@ -1,0 +1,97 @@
+"""Checks a data set for one trainer: what it would not see of captions and media."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from artifacts.errors import PenstockError
+from artifacts.texts.trainer_limits import limits_of
+from artifacts.texts.trainer_models import TrainerModel
+from artifacts.texts.trainers import TrainerEntry
+from artifacts.wording import counted
+from flows.outputs.seen.media import look_at
+from flows.outputs.seen.media_rules import note_media
+from flows.outputs.seen.sets import Fault, TrainedSample, samples_of
+from flows.outputs.seen.tokens import note_tokens
+from flows.outputs.seen.words import WordRules, note_words
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """The outcome for one trainer."""
+
+    model: TrainerModel
+    samples: list[TrainedSample]
+    notes: list[str]
+
+    @property
+    def rules(self) -> Counter[str]:
+        """Return rule → number of samples that break it."""
+        return Counter(rule for s in self.samples for rule in {f.rule for f in s.faults})
+
+    @property
+    def summary(self) -> str:
+        """Return how many samples lose something, and by which rules."""
+        faulty = sum(bool(sample.faults) for sample in self.samples)
+        rules = ", ".join(f"{count:,} {rule}" for rule, count in self.rules.most_common())
+        return f"{faulty:,} of {counted(len(self.samples), 'sample')} lose something: {rules}"
+
+    @property
+    def values(self) -> dict[str, object]:
+        """Return it for `--json`."""
+        faulty = [sample for sample in self.samples if sample.faults]
+        return {
+            "trainer": self.model.label,
+            "samples": len(self.samples),
+            "rules": dict(self.rules),
+            "notes": self.notes,
+            "faults": [
+                {"path": str(s.path), "kind": s.kind, **_fields(fault)}
+                for s in faulty
+                for fault in s.faults
+            ],
+        }
+
+
+def _fields(fault: Fault) -> dict[str, object]:
+    return {name: value for name, value in asdict(fault).items() if value not in ("", None)}
+
+
+def check(
+    out: Path,
+    model: TrainerModel,
+    rules: WordRules,
+    tokenizers: Path | None = None,
+    known: Mapping[Path, TrainerEntry] | None = None,
+) -> Checked:
+    """Return what a trainer would not see of a run. No medium is opened if their sizes, rates and
+    frames are `known`. Raises UsageError, EnvironmentFault."""
+    samples = samples_of(out, model)
+    note_words(samples, rules)
+    if known is None:
+        look_at(samples)
+    for sample in samples if known else ():
+        if (entry := (known or {}).get(sample.path)) is not None:
+            sample.size, sample.rate, sample.frames = entry.size, entry.rate, entry.frames or 1
+    note_media(samples, model)
+    limits = limits_of(model.trainer, model.name)
+    notes = [*note_tokens(samples, limits, tokenizers)]
+    if not limits:
+        notes.append(f"it is not known how much of a caption {model.label} reads")
+    return Checked(model=model, samples=samples, notes=notes)
+
+
+def lines_on_written(
+    out: Path, model: TrainerModel, trigger: str, known: Mapping[Path, TrainerEntry]
+) -> Iterator[str]:
+    """Yield a line on what a trainer would not see of a data set that was just written, if it would
+    not see all. No medium is opened."""
+    try:
+        rules = WordRules(trainer=model.trainer, trigger=trigger)
+        checked = check(out, model, rules, known=known)
+    except PenstockError as error:
+        yield f"{model.label}: not checked: {error}"
+        return
+    if checked.rules:
+        yield f"{model.label}: {checked.summary} (penstock check {out} names them)"
