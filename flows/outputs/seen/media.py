@@ -3,14 +3,16 @@ anything."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from artifacts.errors import MediaError
 from artifacts.frame_fit import FrameFit
 from flows.outputs.seen.sets import Fault, TrainedSample
 from stages.process.host_memory import cores
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ONE_COLOUR = 8
 """Range of grey levels, of 255, below which a picture is one colour."""
@@ -43,7 +45,7 @@ def _look_at_image(sample: TrainedSample) -> tuple[int, int]:
 
     media, chunk = read_image(sample.path, FrameFit(long_edges=((1.0, SAMPLE),), shrinks=True))
     sample.size = media.width, media.height
-    return _range(np.asarray(chunk.pixels[0], np.uint8))
+    return _range(chunk.pixels[0])
 
 
 def _look_at_video(sample: TrainedSample) -> tuple[int, int]:
@@ -57,12 +59,15 @@ def _look_at_video(sample: TrainedSample) -> tuple[int, int]:
         if frame is None:
             raise no_frames(sample.path)
         sample.size = frame.width, frame.height
-        return _range(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
+        return _range(frame.to_ndarray(format="rgb24"))
 
 
-def _range(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+def _range(pixels: "NDArray[np.generic]") -> tuple[int, int]:
     """Return the least and the largest grey level of a picture that was made small."""
+    import numpy as np
     from PIL import Image
 
-    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((SAMPLE, SAMPLE)))
+    grey = np.asarray(
+        Image.fromarray(np.asarray(pixels, np.uint8)).convert("L").resize((SAMPLE, SAMPLE))
+    )
     return int(grey.min()), int(grey.max())
