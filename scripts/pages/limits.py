@@ -5,6 +5,7 @@ from pathlib import Path
 
 from artifacts.texts.trainer_limits import NEVER, PARTS, TextLimit, commits, text_limits
 from scripts.pages.tables import DOCS
+from scripts.prove.readers.limits import RUN
 from tests.support.builders.common import cells, heads
 
 PAGE = DOCS / "limits.md"
@@ -25,11 +26,12 @@ TAIL = """
 
 Each row was read in the trainer's source, at the line that is named. `make readers SOURCES=DIR
 TOKENIZERS=DIR` fails where the text of a row no longer stands at its line. It runs functions of the
-trainers beside ours: which tokens of 60 captions they give to the text encoder, and in which bucket
-they put 603 sizes of pictures. DIR holds a checkout of each repository; the commits were:
+trainers beside ours: which tokens of 60 captions they give to the text encoder (*run* in the
+tables; of the others the source was *read*), and in which bucket they put 603 sizes of pictures.
+DIR holds a checkout of each repository; the commits were:
 
 """
-COLUMNS = ("model", "text encoder", "tokenizer", "left", "above", "source")
+COLUMNS = ("model", "text encoder", "tokenizer", "left", "above", "source", "known by")
 
 
 def rows(limits: Iterable[TextLimit]) -> Iterator[tuple[str, ...]]:
@@ -38,11 +40,16 @@ def rows(limits: Iterable[TextLimit]) -> Iterator[tuple[str, ...]]:
         option = f" with {limit.option} tokens" if limit.option else ""
         unknown = "at most " if limit.template.prefix and not limit.template.tokens else ""
         left = "all" if limit.above in (NEVER, PARTS) else f"{unknown}{limit.left:,}"
-        place = f"`{limit.place}`"
+        is_run = (limit.trainer, limit.model, limit.encoder) in RUN
         yield (
-            f"{limit.model}{option}", limit.encoder, limit.tokenizer.repository, left, limit.above,
-            place,
-        )  # fmt: skip
+            f"{limit.model}{option}",
+            limit.encoder,
+            limit.tokenizer.repository,
+            left,
+            limit.above,
+            f"`{limit.place}`",
+            "run" if is_run else "read",
+        )
 
 
 def page() -> str:

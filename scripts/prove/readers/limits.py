@@ -58,6 +58,25 @@ SIZES = [
     *((RANDOM.randint(64, 5000), RANDOM.randint(64, 5000)) for _ in range(600)),
     *((1024, 1024), (1920, 1080), (3000, 2000)),
 ]
+RUN = frozenset(
+    {
+        ("kohya", "sd1.5", "clip-l"),
+        ("kohya", "flux-dev", "t5"),
+        ("kohya", "flux-schnell", "t5"),
+        ("kohya", "sd3", "t5"),
+        ("kohya", "sd3", "clip-l and -g"),
+        ("musubi", "qwen-image", "qwen2.5-vl"),
+        ("musubi", "krea2", "qwen3-vl"),
+        ("musubi", "flux2-klein", "qwen3"),
+        ("musubi", "z-image", "qwen3"),
+        ("musubi", "hunyuan-video-1.5", "qwen2.5-vl"),
+        ("musubi", "wan", "umt5"),
+        ("onetrainer", "flux", "t5"),
+        ("onetrainer", "qwen-image", "qwen2.5-vl"),
+        ("ai-toolkit", "sdxl", "clip"),
+    }
+)
+"""Trainer, model and text encoder whose tokens are compared; of the others the source was read."""
 Ids = Callable[[str], Sequence[int]]
 """A function of a caption: the ids that a trainer gives to the text encoder, without padding."""
 
@@ -169,7 +188,9 @@ def same_buckets(name: str, settings: TrainerSettings, theirs: Callable[[Size], 
 
 
 def _limit(trainer: str, model: str, encoder: str) -> TextLimit:
-    return next(one for one in limits_of(trainer, model) if one.encoder.startswith(encoder))
+    limit = next(one for one in limits_of(trainer, model) if one.encoder.startswith(encoder))
+    assert (trainer, model, limit.encoder) in RUN
+    return limit
 
 
 def token_proofs(source: Source, tokenizers: Path) -> Iterator[tuple[str, str]]:
