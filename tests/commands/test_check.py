@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import penstock_demo
 from artifacts.texts.trainer_limits import limits_of, text_limits
 from artifacts.texts.trainer_models import MODELS, form_of
 from flows.interfaces.cli.main import main
+from flows.interfaces.studio.captions_routes import sets_in
 from flows.outputs.seen.settings import KohyaSettings, MusubiSettings
 from flows.outputs.seen.tokens import load_tokenizer, lost, mended, quoted, tokenizer_folder
 from scripts.pages.limits import PAGE, page
@@ -487,3 +489,14 @@ def test_uniform_parts_of_a_clip_begin_and_end_with_it() -> None:
 def test_the_page_of_limits_is_that_of_the_table() -> None:
     """`python -m scripts.pages.limits` writes it."""
     assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_the_page_says_what_is_lost_of_captions(tmp_path: Path) -> None:
+    data = made(tmp_path, "kohya:sd1.5")
+    assert sets_in(data.out, PICTURES, Counter())[0]["lost"] == []
+    data.edit(lambda stem, old: clean("p3") if stem == "p2" else old)
+    said = f"2 of 8 samples lose something: 2 duplicate (penstock check {data.out} names them)"
+    assert sets_in(data.out, PICTURES, Counter())[0]["lost"] == [f"kohya:sd1.5: {said}"]
+    (data.folder / "dataset.toml").write_text("x = [")
+    (found,) = sets_in(data.out, PICTURES, Counter())
+    assert "cannot be read as TOML" in found["problem"] and not found["samples"]

@@ -7,7 +7,6 @@ have no file.
 
 import asyncio
 import contextlib
-import json
 import mimetypes
 import secrets
 from collections import Counter
@@ -18,10 +17,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from artifacts.disk.json_shapes import BYTES
-from artifacts.disk.regular_files import read_text, refuse_links
+from artifacts.disk.regular_files import refuse_links
 from artifacts.errors import PenstockError
 from artifacts.texts.edits import EDITS, REJECTED, UNTOUCHED
+from artifacts.texts.trainer_models import models_named
 from artifacts.texts.trainers import TRAINERS
 from artifacts.wording import counted
 from flows.commands.review.folder_captions import EditRefused
@@ -34,12 +33,13 @@ from flows.interfaces.studio.runs import AGAIN, Kind, QueuedRun
 from flows.interfaces.studio.session import FOLDER, MOST, RecordedCommand, Studio, answers_of
 from flows.interfaces.studio.values import checked, line_of
 from flows.outputs.data_sets import UNCUT, unread
-from flows.outputs.marker import read_marker
+from flows.outputs.marker import Marker, read_marker
+from flows.outputs.record.run_read import load_record
+from flows.outputs.seen.check import lines_on_written
+from flows.outputs.seen.sets import TrainedSample, samples_in
 
 NAMED = 5
 """Samples that a finding names."""
-Sample = tuple[str, str, Path]
-"""Name, caption and file of a sample."""
 
 
 def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, Any]]:
@@ -47,16 +47,16 @@ def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, An
     `chunks`: path of a medium → number."""
     findings, marker = [], read_marker(out)
     is_copied = marker is None or marker.media == EXACT
-    for form, read in READERS.items():
+    for form in TRAINERS:
         if not (out / form).is_dir():
             continue
+        samples, problem = list[TrainedSample](), ""
         try:
-            samples = list(read(out / form))
-            empty = [name for name, caption, _ in samples if not caption.strip()]
-            missing = [name for name, _, file in samples if not file.is_file()]
-            problem = ""
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            samples, empty, missing, problem = [], [], [], f"cannot be read: {error}"
+            samples = samples_in(out / form, form)
+        except PenstockError as error:
+            problem = f"cannot be read: {error.message}"
+        empty = [one.path.name for one in samples if not any(map(str.strip, one.captions))]
+        missing = [one.path.name for one in samples if not one.path.is_file()]
         findings.append(
             {
                 "format": form,
@@ -67,10 +67,21 @@ def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, An
                 "left_out": [*left_out(form, chunks, is_copied=is_copied)],
                 "empty": [len(empty), empty[:NAMED]],
                 "missing": [len(missing), missing[:NAMED]],
+                "lost": [] if problem else lost_words(out, form, marker),
                 "problem": problem,
             }
         )
     return findings
+
+
+def lost_words(out: Path, form: str, marker: Marker | None) -> list[str]:
+    """Return what the trainer would not see of the captions of a data set; nothing if what is
+    trained is not known."""
+    with contextlib.suppress(PenstockError):
+        model = models_named(() if marker is None else marker.trainers).get(form)
+        trigger = load_record(out).plan.words.trigger
+        return [*lines_on_written(out, model, trigger, {})] if model is not None else []
+    return []
 
 
 def is_old(out: Path, form: str) -> bool:
@@ -98,50 +109,6 @@ def left_out(form: str, chunks: Counter[str], *, is_copied: bool) -> Iterator[st
     if names:
         named = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
         yield f"{counted(len(names), 'file')} that {form} does not read: {named}"
-
-
-def _kohya(folder: Path) -> Iterator[Sample]:
-    for path in sorted(folder.glob("*.json")):
-        for name, entry in json.loads(read_text(path, BYTES)).items():
-            yield Path(name).name, entry["caption"], Path(name)
-
-
-def _musubi(folder: Path) -> Iterator[Sample]:
-    for path in sorted(folder.glob("[!.]*.jsonl")):
-        for row in _lines(path):
-            name = row.get("image_path") or row["video_path"]
-            yield Path(name).name, row["caption"], Path(name)
-
-
-def _diffusion_pipe(folder: Path) -> Iterator[Sample]:
-    for path in sorted(folder.glob("*/captions.json")):
-        for name, captions in json.loads(read_text(path, BYTES)).items():
-            yield name, captions[0] if captions else "", path.parent / name
-
-
-def _ltx(folder: Path) -> Iterator[Sample]:
-    for row in _lines(folder / "dataset.jsonl"):
-        yield row["media_path"], row["caption"], folder / row["media_path"]
-
-
-def _hf(folder: Path) -> Iterator[Sample]:
-    for path in sorted(folder.glob("*/metadata.jsonl")):
-        for row in _lines(path):
-            yield row["file_name"], row["text"], path.parent / row["file_name"]
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
-READERS: dict[str, Callable[[Path], Iterator[Sample]]] = {
-    "kohya": _kohya,
-    "musubi": _musubi,
-    "diffusion-pipe": _diffusion_pipe,
-    "ltx": _ltx,
-    "hf": _hf,
-}
 
 
 Queue = Callable[[RunCaptions, dict[str, Any]], QueuedRun]

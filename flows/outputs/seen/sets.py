@@ -17,6 +17,8 @@ from artifacts.texts.trainer_models import TrainerModel, form_of
 from artifacts.texts.trainers import (
     CAPTIONS,
     DIFFUSION_PIPE_CONFIG,
+    FOLDERS,
+    HF_METADATA,
     KOHYA_CONFIG,
     LINES,
     MUSUBI_CONFIG,
@@ -74,6 +76,12 @@ def samples_of(out: Path, model: TrainerModel) -> list[TrainedSample]:
             f"{out} has no data set for {model.trainer}",
             hint=f"Run the same `penstock caption` command again with --trainer {model.label}",
         )
+    return samples_in(folder, form)
+
+
+def samples_in(folder: Path, form: str) -> list[TrainedSample]:
+    """Return what the trainer of a format reads in the folder of its data set. Raises
+    EnvironmentFault, and UsageError for a file that is missing."""
     return [*READERS[form](folder)]
 
 
@@ -145,7 +153,20 @@ def _ltx(folder: Path) -> Iterator[TrainedSample]:
         yield TrainedSample(path=path, kind=kind, captions=(row.caption,))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _HfRow:
+    file_name: str
+    text: str = ""
+
+
+def _hf(folder: Path) -> Iterator[TrainedSample]:
+    for kind, name in FOLDERS.items():
+        for row in read_jsonl_file(_HfRow, folder / name / HF_METADATA, WRITE_AGAIN):
+            yield TrainedSample(path=folder / name / row.file_name, kind=kind, captions=(row.text,))
+
+
 READERS = {
+    "hf": _hf,
     "kohya": _kohya,
     "musubi": _musubi,
     "diffusion-pipe": _diffusion_pipe,

@@ -208,11 +208,11 @@ class Writing extends Panel {
   look() {
     return tried(async () => {
       const {sets} = await ask(`run/${RUN}/sets`), some = ([count, names]) => count ? `${count}: ${names.join(", ")}` : "0";
-      const rows = sets.map(({format, samples, is_old: isOld, captions, left_out: left, empty, missing, problem: why, folder}) =>
+      const rows = sets.map(({format, samples, is_old: isOld, captions, left_out: left, empty, missing, lost, problem: why, folder}) =>
         [format, why || samples + (isOld ? ", before the last edits" : ""),
-          [captions, ...left].join("; "), some(empty), some(missing), folder]);
+          [captions, ...left].join("; "), some(empty), some(missing), lost.join("; ") || "–", folder]);
       this.check.replaceChildren(rows.length
-        ? table(["data set", "samples", "of captions", "without a text", "without a file", "folder"], rows)
+        ? table(["data set", "samples", "of captions", "without a text", "without a file", "the trainer", "folder"], rows)
         : el("p", {class: "quiet"}, "No data set of a trainer is in this folder yet."));
     });
   }
