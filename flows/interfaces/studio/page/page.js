@@ -278,18 +278,21 @@ class Page {
 
   count() {
     if (!this.data) return;
-    const told = {accepted: 0, rejected: 0, corrected: 0, "changed in bulk": 0}, taught = new Set();
+    const told = {accepted: 0, rejected: 0, corrected: 0, "changed in bulk": 0}, taught = new Set(), every = new Set();
     let total = 0, left = 0;
     for (const {captions} of this.data.media) for (const row of captions) {
       const {caption, review} = edit(row);
       total += 1;
+      every.add(row.key);
       if (!isDecided(row)) left += 1;
       if (review) told[review] += 1;
       if (caption !== null) told[isUnread(row) ? "changed in bulk" : "corrected"] += 1;
       if (isDecided(row) && review !== "rejected") taught.add(row.key);
     }
-    const needed = (this.data.learns_from ?? 0) - taught.size;
-    $("learn-needs").textContent = needed > 0 ? `Learn needs ${counted(needed, "more decision")}` : "";
+    const least = this.data.learns_from ?? 0, needed = least - taught.size;
+    $("learn").disabled = needed > 0;  // it would refuse
+    $("learn-needs").textContent = every.size < least ? `too few captions for Learn, which needs ${least}: see penstock tune`
+      : needed > 0 ? `Learn needs ${counted(needed, "more decision")}` : "";
     $("counts").textContent = !total ? "" : joined([counted(total, "caption"), `${grouped(left)} not decided`,
       ...Object.entries(told).map(([name, count]) => count && `${grouped(count)} ${name}`)]);
   }
