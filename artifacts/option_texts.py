@@ -2,10 +2,11 @@
 
 import math
 import re
-from typing import Any
+from typing import TypeVar
 
 from artifacts.errors import UsageError
 
+N = TypeVar("N", int, float)
 NUMBERS = {
     int: re.compile(r"[+-]?[0-9]{1,30}"),
     float: re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?"),
@@ -16,7 +17,7 @@ GIVE_VALUE = "Give a value, or check the variable that should hold it"
 """Hint of the error for an empty value."""
 
 
-def number(text: str, kind: type[Any]) -> Any:
+def number(text: str, kind: type[N]) -> N:
     """Return the number that a text states, as an int or a float. Raises ValueError for all that
     Python reads beyond it: digits of other scripts, `1_000`, blanks, nan, inf."""
     if not NUMBERS[kind].fullmatch(text) or not math.isfinite(value := kind(text)):

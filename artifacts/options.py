@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
 from artifacts.option_texts import GIVE_VALUE, NUMBER_NAMES, NUMBERS
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 NAME_BYTES, PATH_BYTES = 255, 4000
 """Longest name of a file or folder, and longest path."""
@@ -30,7 +33,7 @@ class Option:
     heading: str = ""
     """Heading in `--help`; empty: the command's own arguments."""
     metavar: str = ""
-    values: tuple[Any, ...] = ()
+    values: tuple[str | float, ...] = ()
     """Accepted values, of the option or of each member of a list; empty: any of its type."""
     above: float | None = None
     """Numbers must be finite and greater than this."""
@@ -44,7 +47,7 @@ class Option:
     """Pattern of the text in a Prefect form."""
     excludes: str = ""
     """Options with the same name here are mutually exclusive on the command line."""
-    parse: Callable[[Any], Any] | None = None
+    parse: Callable[[str], Any] | None = None
     """Parses the text of the command line; None: the type does."""
     path: bool = False
     """Whether its texts name files or folders: Python also takes a Path, and the bytes of a name
@@ -98,13 +101,13 @@ class Declared:
         return [f"{self.flag}={','.join(value) if isinstance(value, tuple) else value}"]
 
 
-def declared(config: type[Any]) -> tuple[Declared, ...]:
+def declared(config: type["DataclassInstance"]) -> tuple[Declared, ...]:
     """Return the options of a configuration, in the order of its fields."""
-    return _declared(config)  # type: ignore[arg-type]
+    return _declared(config)
 
 
 @cache
-def _declared(config: type[Any]) -> tuple[Declared, ...]:
+def _declared(config: type["DataclassInstance"]) -> tuple[Declared, ...]:
     hints = get_type_hints(config, include_extras=True)
     specs = []
     for field in fields(config):
@@ -125,7 +128,7 @@ def check_number(spec: Declared, value: Any) -> None:
         raise UsageError(f"invalid {spec.flag} {shown}", hint=f"Give {NUMBER_NAMES[spec.kind]}")
 
 
-def check(config: Any) -> None:
+def check(config: "DataclassInstance") -> None:
     """Raise UsageError for a value that its option does not accept."""
     for spec in declared(type(config)):
         value, option = getattr(config, spec.name), spec.option

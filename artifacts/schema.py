@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 
 MediaKind = Literal["video", "image"]
@@ -53,7 +54,7 @@ class Sampling:
         return self.chunk_seconds >= WHOLE_SECONDS and not self.shots
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Json]:
         """Return the fields by name, for display and JSON."""
         whole = {"chunk_seconds": None, "whole": True} if self.whole else {}
         return {**values_of(self), **whole}
@@ -85,7 +86,7 @@ class ChunkIndex:
     """Damage of its own frames, one sentence each."""
 
     @classmethod
-    def from_frames(cls, meta: Mapping[str, Any]) -> "ChunkIndex":
+    def from_frames(cls, meta: Mapping[str, Json]) -> "ChunkIndex":
         """Return the chunk that a record of frames holds, from the record's metadata."""
         return read_record(cls, {name: one for name, one in meta.items() if name != "damage"})
 
@@ -111,7 +112,7 @@ class MediaIndex:
     shrunk: int = 1
     """Divisor of its sides during decoding."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {**values_of(self), "chunks": tuple(map(values_of, self.chunks))}
 
     @property

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from os import PathLike, fspath
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from artifacts.errors import UsageError
 from artifacts.option_texts import members, parse_size
@@ -18,6 +18,9 @@ from flows.core.console.display import Display
 from flows.core.console.lines import in_cell
 from flows.core.options.media import SourceOptions
 from flows.core.options.model import SIZES
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ACCEPTED = {
     NoneType: "None",
@@ -53,7 +56,7 @@ def display_for(progress: Progress) -> Display:
     return Display(quiet=progress in (False, "auto"), fleeting=progress == "auto" and in_cell())
 
 
-def checked(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def checked(kind: type["DataclassInstance"], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of keywords as the fields of a configuration hold them. Raises UsageError
     for one of another type."""
     types = get_type_hints(kind)
@@ -159,7 +162,7 @@ def odd(name: str, value: Any, hint: str) -> UsageError:
 
 
 C = TypeVar("C", bound=SourceOptions)
-K = TypeVar("K")
+K = TypeVar("K", bound="DataclassInstance")
 Sources = str | PathLike[str] | Iterable[str | PathLike[str]]
 """Files, folders, globs or lists, as the command line takes them."""
 

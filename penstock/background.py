@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from artifacts.errors import Interrupted, PenstockError
 from flows.core.console.display import Display
@@ -22,6 +22,9 @@ from flows.execution.run import LauncherMaker, refuse_file, stopped_in_order
 from flows.outputs.folder.owners import refuse_taking
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 STOPPING = "stopping; finished work is kept, run the cell again"
 STOPPED = "stopped; finished work is kept, the same call goes on"
@@ -120,7 +123,7 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
         """Return `table()` as a DataFrame. Needs pandas."""
         return self.table().to_pandas()
 
-    def table(self) -> Any:
+    def table(self) -> "Table":
         """Return all records as a pyarrow table, once the run has ended. Raises the error that
         ended the run."""
         raise NotImplementedError
@@ -158,7 +161,7 @@ class FinishedRecords(BackgroundRun[Row, End]):
         display: Display,
         run: Callable[[Display, LauncherMaker], End],
         read: Callable[[End], Iterator[Row]],
-        table: Callable[[End], Any],
+        table: Callable[[End], "Table"],
     ) -> None:
         self._job, self._read, self._table = run, read, table
         self._records: Iterator[Row] | None = None
@@ -169,7 +172,7 @@ class FinishedRecords(BackgroundRun[Row, End]):
             self._records = self._read(self.result())
         return next(self._records)
 
-    def table(self) -> Any:
+    def table(self) -> "Table":
         return self._table(self.result())
 
     table.__doc__ = BackgroundRun.table.__doc__

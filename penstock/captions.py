@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from artifacts.records.packs import RecordSet
 from artifacts.texts.captions import Caption
@@ -41,6 +41,9 @@ from penstock.cells import FEW, shown_of
 from penstock.keywords import CaptionOptions
 from stages.process.events import Answered, Event
 from stages.process.stage_process import Listener
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 FIRST = ("media_path", "start", "end", "caption")
 """Columns that a table in memory begins with."""
@@ -93,7 +96,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
         """Same as `close()`."""
         self.close()
 
-    def table(self) -> Any:
+    def table(self) -> "Table":
         """Return all captions as a pyarrow table, in the order of the files, once the run has
         ended. Of one prompt, `original` is what the model wrote of a corrected caption. Raises the
         error that ended the run."""

@@ -3,8 +3,8 @@
 import secrets
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
 from artifacts.texts.edits import ACCEPTED, REJECTED, WORDS
@@ -36,7 +36,7 @@ def correct(out: str | PathLike[str], texts: Mapping[Place, str | None], *, stor
         if not isinstance(text, str | None):
             raise odd(f"the text of {place}", text, TAKEN)
     captions = ReviewedCaptions(folder_named(path_given("out", out), "out"), store)
-    changes, places = list[dict[str, Any]](), dict[str, Place]()
+    changes, places = list[Json](), dict[str, Place]()
     try:
         rows = [row for medium in captions.folder.media for row in medium["captions"]]
         keys = {(row["media_path"], row["start"], row["name"]): row["key"] for row in rows}

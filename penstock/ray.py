@@ -141,7 +141,7 @@ class Write(Actor):
     KIND, STAGES = CaptionConfig, ("decode",)
     COLUMNS = ("path", "start", "end", "caption", "features", "error")
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str | float | None]]:
         """Return the captions of the batch. Raises PenstockError."""
         with tempfile.TemporaryDirectory(prefix="penstock-") as out:
             config, display = self._config_of(batch, out=out), Display(quiet=True)
@@ -154,7 +154,7 @@ class Write(Actor):
         return {name: [row[at] for row in rows] for at, name in enumerate(self.COLUMNS)}
 
 
-def _rows_of(job: Job) -> Iterator[tuple[Any, ...]]:
+def _rows_of(job: Job) -> Iterator[tuple[str | float | None, ...]]:
     for job_file in job.files:
         for row in captions_of(job, job_file):
             yield (str(job_file.file.path), row.start, row.end, row.caption, row.features, None)

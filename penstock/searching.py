@@ -2,7 +2,7 @@
 
 from functools import partial
 from os import PathLike
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from artifacts.disk.paths import folder_named
 from artifacts.texts.tables import table_of
@@ -13,6 +13,9 @@ from flows.core.options.vectors import INDEX, IndexConfig, SearchPlace, SearchQu
 from penstock.arguments import Progress, Sources, config_for, config_with, display_for, path_of
 from penstock.cells import Shown, ShownCaption
 from penstock.keywords import SearchOptions, VectorOptions
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 
 class Hits(list[Hit]):
@@ -32,7 +35,7 @@ class Hits(list[Hit]):
     def _repr_html_(self) -> str:
         return self._shown()._repr_html_()
 
-    def table(self) -> Any:
+    def table(self) -> "Table":
         """Return the hits as a pyarrow table."""
         kinds = {
             "rank": "count",

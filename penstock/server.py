@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import (
     CannotFit,
     EnvironmentFault,
@@ -135,7 +136,7 @@ def main() -> int:
         try:
             run_server(config, Display())
         except PenstockError as error:
-            fault: dict[str, Any] = {"message": error.message, "hint": error.hint}
+            fault: dict[str, Json] = {"message": error.message, "hint": error.hint}
             print(ERROR + json.dumps({**fault, "exit_code": error.exit_code}), flush=True)
             return error.exit_code
         return 0

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from artifacts.schema import values_of
 from artifacts.texts.labels import KINDS as LABEL_KINDS
@@ -40,7 +40,9 @@ from penstock.keywords import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+    from pyarrow import Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,7 +63,7 @@ class Embedded:
     """What the vision half computed in, such as `bf16`."""
     key: str
     """Cache key of the stored vectors."""
-    vector: "NDArray[Any]"
+    vector: "NDArray[np.float32]"
     """Shape (width,), float32."""
 
 
@@ -124,7 +126,7 @@ def _labelled(result: LabelsWritten) -> Iterator[Labelled]:
     return read_labels(result.out / LINES)
 
 
-def _label_table(result: LabelsWritten) -> Any:
+def _label_table(result: LabelsWritten) -> "Table":
     """Return the lines of a run as a pyarrow table, with the names of the given labels."""
     rows = ({**values_of(row), "given": row.given} for row in _labelled(result))
     return table_of(rows, {**LABEL_KINDS, "given": "texts"})
@@ -142,7 +144,7 @@ def _embedded(result: VectorsWritten) -> Iterator[Embedded]:
             yield Embedded(**row, vector=np.array(vectors[at]))
 
 
-def _vector_table(result: VectorsWritten) -> Any:
+def _vector_table(result: VectorsWritten) -> "Table":
     """Return the rows of a run with their vectors, as a pyarrow table."""
     import numpy as np
     import pyarrow as pa

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from artifacts.disk.faults import disk_faults, fault_of
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.locks import lock, try_lock
 from artifacts.disk.regular_files import NotAFile, irreplaceable_kind, refuse_links
 from artifacts.errors import EnvironmentFault, UsageError
@@ -87,12 +88,12 @@ def write_text(path: Path, pieces: Iterable[str]) -> None:
         file.writelines(piece.encode("utf-8", errors="replace") for piece in pieces)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Json) -> None:
     """Write an indented JSON file. Raises EnvironmentFault."""
     write_text(path, [json_text(value, indent=1) + "\n"])
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
+def json_text(value: Json, indent: int | None = None) -> str:
     """Return JSON that people can read. One that holds a path that is no UTF-8 is ASCII, in which
     half surrogates keep the path's bytes."""
     text = encoded(value, indent=indent)
@@ -108,7 +109,7 @@ def _encoder(indent: int | None, ensure_ascii: bool) -> json.JSONEncoder:
     return json.JSONEncoder(indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 
-def encoded(value: Any, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
+def encoded(value: Json, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
     """Return JSON, with null in place of NaN and infinity, which JSON cannot hold."""
     encoder = _encoder(indent, ensure_ascii)
     try:
@@ -117,7 +118,7 @@ def encoded(value: Any, *, indent: int | None = None, ensure_ascii: bool = False
         return encoder.encode(finite(value))
 
 
-def finite(value: Any) -> Any:
+def finite(value: Json) -> Json:
     """Return the value with None in place of each NaN and infinity in it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

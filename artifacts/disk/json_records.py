@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from artifacts.disk.json_shapes import BYTES, ShapeError, parse, unreadable
+from artifacts.disk.json_shapes import BYTES, Json, ShapeError, parse, unreadable
 from artifacts.disk.regular_files import read_text
 from artifacts.errors import UsageError
 
@@ -119,11 +119,11 @@ def _converted(kind: type[R], content: str, path: Path, hint: str, at: str = "")
         raise unreadable(path, error, hint, at) from error
 
 
-def json_of(record: object) -> dict[str, Any]:
+def json_of(record: object) -> dict[str, Json]:
     """Return a dataclass, and those in it, as JSON objects."""
     import msgspec
 
-    values: dict[str, Any] = msgspec.to_builtins(record)
+    values: dict[str, Json] = msgspec.to_builtins(record)
     return values
 
 

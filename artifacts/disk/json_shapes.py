@@ -1,11 +1,14 @@
 """Parses JSON that may have been edited, and words the errors of files that hold it."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 from artifacts.errors import EnvironmentFault
 
+Json: TypeAlias = str | int | float | bool | Sequence["Json"] | Mapping[str, "Json"] | None
+"""A value that JSON can hold; a tuple is written as a list."""
 MAX_NUMBER = 1 << 63
 """Bound on the size of numbers."""
 MAX_DEPTH = 32
@@ -18,7 +21,7 @@ class ShapeError(ValueError):
     """JSON is not as it is declared. The message names the difference."""
 
 
-def text(value: Any) -> bool:
+def text(value: Json) -> bool:
     """Return whether a value is a string that UTF-8 can encode."""
     try:
         return isinstance(value, str) and bool(value.encode() or True)
@@ -45,7 +48,7 @@ def parse(line: str) -> Any:
     raise ShapeError("it is nested too deeply")
 
 
-def _refuse(name: str) -> Any:
+def _refuse(name: str) -> NoReturn:
     raise ShapeError(f"{name} is not a JSON number")
 
 

@@ -10,7 +10,6 @@ import errno
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.regular_files import read_bytes, user_text
 from artifacts.errors import UsageError
@@ -119,7 +118,7 @@ def _rename(half: Path, final: Path) -> bool:
 
 
 @cache
-def _renameat2() -> Any:
+def _renameat2() -> "ctypes._NamedFuncPointer":
     return ctypes.CDLL(None, use_errno=True).renameat2
 
 

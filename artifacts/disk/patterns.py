@@ -6,7 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+from artifacts.disk.json_shapes import Json
+
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+    from llguidance import LLMatcher, LLTokenizer
 
 LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.|\\-)+\$?", re.ASCII)
 """Expressions that are plain names or ends of them, whose points may match any character."""
@@ -17,7 +23,7 @@ MAX_LETTERS = 2000
 
 
 @lru_cache(maxsize=256)
-def matcher_of(grammar: str) -> Any:
+def matcher_of(grammar: str) -> "LLMatcher":
     """Return llguidance's matcher, which `accepts` copies for each text. Raises ValueError for an
     unsupported grammar, such as one with a look-ahead."""
     from llguidance import LLMatcher
@@ -48,7 +54,7 @@ def ends_with(expression: str, path: str) -> bool:
     return accepts(_grammar(expression), path)
 
 
-def string_follows(schema: Mapping[str, Any], text: str) -> bool:
+def string_follows(schema: Mapping[str, Json], text: str) -> bool:
     """Return whether a text satisfies a JSON Schema. Raises ValueError for an unsupported
     schema."""
     from llguidance import LLMatcher
@@ -58,14 +64,16 @@ def string_follows(schema: Mapping[str, Any], text: str) -> bool:
     return accepts(LLMatcher.grammar_from_json_schema(json.dumps(schema, sort_keys=True)), value)
 
 
-def validator_of(schema: Mapping[str, Any]) -> Any:
+def validator_of(schema: Mapping[str, Json]) -> "Draft202012Validator":
     """Return jsonschema's validator of a schema. It matches strings by llguidance: Python's `re`
     may never finish. Raises ValueError for an invalid schema, and while it validates, for an
     unsupported one."""
     from jsonschema import Draft202012Validator, SchemaError, ValidationError
     from jsonschema.validators import extend
 
-    def by_engine(_: Any, __: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
+    def by_engine(
+        _: Draft202012Validator, __: Json, value: Json, schema: Mapping[str, Json]
+    ) -> Iterator[ValidationError]:
         constraints = {name: schema[name] for name in ("pattern", "format") if name in schema}
         if isinstance(value, str) and not string_follows({"type": "string", **constraints}, value):
             yield ValidationError("the text is not of that form")
@@ -106,7 +114,7 @@ def _grammar(expression: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _bytes() -> Any:
+def _bytes() -> "LLTokenizer":
     """Return a tokenizer with one token per byte."""
     from llguidance import LLTokenizer
 

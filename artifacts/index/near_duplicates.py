@@ -10,13 +10,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.packages import require_extra
 from artifacts.records.vectors import Vectors
+
+if TYPE_CHECKING:
+    from faiss import Index
 
 EXACT_ROWS = 1 << 14
 """So many rows or fewer are all compared with each other: 4 s of CPU."""
@@ -37,7 +40,7 @@ JOINED_PAIRS, MOST_PAIRS = 1 << 22, 1 << 25
 """So many new pairs are kept before they are joined, and so many pairs in all: 2 GB."""
 Numbers = NDArray[np.int64]
 Halves = NDArray[np.float16]
-AnyVectors = NDArray[np.floating[Any]]
+AnyVectors = NDArray[np.float16 | np.float32]
 
 
 Near = tuple[Numbers, Numbers, int]
@@ -237,7 +240,7 @@ class _Comparison:
         ends = np.cumsum(np.bincount(nearest.ravel(), minlength=index.ntotal))
         yield from ((part, probes) for part in np.split(order, ends[:-1]))
 
-    def _trained(self) -> tuple[Any, int]:
+    def _trained(self) -> tuple["Index", int]:
         """Return the index of the lists, and how many each row has to look at.
 
         That is measured on rows that were moved until their cosine with where they were is the

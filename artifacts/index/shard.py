@@ -18,16 +18,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.disk.files import whole_file
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault
 from artifacts.index.manifest import SHARD_FILES, IndexFile, IndexShard, described, file_name
 from artifacts.records.vectors import Vectors
 from artifacts.texts.tables import parquet_writer, stored_text, text_stored
+
+if TYPE_CHECKING:
+    from pyarrow import Schema
+    from pyarrow.parquet import ParquetFile
 
 PixelBox = tuple[float, float, float, float]
 Identities = NDArray[np.uint64]
@@ -84,11 +89,11 @@ def medium_of(path: str) -> int:
     return _number(path)
 
 
-def _number(value: Any) -> int:
+def _number(value: Json) -> int:
     return int.from_bytes(blake2b(json.dumps(value).encode(), digest_size=8).digest(), "little")
 
 
-def open_rows(file: IO[bytes] | Path) -> Any:
+def open_rows(file: IO[bytes] | Path) -> "ParquetFile":
     """Return the parquet file of one shard. This reads the file's footer only. Raises OSError, and
     ValueError for a file that is not parquet."""
     from pyarrow.parquet import ParquetFile
@@ -96,7 +101,7 @@ def open_rows(file: IO[bytes] | Path) -> Any:
     return ParquetFile(file)
 
 
-def rows_at(parquet: Any, numbers: Sequence[int]) -> list[IndexRow]:
+def rows_at(parquet: "ParquetFile", numbers: Sequence[int]) -> list[IndexRow]:
     """Return the rows of these numbers, in order; each group is read once."""
     tables = {
         group: parquet.read_row_group(group, use_threads=False)
@@ -108,7 +113,7 @@ def rows_at(parquet: Any, numbers: Sequence[int]) -> list[IndexRow]:
     ]
 
 
-def times_at(parquet: Any, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+def times_at(parquet: "ParquetFile", numbers: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the times of the rows of these numbers, in order; those of pictures are NaN."""
     seconds = np.empty(len(numbers))
     of = numbers // GROUP_ROWS
@@ -126,7 +131,7 @@ def row_of(values: dict[str, Any]) -> IndexRow:
     return IndexRow(**values, box=None if None in box else box)
 
 
-def _values(row: IndexRow) -> dict[str, Any]:
+def _values(row: IndexRow) -> dict[str, Json]:
     box = row.box or (None,) * len(SIDES)
     return {
         **{name: stored_text(getattr(row, name)) for name in TEXTS},
@@ -136,7 +141,7 @@ def _values(row: IndexRow) -> dict[str, Any]:
     }
 
 
-def _schema() -> Any:
+def _schema() -> "Schema":
     import pyarrow as pa
 
     kinds = {name: pa.string() for name in TEXTS}
@@ -164,7 +169,7 @@ class StoredFile:
         status = os.fstat(self._file)
         return status.st_size, status.st_mtime_ns
 
-    def read(self, out: NDArray[Any], at: int) -> None:
+    def read(self, out: NDArray[np.generic], at: int) -> None:
         """Fill an array from the bytes at `at`. Raises EnvironmentFault if the file cannot be read,
         or is not what it was."""
         try:
@@ -224,7 +229,7 @@ class StoredRows:
         content = self._file.read_each(self._start + which * self._row_bytes, self._row_bytes)
         return np.frombuffer(content, self.dtype).reshape(-1, *self._row_shape)
 
-    def read(self, start: int, out: NDArray[Any]) -> None:
+    def read(self, start: int, out: NDArray[np.generic]) -> None:
         """Fill an array with the rows from `start`. Raises EnvironmentFault."""
         if len(out):
             self._file.read(out, self._start + start * self._row_bytes)
@@ -342,7 +347,7 @@ class OpenShard:
     """Shape (words, rows); None where they were not asked for."""
     identities: Sequence[StoredRows]
     """One of each sort."""
-    parquet: Any
+    parquet: "ParquetFile"
     """Its rows."""
     paths: Mapping[str, Path]
     """One of each of SHARD_FILES."""

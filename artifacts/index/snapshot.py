@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from artifacts.index.shard import (
 )
 from artifacts.records.vectors import Vectors
 from artifacts.texts.tables import text_stored
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
 
 TRIES = 5
 """How often an index is opened anew whose files go away meanwhile: each time a writer merged it."""
@@ -103,7 +106,7 @@ class Snapshot:
                 times[places] = times_at(shard.parquet, inside)
         return times
 
-    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, "RecordBatch"]]:
         """Yield the first position and some columns of every row, removed ones among them, in
         batches. Raises EnvironmentFault for a damaged file."""
         for shard in self.shards:

@@ -13,7 +13,7 @@ The reader of a condition evaluates nothing but this grammar:
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 from unicodedata import normalize
 
 import numpy as np
@@ -23,6 +23,9 @@ from artifacts.index.shard import COLUMNS, TEXTS
 from artifacts.index.snapshot import Kept, Snapshot
 from artifacts.texts.tables import stored_text
 from artifacts.wording import meant
+
+if TYPE_CHECKING:
+    from pyarrow import Array, BooleanArray, RecordBatch
 
 WORDS = frozenset(("and", "or", "not", "like", "in", "is", "null"))
 TOKEN = re.compile(
@@ -45,9 +48,9 @@ DEEPEST = 50
 """Brackets within brackets."""
 LONGEST = 10_000
 """Characters of a condition."""
-Mask = Any
+Mask: TypeAlias = "BooleanArray"
 """A pyarrow array of yes, no and unknown."""
-Test = Callable[[Any], Mask]
+Test = Callable[["RecordBatch"], Mask]
 """Takes a batch of rows, and says which meet it."""
 Literal = str | float
 
@@ -82,11 +85,11 @@ class Condition:
         if self._at < len(self._tokens):
             self._refuse("and, or, or its end")
 
-    def of(self, batch: Any) -> Kept:
+    def of(self, batch: "RecordBatch") -> Kept:
         """Return which rows of a pyarrow batch meet it. A null meets no comparison."""
         return _array(self._test(batch))
 
-    def parts(self, batch: Any) -> list[tuple[str, Kept, Kept]]:
+    def parts(self, batch: "RecordBatch") -> list[tuple[str, Kept, Kept]]:
         """Return the text of each condition that `and` joins, which rows meet it, and for
         which rows the result is unknown, because a value is null."""
         of_all = self._joins["or" if len(self._joins["or"]) > 1 else "and"]
@@ -111,7 +114,7 @@ class Condition:
         if not depth:
             self._joins[word] = list(zip(texts, tests, strict=True))
 
-        def joined(batch: Any) -> Mask:
+        def joined(batch: "RecordBatch") -> Mask:
             mask = tests[0](batch)
             for test in tests[1:]:
                 mask = _call(function, mask, test(batch))
@@ -235,7 +238,7 @@ def _array(mask: Mask) -> Kept:
     return array
 
 
-def _call(function: str, *given: Any) -> Any:
+def _call(function: str, *given: "Array | Literal | None") -> "Array":
     import pyarrow.compute as pc
 
     return getattr(pc, function)(*given)
@@ -245,7 +248,7 @@ def _test(function: str, column: str, *given: Literal) -> Test:
     return lambda batch: _call(function, _values(batch, column, *given), *given)
 
 
-def _values(batch: Any, column: str, *given: Literal) -> Any:
+def _values(batch: "RecordBatch", column: str, *given: Literal) -> "Array":
     """Return a column to be compared with these: in NFD, as names of a Mac are, if they have other
     letters than ASCII. That takes a second for a million paths. pyarrow 18 has no right NFC."""
     values = batch.column(column)
@@ -258,7 +261,7 @@ def _inverted(test: Test) -> Test:
 
 
 def _is_in(column: str, values: list[Literal]) -> Test:
-    def test(batch: Any) -> Mask:
+    def test(batch: "RecordBatch") -> Mask:
         import pyarrow as pa
 
         there = _values(batch, column, *values)

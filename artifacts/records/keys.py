@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import RealPaths
 from artifacts.disk.regular_files import open_regular
 from artifacts.disk.stamps import FileChanged, ModelFileStamp, Stamp, model_stamp_of, stamp_of
@@ -47,7 +48,7 @@ def read_lines(path: Path) -> Iterator[list[Any]]:
                 yield json.loads(text + b"]")
 
 
-def append_line(path: Path, values: list[Any], opener: Opener = os.open) -> None:
+def append_line(path: Path, values: list[Json], opener: Opener = os.open) -> None:
     """Append these values. Raises OSError."""
     text = json.dumps(values)[:-1]
     # Start a new line, since a torn or damaged one may precede it.
@@ -81,7 +82,7 @@ LOOKUP_GROUP = 256
 """Files whose digests are looked up per thread task."""
 
 
-def item_key(namespace: str, media_digest: str, chunk_index: int, *more: Any) -> str:
+def item_key(namespace: str, media_digest: str, chunk_index: int, *more: Json) -> str:
     """Return the cache key of one stage's output for one chunk. `more` is other input that affects
     it, such as the prompt."""
     return digest_of([namespace, media_digest, chunk_index, *more])
@@ -155,7 +156,7 @@ class ContentDigests:
             self._remember(name, stamp, digest)
         return self._known[name]
 
-    def _remember(self, *line: Any) -> None:
+    def _remember(self, *line: Json) -> None:
         try:
             append_line(self._memory, [*line])
         except OSError:  # a lost line is computed again

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from artifacts.digests import digest_of
 from artifacts.errors import EnvironmentFault
@@ -83,18 +83,28 @@ class Place:
         return len(payload) == self.length and hashlib.sha256(payload).hexdigest() == self.checksum
 
 
+class PackEntry(TypedDict):
+    """What a pack's header says of one record."""
+
+    key: str
+    offset: int
+    length: int
+    sha256: str
+    meta: dict[str, Any]
+
+
 def pack_name(folder: str, keys: Iterable[str]) -> str:
     """Return the name of the pack that has exactly these keys in this folder of a store."""
     name = digest_of([folder, *sorted(keys)])
     return f"{folder}/{name[:2]}/{name}.pack"
 
 
-def entry_of(key: str, length: int, checksum: str, meta: dict[str, Any]) -> dict[str, Any]:
+def entry_of(key: str, length: int, checksum: str, meta: dict[str, Any]) -> PackEntry:
     """Return the header entry of a record, without its offset."""
     return {"key": key, "offset": 0, "length": length, "sha256": checksum, "meta": meta}
 
 
-def pack_header(name: str, entries: list[dict[str, Any]]) -> tuple[bytes, dict[str, Place]]:
+def pack_header(name: str, entries: list[PackEntry]) -> tuple[bytes, dict[str, Place]]:
     """Return the head of a pack of these records, and their places. The payloads follow in this
     order."""
     offset = 0
@@ -207,9 +217,7 @@ def _parsed(name: str, header: bytes) -> list[tuple[str, Place]] | None:
     return places if name == pack_name(name.rsplit("/", 2)[0], (key for key, _ in places)) else None
 
 
-def _places(
-    name: str, entries: list[dict[str, Any]], payloads_at: int
-) -> Iterator[tuple[str, Place]]:
+def _places(name: str, entries: list[PackEntry], payloads_at: int) -> Iterator[tuple[str, Place]]:
     """Yield the places of a header's records. Raises ValueError, TypeError or KeyError for an
     invalid header."""
     for entry in entries:

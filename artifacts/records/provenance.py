@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import folder_named, user_state
 from artifacts.errors import UsageError
 from artifacts.records.keys import append_line, read_lines
@@ -23,11 +23,11 @@ NOTES = "provenance.jsonl"
 EDIT, MARKER, ROUND = "edit", "marker", "round"
 """What is noted. A note of one purpose proves nothing for another."""
 PRIVATE, SHARED = 0o600, 0o666
-Proof = Callable[[Mapping[str, Any]], bool]
+Proof = Callable[[Mapping[str, Json]], bool]
 """Tells whether an object is believed."""
 
 
-def note(purpose: str, value: Mapping[str, Any], store: str) -> None:
+def note(purpose: str, value: Mapping[str, Json], store: str) -> None:
     """Note durably that this user's command is about to write a JSON object: for this user, and for
     the store at this URL if it is a folder. A note that cannot be written is left out."""
     digest = digest_of([purpose, value])
@@ -42,7 +42,7 @@ def proof_by(store: str | None, purpose: str = EDIT) -> Proof:
     paths = [path for path, _ in _notes(store)]
     noted, read = set[str](), list[int]()
 
-    def is_proved(value: Mapping[str, Any]) -> bool:
+    def is_proved(value: Mapping[str, Json]) -> bool:
         digest = digest_of([purpose, value])
         sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
         if digest not in noted and sizes != read:
@@ -55,7 +55,7 @@ def proof_by(store: str | None, purpose: str = EDIT) -> Proof:
     return is_proved
 
 
-def anybody(_: Mapping[str, Any]) -> bool:
+def anybody(_: Mapping[str, Json]) -> bool:
     """Believe every object: the user trusts the folder, or it is only shown."""
     return True
 

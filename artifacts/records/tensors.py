@@ -9,7 +9,7 @@ builds only these types, so a file cannot run code of its own.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from artifacts.errors import EnvironmentFault, UsageError
 
@@ -21,7 +21,13 @@ ALIGNMENT = 64
 RECORD_HOMES = ("transformers.",)
 """Packages whose output records may be restored from a file."""
 
-Keep = Callable[["torch.Tensor", str], dict[str, Any]]
+Node = TypedDict(
+    "Node",
+    {"is": str, "v": Any, "class": str, "name": str, "dtype": str, "shape": list[int], "at": int},
+    total=False,
+)
+"""JSON description of a part of a tree; which fields it has follows from `is`."""
+Keep = Callable[["torch.Tensor", str], Node]
 """Stores the tensor at a path in a tree, and returns its JSON description."""
 Take = Callable[[Mapping[str, Any]], "torch.Tensor"]
 """Returns the tensor of such a description."""
@@ -33,7 +39,7 @@ class RecordGone(EnvironmentFault):
     installed version of its package."""
 
 
-def pack_tree(tree: Any) -> tuple[dict[str, Any], bytes]:
+def pack_tree(tree: Any) -> tuple[Node, bytes]:
     """Return a JSON description, and the bytes of the tensors in C order, little-endian."""
     parts: list[bytes] = []
     meta = _pack(tree, lambda tensor, _: _pack_tensor(tensor, parts))
@@ -61,12 +67,12 @@ def float_tensors(
             yield from float_tensors(part if meta["is"] in ("list", "tuple") else part[1], buffer)
 
 
-def name_tensors(tree: Any) -> tuple[dict[str, Any], dict[str, "torch.Tensor"]]:
+def name_tensors(tree: Any) -> tuple[Node, dict[str, "torch.Tensor"]]:
     """Return a JSON description, and the tensors by name. A name is the tensor's path, such as
     `features.image.pooler_output.0`."""
     named: dict[str, torch.Tensor] = {}
 
-    def keep(tensor: "torch.Tensor", path: str) -> dict[str, Any]:
+    def keep(tensor: "torch.Tensor", path: str) -> Node:
         name = path if path and path not in named else f"{path}~{len(named)}"
         named[name] = tensor
         return {"is": "tensor", "name": name}
@@ -90,7 +96,7 @@ def make_record(cls: type[Any], fields: Mapping[str, Any]) -> Any:
     return cls(**{**required, **fields})
 
 
-def _pack(value: Any, keep: Keep, path: str = "") -> dict[str, Any]:
+def _pack(value: Any, keep: Keep, path: str = "") -> Node:
     if isinstance(value, float) and not math.isfinite(value):
         return {"is": "float", "v": repr(value)}
     if isinstance(value, _PLAIN):
@@ -117,7 +123,7 @@ def _below(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
 
 
-def _pack_mapping(value: Mapping[str, Any], keep: Keep, path: str) -> dict[str, Any]:
+def _pack_mapping(value: Mapping[str, Any], keep: Keep, path: str) -> Node:
     if not all(isinstance(name, str) for name in value):
         raise UsageError("a dict whose keys are not strings cannot be stored")
     fields = [[name, _pack(part, keep, _below(path, name))] for name, part in value.items()]
@@ -128,7 +134,7 @@ def _pack_mapping(value: Mapping[str, Any], keep: Keep, path: str) -> dict[str, 
     return {"is": "record", "class": name, "v": fields}
 
 
-def _pack_tensor(tensor: "torch.Tensor", parts: list[bytes]) -> dict[str, Any]:
+def _pack_tensor(tensor: "torch.Tensor", parts: list[bytes]) -> Node:
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)

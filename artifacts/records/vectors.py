@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,7 @@ def vectors_in(record: Record) -> Vectors:
 def write_npy(path: Path, shape: tuple[int, int], parts: Iterable[Vectors]) -> None:
     """Write vectors as one array of that shape for `numpy.load`, also memory-mapped. Only one part
     is in memory at a time. Raises EnvironmentFault."""
-    head: dict[str, Any] = {"descr": STORED.str, "fortran_order": False, "shape": shape}
+    head = {"descr": STORED.str, "fortran_order": False, "shape": shape}
     with whole_file(path) as file:
         np.lib.format.write_array_header_1_0(file, head)
         for part in parts:

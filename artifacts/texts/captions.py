@@ -7,11 +7,15 @@ writes the captions of each medium as one file of plain text, WebVTT or SubRip.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from artifacts.disk.files import encoded, write_text
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.names import TEXT_FORMATS
 from artifacts.schema import values_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Ended = Literal["stop", "length"]
 """How a caption ended: by itself, or cut at its token limit."""
@@ -56,7 +60,7 @@ class Caption:
     """What is wrong with the file, damage of its frames, and events of the caption."""
     name: str = ""
     """Name of its prompt, if there are several."""
-    fields: dict[str, Any] | None = None
+    fields: dict[str, Json] | None = None
     """Values by property, if it follows a schema."""
     original: str = ""
     """The model's caption, if a user corrected it."""
@@ -100,17 +104,17 @@ CONFIDENCE = ("logprob", "margin", "margin_at")
 """Fields that say how sure the model was."""
 
 
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+def write_jsonl(path: Path, rows: Iterable["DataclassInstance"]) -> None:
     """Write one JSON object per line, atomically. Raises EnvironmentFault."""
     write_text(path, json_lines(rows))
 
 
-def json_lines(rows: Iterable[Any]) -> Iterator[str]:
+def json_lines(rows: Iterable["DataclassInstance"]) -> Iterator[str]:
     """Yield the line of each row."""
     return (encoded(fields_of_row(row)) + "\n" for row in rows)
 
 
-def fields_of_row(row: Any) -> dict[str, Any]:
+def fields_of_row(row: "DataclassInstance") -> dict[str, Json]:
     """Return the fields of a row by name, without the optional ones that are empty."""
     optional = getattr(row, "OMIT_IF_EMPTY", ())
     return {name: value for name, value in values_of(row).items() if value or name not in optional}

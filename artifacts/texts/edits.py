@@ -29,13 +29,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal, NotRequired, TypedDict
 
 from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults, fault_of, read_fault
 from artifacts.disk.files import encoded
 from artifacts.disk.json_records import typed
-from artifacts.disk.json_shapes import BYTES, parse
+from artifacts.disk.json_shapes import BYTES, Json, parse
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.disk.locks import try_lock
 from artifacts.disk.regular_files import is_denied, open_below, open_regular, read_bytes, user_text
@@ -83,7 +83,7 @@ class CaptionChange:
     content: Text | None = None
     """Digest of the medium, if it is known."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return it as a line of the journal has it."""
         values = values_of(self)
         if not self.unread:
@@ -113,9 +113,9 @@ class Action:
         except (ValueError, OverflowError, OSError) as error:
             raise ValueError(f"time: {self.time[:40]!r} is no date and time") from error
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return it as a line of the journal has it."""
-        values: dict[str, Any] = {"id": self.id, "time": self.time, "does": self.does}
+        values: dict[str, Json] = {"id": self.id, "time": self.time, "does": self.does}
         if self.does not in (UNDO, REDO):
             values["changes"] = [change.to_json() for change in self.changes]
         if self.round is not None:
@@ -450,8 +450,31 @@ class EditJournal:
             os.ftruncate(self._file, kept)
 
 
+class ReviewedRow(TypedDict):
+    """A caption of a run's folder without edits, as the page of a review gets it."""
+
+    key: str
+    """Identity of the caption."""
+    media_path: str
+    start: float
+    end: float
+    said: str
+    """The model's own words."""
+    name: str
+    """Name of its prompt, if there are several."""
+    prompt: str
+    cut: bool
+    """Whether it ended at its token limit."""
+    warnings: Sequence[str]
+    logprob: float | None
+    margin: float | None
+    margin_at: int | None
+    group: NotRequired[int]
+    """Number of the group of copies that its medium is in."""
+
+
 def changes_of(
-    rows: Iterable[Mapping[str, Any]], edit_of: Mapping[str, Edit], content_of: Mapping[str, str]
+    rows: Iterable[ReviewedRow], edit_of: Mapping[str, Edit], content_of: Mapping[str, str]
 ) -> tuple[CaptionChange, ...]:
     """Return the changes of an action. The mappings are by key of a caption."""
     return tuple(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from artifacts.disk.files import encoded, write_text
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 from artifacts.records.packs import Record
 
 if TYPE_CHECKING:
@@ -122,15 +123,15 @@ def write_coco(path: Path, labels: Sequence[str], rows: Iterable[Sized]) -> None
 
 def _pieces(labels: Sequence[str], rows: Iterable[Sized]) -> Iterator[str]:
     numbers = {name: number for number, name in enumerate(labels, 1)}
-    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    categories: list[Json] = [{"id": number, "name": name} for name, number in numbers.items()]
     yield '{"categories": ' + encoded(categories) + ',\n"images": [\n'
     annotations: list[str] = []
     for number, (row, high, wide) in enumerate(rows, 1):
-        image = {"id": number, "file_name": row.media_path, "height": high, "width": wide}
+        image: Json = {"id": number, "file_name": row.media_path, "height": high, "width": wide}
         yield (",\n" if number > 1 else "") + encoded(image)
         for scored in (one for one in row.labels if one["passed"]):
             left, top, right, bottom = scored["box"] or [0, 0, wide, high]
-            made = {
+            made: Json = {
                 "id": len(annotations) + 1,
                 "image_id": number,
                 "category_id": numbers[scored["label"]],

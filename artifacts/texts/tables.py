@@ -13,11 +13,20 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from artifacts.disk.files import finite, whole_file
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.schema import values_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from pyarrow import Schema, Table
+    from pyarrow.parquet import ParquetWriter
+
+T = TypeVar("T")
+Row: TypeAlias = "DataclassInstance | Mapping[str, Json]"
 
 KINDS = {
     "media_path": "text",
@@ -45,7 +54,7 @@ GROUP_ROWS = 10_000
 """Rows of a row group, which readers and the writer hold in memory at once."""
 
 
-def write_csv(path: Path, rows: Iterable[Any], kinds: Mapping[str, str] = KINDS) -> None:
+def write_csv(path: Path, rows: Iterable["Row"], kinds: Mapping[str, str] = KINDS) -> None:
     """Write RFC 4180 in UTF-8, with the columns of `kinds`; lists and mappings are JSON text.
     Raises EnvironmentFault.
 
@@ -98,19 +107,19 @@ def read_csv(
         names = names or row
 
 
-def _values(row: Any) -> Mapping[str, Any]:
+def _values(row: "Row") -> dict[str, Json]:
     """Return the values of a row by column; it is a dataclass or a mapping. NaN becomes None."""
     values = row if isinstance(row, Mapping) else values_of(row)
     return {name: finite(value) for name, value in values.items()}
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: Json) -> str | float:
     if value is None:
         return ""
     return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
 
 
-def write_parquet(path: Path, rows: Iterable[Any], kinds: Mapping[str, str] = KINDS) -> None:
+def write_parquet(path: Path, rows: Iterable["Row"], kinds: Mapping[str, str] = KINDS) -> None:
     """Write columns of these types. Raises EnvironmentFault."""
     left = iter(rows)
     with whole_file(path) as file, parquet_writer(file, schema_of(kinds)) as writer:
@@ -119,7 +128,7 @@ def write_parquet(path: Path, rows: Iterable[Any], kinds: Mapping[str, str] = KI
 
 
 @contextlib.contextmanager
-def parquet_writer(file: IO[bytes], schema: Any, **options: Any) -> Iterator[Any]:
+def parquet_writer(file: IO[bytes], schema: "Schema", **options: Any) -> Iterator["ParquetWriter"]:
     """Open a parquet file for writing. Its end is written if the block succeeds."""
     from pyarrow.parquet import ParquetWriter
 
@@ -131,7 +140,7 @@ def parquet_writer(file: IO[bytes], schema: Any, **options: Any) -> Iterator[Any
         writer.is_open = False  # deleting it would try the end again, and print that it fails
 
 
-def table_of(rows: Iterable[Any], kinds: Mapping[str, str]) -> Any:
+def table_of(rows: Iterable["Row"], kinds: Mapping[str, str]) -> "Table":
     """Return the same columns as a pyarrow table in memory."""
     import pyarrow as pa
 
@@ -139,7 +148,7 @@ def table_of(rows: Iterable[Any], kinds: Mapping[str, str]) -> Any:
     return pa.Table.from_pylist(values, schema_of(kinds))
 
 
-def schema_of(kinds: Mapping[str, str]) -> Any:
+def schema_of(kinds: Mapping[str, str]) -> "Schema":
     """Return the schema for columns of these types."""
     import pyarrow as pa
 
@@ -160,7 +169,7 @@ def schema_of(kinds: Mapping[str, str]) -> Any:
     return pa.schema([(name, types[kind]) for name, kind in kinds.items()])
 
 
-def stored_text(value: Any) -> Any:
+def stored_text(value: T) -> T | str:
     """Return a text as a table keeps it that is read back: bytes of a path that are no UTF-8 are a
     NUL, which no path holds, and two hex digits each. `text_stored` undoes it."""
     if isinstance(value, str):
@@ -173,7 +182,7 @@ def text_stored(value: str) -> str:
     return STORED.sub(lambda match: os.fsdecode(bytes.fromhex(match[1])), value)
 
 
-def utf8(value: Any) -> Any:
+def utf8(value: Json) -> Json:
     """Return a text without what UTF-8 cannot encode, replaced as in the other formats."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="replace").decode()

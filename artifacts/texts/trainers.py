@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from artifacts.disk.files import json_text
+from artifacts.disk.json_shapes import Json
 from artifacts.texts.captions import Caption, one_line
 from artifacts.texts.shards import DATASET, media_suffix
 from artifacts.texts.tables import utf8
@@ -143,7 +144,7 @@ def by_kind(entries: Sequence[TrainerEntry]) -> Iterator[tuple[str, str, list[Tr
             yield kind, name, rows
 
 
-def json_line(value: object) -> str:
+def json_line(value: Json) -> str:
     return json_text(value) + "\n"
 
 
@@ -241,9 +242,9 @@ def hf_files(entries: Sequence[TrainerEntry], folder: Path, setup: TrainerSetup)
     return files
 
 
-def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, object]:
+def _line(entry: TrainerEntry, named: Sequence[str]) -> dict[str, Json]:
     row, texts = entry.row, {caption.name: one_line(caption.caption) for caption in entry.rows}
-    line: dict[str, object] = {
+    line: dict[str, Json] = {
         "file_name": entry.name,
         "text": utf8(entry.caption),
         "media_path": utf8(row.media_path),

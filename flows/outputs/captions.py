@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from heapq import merge
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from artifacts.digests import digest_of
-from artifacts.disk.json_shapes import parse
+from artifacts.disk.json_shapes import Json, parse
 from artifacts.records.packs import RecordSet, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex, values_of
 from artifacts.texts.captions import (
@@ -61,7 +61,7 @@ frames: a frame that begins before a chunk may be shown in it, but seldom as lon
 
 
 def file_failure(
-    file: MediaFile, stage: str, why: Mapping[str, Any], start: float = 0.0
+    file: MediaFile, stage: str, why: Mapping[str, str], start: float = 0.0
 ) -> Failure:
     """Return the failure of a file in a stage. `why`: kind, message and hint of its cause."""
     return Failure(
@@ -314,7 +314,7 @@ def properties_of(job: Job) -> dict[tuple[str, str], str]:
 
 def table_rows(
     captions: Iterable[Caption], kinds: Mapping[str, str], properties: Properties
-) -> Iterator[Caption | dict[str, Any]]:
+) -> Iterator[Caption | dict[str, Json]]:
     """Yield one row per chunk with these columns; columns of unused prompts are None."""
     captions = unrejected(captions)
     of_prompts = {*kinds} - {*properties.values(), *SOUND_COLUMNS}
@@ -336,8 +336,8 @@ def table_rows(
 
 def _row(
     captions_of_chunk: Sequence[Caption], kinds: Mapping[str, str], properties: Properties
-) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(kinds)
+) -> dict[str, Json]:
+    row: dict[str, Json] = dict.fromkeys(kinds)
     for caption in captions_of_chunk:
         values = values_of(caption)
         row |= {name: values[name] for name in CHUNK_COLUMNS & kinds.keys()}
@@ -385,6 +385,14 @@ TEXT_SETTINGS = (
 """Sampling settings of captions that also apply to other texts, such as summaries."""
 
 
+class ShownChapter(TypedDict):
+    """Start and end in seconds, and text, of a chapter."""
+
+    start: float
+    end: float
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SummaryRow:
     """One line of `summaries.jsonl`: the summary of one video."""
@@ -394,8 +402,8 @@ class SummaryRow:
     source: str
     """The command line argument that selected the file."""
     summary: str
-    chapters: tuple[dict[str, Any], ...]
-    """Start and end in seconds, and text, of each chapter. Chapters cover the whole video."""
+    chapters: tuple[ShownChapter, ...]
+    """They cover the whole video."""
     model: str
     precision: str
     """Precision of the language half."""
@@ -489,7 +497,7 @@ class Summaries:
     def failures(self) -> Iterator[Failure]:
         """Yield the failures of videos that have no summary, or a part that is all reasoning."""
         for video in summary_inputs(self._job):
-            why: Mapping[str, Any] | None
+            why: Mapping[str, str] | None
             if (stored := self._find(video, self._records)) is not None:
                 why = ALL_REASONING if stored[1].get("reasons") else None
             else:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.texts.captions import Failure
 from artifacts.texts.edits import DECISIONS
 from artifacts.wording import counted, first_of
@@ -43,7 +43,7 @@ class RunEnd:
         away = (failure for failure in self.failures if failure.error == AWAY)
         return [f"{failure.media_path} ({failure.message})" for failure in away]
 
-    def outcome(self, made: Mapping[str, Any]) -> dict[str, Any]:
+    def outcome(self, made: Mapping[str, Json]) -> dict[str, Json]:
         """Return the outcome for programs, with the counts in `made`. Each failure is printed as an
         event of its own."""
         ended = {"failed": len(self.failures), "exit_code": self.exit_code}
@@ -85,11 +85,11 @@ class RunResult(RunEnd):
         """Return the number of captions."""
         return self.captions
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         summaries = {} if self.summaries is None else {"summaries": self.summaries}
         return self.outcome({**self.written.to_json(), **summaries, "warnings": self.warnings})
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         return {"files": self.files, "captions": self.captions, "folder": str(self.out)}
 
     def line(self) -> str:

@@ -94,7 +94,7 @@ def _stage(
     speed = lately or rate
     on_device = bool(stage.peak_device_bytes)
     peak = stage.peak_device_bytes if on_device else stage.peak_host_bytes
-    last: Sequence[Any] = stage.now[-1] if stage.now else (0, 0, 0)
+    last = stage.now[-1] if stage.now else (0, 0, 0)
     left = 0.0 if not pending else pending / speed if speed and now is not None else None
     return StageStatus(
         name=stage.name,
@@ -113,7 +113,7 @@ def _stage(
         devices={device: values_of(of) for device, of in stage.devices.items()},
         taken_bytes=_above_baseline(stage, peak),
         planned_bytes=planned_bytes,
-        now_bytes=_above_baseline(stage, last[2 if on_device else 1]) if running else 0,
+        now_bytes=_above_baseline(stage, last[2] if on_device else last[1]) if running else 0,
     )
 
 
@@ -232,6 +232,6 @@ def _progress(out: Path, product: Product | None) -> dict[str, Any]:
     if rounds := list(summary_json(rounds_in(out))):
         state["rounds"] = rounds
     stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
-    values = json_of(record)
+    values: dict[str, Any] = json_of(record)
     values["stages"] = [{**stage, **stages[stage["name"]]} for stage in values["stages"]]
     return {**state, **values, "advice": advice(record)}

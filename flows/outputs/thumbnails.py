@@ -7,11 +7,20 @@ from array import array
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.frame_fit import FrameFit
 from artifacts.remote.media_cache import open_local
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    import numpy as np
+    from av import VideoFrame
+    from numpy.typing import NDArray
+
+    from stages.frames.timeline import Timeline
 
 SIDE = 320
 """Pixels of the longer side of a thumbnail."""
@@ -49,14 +58,14 @@ def data_address(source: str | Path, time: float | None, side: int = SIDE) -> st
     return "" if small is None else "data:image/jpeg;base64," + base64.b64encode(small).decode()
 
 
-def _frame(path: Path, time: float, fit: FrameFit) -> Any:
+def _frame(path: Path, time: float, fit: FrameFit) -> "NDArray[np.uint8]":
     from stages.frames.frame_converter import FrameConverter, shown_size
 
     shown, aspect = shown_at(path, time)
     return FrameConverter(shown, fit.size(*shown_size(shown, aspect))).convert(shown)
 
 
-def shown_at(path: Path, time: float) -> tuple[Any, Any]:
+def shown_at(path: Path, time: float) -> tuple["VideoFrame", "Fraction | None"]:
     """Return the frame of a video that begins at a time in seconds, or the next one, and the aspect
     of its pixels. Raises ValueError without a frame."""
     from stages.frames.reader import Reader
@@ -76,14 +85,14 @@ def shown_at(path: Path, time: float) -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=16)
-def _timeline(path: Path, stamp: Stamp) -> Any:
+def _timeline(path: Path, stamp: Stamp) -> "Timeline":
     from stages.frames.reader import Reader
 
     with contextlib.closing(Reader(path, threads=1)) as reader:
         return reader.timeline
 
 
-def _sought(path: Path, time: float) -> tuple[Any, Any] | None:
+def _sought(path: Path, time: float) -> "tuple[VideoFrame, Fraction | None] | None":
     """Return the same after one seek, without reading the whole file. Return None where the format
     may state wrong times, and where that fails."""
     import av

@@ -7,8 +7,9 @@ are written when a run ends, even if it fails, and contain the rows that exist b
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from artifacts.disk.json_shapes import Json
 from artifacts.schema import MediaIndex
 from artifacts.texts.captions import write_jsonl
 from artifacts.texts.tables import write_parquet
@@ -52,10 +53,10 @@ class VectorsWritten(RunEnd):
         """Return the number of vectors."""
         return self.vectors
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return self.outcome({"vectors": self.vectors, "width": self.width})
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         return {"files": self.files, "vectors": self.vectors, "folder": str(self.out)}
 
     def line(self) -> str:
@@ -120,7 +121,7 @@ def frames_of(job: Job, task: Task) -> list[tuple[float | None, list[float] | No
     return [(time, None) for time in task.chunk.times]
 
 
-def _rows(job: Job, made: list[FileTask]) -> Iterator[dict[str, Any]]:
+def _rows(job: Job, made: list[FileTask]) -> Iterator[dict[str, Json]]:
     for file, task in made:
         for time, box in frames_of(job, task):
             yield {

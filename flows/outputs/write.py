@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from artifacts.disk.files import json_text
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault
 from artifacts.schema import values_of
 from artifacts.texts.captions import Caption, Failure, json_lines, write_jsonl
@@ -160,7 +160,7 @@ class OutputCounts:
     unused_edits: str = ""
     """Says which edits of the folder's journal the outputs do not have; empty: none."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return all counts but the failures, as `run.json` stores them."""
         return {
             "captions": self.captions,
@@ -260,7 +260,7 @@ def _chunks_here(job: Job) -> Iterator[tuple[Chunk, bool]]:
 def media_line(file: MediaFile, captions: int, content: Medium | None = None) -> str:
     """Return the location of a file, its number of lines in `captions.jsonl`, and what it held.
     These lines have the order of those, which distinguishes two files with one name and source."""
-    row = {
+    row: dict[str, Json] = {
         "media_path": file.media_path,
         "source": file.source,
         "kind": file.kind,

@@ -211,5 +211,5 @@ def test_what_lets_readers_in_elsewhere_is_left_out(text: str, message: str) -> 
 def test_a_message_that_ends_a_sentence_gets_no_second_full_stop(end: str) -> None:
     assert str(UsageError(f"no such role{end}", hint="Mend it")) == f"no such role{end} Mend it"
     assert failed_line("a.mp4", f"no{end}", "Mend it") == f"failed: a.mp4: no{end} Mend it"
-    message = bad_request(f"no{end}", "Mend it").to_json(OPENAI[0])["error"]
+    message: Any = bad_request(f"no{end}", "Mend it").to_json(OPENAI[0])["error"]
     assert message["message"] == f"no{end} Mend it"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from artifacts.records.store import open_store
 from artifacts.texts.captions import one_line
+from artifacts.texts.edits import ReviewedRow
 from flows.commands.cache.clean import collect
 from flows.commands.review.captions import ReviewedCaptions
 from flows.core.options.commands import CaptionConfig
@@ -53,7 +54,7 @@ OF_VIDEOS = ("musubi", "diffusion-pipe")
 ASKED = {"short": "What, in short?", "long": "What, in full?"}
 
 
-def edit(out: str, choose: Callable[[dict[str, Any]], bool], **values: Any) -> None:
+def edit(out: str, choose: Callable[[ReviewedRow], bool], **values: Any) -> None:
     """Correct the captions of a folder that are chosen by their rows."""
     with contextlib.closing(ReviewedCaptions(Path(out))) as captions:
         given = {"caption": None, "review": "", **values}

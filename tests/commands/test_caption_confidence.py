@@ -1,6 +1,7 @@
 """How sure the model was: runs say it of every caption, and of no text that a person wrote."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def place(here: Path) -> Place:
     return Place(clips=here / "videos", out=here / "out", store=here / "store")
 
 
-def numbers(line: dict[str, Any]) -> list[Any]:
+def numbers(line: Mapping[str, Any]) -> list[Any]:
     return [line[field] for field in CONFIDENCE]
 
 

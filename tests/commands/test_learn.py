@@ -173,7 +173,7 @@ def test_a_dry_run_tells_the_examples_and_status_and_report_show_the_rounds(
     (found,) = run_status(school.out)["rounds"]
     assert (found["examples"], found["held_out"], found["accepted"]) == (32, 8, True)
     assert found["before"]["loss"] > found["after"]["loss"]
-    facts = rounds_facts(rounds_in(school.out))
+    facts: Any = rounds_facts(rounds_in(school.out))
     assert facts is not None
     loss = facts["curves"][0]["series"][0]["points"]
     assert [point[0] for point in loss] == [0, 40] and loss[0][1] > loss[1][1]
@@ -580,7 +580,7 @@ def test_rejected_and_withdrawn_ones_are_no_examples(school: School) -> None:
 
 def test_a_change_of_many_captions_that_nobody_read_is_no_example(school: School) -> None:
     with closing(ReviewedCaptions(school.out)) as captions:
-        bulk = [
+        bulk: list[dict[str, Any]] = [
             {"of": key, "caption": f"{row['said']}!", "review": "", "unread": True}
             for key, row in captions.folder.rows.items()
         ]

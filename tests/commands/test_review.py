@@ -207,7 +207,7 @@ def test_edits_made_while_a_model_learns_are_of_the_words_that_were_shown(
         rows = [{**row, "caption": f"New {row['caption']}"} for row in lines(config)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         captions.take_back()
-        changes = [
+        changes: list[dict[str, Any]] = [
             {"of": first, "caption": None, "review": "accepted"},
             {"of": second, "caption": "mine\x0b", "review": "accepted"},
             {"of": third, "caption": None, "review": "rejected"},

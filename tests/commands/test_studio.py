@@ -504,21 +504,23 @@ def test_what_sift_found_is_shown_with_what_is_kept_first(tmp_path: Path) -> Non
     why["e"] = "not duplicate = 0 (a copy of f)"
     left = [{"path": f"/m/{n}", "media_path": n, "why": text} for n, text in why.items()]
     (tmp_path / "left_out.jsonl").write_text("".join(json.dumps(each) + "\n" for each in left))
-    found = sifted_in(tmp_path)
+    found: Any = sifted_in(tmp_path)
     assert found["count"] == 2
     names = [[each["media_path"] for each in group] for group in found["groups"]]
     assert names == [["f", "d", "e"], ["c", "a"]]
     assert found["sizes"] == [3, 2]
     assert [each["why"] for each in found["left_out"]] == list(why.values())
-    chosen = choose(tmp_path, "/m/d", "best")
+    chosen: Any = choose(tmp_path, "/m/d", "best")
     assert [each["choice"] for each in chosen["groups"][0]] == ["", "best", ""]
-    assert choose(tmp_path, "/m/a", "keep")["left_out"][0]["choice"] == "keep"
+    chosen = choose(tmp_path, "/m/a", "keep")
+    assert chosen["left_out"][0]["choice"] == "keep"
     lines = (tmp_path / "choices.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"path": "/m/d", "digest": "dd", "choice": "best"},
         {"path": "/m/a", "digest": "da", "choice": "keep"},
     ]
-    assert choose(tmp_path, "/m/d", "")["groups"][0][1]["choice"] == ""
+    chosen = choose(tmp_path, "/m/d", "")
+    assert chosen["groups"][0][1]["choice"] == ""
     for path, choice in (("/m/x", "best"), ("/m/a", "delete")):
         with pytest.raises(UsageError, match="not marked by that run"):
             choose(tmp_path, path, choice)

@@ -357,7 +357,7 @@ def test_what_is_run_whole_is_refused_with_the_reason(numbered: Place) -> None:
 
 SAMPLE = {"said": "a red dog", "right": "tags: red, dog"}
 SCORE = {"exact": 0.0, "words": 0.2, "loss": 3.0, "samples": [SAMPLE]}
-RECIPE = {"data": "d", "model": "m", "rank": 16, "steps": 4, "rate": 1e-3}
+RECIPE: dict[str, Any] = {"data": "d", "model": "m", "rank": 16, "steps": 4, "rate": 1e-3}
 TUNED = {
     "recipe": RECIPE,
     "finished": True,
@@ -405,11 +405,10 @@ def test_an_adapter_from_elsewhere_is_not_either(tmp_path: Path) -> None:
         refuse_other_recipe(tmp_path, RECIPE, resume=False)
 
 
-def facts_of(place: Path) -> dict[str, Any]:
+def facts_of(place: Path) -> Any:
     training = training_in(place)
     assert isinstance(training, TrainingFound)
-    facts: dict[str, Any] = training.sections()["training"]
-    return facts
+    return training.sections()["training"]
 
 
 def test_the_report_has_curves_and_what_is_said_before_and_after(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.provenance import NOTES, proof_by
 from artifacts.schema import values_of
@@ -249,7 +250,7 @@ def apply(studio: Studio, text: str) -> str:
     captions = studio.of(run_id(studio.out))
     key = next(iter(captions.reviewed.folder.rows))
     was = values_of(captions.reviewed.edits().get(key, UNTOUCHED))
-    change = {"of": key, "caption": text, "review": "", "was": was}
+    change: Json = {"of": key, "caption": text, "review": "", "was": was}
     try:
         captions.apply({"id": text, "does": "correct", "changes": [change]})
     except EditRefused as error:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from artifacts.disk.files import write_json, write_text
 from artifacts.disk.json_records import json_of
+from artifacts.disk.json_shapes import Json
 from artifacts.texts.captions import Caption, Failure, write_jsonl
 from artifacts.texts.labels import Labelled, Scored
 from flows.commands.status.status_command import lines
@@ -137,12 +138,18 @@ def write_labels(out: Path, found: Sequence[tuple[MediaFile, Sequence[Labelled]]
     write_jsonl(out / "labels.jsonl", [row for _, rows in found for row in rows])
     write_text(out / "media.jsonl", (media_line(file, len(rows)) for file, rows in found))
     names = {one["label"] for _, rows in found for row in rows for one in row.labels}
-    of_each = {"median": 0.2, "deviation": 0.1, "threshold": 0.3, "from": "given"}
-    counts = [
+    of_each: dict[str, Json] = {"median": 0.2, "deviation": 0.1, "threshold": 0.3, "from": "given"}
+    counts: list[Json] = [
         {**of_each, "label": name, "passed": at, "bins": [0, 3, 9, 1]}
         for at, name in enumerate(sorted(names))
     ]
-    messages = {"pictures": len(found), "labelled": 1, "low": 0.1, "high": 0.5, "labels": counts}
+    messages: Json = {
+        "pictures": len(found),
+        "labelled": 1,
+        "low": 0.1,
+        "high": 0.5,
+        "labels": counts,
+    }
     write_json(out / "label_report.json", messages)
     return writer
 

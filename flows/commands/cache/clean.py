@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.records.claims import FOLDER as CLAIMS
 from artifacts.records.packs import QUARANTINE, Pack, half_written_in, packs, sizes_in
@@ -32,7 +33,7 @@ class Holding:
     settings: Mapping[str, Any]
     """Settings of the namespace, from `settings_of`; empty if they were not recorded."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return its fields as JSON, with `namespace` published as `scope`."""
         fields = {**asdict(self), "settings": dict(self.settings)}
         return {"scope" if name == "namespace" else name: fields[name] for name in fields}

@@ -11,6 +11,7 @@ from typing import Any
 
 from artifacts.digests import digest_of
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store, open_store
 from artifacts.schema import values_of
@@ -242,7 +243,7 @@ class RebuildResult:
             "chunks encoded": self.encoded,
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {**asdict(self), "exit_code": self.exit_code}
 
     def plan_lines(self) -> list[str]:

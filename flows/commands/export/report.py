@@ -1,8 +1,8 @@
 """Gathers the report's section on an export: how it compares with the original."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.wording import counted
 from stages.export.parity import FRAMES, GATES, Parity
 
@@ -10,7 +10,7 @@ COLUMNS = ("figure", "measured", "must be", "")
 MARKS = {True: "✓", False: "✕"}
 
 
-def parity_facts(verdict: str, parity: Parity) -> dict[str, Any]:
+def parity_facts(verdict: str, parity: Parity) -> dict[str, Json]:
     """Return the verdict, each figure with its bound, and the plots of captions and chunks."""
     return {
         "passed": parity.passed,
@@ -42,7 +42,7 @@ def _other_figures(parity: Parity) -> Iterator[tuple[str, str, str, str]]:
         yield "tokens", f"{text.tokens:,}", "-", ""
 
 
-def _plots(parity: Parity) -> Iterator[dict[str, Any]]:
+def _plots(parity: Parity) -> Iterator[dict[str, Json]]:
     if (text := parity.text) is not None:
         yield {
             "title": "Divergence of each caption, nats per token",

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.files import read_kept, refuse_foreign, replace_file, write_json
 from artifacts.disk.json_records import read_json_file
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Failure
 from flows.commands.export.options import EXPORTED, NATIVE, REJECTED, RUNS, ExportConfig
@@ -70,20 +70,30 @@ class Exported:
 
     __repr__ = line
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         written = self.parity.to_json()
-        figures = {
+        figures: dict[str, Json] = {
             f"{name}.{figure}": value
             for name in FIGURES
             for figure, value in written.get(name, {}).items()
             if isinstance(value, int | float)
         }
-        folder = {"folder": str(self.out), "size": size(self.bytes), "taken": self.accepted}
-        return {**folder, **figures, "missed": "; ".join(self.parity.missed)}
+        return {
+            "folder": str(self.out),
+            "size": size(self.bytes),
+            "taken": self.accepted,
+            **figures,
+            "missed": "; ".join(self.parity.missed),
+        }
 
-    def to_json(self) -> dict[str, Any]:
-        fields = {"out": str(self.out), "bytes": self.bytes, "accepted": self.accepted}
-        return {**fields, "parity": self.parity.to_json(), "exit_code": self.exit_code}
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "out": str(self.out),
+            "bytes": self.bytes,
+            "accepted": self.accepted,
+            "parity": self.parity.to_json(),
+            "exit_code": self.exit_code,
+        }
 
 
 def figures_line(parity: Parity) -> str:
@@ -110,7 +120,7 @@ def refuse_foreign_folder(request: ExportConfig) -> None:
     refuse_foreign(request.folder, (REJECTED, RUNS), records)
 
 
-def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
+def placed_before(folder: Path, recipe: Mapping[str, Json]) -> Exported | None:
     """Return the checkpoint that an earlier export placed. Raises UsageError if the folder holds
     another one."""
     if not (folder / CONFIG).exists():
@@ -124,7 +134,7 @@ def placed_before(folder: Path, recipe: Mapping[str, Any]) -> Exported | None:
     return Exported(out=folder, parity=parity, accepted=True, before=True)
 
 
-def awaits_acceptance(request: ExportConfig, recipe: Mapping[str, Any]) -> bool:
+def awaits_acceptance(request: ExportConfig, recipe: Mapping[str, Json]) -> bool:
     """Return whether a checkpoint of an earlier command only has to be moved: it was rejected, and
     `--accept` is given, or its move was interrupted."""
     waits = (request.accept or is_being_placed(request)) and (request.work / CONFIG).exists()
@@ -150,7 +160,7 @@ def remove_unfinished(request: ExportConfig) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def note_parity(folder: Path, recipe: Mapping[str, Any], figures: Figures, frames: int) -> None:
+def note_parity(folder: Path, recipe: Mapping[str, Json], figures: Figures, frames: int) -> None:
     """Write the verdict into the folder of an unplaced checkpoint. Raises EnvironmentFault."""
     write_json(folder / PARITY, evaluate_parity(figures, frames, recipe).to_json())
 
@@ -219,8 +229,12 @@ class ExportFound:
         if self.run is not None:
             yield f"last run, into {self.run}:"
 
-    def to_json(self) -> dict[str, Any]:
-        state = {"verdict": self.verdict(), "folder": str(self.checkpoint), "placed": self.placed}
+    def to_json(self) -> dict[str, Json]:
+        state: dict[str, Json] = {
+            "verdict": self.verdict(),
+            "folder": str(self.checkpoint),
+            "placed": self.placed,
+        }
         parity = None if self.parity is None else self.parity.to_json()
         return {"checkpoint": {**state, "parity": parity}}
 
@@ -233,7 +247,7 @@ class ExportFound:
             group = f", {recipe['group']} columns per scale" if recipe.get("group") else ""
             yield "written as", f"{recipe.get('kind', '?')}{of}{group}"
 
-    def sections(self) -> dict[str, Any]:
+    def sections(self) -> dict[str, Json]:
         """Return its parity, once it is evaluated."""
         return {"parity": parity_facts(self.verdict(), self.parity)} if self.parity else {}
 

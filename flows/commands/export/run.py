@@ -15,6 +15,7 @@ from typing import Any
 
 from artifacts.digests import digest_of
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import ModelChanged, UsageError
 from artifacts.schema import HalfName, Part
 from flows.commands.export import EXPORTED, EXPORTED_VECTORS, EXPORTS
@@ -87,13 +88,13 @@ MAX_BYTES = 1 << 30
 weights another 100 MB, and the headers of 100,000 tensors 300 MB."""
 
 
-def source_of(job: Job) -> dict[str, Any]:
+def source_of(job: Job) -> dict[str, Json]:
     """Return the key fields of a job's model: its digests, and whether it runs as published."""
     source = [job.model.digests[part] for part in sorted(job.model.digests)]
     return {"source": source, **as_published_fields(job.model.profile.as_published)}
 
 
-def recipe_of(job: Job, request: ExportConfig, source: Mapping[str, Any]) -> dict[str, Any]:
+def recipe_of(job: Job, request: ExportConfig, source: Mapping[str, Json]) -> dict[str, Json]:
     """Return the key fields of the checkpoint, without the samples. `source` are those of the model
     with its adapter."""
     return {
@@ -123,7 +124,7 @@ def merge(
     job: Job,
     request: ExportConfig,
     adapter: LoraAdapter,
-    recipe: dict[str, Any],
+    recipe: dict[str, Json],
     files: ModelDigests,
     display: Display,
     make_launcher: LauncherMaker,
@@ -161,7 +162,7 @@ MIN_HESSIAN_BYTES = 256 << 20
 
 
 def export_job(
-    job: Job, request: ExportConfig, recipe: dict[str, Any], parts: tuple[Part, ...], rounded: str
+    job: Job, request: ExportConfig, recipe: dict[str, Json], parts: tuple[Part, ...], rounded: str
 ) -> ExportJob:
     """Return the job that writes a quantized checkpoint. `rounded` is the folder of calibrated
     weights, or empty."""
@@ -181,7 +182,7 @@ def export_job(
 
 
 def graph_job(
-    job: Job, request: ExportConfig, recipe: dict[str, Any], parts: tuple[Part, ...]
+    job: Job, request: ExportConfig, recipe: dict[str, Json], parts: tuple[Part, ...]
 ) -> GraphJob:
     """Return the job that makes graphs of these halves."""
     model, held = job.model, job.model.profile.parts
@@ -268,7 +269,7 @@ class _Export:
         self._display = display
         self._observer = partial(RunObserver, display, on_begin)
         self._make_launcher = make_launcher
-        self._source: dict[str, Any] = {}
+        self._source: dict[str, Json] = {}
         """Key fields of the model with its merged adapter; empty: the model alone."""
         self._parts: tuple[Part, ...] = ()
         self._makes_vectors = False
@@ -345,15 +346,16 @@ class _Export:
         shutil.rmtree(self._request.runs / EXPECTED, ignore_errors=True)
         return move_into_place(self._request)
 
-    def _recipe(self, job: Job) -> dict[str, Any]:
+    def _recipe(self, job: Job) -> dict[str, Json]:
         return recipe_of(job, self._request, self._source or source_of(job))
 
     def _write_checkpoint(self, job: Job, runner: PipelineRunner) -> None:
         """Write the checkpoint, and record the original's logits on the samples."""
         request, media = self._request, job.media if job.files else media_in(job)
         recipe, rounded = self._recipe(job), ""
-        samples = samples_of(job, media, request.samples, min_count=1 + recipe["calibrated"])
-        if recipe["calibrated"]:
+        calibrated = request.packed and request.calibrated
+        samples = samples_of(job, media, request.samples, min_count=1 + calibrated)
+        if calibrated:
             seen, samples, note = halves_of(samples)
             if note:
                 self._display.print_line(note)

@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from artifacts.disk.files import encoded, write_json, write_text
+from artifacts.disk.json_shapes import Json
 from artifacts.texts.captions import Caption, write_jsonl
 from artifacts.texts.labels import KINDS, Labelled, Sized, Span, spans_of, write_coco
 from artifacts.texts.tables import TABLES
@@ -89,7 +91,7 @@ class LabelCounts:
             ],
         }
 
-    def _label_entry(self, at: int, name: str, bins: Any) -> dict[str, Any]:
+    def _label_entry(self, at: int, name: str, bins: NDArray[np.int64]) -> dict[str, Json]:
         rules = self._context.rules
         threshold = rules.thresholds[at]
         middle = deviation = None
@@ -138,7 +140,7 @@ class LabelsWritten(RunEnd):
     """Names of the other files written to `OUT`, such as tables."""
     texts: list[TextFileCounts] = field(default_factory=list)
     """Number of text files for each form and place."""
-    counts: list[dict[str, Any]] = field(default_factory=list)
+    counts: list[dict[str, Json]] = field(default_factory=list)
     """Counts and score histogram of each label, as in the report."""
 
     @property
@@ -146,12 +148,12 @@ class LabelsWritten(RunEnd):
         """Return the number of evaluated images and frames."""
         return self.pictures
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         names = ("pictures", "labelled", "given", "labels")
         made = {name: getattr(self, name) for name in names}
         return self.outcome({**made, "warnings": list(self.notes())})
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         counts = {"files": self.files, "pictures": self.pictures, "labelled": self.labelled}
         return {**counts, "given": self.given, "folder": str(self.out)}
 

@@ -10,27 +10,33 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_shapes import text as is_text
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
 from artifacts.texts.tables import read_csv
 from flows.core.console.lines import quoted, shortened
 
+if TYPE_CHECKING:
+    from yaml import Node, SafeLoader
+
+K = TypeVar("K")
+V = TypeVar("V")
 MAX_NODES = 1_000_000
 """Largest number of texts, lists and mappings in a file with all aliases expanded."""
 
 
-def _check_aliases(root: Any) -> None:
+def _check_aliases(root: "Node") -> None:
     """Raise ValueError if the aliases below a node of YAML expand too much, or contain
     themselves."""
     import yaml
 
     sizes: dict[int, float] = {}
 
-    def size_of(node: Any) -> float:
+    def size_of(node: "Node") -> float:
         if isinstance(node, yaml.ScalarNode):
             return 1
         if id(node) not in sizes:
@@ -128,7 +134,7 @@ def labels_named(names: Sequence[str]) -> LabelSet:
 
 
 def _set_of(
-    entries: Sequence[tuple[str, Mapping[str, Any]]], forms: Sequence[str], value: str
+    entries: Sequence[tuple[str, Mapping[str, Json]]], forms: Sequence[str], value: str
 ) -> LabelSet:
     labels = tuple(_label(name, given, forms) for name, given in entries)
     _check(labels, value)
@@ -153,7 +159,7 @@ def _lines(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Json]]]:
     """Return the name and the settings of each label in a file."""
     suffix = path.suffix.lower()
     if suffix == ".csv":
@@ -176,7 +182,7 @@ def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     return [(name.strip(), _settings(name, given, path)) for name, given in parsed.items()]
 
 
-def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Json]]]:
     """Yield the labels of a CSV file: by its header, or one per line if it has one column."""
     header, rows = read_csv(text, f"--labels {path}")
     names = [cell.strip() for cell in header]
@@ -215,9 +221,9 @@ def _parsed(text: str, path: Path) -> Any:
         raise UsageError(f"--labels {path} cannot be parsed ({message})", hint=HINT) from error
 
 
-def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+def _once(pairs: Iterable[tuple[K, V]]) -> dict[K, V]:
     """Return a mapping. Raises ValueError for a key that occurs twice."""
-    mapping: dict[Any, Any] = {}
+    mapping: dict[K, V] = {}
     for key, value in pairs:
         if key in mapping:
             raise ValueError(f"{str(key)[:80]!r} is listed twice")
@@ -226,13 +232,13 @@ def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 @cache
-def _as_written() -> Any:
+def _as_written() -> type["SafeLoader"]:
     """Return the loader of YAML that keeps plain scalars as they are written, since 007, 3.10 and
     12:30 are labels, and that refuses a key that occurs twice."""
     import yaml
 
     class AsWritten(yaml.SafeLoader):  # type: ignore[misc]
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        def construct_mapping(self, node: "Node", deep: bool = False) -> dict[Hashable, Any]:
             if isinstance(node, yaml.MappingNode):
                 names = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
                 _once((key.value.strip(), None) for key in names if key.value != "<<")
@@ -246,7 +252,7 @@ def _as_written() -> Any:
     return AsWritten
 
 
-def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
+def _settings(name: str, given: Json, path: Path) -> Mapping[str, Json]:
     """Return the settings of one label. A text, or a list of texts, is its prompts."""
     if given is None:
         return {}
@@ -262,7 +268,7 @@ def _settings(name: Any, given: Any, path: Path) -> Mapping[str, Any]:
     return given
 
 
-def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
+def _label(name: str, given: Mapping[str, Json], forms: Sequence[str]) -> Label:
     prompts, threshold = given.get("prompts"), given.get("threshold")
     every = prompts if isinstance(prompts, list) else [prompts] if prompts is not None else []
     named = [given[key] for key in ("parent", "group") if given.get(key)]
@@ -271,9 +277,9 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
             f"label {quoted(name)}: a prompt, parent or group is no text",
             hint='Quote each text: prompts: ["a dog", "null"]',
         )
-    texts = [text.strip() for text in every] or [form.replace("{}", name) for form in forms]
+    texts = [str(text).strip() for text in every] or [form.replace("{}", name) for form in forms]
     number = isinstance(threshold, str) and NUMBER.fullmatch(threshold)
-    if threshold is not None and not (number and -1 <= float(threshold) <= 1):
+    if threshold is not None and not (number and -1 <= float(str(threshold)) <= 1):
         raise UsageError(
             f"label {quoted(name)}: invalid threshold {quoted(str(threshold))}",
             hint="Give a number from -1 to 1",
@@ -285,9 +291,9 @@ def _label(name: str, given: Mapping[str, Any], forms: Sequence[str]) -> Label:
     return Label(
         name=name,
         prompts=tuple(texts),
-        parent=(given.get("parent") or "").strip(),
-        group=(given.get("group") or "").strip(),
-        threshold=None if threshold is None else float(threshold),
+        parent=str(given.get("parent") or "").strip(),
+        group=str(given.get("group") or "").strip(),
+        threshold=None if threshold is None else float(str(threshold)),
     )
 
 

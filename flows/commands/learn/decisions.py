@@ -7,10 +7,9 @@ Before a round of learning begins, the module finds what the round needs and che
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from artifacts.digests import digest_of
@@ -30,6 +29,7 @@ from artifacts.texts.edits import (
     CaptionChange,
     Edit,
     Edits,
+    ReviewedRow,
     changes_of,
     key_of,
     read_journal,
@@ -131,7 +131,7 @@ def _verdict(edit: Edit, words: str) -> str | None:
     return None if edit.review == REJECTED else edit.caption or words
 
 
-def _name(row: Mapping[str, Any]) -> str:
+def _name(row: ReviewedRow) -> str:
     at = f" at {row['start']:g} s" if row["end"] else ""
     return f"{row['media_path']}{at}"
 
@@ -202,7 +202,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
     edits, journal = old.edits(), old.journal.proved
     known = {**new.edits(), **journal.now}
     when = _last_action(journal)
-    kept, rows, missing = dict[str, Edit](), list[Mapping[str, Any]](), list[str]()
+    kept, rows, missing = dict[str, Edit](), list[ReviewedRow](), list[str]()
     changed = decided = 0
     for key, row in old.folder.rows.items():
         text, edit = words.get(old.folder.chunks[key]), edits.get(key)

@@ -6,8 +6,8 @@ Some examples are held out of training. The new adapter is compared with the old
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
 from flows.outputs.record.rounds import (
@@ -77,12 +77,12 @@ class Learned:
     def made(self) -> int:
         return 1
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         (summary,) = summary_json([self.round])
         where = {"out": str(self.out), "adapter": str(self.adapter)}
         return {**where, "new": self.is_new, **summary, "warnings": self.warnings}
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         loss = loss_of(self.round.corrections(self.round.after))
         shown = {name: getattr(self.round, name) for name in ("round", "accepted", "changed")}
         return {**shown, "loss": loss, "adapter": str(self.adapter)}

@@ -15,11 +15,12 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import quote
 
 from artifacts.disk.files import write_text
 from artifacts.disk.json_records import read_jsonl_file
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault
 from artifacts.remote.addresses import is_address
@@ -74,6 +75,11 @@ PARTS = {
 }
 
 
+class ShownTable(TypedDict):
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def timeline_of(record: RunRecord) -> dict[str, Any]:
     """Return `seconds` (from the run's start to its last update), `stages` and `rungs`. Times are
     seconds since the run's start, memory is bytes."""
@@ -104,7 +110,7 @@ def timeline_of_entry(entry: RunEntry) -> dict[str, Any]:
     }
 
 
-def runs_table(entries: Sequence[RunEntry]) -> dict[str, Any] | None:
+def runs_table(entries: Sequence[RunEntry]) -> ShownTable | None:
     """Return `columns` and `rows`: each run that made something, and their sum; None of one run."""
     total = sum_of(entries)
     if total is None or total.runs == 1:
@@ -173,12 +179,12 @@ def _above(base: int, more: int | None) -> int | None:
     return base + more if more else None
 
 
-def _rung(rung: RungRecord, began: float) -> dict[str, Any]:
+def _rung(rung: RungRecord, began: float) -> dict[str, Json]:
     texts = {name: getattr(rung, name) for name in ("stage", "name", "reason", "error")}
     return {**texts, "at": max(0.0, seconds_of(rung.time) - began)}
 
 
-def stage_table(record: RunRecord, stages: Sequence[StageStatus]) -> dict[str, Any]:
+def stage_table(record: RunRecord, stages: Sequence[StageStatus]) -> ShownTable:
     """Return `columns` and `rows`, one row per stage."""
     planned = record.plan.seconds
     rows = [
@@ -188,7 +194,7 @@ def stage_table(record: RunRecord, stages: Sequence[StageStatus]) -> dict[str, A
     return _without_empty_columns((*COLUMNS, *MORE), rows)
 
 
-def plan_table(record: RunRecord) -> dict[str, Any]:
+def plan_table(record: RunRecord) -> ShownTable:
     """Return `columns` and `rows`: each stage's planned peak with its parts, and the measured peak.
     All exclude the memory of imports."""
     rows = []
@@ -225,7 +231,7 @@ def _more(stage: StageRecord, planned_seconds: float | None) -> tuple[str, ...]:
     )
 
 
-def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> ShownTable:
     """Return a table without columns that hold only `-`."""
     texts = [at for at in range(len(columns)) if any(row[at] != "-" for row in rows)]
     return {
@@ -252,6 +258,23 @@ values."""
 HIGH_FALLS_OUT |= {"letterbox", "bilevel", "faults", "blurred", "exact", "duplicate", "similar"}
 NUMBERS = {"kept_group": "kept_duplicate", "group": "duplicate", "similar_group": "similar"}
 """Marks that only name a group, and the flags of its copies."""
+
+
+class ShownMark(TypedDict):
+    """A mark of the files of a sift run."""
+
+    name: str
+    text: str
+    high: bool
+    """Whether high values fall out."""
+    limit: float | None
+    values: Sequence[float | None]
+
+
+class CopyGroup(TypedDict):
+    kind: str
+    members: list[int]
+    """Positions of its files, the best one first."""
 
 
 def sift_facts(out: Path, record: RunRecord, name: str) -> dict[str, Any]:
@@ -329,7 +352,7 @@ def limits_of(keep: str) -> dict[str, float]:
     return limits if len(limits) == len(matches) else {}
 
 
-def _mark(name: str, values: Sequence[float | None], limit: float | None) -> dict[str, Any]:
+def _mark(name: str, values: Sequence[float | None], limit: float | None) -> ShownMark:
     known = MARKS.get(name)
     return {
         "name": name,
@@ -340,7 +363,7 @@ def _mark(name: str, values: Sequence[float | None], limit: float | None) -> dic
     }
 
 
-def _groups(rows: Sequence[Mapping[str, Any]], number: str) -> list[dict[str, Any]]:
+def _groups(rows: Sequence[Mapping[str, Any]], number: str) -> list[CopyGroup]:
     """Return the groups of copies, each with its best member first."""
     flag = NUMBERS[number]
     by_number: dict[int, list[int]] = defaultdict(list)
@@ -395,7 +418,7 @@ def _page(out: Path, folder: Path) -> str:
     return page(facts(out, folder))
 
 
-def page(data: Any, shared: Sequence[str] = SHARED_SCRIPTS, own: Sequence[str] = SCRIPTS) -> str:
+def page(data: Json, shared: Sequence[str] = SHARED_SCRIPTS, own: Sequence[str] = SCRIPTS) -> str:
     """Return the report as HTML. All user content is in `data`, which the page's script shows as
     text and never as markup. It may hold thumbnails."""
     script = "\n".join([parts(SHARED, shared), part("start.js", PACKAGE), parts(PACKAGE, own)])

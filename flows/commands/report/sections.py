@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec import field as struct_field
 
 from artifacts.disk.json_records import json_of, read_json_file, read_jsonl_file
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.texts.labels import spans_of
 from flows.commands.label.files import LINES, REPORT
@@ -80,7 +81,7 @@ class LabelReport:
     labels: list[LabelCount]
 
 
-def label_counts(out: Path) -> dict[str, Any] | None:
+def label_counts(out: Path) -> dict[str, Json] | None:
     """Return what each label of a run was given to, those given most first; None where the run has
     written none yet. Raises EnvironmentFault."""
     if not (out / REPORT).exists():
@@ -143,7 +144,7 @@ ROUNDS_LINE = (
 )
 
 
-def rounds_facts(rounds: Sequence[Round]) -> dict[str, Any] | None:
+def rounds_facts(rounds: Sequence[Round]) -> dict[str, Json] | None:
     """Return the curves and the table of the rounds of learning; None before the first score."""
     if not (scored := [round_ for round_ in rounds if round_.after]):
         return None
@@ -156,7 +157,7 @@ def rounds_facts(rounds: Sequence[Round]) -> dict[str, Any] | None:
     }
 
 
-def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
+def _learned(title: str, at: int, rounds: Sequence[Round]) -> dict[str, Json]:
     """Return the curves of one score: of each new adapter, and of the model in use."""
     before, after = (
         [_scores(round_, getattr(round_, name))[at] for round_ in rounds]

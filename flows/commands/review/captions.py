@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.disk.json_records import typed
-from artifacts.disk.json_shapes import ShapeError
+from artifacts.disk.json_shapes import Json, ShapeError
 from artifacts.disk.json_types import Text
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.store import local_folder
@@ -26,6 +26,7 @@ from artifacts.texts.edits import (
     EditJournal,
     Edits,
     Review,
+    ReviewedRow,
     StoredEdits,
     changes_of,
     elsewhere_note,
@@ -165,7 +166,7 @@ class ReviewedCaptions:
             if key not in self.folder.rows
         }
 
-    def _row_of(self, key: str) -> tuple[dict[str, Any] | None, str]:
+    def _row_of(self, key: str) -> tuple[ReviewedRow | None, str]:
         """Return the row of a caption and the words that the page showed: those before learning if
         the page does not know the new ones yet."""
         rows = self.folder.rows
@@ -176,7 +177,7 @@ class ReviewedCaptions:
         now = next((key for key, other in self.folder.chunks.items() if other == chunk), "")
         return rows.get(now), shown
 
-    def steps(self) -> dict[str, Any]:
+    def steps(self) -> dict[str, str]:
         """Return descriptions of the next undo and redo; empty if there is none."""
         stepped = self.journal.edits.stepped
         return {does: _description(stepped(does)) for does in (UNDO, REDO)}
@@ -207,7 +208,7 @@ class ReviewedCaptions:
         )
         return elsewhere_note(self._stored.rejected, here)
 
-    def apply(self, request: Any) -> dict[str, Any]:
+    def apply(self, request: Json) -> dict[str, Any]:
         """Apply an edit durably, and return the captions that it changed. Raises EditRefused,
         EnvironmentFault."""
         if self._may_reopen:

@@ -2,7 +2,6 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ from artifacts.records.store import local_folder, open_store
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
 from artifacts.schema import values_of
-from artifacts.texts.captions import CONFIDENCE
-from artifacts.texts.edits import keys_of
+from artifacts.texts.edits import ReviewedRow, keys_of
 from flows.core.media.generated_files import HandwrittenTexts, text_paths
 from flows.core.media.output_rows import CaptionRow, MediaRow
 from flows.core.media.sources import MEDIA_SUFFIXES
@@ -49,7 +47,7 @@ class FolderCaptions:
         self.places: list[str] = []
         """Path or address of each medium; empty: unknown."""
         self._entries: list[MediaRow] = []
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: dict[str, ReviewedRow] = {}
         self.copies: Counter[str] = Counter()
         """Caption key → number of captions that have it: those of files of one content."""
         self.chunks: dict[str, tuple[str, str, str]] = {}
@@ -82,7 +80,7 @@ class FolderCaptions:
             return ""
         return self.places[number]
 
-    def replacing(self, row: Mapping[str, Any], given: str | None) -> str | None:
+    def replacing(self, row: ReviewedRow, given: str | None) -> str | None:
         """Return the text that replaces the model's caption; None if they are equal. Trigger,
         prefix and suffix, which a run adds, are dropped. Control characters, which pasted text may
         have, become spaces. Raises EditRefused."""
@@ -128,12 +126,12 @@ class FolderCaptions:
             self.content_of |= {row["key"]: content for row in rows}
         return medium
 
-    def _row(self, line: CaptionRow) -> dict[str, Any]:
+    def _row(self, line: CaptionRow) -> ReviewedRow:
         _, original, _ = self.fixed.parts(line.original or line.caption)
         key, *unnamed = keys_of(line.features, line.name, line.prompt, original)
         if unnamed:
             self._unnamed[key] = unnamed[0]
-        row = {
+        row: ReviewedRow = {
             "key": key,
             "media_path": line.media_path,
             "start": line.start,
@@ -143,7 +141,9 @@ class FolderCaptions:
             "prompt": line.prompt,
             "cut": line.ended == "length",
             "warnings": line.warnings,
-            **{field: getattr(line, field) for field in CONFIDENCE},
+            "logprob": line.logprob,
+            "margin": line.margin,
+            "margin_at": line.margin_at,
         }
         self.rows[key], self.chunks[key] = row, (line.features, line.name, line.prompt)
         self.copies[key] += 1

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.disk.files import refuse_foreign
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.index.gone_files import GoneFiles
 from artifacts.index.manifest import has_manifest, is_of_index, read_manifest
@@ -70,11 +70,15 @@ class IndexWritten(VectorsWritten):
     vanished: tuple[str, ...] = field(default=())
     """Files with rows in the index that no longer exist."""
 
-    def to_json(self) -> dict[str, Any]:
-        fields = {"index": str(self.folder), "added": self.added, "replaced": self.replaced}
+    def to_json(self) -> dict[str, Json]:
+        fields: dict[str, Json] = {
+            "index": str(self.folder),
+            "added": self.added,
+            "replaced": self.replaced,
+        }
         return {**super(IndexWritten, self).to_json(), **fields, "vanished": list(self.vanished)}
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         fields = {"files": self.files, "rows": self.vectors, "new": self.added}
         return {**fields, "gone": len(self.vanished), "folder": str(self.folder)}
 

@@ -17,12 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.regular_files import is_denied
 from artifacts.errors import EnvironmentFault, MediaError, UsageError
 from artifacts.index.manifest import Maker, Manifest
@@ -186,7 +187,7 @@ class Hit:
     copy_paths: tuple[str, ...]
     """The first few of their files."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {name: getattr(self, name) for name in self.__slots__}
 
 

@@ -3,7 +3,7 @@ from the folder that records the run."""
 
 import argparse
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
@@ -15,7 +15,10 @@ from flows.core.options.media import SourceOptions
 from flows.core.options.training import CommandRecord, RecordedRun
 from flows.outputs.record.recorded_command import repeated
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
 def config_from(given: argparse.Namespace, config: type[C], **fixed: Any) -> C:

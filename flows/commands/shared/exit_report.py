@@ -11,9 +11,10 @@ import traceback
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from artifacts.disk.files import encoded
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import user_cache
 from artifacts.errors import UsageError, redacted
 from artifacts.texts.captions import Failure
@@ -45,7 +46,7 @@ class CommandEnd(Protocol):
     def failures(self) -> list[Failure]: ...
     @property
     def exit_code(self) -> int: ...
-    def to_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, Json]: ...
 
 
 def print_result(given: argparse.Namespace, result: CommandEnd, display: Display) -> bool:

@@ -3,7 +3,7 @@ classes."""
 
 import argparse
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.options import Declared, declared
 from flows.core.options.commands import CaptionConfig
@@ -12,13 +12,16 @@ from flows.core.options.media import SourceOptions
 from flows.core.options.vectors import INDEX, LabelConfig, VectorConfig
 from stages.decode.generation import WORDS
 
-Groups = dict[str, Any]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Groups = dict[str, argparse._ActionsContainer]
 """Heading, or heading and name of an exclusive group → argparse group."""
 
 
 def add_options(
     parser: argparse.ArgumentParser,
-    config: type[Any],
+    config: type["DataclassInstance"],
     *headings: str,
     without: Collection[str] = (),
 ) -> Groups:
@@ -32,7 +35,9 @@ def add_options(
     return groups
 
 
-def group_of(parser: argparse.ArgumentParser, groups: Groups, heading: str) -> Any:
+def group_of(
+    parser: argparse.ArgumentParser, groups: Groups, heading: str
+) -> argparse._ActionsContainer:
     if not heading:
         return parser
     if heading not in groups:
@@ -40,7 +45,9 @@ def group_of(parser: argparse.ArgumentParser, groups: Groups, heading: str) -> A
     return groups[heading]
 
 
-def _group_of_option(parser: argparse.ArgumentParser, groups: Groups, declaration: Declared) -> Any:
+def _group_of_option(
+    parser: argparse.ArgumentParser, groups: Groups, declaration: Declared
+) -> argparse._ActionsContainer:
     group = group_of(parser, groups, declaration.option.heading)
     if declaration.option.excludes:
         name = f"{declaration.option.heading}: {declaration.option.excludes}"
@@ -50,7 +57,7 @@ def _group_of_option(parser: argparse.ArgumentParser, groups: Groups, declaratio
     return group
 
 
-def _add(group: Any, declaration: Declared) -> None:
+def _add(group: argparse._ActionsContainer, declaration: Declared) -> None:
     option = declaration.option
     if declaration.kind is bool:
         action = "store_false" if declaration.field.default is True else "store_true"
@@ -91,14 +98,14 @@ def add_caption_options(
     )
 
 
-def add_ray_option(group: Any) -> None:
+def add_ray_option(group: argparse._ActionsContainer) -> None:
     """Add the option of the commands that can run on a Ray cluster."""
     group.add_argument(
         "--ray", metavar="ADDRESS", default="", help="run on this Ray cluster: HOST:PORT, or auto"
     )
 
 
-def add_quiet_options(parser: argparse.ArgumentParser) -> Any:
+def add_quiet_options(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
     """Add the options that control printing, and return their group."""
     group = parser.add_argument_group("running")
     group.add_argument("--dry-run", action="store_true", help="print what would be done, then exit")
@@ -106,7 +113,7 @@ def add_quiet_options(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_print_options(group: Any) -> None:
+def add_print_options(group: argparse._ActionsContainer) -> None:
     """Add the two options that change what a command prints, which exclude each other."""
     quiet = group.add_mutually_exclusive_group()
     quiet.add_argument("--quiet", action="store_true", help="print errors only")
@@ -121,7 +128,7 @@ def add_running_options(parser: argparse.ArgumentParser, groups: Groups, dry_run
 
 def add_vector_options(
     parser: argparse.ArgumentParser, config: type[VectorConfig], *, without: Collection[str] = ()
-) -> Any:
+) -> argparse._ActionsContainer:
     """Add the options of a command that computes vectors. Return the group of those of running."""
     headings = [MODEL, VECTORS, MEMORY, FILES]
     if issubclass(config, LabelConfig):

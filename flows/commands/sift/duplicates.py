@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,7 @@ def _by_bands(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
                 yield np.stack([one[near], other[near]], axis=1)
 
 
+S = TypeVar("S", bound=np.generic)
 Points = NDArray[Any]
 WINDOW, STRIDE = 16, 4
 """Side of a window in points, and the distance of two. Its edges fade: a line that enters one is no
@@ -290,7 +291,7 @@ def _some(looks: Stored, numbers: Iterable[int]) -> Thumbs:
     return np.array([looks[at].thumb for at in numbers], np.float32).reshape(-1, SIDE, SIDE)
 
 
-def _of_all(looks: Stored, measure: Callable[[Thumbs], NDArray[Any]]) -> NDArray[Any]:
+def _of_all(looks: Stored, measure: Callable[[Thumbs], NDArray[S]]) -> NDArray[S]:
     """Return a measure of all thumbnails, with a batch of them in memory at a time."""
     parts = [range(at, min(at + BATCH, len(looks))) for at in range(0, len(looks), BATCH)]
     return np.concatenate([measure(_some(looks, part)) for part in parts or [range(0)]])
@@ -371,9 +372,7 @@ class _Planes:
         return planes[..., :: self.turn]
 
 
-def _agreed(
-    grey: Sequence[NDArray[np.bool_]], colours: NDArray[Any], limit: NDArray[Any]
-) -> NDArray[np.bool_]:
+def _agreed(grey: Sequence[NDArray[np.bool_]], colours: Points, limit: Points) -> NDArray[np.bool_]:
     """Return which pairs agree in grey and in colour. `grey`: whether they do in each of ROWS;
     `colours`: how their blocks differ [..., 2, COARSE, COARSE], by `limit` at most."""
     most = [np.abs(colours[..., rows, :]).max(axis=(-3, -2, -1)) for rows in ROWS]
@@ -431,7 +430,7 @@ def _is_part(cropped: _Planes, whole: _Planes) -> NDArray[np.bool_]:
     return crops
 
 
-def _near(differing: NDArray[Any], small: NDArray[Any], rows: slice) -> NDArray[np.bool_]:
+def _near(differing: Points, small: Points, rows: slice) -> NDArray[np.bool_]:
     """Return at which places of a crop no block of these rows differs [n, starts, starts]."""
     here = differing[..., rows, :]
     limit = SAME_CROP * (small[:, rows].std(axis=(1, 2)) + FLAT)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.disk.files import json_text, write_text
 from artifacts.disk.json_records import read_jsonl_file
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Text
 from artifacts.errors import UsageError
 from artifacts.index.near_duplicates import Copies, stars
@@ -28,6 +29,10 @@ from flows.core.media.generated_files import GeneratedFiles
 from flows.core.options.vectors import KEEP
 from flows.outputs.folder.foreign_files import CHUNKS_FILE, KEPT_FILE, LEFT_OUT_FILE, MARKS_FILE
 from stages.sift.measures import BLACK_SHARE, STEP_SECONDS, Marked, is_coloured
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from pyarrow import RecordBatch
 
 BLURRED = 0.4
 """Sharpness below which a medium is blurred. Measured by `benchmarks/sift.py`."""
@@ -299,7 +304,7 @@ def _number(rows: Sequence[Values], best: Sequence[int], number: str) -> None:
             row[number] = numbers.setdefault(of, len(numbers) + 1)
 
 
-def _quality(row: Mapping[str, Any], coloured: bool) -> tuple[bool, bool, float, bool, float]:
+def _quality(row: Values, coloured: bool) -> tuple[bool, bool, float, bool, float]:
     """Return the sort key by which the best of a group is chosen: no faults, more than black and
     white, then its resolution, then colours, then its sharpness."""
     good = not row["faults"], not row["bilevel"]
@@ -370,7 +375,7 @@ def kept_of(files: MarkedFiles, condition: Condition | None) -> tuple[list[int],
 
 
 def _by_flags(
-    files: MarkedFiles, condition: Condition, named: Sequence[str], stored: Any
+    files: MarkedFiles, condition: Condition, named: Sequence[str], stored: "RecordBatch"
 ) -> Callable[[int, Sequence[bool]], bool]:
     """Return the function that says whether a file meets a condition with these flags of copies.
     `stored` is the batch of all rows."""
@@ -395,7 +400,7 @@ def _are_of_one_file(rows: Sequence[Values], best: NDArray[np.int64]) -> NDArray
     return np.array(same, np.bool_)
 
 
-def _batch(rows: Sequence[Values]) -> Any:
+def _batch(rows: Sequence[Values]) -> "RecordBatch":
     """Return rows as a pyarrow batch."""
     # Numbers of one type, since a condition may compare a count with 0.5.
     kinds = {name: "text" if name in TEXTS else "number" for name in rows[0]}
@@ -404,7 +409,7 @@ def _batch(rows: Sequence[Values]) -> Any:
     return batch
 
 
-def _with_flags(batch: Any, flags: Mapping[str, Any]) -> Any:
+def _with_flags(batch: "RecordBatch", flags: Mapping[str, "ArrayLike"]) -> "RecordBatch":
     """Return a batch with these flags of copies: mark → its value of each row, or of all."""
     import pyarrow as pa
 
@@ -414,13 +419,13 @@ def _with_flags(batch: Any, flags: Mapping[str, Any]) -> Any:
     return batch
 
 
-def _seen(row: Mapping[str, Any], text: str) -> str:
+def _seen(row: Values, text: str) -> str:
     """Return the values of the marks that a condition names: `motion 0.003`."""
     named = [name for name in row if name in text.split()]
     return ", ".join(f"{name} {'null' if row[name] is None else row[name]}" for name in named)
 
 
-def list_lines(files: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, Any]]:
+def list_lines(files: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, Json]]:
     """Yield the lines of a list of sources, with the prompts that files had in theirs."""
     for at in kept:
         file = files.files[at].file

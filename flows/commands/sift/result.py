@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.wording import counted
 from flows.outputs.folder.foreign_files import KEPT_FILE
 from flows.outputs.run_result import RunEnd
@@ -46,11 +46,11 @@ class Sifted(RunEnd):
         )
         return "".join(parts)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         counts = {"marked": self.marked, "kept": self.kept, "duplicates": self.duplicates}
         return self.outcome({**counts, "list": str(self.kept_list)})
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         return {"files": self.files, "kept": self.kept, "folder": str(self.out)}
 
     def line(self) -> str:

@@ -2,8 +2,8 @@
 after."""
 
 from collections.abc import Iterator
-from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from stages.tune.record import TrainingRecord
 
 MAX_POINTS = 600
@@ -12,7 +12,7 @@ GIB = 1 << 30
 TRAINING_COLUMNS = ("reference", "before training", "now")
 
 
-def training_facts(line: str, record: TrainingRecord) -> dict[str, Any]:
+def training_facts(line: str, record: TrainingRecord) -> dict[str, Json]:
     """Return curves and samples of a training whose result is this line."""
     return {
         "line": line,
@@ -22,16 +22,16 @@ def training_facts(line: str, record: TrainingRecord) -> dict[str, Any]:
     }
 
 
-def _losses(record: TrainingRecord) -> dict[str, Any]:
-    series = [{"name": "trained on", "kind": "trained", "points": _thin(record.losses)}]
+def _losses(record: TrainingRecord) -> dict[str, Json]:
+    series: list[Json] = [{"name": "trained on", "kind": "trained", "points": _thin(record.losses)}]
     if held := record.held_out_losses:
         series.append({"name": "held out", "kind": "held-out", "points": held})
     return {"title": "Loss per token, by step", "series": series}
 
 
-def _memory(record: TrainingRecord) -> dict[str, Any]:
+def _memory(record: TrainingRecord) -> dict[str, Json]:
     values = [value / GIB for value in record.memory_bytes]
-    series = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
+    series: Json = [{"name": "after each step", "kind": "memory", "points": _thin(values)}]
     return {"title": "Host memory, GiB, by step", "series": series}
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.json_records import json_of, read_json_file
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
@@ -54,13 +54,13 @@ class Tuned(TuneResult):
 
     record: TrainingRecord
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {"adapter": str(self.out), **json_of(self.record)}
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         record = self.record
         counts = {"steps": record.steps, "examples": record.examples, "held_out": record.held_out}
-        row = {"adapter": str(self.out), **counts}
+        row: dict[str, Json] = {"adapter": str(self.out), **counts}
         if record.scores:
             last = record.scores[-1]
             row |= {"exact": last.exact, "words": last.words, "loss": last.loss}
@@ -90,12 +90,12 @@ class AdapterScore(TuneResult):
     """Folder of the adapter; empty: the model without an adapter."""
     score: ScoreRecord
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         score = json_of(replace(self.score, each=[]))
         del score[EACH]
         return {"adapter": self.adapter, **score}
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         score = self.score
         shown = {"exact": score.exact, "words": score.words, "loss": score.loss}
         return {"adapter": self.adapter, "captions": score.captions, **shown}
@@ -122,7 +122,7 @@ def scored_in(out: Path, adapter: str) -> AdapterScore:
     return AdapterScore(out=out, adapter=adapter, score=score)
 
 
-def refuse_other_recipe(out: Path, recipe: Mapping[str, Any], *, resume: bool) -> None:
+def refuse_other_recipe(out: Path, recipe: Mapping[str, Json], *, resume: bool) -> None:
     """Refuse to train into a folder whose adapter has another recipe, unless `resume`. Raises
     UsageError."""
     if resume or not (out / ADAPTER_WEIGHTS).is_file():
@@ -159,14 +159,14 @@ class TrainingFound:
         """Yield the state in one line."""
         yield self.tuned.line() if self.tuned is not None else "no step is finished yet"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {"training": None if self.tuned is None else self.tuned.to_json()}
 
     def about(self) -> Iterator[tuple[str, str]]:
         """Yield nothing: the run's rows say all."""
         yield from ()
 
-    def sections(self) -> dict[str, Any]:
+    def sections(self) -> dict[str, Json]:
         """Return its curves and samples, once a step is finished."""
         if self.tuned is None:
             return {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import refuse_foreign
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import folder_named
 from artifacts.errors import EnvironmentFault, NoFeatures, UsageError
 from artifacts.records.store import open_store
@@ -209,11 +210,11 @@ def _training_fields(
     }
 
 
-def _recipe(config: TrainingOptions, job: Job, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe(config: TrainingOptions, job: Job, fields: Mapping[str, Json]) -> dict[str, Json]:
     """Return the key fields of an adapter, without its examples. Precision and optimizer are those
     requested, so a fallback rung does not change the key."""
-    requested = {"precision": config.precision, "optimizer": config.optimizer}
-    model = {
+    requested: dict[str, Json] = {"precision": config.precision, "optimizer": config.optimizer}
+    model: dict[str, Json] = {
         "model": job.model.digests["language"],
         **as_published_fields(job.model.profile.as_published),
         **({"answer_blank": blank} if (blank := job.model.profile.answer_blank) else {}),

@@ -56,6 +56,8 @@ from flows.core.options.formats import MADE, MOST_TRACKS, sounding
 from stages.models.hub.transfer import Announce
 
 Row = Mapping[str, Any]
+Item = tuple[Path, float | None, float | None, str]
+"""Path, start, end and prompt of what has one caption."""
 PATHS = ("path", "file_name", "image", "video", "image_path", "video_path")
 """Fields that name a file, relative to the data's folder."""
 
@@ -83,8 +85,7 @@ class Example:
     """Line in the data; 0 if the caption is a file of its own."""
 
     @property
-    def item(self) -> tuple[Any, ...]:
-        """Return the identity of the item that has one caption."""
+    def item(self) -> Item:
         return self.path, self.start, self.end, self.prompt
 
     @property
@@ -385,7 +386,7 @@ def examples_in(
 
 
 def _reviewed(
-    rows: list[tuple[int, Mapping[str, Any]]], path: Path, store: Store | None, announce: Announce
+    rows: list[tuple[int, Row]], path: Path, store: Store | None, announce: Announce
 ) -> list[Example]:
     """Return the captions that users accepted, corrected or wrote by hand. If none was accepted or
     corrected, return all that were not rejected. Raises UsageError if corrections are not yet in
@@ -422,7 +423,7 @@ def _check(examples: Sequence[Example], path: Path) -> None:
             f"{path}: {empty[0].place} has no caption ({len(empty)} of {len(examples)} have none)",
             hint="Write one, or remove the line",
         )
-    seen: dict[tuple[Any, ...], Example] = {}
+    seen: dict[Item, Example] = {}
     for example in examples:
         other = seen.setdefault(example.item, example)
         if other.caption != example.caption:
@@ -508,7 +509,7 @@ def _example(
     )
 
 
-def _own_file(row: Mapping[str, Any], data: Path) -> Path | None:
+def _own_file(row: Row, data: Path) -> Path | None:
     """Return the file next to the data that a row of a Hugging Face dataset names, or None."""
     named = row.get("file_name")
     path = absolute(data.parent / named) if isinstance(named, str) else None

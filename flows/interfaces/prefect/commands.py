@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
-from prefect import State, flow
+from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
@@ -56,6 +56,7 @@ from flows.interfaces.prefect.config_checks import (
 from flows.interfaces.prefect.runs import (
     CALLER,
     Caller,
+    Ended,
     PipelineResult,
     named_after_work,
     run_in_flow,
@@ -69,7 +70,7 @@ from flows.outputs.run_result import RunResult
 
 
 @flow(name="caption-videos", flow_run_name=named_after_work, persist_result=False)
-def caption_videos(config: CaptionParameters) -> State[Any]:
+def caption_videos(config: CaptionParameters) -> Ended:
     """Caption everything that `config` names; its fields are the command line's options.
 
     Relative paths are looked up in the flow's working directory, which for a deployment is the
@@ -108,7 +109,7 @@ def run_with_prefect(config: CaptionConfig, display: Display) -> RunResult:
     return caller.result
 
 
-def observed(run: Callable[[], State[Any]], caller: Caller) -> State[Any] | None:
+def observed(run: Callable[[], Ended], caller: Caller) -> Ended | None:
     """Run the flow, and return its state, or None if the server vanished after the work was
     done."""
     try:
@@ -126,7 +127,7 @@ def observed(run: Callable[[], State[Any]], caller: Caller) -> State[Any] | None
 
 
 @flow(name="embed-media", flow_run_name=named_after_work, persist_result=False)
-def embed_media(config: EmbedParameters) -> State[Any]:
+def embed_media(config: EmbedParameters) -> Ended:
     """Compute vectors of everything that `config` names; its fields are the command line's options.
 
     Relative paths are looked up as `caption-videos` does.
@@ -135,7 +136,7 @@ def embed_media(config: EmbedParameters) -> State[Any]:
 
 
 @flow(name="sift-media", flow_run_name=named_after_work, persist_result=False)
-def sift_media(config: SiftParameters) -> State[Any]:
+def sift_media(config: SiftParameters) -> Ended:
     """Mark everything that `config` names, and list what meets `keep`; its fields are the command
     line's options.
 
@@ -145,7 +146,7 @@ def sift_media(config: SiftParameters) -> State[Any]:
 
 
 @flow(name="index-folder", flow_run_name=named_after_work, persist_result=False)
-def index_folder(config: IndexParameters) -> State[Any]:
+def index_folder(config: IndexParameters) -> Ended:
     """Add to the index `out` all files that it has no rows of, and create it if needed.
 
     The fields of `config` are the options of `penstock index build`; relative paths are looked up
@@ -155,7 +156,7 @@ def index_folder(config: IndexParameters) -> State[Any]:
 
 
 @flow(name="label-images", flow_run_name=named_after_work, persist_result=False)
-def label_images(config: LabelParameters) -> State[Any]:
+def label_images(config: LabelParameters) -> Ended:
     """Label everything that `config` names; its fields are the command line's options.
 
     Relative paths, those of labels and templates too, are looked up as `caption-videos` does.
@@ -168,7 +169,7 @@ ADAPTER = "adapter"
 
 
 @flow(name="tune-captions", flow_run_name=named_after_work, persist_result=False)
-def tune_captions(config: TuneParameters) -> State[Any]:
+def tune_captions(config: TuneParameters) -> Ended:
     """Train an adapter on captions; the fields of `config` are the options of `penstock tune`.
 
     Relative paths are looked up as `caption-videos` does. A run that died goes on from its last
@@ -182,7 +183,7 @@ CHECKPOINT = "checkpoint"
 
 
 @flow(name="export-model", flow_run_name=named_after_work, persist_result=False)
-def export_model(config: ExportParameters) -> State[Any]:
+def export_model(config: ExportParameters) -> Ended:
     """Write a quantized checkpoint, and keep it if it is as good as the original; the fields of
     `config` are the options of `penstock export`.
 
@@ -211,7 +212,7 @@ def passed(result: Exported) -> Exported:
 
 
 @flow(name="learn-captions", flow_run_name=named_after_work, persist_result=False)
-def learn_captions(config: LearnParameters, caption: CaptionParameters) -> State[Any]:
+def learn_captions(config: LearnParameters, caption: CaptionParameters) -> Ended:
     """Train an adapter on corrected captions, and caption again with it. The fields of `config` are
     the options of `penstock learn`; those of `caption` are the options of the run that made the
     captions, and name its folder.
@@ -228,9 +229,7 @@ def learn_captions(config: LearnParameters, caption: CaptionParameters) -> State
 
 
 @flow(name="rebuild-features", flow_run_name=named_after_work, persist_result=False)
-def rebuild_features(
-    config: RebuildParameters, name: str = "", dry_run: bool = False
-) -> State[Any]:
+def rebuild_features(config: RebuildParameters, name: str = "", dry_run: bool = False) -> Ended:
     """Encode what of the features that `config` needs is missing in the store.
 
     Args:
@@ -251,7 +250,7 @@ def rebuild_features(
 
 
 @flow(name="collect-store", persist_result=False)
-def collect_store(max_size: str, store: str = "") -> State[Any]:
+def collect_store(max_size: str, store: str = "") -> Ended:
     """Delete the least recently used features and frames of a store, as `penstock cache gc` does.
 
     Args:
@@ -275,7 +274,7 @@ Files = Annotated[int, Field(gt=0, description="files of a portion, at the most"
 
 
 @flow(name="caption-many", flow_run_name=named_after_work, persist_result=False)
-def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
+def caption_many(config: CaptionParameters, files: Files = FILES) -> Ended:
     """Caption what `config` names on all GPUs of the Ray cluster, as `caption-videos` does on one.
 
     Media, `store` and `out` must have the same paths on every machine.
@@ -284,13 +283,13 @@ def caption_many(config: CaptionParameters, files: Files = FILES) -> State[Any]:
 
 
 @flow(name="embed-many", flow_run_name=named_after_work, persist_result=False)
-def embed_many(config: EmbedParameters, files: Files = FILES) -> State[Any]:
+def embed_many(config: EmbedParameters, files: Files = FILES) -> Ended:
     """Compute vectors on all GPUs of the Ray cluster, as `embed-media` does on one."""
     return _divided("embed", config, files, embed, product_of(EMBED))
 
 
 @flow(name="label-many", flow_run_name=named_after_work, persist_result=False)
-def label_many(config: LabelParameters, files: Files = FILES) -> State[Any]:
+def label_many(config: LabelParameters, files: Files = FILES) -> Ended:
     """Label media on all GPUs of the Ray cluster, as `label-images` does on one."""
     return _divided("label", config, files, label, product_of(LABEL))
 
@@ -301,7 +300,7 @@ def _divided(
     files: int,
     plain: Callable[..., PipelineResult],
     makes: str,
-) -> State[Any]:
+) -> Ended:
     """Run a command on the cluster, or on all GPUs of this machine where none is named."""
     address = os.environ.get(ADDRESS, "").strip()
     begun = partial(remember, words_of(config)) if isinstance(config, CaptionConfig) else None

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from textwrap import dedent
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect.utilities import callables
 from pydantic import BeforeValidator, ConfigDict, with_config
@@ -23,8 +23,11 @@ from flows.core.options.commands import CaptionConfig, RebuildConfig
 from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def docstrings(kind: type[Any]) -> dict[str, str]:
+
+def docstrings(kind: type["DataclassInstance"]) -> dict[str, str]:
     """Return the docstring below each field of a configuration and of its groups."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
@@ -56,7 +59,7 @@ def takes_text(option: Option) -> bool:
     return option.parse is not None and not option.repeated
 
 
-def form_of(kind: type[Any]) -> ConfigDict:
+def form_of(kind: type["DataclassInstance"]) -> ConfigDict:
     """Return settings of a configuration's form. It shows the command's options with their texts
     and bounds. The server's schema refuses every other field by name."""
 
@@ -76,7 +79,7 @@ def form_of(kind: type[Any]) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra=change)
 
 
-def command_values(kind: type[Any]) -> Callable[[Any], Any]:
+def command_values(kind: type["DataclassInstance"]) -> Callable[[Any], Any]:
     """Return a function that returns the parameters of a command, sizes and the like parsed as on
     the command line. It raises UsageError for fields that the command does not have, and for
     numbers and texts that the command line refuses."""
@@ -105,7 +108,7 @@ def parsed(declaration: Declared, value: Any) -> Any:
     return value
 
 
-COMMANDS: Mapping[type[Any], str] = {
+COMMANDS: Mapping[type["DataclassInstance"], str] = {
     CaptionConfig: "caption",
     RebuildConfig: "cache rebuild",
     EmbedConfig: "embed",

@@ -10,12 +10,12 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
 from prefect import State, get_run_logger, task
@@ -26,6 +26,7 @@ from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import Interrupted, PenstockError, UsageError
 from artifacts.texts.captions import Failure
 from flows.core.console.display import Display
@@ -160,7 +161,7 @@ class PrefectRunning:
         if self._process is not None:
             self._process.stop()
 
-    def _run(self) -> StageOutcome | State[Any]:
+    def _run(self) -> StageOutcome | State[PenstockError]:
         is_done = False
         try:
             process = self._start()
@@ -193,13 +194,15 @@ class PrefectRunning:
         self._listen(stage, event)
 
 
+Ended: TypeAlias = State[PenstockError | None]
+"""How a flow ended, with its error."""
 INTERRUPTED = "Interrupted"
 """Name of the state of a run that was ended from outside without being asked."""
 LOOK_SECONDS = 30.0
 """Interval of looks at the run's state: that of heartbeats. A worker ends a run much sooner."""
 
 
-def ended_by(error: PenstockError, key: str) -> State[Any]:
+def ended_by(error: PenstockError, key: str) -> Ended:
     """Return the state of a flow that an error ended, told as soon as the server answers.
     `Interrupted` is what flows/interfaces/prefect/sweep.py starts again."""
     await_server()
@@ -224,7 +227,7 @@ class PipelineResult(Protocol):
 
     def line(self) -> str: ...
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> Mapping[str, Json]:
         """Return what was made, as a row of a table."""
 
 
@@ -314,7 +317,7 @@ def note_run(_: Job, writer: RecordWriter) -> None:
     writer.record.prefect = FlowRun(id=str(flow_run.id), name=str(flow_run.name))
 
 
-def run_in_flow(config: MediaOptions, run: Runner, makes: str) -> State[Any]:
+def run_in_flow(config: MediaOptions, run: Runner, makes: str) -> Ended:
     """Run a pipeline in the flow run that is going on, and return the state that it ends in.
     `config` names the folders that it reads and writes. The page in the UI is called by what it
     makes."""

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from artifacts.disk.files import write_json
@@ -18,6 +18,9 @@ from artifacts.disk.signing import own_secret, stored_secret
 from artifacts.errors import EnvironmentFault, UsageError, redacted
 from flows.core.machine.launch import answers, fault_of_api, is_local, is_silent
 from flows.core.machine.leases import start_of
+
+if TYPE_CHECKING:
+    from prefect.settings.legacy import Setting
 
 FILE = "penstock-auth"
 """Name of the file in Prefect's folder, next to the server's database."""
@@ -129,7 +132,7 @@ def _unusable(path: Path, error: OSError) -> EnvironmentFault:
     )
 
 
-def client_settings() -> dict[Any, str]:
+def client_settings() -> dict["Setting", str]:
     """Return the settings by which Prefect's client in this process reaches its server: the one of
     PREFECT_API_URL, or else that of this user's `make server`. Raises EnvironmentFault, and
     UsageError without a server."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Annotated, Any
 
-from prefect import State, flow, get_run_logger
+from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -21,7 +21,7 @@ from prefect.states import Completed, Scheduled
 from pydantic import Field
 
 from flows.interfaces.prefect.crashed import close_ended
-from flows.interfaces.prefect.runs import INTERRUPTED
+from flows.interfaces.prefect.runs import INTERRUPTED, Ended
 
 NAME = "sweep-crashed"
 AGAIN = f"Started again by {NAME}"
@@ -50,7 +50,7 @@ def sweep_crashed(
     max_retries: Annotated[int, Field(ge=0)] = 3,
     older_than_seconds: Annotated[float, Field(ge=0)] = 60.0,
     younger_than_hours: Annotated[float, Field(gt=0)] = 168.0,
-) -> State[Any]:
+) -> Ended:
     """Start runs again that crashed, and make Crashed what of their tasks still says Running.
 
     Of each job (a deployment with its parameters) only the newest run is looked at, at most

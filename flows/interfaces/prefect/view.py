@@ -9,7 +9,6 @@ import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -19,6 +18,7 @@ from prefect.artifacts import (
 )
 from prefect.logging.handlers import PrefectConsoleHandler
 
+from artifacts.disk.json_shapes import Json
 from artifacts.texts.captions import Failure
 from flows.core.console.lines import printable
 from flows.interfaces.prefect.crashed import without_retries
@@ -101,7 +101,7 @@ class Progress:
 class RunLog(io.StringIO):
     """A stream whose lines go to the log of the flow run, which the UI shows."""
 
-    def __init__(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+    def __init__(self, log: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> None:
         super().__init__()
         self._log = log
         # Once the terminal is gone, as after the worker was killed, rich would end the thread that
@@ -126,7 +126,7 @@ def show(text: str, key: str) -> None:
 
 
 def page(
-    line: str, counts: Mapping[str, Any], failures: Sequence[Failure], out: Path | None = None
+    line: str, counts: Mapping[str, Json], failures: Sequence[Failure], out: Path | None = None
 ) -> str:
     """Return the end of a run in markdown: its last line, counts, failures with their reasons and
     hints, and where its report is. Long texts are lines, which wrap: Prefect cuts table cells at

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 from uuid import uuid4
 
 from artifacts.disk.faults import fault_of
@@ -38,6 +38,7 @@ from flows.execution import run
 from flows.execution.run_observer import OnBegin
 from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_record import Partitions
+from flows.outputs.run_result import RunEnd
 from stages.models.half_job import HalfJob
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener
@@ -213,11 +214,26 @@ def _is_read(read: Callable[[], bytes], token: str) -> bool:
             time.sleep(0.5)
 
 
-def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
-    """Run one task. Return how it ended: its `result`, or as `error` what went wrong besides files,
-    and in `retry` whether it may succeed elsewhere or later."""
+class TaskEnd(TypedDict, total=False):
+    """How a task ended."""
+
+    result: RunEnd
+    """What the command made."""
+    stages: dict[str, int]
+    """Stage → items that it made."""
+    error: PenstockError | None
+    """What went wrong besides files."""
+    retry: bool
+    """Whether it may succeed elsewhere or later."""
+    seconds: float
+    node_id: str
+    """Node of the cluster."""
+
+
+def process(config: RunOptions, terms: Terms) -> TaskEnd:
+    """Run one task."""
     began = time.monotonic()
-    ended: dict[str, Any] = {"error": None}
+    ended: TaskEnd = {"error": None}
     try:
         os.environ.update(terms.environment)
         if os.path.isdir(terms.folder):
@@ -225,14 +241,15 @@ def process(config: RunOptions, terms: Terms) -> dict[str, Any]:
         check_node(config, terms)
         ended |= _run(_partition_of(config, terms) if terms.partition else config, terms)
     except (PenstockError, OSError) as raised:
-        error = raised
         if isinstance(raised, OSError):
-            error = fault_of(raised, Path(str(raised.filename or terms.out)))
+            error: PenstockError = fault_of(raised, Path(str(raised.filename or terms.out)))
+        else:
+            error = raised
         ended |= {"error": error, "retry": isinstance(error, EnvironmentFault | Interrupted)}
     return {**ended, "seconds": time.monotonic() - began}
 
 
-def _run(config: RunOptions, terms: Terms) -> dict[str, Any]:
+def _run(config: RunOptions, terms: Terms) -> TaskEnd:
     """Run the command. Its result crosses without what grows with the number of files."""
     writer: RecordWriter | None = None
 

@@ -22,10 +22,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError, redacted
@@ -40,13 +40,16 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.model import ALL_GPUS
 from flows.execution.run import stopped_in_order
 from flows.execution.run_observer import OnBegin
-from flows.interfaces.ray.partition import COMMANDS, Terms, process, terms_of, withdraw
+from flows.interfaces.ray.partition import COMMANDS, TaskEnd, Terms, process, terms_of, withdraw
 from flows.outputs.folder.owners import refuse_taking, take
 from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import history_in
 from flows.outputs.record.run_record import Partitions
 from stages.process.events import Answered
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 RETRIES = 4
 """How often Ray starts a task again whose worker or node died."""
@@ -81,7 +84,7 @@ class Cluster:
         self._task = self._ray.remote(
             num_cpus=0, num_gpus=self.gpus, max_calls=0, max_retries=RETRIES
         )(run_task)
-        self._nodes: dict[Any, str] = {}
+        self._nodes: dict[ObjectRef[TaskEnd], str] = {}
         """Task → node of a cluster without GPUs."""
 
     def _connect(self, address: str) -> None:
@@ -145,7 +148,9 @@ class Cluster:
         """Return how many tasks may be submitted and not ended."""
         return self.slots * (AHEAD if self.gpus else 1)
 
-    def submit(self, config: RunOptions, terms: Terms, avoid: Collection[str] = ()) -> Any:
+    def submit(
+        self, config: RunOptions, terms: Terms, avoid: Collection[str] = ()
+    ) -> "ObjectRef[TaskEnd]":
         """Submit a task and return it. It runs on none of the nodes to `avoid`, by id, if there are
         others."""
         ids = [node["NodeID"] for node in self._alive()]
@@ -155,7 +160,7 @@ class Cluster:
         elif avoid and set(ids) - set(avoid):
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(avoid)})"}
         name = f"penstock {terms.partition or 'outputs'}"
-        task = self._task.options(name=name, **options).remote(config, terms)
+        task: ObjectRef[TaskEnd] = self._task.options(name=name, **options).remote(config, terms)
         if not self.gpus:
             self._nodes[task] = options["scheduling_strategy"].node_id
         return task
@@ -167,14 +172,16 @@ class Cluster:
         node = min(ids, key=busy.count)
         return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)}
 
-    def ended(self, tasks: Sequence[Any], seconds: float) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def ended(
+        self, tasks: Sequence["ObjectRef[TaskEnd]"], seconds: float
+    ) -> Iterator[tuple["ObjectRef[TaskEnd]", TaskEnd]]:
         """Wait for tasks. Yield those that have ended, with what they returned; what Ray says is
         an EnvironmentFault."""
         ready, _ = self._ray.wait(list(tasks), num_returns=1, timeout=seconds)
         for task in ready:
             self._nodes.pop(task, None)
             try:
-                returned: dict[str, Any] = self._ray.get(task)
+                returned: TaskEnd = self._ray.get(task)
             except Exception as error:  # lost too often, or not importable there
                 text = " ".join(redacted(str(error)).split())[:300]
                 fault = EnvironmentFault(
@@ -184,14 +191,14 @@ class Cluster:
                 returned = {"error": fault, "retry": False}
             yield task, returned
 
-    def cancel(self, task: Any) -> None:
+    def cancel(self, task: "ObjectRef[TaskEnd]") -> None:
         """Stop a task in order; nothing is lost."""
         self._nodes.pop(task, None)
         with contextlib.suppress(Exception):
             self._ray.cancel(task)
 
 
-def run_task(config: RunOptions, terms: Terms) -> dict[str, Any]:
+def run_task(config: RunOptions, terms: Terms) -> TaskEnd:
     """Run one task in a worker of Ray. Return as `process` does, with the id of the node."""
     import ray
 
@@ -249,7 +256,7 @@ class TaskRun:
     """A partition, or the outputs of all, and the tasks that were submitted for it."""
 
     terms: Terms
-    tasks: list[Any] = field(default_factory=list)
+    tasks: list["ObjectRef[TaskEnd]"] = field(default_factory=list)
     """Tasks that have not ended."""
     attempts: int = 0
     due: float = 0.0
@@ -257,7 +264,7 @@ class TaskRun:
     failing: set[str] = field(default_factory=set)
     """Ids of the nodes whose environment failed it."""
     helped: bool = False
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: TaskEnd = field(default_factory=TaskEnd)
     """What the first task returned that succeeded."""
     error: PenstockError | None = None
     """Why it failed for good."""
@@ -268,7 +275,7 @@ class Dispatch:
 
     def __init__(self, cluster: Cluster, config: RunOptions) -> None:
         self._cluster, self._config = cluster, config
-        self._owner: dict[Any, TaskRun] = {}
+        self._owner: dict[ObjectRef[TaskEnd], TaskRun] = {}
         self._busy_at = time.monotonic()
         """Last time when no slot was idle."""
 

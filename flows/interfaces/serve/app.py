@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -25,6 +25,7 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from artifacts.disk.json_shapes import Json
 from artifacts.index.shard import IndexRow
 from flows.core.options.vectors import SearchQuery
 from flows.interfaces.serve.caption_routes import CaptionRoutes
@@ -73,6 +74,9 @@ class TextSearchParams(SearchParams):
     q: Words
 
 
+T = TypeVar("T")
+
+
 class Routes:
     """The route handlers of one service."""
 
@@ -113,7 +117,7 @@ class Routes:
         medium, _ = await self._embed(request)
         answer = vectors_json(medium, encoding, parts=tiles)
         assert self._service.job is not None
-        fields = {
+        fields: dict[str, Json] = {
             "model": shown_name(self._service.job.model.name),
             "precision": self._service.media_embedder.variant.precision["vision"],
             "cached": medium.cached,
@@ -144,7 +148,7 @@ class Routes:
         texts = [*wanted, *params.without]
         filters = SearchQuery(what="-", top=params.top, where=params.where, moments=params.moments)
         await service.index.check()  # refuse before any computation
-        warnings: dict[str, Any] = {}
+        warnings: dict[str, Json] = {}
         if wanted:
             vector, *excluded = await self._timed(request, self._text_vectors(texts))
             hits = await service.index.search(vector, "texts", excluded, filters)
@@ -152,7 +156,7 @@ class Routes:
             medium, excluded = await self._embed(request, partial(self._text_vectors, texts))
             hits = await service.index.search(medium.vectors[0][0], "pictures", excluded, filters)
             warnings = warnings_of(medium.index)
-        fields = {"index": service.index.folder.name, "rows": service.index.rows}
+        fields: dict[str, Json] = {"index": service.index.folder.name, "rows": service.index.rows}
         seconds = round(time.monotonic() - began, 4)
         return json_answer({"hits": hits, **fields, "seconds": seconds, **warnings})
 
@@ -199,7 +203,7 @@ class Routes:
 
     async def stats(self, since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
         """Return the counts of the last ten minutes, one point per second."""
-        halves = [
+        halves: list[Json] = [
             {
                 "name": half.name,
                 "state": half.state,
@@ -270,10 +274,9 @@ class Routes:
             return await media_embedder.embed(upload), meanwhile
 
         # The body must be read first: its messages would be taken for a disconnect.
-        made: tuple[EmbeddedMedium, Any] = await self._timed(request, work())
-        return made
+        return await self._timed(request, work())
 
-    async def _timed(self, request: Request, work: Awaitable[Any]) -> Any:
+    async def _timed(self, request: Request, work: Awaitable[T]) -> T:
         return await in_time(request.receive, work, self._service.config.deadline)
 
 
@@ -387,7 +390,7 @@ def _methods_at(request: Request) -> list[str]:
 
 async def _invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first: Mapping[str, Any] = error.errors()[0]
+    first = error.errors()[0]
     name = next(iter(first["loc"][1:]), "")  # after where it was
     why = PARAMETER_ERRORS.get(first["type"], first["msg"])
     error = bad_request(f"invalid {name}: {why}", IN_SCHEMA)
@@ -495,7 +498,7 @@ REFUSED = {
 """Path → statuses of its own refusals, besides those of bodies."""
 
 
-def _schema(kind: Any) -> dict[str, Any]:
+def _schema(kind: Any) -> dict[str, Json]:
     """Return the JSON schema of a type: fields by name, where `?` marks those that may be missing;
     a list of one type; a tuple of alternatives."""
     if isinstance(kind, dict):
@@ -509,11 +512,11 @@ def _schema(kind: Any) -> dict[str, Any]:
     return TypeAdapter(kind).json_schema()
 
 
-def _content(schema: Mapping[str, Any], *types: str) -> dict[str, Any]:
+def _content(schema: Mapping[str, Json], *types: str) -> dict[str, Json]:
     return {kind: {"schema": schema} for kind in types or ("application/json",)}
 
 
-def _body(description: str, content: Mapping[str, Any]) -> dict[str, Any]:
+def _body(description: str, content: Mapping[str, Json]) -> dict[str, Json]:
     return {"requestBody": {"required": True, "description": description, "content": content}}
 
 
@@ -530,7 +533,7 @@ class DescribedApp(FastAPI):
     """An application whose description holds every answer. Its handlers write answers without
     FastAPI."""
 
-    def openapi(self) -> dict[str, Any]:
+    def openapi(self) -> dict[str, Json]:
         """Return the OpenAPI document."""
         if self.openapi_schema is None:
             document = super().openapi()
@@ -543,7 +546,7 @@ class DescribedApp(FastAPI):
         return super().openapi()
 
 
-def _answers(path: str, body: Any) -> dict[str, Any]:
+def _answers(path: str, body: Json) -> dict[str, Json]:
     is_chat = path.startswith(OPENAI)
     of_body = (408, 413, 400 if is_chat else 415) if body else ()
     statuses = {*ALWAYS, *REFUSED.get(path, ()), *of_body}

@@ -4,11 +4,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import Response, StreamingResponse
 
+from artifacts.disk.json_shapes import Json
 from flows.interfaces.serve.captioning import Captioned, Captioning, CaptionParams
 from flows.interfaces.serve.embedding import warnings_of
 from flows.interfaces.serve.guard import in_time
@@ -53,7 +54,7 @@ class CaptionRoutes:
         config, temp_store = self._service.config, self._service.temp_store
         upload = await upload_of(request, config.body_bytes, temp_store)
 
-        def to_fields(captioned: Captioned) -> dict[str, Any]:
+        def to_fields(captioned: Captioned) -> dict[str, Json]:
             return {
                 "kind": captioned.index.kind,
                 "captions": captioned.to_json(),
@@ -135,7 +136,7 @@ class CaptionRoutes:
         upload: Upload,
         prompt: str,
         params: CaptionParams,
-        to_fields: Callable[[Captioned], dict[str, Any]],
+        to_fields: Callable[[Captioned], dict[str, Json]],
     ) -> AsyncIterator[str]:
         try:
             async for piece in self.pieces(upload, prompt, params):
@@ -147,7 +148,7 @@ class CaptionRoutes:
             yield event(why.to_json())
 
 
-def event(value: Mapping[str, Any] | str) -> str:
+def event(value: Mapping[str, Json] | str) -> str:
     """Return a server-sent event."""
     text = value if isinstance(value, str) else json_bytes(value).decode()
     return f"data: {text}\n\n"

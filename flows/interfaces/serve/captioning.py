@@ -11,10 +11,10 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 from weakref import WeakValueDictionary
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.records.packs import Record
 from artifacts.schema import MediaIndex
@@ -197,7 +197,7 @@ class Captioned:
     heard: tuple[bool, ...]
     """Whether the caption of each chunk is of what is heard, too."""
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def to_json(self) -> list[dict[str, Json]]:
         """Return the captions as JSON."""
         return [
             {

@@ -25,6 +25,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.tiles import AUTO
 from flows.interfaces.serve.caption_routes import EVENTS, CaptionRoutes, event
@@ -68,7 +69,7 @@ class _Closed(_Part):
     model_config = ConfigDict(json_schema_extra={"additionalProperties": {"type": "null"}})
 
     @classmethod
-    def check_known(cls, given: Any, path: str = "") -> None:
+    def check_known(cls, given: Json, path: str = "") -> None:
         """Raise HttpRefusal for the first unknown field. pydantic would describe all of them,
         which may be millions."""
         for name, value in given.items() if isinstance(given, dict) else ():
@@ -192,7 +193,7 @@ ChatCompletionRequest: type[ChatParams] = create_model(
 )
 
 
-def checked(request: Mapping[str, Any], models: Collection[str]) -> ChatParams:
+def checked(request: Mapping[str, Json], models: Collection[str]) -> ChatParams:
     """Return the parameters of a request. Raises HttpRefusal for an unsupported or invalid one, and
     for an unknown model."""
     ChatCompletionRequest.check_known(request)
@@ -211,7 +212,7 @@ def checked(request: Mapping[str, Any], models: Collection[str]) -> ChatParams:
     return params
 
 
-def _refusal(request: Mapping[str, Any], name: str, kinds: set[str]) -> HttpRefusal:
+def _refusal(request: Mapping[str, Json], name: str, kinds: set[str]) -> HttpRefusal:
     """Return the refusal of a parameter for the kinds of pydantic's errors."""
     field = ChatParams.model_fields.get(name)
     if field is None or kinds == {"literal_error"}:
@@ -292,7 +293,7 @@ def _format_schema(form: ResponseFormat | None) -> str:
     return _canonical(form.json_schema.given, RESPONSE_FORMAT)
 
 
-def _canonical(schema: Mapping[str, Any], param: str) -> str:
+def _canonical(schema: Mapping[str, Json], param: str) -> str:
     """Return the canonical text of a schema. Raises HttpRefusal."""
     rest = plain(schema)
     kind, more = rest.pop("type", "object"), rest.pop("additionalProperties", None)
@@ -312,7 +313,7 @@ def _canonical(schema: Mapping[str, Any], param: str) -> str:
         raise unsupported(param, message, error.hint) from error
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Json) -> str:
     """Return a value as JSON for an error message, cut at 80 characters."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
@@ -363,7 +364,7 @@ class ChatRequest:
     request_id: str = ""
     """The client's name of the request; empty: none."""
 
-    def content(self, text: str, **call: Any) -> dict[str, Any]:
+    def content(self, text: str, **call: Json) -> dict[str, Json]:
         """Return a text of the answer as fields of a message: its content, or the arguments of the
         call of the function, with the fields of that `call`."""
         if not self.function:
@@ -419,7 +420,7 @@ class ChatRoutes:
     async def _answer(self, request: Request, chat: ChatRequest) -> Response:
         config, temp_store = self._service.config, self._service.temp_store
         upload = await asyncio.to_thread(stored, chat.medium, config.body_bytes, temp_store)
-        head = {
+        head: dict[str, Json] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": round(time.time()),
             "model": self._captions.captions().model,
@@ -431,26 +432,25 @@ class ChatRoutes:
         captioned = await self._captions.captions_of(request, upload, chat.prompt, chat.params)
         text = joined_text((output.caption for output in captioned.outputs), chat.params.stop)
         content = chat.content(text, id=f"call_{uuid.uuid4().hex}", type="function")
-        choice = {
+        choice: dict[str, Json] = {
             "index": 0,
             "message": {"role": "assistant", "content": None, "refusal": None, **content},
             "finish_reason": chat.finish_reason(captioned),
             "logprobs": None,
         }
-        answer = {**head, "object": "chat.completion", "choices": [choice]}
+        answer: dict[str, Json] = {**head, "object": "chat.completion", "choices": [choice]}
         fields = {**answer, "usage": usage_of(captioned), **warnings_of(captioned.index)}
         return json_answer(fields, headers=named)
 
     async def _events(
-        self, upload: Upload, chat: ChatRequest, head: Mapping[str, Any]
+        self, upload: Upload, chat: ChatRequest, head: Mapping[str, Json]
     ) -> AsyncIterator[str]:
-        def chunk(
-            choices: Sequence[Any], usage: Mapping[str, int] | None = None, **more: Any
-        ) -> str:
+        def chunk(choices: Sequence[Json], usage: Json = None, **more: Json) -> str:
             fields = {"usage": usage, **more} if chat.usage else more
             return event({**head, "object": "chat.completion.chunk", "choices": choices, **fields})
 
-        def delta(content: Mapping[str, Any], finished: str | None = None, **more: Any) -> str:
+        def delta(content: Mapping[str, Json], finished: str | None = None, **more: Json) -> str:
+            choice: Json
             choice = {"index": 0, "delta": content, "finish_reason": finished, "logprobs": None}
             return chunk([choice], **more)
 
@@ -471,7 +471,7 @@ class ChatRoutes:
             yield event(chat.refusal(why).to_json(OPENAI[0]))
         yield event("[DONE]")
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self) -> dict[str, Json]:
         name = self._captions.captions().model
         return {"id": name, "object": "model", "created": 0, "owned_by": "penstock"}
 

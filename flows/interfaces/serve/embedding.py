@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.records.packs import Record
 from artifacts.records.vectors import Vectors, vectors_in
@@ -122,15 +123,15 @@ class MediumEmbedder:
         return record
 
 
-def warnings_of(index: MediaIndex) -> dict[str, Any]:
+def warnings_of(index: MediaIndex) -> dict[str, Json]:
     """Return the decode warnings of a medium as a response field; empty for an intact medium."""
     return {"warnings": list(index.all_warnings)} if index.all_warnings else {}
 
 
-def vectors_json(medium: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Any]:
+def vectors_json(medium: EmbeddedMedium, encoding: str, *, parts: bool) -> dict[str, Json]:
     """Return the vectors of an embedded medium as JSON."""
 
-    def encode_vector(vector: NDArray[np.float32]) -> Any:
+    def encode_vector(vector: NDArray[np.float32]) -> str | list[float]:
         if encoding == "json":
             return [round(float(value), 6) for value in vector]
         return base64.b64encode(vector.astype("<f2").tobytes()).decode()

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import TypeVar
 
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Send
@@ -21,6 +21,7 @@ from flows.interfaces.serve.refusals import HttpRefusal, json_bytes, unavailable
 from flows.interfaces.serve.same_site import OWN_HOSTS, is_of_other_site
 from flows.interfaces.serve.startup import Service
 
+T = TypeVar("T")
 Headers = Sequence[tuple[bytes, bytes]]
 OPEN = ("/", "/healthz", "/readyz", "/favicon.ico")
 """Paths that need no token."""
@@ -207,7 +208,7 @@ def extra_headers(why: HttpRefusal) -> list[tuple[bytes, bytes]]:
     return [] if why.retry is None else [(b"retry-after", str(max(1, round(why.retry))).encode())]
 
 
-async def in_time(receive: Receive, work: Awaitable[Any], seconds: float) -> Any:
+async def in_time(receive: Receive, work: Awaitable[T], seconds: float) -> T:
     """Return the result of `work`. Cancel it if the client disconnects or time runs out. Raises
     HttpRefusal."""
     doing = asyncio.ensure_future(work)

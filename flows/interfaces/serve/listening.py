@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from artifacts.errors import EnvironmentFault, UsageError
@@ -55,7 +56,7 @@ def address_of(listener: socket.socket) -> str:
 class UnsignalledServer(uvicorn.Server):
     """A server that installs no signal handlers. Its caller handles signals."""
 
-    def __init__(self, app: Any, connections: int, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, connections: int, **options: Any) -> None:
         """Answer with `app`, in at most so many `connections`; `options` are uvicorn's."""
         config = uvicorn.Config(
             app,

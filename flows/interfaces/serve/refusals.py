@@ -14,10 +14,10 @@ import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from starlette.responses import FileResponse, MalformedRangeHeader, Response
 
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.regular_files import open_regular
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import PenstockError, with_hint
@@ -81,7 +81,7 @@ class HttpRefusal(Exception):
         self.param = param
         """The invalid parameter of a chat request; None: no single one."""
 
-    def to_json(self, path: str = "") -> dict[str, Any]:
+    def to_json(self, path: str = "") -> dict[str, Json]:
         """Return the error as JSON; below OpenAI's paths, in OpenAI's form."""
         error, hint = without_paths(self.error), without_paths(self.hint)
         if path.startswith(OPENAI):
@@ -207,7 +207,7 @@ LONE = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, as in a file's name that is not UTF-8."""
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: Json) -> bytes:
     """Return a value as JSON in UTF-8. Letters that it cannot hold become replacement
     characters."""
     written = json.dumps(value, ensure_ascii=False, allow_nan=False)
@@ -218,7 +218,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def json_answer(
-    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+    value: Json, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a JSON response."""
     return Response(json_bytes(value), status, headers, media_type=JSON)

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.stamps import Stamp, model_stamp_of, stamp_of
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index.manifest import BOOK, Maker
@@ -29,6 +29,8 @@ from flows.commands.search.query import run_query, to_hit
 from flows.core.options.vectors import SearchQuery
 from flows.interfaces.serve.refusals import HttpRefusal, refusal_of, unavailable
 
+Search = tuple[NDArray[np.float32], Sort, tuple[NDArray[np.float32], ...], SearchQuery]
+"""Arguments of a search."""
 FIELD = replace(INDEX, option="where")
 """What a condition is about, as a request names it."""
 HIT = re.compile("[0-9a-f]{16}")
@@ -45,7 +47,7 @@ class ServedIndex:
         self._stamp: tuple[int | Stamp | None, ...] = ()
         self._searcher: Searcher | None = None
         """The version that is searched."""
-        self._failed: tuple[Any, ...] | None = None
+        self._failed: Search | None = None
         """What was searched for when the last search failed; None: it did not."""
         self._opening = threading.Lock()
         self._reopen()
@@ -65,7 +67,7 @@ class ServedIndex:
         sort: Sort,
         without: Sequence[NDArray[np.float32]],
         settings: SearchQuery,
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, Json]]:
         """Return the nearest hits. `settings` are those besides the query itself. Raises
         HttpRefusal."""
         await self.check()
@@ -101,7 +103,7 @@ class ServedIndex:
         sort: Sort,
         without: tuple[NDArray[np.float32], ...],
         settings: SearchQuery,
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, Json]]:
         searcher = self._searcher
         assert searcher is not None
         snapshot: Snapshot = searcher.snapshot

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from artifacts.disk.paths import text_named
 from artifacts.errors import ModelChanged, UsageError
@@ -147,7 +147,7 @@ class Answering:
             timeout_graceful_shutdown=round(DRAIN_SECONDS) - 2,
         )
 
-    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._app is not None
         await self._app(scope, receive, send)
 

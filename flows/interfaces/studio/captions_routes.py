@@ -17,6 +17,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.regular_files import refuse_links
 from artifacts.errors import PenstockError
 from artifacts.texts.edits import EDITS, REJECTED, UNTOUCHED
@@ -42,10 +43,10 @@ NAMED = 5
 """Samples that a finding names."""
 
 
-def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, Any]]:
+def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, Json]]:
     """Return a finding for each data set in a folder. `captions` were not rejected, and are of
     `chunks`: path of a medium → number."""
-    findings, marker = [], read_marker(out)
+    findings, marker = list[dict[str, Json]](), read_marker(out)
     is_copied = marker is None or marker.media == EXACT
     for form in TRAINERS:
         if not (out / form).is_dir():
@@ -111,7 +112,7 @@ def left_out(form: str, chunks: Counter[str], *, is_copied: bool) -> Iterator[st
         yield f"{counted(len(names), 'file')} that {form} does not read: {named}"
 
 
-Queue = Callable[[RunCaptions, dict[str, Any]], QueuedRun]
+Queue = Callable[[RunCaptions, dict[str, Json]], QueuedRun]
 LINES = "captions.jsonl"
 SHOWN = ("image/", "video/", "audio/")
 FETCHED_AT_ONCE = 8
@@ -151,7 +152,7 @@ class CaptionsRoutes:
         run = await asyncio.to_thread(queue, captions, given)
         return json_answer({"id": run.id, "line": line_of(run.words)})
 
-    def _again(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
+    def _again(self, captions: RunCaptions, given: dict[str, Json]) -> QueuedRun:
         named, changes = given.get("keys"), given.get("values")
         if not isinstance(named, list) or not isinstance(changes, dict) or len(named) > MOST:
             raise EditRefused(f"choose 1 to {MOST} captions")
@@ -174,8 +175,8 @@ class CaptionsRoutes:
     async def answers(self, request: Request) -> Response:
         return json_answer(await asyncio.to_thread(self._answers, self._captions(request)))
 
-    def _answers(self, captions: RunCaptions) -> dict[str, Any]:
-        again = []
+    def _answers(self, captions: RunCaptions) -> dict[str, Json]:
+        again = list[Json]()
         for run in self._studio.queue.runs:
             if run.kind == AGAIN and run.about_out == captions.out:
                 entry = {"id": run.id, "state": run.state, "error": run.error, "keys": run.about}
@@ -190,7 +191,7 @@ class CaptionsRoutes:
         """Put the same run into the queue once more, with other formats."""
         return await self._queued(request, self._write)
 
-    def _write(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
+    def _write(self, captions: RunCaptions, given: dict[str, Json]) -> QueuedRun:
         if not isinstance(given.get("format"), list):
             raise EditRefused("the formats are missing")
         values = checked(
@@ -204,7 +205,7 @@ class CaptionsRoutes:
         """Put an export or a training of the run's model into the queue."""
         return await self._queued(request, self._follow)
 
-    def _follow(self, captions: RunCaptions, given: dict[str, Any]) -> QueuedRun:
+    def _follow(self, captions: RunCaptions, given: dict[str, Json]) -> QueuedRun:
         kind: Kind = "tune" if given.get("command") == "tune" else "export"
         values = checked({"out": given.get("out")}, self._studio.roots)
         own = {"export": {"to": str(given.get("to"))}, "tune": {"data": str(captions.out / LINES)}}
@@ -217,7 +218,7 @@ class CaptionsRoutes:
     async def learn(self, request: Request) -> Response:
         return await self._queued(request, self._learn)
 
-    def _learn(self, captions: RunCaptions, _: dict[str, Any]) -> QueuedRun:
+    def _learn(self, captions: RunCaptions, _: dict[str, Json]) -> QueuedRun:
         command = self._studio.command(captions.out)
         words = ["learn", *command.trusted, str(captions.out)]
         return self._add("learn", command, words, captions.out)
@@ -226,7 +227,7 @@ class CaptionsRoutes:
         """Return what trainers will see of the data sets in the run's folder."""
         captions = self._captions(request)
 
-        def findings() -> list[dict[str, Any]]:
+        def findings() -> list[dict[str, Json]]:
             edits, rows = captions.reviewed.edits(), captions.reviewed.folder.rows
             kept = [key for key in rows if edits.get(key, UNTOUCHED).review != REJECTED]
             paths = captions.paths(kept) if kept else {}

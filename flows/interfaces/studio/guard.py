@@ -5,13 +5,12 @@ import asyncio
 import hmac
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from artifacts.disk.json_shapes import parse
+from artifacts.disk.json_shapes import Json, parse
 from artifacts.errors import PenstockError, UsageError
 from flows.commands.review.folder_captions import EditRefused
 from flows.core.options.serving import LOOPBACK
@@ -95,7 +94,7 @@ def _refusal(request: Request, token: str, proxy: str) -> str:
     return ""
 
 
-async def json_of(request: Request) -> dict[str, Any]:
+async def json_of(request: Request) -> dict[str, Json]:
     """Return the object that a request sends as JSON. Raises EditRefused."""
     if request.headers.get("content-type") != JSON:
         raise EditRefused("the request is not JSON")

@@ -9,10 +9,10 @@ import time
 import unicodedata
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.faults import disk_faults, read_fault
 from artifacts.disk.files import HALF, are_equal, is_hidden
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.names import file_name, numbered
 from artifacts.disk.paths import rename_noreplace
 from artifacts.disk.regular_files import refuse_links
@@ -98,7 +98,7 @@ class Roots:
             )
         return path
 
-    def listing(self, given: str) -> dict[str, Any]:
+    def listing(self, given: str) -> dict[str, Json]:
         """Return the folders and media files in a folder, without hidden ones. Raises Refused,
         EnvironmentFault."""
         path = self.inside(given)
@@ -138,7 +138,7 @@ class Roots:
             )
         return path
 
-    def media_below(self, given: str) -> dict[str, Any]:
+    def media_below(self, given: str) -> dict[str, Json]:
         """Return the number of media files in a folder and in those below it, and whether there may
         be more: counting ends after COUNT_SECONDS. What is not readable counts as empty. Raises
         Refused."""

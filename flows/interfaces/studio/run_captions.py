@@ -4,15 +4,15 @@ edit has a revision, so that other tabs see it, and no edit replaces a text it w
 import re
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.files import json_text, write_text
 from artifacts.disk.json_records import read_jsonl_file
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Count, Text
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import PenstockError, UsageError
@@ -45,7 +45,7 @@ BASE = ("caption", "review")
 class Outdated(Exception):
     """An edit that is based on an older text. `now` has the edits in force."""
 
-    def __init__(self, now: dict[str, Any]) -> None:
+    def __init__(self, now: dict[str, Json]) -> None:
         super().__init__("somebody changed it meanwhile")
         self.now = now
 
@@ -157,7 +157,7 @@ class RunCaptions:
             self._load()
             reviewed = self._reviewed
             revision = f"{self._session}-{self._loads}-{self._count}"
-            head: dict[str, Any] = {"revision": revision, "name": self.out.absolute().name}
+            head: dict[str, Json] = {"revision": revision, "name": self.out.absolute().name}
             if reviewed is None:
                 return [
                     json_bytes({**head, "media": [], "failures": [], "edits": {}, "empty": True})
@@ -184,7 +184,7 @@ class RunCaptions:
             media = [piece for medium in self._media for piece in (b",", medium)][1:]
             return [b'{"media":[', *media, b"],", json_bytes(rest)[1:]]
 
-    def apply(self, request: Any) -> dict[str, Any]:
+    def apply(self, request: Json) -> dict[str, Json]:
         """Apply an edit durably. Each change names in `was` the edit that it was based on. Raises
         Outdated, EditRefused, EnvironmentFault."""
         with self._lock:
@@ -199,14 +199,14 @@ class RunCaptions:
                 self._changed |= dict.fromkeys(answer["edits"], self._count)
             return {**answer, "revision": f"{self._session}-{self._loads}-{self._count}"}
 
-    def _check_base(self, reviewed: ReviewedCaptions, request: Any) -> None:
+    def _check_base(self, reviewed: ReviewedCaptions, request: Mapping[str, Json]) -> None:
         if request.get("does") in (UNDO, REDO):
-            if request.get("of", "") != self.tops()[request["does"]]:
+            if request.get("of", "") != self.tops()[str(request["does"])]:
                 raise Outdated({})
             return
         now = reviewed.edits()
         changes = request.get("changes")
-        older: dict[str, Any] = {}
+        older: dict[str, Json] = {}
         for change in changes if isinstance(changes, list) else ():
             if not isinstance(change, dict) or "was" not in change:
                 raise EditRefused("the edit does not name the text that it is based on")
@@ -218,11 +218,11 @@ class RunCaptions:
         if older:
             raise Outdated(older)
 
-    def history(self) -> dict[str, Any]:
+    def history(self) -> dict[str, Json]:
         """Return the last actions in force, the newest first, and what undo and redo would take."""
         with self._lock:
             done = self.reviewed.journal.edits.done
-            actions = [
+            actions: list[Json] = [
                 {
                     "id": deed.id,
                     "time": deed.time,
@@ -263,13 +263,13 @@ def groups_in(out: Path) -> dict[str, int]:
     return {}
 
 
-def sifted_in(out: Path) -> dict[str, Any]:
+def sifted_in(out: Path) -> dict[str, Json]:
     """Return the largest groups of copies in the folder of a sift run, what is kept of each first,
     and the first files that it left out, each with what a person chose. Raises EnvironmentFault."""
     again, chosen = "Run the same command again", choices_in(out)
     left = read_jsonl_file(LeftOutRow, out / LEFT_OUT_FILE, again)
     why = {row.path: row.why for row in left}
-    groups, rows = dict[int, list[dict[str, Any]]](), dict[str, dict[str, Any]]()
+    groups, rows = dict[int, list[dict[str, Json]]](), dict[str, dict[str, Json]]()
     for row in read_jsonl_file(CopyRow, out / MARKS_FILE, again):
         choice = chosen.get((row.path, row.digest), "")
         rows[row.path] = {**values_of(row), "why": why.get(row.path, ""), "choice": choice}
@@ -287,7 +287,7 @@ def sifted_in(out: Path) -> dict[str, Any]:
     }
 
 
-def choose(out: Path, path: str, choice: str) -> dict[str, Any]:
+def choose(out: Path, path: str, choice: str) -> dict[str, Json]:
     """Note what a person decided of a file of a sift run: `best`, `keep`, or nothing. The next run
     applies it. Return what `sifted_in` does. Raises UsageError, EnvironmentFault."""
     rows = read_jsonl_file(CopyRow, out / MARKS_FILE, "Run the same command again")

@@ -36,6 +36,7 @@ from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import write_json
 from artifacts.disk.json_records import read_json_file
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Count, Text
 from artifacts.disk.locks import try_lock
 from artifacts.disk.paths import user_state
@@ -185,7 +186,7 @@ def run_id(out: Path | str) -> str:
     return digest_of([os.path.realpath(out)])[:16]
 
 
-def _status(run: QueuedRun) -> dict[str, Any] | None:
+def _status(run: QueuedRun) -> dict[str, Json] | None:
     """Return what the page shows of a run's progress; None if there is none yet."""
     try:
         progress = progress_of(Path(run.out))

@@ -7,15 +7,16 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from artifacts.errors import EnvironmentFault, UsageError
@@ -138,7 +139,7 @@ def studio_app(opened: Studio) -> Starlette:
     """Return the application below the path of its token."""
     start, captions = StartRoutes(opened), CaptionsRoutes(opened)
     run = "/run/{run}"
-    get: dict[str, Callable[..., Any]] = {
+    get: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/": start.page,
         f"{run}/": start.page,
         "/start": start.choices,
@@ -156,7 +157,7 @@ def studio_app(opened: Studio) -> Starlette:
         f"{run}/media/{{number}}": captions.media,
         f"{run}/small/{{number}}": captions.small,
     }
-    post: dict[str, Callable[..., Any]] = {
+    post: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/words": start.words,
         "/plan": start.plan,
         "/upload": start.upload,

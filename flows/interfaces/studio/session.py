@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import sweep
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.signing import user_secret
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import PenstockError, UsageError
@@ -133,7 +134,7 @@ class RecordedCommand:
                 changed[name] = str(value) if name in SIZES else value
         return changed
 
-    def again(self, changes: Mapping[str, Any], paths: Sequence[str], out: Path) -> list[str]:
+    def again(self, changes: Mapping[str, Json], paths: Sequence[str], out: Path) -> list[str]:
         """Return the words that ask again about these media, with changed options. Raises Refused
         for another change."""
         if unknown := [name for name in changes if name not in (*CHANGED, "sources")]:

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from artifacts.disk.files import write_text
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import user_state
 from artifacts.disk.regular_files import read_bytes, user_text
 from artifacts.errors import PenstockError, UsageError
@@ -88,7 +89,7 @@ def _folders(roots: Roots) -> Iterator[Path]:
         level = following
 
 
-def presets() -> list[dict[str, Any]]:
+def presets() -> list[dict[str, str]]:
     """Return the prompts that this user keeps as files. Raises UsageError, EnvironmentFault."""
     folder = preset_folder()
     if not folder.is_dir():
@@ -103,7 +104,7 @@ def presets() -> list[dict[str, Any]]:
     return prompts
 
 
-def keep_preset(name: Any, text: Any) -> None:
+def keep_preset(name: Json, text: Json) -> None:
     """Write a prompt into its file. Raises Refused, EnvironmentFault."""
     if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise Refused("invalid name of a prompt", hint="Use letters, digits and spaces")
@@ -229,7 +230,7 @@ class StartRoutes:
             raise EditRefused("the values are missing")
         return await asyncio.to_thread(self._checked, values)
 
-    def _checked(self, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _checked(self, values: dict[str, Json]) -> tuple[dict[str, Any], list[str]]:
         options = checked(values, self._studio.roots)
         options.setdefault("out", str(self._studio.roots.inside(str(self._studio.out))))
         return options, words_of(options, self._studio.fixed)

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.options import Declared, OptionGroup, declared
 from artifacts.remote.endpoints import SERVED, listed
@@ -58,7 +59,7 @@ MOST = 10_000
 """Largest number of members of a value, such as sources."""
 
 
-def checked(values: Mapping[str, Any], roots: Roots) -> dict[str, Any]:
+def checked(values: Mapping[str, Json], roots: Roots) -> dict[str, Any]:
     """Return the values that the page sent, in the types of their options and with paths resolved.
     Raises Refused, EnvironmentFault."""
     options: dict[str, Any] = {}
@@ -123,7 +124,7 @@ def _typed(option: Declared, value: Any) -> Any:
     return value
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Json) -> bool:
     if not isinstance(value, str) or len(value) > LONGEST or "\0" in value:
         return False
     return not any("\ud800" <= letter <= "\udfff" for letter in value)
@@ -134,7 +135,7 @@ def _parsed(option: Declared, value: Any) -> Any:
     return parse(value) if parse is not None and not option.option.repeated else value
 
 
-def _server(number: Any) -> dict[str, Any]:
+def _server(number: Json) -> dict[str, Json]:
     """Return the address of that number, which the owner of this machine listed. Raises
     Refused."""
     known = listed()
@@ -186,7 +187,7 @@ _CHECKS: dict[str, Callable[[str, Roots], str]] = {
 }
 
 
-def table() -> list[dict[str, Any]]:
+def table() -> list[dict[str, Json]]:
     """Return the options that the page may set, for its form."""
     return [
         {

@@ -4,8 +4,9 @@ folder of its run is elsewhere, and status and report show more of it."""
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Protocol
+from typing import Protocol
 
+from artifacts.disk.json_shapes import Json
 from flows.core.commands import declarations
 
 
@@ -23,13 +24,13 @@ class Product(Protocol):
     def lines(self) -> Iterator[str]:
         """Yield what `penstock status` prints above the run."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return what `penstock status --json` prints besides the run."""
 
     def about(self) -> Iterator[tuple[str, str]]:
         """Yield rows of the table at the head of a report."""
 
-    def sections(self) -> dict[str, Any]:
+    def sections(self) -> dict[str, Json]:
         """Return the values of its sections of a report."""
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.disk.files import write_json
 from artifacts.disk.json_records import json_of
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, PenstockError, redacted
 from artifacts.schema import values_of
 from artifacts.texts.captions import Failure
@@ -99,7 +100,7 @@ class RecordWriter:
             with self._changing(force=False):
                 self.stage(name).sample(seen)
 
-    def imported(self, name: str, notes: Mapping[str, Any]) -> None:
+    def imported(self, name: str, notes: Mapping[str, Json]) -> None:
         """Record what the imports of a running process take, which memory is counted above."""
         if name in self._stages and "loaded_bytes" in notes:
             with self._lock:

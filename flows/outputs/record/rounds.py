@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, get_args
 from artifacts.digests import digest_of
 from artifacts.disk.files import write_json
 from artifacts.disk.json_records import json_of, read_json_file, read_jsonl_file
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.options import declared
 from artifacts.records.provenance import ROUND, Proof, anybody, note
@@ -216,7 +217,7 @@ def verdict(round_: Round) -> str:
     return "accepted" if round_.accepted else "not accepted: not better"
 
 
-def summary_json(rounds: Sequence[Round]) -> Iterator[dict[str, Any]]:
+def summary_json(rounds: Sequence[Round]) -> Iterator[dict[str, Json]]:
     """Yield each round without its examples, for programs."""
     for round_ in rounds:
         kept = ("round", "phase", "started", "enough", "accepted", "lower", "captions", "changed")

@@ -24,7 +24,7 @@ from torch import nn
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.packages import install_command
-from artifacts.records.tensors import name_tensors
+from artifacts.records.tensors import Node, name_tensors
 from artifacts.schema import HalfName, MediaKind
 from stages.embed_texts.run import TextReader
 from stages.memory.meta_device import tensors
@@ -249,7 +249,7 @@ class Traced(NamedTuple):
     """The graph, an `onnx_ir.Model`."""
     call: GraphInputs
     """The inputs that it was traced with."""
-    output: dict[str, Any]
+    output: Node
     """The output of the encoder, with tensor names in place of tensors."""
     names: tuple[str, ...]
     """Tensor names in the order of the outputs of the graph."""

@@ -156,7 +156,12 @@ def test_an_edit_of_the_text_with_reasoning_still_counts_without_it(
     row = lines(config)[0]
     journal = EditJournal(Path(config.out), f"{config.store}")
     key = key_of(row["features"], "", row["prompt"], WORDS[text])
-    of = {"key": key, "media_path": row["media_path"], "start": row["start"], "said": WORDS[text]}
+    of: Any = {
+        "key": key,
+        "media_path": row["media_path"],
+        "start": row["start"],
+        "said": WORDS[text],
+    }
     changes = changes_of([of], {key: Edit(caption=correction)}, {})
     time = "2026-01-01T00:00:00+00:00"
     journal.add(Action(id="1", time=time, does="edit", changes=changes))

@@ -154,7 +154,8 @@ def test_the_page_names_what_a_trainer_does_not_read(tmp_path: Path) -> None:
         found, other = sets_in(tmp_path, 6, chunks)
         assert found["left_out"] == expected and found["captions"] == 6
         why = "3 chunks (of longer videos, which --media original does not cut)"
-        assert (why in other["left_out"]) == (mode == "original")
+        left_out: Any = other["left_out"]
+        assert (why in left_out) == (mode == "original")
 
 
 def test_whole_files_are_named_where_they_lie_and_clips_as_cut(done: CaptionConfig) -> None:

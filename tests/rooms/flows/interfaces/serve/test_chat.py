@@ -236,7 +236,7 @@ def test_refusals_of_a_chat_are_bad_requests_with_a_code_and_a_parameter() -> No
 def test_what_cannot_be_done_is_refused_by_its_name(params: dict[str, Any], param: str) -> None:
     why = refused(**params)
     assert (why.status, why.code, why.param) == (400, "unsupported_parameter", param)
-    message = why.to_json("/v1/chat/completions")["error"]
+    message: Any = why.to_json("/v1/chat/completions")["error"]
     assert (message["type"], message["param"]) == ("invalid_request_error", param)
     assert message["message"]
 
