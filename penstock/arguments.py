@@ -47,6 +47,7 @@ Progress = bool | Literal["auto"]
 """Whether a run is shown as by the command. By default it is one line that is written over in a
 notebook's cell, and nothing elsewhere."""
 _SHORT = Repr()
+G = TypeVar("G")
 
 
 def display_for(progress: Progress) -> Display:
@@ -114,7 +115,7 @@ def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     return tuple(given) if get_origin(wanted) is tuple and isinstance(given, list) else given
 
 
-def _plain_number(given: Any) -> Any:
+def _plain_number(given: G) -> G | int | float:
     """Return a number of another library, such as numpy, as one of Python."""
     if isinstance(given, int | float):
         return given

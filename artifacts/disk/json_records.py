@@ -33,7 +33,7 @@ JSON_KINDS = {
 KINDS = re.compile("[a-z]+")
 
 
-def read_record(kind: type[R], value: Any) -> R:
+def read_record(kind: type[R], value: Json) -> R:
     """Return a JSON value as the type `kind`; a whole number becomes a float where a float is
     declared. Raises TypeError, with the place, for an unknown field, a missing one, or a value of
     another type."""
@@ -60,7 +60,7 @@ def read_json_file(kind: type[R], path: Path, hint: str) -> R:
     return _converted(kind, content, path, hint)
 
 
-def typed(kind: type[R], value: Any) -> R:
+def typed(kind: type[R], value: Json) -> R:
     """Return a JSON value as the type `kind`; fields that it does not have are left out. Raises
     ShapeError, with the place, also for what `__post_init__` refuses."""
     import msgspec
@@ -127,7 +127,7 @@ def json_of(record: object) -> dict[str, Json]:
     return values
 
 
-def _refuse_unknown(declared: Any, value: Any, place: str) -> None:
+def _refuse_unknown(declared: Any, value: Json, place: str) -> None:
     """Raise TypeError for a field that a dataclass does not have: msgspec ignores those."""
     types = _types(declared)
     if types is not None and isinstance(value, Mapping):

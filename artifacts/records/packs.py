@@ -297,7 +297,7 @@ class RecordSet:
     def __contains__(self, key: object) -> bool:
         return key in self._places
 
-    def meta(self, key: str) -> dict[str, Any]:
+    def meta(self, key: str) -> Any:
         """Return a record's metadata, without reading its payload. Raises KeyError."""
         return self._places[key].meta
 
@@ -481,7 +481,7 @@ class RecordUnion:
     def __contains__(self, key: object) -> bool:
         return any(key in record_set for record_set in self.record_sets)
 
-    def meta(self, key: str) -> dict[str, Any]:
+    def meta(self, key: str) -> Any:
         return self._of(key).meta(key)
 
     def place(self, key: str) -> Place:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar
 
 from artifacts.disk.files import finite, whole_file
 from artifacts.disk.json_shapes import Json
@@ -128,11 +128,13 @@ def write_parquet(path: Path, rows: Iterable["Row"], kinds: Mapping[str, str] = 
 
 
 @contextlib.contextmanager
-def parquet_writer(file: IO[bytes], schema: "Schema", **options: Any) -> Iterator["ParquetWriter"]:
+def parquet_writer(
+    file: IO[bytes], schema: "Schema", compression: str = "snappy"
+) -> Iterator["ParquetWriter"]:
     """Open a parquet file for writing. Its end is written if the block succeeds."""
     from pyarrow.parquet import ParquetWriter
 
-    writer = ParquetWriter(file, schema, **options)
+    writer = ParquetWriter(file, schema, compression=compression)
     try:
         yield writer
         writer.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from heapq import merge
 from operator import attrgetter
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict
 
 from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import Json, parse
@@ -19,6 +19,7 @@ from artifacts.schema import ChunkIndex, MediaIndex, values_of
 from artifacts.texts.captions import (
     CONFIDENCE,
     Caption,
+    Ended,
     Failure,
     answer_in,
     answer_of,
@@ -31,7 +32,6 @@ from artifacts.wording import counted
 from flows.core.checkpoint.precision import PartSettings
 from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
-from flows.core.job.summary import MADE_BY
 from flows.core.ledger.namespaces import one_shot_namespace
 from flows.core.ledger.tasks import Task
 from flows.core.media.generated_files import GeneratedFiles
@@ -60,6 +60,40 @@ STALE_SECONDS = 1.0
 frames: a frame that begins before a chunk may be shown in it, but seldom as long."""
 
 
+class StoredConfidence(TypedDict, total=False):
+    """How sure the model was, as in `Caption`."""
+
+    logprob: float | None
+    margin: float | None
+    margin_at: int | None
+
+
+class StoredCaption(StoredConfidence, total=False):
+    """The record of a caption, as far as its line follows from it."""
+
+    caption: Required[str]
+    tokens: Required[int]
+    ended: Required[Ended]
+    made_by: dict[str, str]
+    retried: bool
+    loops: bool
+    reason: str
+    """What a server says of an end of its own."""
+
+
+class StoredSummary(TypedDict):
+    """The record of a summary, as far as its line follows from it."""
+
+    summary: str
+    chapters: list[tuple[float, float, str]]
+    """Start, end and text of each."""
+    tokens: int
+    levels: list[list[Json]]
+    cut: int
+    """How many texts were cut."""
+    ended: Ended
+
+
 def file_failure(
     file: MediaFile, stage: str, why: Mapping[str, str], start: float = 0.0
 ) -> Failure:
@@ -83,7 +117,7 @@ def captions_of(job: Job, job_file: JobFile) -> list[Caption]:
     ]
 
 
-def caption_of(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> Caption | None:
+def caption_of(job: Job, file: MediaFile, task: Task, stored: StoredCaption) -> Caption | None:
     """Return the caption of one chunk of a file from its stored record; None if it is all
     reasoning."""
     shown = _shown(job, file, task, stored)
@@ -96,9 +130,7 @@ def unanswered(job: Job, job_file: JobFile) -> Iterator[Task]:
         yield from (task for task, _, shown in _shown_of(job, job_file) if shown is None)
 
 
-def _shown_of(
-    job: Job, job_file: JobFile
-) -> Iterator[tuple[Task, Mapping[str, Any], "_Shown | None"]]:
+def _shown_of(job: Job, job_file: JobFile) -> Iterator[tuple[Task, StoredCaption, "_Shown | None"]]:
     made = job.ledger["captions"]
     for task in job.ledger.tasks([job_file.medium]):
         if task["captions"] in made:
@@ -111,12 +143,12 @@ def _strips(job: Job) -> bool:
 
 
 def _caption(
-    job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any], shown: "_Shown"
+    job: Job, file: MediaFile, task: Task, stored: StoredCaption, shown: "_Shown"
 ) -> Caption:
     index = job.ledger.media_index(task.medium)
     assert index is not None
     one_frame = task.medium.kind == "video" and job.model.profile.one_frame
-    config = job.config
+    config, made_by = job.config, stored.get("made_by", {})
     schema = config.groups.generation.schema
     return Caption(
         media_path=file.media_path,
@@ -131,7 +163,9 @@ def _caption(
         frames=task.chunk.times,
         features=task.seen,
         heard=task.keys.get("heard", ""),
-        **{name: stored["made_by"].get(name, "") for name in MADE_BY if "made_by" in stored},
+        weights=made_by.get("weights", ""),
+        commit=made_by.get("commit", ""),
+        penstock=made_by.get("penstock", ""),
         tokens=stored["tokens"],
         ended=stored["ended"],
         **_confidence(stored, shown),
@@ -165,7 +199,7 @@ class _Shown(NamedTuple):
     warnings: list[str]
 
 
-def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> _Shown | None:
+def _shown(job: Job, file: MediaFile, task: Task, stored: StoredCaption) -> _Shown | None:
     """Return what is shown of a stored caption; None if it is all reasoning, and no user wrote
     another text."""
     schema = job.config.groups.generation.schema
@@ -185,16 +219,16 @@ def _shown(job: Job, file: MediaFile, task: Task, stored: Mapping[str, Any]) -> 
     return _Shown(original, text, edit.review, warnings)
 
 
-def _confidence(stored: Mapping[str, Any], shown: _Shown) -> dict[str, Any]:
-    """Return the fields that say how sure the model was of the caption in a line; None where that
+def _confidence(stored: StoredCaption, shown: _Shown) -> StoredConfidence:
+    """Return the fields that say how sure the model was of the caption in a line; none where that
     is unknown, as of a correction."""
-    scores = stored if shown.text == shown.original else {}
-    confidence = {field: scores.get(field) for field in CONFIDENCE}
-    text, written = shown.original, stored["caption"]
-    if confidence["margin_at"] is not None and written != text:  # None in thinking that is left out
-        place = confidence["margin_at"] - written.rfind(text)
-        confidence["margin_at"] = place if 0 <= place < len(text) else None
-    return confidence
+    text, written, at = shown.original, stored["caption"], stored.get("margin_at")
+    if shown.text != text:
+        return {}
+    if at is not None and written != text:  # None in thinking that is left out
+        place = at - written.rfind(text)
+        at = place if 0 <= place < len(text) else None
+    return {"logprob": stored.get("logprob"), "margin": stored.get("margin"), "margin_at": at}
 
 
 def with_affixes(config: RunOptions, text: str) -> str:
@@ -241,7 +275,7 @@ def complete_captions(job: Job, job_file: JobFile) -> list[Caption] | None:
     return captions if is_complete else None
 
 
-def _text_and_warnings(job: Job, stored: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+def _text_and_warnings(job: Job, stored: StoredCaption) -> tuple[str | None, list[str]]:
     """Return the text of a stored caption, and the warnings about how it was generated. The text is
     None if all of it is reasoning."""
     text, warnings = str(stored["caption"]), []
@@ -483,7 +517,7 @@ class Summaries:
 
     def _find(
         self, video: SummaryInput, every: Iterable[tuple[PartSettings, RecordSet]]
-    ) -> tuple[PartSettings, Mapping[str, Any]] | None:
+    ) -> tuple[PartSettings, Any] | None:
         """Return the record of a video in the best settings; None if there is none."""
         for settings, records in every:
             if (key := self.key(video, settings)) in records:
@@ -519,7 +553,8 @@ class Summaries:
         for video in summary_inputs(self._job):
             stored = self._find(video, self._records)
             if stored is not None and not stored[1].get("reasons"):
-                settings, meta = stored
+                settings = stored[0]
+                meta: StoredSummary = stored[1]
                 yield SummaryRow(
                     media_path=video.file.media_path,
                     source=video.file.source,
@@ -551,7 +586,7 @@ def has_words(text: str) -> bool:
     return any(map(str.isalpha, text))
 
 
-def _warnings(video: SummaryInput, meta: Mapping[str, Any]) -> Iterator[str]:
+def _warnings(video: SummaryInput, meta: StoredSummary) -> Iterator[str]:
     chapters = sum(not has_words(text) for *_, text in meta["chapters"])
     parts = ["the summary"] * (not has_words(meta["summary"]))
     parts += [counted(chapters, "chapter")] * bool(chapters)

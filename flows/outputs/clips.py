@@ -21,7 +21,7 @@ from typing import Any
 
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import HALF, OURS, replace_file, write_json, write_text
-from artifacts.disk.json_shapes import BYTES
+from artifacts.disk.json_shapes import BYTES, Json
 from artifacts.disk.names import folded
 from artifacts.disk.regular_files import read_text, refuse_links
 from artifacts.disk.stamps import Stamp, stamp_of
@@ -212,7 +212,7 @@ class Cutter:
         """Delete what is left of the cuts, when all of them are where they belong."""
         shutil.rmtree(self._folder.parent, ignore_errors=True)
 
-    def _finished(self, items: Sequence[SampleSource]) -> dict[str, Any]:
+    def _finished(self, items: Sequence[SampleSource]) -> dict[str, dict[str, str]]:
         """Return the results of clips that a killed run has finished."""
         keys = [item.sample.clip for item in items if not item.whole]
         names = {key: f"{key}.mp4" for key in keys}
@@ -220,7 +220,7 @@ class Cutter:
             key: {"file": name} for key, name in names.items() if (self._folder / name).is_file()
         }
 
-    def _run(self, items: Sequence[SampleSource]) -> dict[str, Any]:
+    def _run(self, items: Sequence[SampleSource]) -> dict[str, dict[str, str]]:
         """Cut items in several processes, and return the results that they have. If a process died,
         that includes an error for the file that it was cutting."""
         with disk_faults(self._folder):
@@ -228,7 +228,7 @@ class Cutter:
             self._folder.mkdir(parents=True, exist_ok=True)
         parts = _parts(items, self._processes)
         running: list[StageHandle] = []
-        results: dict[str, Any] = {}
+        results: dict[str, dict[str, str]] = {}
         try:
             running += [self._launcher.start(self._call(part)) for part in parts]
             for part, process in zip(parts, running, strict=True):
@@ -263,7 +263,9 @@ class Cutter:
         )
         return StageCall(name="cut", job=job, device="cpu", log=self._log)
 
-    def _results_of(self, items: Sequence[SampleSource], process: StageHandle) -> dict[str, Any]:
+    def _results_of(
+        self, items: Sequence[SampleSource], process: StageHandle
+    ) -> dict[str, dict[str, str]]:
         """Wait for a process, and return what became of its items. Raises PenstockError."""
         try:
             results = process.wait().notes
@@ -474,7 +476,7 @@ class Clips:
         made = self._cutter(batch, copied)
         with disk_faults(self.folder):
             for key in (item.sample.clip for item in batch):
-                about: dict[str, Any] = {}
+                about: dict[str, Json] = {}
                 if (differs := self._cutter.differs.get(key)) is not None:
                     about = {"plain": not differs, "why": differs}
                 silent = self._cutter.silent.get(key)

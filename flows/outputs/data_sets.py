@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import (
@@ -27,7 +26,7 @@ from artifacts.disk.files import (
     link,
     write_text,
 )
-from artifacts.disk.json_shapes import BYTES
+from artifacts.disk.json_shapes import BYTES, Json
 from artifacts.disk.names import folded
 from artifacts.disk.regular_files import read_text, refuse_links
 from artifacts.disk.stamps import stamp_of
@@ -345,7 +344,7 @@ def _notes_on_settings(
         yield f"{file} names {', '.join(stale)}, which is not written any more"
 
 
-def _values(toml: Any) -> Iterator[tuple[str, Any]]:
+def _values(toml: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
     """Yield each key of a configuration, in whatever section, with its value."""
     for key, value in toml.items():
         for inner in value if isinstance(value, list) else (value,):

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 from artifacts.disk.json_records import read_jsonl_file
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.disk.stamps import stamp_of
 from artifacts.records.keys import content_key, hash_file
@@ -51,9 +52,34 @@ class ShownSummary:
     warnings: list[Text] = field(default_factory=list)
 
 
+class PageMedium(TypedDict):
+    """A medium as a page gets it."""
+
+    name: str
+    kind: str
+    path: str
+    url: str | None
+    """Relative to the folder of the page; None: unknown."""
+    gone: str
+    """Why it cannot be shown; empty: it can."""
+    prompt: str
+    warnings: list[str]
+    captions: list[Any]
+    summary: NotRequired[Json]
+    small: NotRequired[str]
+    """Address of a thumbnail with its data."""
+    labels: NotRequired[Json]
+    spans: NotRequired[Json]
+    """Stretches of a video with their labels."""
+    number: NotRequired[int]
+    """Its number in a review."""
+    text: NotRequired[tuple[str, str]]
+    """Name and content of a text beside it that a person wrote."""
+
+
 def captioned_media(
     out: Path, folder: Path, summaries: Sequence[ShownSummary] = ()
-) -> tuple[list[dict[str, Any]], Counter[str]]:
+) -> tuple[list[PageMedium], Counter[str]]:
     """Return the media of a run into `out`, in source order, for a page in `folder`, and how many
     captions are corrected, accepted and rejected. `summaries`: rows of `summaries.jsonl`.
 
@@ -62,7 +88,7 @@ def captioned_media(
     CONFIDENCE, what a person did with it). A summarized one has `summary`: its `text`, the (start,
     text) of each of its `chapters`, and `warnings`. Raises EnvironmentFault.
     """
-    media, edited = list[dict[str, Any]](), Counter[str]()
+    media, edited = list[PageMedium](), Counter[str]()
     rows_of = {_name(row): row for row in summaries}
     for entry, rows in media_with_captions(out):
         edited["corrected"] += sum(bool(row.original) for row in rows)
@@ -85,14 +111,16 @@ TOGETHER = 64
 """Thumbnails that are made between two looks at the limit."""
 
 
-def embed_thumbnails(media: list[dict[str, Any]], folder: Path) -> None:
+def embed_thumbnails(media: list[PageMedium], folder: Path) -> None:
     """Add `small`, the address of a thumbnail with its data, to the first media of a page in
     `folder`: of a video, the middle of its first caption."""
 
-    def small(medium: dict[str, Any]) -> str:
+    def small(medium: PageMedium) -> str:
         (start, end, *_), *_ = medium["captions"] or [(0.0, 0.0)]
         middle = None if medium["kind"] == "image" else (start + max(start, end)) / 2
-        return data_address(folder / os.fsdecode(unquote_to_bytes(medium["url"])), middle, SIDE)
+        return data_address(
+            folder / os.fsdecode(unquote_to_bytes(medium["url"] or "")), middle, SIDE
+        )
 
     left, here = EMBEDDED_BYTES, [medium for medium in media if not medium["gone"]]
     with ThreadPoolExecutor(cores()) as pool:
@@ -175,7 +203,7 @@ def is_other(entry: MediaRow, *, reads: bool = True) -> bool:
         return False
 
 
-def shown_medium(entry: MediaRow, folder: Path, *, reads: bool = True) -> dict[str, Any]:
+def shown_medium(entry: MediaRow, folder: Path, *, reads: bool = True) -> PageMedium:
     """Return the page's entry of a medium, without captions. `reads` is as in `is_other`."""
     path = entry.path
     url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
@@ -198,7 +226,7 @@ def _decided(row: CaptionRow) -> list[str]:
     return [*(["corrected"] if row.original else []), *filter(None, [row.review])]
 
 
-def _medium(entry: MediaRow, rows: list[CaptionRow], folder: Path) -> dict[str, Any]:
+def _medium(entry: MediaRow, rows: list[CaptionRow], folder: Path) -> PageMedium:
     warnings = list(dict.fromkeys(text for row in rows for text in row.warnings))
     if (more := len(warnings) - MOST_WARNINGS) > 0:
         warnings[MOST_WARNINGS:] = [f"{more} more in captions.jsonl"]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.disk.json_records import json_of
-from artifacts.schema import values_of
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import duration, size
 from flows.core.pipelines import STAGES
@@ -20,7 +19,7 @@ from flows.outputs.record.product import Product, product_in, run_of
 from flows.outputs.record.rounds import rounds_in, summary_json
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import RunRecord
-from flows.outputs.record.stage_record import StageRecord
+from flows.outputs.record.stage_record import OnDevice, StageRecord
 from flows.outputs.unwritten import count_unwritten
 from stages.process.stage_spec import CHUNK
 
@@ -54,7 +53,7 @@ class StageStatus:
     """Seconds that the stage has worked in this run."""
     peak_host_bytes: int
     peak_device_bytes: int
-    devices: dict[str, dict[str, Any]]
+    devices: dict[str, OnDevice]
     """Device → what the stage has made, worked and used there, if it shares several."""
     taken_bytes: int
     """Peak bytes on its compute device above the baseline (imports, or other processes of a GPU);
@@ -110,7 +109,7 @@ def _stage(
         seconds=seconds,
         peak_host_bytes=stage.peak_host_bytes,
         peak_device_bytes=stage.peak_device_bytes,
-        devices={device: values_of(of) for device, of in stage.devices.items()},
+        devices=stage.devices,
         taken_bytes=_above_baseline(stage, peak),
         planned_bytes=planned_bytes,
         now_bytes=_above_baseline(stage, last[2] if on_device else last[1]) if running else 0,
@@ -231,7 +230,9 @@ def _progress(out: Path, product: Product | None) -> dict[str, Any]:
     record = load_record(run)
     if rounds := list(summary_json(rounds_in(out))):
         state["rounds"] = rounds
-    stages = {stage.name: asdict(stage) for stage in stages_of(record, time.time())}
-    values: dict[str, Any] = json_of(record)
-    values["stages"] = [{**stage, **stages[stage["name"]]} for stage in values["stages"]]
+    values, stages = (
+        json_of(record),
+        zip(record.stages, stages_of(record, time.time()), strict=True),
+    )
+    values["stages"] = [{**json_of(stage), **asdict(status)} for stage, status in stages]
     return {**state, **values, "advice": advice(record)}

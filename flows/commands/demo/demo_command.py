@@ -9,7 +9,6 @@ import shlex
 import tempfile
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import penstock_demo
 from artifacts.errors import Unanswered, UsageError
@@ -60,15 +59,22 @@ def demo_command(given: argparse.Namespace) -> int:
     return exit_code
 
 
-def _config(source: Path, folder: Path, name: str, **options: Any) -> CaptionConfig:
+def _config(source: Path, folder: Path, name: str, precision: str) -> CaptionConfig:
     """Return the run of one source in the demo's folder; `name` is that of its output folder."""
     out, store = str(folder / name), str(folder / "store")
-    return CaptionConfig(sources=(str(source),), model=DEMO_MODEL, out=out, store=store, **options)
+    return CaptionConfig(
+        sources=(str(source),),
+        model=DEMO_MODEL,
+        out=out,
+        store=store,
+        precision=precision,
+        batch_size=16,
+    )
 
 
 def _show_shipped(folder: Path, precision: str, launcher: LauncherMaker) -> int:
     """Caption and label the shipped clips, and print them with the truth; returns the exit code."""
-    config = _config(penstock_demo.CLIPS, folder, "shipped", precision=precision, batch_size=16)
+    config = _config(penstock_demo.CLIPS, folder, "shipped", precision)
     result = caption(config, Display(), launcher)
     _print_shipped(_captions(result.out), _labels(folder, launcher))
     return result.exit_code
@@ -81,7 +87,7 @@ def _score_fresh(given: argparse.Namespace, folder: Path, launcher: LauncherMake
     print_lines("")
     display.doing(f"drawing {given.clips} fresh clips, seed {seed}")
     truths = write_clips(clips, given.clips, seed)
-    config = _config(clips, folder, "fresh", precision=given.precision, batch_size=16)
+    config = _config(clips, folder, "fresh", given.precision)
     result = caption(config, display, launcher)
     scored = score_captions(truths, _captions(result.out)).table()
     print_lines("", f"{given.clips} fresh clips, seed {seed}:", *scored.splitlines())

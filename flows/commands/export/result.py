@@ -78,22 +78,14 @@ class Exported:
             for figure, value in written.get(name, {}).items()
             if isinstance(value, int | float)
         }
-        return {
-            "folder": str(self.out),
-            "size": size(self.bytes),
-            "taken": self.accepted,
-            **figures,
-            "missed": "; ".join(self.parity.missed),
-        }
+        folder: dict[str, Json] = {"folder": str(self.out), "size": size(self.bytes)}
+        missed = "; ".join(self.parity.missed)
+        return {**folder, "taken": self.accepted, **figures, "missed": missed}
 
     def to_json(self) -> dict[str, Json]:
-        return {
-            "out": str(self.out),
-            "bytes": self.bytes,
-            "accepted": self.accepted,
-            "parity": self.parity.to_json(),
-            "exit_code": self.exit_code,
-        }
+        fields: dict[str, Json] = {"out": str(self.out), "bytes": self.bytes}
+        fields |= {"accepted": self.accepted, "parity": self.parity.to_json()}
+        return {**fields, "exit_code": self.exit_code}
 
 
 def figures_line(parity: Parity) -> str:
@@ -230,13 +222,9 @@ class ExportFound:
             yield f"last run, into {self.run}:"
 
     def to_json(self) -> dict[str, Json]:
-        state: dict[str, Json] = {
-            "verdict": self.verdict(),
-            "folder": str(self.checkpoint),
-            "placed": self.placed,
-        }
+        state: dict[str, Json] = {"verdict": self.verdict(), "folder": str(self.checkpoint)}
         parity = None if self.parity is None else self.parity.to_json()
-        return {"checkpoint": {**state, "parity": parity}}
+        return {"checkpoint": {**state, "placed": self.placed, "parity": parity}}
 
     def about(self) -> Iterator[tuple[str, str]]:
         """Yield the checkpoint's folder and format."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import whole_file
@@ -72,7 +71,6 @@ from flows.outputs.record.rounds import (
     ROUND_RECORD,
     SCORED,
     TRAINED,
-    Phase,
     Round,
     RoundExample,
     adapter_digest,
@@ -264,8 +262,8 @@ class _Work:
         captioned = self.captioned
         return replace(learned, failures=captioned.failures, warnings=captioned.warnings)
 
-    def _end(self, phase: Phase, **fields: Any) -> None:
-        self.round = replace(self.round, phase=phase, **fields)
+    def _end(self, round_: Round) -> None:
+        self.round = round_
         write_round(self.out, self.round, self.run.config.store)
 
     def train(self) -> None:
@@ -285,7 +283,7 @@ class _Work:
         except (ControlWord, NoFeatures):
             (self.folder / ROUND_RECORD).unlink()  # the next call chooses other examples
             raise
-        self._end(TRAINED, trained=adapter_digest(folder))
+        self._end(replace(self.round, phase=TRAINED, trained=adapter_digest(folder)))
 
     def score(self) -> None:
         """Score the previous model and the new adapter, and decide."""
@@ -299,14 +297,15 @@ class _Work:
         self.round.before, self.round.after = scores
         self.round.lower = times_lower(self.round, self.config.seed)
         accepted = self.round.enough and is_better(self.round)
-        self._end(SCORED if accepted else DONE, accepted=accepted)
+        phase = SCORED if accepted else DONE
+        self._end(replace(self.round, phase=phase, accepted=accepted))
 
     def recaption(self) -> None:
         """Make the captions of the adapter in the store. The run's own files stay."""
         config = self.run.captioning(self.config, self.folder / CAPTIONS, self.adapter)
         only_lines = replace(config, format=(), beside=False, summary=False, existing=None)
         self._caption(replace(only_lines, overwrite=False), self.on_begin)
-        self._end(RECAPTIONED)
+        self._end(replace(self.round, phase=RECAPTIONED))
 
     def carry(self) -> None:
         """Keep all decisions under the new words, then write the run's files. No review can change
@@ -318,13 +317,14 @@ class _Work:
             try:
                 kept, changed = carry(old, new, self.round.round)
             except Uncaptioned:  # the same adapter would write none again
-                self._end(DONE, accepted=False)
+                self._end(replace(self.round, phase=DONE, accepted=False))
                 raise
             if self.round.phase == RECAPTIONED:
-                self._end(CARRIED, carried=kept, changed=changed, captions=len(new.folder.rows))
+                round_ = replace(self.round, carried=kept, changed=changed)
+                self._end(replace(round_, phase=CARRIED, captions=len(new.folder.rows)))
             config = self.run.captioning(self.config, self.out, self.adapter)
             self.captioned = self._caption(config, self._begin)
-        self._end(DONE, captions=self.captioned.captions)
+        self._end(replace(self.round, phase=DONE, captions=self.captioned.captions))
         shutil.rmtree(self.folder / CAPTIONS, ignore_errors=True)
 
     def _reviewed(self, out: Path) -> ReviewedCaptions:

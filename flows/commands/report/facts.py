@@ -48,6 +48,7 @@ from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.media_rows import (
     RUN_AGAIN,
+    PageMedium,
     ShownSummary,
     captioned_media,
     embed_thumbnails,
@@ -57,7 +58,7 @@ from flows.outputs.record.product import product_in
 from flows.outputs.record.rounds import rounds_in
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord, sum_of
-from flows.outputs.record.stage_record import StageRecord
+from flows.outputs.record.stage_record import Point, StageRecord
 from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
 from flows.outputs.run_wording import kind_of, made_text, written
 from flows.outputs.thumbnails import data_address
@@ -80,9 +81,33 @@ class ShownTable(TypedDict):
     rows: Sequence[Sequence[str]]
 
 
-def timeline_of(record: RunRecord) -> dict[str, Any]:
-    """Return `seconds` (from the run's start to its last update), `stages` and `rungs`. Times are
-    seconds since the run's start, memory is bytes."""
+class OnEach(TypedDict):
+    host: int | None
+    device: int | None
+
+
+class StageTimeline(TypedDict):
+    """When a stage worked, and its memory in bytes."""
+
+    name: str
+    spans: list[list[float]]
+    curves: list[list[Point]]
+    planned: OnEach
+    budget: OnEach
+    rung: str
+
+
+class RunTimeline(TypedDict):
+    """The stages of a run, in seconds since its start."""
+
+    seconds: float
+    """From its start to its last update."""
+    stages: list[StageTimeline]
+    rungs: list[dict[str, Json]]
+
+
+def timeline_of(record: RunRecord) -> RunTimeline:
+    """Return the timeline of the last run."""
     began = seconds_of(record.started)
     seconds = max(0.0, seconds_of(record.updated) - began)
     stages = [_stage(record, stage, began, seconds) for stage in record.stages]
@@ -94,18 +119,25 @@ def timeline_of(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def timeline_of_entry(entry: RunEntry) -> dict[str, Any]:
+def timeline_of_entry(entry: RunEntry) -> RunTimeline:
     """Return the same of an earlier run, as far as `history` has it."""
-    absent = {"planned": {"host": None, "device": None}, "budget": {"host": None, "device": None}}
-    stages = [
-        {"name": name, "spans": [[points[0][0], points[-1][0]]], "curves": [points], "rung": ""}
+    unknown: OnEach = {"host": None, "device": None}
+    stages: list[StageTimeline] = [
+        {
+            "name": name,
+            "spans": [[points[0][0], points[-1][0]]],
+            "curves": [points],
+            "planned": unknown,
+            "budget": unknown,
+            "rung": "",
+        }
         for name, points in entry.timeline.items()
         if points
     ]
     began = seconds_of(entry.started)
     return {
         "seconds": entry.seconds,
-        "stages": [{**stage, **absent} for stage in stages],
+        "stages": stages,
         "rungs": [_rung(rung, began) for rung in entry.rungs],
     }
 
@@ -143,7 +175,7 @@ def _run_cells(entry: RunEntry) -> tuple[str, ...]:
     )
 
 
-def _stage(record: RunRecord, stage: StageRecord, began: float, seconds: float) -> dict[str, Any]:
+def _stage(record: RunRecord, stage: StageRecord, began: float, seconds: float) -> StageTimeline:
     spans = stage.spans
     curves = stage.curves()
     drawn = [[start, end] for start, end, _ in spans]
@@ -330,7 +362,7 @@ def _rows(path: Path) -> tuple[int, list[dict[str, Any]]]:
         step = -(-total // MOST_FILES) or 1
         lines = list(islice(file, 0, None, step))
     try:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
         columns = {frozenset(row.keys()) for row in rows}
     except (ValueError, AttributeError) as error:
         raise EnvironmentFault(f"{path} cannot be read: invalid JSON", hint=SIFT_AGAIN) from error
@@ -491,7 +523,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def _tokens(media: Sequence[Mapping[str, Any]], summaries: Sequence[ShownSummary]) -> int:
+def _tokens(media: Sequence[PageMedium], summaries: Sequence[ShownSummary]) -> int:
     """Return the tokens of captions and summaries; 0 of labels, which have none."""
     texts = sum(caption[3] for medium in media for caption in medium["captions"])
     return int(texts + sum(row.tokens for row in summaries))

@@ -2,10 +2,9 @@
 opens no media file.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 from msgspec import field as struct_field
@@ -18,7 +17,7 @@ from flows.commands.label.files import LINES, REPORT
 from flows.core.media.output_rows import MediaRow
 from flows.core.options.formats import MEDIA
 from flows.core.pipelines import LABELS
-from flows.outputs.media_rows import media_with_lines, shown_medium
+from flows.outputs.media_rows import PageMedium, media_with_lines, shown_medium
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
 from flows.outputs.record.rounds import Round, exact, loss_of
 from flows.outputs.record.rounds import cells as round_cells
@@ -91,7 +90,7 @@ def label_counts(out: Path) -> dict[str, Json] | None:
     return json_of(replace(report, labels=by_count))
 
 
-def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[dict[str, Any]]:
+def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[PageMedium]:
     """Return the first `files` media of a run into `out`, as a page in `folder` needs them: as of
     captions, with `labels`, each of them (name, score, box in pixels or None). Raises
     EnvironmentFault."""
@@ -111,7 +110,7 @@ def label_run_below(out: Path) -> Path | None:
     return below if (below / LINES).exists() and kind_of(load_record(below)) == LABELS else None
 
 
-def add_labels(media: Iterable[dict[str, Any]], labelled: Iterable[Mapping[str, Any]]) -> None:
+def add_labels(media: Iterable[PageMedium], labelled: Iterable[PageMedium]) -> None:
     """Add to captioned media their labels: `labels` of an image, `spans` of a video."""
     by_path = {medium["path"]: medium for medium in labelled}
     for medium in media:
@@ -120,7 +119,7 @@ def add_labels(media: Iterable[dict[str, Any]], labelled: Iterable[Mapping[str, 
             medium |= {"labels": other["labels"]} if medium["kind"] == "image" else {"spans": spans}
 
 
-def _medium(entry: MediaRow, lines: Sequence[LabelRow], folder: Path) -> dict[str, Any]:
+def _medium(entry: MediaRow, lines: Sequence[LabelRow], folder: Path) -> PageMedium:
     medium, still = shown_medium(entry, folder), all(line.time is None for line in lines)
     given = [scored for line in lines for scored in line.given]
     medium["labels"] = [[one.label, one.score, one.box] for one in given] if still else []

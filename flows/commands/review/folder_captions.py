@@ -3,7 +3,6 @@
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from artifacts.records.store import local_folder, open_store
 from artifacts.remote.addresses import is_address
@@ -15,6 +14,7 @@ from flows.core.media.output_rows import CaptionRow, MediaRow
 from flows.core.media.sources import MEDIA_SUFFIXES
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.media_rows import (
+    PageMedium,
     failed_media,
     is_other,
     media_with_captions,
@@ -101,7 +101,7 @@ class FolderCaptions:
                 raise EditRefused("the caption does not follow the run's JSON Schema")
         return given
 
-    def _medium(self, place: MediaRow, lines: list[CaptionRow]) -> dict[str, Any]:
+    def _medium(self, place: MediaRow, lines: list[CaptionRow]) -> PageMedium:
         # As on a page in the run's folder; the server looks up the file by its number.
         medium = shown_medium(place, self._out, reads=False)
         if place.address:  # it is fetched when viewed

@@ -71,12 +71,9 @@ class IndexWritten(VectorsWritten):
     """Files with rows in the index that no longer exist."""
 
     def to_json(self) -> dict[str, Json]:
-        fields: dict[str, Json] = {
-            "index": str(self.folder),
-            "added": self.added,
-            "replaced": self.replaced,
-        }
-        return {**super(IndexWritten, self).to_json(), **fields, "vanished": list(self.vanished)}
+        fields: dict[str, Json] = {"index": str(self.folder), "added": self.added}
+        fields |= {"replaced": self.replaced, "vanished": list(self.vanished)}
+        return {**super(IndexWritten, self).to_json(), **fields}
 
     def row(self) -> dict[str, Json]:
         fields = {"files": self.files, "rows": self.vectors, "new": self.added}

@@ -73,10 +73,10 @@ def lines(record: RunRecord, stages: list[StageStatus]) -> Iterator[str]:
     yield from table_lines(COLUMNS, map(cells, stages), right=COLUMNS[1:-1])
     for stage in stages:
         for device, of in stage.devices.items():  # only where several GPUs share the stage
-            worked = f" in {duration(of['seconds'])}" if of["seconds"] else ""
+            worked = f" in {duration(of.seconds)}" if of.seconds else ""
             yield (
-                f"{stage.name} on {device}: {of['items']:,}{worked}, "
-                f"GPU memory at most {size(of['peak_device_bytes'])}"
+                f"{stage.name} on {device}: {of.items:,}{worked}, "
+                f"GPU memory at most {size(of.peak_device_bytes)}"
             )
     paths = output_paths(record)
     widest = max(map(len, paths), default=0)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from datetime import datetime
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -107,7 +107,7 @@ def close_crashed(flow_run: UUID) -> None:
         logger.warning("task runs of a crashed run were not closed: %s", error)
 
 
-def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: Any) -> int:
+def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: datetime) -> int:
     """Close what runs of these flows left open that ended before a given time. Return the number of
     task runs."""
     left = client.read_task_runs(

@@ -15,7 +15,7 @@ from concurrent import futures
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 from uuid import UUID
 
 from prefect import State, get_run_logger, task
@@ -142,7 +142,7 @@ class PrefectRunning:
         stage = task(
             name=call.name, task_run_name=title, cache_policy=NO_CACHE, persist_result=False
         )(self._run)
-        self._future: PrefectConcurrentFuture[Any] = stage.submit()  # type: ignore[assignment]
+        self._future: PrefectConcurrentFuture[StageOutcome] = stage.submit()  # type: ignore[assignment]
 
     @property
     def outcome(self) -> StageOutcome:

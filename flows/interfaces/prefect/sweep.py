@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -158,7 +158,7 @@ def start_again(client: SyncPrefectClient, run: FlowRun, why_not: str, max_retri
     if starts >= max_retries:
         return f"{name} is left alone: it was started again {starts} times already; see why it ends"
     times = f"{starts + 1} of {max_retries} times"
-    answer: OrchestrationResult[Any] = client.set_flow_run_state(
+    answer: OrchestrationResult[None] = client.set_flow_run_state(
         run.id, Scheduled(message=f"{AGAIN}, {times}"), force=True
     )
     if answer.status != SetStateStatus.ACCEPT:

@@ -118,7 +118,7 @@ OF_OUTPUTS = {"format": (), "limit": None, "beside": False, "existing": None, "o
 """Options that only the last task takes → their value for a partition."""
 
 
-COMMANDS: Mapping[str, tuple[Pipeline, Callable[..., Any]]] = {
+COMMANDS: Mapping[str, tuple[Pipeline, Callable[..., RunEnd]]] = {
     "caption": (CAPTION, sift_first.caption),
     "embed": (EMBED, run.embed),
     "label": (LABEL, label),

@@ -114,7 +114,7 @@ class Routes:
         began = time.monotonic()
         if self._service.media_embedder is None:
             raise no_vectors()
-        medium, _ = await self._embed(request)
+        medium, _ = await self._embed(request, _nothing)
         answer = vectors_json(medium, encoding, parts=tiles)
         assert self._service.job is not None
         fields: dict[str, Json] = {
@@ -256,8 +256,8 @@ class Routes:
         return [(await self._service.texts.vectors([[word]])).vectors[0] for word in texts]
 
     async def _embed(
-        self, request: Request, while_running: Callable[[], Awaitable[Any]] | None = None
-    ) -> tuple[EmbeddedMedium, Any]:
+        self, request: Request, while_running: Callable[[], Awaitable[T]]
+    ) -> tuple[EmbeddedMedium, T]:
         """Embed a request's upload. Return its vectors and the result of `while_running`, which is
         awaited first. Raises HttpRefusal."""
         service, media_embedder = self._service, self._service.media_embedder
@@ -265,9 +265,9 @@ class Routes:
             raise no_vectors()
         upload = await upload_of(request, service.config.body_bytes, service.temp_store)
 
-        async def work() -> tuple[EmbeddedMedium, Any]:
+        async def work() -> tuple[EmbeddedMedium, T]:
             try:
-                meanwhile = None if while_running is None else await while_running()
+                meanwhile = await while_running()
             except BaseException:
                 upload.remove()
                 raise
@@ -278,6 +278,10 @@ class Routes:
 
     async def _timed(self, request: Request, work: Awaitable[T]) -> T:
         return await in_time(request.receive, work, self._service.config.deadline)
+
+
+async def _nothing() -> None:
+    pass
 
 
 def no_vectors() -> HttpRefusal:

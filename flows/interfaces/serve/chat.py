@@ -322,10 +322,11 @@ def _shown(value: Json) -> str:
 LONE = "a string contains a lone surrogate, which is not valid Unicode"
 
 
-def json_in(body: bytes) -> Any:
+def json_in(body: bytes) -> Json:
     """Parse the JSON of a body. Raises HttpRefusal."""
     try:
-        return from_json(body, allow_inf_nan=False)
+        value: Json = from_json(body, allow_inf_nan=False)
+        return value
     except ValueError as error:
         if "hex escape" in str(error):
             hint = "Write characters above \\uffff as a pair of escapes"

@@ -98,7 +98,7 @@ class HalfWorkerSpec:
     """Planned memory in bytes of a fallback rung."""
     call: Callable[[Rung, str, int], StageCall]
     """Returns the stage call for a rung, a pipe and a memory budget."""
-    answers: Callable[[Iterable[str]], dict[str, Any]]
+    answers: Callable[[Iterable[str]], Mapping[str, Any]]
     """Returns the results of published keys."""
     max_batch: int
     """Requested batch size; 0: what fits."""

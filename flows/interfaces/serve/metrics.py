@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -106,7 +105,7 @@ class Metrics:
         gauge("penstock_log_errors", what).set_function(failed_writes)
         self.second = Second()
         """Counts since the last point."""
-        self._points: deque[dict[str, Any]] = deque(maxlen=MAX_POINTS)
+        self._points: deque[tuple[float, dict[str, float | None]]] = deque(maxlen=MAX_POINTS)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a response."""
@@ -125,25 +124,25 @@ class Metrics:
         """Add a point, one second long, to the page's plots."""
         done, self.second = self.second, Second()
         ranked = sorted(done.latencies)
-        self._points.append(
-            {
-                "time": round(time.time(), 2),
-                "requests": done.requests,
-                "refused": done.refused,
-                "failed": done.failed,
-                "p50": _at(ranked, 0.5),
-                "p99": _at(ranked, 0.99),
-                "batches": done.batches,
-                "pictures": done.pictures,
-                "queued": queued,
-                "memory_bytes": memory,
-                "budget_bytes": budget,
-            }
-        )
+        now = round(time.time(), 2)
+        point = {
+            "time": now,
+            "requests": done.requests,
+            "refused": done.refused,
+            "failed": done.failed,
+            "p50": _at(ranked, 0.5),
+            "p99": _at(ranked, 0.99),
+            "batches": done.batches,
+            "pictures": done.pictures,
+            "queued": queued,
+            "memory_bytes": memory,
+            "budget_bytes": budget,
+        }
+        self._points.append((now, point))
 
-    def points(self, since: float) -> list[dict[str, Any]]:
+    def points(self, since: float) -> list[dict[str, float | None]]:
         """Return the points after a time."""
-        return [point for point in self._points if point["time"] > since]
+        return [point for at, point in self._points if at > since]
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus text format."""

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -167,7 +167,7 @@ class Answering:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, stop)
 
-    async def unless_stopped(self, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:
+    async def unless_stopped(self, work: Coroutine[None, None, ResultT]) -> ResultT | None:
         """Return the result of `work`, which opens the service; None if a stop signal comes before.
         It is then cancelled."""
         self._is_open = False

@@ -3,17 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.paths import folder_named
 from artifacts.index.manifest import read_manifest
 from artifacts.index.writing import refuse_other
-from artifacts.records.packs import RecordSet
+from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.tiles import boxes_of
 from flows.commands.label.label_set import LabelSet, label_set
@@ -135,7 +134,7 @@ def plan_half(
     stage: StageSpec,
     ladder: Ladder,
     config: ServeConfig,
-    answers: Callable[[Iterable[str]], dict[str, Any]],
+    answers: Callable[[Iterable[str]], Mapping[str, Record | None]],
     places: WorkerStores,
     workloads: Sequence[Workload] = (),
 ) -> HalfWorkerSpec:
@@ -194,10 +193,10 @@ def decoding_call(job: Job, limits: RequestLimits, store: str) -> Callable[[str]
     return over
 
 
-def read_and_drop(records: RecordSet) -> Callable[[Iterable[str]], dict[str, Any]]:
+def read_and_drop(records: RecordSet) -> Callable[[Iterable[str]], dict[str, Record]]:
     """Return a function that reads records from a temporary store and deletes them."""
 
-    def answers(keys: Iterable[str]) -> dict[str, Any]:
+    def answers(keys: Iterable[str]) -> dict[str, Record]:
         requested = list(keys)
         records.look_up_pack(requested)
         if not all(key in records for key in requested):  # they were published in several packs

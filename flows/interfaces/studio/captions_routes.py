@@ -12,7 +12,6 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -162,14 +161,15 @@ class CaptionsRoutes:
         out = captions.out / FOLDER / secrets.token_hex(8)
         command = self._studio.command(captions.out)
         words = command.again(checked(changes, self._studio.roots), paths, out)
-        own = str(captions.out)
-        return self._add(AGAIN, command, words, out, values=changes, about=keys, of=own)
+        run = QueuedRun(kind=AGAIN, out=str(out), words=words, folder=str(command.folder))
+        run.of, run.values, run.about = str(captions.out), changes, keys
+        return self._studio.queue.add(run)
 
     def _add(
-        self, kind: Kind, command: RecordedCommand, words: list[str], out: Path, **more: Any
+        self, kind: Kind, command: RecordedCommand, words: list[str], out: Path, of: str = ""
     ) -> QueuedRun:
         folder = str(command.folder)
-        run = QueuedRun(kind=kind, out=str(out), words=words, folder=folder, **more)
+        run = QueuedRun(kind=kind, out=str(out), words=words, folder=folder, of=of)
         return self._studio.queue.add(run)
 
     async def answers(self, request: Request) -> Response:

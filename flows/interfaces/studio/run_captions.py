@@ -4,11 +4,12 @@ edit has a revision, so that other tabs see it, and no edit replaces a text it w
 import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from artifacts.disk.files import json_text, write_text
 from artifacts.disk.json_records import read_jsonl_file
@@ -129,7 +130,7 @@ class RunCaptions:
                 for row in medium["captions"]:
                     row["group"] = group
         self._numbers = {row["key"]: m["number"] for m in media for row in m["captions"]}
-        pieces = (media[at : at + TOGETHER] for at in range(0, len(media), TOGETHER))
+        pieces: Iterator[Any] = (media[at : at + TOGETHER] for at in range(0, len(media), TOGETHER))
         self._media = [json_bytes(piece)[1:-1] for piece in pieces]
         media.clear()  # most of what 50,000 captions take; the page has it
 

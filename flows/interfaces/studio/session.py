@@ -89,7 +89,7 @@ class RecordedCommand:
         return with_values(self._recorded, {"--adapter": str(here)})
 
     @cached_property
-    def _config(self) -> Any:
+    def _config(self) -> RunOptions:
         return self._config_of(self.words)
 
     def asks_as(self, words: Sequence[str]) -> bool:

@@ -14,7 +14,12 @@ from artifacts.texts.edits import Action, Edit, EditJournal, changes_of, key_of
 from flows.core.job.prepare import prepare
 from flows.core.machine.launch import StageCall
 from flows.core.options.commands import CaptionConfig
-from flows.outputs.captions import MAYBE_THINKING, _text_and_warnings, caption_of
+from flows.outputs.captions import (
+    MAYBE_THINKING,
+    StoredCaption,
+    _text_and_warnings,
+    caption_of,
+)
 from penstock_demo import CHECKPOINT
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import DecodeItem, SamplingParams
@@ -132,7 +137,7 @@ def test_captions_are_handed_to_python_as_they_are_written(config: CaptionConfig
     run(config, Reasoning(WORDS["cut"]))
     job = prepare(config, Reasoning(""))
     (task, *_), file = job.ledger.tasks(job.media[:1]), job.files[0].file
-    stored = dict(job.ledger["captions"].meta(task["captions"]))
+    stored: StoredCaption = job.ledger["captions"].meta(task["captions"])
     assert caption_of(job, file, task, stored) is None
     row = caption_of(job, file, task, {**stored, "caption": WORDS["long"]})
     assert row is not None and row.caption == "A dog."
@@ -210,6 +215,7 @@ def test_a_cut_answer_of_a_server_stays_with_a_warning(config: CaptionConfig) ->
     job: Any = SimpleNamespace(config=config)
     job.model = SimpleNamespace(served=object(), profile=PROFILE)
     for text, ended, warns in (("It has", "length", True), ("It has", "stop", False)):
-        stored = {"caption": text, "ended": ended}
+        stored: Any = {"caption": text, "ended": ended}
         assert _text_and_warnings(job, stored) == (text, [MAYBE_THINKING] * warns)
-    assert _text_and_warnings(job, {"caption": "<think>It has", "ended": "length"}) == (None, [])
+    stored = {"caption": "<think>It has", "ended": "length"}
+    assert _text_and_warnings(job, stored) == (None, [])
