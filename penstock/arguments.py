@@ -10,6 +10,7 @@ from reprlib import Repr
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.option_texts import members, parse_size
 from artifacts.options import declared
@@ -131,7 +132,7 @@ def _joined(labels: Sequence[Any]) -> str:
     return ",".join(labels)
 
 
-def _json(schema: dict[Any, Any]) -> str:
+def _json(schema: dict[str, Json]) -> str:
     try:
         return json.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

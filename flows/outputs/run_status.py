@@ -230,9 +230,7 @@ def _progress(out: Path, product: Product | None) -> dict[str, Any]:
     record = load_record(run)
     if rounds := list(summary_json(rounds_in(out))):
         state["rounds"] = rounds
-    values, stages = (
-        json_of(record),
-        zip(record.stages, stages_of(record, time.time()), strict=True),
-    )
-    values["stages"] = [{**json_of(stage), **asdict(status)} for stage, status in stages]
+    values, stages = json_of(record), stages_of(record, time.time())
+    pairs = zip(record.stages, stages, strict=True)
+    values["stages"] = [{**json_of(stage), **asdict(status)} for stage, status in pairs]
     return {**state, **values, "advice": advice(record)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import Json
@@ -178,7 +178,7 @@ def _entries(text: str, path: Path) -> list[tuple[str, Mapping[str, Json]]]:
                 hint='Quote it if it is a label: "null", "~"',
             )
     if isinstance(parsed, list):
-        return [(name.strip(), {}) for name in parsed]
+        return [(str(name).strip(), {}) for name in parsed]
     return [(name.strip(), _settings(name, given, path)) for name, given in parsed.items()]
 
 
@@ -201,12 +201,12 @@ def _rows(text: str, path: Path) -> Iterator[tuple[str, Mapping[str, Json]]]:
             yield name, {column: cell for column, cell in cells.items() if cell}
 
 
-def _parsed(text: str, path: Path) -> Any:
+def _parsed(text: str, path: Path) -> Json:
     import yaml
 
     try:
         if path.suffix.lower() == ".json":
-            labels = json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=_once)
+            labels: Json = json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=_once)
         else:
             loader = _as_written()(text)
             root = loader.get_single_node()
@@ -238,11 +238,11 @@ def _as_written() -> type["SafeLoader"]:
     import yaml
 
     class AsWritten(yaml.SafeLoader):  # type: ignore[misc]
-        def construct_mapping(self, node: "Node", deep: bool = False) -> dict[Hashable, Any]:
+        def construct_mapping(self, node: "Node", deep: bool = False) -> dict[Hashable, Json]:
             if isinstance(node, yaml.MappingNode):
                 names = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode))
                 _once((key.value.strip(), None) for key in names if key.value != "<<")
-            mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+            mapping: dict[Hashable, Json] = super().construct_mapping(node, deep=deep)
             return mapping
 
     AsWritten.yaml_implicit_resolvers = {
