@@ -499,4 +499,4 @@ def test_the_page_says_what_is_lost_of_captions(tmp_path: Path) -> None:
     assert sets_in(data.out, PICTURES, Counter())[0]["lost"] == [f"kohya:sd1.5: {said}"]
     (data.folder / "dataset.toml").write_text("x = [")
     (found,) = sets_in(data.out, PICTURES, Counter())
-    assert "cannot be read as TOML" in found["problem"] and not found["samples"]
+    assert "cannot be read as TOML" in str(found["problem"]) and not found["samples"]
