@@ -61,6 +61,9 @@ KINDS: Final = {REJECTED: "rejection", "": "correction", ACCEPTED: "acceptance"}
 """Decision → what an edit without a text is called."""
 WORDS: Final = "said"
 """Field with the model's own words of a caption, in a change and in a row of a review."""
+SHORTENED: Final = "shortened for "
+"""How the description of an action begins that no person made: texts that were too long for a
+trainer. Another folder with the same store may be for another trainer, so no store has them."""
 SPACES = re.compile(r"\s+")
 DIGITS: Final = 24
 """Hex digits of a caption's identity."""
@@ -502,8 +505,10 @@ log = logging.getLogger(__name__)
 
 def event_of(edits: Edits, action: Action) -> Action | None:
     """Return a journal action as a store event. `edits` is the state before it. Return None for an
-    undo or redo without effect."""
+    undo or redo without effect, and for what no store has."""
     target = edits.target(action)
+    if target is not None and target.does.startswith(SHORTENED):
+        return None
     event = partial(Action, id=_name(action), time=action.time, does=action.does)
     if target is action:
         return event(changes=action.changes)

@@ -1,18 +1,23 @@
 """Implements `penstock check`: says what a trainer would not see of a data set that a run wrote.
 
-No model runs, and nothing is downloaded.
+Nothing is downloaded, and no model runs, but the language half with `--fix`.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import chdir, closing
+from dataclasses import replace
 from pathlib import Path
 
 from artifacts.disk.paths import required_path
 from artifacts.errors import UsageError
 from artifacts.texts.trainer_models import TrainerModel, models_named, parse_trainers
 from artifacts.wording import counted
+from flows.core.console.display import Display
 from flows.core.console.lines import print_lines
+from flows.core.options.text import TRUST_FOLDER_HELP
 from flows.outputs.marker import read_marker
 from flows.outputs.record.run_read import load_record
 from flows.outputs.seen.check import Checked, check
@@ -25,18 +30,43 @@ SHOWN = 10
 def check_command(given: argparse.Namespace) -> int:
     """Check the data sets of a run; return 1 if a trainer would not see all. Raises UsageError,
     EnvironmentFault."""
-    checked = check_run(
-        Path(required_path(given.out)),
-        parse_trainers(given.trainer or []),
-        forbid=[word.strip() for word in (given.forbid or "").split(",") if word.strip()],
-        tokenizers=Path(required_path(given.tokenizers)) if given.tokenizers else None,
-    )
+    out = Path(required_path(given.out))
+    trainers = parse_trainers(given.trainer or [])
+    forbid = [word.strip() for word in (given.forbid or "").split(",") if word.strip()]
+    tokenizers = Path(required_path(given.tokenizers)) if given.tokenizers else None
+    checked = check_run(out, trainers, forbid=forbid, tokenizers=tokenizers)
+    if given.fix:
+        for line in _fixed(out.absolute(), checked, tokenizers and tokenizers.absolute(), given):
+            print_lines(line, to=sys.stderr if given.json else None)
+        checked = check_run(out, trainers, forbid=forbid, tokenizers=tokenizers)
     if given.json:
         print(json.dumps([one.values for one in checked], indent=1))
     else:
         for one in checked:
             print_lines(*_lines(one))
     return int(any(one.rules for one in checked))
+
+
+def _fixed(
+    out: Path, checked: Sequence[Checked], tokenizers: Path | None, given: argparse.Namespace
+) -> Iterator[str]:
+    """Make captions that are too long shorter, and yield a line on each trainer. Raises
+    PenstockError."""
+    from flows.commands.check.fix import fits_in, shorten
+    from flows.commands.shared.arguments import recorded_run
+    from flows.outputs.folder.trust import SHOWN as USED
+    from flows.outputs.folder.trust import command_in, is_trusted
+
+    trust = given.trust_folder or is_trusted(out, uses=USED)
+    readers = {one.model: fits_in(one.model, tokenizers) for one in checked}
+    command = command_in(out, trust=trust)
+    display = Display(quiet=True)
+    with closing(display), chdir(command.folder):  # the paths of the command are relative to it
+        run = recorded_run(command)
+        run = replace(run, config=replace(run.config, out=str(out), trust_folder=trust))
+        for one in checked:
+            fixed = shorten(run, one.model, one.samples, readers[one.model], display)
+            yield f"{one.model.label}: {fixed.line}"
 
 
 def check_run(
@@ -102,4 +132,10 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizers", metavar="DIR", help="folder of tokenizers, or a trainer's cache of them"
     )
+    parser.add_argument(
+        "--fix",
+        action="store_true",
+        help="make captions shorter that are too long, but a person's",
+    )
+    parser.add_argument("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
     parser.add_argument("--json", action="store_true", help="print all as JSON")

@@ -47,7 +47,7 @@ def note_tokens(
     lost if no text encoder reads it: what only some of them do not read is a note. Raises
     EnvironmentFault."""
     texts = {text for sample in samples for text in sample.captions}
-    main = max(limits, key=_reach, default=None)
+    main = main_limit(limits)
     for limit in limits:
         if not limit.tokens:
             yield f"{limit.encoder} reads captions of any length ({limit.above})"
@@ -56,7 +56,8 @@ def note_tokens(
         if folder is None:
             faults, unsure = _certain(texts, limit)
             if unsure:
-                yield _missing(limit.tokenizer, unsure)
+                count = counted(unsure, "caption")
+                yield f"{count} may be too long: {missing_note(limit.tokenizer)}"
         else:
             tokenizer = load_tokenizer(folder)
             foreign = sum(not text.isascii() for text in texts)
@@ -74,6 +75,11 @@ def note_tokens(
             sample.faults += [faults[text] for text in sample.captions if text in faults]
 
 
+def main_limit(limits: Sequence[TextLimit]) -> TextLimit | None:
+    """Return the limit of the encoder that reads most; None if none is known."""
+    return max(limits, key=_reach, default=None)
+
+
 def _reach(limit: TextLimit) -> tuple[bool, float]:
     """Return how much of a caption an encoder gives to the model, for comparison."""
     return not limit.is_pooled, limit.tokens or float("inf")
@@ -87,14 +93,14 @@ def _certain(texts: set[str], limit: TextLimit) -> tuple[dict[str, Fault], int]:
     return faults, sum(over is None for over in exceeded.values())
 
 
-def _missing(source: TokenizerSource, unsure: int) -> str:
-    """Return a note on a tokenizer that is not here, and how to get it."""
+def missing_note(source: TokenizerSource) -> str:
+    """Return that a tokenizer is not on this machine, and how to get it."""
     files = ("tokenizer*", "*.model", "vocab*", "merges*", "special_tokens*")
     below = f"{source.folder}/" if source.folder else ""
     names = " ".join(f"'{below}{name}'" for name in files)
     return (
-        f"{counted(unsure, 'caption')} may be too long: the tokenizer of {source.repository} is "
-        f"not on this machine. Get it, a few MB: hf download {source.repository} --include {names}"
+        f"the tokenizer of {source.repository} is not on this machine. Get it, a few MB: "
+        f"hf download {source.repository} --include {names}"
     )
 
 

@@ -1,0 +1,242 @@
+"""Makes captions shorter that are too long for a trainer's text encoder (`penstock check --fix`).
+
+1. Only captions of the model that no person changed, accepted or rejected, and that are too long.
+2. They are made again from stored features, with the sentence of `--length medium`, and those that
+   are still too long with that of `--length short`. The first text that fits is taken.
+3. Of what is then still too long, the shortest text is cut at the end of a sentence.
+4. The new texts are changes in the folder's journal, one for each way, that nobody has read: the
+   review shows them as such, and takes them back in one step. They enter no store, because another
+   data set of the same captions may be for another trainer.
+5. The run's command writes its outputs again.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from artifacts.disk.files import json_text, write_text
+from artifacts.errors import UsageError
+from artifacts.texts.captions import one_line
+from artifacts.texts.edits import SHORTENED, UNTOUCHED, Action, Edit, changes_of
+from artifacts.texts.trainer_limits import limits_of
+from artifacts.texts.trainer_models import TrainerModel
+from flows.commands.caption import run as sift_first
+from flows.commands.review.captions import ReviewedCaptions
+from flows.core.console.display import Display
+from flows.core.job.prepare import Job
+from flows.core.machine.launch import DirectLauncher
+from flows.core.machine.versions import now
+from flows.core.options.commands import CaptionConfig
+from flows.core.options.text import LENGTHS
+from flows.core.options.training import RecordedRun
+from flows.execution.run import LauncherMaker
+from flows.execution.run import caption as run_again
+from flows.outputs.media_rows import media_with_captions
+from flows.outputs.record.record_writer import RecordWriter
+from flows.outputs.seen.sets import TrainedSample
+from flows.outputs.seen.tokens import (
+    load_tokenizer,
+    lost,
+    main_limit,
+    missing_note,
+    tokenizer_folder,
+)
+
+TRIED = ("medium", "short")
+"""Values of `--length` that are tried, the longest first."""
+CUT = "cut"
+"""How a text is made shorter that no length fits."""
+SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f\u0964\u06d4\u2026][\"')\]\u201d\u2019]*(?=\s|$)")
+"""The end of a sentence, in scripts with their own full stop, too."""
+Fits = Callable[[str], bool]
+"""A function of a caption as the trainer gets it: whether its text encoder reads all of it."""
+Chunk = tuple[str, float, str]
+"""Path of a medium, start of a chunk, and prompt."""
+DEFAULTS = (
+    *("prompt", "prompts", "format", "trainer", "beside", "summary", "existing", "overwrite"),
+    *("limit", "sift", "trigger", "prefix", "suffix"),
+)
+"""Options that the run which makes captions again does not take over: it writes them alone, and
+nothing around them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fixed:
+    """What came of making captions shorter."""
+
+    counts: Mapping[str, int]
+    """How → number of captions: a value of `--length`, or CUT."""
+    left: int
+    """Number of captions that are still too long."""
+    kept: int
+    """Number of captions that are too long, and a person's."""
+
+    @property
+    def line(self) -> str:
+        """Return it in one line."""
+        ways = {"medium": "made again in medium length", "short": "made again in short length"}
+        ways |= {CUT: "cut at the end of a sentence"}
+        parts = [f"{count:,} {ways[how]}" for how, count in self.counts.items() if count]
+        parts += [f"{self.left:,} left as they are, without a sentence that fits"] * bool(self.left)
+        parts += [f"{self.kept:,} kept, which a person wrote or accepted"] * bool(self.kept)
+        return f"too long: {', '.join(parts) or 'none'}"
+
+
+def fits_in(model: TrainerModel, tokenizers: Path | None) -> Fits:
+    """Return the function that tells whether a caption fits. Raises UsageError if the tokenizer is
+    not on this machine."""
+    limit = main_limit(limits_of(model.trainer, model.name))
+    if limit is None or not limit.tokens:
+        return lambda _: True
+    folder = tokenizer_folder(limit.tokenizer, tokenizers)
+    if folder is None:
+        raise UsageError(
+            f"--fix counts tokens: {missing_note(limit.tokenizer)}",
+            hint="Or name a folder that has it with --tokenizers",
+        )
+    tokenizer = load_tokenizer(folder)
+    return lambda text: lost(tokenizer, limit, text) is None
+
+
+def shorten(
+    run: RecordedRun,
+    model: TrainerModel,
+    samples: Sequence[TrainedSample],
+    fits: Fits,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+) -> Fixed:
+    """Make the captions of these samples fit, and write the run's outputs. Raises PenstockError;
+    captions that were made stay in the store."""
+    config = run.config
+    if config.groups.generation.schema:
+        raise UsageError(
+            "--fix: the captions are JSON of a schema, which is not made shorter",
+            hint="Caption again with maxLength in the schema",
+        )
+    texts = {text for sample in samples for text in sample.captions if not fits(text)}
+    opened = ReviewedCaptions(Path(config.out), config.store, trust=config.trust_folder)
+    with closing(opened) as captions:
+        fixed = captions.folder.fixed
+
+        def as_written(text: str) -> str:
+            return one_line("".join((*fixed.prefixes, text, fixed.suffix)))
+
+        rows, edits = captions.folder.rows, captions.edits()
+        now = {key: edits.get(key, UNTOUCHED) for key in rows}
+        long = {
+            key for key, row in rows.items() if as_written(now[key].caption or row["said"]) in texts
+        }
+        own = {key for key in long if now[key] == UNTOUCHED}
+        is_short = _Composed(fits, as_written)
+        found = _made_again(config, _chunks(captions, own), is_short, display, make_launcher)
+        for key in own - found.keys():
+            if (text := cut_short(rows[key]["said"], is_short)) is not None:
+                found[key] = CUT, text
+        _change(captions, found, model)
+    if found:
+        sift_first.caption(config, display, make_launcher, partial(_keep_command, run))
+    return Fixed(
+        counts={how: sum(way == how for way, _ in found.values()) for how in (*TRIED, CUT)},
+        left=len(own) - len(found),
+        kept=len(long) - len(own),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Composed:
+    """Whether a text of the model fits with what the run puts around it."""
+
+    fits: Fits
+    as_written: Callable[[str], str]
+
+    def __call__(self, text: str) -> bool:
+        return self.fits(self.as_written(text))
+
+
+def _keep_command(run: RecordedRun, _: Job, writer: RecordWriter) -> None:
+    """Record the command that wrote the folder, which writes these texts, too."""
+    writer.record.command = run.command
+
+
+def _chunks(captions: ReviewedCaptions, keys: set[str]) -> dict[str, Chunk]:
+    """Return the chunk of each caption whose medium is where it was."""
+    chunks = dict[str, Chunk]()
+    for medium in captions.folder.media:
+        place = captions.folder.place_shown(medium["number"])
+        for row in medium["captions"] if place else ():
+            if row["key"] in keys:
+                chunks[row["key"]] = place, round(row["start"], 2), row["prompt"]
+    return chunks
+
+
+def _made_again(
+    config: CaptionConfig,
+    chunks: Mapping[str, Chunk],
+    is_short: Fits,
+    display: Display,
+    make_launcher: LauncherMaker,
+) -> dict[str, tuple[str, str]]:
+    """Return key of a caption → the length that was asked for, and a text that fits."""
+    left, found = dict(chunks), dict[str, tuple[str, str]]()
+    for length in TRIED[TRIED.index(config.length) + 1 if config.length in TRIED else 0 :]:
+        sentence = f" {LENGTHS[config.length]}" if config.length else ""
+        asked = {k: prompt.removesuffix(sentence) for k, (_, _, prompt) in left.items()}
+        asked = {key: prompt for key, prompt in asked.items() if prompt.strip()}
+        if not asked:
+            break
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            lines = Path(folder, "long.jsonl")
+            pairs = dict.fromkeys((left[key][0], prompt) for key, prompt in asked.items())
+            entries = (json_text({"path": path, "prompt": prompt}) for path, prompt in pairs)
+            write_text(lines, (f"{entry}\n" for entry in entries))
+            own = {"sources": (str(lines),), "out": f"{folder}/out", "length": length}
+            again = replace(config, **(_defaults() | own))
+            run_again(again, display, make_launcher)
+            made = {
+                (entry.path, round(row.start, 2), row.prompt): row.original or row.caption
+                for entry, rows in media_with_captions(Path(again.out))
+                for row in rows
+            }
+        for key, prompt in asked.items():
+            path, start, _ = left[key]
+            text = made.get((path, start, f"{prompt} {LENGTHS[length]}"))
+            if text and is_short(text):
+                found[key] = length, text
+                del left[key]
+    return found
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the default of each option of DEFAULTS."""
+    plain = CaptionConfig(sources=(".",))
+    return {name: getattr(plain, name) for name in DEFAULTS}
+
+
+def cut_short(text: str, is_short: Fits) -> str | None:
+    """Return a text up to the last end of a sentence with which it fits; None: it has none."""
+    for end in reversed([match.end() for match in SENTENCE_END.finditer(text)]):
+        if is_short(text[:end]):
+            return text[:end]
+    return None
+
+
+def _change(
+    captions: ReviewedCaptions, found: Mapping[str, tuple[str, str]], model: TrainerModel
+) -> None:
+    """Write the new texts into the journal, those of one way as one action."""
+    for how in (*TRIED, CUT):
+        edits = {
+            k: Edit(caption=text, unread=True) for k, (way, text) in found.items() if way == how
+        }
+        if edits:
+            rows = [captions.folder.rows[key] for key in edits]
+            changes = changes_of(rows, edits, captions.folder.content_of)
+            does = f"{SHORTENED}{model.label} ({how})"
+            captions.add(Action(id=uuid4().hex, time=now(), does=does, changes=changes))
