@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from artifacts.disk.json_records import read_record
@@ -39,6 +40,17 @@ class Sampling:
     """Maximum frames per chunk; more are thinned evenly."""
     deinterlace: bool = True
     """Whether interlaced frames are stored without combs, or else as they are decoded."""
+    clip_frames: int = 0
+    """Frames that a trainer takes of each chunk, which is as long as they are; 0: chunks have
+    `chunk_seconds`."""
+    clip_fps: float = 0.0
+    """Frames per second at which it takes them."""
+    clip_overlap: bool = False
+    """Whether what is left of a file or shot is in one more chunk, its last one, which overlaps
+    the one before; otherwise it is in none."""
+    clip_own: bool = False
+    """Whether a chunk of a slower video has that many of its own frames: its trainer repeats
+    none."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.frames is None):
@@ -54,10 +66,16 @@ class Sampling:
         return self.chunk_seconds >= WHOLE_SECONDS and not self.shots
 
     @property
+    def key_fields(self) -> dict[str, Json]:
+        """Return the fields that decide the frames: those of clips only where there are some."""
+        fields = values_of(self).items()
+        return {n: v for n, v in fields if self.clip_frames or not n.startswith("clip_")}
+
+    @property
     def settings(self) -> dict[str, Json]:
         """Return the fields by name, for display and JSON."""
         whole = {"chunk_seconds": None, "whole": True} if self.whole else {}
-        return {**values_of(self), **whole}
+        return {**self.key_fields, **whole}
 
 
 def values_of(value: Any) -> dict[str, Any]:
@@ -89,6 +107,10 @@ class ChunkIndex:
     def from_frames(cls, meta: Mapping[str, Json]) -> "ChunkIndex":
         """Return the chunk that a record of frames holds, from the record's metadata."""
         return read_record(cls, {name: one for name, one in meta.items() if name != "damage"})
+
+
+SHORTEST_GAP = 1e-6
+"""Seconds that rounding does not make of nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,3 +145,11 @@ class MediaIndex:
     def end(self) -> float:
         """Return the end of the last frame in seconds since time 0."""
         return self.start + self.duration
+
+    @property
+    def gaps(self) -> list[tuple[float, float]]:
+        """Return the spans, in seconds, that no chunk covers."""
+        spans = sorted((chunk.start, chunk.end) for chunk in self.chunks)
+        starts = [*(start for start, _ in spans), self.end]
+        ends = [self.start, *accumulate((end for _, end in spans), max)]
+        return [(e, s) for e, s in zip(ends, starts, strict=True) if s - e > SHORTEST_GAP]

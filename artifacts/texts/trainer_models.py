@@ -29,11 +29,20 @@ class TrainerModel:
     """The trainer takes one frame more than a multiple of this."""
     least: int = 0
     """Fewest frames, without which the trainer ends with an error."""
+    exact: bool = False
+    """Whether videos were divided into clips of which the trainer takes just `frames`."""
 
     @property
     def label(self) -> str:
         """Return it as `--trainer` names it."""
         return f"{self.trainer}:{self.name}"
+
+    def nearest(self, frames: int) -> tuple[int, ...]:
+        """Return the numbers of frames of a video that it takes whole nearest to this one: itself,
+        or those below and above it."""
+        fewest = max(self.least, self.step + 1)
+        below = max(fewest, (frames - 1) // self.step * self.step + 1)
+        return (below,) if frames <= below else (below, below + self.step)
 
 
 class _Videos(NamedTuple):

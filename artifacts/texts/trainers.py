@@ -88,6 +88,8 @@ class TrainerSetup:
     """
     trigger: str = ""
     """The word that every caption begins with; empty: none."""
+    clip_frames: int = 0
+    """Number of frames that clips were made for; 0: they have any length."""
 
     def unset(self, trainer: str, what: str) -> str:
         """Return the comment that says `what` is not set, if the model is not known."""
@@ -122,6 +124,8 @@ class TrainerForm:
     """Whether it reads the sound of a video."""
     times: bool = False
     """Whether its files depend on the rate and the number of frames of videos."""
+    keeps_rate: bool = False
+    """Whether it takes the frames of a video as they come, whatever their rate."""
 
     def files_in(self, folder: Path) -> list[str]:
         """Return the names of those of its files that are in a folder."""
@@ -169,11 +173,13 @@ MOST_BUCKETS = 8
 
 def frame_buckets(entries: Sequence[TrainerEntry], model: TrainerModel) -> list[int]:
     """Return the numbers of frames to which the trainer cuts clips for a model: those that the
-    clips have at its rate, one frame less because it counts down and then asks for more than it
-    reads. It appends 1, for pictures. Source: `_metadata_map_fn` in diffusion-pipe
-    `utils/dataset.py`, and `round_frames` in `models/base.py`."""
+    clips have at its rate. Unless they were made for it, that is one frame less, because it counts
+    down and then asks for more than it reads. It appends 1, for pictures. Source:
+    `_metadata_map_fn` in diffusion-pipe `utils/dataset.py`, and `round_frames` in
+    `models/base.py`."""
     videos = [entry for entry in entries if entry.frames and entry.rate]
-    counts = [int(entry.frames * model.fps / entry.rate) - 1 for entry in videos]
+    spare = 0 if model.exact else 1
+    counts = [int(entry.frames * model.fps / entry.rate) - spare for entry in videos]
     fitting = sorted({_trained(count, model) for count in counts})
     if len(fitting) > MOST_BUCKETS:  # the shortest one, which all clips have, is among them
         last = len(fitting) - 1
@@ -199,7 +205,7 @@ enable_ar_bucket = true
 min_ar = 0.5
 max_ar = 2.0
 num_ar_buckets = 7
-frame_buckets = {[1, 33] if model is None else frame_buckets(entries, model)}
+frame_buckets = {[1, setup.clip_frames or 33] if model is None else frame_buckets(entries, model)}
 """
     files: dict[str, str] = {}
     for _, name, rows in by_kind(entries):
@@ -369,6 +375,7 @@ LTX = TrainerForm(
     suffixes={"image": frozenset({"png", "jpg", "jpeg"})},
     hears=True,
     times=True,
+    keeps_rate=True,
 )
 
 
@@ -425,19 +432,21 @@ enable_bucket = true
 [[datasets]]
 {kind}_jsonl_file = {toml_text(str(folder / f"{name}.jsonl"))}
 cache_directory = {toml_text(str(folder / "cache" / name))}
-{_musubi_frames(rate, model) if kind == "video" else ""}"""
+{_musubi_frames(rate, setup) if kind == "video" else ""}"""
     return {**files, MUSUBI_CONFIG: config}
 
 
-def _musubi_frames(rate: float, model: TrainerModel | None) -> str:
+def _musubi_frames(rate: float, setup: TrainerSetup) -> str:
     """Return the settings of the frames of videos of this rate; 0: not known. The trainer leaves
     out frames of a video that is faster than its model, by `source_fps`. Of a slower one it takes
     each frame once, and with `source_fps` it would miscount them. Source: `load_video` in
     `src/musubi_tuner/dataset/media_utils.py`."""
+    model = setup.model
     is_faster = rate >= (MUSUBI_RATE if model is None else model.fps)
     source = f"source_fps = {float(rate_text(rate))}\n" if rate and is_faster else ""
     whole = "" if model is None else f'frame_extraction = "full"\nmax_frames = {model.frames}\n'
-    return source + (whole or FRAMES)
+    clips = f'target_frames = [{setup.clip_frames}]\nframe_extraction = "head"\n'
+    return source + (whole or (clips if setup.clip_frames else FRAMES))
 
 
 MUSUBI = TrainerForm(
@@ -474,9 +483,11 @@ def taken_frames(
 
 def musubi_takes(entry: TrainerEntry, model: TrainerModel) -> int:
     """Return how many frames of a video musubi-tuner takes for a model. It leaves out frames of one
-    that is faster than the model, and by how it adds up it may have one less."""
+    that is faster than the model, and by how it adds up it may have one less, but not of clips that
+    were made for it."""
     faster = entry.rate > model.fps
-    loaded = int((entry.frames - 1) * model.fps / entry.rate) if faster else entry.frames
+    fewer = int((entry.frames - 1) * model.fps / entry.rate) + model.exact
+    loaded = fewer if faster else entry.frames
     return _trained(loaded, model)
 
 

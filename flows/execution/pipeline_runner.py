@@ -19,7 +19,7 @@ from artifacts.texts.captions import Failure, write_jsonl
 from artifacts.texts.edits import EDITS
 from artifacts.texts.labels import Groups, TextVectors, text_vectors_in
 from artifacts.texts.shards import DATASET
-from artifacts.wording import counted
+from artifacts.wording import counted, first_of
 from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import stages_with_work
 from flows.core.ledger.namespaces import one_shot_namespace
@@ -201,7 +201,7 @@ class PipelineRunner:
                 f"{counted(left_out, 'edit')} in {job.out / EDITS} not applied: no command of this "
                 "user on this machine wrote them. --trust-folder applies them"
             )
-        result.warnings += silent_note(job)
+        result.warnings += [*silent_note(job), *left_out_note(job)]
         longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
         return result
@@ -443,6 +443,31 @@ class PipelineRunner:
         self._job.ledger.refresh()
         if self._job.config.retry_failed:
             self._job.ledger.forget_failures(self._job.media)
+
+
+def left_out_note(job: Job) -> list[str]:
+    """Return a note on what is in no clip, because it is shorter than what a trainer takes."""
+    if not (sampling := job.sampling).clip_frames:
+        return []
+    indexes = [
+        (group[0].file.media_path, index)
+        for group in job.by_file
+        if (index := job.ledger.media_index(group[0].medium)) is not None and index.kind == "video"
+    ]
+    gaps = [(path, *gap) for path, index in indexes for gap in index.gaps]
+    short = [path for path, index in indexes if not index.chunks]
+    if not gaps:
+        return []
+    path, start, end = gaps[0]
+    lengths = f"{sampling.clip_frames} frames at {sampling.clip_fps:g} per second"
+    without = f"; videos without any clip: {len(short):,} ({first_of(short)})" if short else ""
+    more = "; --clip-rest overlap makes clips of the last frames of the others"
+    return [
+        f"left out, shorter than {lengths}: {counted(len(gaps), 'span')} of "
+        f"{counted(len({path for path, *_ in gaps}), 'video')}, "
+        f"{sum(e - s for _, s, e in gaps):,.1f} s, such as {start:.2f} to {end:.2f} s of {path}"
+        f"{without}{more * (len(gaps) > len(short) and not sampling.clip_overlap)}"
+    ]
 
 
 def silent_note(job: Job) -> list[str]:

@@ -35,7 +35,7 @@ from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.machine.launch import MAX_RESTARTS, Launcher, StageCall, StageHandle
 from flows.core.media.media_file import Selection
-from flows.core.options.formats import EXACT, MADE, SOUNDING, sounding
+from flows.core.options.formats import EXACT, MADE, RETIMED, SOUNDING, sounding, timing
 from flows.outputs.captions import captions_of
 from flows.outputs.marker import clips_sound, media_mode
 from flows.outputs.text_files import UserTexts
@@ -73,6 +73,7 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
     made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
+    timed = timing(job.sampling.clip_frames, job.sampling.clip_fps)
     track = job.config.groups.sound.sound_track or 0
     sound = sounding(track) * clips_sound(job.out, job.config)
     for group in job.by_file:
@@ -82,7 +83,7 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
             if captions:
                 alike = (job_file.file.media_path, job_file.medium.digest, job_file.medium.prompt)
                 copies[alike] += 1
-                of_kind = made + sound * (job_file.medium.kind == "video")
+                of_kind = made + (timed + sound) * (job_file.medium.kind == "video")
                 items += _items_of(job, job_file, captions, copies[alike], of_kind)
         yield items
 
@@ -122,6 +123,14 @@ def by_chunk(items: Sequence[SampleSource]) -> list[list[SampleSource]]:
     for item in items:
         chunks.setdefault(item.sample.chunk, []).append(item)
     return [chunks[number] for number in sorted(chunks)]
+
+
+def timed_anew(item: SampleSource) -> SampleSource:
+    """Return a sample of a video whose clip has a trainer's frames at its rate."""
+    if item.kind != "video":
+        return item
+    before, sound, track = item.sample.made.partition(SOUNDING)
+    return replace(item, sample=replace(item.sample, made=before + RETIMED + sound + track))
 
 
 def one_per_chunk(items: Sequence[SampleSource]) -> list[SampleSource]:
@@ -176,7 +185,7 @@ class Cutter:
         """Key of each clip without the sound that its video has → why."""
         self._kills = 0
         """Consecutive times that a process was killed before it cut anything."""
-        self._deinterlace = job.sampling.deinterlace
+        self._sampling = job.sampling
         self._sound = clips_sound(job.out, job.config)
         self._track = job.config.groups.sound.sound_track or 0
         fitting = host_free_bytes() // PROCESS_BYTES
@@ -251,15 +260,18 @@ class Cutter:
                 item.whole,
                 item.sample.clip in self._copied,
                 item.damaged,
+                RETIMED in item.sample.made,
             )
             for item in items
         ]
         job = CutJob(
             folder=str(self._folder),
             cuts=cuts,
-            deinterlace=self._deinterlace,
+            deinterlace=self._sampling.deinterlace,
             sound=self._sound,
             track=self._track,
+            clip_frames=self._sampling.clip_frames,
+            clip_fps=self._sampling.clip_fps,
         )
         return StageCall(name="cut", job=job, device="cpu", log=self._log)
 

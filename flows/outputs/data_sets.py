@@ -68,6 +68,7 @@ from flows.outputs.clips import (
     one_per_chunk,
     sample_sources,
     silent_note,
+    timed_anew,
 )
 from flows.outputs.marker import keep_media, media_mode, trainer_models
 from flows.outputs.seen.check import lines_on_written
@@ -236,19 +237,17 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips, times = Clips(job, launcher, on_progress), cache(_rate_and_frames)
-    trainers = [TRAINERS[name] for name in forms]
-    firsts = [
-        chunk[0] for chunk in items if any(chunk[0].kind in form.folders for form in trainers)
-    ]
-    unread = {
-        item.sample.clip
-        for item in firsts
-        if any(not form.reads(item.kind, item.file.name) for form in trainers)
-    }
-    cut = clips.clips_for(firsts, unread) if clips.exact else {}
+    firsts: list[SampleSource] = []
+    media: dict[bool, tuple[list[Chunk], dict[str, Path]]] = {}
+    """Whether videos are timed anew → the chunks, and the clip of each sample."""
+    is_anew = {name: TRAINERS[name].keeps_rate and job.sampling.clip_frames > 0 for name in forms}
+    for anew in sorted({*is_anew.values()}):
+        chunks: list[Chunk] = [[*map(timed_anew, c)] for c in items] if anew else [*items]
+        trainers = [TRAINERS[name] for name in forms if is_anew[name] == anew]
+        media[anew] = chunks, _clips_of(clips, chunks, trainers, firsts)
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips, times)
-        if kept := trainer.write(items, cut):
+        if kept := trainer.write(*media[is_anew[name]]):
             written.edited[name] = kept
         written.forms.append(name)
         keep_media(job.out, name)
@@ -259,6 +258,26 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     written.notes += clips.notes()
     written.notes += user_texts.notes()
     return written
+
+
+def _clips_of(
+    clips: Clips,
+    chunks: Sequence[Chunk],
+    trainers: Sequence[TrainerForm],
+    firsts: list[SampleSource],
+) -> dict[str, Path]:
+    """Return the clip of each sample that trainers take, which is added to `firsts`. Raises
+    PenstockError."""
+    taken = [
+        chunk[0] for chunk in chunks if any(chunk[0].kind in form.folders for form in trainers)
+    ]
+    unread = {
+        item.sample.clip
+        for item in taken
+        if any(not form.reads(item.kind, item.file.name) for form in trainers)
+    }
+    firsts += taken
+    return clips.clips_for(taken, unread) if clips.exact else {}
 
 
 def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:
@@ -371,11 +390,13 @@ class _TrainerFolder:
         self._folder = job.out / name
         groups = job.config.groups
         self._replace = groups.outputs.replaces
-        self._setup = TrainerSetup(
-            model=trainer_models(job.out, job.config).get(name), trigger=groups.text.trigger
-        )
+        video, model = groups.video, trainer_models(job.out, job.config).get(name)
+        count = video.clip_frames or 0
+        if count and model is not None and model.frames:
+            model = replace(model, frames=count, exact=True)
+        self._setup = TrainerSetup(model=model, trigger=groups.text.trigger, clip_frames=count)
         self._clips = clips
-        self._advises = clips.exact and not (groups.video.whole or groups.video.shots)
+        self._advises = clips.exact and not (video.whole or video.shots or count)
         self._times = times
         self._settings: list[str] = []
         """Notes about what the trainer takes of videos, and about settings that were kept."""

@@ -16,6 +16,7 @@ its pictures have no edit list, and its header counts the frames that it shows.
 """
 
 import contextlib
+import math
 import os
 from array import array
 from bisect import bisect_right
@@ -56,7 +57,7 @@ from stages.frames.image import differs, is_lossless, read_image
 from stages.frames.job import ENCODER, TRANSIENT_KINDS, CutItem, CutJob, check_unchanged
 from stages.frames.mp4_boxes import drop_edit_list
 from stages.frames.reader import Reader
-from stages.frames.timeline import SHOWN_SECONDS, VideoPacket, positions
+from stages.frames.timeline import SHOWN_SECONDS, VideoPacket, exact_rate, positions, tick_at
 from stages.frames.to_srgb import HIGH_DYNAMIC_RANGE, WIDE
 from stages.process.events import EventReporter
 from stages.process.job import parse_job
@@ -99,6 +100,8 @@ class _Clock:
     """Seconds per tick."""
     ticks: tuple[int, ...]
     """Ticks of each frame, from 0, and of the end of the last."""
+    shown: tuple[int, ...] = ()
+    """Positions of these frames in the timeline; empty: they are all of the span, each once."""
 
     @property
     def rate(self) -> Fraction:
@@ -118,10 +121,12 @@ class ExactCutter:
         deinterlace: bool = True,
         sound: bool = False,
         track: int = 0,
+        frames: int = 0,
+        fps: float = 0.0,
     ) -> None:
         """Open a video to make clips of these spans, in seconds. With `deinterlace`, frames of the
-        clips have no combs. With `sound`, clips have the video's sound, of this `track`. Raises
-        MediaError."""
+        clips have no combs. With `sound`, clips have the video's sound, of this `track`. Those that
+        are timed anew have so many `frames` at `fps`. Raises MediaError."""
         self._reader = Reader(path, threads=1, deinterlace=deinterlace)
         self._unlike_now = partial(_unlike, deinterlace=deinterlace)
         self._path, self._timeline = path, self._reader.timeline
@@ -149,6 +154,7 @@ class ExactCutter:
         self.has_other_track = bool(sound and track and len(opened.streams.audio) > 1)
         """Whether readers of the file may take another track of sound."""
         self._requested_from: int | None = None
+        self._clip_frames, self._fps = frames, exact_rate(fps)
 
     def close(self) -> None:
         self._reader.close()
@@ -168,11 +174,18 @@ class ExactCutter:
         is_right = self._stated == shown == len(timeline.pts)
         return "" if is_right else "a frame count that is not what is shown"
 
-    def cut(self, index: int, to: Path) -> dict[str, Any]:
+    def needs_retiming(self, always: bool) -> bool:
+        """Return whether clips are timed anew: the rate varies, or is another one, which only
+        counts with `always`."""
+        rate = self._reader.rate if self._clip_frames else self._fps
+        return rate is None or (always and rate != self._fps)
+
+    def cut(self, index: int, to: Path, *, retimed: bool = False) -> dict[str, Any]:
         """Write the clip of a span to `to` plus a suffix. Return its name, and why it is `silent`
         if the video is not. Raises MediaError or OSError."""
         span, path = self._spans[index], to.with_name(f"{to.name}.mp4")
-        clock = self._clock(span)
+        is_anew = self.needs_retiming(retimed)
+        clock = self._new_clock(span) if is_anew else self._clock(span)
         sound, why = part_of(self._sound, span.start, clock.ticks[-1] * clock.base)
         write = partial(self._encode, index, span, clock, path)
         return {"file": path.name, **why, **write_with(write, sound)}
@@ -222,19 +235,38 @@ class ExactCutter:
             ticks.append(max(ticks[-1] + 1, round(time * CLOCK)))
         return _Clock(base=Fraction(1, CLOCK), ticks=tuple(ticks))
 
+    def _new_clock(self, span: _Span) -> _Clock:
+        """Return the clock of a span that is timed anew. At a constant rate, each frame is the
+        first one from its time on, as trainers take them; otherwise it is the one on display."""
+        timeline, fps = self._timeline, self._fps
+        if rate := self._reader.rate:
+            shown = [span.low + math.ceil(at * rate / fps) for at in range(self._clip_frames)]
+        else:
+            times = (span.start + at / float(fps) for at in range(self._clip_frames))
+            moments = [tick_at(timeline, seconds) for seconds in times]
+            shown = (np.searchsorted(timeline.pts, moments, side="right") - 1).tolist()
+        return _Clock(
+            base=Fraction(1, fps.numerator),
+            ticks=tuple(at * fps.denominator for at in range(self._clip_frames + 1)),
+            shown=tuple(min(max(at, span.low), span.high - 1) for at in shown),
+        )
+
     def _encode(
         self, index: int, span: _Span, clock: _Clock, path: Path, sound: SoundPart | None
     ) -> None:
         """Decode the frames of a span, and encode them. Raises MediaError."""
-        pts = self._timeline.pts[span.low : span.high].tolist()
-        numbers = dict(zip(pts, clock.ticks, strict=False))
+        numbers: dict[int, list[int]] = {}
+        for at, number in zip(clock.shown or range(span.low, span.high), clock.ticks, strict=False):
+            numbers.setdefault(int(self._timeline.pts[at]), []).append(number)
         with _clip(path, sounds=sound is not None) as container:
             stream = container.add_stream(ENCODER, rate=clock.rate)
             assert isinstance(stream, VideoStream)
             self._configure(stream.codec_context, clock)
             stream.time_base = clock.base
             frames = (
-                (numbers[ticks], self._planes(frame)) for ticks, frame in self._frames(index, span)
+                (number, self._planes(frame))
+                for ticks, frame in self._frames(index, span)
+                for number in numbers.get(ticks, ())
             )
             pictures = _encoded(stream, frames, clock)
             for packet in interleaved(container, pictures, sound):
@@ -371,6 +403,7 @@ def _cropped(frame: VideoFrame, height: int, width: int) -> VideoFrame:
 
 
 DAMAGED, OTHER_TRACK = "damaged", "another sound track first"
+OTHER_RATE = "another rate than the trainer's"
 QUALITY = 95
 
 
@@ -415,6 +448,8 @@ class _Source:
                 deinterlace=job.deinterlace,
                 sound=job.sound,
                 track=job.track,
+                frames=job.clip_frames,
+                fps=job.clip_fps,
             )
 
     def make(self, at: int, to: Path) -> dict[str, Any]:
@@ -423,10 +458,11 @@ class _Source:
         if self._exact is None:
             return copy_picture(self.path, to, cut.damaged, always=cut.copied)
         other = OTHER_TRACK * self._exact.has_other_track
+        other = other or OTHER_RATE * self._exact.needs_retiming(cut.retimed)
         why = (self._exact.differs() or DAMAGED * cut.damaged or other) if cut.whole else ""
         if cut.whole and not why and not cut.copied:
             return {"plain": True}
-        made = self._exact.cut(at, to)
+        made = self._exact.cut(at, to, retimed=cut.retimed)
         return {**made, "why": why, "plain": not why} if cut.whole else made
 
     def close(self) -> None:

@@ -86,6 +86,8 @@ class CutItem(NamedTuple):
     """Whether it is made nevertheless."""
     damaged: bool = False
     """Whether the file was captioned with warnings: a reader may stop at what is wrong with it."""
+    retimed: bool = False
+    """Whether it has the job's frames at their rate, whatever the rate of the video is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +105,11 @@ class CutJob:
     track: int = 0
     """Number of the sound track, from 1; 0: the one that the file marks as default, else its
     first."""
+    clip_frames: int = 0
+    """Number of frames of a clip that is timed anew, as those of videos of a varying rate are; 0:
+    none is."""
+    clip_fps: float = 0.0
+    """Frames per second of such a clip."""
 
 
 def check_unchanged(path: Path, stamp: Stamp | None) -> None:

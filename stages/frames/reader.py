@@ -26,6 +26,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -42,7 +43,14 @@ from stages.frames.media_opening import (
     survey,
     watch,
 )
-from stages.frames.timeline import END, Keyframes, SeekPlan, Timeline, VideoPacket
+from stages.frames.timeline import (
+    END,
+    Keyframes,
+    SeekPlan,
+    Timeline,
+    VideoPacket,
+    constant_rate,
+)
 from stages.process.memory_limit import room
 
 MAX_BAD_PACKETS = 1000
@@ -410,6 +418,11 @@ class Reader:
         except BaseException:
             self.close()
             raise
+
+    @cached_property
+    def rate(self) -> Fraction | None:
+        """Return the constant rate of the frames; None: it varies."""
+        return constant_rate(self.timeline, self.decoder.stream)
 
     def close(self) -> None:
         self._next = self._before = None

@@ -167,7 +167,8 @@ class Cutting:
                 Video(path, threads=self._threads, deinterlace=sampling.deinterlace) as video,
             ):
                 medium.check()
-                if sampling.shots and medium.digest not in self.record_sets.media:
+                found = sampling.clip_frames or medium.digest in self.record_sets.media
+                if sampling.shots and not found:
                     self._cut_shots(medium, video)
                 else:
                     self._cut_chunks(medium, video)
@@ -202,7 +203,7 @@ class Cutting:
         self._answer(medium.digest for medium, _ in media)
 
     def _plans(self, medium: FramesItem, video: "Video") -> list["ChunkPlan"]:
-        if not self._job.sampling.shots:
+        if not (self._job.sampling.shots and medium.digest in self.record_sets.media):
             return video.plan(self._job.sampling)
         index = read_record(MediaIndex, self.record_sets.media.meta(medium.digest))
         return video.plan_stored(index.chunks)

@@ -14,7 +14,7 @@ the next requested frame are skipped. After the very last requested frame, every
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -198,6 +198,70 @@ def chunk_count(duration: float, frame_count: int, chunk_seconds: float) -> int:
     sliver = min(SLIVER_FRAMES * duration / frame_count, chunk_seconds / 2)
     rest = duration - (whole - 1) * chunk_seconds
     return whole - 1 if whole > 1 and rest <= sliver else whole
+
+
+def constant_rate(timeline: Timeline, stream: VideoStream) -> Fraction | None:
+    """Return the rate at which all frames begin, but for the rounding of their clock; None: it
+    varies, or there is one frame."""
+    times = (timeline.pts - timeline.start) * float(timeline.time_base)
+    for rate in filter(None, (stream.average_rate, stream.base_rate, stream.guessed_rate)):
+        most = min(float(timeline.time_base), 0.5 / float(rate)) + ROUNDING_SECONDS
+        if len(times) > 1 and np.abs(times - np.arange(len(times)) / float(rate)).max() <= most:
+            return rate
+    return None
+
+
+def exact_rate(fps: float) -> Fraction:
+    """Return the rate that is meant: 23.976 is 24000/1001."""
+    of_film = Fraction(round(fps * 1.001) * 1000, 1001)
+    return of_film if abs(of_film - Fraction(fps)) < FILM_SHORTENED else Fraction(str(fps))
+
+
+FILM_SHORTENED = 0.001
+"""People write 23.976, 29.97 and 59.94 with three digits or two."""
+
+
+def plan_clips(
+    timeline: Timeline,
+    sampling: Sampling,
+    rate: Fraction | None,
+    shots: Sequence[tuple[float, float]] = (),
+) -> list[ChunkPlan]:
+    """Plan chunks that are as long as the frames that a trainer takes of each, in every shot, or in
+    the whole file. What is left of it, if less, is in no chunk, or in one that overlaps.
+
+    At a constant rate a chunk is a number of frames, with which the trainer has as many as it
+    takes however it counts. Otherwise it is the seconds that it shows, of which it gets a copy.
+    """
+    fps, pts = exact_rate(sampling.clip_fps), timeline.pts
+    count = math.ceil(sampling.clip_frames * rate / fps) if rate else 0
+    count = max(count, sampling.clip_frames) if rate and sampling.clip_own else count
+    seconds = sampling.clip_frames / float(fps)
+
+    def moment(at: int) -> float:
+        return timeline.seconds(int(pts[at])) if at < len(pts) else timeline.end
+
+    def later(at: float, clips: int) -> float:
+        """Return the time that is so many clips later, or earlier; infinite: beyond the file."""
+        if not rate:
+            return at + clips * seconds
+        end = len(pts) if at >= timeline.end else first_from(timeline, at)
+        position = end + clips * count
+        return moment(position) if 0 <= position <= len(pts) else math.copysign(math.inf, clips)
+
+    spans: list[tuple[float, float]] = []
+    for start, end in shots or [(timeline.offset, timeline.end)]:
+        first = start
+        while (following := later(start, 1)) <= end + ROUNDING_SECONDS:
+            spans.append((start, min(following, end)))
+            start = following
+        is_left = start < end - ROUNDING_SECONDS and sampling.clip_overlap
+        if is_left and (before := later(end, -1)) >= first - ROUNDING_SECONDS:
+            spans.append((max(before, first), end))
+    return [
+        plan_chunk(timeline, sampling, index=index, start=start, end=end)
+        for index, (start, end) in enumerate(spans)
+    ]
 
 
 def plan_chunks(timeline: Timeline, sampling: Sampling) -> list[ChunkPlan]:

@@ -10,6 +10,7 @@ memory at a time. Damage is recorded with each chunk, and a chunk without any fr
 resumed run reports already stored chunks by `recall`.
 """
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -19,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.frame_fit import FrameFit
-from artifacts.schema import ChunkIndex, MediaIndex, Sampling
+from artifacts.schema import WHOLE_SECONDS, ChunkIndex, MediaIndex, Sampling
 from artifacts.wording import counted
 from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader
 from stages.frames.shots import ShotCutter
-from stages.frames.timeline import ChunkPlan, plan_chunks, plan_stored
+from stages.frames.timeline import ChunkPlan, plan_chunks, plan_clips, plan_stored
 from stages.frames.to_srgb import BT2020, UNSTATED, UNSTATED_BT2020
 
 
@@ -55,17 +56,31 @@ class Video:
         self._reader.close()
 
     def plan(self, sampling: Sampling) -> list[ChunkPlan]:
-        """Plan the frames of all chunks, without decoding."""
-        return plan_chunks(self._reader.timeline, sampling)
+        """Plan the frames of all chunks, without decoding but to find the shots of clips."""
+        timeline = self._reader.timeline
+        if not sampling.clip_frames:
+            return plan_chunks(timeline, sampling)
+        shots: list[tuple[float, float]] = []
+        if sampling.shots:
+            one = Sampling(chunk_seconds=WHOLE_SECONDS, shots=True, frames=1, max_frames=1)
+            converter = FrameConverter(self._reader.first_frame, (1, 1))
+            found = ShotCutter(self._reader, one, converter).shots(0, timeline.offset)
+            shots = [(shot.plan.start, shot.plan.end) for shot in found]
+            self._reader.passed_over = False
+        return plan_clips(timeline, sampling, self._reader.rate, shots)
 
     def chunks(self, plans: Sequence[ChunkPlan], fit: FrameFit) -> Iterator[Chunk]:
         """Yield the chunks of `plans` in order, decoding on demand.
 
         A chunk without any decodable frame is left out, with a warning.
         """
-        self._reader.request(array("q", chain.from_iterable(plan.ticks for plan in plans)))
         converter = FrameConverter(self._reader.first_frame, fit.size(self.height, self.width))
-        for plan in plans:
+        last = math.inf
+        for at, plan in enumerate(plans):
+            if plan.ticks[0] < last:  # the first one, or one that overlaps the one before
+                wanted = chain.from_iterable(plan.ticks for plan in plans[at:])
+                self._reader.request(array("q", sorted(wanted)))
+            last = plan.ticks[-1]
             chunk = self._chunk(plan, converter)
             if chunk is not None:
                 yield chunk
@@ -128,8 +143,9 @@ class Video:
         return self._sentences([self._damage[at] for at in sorted(self._damage)], self._last_taken)
 
     def media_index(self, chunks: Sequence[ChunkIndex]) -> MediaIndex:
-        """Return the index of the file. Raises MediaError if it has no decodable frame."""
-        if not chunks:
+        """Return the index of the file, which has no chunks if it is shorter than a clip. Raises
+        MediaError if it has no decodable frame."""
+        if self._lost and not chunks:
             raise no_frames(self._reader.path)
         return MediaIndex(
             kind="video",

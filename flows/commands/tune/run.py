@@ -38,6 +38,7 @@ from flows.core.ledger.prompts import prompt_for, refuse_control_words
 from flows.core.ledger.tasks import Task
 from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.options.commands import RunOptions
+from flows.core.options.media import DROP, OVERLAP
 from flows.core.options.packages import check_training_packages
 from flows.core.options.store import default_store
 from flows.core.options.training import EPOCHS, TrainingOptions, TuneConfig, TuneRun
@@ -144,6 +145,10 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
             return {}
         options: dict[str, Any] = {"chunk": sampling.chunk_seconds, "shots": sampling.shots}
         options["whole"] = sampling.whole
+        if sampling.clip_frames:
+            options |= {"chunk": None, "clip_own": sampling.clip_own}
+            options |= {name: getattr(sampling, name) for name in ("clip_frames", "clip_fps")}
+            options["clip_rest"] = OVERLAP if sampling.clip_overlap else DROP
         if model in (plan.model, plan.folder):
             options |= {name: getattr(sampling, name) for name in ("fps", "frames", "max_frames")}
             options["deinterlace"] = AUTO if sampling.deinterlace else OFF

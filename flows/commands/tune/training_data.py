@@ -8,6 +8,7 @@ No model is to learn the text that runs put around their captions: the run that 
 it there again.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from typing import Any
 from artifacts.disk.files import OURS, is_hidden
 from artifacts.disk.json_shapes import BYTES, text
 from artifacts.disk.regular_files import link_out, read_bytes, read_text, user_text
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.keys import DIGESTS, ContentDigests, content_key
 from artifacts.records.provenance import proof_by
 from artifacts.records.store import Store
@@ -52,7 +53,8 @@ from flows.core.media.generated_files import (
 )
 from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
 from flows.core.media.sources import LIST_SUFFIXES
-from flows.core.options.formats import MADE, MOST_TRACKS, sounding
+from flows.core.options.formats import MADE, MOST_TRACKS, RETIMED, sounding, timing
+from flows.outputs.record.run_read import load_record
 from stages.models.hub.transfer import Announce
 
 Row = Mapping[str, Any]
@@ -317,7 +319,14 @@ def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tu
     """Return the captions of a run with the contents of their media, by the digits in the names of
     clips, and by the files of the media."""
     sounds = ("", *map(sounding, range(MOST_TRACKS + 1)))
-    ways = {way + sound for pair in MADE.values() for way in pair for sound in sounds}
+    timings = ("", *(timed + anew for timed in _timings(run) for anew in ("", RETIMED)))
+    ways = {
+        way + timed + sound
+        for pair in MADE.values()
+        for way in pair
+        for timed in timings
+        for sound in sounds
+    }
     captions: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
     try:
         for line in filter(None, read_text(run / "captions.jsonl", BYTES).split("\n")):
@@ -330,6 +339,13 @@ def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tu
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}  # no captions of a run
     return captions
+
+
+def _timings(run: Path) -> Iterator[str]:
+    """Yield what is added for a run's clips if a trainer takes so many frames of each."""
+    with contextlib.suppress(UsageError, EnvironmentFault):  # no record, or none that can be read
+        if (sampling := load_record(run).plan.sampling) is not None and sampling.clip_frames:
+            yield timing(sampling.clip_frames, sampling.clip_fps)
 
 
 MAX_BYTES = 1 << 30

@@ -12,6 +12,7 @@ no media file.
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from artifacts.frame_fit import LARGE_EDGE
 from artifacts.schema import WHOLE_SECONDS, ChunkIndex, MediaKind, Sampling
 from artifacts.tiles import OFF
 from flows.core.options.commands import RunOptions
-from flows.core.options.media import VectorSamplingOptions, VideoSamplingOptions
+from flows.core.options.media import OVERLAP, VectorSamplingOptions, VideoSamplingOptions
 from stages.encode import shown_frames
 from stages.models.pixel_bounds import PixelBounds
 from stages.models.profile import ModelProfile, SeenSize
@@ -54,7 +55,25 @@ def requested_sampling(profile: ModelProfile, config: RunOptions) -> Sampling:
     video = config.groups.video
     offered = config if isinstance(config, VectorSamplingOptions) else video
     sampling = _sampling(profile, video, offered.fps)
+    if video.clip_frames:
+        sampling = _of_clips(sampling, video, config.groups.data_sets.trainer)
     return replace(sampling, deinterlace=offered.deinterlace != OFF)
+
+
+def _of_clips(sampling: Sampling, video: VideoSamplingOptions, trainers: Sequence[str]) -> Sampling:
+    """Return the sampling with chunks of which a trainer takes a number of frames. Those of slow
+    videos may be longer, and get no more frames than planned."""
+    fps, count = video.rate_of_clips(trainers), video.clip_frames or 0
+    of_clips = replace(
+        sampling,
+        chunk_seconds=count / fps,
+        clip_frames=count,
+        clip_fps=fps,
+        clip_overlap=video.clip_rest == OVERLAP,
+        clip_own=video.has_own_frames,
+    )
+    most = full_chunk(of_clips)
+    return replace(of_clips, min_frames=min(of_clips.min_frames, most), max_frames=most)
 
 
 def _sampling(profile: ModelProfile, video: VideoSamplingOptions, rate: float | None) -> Sampling:

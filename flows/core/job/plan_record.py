@@ -78,6 +78,10 @@ class SamplingRecord:
     min_frames: Count = 1
     max_frames: Count = 0
     deinterlace: bool = True
+    clip_frames: Count = 0
+    clip_fps: Number = 0.0
+    clip_overlap: bool = False
+    clip_own: bool = False
 
     @classmethod
     def of(cls, sampling: Sampling) -> "SamplingRecord":

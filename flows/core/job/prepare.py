@@ -92,12 +92,16 @@ def pipeline_with_sound(
 
 
 def _check_chunk(config: RunOptions, model: Model) -> None:
-    """Raise UsageError if `--chunk` is longer than the sound that the model takes at once."""
-    hearing, chunk = model.profile.hearing, config.groups.video.chunk
-    if hearing and chunk and 0 < hearing.max_seconds < chunk:
+    """Raise UsageError if chunks are longer than the sound that the model takes at once."""
+    hearing, video = model.profile.hearing, config.groups.video
+    clips = model.sampling(config).chunk_seconds if video.clip_frames else None
+    seconds = clips or video.chunk
+    if hearing and seconds and 0 < hearing.max_seconds < seconds:
+        option = f"--clip-frames {video.clip_frames} ({seconds:.1f} s)"
         raise UsageError(
-            f"--chunk {chunk:g}: {model.name} hears {hearing.max_seconds:g} s at once",
-            hint=f"Give --chunk {hearing.max_seconds:g}, or --sound off",
+            f"{option if clips else f'--chunk {seconds:g}'}: {model.name} hears "
+            f"{hearing.max_seconds:g} s at once",
+            hint=f"Give {'fewer' if clips else f'--chunk {hearing.max_seconds:g}'}, or --sound off",
         )
 
 

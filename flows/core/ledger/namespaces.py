@@ -159,7 +159,7 @@ def variant_of(
             of[stage.writes] = _namespace(stage, by)
             continue
         of[stage.writes] = _namespace(
-            stage, [*by, *limit, *cut] if by else [values_of(sampling), fits]
+            stage, [*by, *limit, *cut] if by else [sampling.key_fields, fits]
         )
     profile = model.beside_sound(config) if hear.STAGE in pipeline else model.profile
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}

@@ -111,8 +111,16 @@ class CaptionConfig(
         if toml and not is_utf8(self.out):
             text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"
             raise UsageError(text, hint="Give another --out")
+        if self.clip_frames:
+            self.rate_of_clips(self.trainer)
         check_served(self)
         _ = self.engines  # raises UsageError if no engine supports these options
+
+    @property
+    def has_own_frames(self) -> bool:
+        """Return whether clips of slower videos have that many of their own frames: one of the
+        trainers repeats none."""
+        return "musubi" in self.format
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,16 @@ def sounding(track: int) -> str:
     return f"{SOUNDING} of track {track}" if track else SOUNDING
 
 
+RETIMED = " timed anew"
+"""Added to how clips are made that have a trainer's frames at its rate, whatever their video's."""
+
+
+def timing(frames: int, fps: float) -> str:
+    """Return what is added for clips of which a trainer takes so many frames at this rate; 0: clips
+    of any length."""
+    return f" of {frames} at {fps:g}" if frames else ""
+
+
 COPY, NONE = CLIP_SOUNDS = ("copy", "none")
 """The values of `--clip-sound`."""
 KEEP, REPLACE = RULES = ("keep", "replace")

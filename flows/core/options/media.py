@@ -1,10 +1,12 @@
 """Options that select media files, frames and images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
+from artifacts.texts.trainer_models import models_named
 from artifacts.tiles import AUTO, OFF, check_tiles
 from flows.core.options.formats import FILES, SAMPLING, VECTORS
 
@@ -12,6 +14,8 @@ MIN_CHUNK_SECONDS = 0.1
 """Each chunk takes memory while a run is planned: shorter ones would fill it."""
 MOST_FPS = 1000
 """More would repeat frames, and each time takes memory while a run is planned."""
+DROP, OVERLAP = "drop", "overlap"
+"""What becomes of the rest of a file or shot that is shorter than a clip."""
 DEINTERLACE_OPTION = Option(
     "auto, or off: keep the combs of interlaced frames [%(default)s]",
     SAMPLING,
@@ -75,6 +79,28 @@ class VideoSamplingOptions(OptionGroup):
     """Split at shot boundaries instead of at equal lengths."""
     whole: Annotated[bool, Option("one caption per file, of any length", SAMPLING)] = False
     """Make one chunk of each file. Its frames are spread evenly over the file."""
+    clip_frames: Annotated[
+        int | None,
+        Option("one chunk per N frames that a trainer takes", SAMPLING, "N", above=0),
+    ] = None
+    """Frames that a trainer takes of a clip: a chunk is as long as they are, at `clip_fps`. With
+    `shots`, no chunk crosses a cut. Excludes `chunk` and `whole`."""
+    clip_fps: Annotated[
+        float | None,
+        Option("their rate [that of --trainer]", SAMPLING, "F", above=0, most=MOST_FPS),
+    ] = None
+    """Frames per second at which the trainer takes them; None: those of the model in `trainer`."""
+    clip_rest: Annotated[
+        str,
+        Option(
+            "what is left: drop, or overlap: one more clip of its last N frames [%(default)s]",
+            SAMPLING,
+            "HOW",
+            values=(DROP, OVERLAP),
+        ),
+    ] = DROP
+    """What becomes of the rest of a file or shot that is shorter than a clip: `drop` leaves it out,
+    `overlap` makes one more clip of the last frames."""
     fps: Annotated[
         float | None,
         Option("frames per second [the model's, else 1]", SAMPLING, "F", above=0, most=MOST_FPS),
@@ -108,6 +134,41 @@ class VideoSamplingOptions(OptionGroup):
             raise excluding("--fps", "--frames")
         if self.whole and (self.shots or self.chunk is not None):
             raise excluding("--whole", "--shots" if self.shots else "--chunk")
+        if self.clip_frames and (self.whole or self.chunk is not None):
+            raise excluding("--clip-frames", "--whole" if self.whole else "--chunk")
+
+    def rate_of_clips(self, trainers: Sequence[str]) -> float:
+        """Return the frames per second at which the frames of clips are taken: as requested, or
+        those of the models of `trainers`, for which the number of frames is checked. Raises
+        UsageError."""
+        count = self.clip_frames or 0
+        models = [model for model in models_named(trainers).values() if model.frames]
+        for model in models:
+            if count not in (nearest := model.nearest(count)):
+                raise UsageError(
+                    f"--clip-frames {count}: {model.label} takes one frame more than a multiple of "
+                    f"{model.step}",
+                    hint=f"Give {' or '.join(map(str, nearest))}",
+                )
+        by_trainer = {model.fps: model.label for model in models if model.fps}
+        rates = {**({self.clip_fps: "--clip-fps"} if self.clip_fps else {}), **by_trainer}
+        if not rates:
+            raise UsageError(
+                f"--clip-frames {count}: at which rate the trainer takes frames is not known",
+                hint="Give --clip-fps, or a --trainer that has a rate, such as musubi:wan",
+            )
+        if len(rates) > 1:
+            of_each = " and ".join(f"{label} {rate:g}" for rate, label in rates.items())
+            raise UsageError(
+                f"--clip-frames {count}: clips have one rate, and there are several: {of_each}",
+                hint="Name one of them, and give the others their own --out",
+            )
+        return next(iter(rates))
+
+    @property
+    def has_own_frames(self) -> bool:
+        """Return whether clips of slower videos have that many of their own frames."""
+        return False
 
 
 ON = "on"

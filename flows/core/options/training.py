@@ -160,6 +160,14 @@ class TuneRun(
 ):
     """The run that encodes the media of the training examples."""
 
+    clip_own: bool = False
+    """Whether clips of slower videos have that many of their own frames."""
+
+    @property
+    def has_own_frames(self) -> bool:
+        """Return whether they have, as in the run whose captions are trained on."""
+        return self.clip_own
+
 
 LEAST = 40
 """Fewest corrected or accepted captions from which an adapter is accepted by its score."""
