@@ -37,6 +37,9 @@ class FeatureOptions(MediaRunOptions, total=False):
     chunk: float | None
     shots: bool
     whole: bool
+    clip_frames: int | None
+    clip_fps: float | None
+    clip_rest: str
     frames: int | None
     max_frames: int | None
     max_pixels: int | None

@@ -270,8 +270,7 @@ class Cutter:
             deinterlace=self._sampling.deinterlace,
             sound=self._sound,
             track=self._track,
-            clip_frames=self._sampling.clip_frames,
-            clip_fps=self._sampling.clip_fps,
+            clip=(self._sampling.clip_frames, self._sampling.clip_fps),
         )
         return StageCall(name="cut", job=job, device="cpu", log=self._log)
 

@@ -237,14 +237,16 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
     user_texts = UserTexts(job)
     items = [chunk for group in sample_sources(job, user_texts) for chunk in by_chunk(group)]
     clips, times = Clips(job, launcher, on_progress), cache(_rate_and_frames)
-    firsts: list[SampleSource] = []
+    firsts: dict[str, SampleSource] = {}
     media: dict[bool, tuple[list[Chunk], dict[str, Path]]] = {}
     """Whether videos are timed anew → the chunks, and the clip of each sample."""
     is_anew = {name: TRAINERS[name].keeps_rate and job.sampling.clip_frames > 0 for name in forms}
     for anew in sorted({*is_anew.values()}):
         chunks: list[Chunk] = [[*map(timed_anew, c)] for c in items] if anew else [*items]
         trainers = [TRAINERS[name] for name in forms if is_anew[name] == anew]
-        media[anew] = chunks, _clips_of(clips, chunks, trainers, firsts)
+        taken, cut = _clips_of(clips, chunks, trainers)
+        media[anew] = chunks, cut
+        firsts |= {first.sample.key: first for first in taken}
     for name in forms:
         trainer = _TrainerFolder(job, own, name, clips, times)
         if kept := trainer.write(*media[is_anew[name]]):
@@ -254,30 +256,28 @@ def write_trainers(job: Job, launcher: Launcher, on_progress: OnProgress) -> Tra
         written.notes += trainer.notes()
         written.captions[name] = trainer.captions
         written.user_texts[name] = trainer.user_texts
-    written.notes += clips.note_on_files(item for item in firsts if clips.exact and item.whole)
+    written.notes += clips.note_on_files(
+        first for first in firsts.values() if clips.exact and first.whole
+    )
     written.notes += clips.notes()
     written.notes += user_texts.notes()
     return written
 
 
 def _clips_of(
-    clips: Clips,
-    chunks: Sequence[Chunk],
-    trainers: Sequence[TrainerForm],
-    firsts: list[SampleSource],
-) -> dict[str, Path]:
-    """Return the clip of each sample that trainers take, which is added to `firsts`. Raises
+    clips: Clips, chunks: Sequence[Chunk], trainers: Sequence[TrainerForm]
+) -> tuple[list[SampleSource], dict[str, Path]]:
+    """Return the first sample of each chunk that trainers take, and the clip of each. Raises
     PenstockError."""
     taken = [
         chunk[0] for chunk in chunks if any(chunk[0].kind in form.folders for form in trainers)
     ]
     unread = {
-        item.sample.clip
-        for item in taken
-        if any(not form.reads(item.kind, item.file.name) for form in trainers)
+        first.sample.clip
+        for first in taken
+        if any(not form.reads(first.kind, first.file.name) for form in trainers)
     }
-    firsts += taken
-    return clips.clips_for(taken, unread) if clips.exact else {}
+    return taken, clips.clips_for(taken, unread) if clips.exact else {}
 
 
 def _is_own(job: Job, own: GeneratedFiles, name: str) -> bool:

@@ -121,12 +121,11 @@ class ExactCutter:
         deinterlace: bool = True,
         sound: bool = False,
         track: int = 0,
-        frames: int = 0,
-        fps: float = 0.0,
+        clip: tuple[int, float] = (0, 0.0),
     ) -> None:
         """Open a video to make clips of these spans, in seconds. With `deinterlace`, frames of the
         clips have no combs. With `sound`, clips have the video's sound, of this `track`. Those that
-        are timed anew have so many `frames` at `fps`. Raises MediaError."""
+        are timed anew have the frames of `clip` at its rate. Raises MediaError."""
         self._reader = Reader(path, threads=1, deinterlace=deinterlace)
         self._unlike_now = partial(_unlike, deinterlace=deinterlace)
         self._path, self._timeline = path, self._reader.timeline
@@ -154,7 +153,7 @@ class ExactCutter:
         self.has_other_track = bool(sound and track and len(opened.streams.audio) > 1)
         """Whether readers of the file may take another track of sound."""
         self._requested_from: int | None = None
-        self._clip_frames, self._fps = frames, exact_rate(fps)
+        self._clip_frames, self._fps = clip[0], exact_rate(clip[1])
 
     def close(self) -> None:
         self._reader.close()
@@ -448,8 +447,7 @@ class _Source:
                 deinterlace=job.deinterlace,
                 sound=job.sound,
                 track=job.track,
-                frames=job.clip_frames,
-                fps=job.clip_fps,
+                clip=job.clip,
             )
 
     def make(self, at: int, to: Path) -> dict[str, Any]:

@@ -105,11 +105,8 @@ class CutJob:
     track: int = 0
     """Number of the sound track, from 1; 0: the one that the file marks as default, else its
     first."""
-    clip_frames: int = 0
-    """Number of frames of a clip that is timed anew, as those of videos of a varying rate are; 0:
-    none is."""
-    clip_fps: float = 0.0
-    """Frames per second of such a clip."""
+    clip: tuple[int, float] = (0, 0.0)
+    """Frames of a clip that is timed anew, and their rate; 0: none is."""
 
 
 def check_unchanged(path: Path, stamp: Stamp | None) -> None:

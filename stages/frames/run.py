@@ -167,8 +167,8 @@ class Cutting:
                 Video(path, threads=self._threads, deinterlace=sampling.deinterlace) as video,
             ):
                 medium.check()
-                found = sampling.clip_frames or medium.digest in self.record_sets.media
-                if sampling.shots and not found:
+                is_planned = sampling.clip_frames or medium.digest in self.record_sets.media
+                if sampling.shots and not is_planned:
                     self._cut_shots(medium, video)
                 else:
                     self._cut_chunks(medium, video)

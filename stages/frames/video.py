@@ -64,8 +64,8 @@ class Video:
         if sampling.shots:
             one = Sampling(chunk_seconds=WHOLE_SECONDS, shots=True, frames=1, max_frames=1)
             converter = FrameConverter(self._reader.first_frame, (1, 1))
-            found = ShotCutter(self._reader, one, converter).shots(0, timeline.offset)
-            shots = [(shot.plan.start, shot.plan.end) for shot in found]
+            cutter = ShotCutter(self._reader, one, converter)
+            shots = [(s.plan.start, s.plan.end) for s in cutter.shots(0, timeline.offset)]
             self._reader.passed_over = False
         return plan_clips(timeline, sampling, self._reader.rate, shots)
 

@@ -129,8 +129,9 @@ def _parameters(schema: dict[str, Any], defined: Any, before: str) -> Iterator[s
 
 
 TEXTS = ("--format", "txt")
+CLIPS = ("--clip-frames", "5", "--clip-fps", "4")
 READ_BY: dict[type[Any], Cell] = {
-    CaptionConfig: Cell(options=TEXTS),
+    CaptionConfig: Cell(options=(*TEXTS, *CLIPS)),
     RebuildConfig: CELLS["rebuild"],
     EmbedConfig: CELLS["embed"],
     IndexConfig: CELLS["index"],
