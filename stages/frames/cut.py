@@ -22,7 +22,7 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import groupby
@@ -148,6 +148,7 @@ class ExactCutter:
         self._height, self._width = max(2, height // 2 * 2), max(2, width // 2 * 2)
         self._tags = _tags(frame) if self._is_plain else (BT709, int(ColorRange.MPEG))
         self._spans = [self._span(start, end) for start, end in spans]
+        self._starts = [start for start, _ in spans]
         opened = self._reader.decoder.container
         self._sound = sound_of(path, opened, self._timeline, track) if sound else None
         self.has_other_track = bool(sound and track and len(opened.streams.audio) > 1)
@@ -184,6 +185,8 @@ class ExactCutter:
         if the video is not. Raises MediaError or OSError."""
         span, path = self._spans[index], to.with_name(f"{to.name}.mp4")
         is_anew = self.needs_retiming(retimed)
+        if is_anew:
+            span = replace(span, start=self._starts[index])
         clock = self._new_clock(span) if is_anew else self._clock(span)
         sound, why = part_of(self._sound, span.start, clock.ticks[-1] * clock.base)
         write = partial(self._encode, index, span, clock, path)

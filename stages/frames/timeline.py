@@ -201,24 +201,35 @@ def chunk_count(duration: float, frame_count: int, chunk_seconds: float) -> int:
 
 
 def constant_rate(timeline: Timeline, stream: VideoStream) -> Fraction | None:
-    """Return the rate at which all frames begin, but for the rounding of their clock; None: it
-    varies, or there is one frame."""
+    """Return the rate at which all frames begin, but for the rounding of their clock: if possible a
+    whole number or a rate of film, which headers may state inexactly. None: it varies, or there is
+    one frame."""
     times = (timeline.pts - timeline.start) * float(timeline.time_base)
-    for rate in filter(None, (stream.average_rate, stream.base_rate, stream.guessed_rate)):
+    if len(times) < 2:
+        return None
+    mean = (len(times) - 1) / times[-1]
+    usual = sorted((Fraction(round(mean)), film_rate(mean)), key=lambda rate: abs(rate - mean))
+    stated = stream.average_rate, stream.base_rate, stream.guessed_rate
+    for rate in filter(None, (*usual, *stated)):
         most = min(float(timeline.time_base), 0.5 / float(rate)) + ROUNDING_SECONDS
-        if len(times) > 1 and np.abs(times - np.arange(len(times)) / float(rate)).max() <= most:
+        if np.abs(times - np.arange(len(times)) / float(rate)).max() <= most:
             return rate
     return None
 
 
+def film_rate(fps: float) -> Fraction:
+    """Return the nearest rate of film and television, such as 24000/1001."""
+    return Fraction(round(fps * 1.001) * 1000, 1001)
+
+
 def exact_rate(fps: float) -> Fraction:
     """Return the rate that is meant: 23.976 is 24000/1001."""
-    of_film = Fraction(round(fps * 1.001) * 1000, 1001)
-    return of_film if abs(of_film - Fraction(fps)) < FILM_SHORTENED else Fraction(str(fps))
+    is_film = abs(film_rate(fps) - Fraction(fps)) < SHORTENED
+    return film_rate(fps) if is_film else Fraction(str(fps))
 
 
-FILM_SHORTENED = 0.001
-"""People write 23.976, 29.97 and 59.94 with three digits or two."""
+SHORTENED = 0.001
+"""By less than this differ rates of film as people write them: 23.976, 29.97, 59.94."""
 
 
 def plan_clips(

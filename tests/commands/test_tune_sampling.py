@@ -15,6 +15,7 @@ WAYS = {
     "chunks": ["--chunk", "1.5", "--fps", "2", "--max-frames", "3"],
     "shots": ["--shots", "--max-pixels", "20000"],
     "whole": ["--whole"],
+    "clips": ["--clip-frames", "9", "--trainer", "musubi:wan", "--clip-rest", "overlap"],
     "combs": ["--deinterlace", "off"],
 }
 

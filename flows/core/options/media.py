@@ -159,9 +159,10 @@ class VideoSamplingOptions(OptionGroup):
             )
         if len(rates) > 1:
             of_each = " and ".join(f"{label} {rate:g}" for rate, label in rates.items())
+            is_own = len(by_trainer) == 1
             raise UsageError(
                 f"--clip-frames {count}: clips have one rate, and there are several: {of_each}",
-                hint="Name one of them, and give the others their own --out",
+                hint="Leave --clip-fps out" if is_own else "Give each trainer its own --out",
             )
         return next(iter(rates))
 
