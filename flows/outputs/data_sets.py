@@ -310,7 +310,7 @@ def _notes_on_media(
     form: str, entries: Sequence[TrainerEntry], model: TrainerModel | None, advice: bool
 ) -> Iterator[str]:
     """Yield notes about what a trainer takes of the media for a model, and about what its own
-    program is given. With `advice`, another `--chunk` would make other clips."""
+    program is given. With `advice`, `--clip-frames` would make other clips."""
     if model is None or not entries:
         return
     if not (TRAINERS[form].times and model.frames):
@@ -330,7 +330,8 @@ def _note_on_seconds(
         return
     chunk = (model.frames + 1) / max(rate for _, _, rate in taken)
     has_longer = any(entry.frames / entry.rate > chunk + 1 for entry, _, _ in taken)
-    shorter = f"; --chunk {chunk:.4g} makes clips that it takes whole"
+    rate = "" if model.fps else " and --clip-fps"
+    shorter = f"; --clip-frames {model.frames}{rate} makes clips that it takes whole"
     yield (
         f"{model.label} takes {seen:,.1f} of {seconds:,.1f} s of the clips, their beginnings"
         f"{shorter * (has_longer and advice)}"
