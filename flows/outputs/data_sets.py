@@ -392,8 +392,8 @@ class _TrainerFolder:
         groups = job.config.groups
         self._replace = groups.outputs.replaces
         video, model = groups.video, trainer_models(job.out, job.config).get(name)
-        count = video.clip_frames or 0
-        if count and model is not None and model.frames:
+        count, fps = job.sampling.clip_frames, job.sampling.clip_fps
+        if count and model is not None and model.frames and model.fps in (0.0, fps):
             model = replace(model, frames=count, exact=True)
         self._setup = TrainerSetup(model=model, trigger=groups.text.trigger, clip_frames=count)
         self._clips = clips

@@ -219,7 +219,7 @@ def constant_rate(timeline: Timeline, stream: VideoStream) -> Fraction | None:
 
 def film_rate(fps: float) -> Fraction:
     """Return the nearest rate of film and television, such as 24000/1001."""
-    return Fraction(round(fps * 1.001) * 1000, 1001)
+    return Fraction(max(1, round(fps * 1.001)) * 1000, 1001)
 
 
 def exact_rate(fps: float) -> Fraction:

@@ -164,7 +164,13 @@ class VideoSamplingOptions(OptionGroup):
                 f"--clip-frames {count}: clips have one rate, and there are several: {of_each}",
                 hint="Leave --clip-fps out" if is_own else "Give each trainer its own --out",
             )
-        return next(iter(rates))
+        (rate,) = rates
+        if count / rate < MIN_CHUNK_SECONDS:
+            raise UsageError(
+                f"--clip-frames {count} are {count / rate:g} s at {rate:g} per second",
+                hint=f"Give as many as are {MIN_CHUNK_SECONDS:g} s or more",
+            )
+        return rate
 
     @property
     def has_own_frames(self) -> bool:

@@ -22,7 +22,6 @@ from tests.rooms.stages.frames.test_clip_lengths import (
     write,
     write_varying,
 )
-from tests.support.media import write_video
 from tests.support.saying import Saying, lines, run
 from tests.support.stand_ins import config_in
 from tests.support.trainers import READERS, diffusion_pipe_takes, musubi_full
@@ -209,6 +208,7 @@ def test_captions_of_clips_are_found_by_their_names(config: CaptionConfig, tmp_p
             "musubi:wan 16 and diffusion-pipe:ltx2 24",
             "its own --out",
         ),
+        ({"clip_frames": 1, "clip_fps": 30.0}, "0.0333333 s at 30", "0.1 s or more"),
         ({"clip_frames": 0}, "invalid --clip-frames 0", "above 0"),
         ({"clip_frames": 81, "clip_fps": 0.0}, "invalid --clip-fps 0", "above 0"),
         ({"clip_frames": 81, "clip_rest": "keep"}, "unknown --clip-rest keep", "drop, overlap"),
@@ -223,10 +223,14 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, Any], says: str,
     assert caught.value.exit_code == 2
 
 
-def test_pictures_are_no_clips(tmp_path: Path) -> None:
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    write_video(folder / "a.mp4", ticks=range(40))
-    config = config_in(tmp_path, folder, format=())
-    clipped(config, "kohya:sdxl", "musubi:wan")
-    assert (Path(config.out) / "kohya" / "dataset.toml").is_file()
+def test_models_of_pictures_get_no_clips(config: CaptionConfig) -> None:
+    notes = clipped(config, "diffusion-pipe:flux", clip_fps=16.0).warnings
+    assert any("flux is trained on pictures" in note for note in notes)
+
+
+def test_a_set_for_another_rate_keeps_its_frames(config: CaptionConfig) -> None:
+    """It is of an earlier run into the folder."""
+    clipped(config, "musubi:wan")
+    clipped(config, "diffusion-pipe:hunyuan-video")
+    toml = Path(config.out, "musubi", "dataset.toml").read_text()
+    assert "max_frames = 81" in toml and "max_frames = 17" not in toml

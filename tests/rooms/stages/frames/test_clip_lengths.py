@@ -255,6 +255,7 @@ def test_a_constant_rate_stays_unless_the_trainer_takes_frames_as_they_come(
     [
         (23.976, FILM), (23.98, None), (29.97, Fraction(30000, 1001)), (24.0, Fraction(24)),
         (59.94, Fraction(60000, 1001)), (16.0, Fraction(16)), (12.5, Fraction(25, 2)),
+        (0.0004, Fraction(1, 2500)),
     ],
 )  # fmt: skip
 def test_a_rate_of_film_is_the_exact_one(fps: float, rate: Fraction | None) -> None:
