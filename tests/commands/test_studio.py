@@ -106,7 +106,11 @@ def check_option(roots: Roots, tmp_path: Path, name: str) -> None:
         value = next(one for one in option.option.values if one)
         value = [value] if option.kind is tuple else value
     values = given(tmp_path) if value is None else given(tmp_path, **{name: value})
-    needed: dict[str, Any] = {"beside": {"format": ["txt"]}, "summary_prompt": {"summary": True}}
+    needed: dict[str, Any] = {
+        "beside": {"format": ["txt"]},
+        "summary_prompt": {"summary": True},
+        "clip_frames": {"clip_fps": 16.0},
+    }
     values |= needed.get(name, {})
     if name in DENIED:
         with pytest.raises(Refused, match="cannot be set in the page"):
