@@ -191,6 +191,8 @@ class PipelineRunner:
         write = partial(self._write, result)
         with self._recorded(write):
             self._run_all(write)
+            result.warnings += (rests := left_out_note(job))
+            self.writer.record.plan.notes += rests
             if job.config.groups.prompts.summary:
                 self._summarize(result)
             self._note_seconds()
@@ -201,7 +203,7 @@ class PipelineRunner:
                 f"{counted(left_out, 'edit')} in {job.out / EDITS} not applied: no command of this "
                 "user on this machine wrote them. --trust-folder applies them"
             )
-        result.warnings += [*silent_note(job), *left_out_note(job)]
+        result.warnings += silent_note(job)
         longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
         return result

@@ -14,6 +14,7 @@ from artifacts.errors import UsageError
 from artifacts.texts.trainer_models import MODELS
 from flows.commands.tune.training_data import examples_in
 from flows.core.options.commands import CaptionConfig
+from flows.outputs.record.run_read import load_record
 from flows.outputs.run_result import RunResult
 from tests.rooms.stages.frames.test_clip_lengths import (
     FILM,
@@ -154,6 +155,7 @@ def test_what_is_left_out_is_counted_and_named(config: CaptionConfig) -> None:
     assert f"{spans + 2} spans of {spans + 2} videos" in note, "those of varying.mp4 and a.mp4"
     assert "0.00 to 0.67 s of a.mp4" in note and "videos without any clip: 1 (a.mp4)" in note
     assert "--clip-rest overlap" in note and result.exit_code == 0
+    assert note in load_record(Path(config.out)).plan.notes, "which the report shows"
     result = clipped(config, "musubi:wan", clip_rest="overlap")
     (note,) = (note for note in result.warnings if note.startswith("left out, shorter than 17"))
     assert "1 span of 1 video" in note and "--clip-rest" not in note
