@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import chain, product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -320,13 +321,7 @@ def _captions_in(run: Path, contents: Mapping[str, str]) -> Mapping[str, list[tu
     clips, and by the files of the media."""
     sounds = ("", *map(sounding, range(MOST_TRACKS + 1)))
     timings = ("", *(timed + anew for timed in _timings(run) for anew in ("", RETIMED)))
-    ways = {
-        way + timed + sound
-        for pair in MADE.values()
-        for way in pair
-        for timed in timings
-        for sound in sounds
-    }
+    ways = {*map("".join, product(chain(*MADE.values()), timings, sounds))}
     captions: defaultdict[str, list[tuple[Row, str]]] = defaultdict(list)
     try:
         for line in filter(None, read_text(run / "captions.jsonl", BYTES).split("\n")):
