@@ -292,13 +292,8 @@ def test_notes_say_what_is_left_out_enlarged_and_not_seen(config: CaptionConfig)
     write_video(Path(config.sources[0], "long.mp4"), ticks=range(300))
     names = ("musubi:wan", "kohya:sdxl", "diffusion-pipe:flux", "ltx:ltx2")
     notes = write(config, *names, chunk=None).warnings
-<<<<<<< HEAD
-    assert any("musubi:wan takes " in note and "--chunk 5.125" in note for note in notes)
-    assert any("kohya:sdxl: " in note and "1 small (penstock check" in note for note in notes)
-=======
     assert any("musubi:wan takes " in note and "--clip-frames 81" in note for note in notes)
-    assert any("kohya:sdxl enlarges" in note for note in notes)
->>>>>>> 7a35b31b (Describe clips of a trainer's length, and advise them where a trainer takes few seconds)
+    assert any("kohya:sdxl: " in note and "1 small (penstock check" in note for note in notes)
     assert any("--resolution-buckets" in note for note in notes)
     assert any("not in diffusion-pipe" in n and "flux is trained on pictures" in n for n in notes)
     few = write(config, "musubi:framepack").warnings
