@@ -33,6 +33,7 @@ from flows.core.job.prepare import Job
 from flows.core.machine.launch import DirectLauncher
 from flows.core.machine.versions import now
 from flows.core.options.commands import CaptionConfig
+from flows.core.options.formats import ORIGINAL
 from flows.core.options.text import LENGTHS
 from flows.core.options.training import RecordedRun
 from flows.execution.run import LauncherMaker
@@ -134,22 +135,22 @@ def shorten(
             key for key, row in rows.items() if as_written(now[key].caption or row["said"]) in texts
         }
         own = {key for key in long if now[key] == UNTOUCHED}
-        is_short = _Composed(fits, as_written)
-        found = _made_again(config, _chunks(captions, own), is_short, display, make_launcher)
-        for key in own - found.keys():
+        is_short = _Composed(fits=fits, as_written=as_written)
+        shorter = _made_again(run, _chunks(captions, own), is_short, display, make_launcher)
+        for key in own - shorter.keys():
             if (text := cut_short(rows[key]["said"], is_short)) is not None:
-                found[key] = CUT, text
-        _change(captions, found, model)
-    if found:
+                shorter[key] = CUT, text
+        _change(captions, shorter, model)
+    if shorter:
         sift_first.caption(config, display, make_launcher, partial(_keep_command, run))
     return Fixed(
-        counts={how: sum(way == how for way, _ in found.values()) for how in (*TRIED, CUT)},
-        left=len(own) - len(found),
+        counts={how: sum(way == how for way, _ in shorter.values()) for how in (*TRIED, CUT)},
+        left=len(own) - len(shorter),
         kept=len(long) - len(own),
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Composed:
     """Whether a text of the model fits with what the run puts around it."""
 
@@ -177,46 +178,51 @@ def _chunks(captions: ReviewedCaptions, keys: set[str]) -> dict[str, Chunk]:
 
 
 def _made_again(
-    config: CaptionConfig,
+    run: RecordedRun,
     chunks: Mapping[str, Chunk],
     is_short: Fits,
     display: Display,
     make_launcher: LauncherMaker,
 ) -> dict[str, tuple[str, str]]:
-    """Return key of a caption → the length that was asked for, and a text that fits."""
-    left, found = dict(chunks), dict[str, tuple[str, str]]()
-    for length in TRIED[TRIED.index(config.length) + 1 if config.length in TRIED else 0 :]:
-        sentence = f" {LENGTHS[config.length]}" if config.length else ""
-        asked = {k: prompt.removesuffix(sentence) for k, (_, _, prompt) in left.items()}
-        asked = {key: prompt for key, prompt in asked.items() if prompt.strip()}
-        if not asked:
+    """Return key of a caption → the length of `--length`, and a text that fits."""
+    left, shorter, now = dict(chunks), dict[str, tuple[str, str]](), run.config.length
+    for length in TRIED[TRIED.index(now) + 1 if now in TRIED else 0 :]:
+        sentence = f" {LENGTHS[now]}" if now else ""
+        prompts = {key: prompt.removesuffix(sentence) for key, (_, _, prompt) in left.items()}
+        prompts = {key: prompt for key, prompt in prompts.items() if prompt.strip()}
+        if not prompts:
             break
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             lines = Path(folder, "long.jsonl")
-            pairs = dict.fromkeys((left[key][0], prompt) for key, prompt in asked.items())
+            pairs = dict.fromkeys((left[key][0], prompt) for key, prompt in prompts.items())
             entries = (json_text({"path": path, "prompt": prompt}) for path, prompt in pairs)
             write_text(lines, (f"{entry}\n" for entry in entries))
-            own = {"sources": (str(lines),), "out": f"{folder}/out", "length": length}
-            again = replace(config, **(_defaults() | own))
+            again = _alone(run, lines, length)
             run_again(again, display, make_launcher)
             made = {
                 (entry.path, round(row.start, 2), row.prompt): row.original or row.caption
                 for entry, rows in media_with_captions(Path(again.out))
                 for row in rows
             }
-        for key, prompt in asked.items():
+        for key, prompt in prompts.items():
             path, start, _ = left[key]
             text = made.get((path, start, f"{prompt} {LENGTHS[length]}"))
             if text and is_short(text):
-                found[key] = length, text
+                shorter[key] = length, text
                 del left[key]
-    return found
+    return shorter
 
 
-def _defaults() -> dict[str, Any]:
-    """Return the default of each option of DEFAULTS."""
-    plain = CaptionConfig(sources=(".",))
-    return {name: getattr(plain, name) for name in DEFAULTS}
+def _alone(run: RecordedRun, lines: Path, length: str) -> CaptionConfig:
+    """Return the run that captions the files of a list in another length, beside the list. It
+    writes the captions alone. Trainers decide how long clips are that `--clip-frames` makes, so a
+    run with these keeps them, and cuts none."""
+    plain, config = CaptionConfig(sources=(".",)), run.config
+    values: dict[str, Any] = {name: getattr(plain, name) for name in DEFAULTS}
+    if config.clip_frames:
+        values |= {"trainer": config.trainer, "format": config.format, "media": ORIGINAL}
+    values |= {"sources": (str(lines),), "out": str(lines.with_name("out")), "length": length}
+    return replace(config, **values)
 
 
 def cut_short(text: str, is_short: Fits) -> str | None:
@@ -228,12 +234,12 @@ def cut_short(text: str, is_short: Fits) -> str | None:
 
 
 def _change(
-    captions: ReviewedCaptions, found: Mapping[str, tuple[str, str]], model: TrainerModel
+    captions: ReviewedCaptions, shorter: Mapping[str, tuple[str, str]], model: TrainerModel
 ) -> None:
     """Write the new texts into the journal, those of one way as one action."""
     for how in (*TRIED, CUT):
         edits = {
-            k: Edit(caption=text, unread=True) for k, (way, text) in found.items() if way == how
+            k: Edit(caption=text, unread=True) for k, (way, text) in shorter.items() if way == how
         }
         if edits:
             rows = [captions.folder.rows[key] for key in edits]
