@@ -75,7 +75,7 @@ class TextLimit:
             return True
         around = self.template.prefix + self.template.suffix if not self.template.tokens else ""
         forms = (text, text.lower(), unicodedata.normalize("NFKC", text))
-        most = max(len((around + form).encode()) for form in forms) + 1
+        most = max(len((around + form).encode("utf-8", "replace")) for form in forms) + 1
         return None if most > self.left else False
 
 

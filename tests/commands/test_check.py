@@ -20,7 +20,14 @@ from artifacts.texts.trainer_models import MODELS, form_of
 from flows.interfaces.cli.main import main
 from flows.interfaces.studio.captions_routes import sets_in
 from flows.outputs.seen.settings import KohyaSettings, MusubiSettings
-from flows.outputs.seen.tokens import load_tokenizer, lost, mended, quoted, tokenizer_folder
+from flows.outputs.seen.tokens import (
+    is_mended,
+    load_tokenizer,
+    lost,
+    mended,
+    quoted,
+    tokenizer_folder,
+)
 from scripts.pages.limits import PAGE, page
 from tests.support.media import write_video
 from tests.support.saying import Saying, run
@@ -59,9 +66,8 @@ class DataSet:
                 rows = json.loads(path.read_text())
                 path.write_text(json.dumps({n: [change(_stem(n), *t)] for n, t in rows.items()}))
         elif trainer == "onetrainer":
-            for path in (self.out.parent / "photos").glob("*.png"):
-                text = path.with_suffix(".txt")
-                text.write_text(change(path.stem, text.read_text() if text.exists() else ""))
+            for path in self.out.glob("p*.txt"):
+                path.write_text(change(path.stem, path.read_text().rstrip("\n")))
         else:
             for path in self.folder.glob("[!.]*.jsonl"):
                 rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -471,8 +477,12 @@ def test_kohya_s_buckets_are_those_of_its_rule(size: tuple[int, int]) -> None:
         assert settings.bucket(size, "image", 1) == kohya_bucket(*size, dataset)
 
 
-def test_what_wan_s_tokenizer_mends_is_mended() -> None:
-    assert mended("A &amp;amp; B\t \u201cso\u201d") == 'A & B "so"'
+def test_what_the_tokenizers_of_wan_and_of_kohya_mend_is_mended() -> None:
+    wan, clip = limits_of("musubi", "wan")[0], limits_of("kohya", "sdxl")[0]
+    assert mended("A &amp;amp; B\t \u201cso\u201d", wan) == 'A & B "so"'
+    assert mended("\u201cIt\u2019s a dog\u2019s life\u201d", clip) == "\"It's a dog's life\""
+    assert is_mended(wan) and is_mended(clip)
+    assert not is_mended(limits_of("onetrainer", "sdxl")[0])
 
 
 def test_many_words_are_quoted_in_part() -> None:
@@ -500,3 +510,119 @@ def test_the_page_says_what_is_lost_of_captions(tmp_path: Path) -> None:
     (data.folder / "dataset.toml").write_text("x = [")
     (found,) = sets_in(data.out, PICTURES, Counter())
     assert "cannot be read as TOML" in str(found["problem"]) and not found["samples"]
+
+
+CONFIG = {
+    "kohya:sd1.5": [
+        ("resolution = 512", "resolution = 0"),
+        ("resolution = 512", "resolution = []"),
+        ("resolution = 512", "resolution = [1, 2, 3]"),
+        ("resolution = 512", "resolution = {a = 1}"),
+        ("resolution = 512", "resolution = 1000000000000"),
+        ("max_bucket_reso = 1024", "max_bucket_reso = 99999999999"),
+        ("max_bucket_reso = 1024", "max_bucket_reso = 256"),
+        ("max_bucket_reso = 1024", "bucket_reso_steps = 0"),
+        ("max_bucket_reso = 1024", "min_bucket_reso = 4096"),
+        ("metadata_file", "other_file"),
+    ],
+    "musubi:z-image": [
+        ("resolution = [1024, 1024]", "resolution = [0, 0]"),
+        ("resolution = [1024, 1024]", "resolution = [1000000000, 1000000000]"),
+        ("image_jsonl_file", "image_directory"),
+        ("enable_bucket = true", "enable_bucket = true\nsource_fps = inf"),
+        ("enable_bucket = true", "enable_bucket = true\nframe_extraction = 'bogus'"),
+    ],
+    "diffusion-pipe:sd3": [
+        ("resolutions = [1024]", "resolutions = []"),
+        ("resolutions = [1024]", "resolutions = [-512]"),
+        ("num_ar_buckets = 7", "num_ar_buckets = 0"),
+        ("num_ar_buckets = 7", "num_ar_buckets = 3000000"),
+        ("min_ar = 0.5", "min_ar = 0"),
+        ("min_ar = 0.5", "min_ar = nan"),
+        ("max_ar = 2.0", "max_ar = inf"),
+        ("num_ar_buckets = 7", "ar_buckets = [0.0]"),
+        ("frame_buckets = [1]", "frame_buckets = [0]"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CONFIG)
+def test_a_value_that_a_trainer_cannot_use_is_one_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made(tmp_path, name)
+    toml = data.folder / "dataset.toml"
+    text = toml.read_text()
+    for before, after in (*CONFIG[name], ("", "a = " + "[" * 3000)):
+        assert before in text
+        toml.write_text(text.replace(before, after, 1))
+        capsys.readouterr()
+        assert main(["check", str(data.out)]) == 5, after
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "dataset.toml" in err and "unexpected" not in err
+
+
+def test_words_that_the_settings_put_around_captions_count(
+    tmp_path: Path, tokenizers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kohya's prefix, and its tags behind a caption: `process_caption` in library/train_util.py."""
+    data = made(tmp_path, "kohya:sd1.5")
+    toml = data.folder / "dataset.toml"
+    text = toml.read_text()
+    words = ("--tokenizers", str(tokenizers))
+    toml.write_text(text.replace("num_repeats = 1", f'caption_prefix = "{"ball " * 90}"'))
+    values = data.check(capsys, *words)[1]
+    assert values["rules"] == {"tokens": PICTURES, "trigger": PICTURES}
+    toml.write_text(text.replace("num_repeats = 1", "num_repeats = 0"))
+    assert data.check(capsys, *words)[1]["rules"] == {"never trained": PICTURES}
+    toml.write_text(text)
+    path = data.folder / "metadata.json"
+    rows = json.loads(path.read_text())
+    first = next(iter(rows))
+    rows[first]["tags"] = ", ".join(["ball"] * 80)
+    path.write_text(json.dumps(rows))
+    assert found_in(data.check(capsys, *words)[1]) == {_stem(first): {"tokens"}}
+
+
+def test_odd_texts_are_said_of_their_samples(
+    tmp_path: Path, tokenizers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made(tmp_path, "kohya:sd1.5")
+    odd = {"p0": "ohwx, \ud83d half", "p1": f"{clean('p1')}\n{'ball ' * 90}"}
+    data.edit(lambda stem, old: odd.get(stem, old))
+    values = data.check(capsys, "--tokenizers", str(tokenizers))[1]
+    assert found_in(values) == {"p1": {"lines"}}, "of what no trainer reads, no tokens are counted"
+
+
+def test_texts_in_the_folder_of_the_run_are_read_as_they_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made(tmp_path, "onetrainer:sd1.5")
+    for path in (data.out.parent / "photos").glob("*.txt"):
+        path.unlink()
+    texts = sorted(data.out.glob("p*.txt"))
+    assert len(texts) == PICTURES
+    for path in texts:
+        path.write_text(clean(path.stem) + "\n")
+    assert data.check(capsys)[0] == 0
+    texts[0].write_bytes(b"\xff\xfe caf\xe9")
+    texts[1].unlink()
+    texts[2].write_text("one\ntwo")
+    code, values = data.check(capsys)
+    assert code == 1 and found_in(values) == {
+        "p0": {"unreadable"},
+        "p1": {"empty"},
+        "p2": {"lines", "trigger"},
+    }
+
+
+def test_an_empty_data_set_and_a_list_that_is_gone_are_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made(tmp_path, "ltx:ltx2")
+    (data.folder / "dataset.jsonl").write_text("")
+    assert main(["check", str(data.out)]) == 1
+    assert "the data set is empty" in capsys.readouterr().out
+    (data.folder / "dataset.jsonl").unlink()
+    assert main(["check", str(data.out)]) == 5
+    assert "does not exist" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def check_command(given: argparse.Namespace) -> int:
     else:
         for one in checked:
             print_lines(*_lines(one))
-    return int(any(one.rules for one in checked))
+    return int(any(one.rules or not one.samples for one in checked))
 
 
 def _fixed(

@@ -46,6 +46,7 @@ from flows.outputs.seen.tokens import (
     lost,
     main_limit,
     missing_note,
+    read_texts,
     tokenizer_folder,
 )
 
@@ -121,7 +122,12 @@ def shorten(
             "--fix: the captions are JSON of a schema, which is not made shorter",
             hint="Caption again with maxLength in the schema",
         )
-    texts = {text for sample in samples for text in sample.captions if not fits(text)}
+    texts = {
+        text
+        for sample in samples
+        for text, read in zip(sample.captions, read_texts(sample), strict=True)
+        if not fits(read)
+    }
     opened = ReviewedCaptions(Path(config.out), config.store, trust=config.trust_folder)
     with closing(opened) as captions:
         fixed = captions.folder.fixed
@@ -135,7 +141,9 @@ def shorten(
             key for key, row in rows.items() if as_written(now[key].caption or row["said"]) in texts
         }
         own = {key for key in long if now[key] == UNTOUCHED}
-        is_short = _Composed(fits=fits, as_written=as_written)
+        settings = samples[0].settings if samples else None
+        read_as = str if settings is None else settings.read_as
+        is_short = _Composed(fits=fits, as_read=lambda text: read_as(as_written(text)))
         shorter = _made_again(run, _chunks(captions, own), is_short, display, make_launcher)
         for key in own - shorter.keys():
             if (text := cut_short(rows[key]["said"], is_short)) is not None:
@@ -152,13 +160,13 @@ def shorten(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Composed:
-    """Whether a text of the model fits with what the run puts around it."""
+    """Whether a text of the model fits with what the run and the trainer put around it."""
 
     fits: Fits
-    as_written: Callable[[str], str]
+    as_read: Callable[[str], str]
 
     def __call__(self, text: str) -> bool:
-        return self.fits(self.as_written(text))
+        return self.fits(self.as_read(text))
 
 
 def _keep_command(run: RecordedRun, _: Job, writer: RecordWriter) -> None:

@@ -55,7 +55,8 @@ class Checked:
 
 
 def _fields(fault: Fault) -> dict[str, object]:
-    return {name: value for name, value in asdict(fault).items() if value not in ("", None)}
+    optional = {"crop": None} if fault.rule == "tokens" else {"crop": None, "words": ""}
+    return {name: v for name, v in asdict(fault).items() if v != optional.get(name, ...)}
 
 
 def check(

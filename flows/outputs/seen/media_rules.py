@@ -30,7 +30,7 @@ def note_media(samples: Sequence[TrainedSample], model: TrainerModel) -> None:
         if (settings := sample.settings) is None:
             continue
         sample.faults += _of_size(sample, settings)
-        if sample.kind == "video" and sample.rate and model.frames:
+        if sample.kind == "video" and sample.rate and sample.frames and model.frames:
             sample.faults += _of_time(sample, settings, model)
 
 
@@ -59,7 +59,7 @@ def _of_size(sample: TrainedSample, settings: TrainerSettings) -> Iterator[Fault
     if bucket is None:
         return
     if not all(bucket):
-        text = f"{width} x {height} pixels are too few to be trained"
+        text = f"{width} x {height} pixels are too few: the trainer ends with an error"
         yield Fault(rule="small", text=text)
         return
     scale = max(bucket[0] / width, bucket[1] / height)

@@ -25,6 +25,7 @@ from artifacts.texts.trainers import (
     VIDEO_SUFFIXES,
 )
 from flows.outputs.media_rows import media_with_captions
+from flows.outputs.record.run_read import load_record
 from flows.outputs.seen.settings import (
     DiffusionPipeSettings,
     KohyaSettings,
@@ -59,7 +60,7 @@ class Fault:
     rule: str
     text: str
     words: str = ""
-    """The words that are never seen."""
+    """The words that are never seen, of the rule `tokens`."""
     crop: tuple[int, int, int, int] | None = None
     """Left, top, right and bottom of what is trained of a picture, in pixels."""
 
@@ -68,21 +69,26 @@ def samples_of(out: Path, model: TrainerModel) -> list[TrainedSample]:
     """Return what a trainer reads of a run. Raises UsageError if there is no data set for it, and
     EnvironmentFault if it cannot be read."""
     form = form_of(model.trainer)
-    if form == "txt":
-        return [*_with_texts(out)]
     folder = out / form
-    if not folder.is_dir():
+    if form == "txt":
+        samples = [*_with_texts(out)]
+    else:
+        samples = samples_in(folder, form) if folder.is_dir() else []
+    if not samples and (form == "txt" or not folder.is_dir()):
         raise UsageError(
             f"{out} has no data set for {model.trainer}",
             hint=f"Run the same `penstock caption` command again with --trainer {model.label}",
         )
-    return samples_in(folder, form)
+    return samples
 
 
 def samples_in(folder: Path, form: str) -> list[TrainedSample]:
     """Return what the trainer of a format reads in the folder of its data set. Raises
-    EnvironmentFault, and UsageError for a file that is missing."""
-    return [*READERS[form](folder)]
+    EnvironmentFault."""
+    try:
+        return [*READERS[form](folder)]
+    except UsageError as error:  # a file that the settings name
+        raise EnvironmentFault(error.message, hint=error.hint) from error
 
 
 def _kohya(folder: Path) -> Iterator[TrainedSample]:
@@ -90,6 +96,8 @@ def _kohya(folder: Path) -> Iterator[TrainedSample]:
     for part in _parts(config, "datasets"):
         for subset in _parts(part, "subsets"):
             settings = _settings(KohyaSettings, subset, folder / KOHYA_CONFIG)
+            _refuse_unnamed(settings.metadata_file, "metadata_file", folder / KOHYA_CONFIG)
+            separator = subset.get("caption_separator", ",")
             rows = read_json_file(
                 dict[str, _Metadata], _inside(folder, settings.metadata_file), WRITE_AGAIN
             )
@@ -97,7 +105,7 @@ def _kohya(folder: Path) -> Iterator[TrainedSample]:
                 yield TrainedSample(
                     path=_inside(folder, name),
                     kind="image",
-                    captions=(row.caption,),
+                    captions=(str(separator).join(filter(None, (row.caption, row.tags))),),
                     settings=settings,
                 )
 
@@ -105,6 +113,8 @@ def _kohya(folder: Path) -> Iterator[TrainedSample]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Metadata:
     caption: str = ""
+    tags: str = ""
+    """They are put behind the caption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +132,8 @@ def _musubi(folder: Path) -> Iterator[TrainedSample]:
     for part in _parts(config, "datasets"):
         settings = _settings(MusubiSettings, part, folder / MUSUBI_CONFIG)
         file = settings.video_jsonl_file or settings.image_jsonl_file
-        for row in read_jsonl_file(_Line, _inside(folder, file), WRITE_AGAIN):
+        _refuse_unnamed(file, "image_jsonl_file or video_jsonl_file", folder / MUSUBI_CONFIG)
+        for row in _lines(_inside(folder, file)):
             yield TrainedSample(
                 path=_inside(folder, row.video_path or row.image_path),
                 kind="video" if row.video_path else "image",
@@ -135,6 +146,7 @@ def _diffusion_pipe(folder: Path) -> Iterator[TrainedSample]:
     config = _config(folder / DIFFUSION_PIPE_CONFIG)
     for part in _parts(config, "directory"):
         settings = _settings(DiffusionPipeSettings, part, folder / DIFFUSION_PIPE_CONFIG)
+        _refuse_unnamed(settings.path, "path", folder / DIFFUSION_PIPE_CONFIG)
         place = _inside(folder, settings.path)
         rows = read_json_file(dict[str, list[str]], place / CAPTIONS, WRITE_AGAIN)
         for name, captions in rows.items():
@@ -147,7 +159,7 @@ def _diffusion_pipe(folder: Path) -> Iterator[TrainedSample]:
 
 
 def _ltx(folder: Path) -> Iterator[TrainedSample]:
-    for row in read_jsonl_file(_Line, folder / LINES, WRITE_AGAIN):
+    for row in _lines(folder / LINES):
         path = _inside(folder, row.media_path)
         kind = "image" if path.suffix.lower() in (".png", ".jpg", ".jpeg") else "video"
         yield TrainedSample(path=path, kind=kind, captions=(row.caption,))
@@ -175,17 +187,42 @@ READERS = {
 """Format → function that yields the samples of a data set."""
 
 
+def _lines(file: Path) -> list[_Line]:
+    """Return the lines of a list of media. Raises EnvironmentFault if it is missing."""
+    if not file.is_file():
+        raise EnvironmentFault(f"{file} does not exist, or is no file", hint=WRITE_AGAIN)
+    return read_jsonl_file(_Line, file, WRITE_AGAIN)
+
+
+def _refuse_unnamed(value: str, key: str, file: Path) -> None:
+    """Raise EnvironmentFault for a part of a data set in a form that is not read here."""
+    if not value:
+        raise EnvironmentFault(
+            f"{file} has a part without {key}, which is not read here",
+            hint="Check what `penstock caption` wrote, in a file without that part",
+        )
+
+
 def _with_texts(out: Path) -> Iterator[TrainedSample]:
-    """Yield the media of a run with what stands in the text file beside each, or else with their
-    captions, those that were rejected left out."""
-    for medium, captions in media_with_captions(out):
-        path = Path(medium.path)
-        text = path.with_suffix(".txt")
+    """Yield the media of a run with what stands in the text of each: beside it, or in the run's
+    folder. Nothing is yielded if the run wrote no texts."""
+    written = [texts for texts in load_record(out).texts if texts.format == "txt"]
+    beside = any(texts.beside for texts in written)
+    for medium, captions in media_with_captions(out) if written else ():
         kept = [row.caption for row in captions if row.review != REJECTED]
-        if text.is_file():
-            kept = [read_text(text, BYTES).rstrip("\n")]
-        if kept:
-            yield TrainedSample(path=path, kind=medium.kind, captions=tuple(kept))
+        path = Path(medium.path)
+        text = (path if beside else out / medium.media_path).with_suffix(".txt")
+        sample = TrainedSample(path=path, kind=medium.kind, captions=tuple(kept))
+        if len(captions) < 2:  # texts of several chunks or prompts have names of their own
+            try:
+                sample.captions = (read_text(text, BYTES).rstrip("\n"),)
+            except (OSError, ValueError) as error:
+                sample.captions = () if isinstance(error, FileNotFoundError) else sample.captions
+                if sample.captions:
+                    why = f"its text {text.name} cannot be read: {error}"
+                    sample.faults.append(Fault(rule="unreadable", text=why))
+        if captions:
+            yield sample
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -194,15 +231,16 @@ def _config(file: Path) -> dict[str, Any]:
         return tomllib.loads(read_text(file, BYTES))
     except FileNotFoundError as error:
         raise EnvironmentFault(f"{file} does not exist", hint=WRITE_AGAIN) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise EnvironmentFault(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         hint = "Correct it: the trainer refuses it, too"
         raise EnvironmentFault(f"{file} cannot be read as TOML: {error}", hint=hint) from error
 
 
 def _parts(config: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Yield each table of a list in a configuration, with the values that it takes over."""
-    above = {key: value for key, value in config.items() if not isinstance(value, list | dict)}
-    above |= {key: v for key, v in config.items() if isinstance(v, list) and key != name}
+    above = {key: value for key, value in config.items() if key not in ("general", name)}
     above |= config["general"] if isinstance(config.get("general"), dict) else {}
     parts = config.get(name)
     for part in parts if isinstance(parts, list) else []:

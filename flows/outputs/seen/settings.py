@@ -41,6 +41,13 @@ class TrainerSettings(Protocol):
         """How many parts of a caption, divided by commas, keep their place while the others are
         shuffled; None: all do."""
 
+    @property
+    def num_repeats(self) -> int:
+        """How often each medium is trained in a pass; 0: never."""
+
+    def read_as(self, caption: str) -> str:
+        """Return what the trainer makes of a caption before it is tokenized."""
+
     def bucket(self, size: Size, kind: str, frames: int) -> Size | None:
         """Return the size at which media of this size are trained; None: they are left out."""
 
@@ -49,6 +56,24 @@ class TrainerSettings(Protocol):
 
     def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
         """Return the seconds that it takes of a video; none: it leaves the video out."""
+
+
+SIDE = 1 << 14
+"""Largest side of a bucket in pixels, and largest number of frames."""
+
+
+def _check(name: str, value: float, least: float, most: float = SIDE) -> None:
+    """Raise ValueError for a value that a trainer cannot use."""
+    if not least <= value <= most:  # also for NaN
+        raise ValueError(f"{name} is {value:g}, not from {least:g} to {most:g}")
+
+
+def _check_sides(name: str, resolution: int | list[int], most: int = 2) -> None:
+    sides_of = resolution if isinstance(resolution, list) else [resolution]
+    if not 1 <= len(sides_of) <= most:
+        raise ValueError(f"{name} has {len(sides_of)} numbers")
+    for side in sides_of:
+        _check(name, side, 16)
 
 
 def nearest(shapes: dict[Size, float], shape: float) -> Size:
@@ -82,10 +107,24 @@ class KohyaSettings:
     keep_tokens: int = 0
     metadata_file: str = ""
     enable_wildcard: bool = False
+    num_repeats: int = 1
+    caption_prefix: str = ""
+    caption_suffix: str = ""
+
+    def __post_init__(self) -> None:
+        _check_sides("resolution", self.resolution)
+        _check("bucket_reso_steps", self.bucket_reso_steps, 1, 1024)
+        if self.enable_bucket:
+            _check("min_bucket_reso", self.min_bucket_reso, 1, min(sides(self.resolution)))
+            _check("max_bucket_reso", self.max_bucket_reso, max(sides(self.resolution)))
 
     @property
     def first_line(self) -> bool:
         return not self.enable_wildcard
+
+    def read_as(self, caption: str) -> str:
+        line = caption if self.enable_wildcard else caption.partition("\n")[0]
+        return " ".join(filter(None, (self.caption_prefix, line, self.caption_suffix)))
 
     @property
     def fixed_words(self) -> int | None:
@@ -138,6 +177,10 @@ class KohyaSettings:
         return []
 
 
+EXTRACTIONS = ("head", "chunk", "slide", "uniform", "full")
+"""Values of musubi-tuner's `frame_extraction`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MusubiSettings:
     """Source: `BucketSelector` in musubi-tuner `src/musubi_tuner/dataset/bucket.py`, `VideoDataset`
@@ -154,12 +197,27 @@ class MusubiSettings:
     frame_stride: int = 1
     frame_sample: int = 1
     max_frames: int = 129
+    num_repeats: int = 1
 
     STEP = 16
+
+    def __post_init__(self) -> None:
+        _check_sides("resolution", self.resolution)
+        if not self.target_frames or self.frame_extraction not in EXTRACTIONS:
+            ways = ", ".join(EXTRACTIONS)
+            raise ValueError(f"target_frames is empty, or frame_extraction is none of {ways}")
+        _check("source_fps", self.source_fps, 0, 1000)
+        for name in ("frame_stride", "frame_sample", "max_frames"):
+            _check(name, getattr(self, name), 1)
+        for count in self.target_frames:
+            _check("target_frames", count, 1)
 
     @property
     def first_line(self) -> bool:
         return False
+
+    def read_as(self, caption: str) -> str:
+        return caption
 
     @property
     def fixed_words(self) -> int | None:
@@ -220,12 +278,32 @@ class DiffusionPipeSettings:
     max_ar: float = 2.0
     num_ar_buckets: int = 1
     frame_buckets: list[int] = field(default_factory=lambda: [1])
+    size_buckets: list[tuple[int, int, int]] = field(default_factory=list)
+    """Width, height and frames of each; they stand for all that is above."""
+    num_repeats: int = 1
+    caption_prefix: str = ""
 
     STEP = 16
+
+    def __post_init__(self) -> None:
+        for width, height, count in self.size_buckets:
+            _check_sides("size_buckets", [width, height])
+            _check("size_buckets", count, 1)
+        _check_sides("resolutions", self.resolutions, 16)
+        _check("num_ar_buckets", self.num_ar_buckets, 1, 1000)
+        _check("min_ar", self.min_ar, 0.01, 100)
+        _check("max_ar", self.max_ar, self.min_ar, 100)
+        for shape in self.ar_buckets:
+            _check("ar_buckets", shape, 0.01, 100)
+        for count in self.frame_buckets:
+            _check("frame_buckets", count, 1)
 
     @property
     def first_line(self) -> bool:
         return False
+
+    def read_as(self, caption: str) -> str:
+        return self.caption_prefix + caption
 
     @property
     def fixed_words(self) -> int | None:
@@ -240,6 +318,8 @@ class DiffusionPipeSettings:
     def _shapes(self) -> dict[Size, float]:
         """Return size → logarithm of the shape of the buckets of its largest resolution: each
         medium is trained at all of them."""
+        if self.size_buckets:
+            return {(w, h): math.log(w / h) for w, h, _ in self.size_buckets}
         side, shapes = max(self.resolutions), [1.0]
         if self.enable_ar_bucket:
             first, steps = math.log(self.min_ar), max(1, self.num_ar_buckets - 1)
@@ -256,7 +336,8 @@ class DiffusionPipeSettings:
 
     def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
         counted = int(frames * model.fps / rate) if model.fps else frames
-        taken = max((count for count in self.frame_buckets if count <= counted), default=0)
+        counts = [count for *_, count in self.size_buckets] or self.frame_buckets
+        taken = max((count for count in counts if count <= counted), default=0)
         return [span(0, taken, model.fps or rate)] if taken > 1 else []
 
 
@@ -267,10 +348,14 @@ class LtxSettings:
 
     buckets: tuple[tuple[int, int, int], ...]
     """Width, height and frames of each."""
+    num_repeats: int = 1
 
     @property
     def first_line(self) -> bool:
         return False
+
+    def read_as(self, caption: str) -> str:
+        return caption
 
     @property
     def fixed_words(self) -> int | None:

@@ -32,8 +32,8 @@ FILES = (TOKENIZER, "vocab.json", "spiece.model", "tokenizer.model")
 """Files of which a tokenizer has at least one."""
 QUOTED = 40
 """Most words that are quoted."""
-REWRITTEN = "umt5"
-"""Tokenizer of Wan, whose class mends the text first."""
+REWRITTEN, CLIP = "umt5", "clip"
+"""Tokenizers of Wan and of CLIP."""
 MENDER = "ftfy"
 """Package by which it mends texts."""
 QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
@@ -46,7 +46,7 @@ def note_tokens(
     """Add the faults of captions that are too long to their samples, and yield notes. A word is
     lost if no text encoder reads it: what only some of them do not read is a note. Raises
     EnvironmentFault."""
-    texts = {text for sample in samples for text in sample.captions}
+    texts = {text for sample in samples for text in read_texts(sample)}
     main = main_limit(limits)
     for limit in limits:
         if not limit.tokens:
@@ -61,7 +61,7 @@ def note_tokens(
         else:
             tokenizer = load_tokenizer(folder)
             foreign = sum(not text.isascii() for text in texts)
-            if foreign and limit.tokenizer.name == REWRITTEN and not is_installed(MENDER):
+            if foreign and is_mended(limit) and not is_installed(MENDER):
                 yield (
                     f"{counted(foreign, 'caption')} with accents or other scripts may count "
                     f"otherwise: the trainer mends them by {MENDER}, which is not installed"
@@ -72,7 +72,14 @@ def note_tokens(
                 yield f"{limit.encoder} reads the beginning of {counted(len(faults), 'caption')}"
             continue
         for sample in samples:
-            sample.faults += [faults[text] for text in sample.captions if text in faults]
+            sample.faults += [faults[text] for text in read_texts(sample) if text in faults]
+
+
+def read_texts(sample: TrainedSample) -> list[str]:
+    """Return the captions of a sample as its trainer has them before it tokenizes them."""
+    settings = sample.settings
+    texts = [text if settings is None else settings.read_as(text) for text in sample.captions]
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 def main_limit(limits: Sequence[TextLimit]) -> TextLimit | None:
@@ -149,7 +156,7 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
 
 def lost(tokenizer: "Tokenizer", limit: TextLimit, caption: str) -> Fault | None:
     """Return what of a caption a text encoder does not read; None: it reads all."""
-    text = mended(caption) if limit.tokenizer.name == REWRITTEN else caption
+    text = mended(caption, limit) if is_mended(limit) else caption
     prefix, suffix = limit.template.prefix, limit.template.suffix
     whole = prefix + text + suffix
     spans = tokenizer.encode(whole, add_special_tokens=False).offsets
@@ -162,6 +169,8 @@ def lost(tokenizer: "Tokenizer", limit: TextLimit, caption: str) -> Fault | None
     counts = f"{around or len(spans):,} tokens, and {limit.encoder} reads {limit.left:,}"
     if limit.above == ERROR:
         return Fault(rule="tokens", text=f"{counts}: the trainer ends with an error", words=words)
+    if not (words or suffix):  # blanks at the end
+        return None
     what = f"never seen: {quoted(words)}" if words else "the end of the chat's marks is cut"
     return Fault(rule="tokens", text=f"{counts}; {what}", words=words)
 
@@ -174,8 +183,17 @@ def quoted(text: str) -> str:
     return f"“{' '.join(words[:QUOTED])} …” and {len(words) - QUOTED:,} more words"
 
 
-def mended(text: str) -> str:
-    """Return a text as Wan's tokenizer class has it before it counts."""
+def is_mended(limit: TextLimit) -> bool:
+    """Return whether a trainer's tokenizer mends the text first: Wan's class, and CLIP's of the
+    transformers with which kohya's trainer runs."""
+    is_clip = limit.tokenizer.name == CLIP and limit.trainer == "kohya"
+    return limit.tokenizer.name == REWRITTEN or is_clip
+
+
+def mended(text: str, limit: TextLimit) -> str:
+    """Return a text as such a tokenizer has it before it counts."""
     has_mender = is_installed(MENDER)
     text = import_module(MENDER).fix_text(text) if has_mender else text.translate(QUOTES)
-    return " ".join(html.unescape(html.unescape(text)).split())
+    if limit.tokenizer.name == REWRITTEN or not (has_mender or "<" in text):
+        text = html.unescape(html.unescape(text))
+    return " ".join(text.split())

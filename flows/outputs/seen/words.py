@@ -33,6 +33,9 @@ def note_words(samples: Sequence[TrainedSample], rules: WordRules) -> None:
     """Add the faults of the captions to their samples."""
     count = Counter(text.strip() for sample in samples for text in set(sample.captions))
     for sample in samples:
+        if sample.settings is not None and sample.settings.num_repeats < 1:
+            why = f"num_repeats is {sample.settings.num_repeats}: it is left out"
+            sample.faults.append(Fault(rule="never trained", text=why))
         for text in sample.captions or ("",):
             sample.faults += _faults(text, sample, rules)
             again = count[text.strip()]
@@ -60,6 +63,7 @@ def _faults(text: str, sample: TrainedSample, rules: WordRules) -> Iterator[Faul
 def _of_trigger(text: str, sample: TrainedSample, trigger: str) -> Iterator[Fault]:
     if not trigger:
         return
+    text = sample.settings.read_as(text) if sample.settings is not None else text
     count, settings = len(_pattern(trigger).findall(text)), sample.settings
     if count != 1:
         how = f"stands {count} times" if count else "is missing"

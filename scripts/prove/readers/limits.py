@@ -43,7 +43,7 @@ from flows.outputs.seen.settings import (
     TrainerSettings,
     span,
 )
-from flows.outputs.seen.tokens import load_tokenizer, lost, mended
+from flows.outputs.seen.tokens import is_mended, load_tokenizer, lost, mended
 
 RANDOM = random.Random(7)
 TEXT = """\
@@ -165,7 +165,7 @@ def same_tokens(name: str, tokenizer: Any, limit: TextLimit, theirs: Ids) -> str
     own = load_tokenizer(Path(tokenizer.name_or_path))
     marks = set(tokenizer.all_special_ids) if limit.tokenizer.marks else set()
     for caption in CAPTIONS:
-        text = mended(caption) if limit.tokenizer.name == "umt5" else caption
+        text = mended(caption, limit) if is_mended(limit) else caption
         whole = limit.template.prefix + text + limit.template.suffix
         ids = tokenizer(whole, add_special_tokens=False).input_ids
         fault = lost(own, limit, caption)

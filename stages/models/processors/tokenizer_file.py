@@ -26,9 +26,9 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         tokenizer = kind.from_pretrained(job.folder, local_files_only=True)
         tokenizer.backend_tokenizer.save(job.file)
     except Exception as error:  # the library raises many kinds for files that are cut or edited
-        message = str(error).partition("\n")[0][:200]
         raise EnvironmentFault(
-            f"the tokenizer in {job.folder} cannot be read: {message}",
+            f"the tokenizer in {job.folder} cannot be read ({type(error).__name__}): its files are "
+            "cut, or of a kind that transformers does not know",
             hint="Delete that folder and get it again, or name another one with --tokenizers",
         ) from error
     report.note(ready=True)
