@@ -232,7 +232,8 @@ def _config(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise EnvironmentFault(f"{file} does not exist", hint=WRITE_AGAIN) from error
     except OSError as error:
-        raise EnvironmentFault(f"{file} cannot be read: {error.strerror}") from error
+        hint = "Give this user the right to read it"
+        raise EnvironmentFault(f"{file} cannot be read: {error.strerror}", hint=hint) from error
     except (ValueError, RecursionError) as error:
         hint = "Correct it: the trainer refuses it, too"
         raise EnvironmentFault(f"{file} cannot be read as TOML: {error}", hint=hint) from error

@@ -4,7 +4,7 @@
    cache of the hub. Nothing is downloaded.
 2. The caption is tokenized with what the trainer puts around it. The tokens that do not fit are
    lost, and the words that they stand for.
-3. Without the tokenizer, only what is certain is said: more words than tokens are too many.
+3. Without the tokenizer, only what is certain is a fault: more words than tokens are too many.
 """
 
 import html
