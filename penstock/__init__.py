@@ -14,6 +14,7 @@
     convert(source, folder) -> Converted             pickled weights as safetensors
     serve(**options) -> ServerProcess                an HTTP server in a process of its own
     status(out) -> dict, report(out) -> Path         a run's progress, and its HTML report
+    check(out, **options) -> dict                    what a trainer would not see of its data sets
     show(out) -> Shown                               captions beside thumbnails, in a notebook
     correct(out, texts) -> int                       captions corrected as in the review
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from artifacts.errors import PenstockError as PenstockError
     from artifacts.texts.captions import Caption as Caption
     from artifacts.texts.captions import Failure as Failure
+    from penstock.api import check as check
     from penstock.api import convert as convert
     from penstock.api import export as export
     from penstock.api import learn as learn
@@ -66,6 +68,7 @@ _NAMES = {
     "artifacts.texts.captions": ("Caption", "Failure"),
     "artifacts.errors": ("PenstockError",),
     "penstock.api": (
+        "check",
         "convert",
         "export",
         "learn",

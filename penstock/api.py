@@ -1,9 +1,9 @@
-"""Python API of the commands that return when they are done: plan, rebuild, status, report, tune,
-learn, export and convert; and `load_half`.
+"""Python API of the commands that return when they are done: plan, rebuild, status, check, report,
+tune, learn, export and convert; and `load_half`.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from importlib import import_module
 from os import PathLike
@@ -15,6 +15,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.commands.cache.rebuild import RebuildOptions, RebuildResult
 from flows.commands.cache.rebuild import rebuild as run
+from flows.commands.check.check_command import check_run, lines_of
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.result import Exported, refuse_foreign_folder
 from flows.commands.export.run import export as run_export
@@ -101,6 +102,32 @@ def status(out: str | PathLike[str] = "penstock-out") -> dict[str, Any]:
     is shown as the command prints it. Raises PenstockError."""
     folder = folder_named(path_of("out", out), "out")
     return Printed(run_status(folder), status_lines(folder))
+
+
+def check(
+    out: str | PathLike[str] = "penstock-out",
+    *,
+    trainer: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    tokenizers: str | PathLike[str] = "",
+    fix: bool = False,
+    trust_folder: bool = False,
+) -> dict[str, Any]:
+    """Return what each trainer would not see of the data sets of a run, by its label, as `penstock
+    check --json`; with `fix`, captions that are too long are made shorter before. It is shown as
+    the command prints it. Raises PenstockError."""
+    lines, checked = check_run(
+        folder_named(path_of("out", out), "out"),
+        (trainer,) if isinstance(trainer, str) else trainer,
+        forbid=(forbid,) if isinstance(forbid, str) else forbid,
+        tokenizers=folder_named(path_of("tokenizers", tokenizers), "tokenizers")
+        if tokenizers
+        else None,
+        fix=fix,
+        trust=trust_folder,
+    )
+    values = {one.model.label: one.values for one in checked}
+    return Printed(values, [*lines, *(line for one in checked for line in lines_of(one))])
 
 
 def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = "") -> Path:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
+import penstock
 import penstock_demo
 from artifacts.texts.trainer_limits import limits_of, text_limits
 from artifacts.texts.trainer_models import MODELS, form_of
@@ -626,3 +627,16 @@ def test_an_empty_data_set_and_a_list_that_is_gone_are_no_success(
     (data.folder / "dataset.jsonl").unlink()
     assert main(["check", str(data.out)]) == 5
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_python_gets_what_the_command_prints(
+    tmp_path: Path, tokenizers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = made(tmp_path, "kohya:sd1.5")
+    data.edit(lambda stem, old: f"{old} {'ball ' * 90}" if stem == "p0" else old)
+    found = penstock.check(data.out, tokenizers=tokenizers, forbid="watermark")
+    assert found == {"kohya:sd1.5": data.check(capsys, "--tokenizers", str(tokenizers))[1]}
+    main(["check", str(data.out), "--tokenizers", str(tokenizers)])
+    assert repr(found) + "\n" == capsys.readouterr().out
+    with pytest.raises(penstock.PenstockError, match="unknown model"):
+        penstock.check(data.out, trainer="kohya:sd9")

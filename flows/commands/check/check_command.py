@@ -30,25 +30,58 @@ SHOWN = 10
 def check_command(given: argparse.Namespace) -> int:
     """Check the data sets of a run; return 1 if a trainer would not see all. Raises UsageError,
     EnvironmentFault."""
-    out = Path(required_path(given.out))
-    trainers = parse_trainers(given.trainer or [])
-    forbid = [word.strip() for word in (given.forbid or "").split(",") if word.strip()]
-    tokenizers = Path(required_path(given.tokenizers)) if given.tokenizers else None
-    checked = check_run(out, trainers, forbid=forbid, tokenizers=tokenizers)
-    if given.fix:
-        for line in _fixed(out.absolute(), checked, tokenizers and tokenizers.absolute(), given):
-            print_lines(line, to=sys.stderr if given.json else None)
-        checked = check_run(out, trainers, forbid=forbid, tokenizers=tokenizers)
+    lines, checked = check_run(
+        Path(required_path(given.out)),
+        parse_trainers(given.trainer or []),
+        forbid=[word.strip() for word in (given.forbid or "").split(",") if word.strip()],
+        tokenizers=Path(required_path(given.tokenizers)) if given.tokenizers else None,
+        fix=given.fix,
+        trust=given.trust_folder,
+    )
+    print_lines(*lines, to=sys.stderr if given.json else None)
     if given.json:
         print(json.dumps([one.values for one in checked], indent=1))
     else:
-        for one in checked:
-            print_lines(*_lines(one))
+        print_lines(*(line for one in checked for line in lines_of(one)))
     return int(any(one.rules or not one.samples for one in checked))
 
 
+def check_run(
+    out: Path,
+    trainers: Sequence[str],
+    *,
+    forbid: Sequence[str] = (),
+    tokenizers: Path | None = None,
+    fix: bool = False,
+    trust: bool = False,
+) -> tuple[list[str], list[Checked]]:
+    """Return what trainers would not see of a run: those that are named, or else those that it was
+    written for. With `fix`, captions that are too long are made shorter before, and a line on each
+    trainer is returned, too. Raises PenstockError."""
+    if tokenizers is not None and not tokenizers.is_dir():
+        raise UsageError(f"{tokenizers} is no folder", hint="Name a folder of tokenizers, or none")
+    words, models = load_record(out).plan.words, _models(out, trainers)
+
+    def checked() -> list[Checked]:
+        return [
+            check(
+                out,
+                model,
+                WordRules(trainer=model.trainer, trigger=words.trigger, forbidden=tuple(forbid)),
+                tokenizers,
+            )
+            for model in models
+        ]
+
+    if not fix:
+        return [], checked()
+    absolute = None if tokenizers is None else tokenizers.absolute()
+    lines = [*_fixed(out.absolute(), checked(), absolute, trust)]
+    return lines, checked()
+
+
 def _fixed(
-    out: Path, checked: Sequence[Checked], tokenizers: Path | None, given: argparse.Namespace
+    out: Path, checked: Sequence[Checked], tokenizers: Path | None, trust: bool
 ) -> Iterator[str]:
     """Make captions that are too long shorter, and yield a line on each trainer. Raises
     PenstockError."""
@@ -57,7 +90,7 @@ def _fixed(
     from flows.outputs.folder.trust import SHOWN as USED
     from flows.outputs.folder.trust import command_in, is_trusted
 
-    trust = given.trust_folder or is_trusted(out, uses=USED)
+    trust = trust or is_trusted(out, uses=USED)
     readers = {one.model: fits_in(one.model, tokenizers) for one in checked}
     command = command_in(out, trust=trust)
     display = Display(quiet=True)
@@ -67,25 +100,6 @@ def _fixed(
         for one in checked:
             fixed = shorten(run, one.model, one.samples, readers[one.model], display)
             yield f"{one.model.label}: {fixed.line}"
-
-
-def check_run(
-    out: Path, trainers: Sequence[str], *, forbid: Sequence[str], tokenizers: Path | None
-) -> list[Checked]:
-    """Return what trainers would not see of a run: those that are named, or else those that it was
-    written for. Raises UsageError, EnvironmentFault."""
-    if tokenizers is not None and not tokenizers.is_dir():
-        raise UsageError(f"{tokenizers} is no folder", hint="Name a folder of tokenizers, or none")
-    words = load_record(out).plan.words
-    return [
-        check(
-            out,
-            model,
-            WordRules(trainer=model.trainer, trigger=words.trigger, forbidden=tuple(forbid)),
-            tokenizers,
-        )
-        for model in _models(out, trainers)
-    ]
 
 
 def _models(out: Path, named: Sequence[str]) -> list[TrainerModel]:
@@ -100,7 +114,7 @@ def _models(out: Path, named: Sequence[str]) -> list[TrainerModel]:
     return [*models_named(names).values()]
 
 
-def _lines(checked: Checked) -> Iterator[str]:
+def lines_of(checked: Checked) -> Iterator[str]:
     """Yield the faults, the rules with most samples first, and a last line that counts them."""
     for rule, count in checked.rules.most_common():
         faulty = [s for s in checked.samples if any(f.rule == rule for f in s.faults)]
