@@ -18,6 +18,7 @@ import penstock
 import penstock_demo
 from artifacts.texts.trainer_limits import limits_of, text_limits
 from artifacts.texts.trainer_models import MODELS, form_of
+from flows.commands.report.facts import facts
 from flows.interfaces.cli.main import main
 from flows.interfaces.studio.captions_routes import sets_in
 from flows.outputs.seen.settings import KohyaSettings, MusubiSettings
@@ -508,6 +509,7 @@ def test_the_page_says_what_is_lost_of_captions(tmp_path: Path) -> None:
     data.edit(lambda stem, old: clean("p3") if stem == "p2" else old)
     said = f"2 of 8 samples lose something: 2 duplicate (penstock check {data.out} names them)"
     assert sets_in(data.out, PICTURES, Counter())[0]["lost"] == [f"kohya:sd1.5: {said}"]
+    assert ("trainer", f"kohya:sd1.5: {said}") in facts(data.out, data.out)["about"]
     (data.folder / "dataset.toml").write_text("x = [")
     (found,) = sets_in(data.out, PICTURES, Counter())
     assert "cannot be read as TOML" in str(found["problem"]) and not found["samples"]

@@ -61,6 +61,7 @@ from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord, sum
 from flows.outputs.record.stage_record import Point, StageRecord
 from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
 from flows.outputs.run_wording import kind_of, made_text, written
+from flows.outputs.seen.check import lines_on
 from flows.outputs.thumbnails import data_address
 
 MORE = ("planned time", "CPU time", "processes", "tokens generated", "attention")
@@ -504,6 +505,7 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
             *(product.about() if product else ()),
             *_about(record, prompts),
             *((name, f"{count:,}") for name, count in edited.items() if count),
+            *(("trainer", line) for line in (() if product else lines_on(run))),
             *(("last run", duration(timeline["seconds"])) for _ in others[:1]),
             ("folder", writable(str(run.absolute()))),
         ],

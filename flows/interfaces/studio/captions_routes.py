@@ -20,7 +20,6 @@ from artifacts.disk.json_shapes import Json
 from artifacts.disk.regular_files import refuse_links
 from artifacts.errors import PenstockError
 from artifacts.texts.edits import EDITS, REJECTED, UNTOUCHED
-from artifacts.texts.trainer_models import models_named
 from artifacts.texts.trainers import TRAINERS
 from artifacts.wording import counted
 from flows.commands.review.folder_captions import EditRefused
@@ -33,9 +32,8 @@ from flows.interfaces.studio.runs import AGAIN, Kind, QueuedRun
 from flows.interfaces.studio.session import FOLDER, MOST, RecordedCommand, Studio, answers_of
 from flows.interfaces.studio.values import checked, line_of
 from flows.outputs.data_sets import UNCUT, unread
-from flows.outputs.marker import Marker, read_marker
-from flows.outputs.record.run_read import load_record
-from flows.outputs.seen.check import lines_on_written
+from flows.outputs.marker import read_marker
+from flows.outputs.seen.check import lines_on
 from flows.outputs.seen.sets import TrainedSample, samples_in
 
 NAMED = 5
@@ -67,21 +65,11 @@ def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, Js
                 "left_out": [*left_out(form, chunks, is_copied=is_copied)],
                 "empty": [len(empty), empty[:NAMED]],
                 "missing": [len(missing), missing[:NAMED]],
-                "lost": [] if problem else lost_words(out, form, marker),
+                "lost": [] if problem else lines_on(out, form),
                 "problem": problem,
             }
         )
     return findings
-
-
-def lost_words(out: Path, form: str, marker: Marker | None) -> list[str]:
-    """Return what the trainer would not see of the captions of a data set; nothing if what is
-    trained is not known."""
-    with contextlib.suppress(PenstockError):
-        model = models_named(() if marker is None else marker.trainers).get(form)
-        trigger = load_record(out).plan.words.trigger
-        return [*lines_on_written(out, model, trigger, {})] if model is not None else []
-    return []
 
 
 def is_old(out: Path, form: str) -> bool:

@@ -1,5 +1,6 @@
 """Checks a data set for one trainer: what it would not see of captions and media."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -7,9 +8,11 @@ from pathlib import Path
 
 from artifacts.errors import PenstockError
 from artifacts.texts.trainer_limits import limits_of
-from artifacts.texts.trainer_models import TrainerModel
+from artifacts.texts.trainer_models import TrainerModel, form_of, models_named
 from artifacts.texts.trainers import TrainerEntry
 from artifacts.wording import counted
+from flows.outputs.marker import read_marker
+from flows.outputs.record.run_read import load_record
 from flows.outputs.seen.media import look_at
 from flows.outputs.seen.media_rules import note_media
 from flows.outputs.seen.sets import Fault, TrainedSample, samples_of
@@ -96,3 +99,16 @@ def lines_on_written(
         return
     if checked.rules:
         yield f"{model.label}: {checked.summary} (penstock check {out} names them)"
+
+
+def lines_on(out: Path, form: str = "") -> list[str]:
+    """Return what trainers would not see of the captions of a run, a line for each that its folder
+    states; with `form`, the one of this format alone. No medium is opened."""
+    with contextlib.suppress(PenstockError):  # of another person, a folder may state anything
+        marker, words = read_marker(out), load_record(out).plan.words
+        models = models_named(() if marker is None else marker.trainers).values()
+        of_form = [model for model in models if form in ("", form_of(model.trainer))]
+        return [
+            line for model in of_form for line in lines_on_written(out, model, words.trigger, {})
+        ]
+    return []
