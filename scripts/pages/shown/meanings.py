@@ -42,6 +42,7 @@ NOT_RUN = (
         r"make (bench|models|readers)\b|python (-m )?(benchmarks|scripts\.prove\.mutation)\b",
         "takes minutes to hours, prints figures",
     ),
+    (r"penstock check .* --fix", "needs a tokenizer; tests/commands/test_check_fix.py has one"),
     (r".*\b(penstock_demo(\.dual)?\.(train|evaluate))\b", "takes minutes to an hour"),
     (r".*scripts[./]prove[./]gpu_check|make gpu-check\b", "needs a GPU; tests run it on stand-ins"),
     (
