@@ -115,6 +115,13 @@ MODELS: dict[str, dict[str, TrainerModel]] = {
 """Trainer → name → model. The last four take a text file for each medium."""
 
 
+ANY = {
+    name: TrainerModel(trainer=name, name="any model", frames=1, step=step)
+    for name, step in {"musubi": 4, "diffusion-pipe": 4, "ltx": 8}.items()
+}
+"""Trainer → what each of its models of videos takes."""
+
+
 def parse_trainers(given: list[str]) -> tuple[str, ...]:
     """Return the names of several options `--trainer`, each with one or more."""
     return tuple(name.strip() for text in given for name in text.split(",") if name.strip())

@@ -642,3 +642,11 @@ def test_python_gets_what_the_command_prints(
     assert repr(found) + "\n" == capsys.readouterr().out
     with pytest.raises(penstock.PenstockError, match="unknown model"):
         penstock.check(data.out, trainer="kohya:sd9")
+
+
+def test_a_copy_of_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = made(tmp_path, "kohya:sd1.5")
+    assert data.check(capsys)[1]["notes"] == []
+    shutil.copytree(data.out, copy := tmp_path / "copy")
+    (note,) = replace(data, out=copy).check(capsys)[1]["notes"]
+    assert "names files of another folder" in note and f"--out {copy}" in note

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import penstock_demo
-from artifacts.texts.edits import EDITS
+from artifacts.errors import Interrupted, UsageError
+from artifacts.texts.edits import EDITS, read_edits
 from artifacts.texts.trainer_limits import limits_of
 from artifacts.texts.trainer_models import MODELS
 from flows.commands.check.fix import cut_short, fits_in, shorten
@@ -166,6 +167,41 @@ def test_the_review_takes_it_back_in_one_step_for_each_way(
             reviewed.apply({"id": f"u{at}", "does": UNDO, "changes": []})
     run(config, stages)
     assert captions(config) == before
+
+
+def test_what_a_kill_left_unwritten_is_written_by_the_next_one(
+    config: CaptionConfig, stages: Talking, tokenizers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The texts are in the journal before the outputs are written."""
+
+    def killed(*_: Any) -> None:
+        raise Interrupted("killed")
+
+    fits = fits_in(SD15, tokenizers)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr("flows.commands.check.fix.sift_first.caption", killed)
+        fixed(config, stages, tokenizers)
+    assert sum(not fits(text) for text in captions(config).values()) == LONG
+    fixed(config, stages, tokenizers)
+    assert all(map(fits, captions(config).values()))
+
+
+def test_photos_that_are_gone_are_shortened_by_what_is_known_of_them(
+    config: CaptionConfig, stages: Talking, tokenizers: Path
+) -> None:
+    Path(config.sources[0], "p00.png").unlink()
+    assert "4 cut at the end of a sentence" in fixed(config, stages, tokenizers)
+    assert len(read_edits(Path(config.out)).now) == LONG
+
+
+def test_a_prefix_that_leaves_no_room_is_refused_before_anything_is_made(
+    config: CaptionConfig, stages: Talking, tokenizers: Path
+) -> None:
+    run_as_command(replace(config, prefix="a long prefix " * 40), stages)
+    stages.calls.clear()
+    with pytest.raises(UsageError, match="the trigger and the prefix alone are too long"):
+        fixed(config, stages, tokenizers)
+    assert not stages.calls
 
 
 def test_without_the_tokenizer_nothing_is_made(

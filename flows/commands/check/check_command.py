@@ -91,13 +91,20 @@ def _fixed(
     from flows.outputs.folder.trust import command_in, is_trusted
 
     trust = trust or is_trusted(out, uses=USED)
-    readers = {one.model: fits_in(one.model, tokenizers) for one in checked}
+    readers = {}
+    for one in checked:
+        try:
+            readers[one.model] = fits_in(one.model, tokenizers)
+        except UsageError as error:  # its tokenizer is not here
+            if len(checked) == 1:
+                raise
+            yield f"{one.model.label}: {error.message}"
     command = command_in(out, trust=trust)
     display = Display(quiet=True)
     with closing(display), chdir(command.folder):  # the paths of the command are relative to it
         run = recorded_run(command)
         run = replace(run, config=replace(run.config, out=str(out), trust_folder=trust))
-        for one in checked:
+        for one in (one for one in checked if one.model in readers):
             fixed = shorten(run, one.model, one.samples, readers[one.model], display)
             yield f"{one.model.label}: {fixed.line}"
 

@@ -10,6 +10,7 @@
 5. The run's command writes its outputs again.
 """
 
+import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from uuid import uuid4
 
 from artifacts.disk.files import json_text, write_text
 from artifacts.errors import UsageError
+from artifacts.remote.addresses import is_address
 from artifacts.texts.captions import one_line
 from artifacts.texts.edits import SHORTENED, UNTOUCHED, Action, Edit, changes_of
 from artifacts.texts.trainer_limits import limits_of
@@ -49,6 +51,7 @@ from flows.outputs.seen.tokens import (
     read_texts,
     tokenizer_folder,
 )
+from flows.outputs.unwritten import count_unwritten
 
 TRIED = ("medium", "short")
 """Values of `--length` that are tried, the longest first."""
@@ -144,12 +147,17 @@ def shorten(
         settings = samples[0].settings if samples else None
         read_as = str if settings is None else settings.read_as
         is_short = _Composed(fits=fits, as_read=lambda text: read_as(as_written(text)))
+        if own and not is_short(""):
+            raise UsageError(
+                f"{model.label}: the trigger and the prefix alone are too long to be read whole",
+                hint="Caption again with shorter ones: no caption fits behind them",
+            )
         shorter = _made_again(run, _chunks(captions, own), is_short, display, make_launcher)
         for key in own - shorter.keys():
             if (text := cut_short(rows[key]["said"], is_short)) is not None:
                 shorter[key] = CUT, text
         _change(captions, shorter, model)
-    if shorter:
+    if shorter or count_unwritten(captions.out):  # also of a `--fix` that was killed
         sift_first.caption(config, display, make_launcher, partial(_keep_command, run))
     return Fixed(
         counts={how: sum(way == how for way, _ in shorter.values()) for how in (*TRIED, CUT)},
@@ -175,11 +183,12 @@ def _keep_command(run: RecordedRun, _: Job, writer: RecordWriter) -> None:
 
 
 def _chunks(captions: ReviewedCaptions, keys: set[str]) -> dict[str, Chunk]:
-    """Return the chunk of each caption whose medium is where it was."""
+    """Return the chunk of each caption whose medium is still there. Only its features are read."""
     chunks = dict[str, Chunk]()
     for medium in captions.folder.media:
         place = captions.folder.place_shown(medium["number"])
-        for row in medium["captions"] if place else ():
+        is_here = is_address(place) or os.path.exists(place)
+        for row in medium["captions"] if is_here else ():
             if row["key"] in keys:
                 chunks[row["key"]] = place, round(row["start"], 2), row["prompt"]
     return chunks

@@ -112,7 +112,7 @@ class CaptionConfig(
             text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"
             raise UsageError(text, hint="Give another --out")
         if self.clip_frames:
-            self.rate_of_clips(self.trainer)
+            self.rate_of_clips(self.trainer, self.format)
         check_served(self)
         _ = self.engines  # raises UsageError if no engine supports these options
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
-from artifacts.texts.trainer_models import models_named
+from artifacts.texts.trainer_models import ANY, models_named
 from artifacts.tiles import AUTO, OFF, check_tiles
 from flows.core.options.formats import FILES, SAMPLING, VECTORS
 
@@ -14,6 +14,8 @@ MIN_CHUNK_SECONDS = 0.1
 """Each chunk takes memory while a run is planned: shorter ones would fill it."""
 MOST_FPS = 1000
 """More would repeat frames, and each time takes memory while a run is planned."""
+MOST_CLIP = 10_000
+"""Largest number of frames of a clip; models take some hundreds."""
 DROP, OVERLAP = "drop", "overlap"
 """What becomes of the rest of a file or shot that is shorter than a clip."""
 DEINTERLACE_OPTION = Option(
@@ -81,7 +83,9 @@ class VideoSamplingOptions(OptionGroup):
     """Make one chunk of each file. Its frames are spread evenly over the file."""
     clip_frames: Annotated[
         int | None,
-        Option("one chunk per N frames that a trainer takes", SAMPLING, "N", above=0),
+        Option(
+            "one chunk per N frames that a trainer takes", SAMPLING, "N", above=0, most=MOST_CLIP
+        ),
     ] = None
     """Frames that a trainer takes of a clip: a chunk is as long as they are, at `clip_fps`. With
     `shots`, no chunk crosses a cut. Excludes `chunk` and `whole`."""
@@ -136,13 +140,19 @@ class VideoSamplingOptions(OptionGroup):
             raise excluding("--whole", "--shots" if self.shots else "--chunk")
         if self.clip_frames and (self.whole or self.chunk is not None):
             raise excluding("--clip-frames", "--whole" if self.whole else "--chunk")
+        if not self.clip_frames and (self.clip_fps or self.clip_rest != DROP):
+            alone = "--clip-fps" if self.clip_fps else "--clip-rest"
+            raise UsageError(
+                f"{alone} is about clips of --clip-frames", hint="Give both, or neither"
+            )
 
-    def rate_of_clips(self, trainers: Sequence[str]) -> float:
+    def rate_of_clips(self, trainers: Sequence[str], formats: Sequence[str] = ()) -> float:
         """Return the frames per second at which the frames of clips are taken: as requested, or
-        those of the models of `trainers`, for which the number of frames is checked. Raises
-        UsageError."""
-        count = self.clip_frames or 0
-        models = [model for model in models_named(trainers).values() if model.frames]
+        those of the models of `trainers`. The number of frames is checked for these, and for any
+        model of the trainers of `formats`. Raises UsageError."""
+        count, named = self.clip_frames or 0, models_named(trainers)
+        models = [model for model in named.values() if model.frames]
+        models += [model for form, model in ANY.items() if form in formats and form not in named]
         for model in models:
             if count not in (nearest := model.nearest(count)):
                 raise UsageError(

@@ -1,15 +1,18 @@
 """Checks a data set for one trainer: what it would not see of captions and media."""
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from artifacts.disk.json_shapes import BYTES
+from artifacts.disk.regular_files import read_text
 from artifacts.errors import PenstockError
 from artifacts.texts.trainer_limits import limits_of
 from artifacts.texts.trainer_models import TrainerModel, form_of, models_named
-from artifacts.texts.trainers import TrainerEntry
+from artifacts.texts.trainers import TrainerEntry, toml_text
 from artifacts.wording import counted
 from flows.outputs.marker import read_marker
 from flows.outputs.record.run_read import load_record
@@ -81,9 +84,26 @@ def check(
     note_media(samples, model)
     limits = limits_of(model.trainer, model.name)
     notes = [*note_tokens(samples, limits, tokenizers)]
+    folder = out.absolute() / form_of(model.trainer)
+    if is_copied(folder):
+        notes.append(
+            f"{folder / CONFIG} names files of another folder: if {out} was copied or moved, run "
+            f"the same `penstock caption` command again with --out {out}"
+        )
     if not limits:
         notes.append(f"it is not known how much of a caption {model.label} reads")
     return Checked(model=model, samples=samples, notes=notes)
+
+
+CONFIG = "dataset.toml"
+
+
+def is_copied(folder: Path) -> bool:
+    """Return whether the settings of a data set do not name its folder, as those of a copy."""
+    with contextlib.suppress(OSError, ValueError):
+        text, names = read_text(folder / CONFIG, BYTES), {str(folder), os.path.realpath(folder)}
+        return not any(toml_text(name)[1:-1] in text for name in names)
+    return False
 
 
 def lines_on_written(

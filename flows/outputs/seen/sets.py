@@ -33,7 +33,9 @@ from flows.outputs.seen.settings import (
     TrainerSettings,
 )
 
-WRITE_AGAIN = "Run the same `penstock caption` command again, which writes it"
+WRITE_AGAIN = (
+    "Run the same `penstock caption` command again, with --out of this folder: it writes it"
+)
 S = TypeVar("S")
 
 

@@ -215,6 +215,14 @@ def test_captions_of_clips_are_found_by_their_names(config: CaptionConfig, tmp_p
         ({"clip_frames": 81, "clip_fps": 0.0}, "invalid --clip-fps 0", "above 0"),
         ({"clip_frames": 81, "clip_rest": "keep"}, "unknown --clip-rest keep", "drop, overlap"),
         ({"clip_frames": 81, "chunk": 5.0}, "--clip-frames and --chunk exclude", "Leave one"),
+        ({"clip_frames": 10**9, "clip_fps": 16.0}, "invalid --clip-frames", "10000"),
+        ({"clip_fps": 16.0}, "--clip-fps is about clips of --clip-frames", "Give both"),
+        ({"clip_rest": "overlap"}, "--clip-rest is about clips of", "Give both"),
+        (
+            {"clip_frames": 80, "clip_fps": 16.0, "format": ("musubi",)},
+            "musubi:any model takes one frame more than a multiple of 4",
+            "Give 77 or 81",
+        ),
         ({"clip_frames": 81, "whole": True}, "--clip-frames and --whole exclude", "Leave one"),
     ],
 )
