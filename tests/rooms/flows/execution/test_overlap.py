@@ -188,9 +188,8 @@ def test_processes_that_stay_for_the_next_wave_make_the_same_bytes(
     assert done.returncode == 0, done.stderr
     assert not moment or (desk.folder / name).exists()
     check_same(place, expected)
-    stages = place.stages()
-    assert stages["frames"]["processes"] == 2 or moment
-    assert stages["encode"]["processes"] == stages["decode"]["processes"] == 1 or moment
+    if not moment:
+        assert {stage["processes"] for stage in place.stages().values()} == {1}
     for stage in ("frames", "encode", "decode"):
         journal = place.journal(stage)
         assert len(journal) == CHUNKS and set(journal.values()) == {1}, "made once"

@@ -3,11 +3,11 @@ one, and by requests that no client would send."""
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from openai import OpenAI
-from pydantic import BaseModel
+from openai import LengthFinishReasonError, OpenAI
+from pydantic import BaseModel, Field
 
 from tests.support.chat_clients import PROMPT, messages
 from tests.support.pipeline import PENSTOCK
@@ -25,10 +25,16 @@ class Shape(BaseModel):
 
 
 class Scene(BaseModel):
+    title: Annotated[str, Field(max_length=20)]
+    shapes: Annotated[list[Shape], Field(max_length=2)]
+    count: Annotated[int, Field(ge=0, le=99)]
+    mood: Annotated[str, Field(max_length=20)] | None
+
+
+class Endless(BaseModel):
+    """Of a text without a bound, the demo's model, which knows no JSON, finds no end."""
+
     title: str
-    shapes: list[Shape]
-    count: int
-    mood: str | None
 
 
 FORM = {"type": "object", "properties": {"ring": {"type": "boolean"}}, "required": ["ring"]}
@@ -194,6 +200,8 @@ def test_a_pydantic_model_is_filled_whole_streamed_or_drawn(client: OpenAI, pict
         return found.choices[0].message.parsed
 
     assert isinstance(parsed(Scene), Scene)
+    with pytest.raises(LengthFinishReasonError):
+        parsed(Endless)
     warm = {"temperature": 2, "seed": 4}
     assert isinstance(parsed(Shape, **warm), Shape)
     assert parsed(Shape, **warm) == parsed(Shape, stop=NEVER, **warm)
