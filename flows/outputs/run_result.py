@@ -105,7 +105,7 @@ class RunResult(RunEnd):
             line += f", {self.written.unknown_ends} ended by the server for an unknown reason"
         decided = [(getattr(self.written, name), name) for name in DECISIONS]
         if named := [f"{count:,} {name}" for count, name in decided if count]:
-            line += f", {', '.join(named)} by hand"
+            line += f", {', '.join(named)}"
         for texts in self.written.texts:
             line += f", {texts_line(texts.record)}"
         ended = self.failed_suffix("captions")

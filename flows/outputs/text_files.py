@@ -326,7 +326,7 @@ def user_texts_note(counts: Mapping[str, int]) -> str:
     """Return the end of a line with the number of texts per format that a person wrote or
     corrected; empty for none."""
     parts = [f"{count:,} in {name}" for name, count in counts.items() if count]
-    return f", your texts in place of the model's: {', '.join(parts)}" if parts else ""
+    return f", edited texts in place of the model's: {', '.join(parts)}" if parts else ""
 
 
 @dataclass(kw_only=True, slots=True)

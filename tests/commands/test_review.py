@@ -79,7 +79,7 @@ def test_every_output_takes_them_in_and_an_undo_gives_the_same_bytes(config: Cap
         ("photo.PNG", 0.0, None, "rejected"),
     )
     result = run(config)
-    assert "1 corrected, 1 accepted, 2 rejected by hand" in result.line()
+    assert "1 corrected, 1 accepted, 2 rejected" in result.line()
     assert " in jsonl" not in result.line()
     counts = "captions written, 1 corrected, 1 accepted, 2 rejected"
     assert any(counts in line for line in status_lines(out))
@@ -294,7 +294,7 @@ def test_every_trainer_learns_a_text_by_hand_always(
     result = write(pictures, "txt", *TRAINER_FORMATS, beside=True)
     kept = "kept 1 .txt file that users wrote or edited (a.txt); --overwrite replaces them"
     assert result.warnings == [kept]
-    assert "your texts in place of the model's: 1 in txt, 1 in kohya" in result.line()
+    assert "edited texts in place of the model's: 1 in txt, 1 in kohya" in result.line()
     other = str(tmp_path / "other")
     write(pictures, out=other)
     for out in (pictures.out, other):
@@ -323,7 +323,7 @@ def test_a_correction_is_found_from_another_folder(pictures: CaptionConfig, tmp_
     write(pictures, "txt")
     review(pictures, ("b.png", 0.0, "corrected b", ""))
     other = str(tmp_path / "other")
-    assert "1 corrected by hand" in write(pictures, "musubi", out=other).line()
+    assert "1 corrected" in write(pictures, "musubi", out=other).line()
     assert captions_of(pictures, "musubi", other)["b"] == "corrected b"
     with closing(ReviewedCaptions(Path(pictures.out))) as captions:
         captions.apply({"id": "back", "does": "undo"})
