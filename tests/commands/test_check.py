@@ -127,16 +127,22 @@ def data_set(request: pytest.FixtureRequest, tmp_path: Path) -> DataSet:
 
 def made(root: Path, name: str) -> DataSet:
     """A clean data set of pictures."""
+    data, notes = made_with_notes(root, name)
+    assert not any("not checked" in note for note in notes)
+    return data
+
+
+def made_with_notes(root: Path, name: str) -> tuple[DataSet, list[str]]:
     folder, side = root / "photos", MORE_SIDES.get(name, SIDE)
     folder.mkdir()
     size = (768, 512) if name.startswith("ltx") else (side, side)
     for at in range(PICTURES):
         png(size, at).save(folder / f"p{at}.png")
     config = config_in(root, folder)
-    run(replace(config, trainer=(name,), trigger=TRIGGER), Saying())
+    notes = run(replace(config, trainer=(name,), trigger=TRIGGER), Saying()).warnings
     data = DataSet(root / "out", name)
     data.edit(clean)
-    return data
+    return data, notes
 
 
 @pytest.fixture(scope="module")

@@ -206,14 +206,18 @@ def _refuse_unnamed(value: str, key: str, file: Path) -> None:
 
 
 def _with_texts(out: Path) -> Iterator[TrainedSample]:
-    """Yield the media of a run with what stands in the text of each: beside it, or in the run's
-    folder. Nothing is yielded if the run wrote no texts."""
-    written = [texts for texts in load_record(out).texts if texts.format == "txt"]
-    beside = any(texts.beside for texts in written)
-    for medium, captions in media_with_captions(out) if written else ():
+    """Yield the media of a run with what stands in the text of each: in the run's folder, or beside
+    it. Nothing is yielded if there are no texts."""
+    media = [*media_with_captions(out)]
+    is_beside = any(texts.beside for texts in load_record(out).texts if texts.format == "txt")
+    inside = {medium.name: (out / medium.media_path).with_suffix(".txt") for medium, _ in media}
+    beside = {medium.name: Path(medium.path).with_suffix(".txt") for medium, _ in media}
+    # During a run its record does not name the texts yet.
+    places = [beside, inside] if is_beside else [inside, beside]
+    texts = next((files for files in places if any(map(Path.is_file, files.values()))), {})
+    for medium, captions in media if texts else ():
         kept = [row.caption for row in captions if row.review != REJECTED]
-        path = Path(medium.path)
-        text = (path if beside else out / medium.media_path).with_suffix(".txt")
+        path, text = Path(medium.path), texts[medium.name]
         sample = TrainedSample(path=path, kind=medium.kind, captions=tuple(kept))
         if len(captions) < 2:  # texts of several chunks or prompts have names of their own
             try:
