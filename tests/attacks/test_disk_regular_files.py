@@ -4,6 +4,7 @@ ends of Windows. UTF-16 and binary files are refused in one line that says what 
 import argparse
 import codecs
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,9 @@ def handwritten(path: Path) -> str:
 
 
 def presets(path: Path) -> list[str]:
-    (folder := start_routes.preset_folder()).mkdir(parents=True, exist_ok=True)
+    folder = start_routes.preset_folder()
+    shutil.rmtree(folder, ignore_errors=True)  # prompts that another test kept
+    folder.mkdir(parents=True)
     (folder / "mine.txt").write_bytes(path.read_bytes())
     found = [each["text"] for each in start_routes.presets()]
     if not found:

@@ -110,6 +110,8 @@ def check_option(roots: Roots, tmp_path: Path, name: str) -> None:
         "beside": {"format": ["txt"]},
         "summary_prompt": {"summary": True},
         "clip_frames": {"clip_fps": 16.0},
+        "clip_fps": {"clip_frames": 81},
+        "clip_rest": {"clip_frames": 81, "clip_fps": 16.0},
     }
     values |= needed.get(name, {})
     if name in DENIED:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from artifacts.errors import MediaError
 from artifacts.frame_fit import FrameFit
 from flows.outputs.seen.sets import Fault, TrainedSample
+from flows.outputs.thumbnails import shown_at
 from stages.process.host_memory import cores
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ ONE_COLOUR = 8
 """Range of grey levels, of 255, below which a picture is one colour."""
 SAMPLE = 32
 """Side of the small picture that is looked at for that."""
+SMALL_FIT = FrameFit(long_edges=((1.0, SAMPLE),), shrinks=True)
+"""Size at which it is decoded."""
 
 
 def look_at(samples: Sequence[TrainedSample]) -> None:
@@ -43,23 +46,21 @@ def _look_at_image(sample: TrainedSample) -> tuple[int, int]:
     """Return the least and the largest grey level of an image."""
     from stages.frames.image import read_image
 
-    media, chunk = read_image(sample.path, FrameFit(long_edges=((1.0, SAMPLE),), shrinks=True))
+    media, chunk = read_image(sample.path, SMALL_FIT)
     sample.size = media.width, media.height
     return _range(chunk.pixels[0])
 
 
 def _look_at_video(sample: TrainedSample) -> tuple[int, int]:
     """Return the least and the largest grey level of the first frame of a video."""
-    from stages.frames.media_opening import no_frames, open_video, rate_and_frames
+    from stages.frames.frame_converter import FrameConverter, shown_size
+    from stages.frames.media_opening import rate_and_frames
 
     sample.rate, sample.frames = rate_and_frames(sample.path)
-    container, stream = open_video(sample.path)
-    with container:
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise no_frames(sample.path)
-        sample.size = frame.width, frame.height
-        return _range(frame.to_ndarray(format="rgb24"))
+    frame, aspect = shown_at(sample.path, 0.0)
+    height, width = shown_size(frame, aspect)
+    sample.size = width, height
+    return _range(FrameConverter(frame, SMALL_FIT.size(height, width)).convert(frame))
 
 
 def _range(pixels: "NDArray[np.generic]") -> tuple[int, int]:

@@ -500,8 +500,10 @@ def test_a_whole_number_for_a_float_finds_what_the_same_float_made() -> None:
     hints = get_type_hints(CaptionConfig)
     names = [name for name, kind in hints.items() if float in (kind, *get_args(kind))]
     assert {"chunk", "fps", "temperature", "top_p", "repetition_penalty"} <= {*names}
+    beside: CaptionOptions = {"clip_frames": 5}
     for name in names:
-        whole, same = (captioning("a", {name: one}) for one in (1, 1.0))  # type: ignore[misc]
+        more = beside if name == "clip_fps" else CaptionOptions()
+        whole, same = (captioning("a", {**more, name: one}) for one in (1, 1.0))  # type: ignore[misc]
         assert digest_of([getattr(whole, name)]) == digest_of([getattr(same, name)]), name
     assert digest_of([1]) != digest_of([1.0])
     whole_only: CaptionOptions = {"max_new_tokens": 1}
