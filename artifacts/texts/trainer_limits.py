@@ -9,6 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 SILENT, WARNED, PARTS, ERROR, NEVER = "silent", "warned", "parts", "error", "never"
 """What a trainer does with a text above the limit: it cuts it without a word, or logs what it cuts;
@@ -80,9 +81,14 @@ class TextLimit:
 
 
 @cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(files("artifacts.texts").joinpath("limits.toml").read_text("utf-8"))
+
+
+@cache
 def text_limits() -> tuple[TextLimit, ...]:
     """Return the rows of the table, one for each model of a row."""
-    table = tomllib.loads(files("artifacts.texts").joinpath("limits.toml").read_text("utf-8"))
+    table = _table()
     tokenizers = {
         name: TokenizerSource(name=name, repository=repository, folder=folder, marks=marks)
         for name, (repository, folder, marks) in table["tokenizers"].items()
@@ -113,8 +119,7 @@ def text_limits() -> tuple[TextLimit, ...]:
 
 def commits() -> dict[str, str]:
     """Return repository → commit and date of the source that the table was read from."""
-    table = tomllib.loads(files("artifacts.texts").joinpath("limits.toml").read_text("utf-8"))
-    return dict(table["commits"])
+    return dict(_table()["commits"])
 
 
 def limits_of(trainer: str, model: str) -> list[TextLimit]:

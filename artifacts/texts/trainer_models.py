@@ -30,7 +30,7 @@ class TrainerModel:
     least: int = 0
     """Fewest frames, without which the trainer ends with an error."""
     exact: bool = False
-    """Whether videos were divided into clips of which the trainer takes just `frames`."""
+    """Whether each clip was cut so that the trainer takes exactly `frames` frames of it."""
 
     @property
     def label(self) -> str:

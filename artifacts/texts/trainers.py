@@ -495,15 +495,23 @@ LTX_AREA, LTX_STEP = 768 * 512, 32
 """Pixels of a frame in a bucket, and what its sides are multiples of."""
 
 
-def ltx_buckets(entries: Sequence[TrainerEntry], model: TrainerModel) -> str:
-    """Return the `--resolution-buckets` that fit a data set: the shape in the middle of its media.
-    Of two shapes the trainer would prefer the nearer one to more frames. Source:
-    `parse_resolution_buckets` and `_select_bucket` in ltx-trainer `scripts/process_videos.py`."""
+def ltx_buckets(
+    entries: Sequence[TrainerEntry], model: TrainerModel
+) -> tuple[tuple[int, int, int], ...]:
+    """Return width, height and frames of the buckets that fit a data set: the shape in the middle
+    of its media. Of two shapes the trainer would prefer the nearer one to more frames. Source:
+    `_select_bucket` in ltx-trainer `scripts/process_videos.py`."""
     shapes = sorted(entry.size[0] / entry.size[1] for entry in entries if all(entry.size))
     shape = shapes[len(shapes) // 2] if shapes else 1.5
     height = max(1, round((LTX_AREA / shape) ** 0.5 / LTX_STEP)) * LTX_STEP
     width = max(1, round(height * shape / LTX_STEP)) * LTX_STEP
-    return ";".join(f"{width}x{height}x{count}" for count in ltx_frames(entries, model))
+    return tuple((width, height, count) for count in ltx_frames(entries, model))
+
+
+def ltx_option(entries: Sequence[TrainerEntry], model: TrainerModel) -> str:
+    """Return these buckets as `--resolution-buckets` takes them: `parse_resolution_buckets` in the
+    same file."""
+    return ";".join("x".join(map(str, bucket)) for bucket in ltx_buckets(entries, model))
 
 
 def ltx_frames(entries: Sequence[TrainerEntry], model: TrainerModel) -> list[int]:

@@ -48,7 +48,7 @@ from artifacts.texts.trainers import (
     TrainerEntry,
     TrainerForm,
     TrainerSetup,
-    ltx_buckets,
+    ltx_option,
     musubi_takes,
     taken_frames,
 )
@@ -316,7 +316,7 @@ def _notes_on_media(
     if not (TRAINERS[form].times and model.frames):
         return
     if form == "ltx":
-        yield f'{model.label}: --resolution-buckets "{ltx_buckets(entries, model)}" fits'
+        yield f'{model.label}: --resolution-buckets "{ltx_option(entries, model)}" fits'
     yield from _note_on_seconds(taken_frames(form, entries, model), model, advice)
 
 

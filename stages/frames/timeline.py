@@ -242,7 +242,7 @@ def plan_clips(
     the whole file. What is left of it, if less, is in no chunk, or in one that overlaps.
 
     At a constant rate a chunk is a number of frames, with which the trainer has as many as it
-    takes however it counts. Otherwise it is the seconds that it shows, of which it gets a copy.
+    takes however it counts. Otherwise it is a number of seconds, and the trainer gets a copy of it.
     """
     fps, pts = exact_rate(sampling.clip_fps), timeline.pts
     count = math.ceil(sampling.clip_frames * rate / fps) if rate else 0

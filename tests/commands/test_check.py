@@ -95,7 +95,7 @@ class DataSet:
 
 
 def _stem(path: str) -> str:
-    """The name of a source, of which a link in a data set is named, too."""
+    """The name of a source. The name of a link in a data set begins with it."""
     return re.sub(r"-[0-9a-f]{12}-\d{5,}(-\d+)?$", "", Path(path).stem)
 
 
@@ -274,7 +274,7 @@ RATE, WAN = 30, MODELS["musubi"]["wan"]
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    """Clips of 1 s and of 4 s, the second of which Wan takes whole at 16 frames a second."""
+    """Clips of 0.1 s, 4 s and 12 s. At 16 frames a second, Wan takes the one of 4 s whole."""
     root = tmp_path_factory.mktemp("clips")
     (root / "photos").mkdir()
     for name, frames in (("short", 3), ("whole", 4 * RATE), ("long", 12 * RATE)):
@@ -334,7 +334,7 @@ def test_seconds_that_musubi_does_not_take_are_said(
     expected: Found,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """At 16 of 30 frames a second, 4 s are 64 frames, of which 61 are taken, and 12 s are 192."""
+    """At 16 of 30 frames a second, musubi takes 61 of the 64 frames of 4 s, and 12 s have 192."""
     toml = clips.folder / "dataset.toml"
     text = toml.read_text()
     assert before in text

@@ -21,6 +21,7 @@ from flows.core.options.text import TRUST_FOLDER_HELP
 from flows.outputs.marker import read_marker
 from flows.outputs.record.run_read import load_record
 from flows.outputs.seen.check import Checked, check
+from flows.outputs.seen.sets import samples_of
 from flows.outputs.seen.words import WordRules
 
 SHOWN = 10
@@ -61,27 +62,21 @@ def check_run(
     if tokenizers is not None and not tokenizers.is_dir():
         raise UsageError(f"{tokenizers} is no folder", hint="Name a folder of tokenizers, or none")
     words, models = load_record(out).plan.words, _models(out, trainers)
-
-    def checked() -> list[Checked]:
-        return [
-            check(
-                out,
-                model,
-                WordRules(trainer=model.trainer, trigger=words.trigger, forbidden=tuple(forbid)),
-                tokenizers,
-            )
-            for model in models
-        ]
-
-    if not fix:
-        return [], checked()
     absolute = None if tokenizers is None else tokenizers.absolute()
-    lines = [*_fixed(out.absolute(), checked(), absolute, trust)]
-    return lines, checked()
+    lines = [*_fixed(out.absolute(), models, absolute, trust)] if fix else []
+    return lines, [
+        check(
+            out,
+            model,
+            WordRules(trainer=model.trainer, trigger=words.trigger, forbidden=tuple(forbid)),
+            tokenizers,
+        )
+        for model in models
+    ]
 
 
 def _fixed(
-    out: Path, checked: Sequence[Checked], tokenizers: Path | None, trust: bool
+    out: Path, models: Sequence[TrainerModel], tokenizers: Path | None, trust: bool
 ) -> Iterator[str]:
     """Make captions that are too long shorter, and yield a line on each trainer. Raises
     PenstockError."""
@@ -91,22 +86,22 @@ def _fixed(
     from flows.outputs.folder.trust import command_in, is_trusted
 
     trust = trust or is_trusted(out, uses=USED)
-    readers = {}
-    for one in checked:
+    samples, readers = {model: samples_of(out, model) for model in models}, {}
+    for model in models:
         try:
-            readers[one.model] = fits_in(one.model, tokenizers)
+            readers[model] = fits_in(model, tokenizers)
         except UsageError as error:  # its tokenizer is not here
-            if len(checked) == 1:
+            if len(models) == 1:
                 raise
-            yield f"{one.model.label}: {error.message}"
+            yield f"{model.label}: {error.message}"
     command = command_in(out, trust=trust)
     display = Display(quiet=True)
     with closing(display), chdir(command.folder):  # the paths of the command are relative to it
         run = recorded_run(command)
         run = replace(run, config=replace(run.config, out=str(out), trust_folder=trust))
-        for one in (one for one in checked if one.model in readers):
-            fixed = shorten(run, one.model, one.samples, readers[one.model], display)
-            yield f"{one.model.label}: {fixed.line}"
+        for model, fits in readers.items():
+            fixed = shorten(run, model, samples[model], fits, display)
+            yield f"{model.label}: {fixed.line}"
 
 
 def _models(out: Path, named: Sequence[str]) -> list[TrainerModel]:

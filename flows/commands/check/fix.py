@@ -202,31 +202,31 @@ def _made_again(
     make_launcher: LauncherMaker,
 ) -> dict[str, tuple[str, str]]:
     """Return key of a caption → the length of `--length`, and a text that fits."""
-    left, shorter, now = dict(chunks), dict[str, tuple[str, str]](), run.config.length
+    too_long, shorter, now = dict(chunks), dict[str, tuple[str, str]](), run.config.length
     for length in TRIED[TRIED.index(now) + 1 if now in TRIED else 0 :]:
         sentence = f" {LENGTHS[now]}" if now else ""
-        prompts = {key: prompt.removesuffix(sentence) for key, (_, _, prompt) in left.items()}
+        prompts = {key: prompt.removesuffix(sentence) for key, (_, _, prompt) in too_long.items()}
         prompts = {key: prompt for key, prompt in prompts.items() if prompt.strip()}
         if not prompts:
             break
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             lines = Path(folder, "long.jsonl")
-            pairs = dict.fromkeys((left[key][0], prompt) for key, prompt in prompts.items())
+            pairs = dict.fromkeys((too_long[key][0], prompt) for key, prompt in prompts.items())
             entries = (json_text({"path": path, "prompt": prompt}) for path, prompt in pairs)
             write_text(lines, (f"{entry}\n" for entry in entries))
             again = _alone(run, lines, length)
             run_again(again, display, make_launcher)
-            made = {
+            answers = {
                 (entry.path, round(row.start, 2), row.prompt): row.original or row.caption
                 for entry, rows in media_with_captions(Path(again.out))
                 for row in rows
             }
         for key, prompt in prompts.items():
-            path, start, _ = left[key]
-            text = made.get((path, start, f"{prompt} {LENGTHS[length]}"))
+            path, start, _ = too_long[key]
+            text = answers.get((path, start, f"{prompt} {LENGTHS[length]}"))
             if text and is_short(text):
                 shorter[key] = length, text
-                del left[key]
+                del too_long[key]
     return shorter
 
 

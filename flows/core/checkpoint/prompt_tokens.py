@@ -61,8 +61,8 @@ def requested_sampling(profile: ModelProfile, config: RunOptions) -> Sampling:
 
 
 def _of_clips(sampling: Sampling, video: VideoSamplingOptions, trainers: Sequence[str]) -> Sampling:
-    """Return the sampling with chunks of which a trainer takes a number of frames. Those of slow
-    videos may be longer, and get no more frames than planned."""
+    """Return the sampling with chunks that are as long as the frames that a trainer takes. Those of
+    slow videos may be longer, and get no more frames than planned."""
     fps, count = video.rate_of_clips(trainers), video.clip_frames or 0
     of_clips = replace(
         sampling,

@@ -46,8 +46,8 @@ RETIMED = " timed anew"
 
 
 def timing(frames: int, fps: float) -> str:
-    """Return what is added for clips of which a trainer takes so many frames at this rate; 0: clips
-    of any length."""
+    """Return what is added for clips as long as this number of frames at this rate; 0: clips of any
+    length."""
     return f" of {frames} at {fps:g}" if frames else ""
 
 

@@ -78,8 +78,8 @@ def check(
     note_words(samples, rules)
     if known is None:
         look_at(samples)
-    for sample in samples if known else ():
-        if (entry := (known or {}).get(sample.path)) is not None:
+    for sample in samples:
+        if known is not None and (entry := known.get(sample.path)) is not None:
             sample.size, sample.rate, sample.frames = entry.size, entry.rate, entry.frames or 1
     note_media(samples, model)
     limits = limits_of(model.trainer, model.name)

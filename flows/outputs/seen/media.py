@@ -68,7 +68,5 @@ def _range(pixels: "NDArray[np.generic]") -> tuple[int, int]:
     import numpy as np
     from PIL import Image
 
-    grey = np.asarray(
-        Image.fromarray(np.asarray(pixels, np.uint8)).convert("L").resize((SAMPLE, SAMPLE))
-    )
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((SAMPLE, SAMPLE)))
     return int(grey.min()), int(grey.max())

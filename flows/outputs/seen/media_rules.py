@@ -21,12 +21,12 @@ OTHER_RATE = 0.05
 
 def note_media(samples: Sequence[TrainedSample], model: TrainerModel) -> None:
     """Add the faults of what a trainer makes of the media that could be read."""
-    known = [sample for sample in samples if all(sample.size)]
+    readable = [sample for sample in samples if all(sample.size)]
     if model.trainer == "ltx":
-        buckets = _buckets_of(known, model)
-        for sample in known:
+        buckets = _buckets_of(readable, model)
+        for sample in readable:
             sample.settings = LtxSettings(buckets=buckets)
-    for sample in known:
+    for sample in readable:
         if (settings := sample.settings) is None:
             continue
         sample.faults += _of_size(sample, settings)
@@ -49,8 +49,7 @@ def _buckets_of(
         )
         for sample in samples
     ]
-    named = (bucket.split("x") for bucket in ltx_buckets(entries, model).split(";"))
-    return tuple((int(width), int(height), int(count)) for width, height, count in named)
+    return ltx_buckets(entries, model)
 
 
 def _of_size(sample: TrainedSample, settings: TrainerSettings) -> Iterator[Fault]:
@@ -67,10 +66,10 @@ def _of_size(sample: TrainedSample, settings: TrainerSettings) -> Iterator[Fault
     if scale >= ENLARGED:
         rule = "small" if scale >= SMALL else "enlarged"
         yield Fault(rule=rule, text=f"{shown} is enlarged {scale:.2f} x to {trained}")
-    kept = bucket[0] / scale, bucket[1] / scale
-    if (cut := 1 - kept[0] * kept[1] / (width * height)) >= CROPPED:
-        left, top = (width - kept[0]) / 2, (height - kept[1]) / 2
-        crop = round(left), round(top), round(left + kept[0]), round(top + kept[1])
+    trained_part = bucket[0] / scale, bucket[1] / scale
+    if (cut := 1 - trained_part[0] * trained_part[1] / (width * height)) >= CROPPED:
+        left, top = (width - trained_part[0]) / 2, (height - trained_part[1]) / 2
+        crop = round(left), round(top), round(left + trained_part[0]), round(top + trained_part[1])
         text = f"{cut:.0%} of {shown} is cut off for {trained}: {_sides_cut(crop, width, height)}"
         yield Fault(rule="cropped", text=text, crop=crop)
     share = bucket[0] * bucket[1] / settings.largest(sample.kind)

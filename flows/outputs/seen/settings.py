@@ -5,8 +5,9 @@ The rules are those of the trainers' own sources, which each class names.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from artifacts.texts.trainer_models import TrainerModel
 
@@ -29,33 +30,39 @@ def span(first: int, frames: int, rate: float) -> TakenSpan:
     return TakenSpan(first / rate, (first + frames) / rate, frames)
 
 
-class TrainerSettings(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainerSettings(ABC):
     """What a trainer makes of the media of one data set."""
+
+    num_repeats: int = 1
+    """How often each medium is trained in a pass; 0: never."""
 
     @property
     def first_line(self) -> bool:
-        """Whether only the first line of a caption is read."""
+        """Return whether only the first line of a caption is read."""
+        return False
 
     @property
     def fixed_words(self) -> int | None:
-        """How many parts of a caption, divided by commas, keep their place while the others are
-        shuffled; None: all do."""
-
-    @property
-    def num_repeats(self) -> int:
-        """How often each medium is trained in a pass; 0: never."""
+        """Return how many parts of a caption, divided by commas, keep their place while the others
+        are shuffled; None: all do."""
+        return None
 
     def read_as(self, caption: str) -> str:
         """Return what the trainer makes of a caption before it is tokenized."""
+        return caption
 
+    @abstractmethod
     def bucket(self, size: Size, kind: str, frames: int) -> Size | None:
         """Return the size at which media of this size are trained; None: they are left out."""
 
+    @abstractmethod
     def largest(self, kind: str) -> int:
         """Return the pixels of its largest bucket."""
 
     def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
         """Return the seconds that it takes of a video; none: it leaves the video out."""
+        return []
 
 
 SIDE = 1 << 14
@@ -93,7 +100,7 @@ def sides(resolution: int | list[int]) -> Size:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KohyaSettings:
+class KohyaSettings(TrainerSettings):
     """Source: `BucketManager` and `make_bucket_resolutions` in sd-scripts `library/train_util.py`
     and `model_util.py`."""
 
@@ -107,7 +114,6 @@ class KohyaSettings:
     keep_tokens: int = 0
     metadata_file: str = ""
     enable_wildcard: bool = False
-    num_repeats: int = 1
     caption_prefix: str = ""
     caption_suffix: str = ""
 
@@ -173,16 +179,13 @@ class KohyaSettings:
                 sizes |= {(side, other), (other, side)}
         return {(w, h): w / h for w, h in sorted(sizes)}
 
-    def spans(self, frames: int, rate: float, model: TrainerModel) -> list[TakenSpan]:
-        return []
-
 
 EXTRACTIONS = ("head", "chunk", "slide", "uniform", "full")
 """Values of musubi-tuner's `frame_extraction`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MusubiSettings:
+class MusubiSettings(TrainerSettings):
     """Source: `BucketSelector` in musubi-tuner `src/musubi_tuner/dataset/bucket.py`, `VideoDataset`
     in its `image_video_dataset.py`, and `load_video` in its `media_utils.py`."""
 
@@ -197,7 +200,6 @@ class MusubiSettings:
     frame_stride: int = 1
     frame_sample: int = 1
     max_frames: int = 129
-    num_repeats: int = 1
 
     STEP = 16
 
@@ -211,17 +213,6 @@ class MusubiSettings:
             _check(name, getattr(self, name), 1)
         for count in self.target_frames:
             _check("target_frames", count, 1)
-
-    @property
-    def first_line(self) -> bool:
-        return False
-
-    def read_as(self, caption: str) -> str:
-        return caption
-
-    @property
-    def fixed_words(self) -> int | None:
-        return None
 
     def bucket(self, size: Size, kind: str, frames: int) -> Size | None:
         width, height = size
@@ -260,14 +251,14 @@ class MusubiSettings:
         if self.frame_extraction == "chunk":
             return [*range(0, last + 1, count)]
         if self.frame_extraction == "slide":
-            return [*range(0, last + 1, max(1, self.frame_stride))]
+            return [*range(0, last + 1, self.frame_stride)]
         if self.frame_extraction == "uniform":
             return [int(last * at / max(1, parts - 1)) for at in range(parts)]
         return [0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DiffusionPipeSettings:
+class DiffusionPipeSettings(TrainerSettings):
     """Source: `DirectoryDataset` in diffusion-pipe `utils/dataset.py`."""
 
     path: str = ""
@@ -280,7 +271,6 @@ class DiffusionPipeSettings:
     frame_buckets: list[int] = field(default_factory=lambda: [1])
     size_buckets: list[tuple[int, int, int]] = field(default_factory=list)
     """Width, height and frames of each; they stand for all that is above."""
-    num_repeats: int = 1
     caption_prefix: str = ""
 
     STEP = 16
@@ -298,16 +288,8 @@ class DiffusionPipeSettings:
         for count in self.frame_buckets:
             _check("frame_buckets", count, 1)
 
-    @property
-    def first_line(self) -> bool:
-        return False
-
     def read_as(self, caption: str) -> str:
         return self.caption_prefix + caption
-
-    @property
-    def fixed_words(self) -> int | None:
-        return None
 
     def bucket(self, size: Size, kind: str, frames: int) -> Size | None:
         return nearest(self._shapes(), math.log(size[0] / size[1]))
@@ -342,32 +324,22 @@ class DiffusionPipeSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LtxSettings:
+class LtxSettings(TrainerSettings):
     """Source: `_select_bucket` in ltx-trainer `scripts/process_videos.py`. No file of the data set
     states the buckets: they are given to that script."""
 
     buckets: tuple[tuple[int, int, int], ...]
     """Width, height and frames of each."""
-    num_repeats: int = 1
-
-    @property
-    def first_line(self) -> bool:
-        return False
-
-    def read_as(self, caption: str) -> str:
-        return caption
-
-    @property
-    def fixed_words(self) -> int | None:
-        return None
 
     def bucket(self, size: Size, kind: str, frames: int) -> Size | None:
         fitting = [b for b in self.buckets if b[2] <= frames or kind == "image"]
         shape = math.log(size[0] / size[1])
-        ranked = sorted(
+        if not fitting:
+            return None
+        width, height, _ = min(
             fitting, key=lambda b: (abs(shape - math.log(b[0] / b[1])), -b[2], -b[0] * b[1])
         )
-        return ranked[0][:2] if ranked else None
+        return width, height
 
     def largest(self, kind: str) -> int:
         return max(width * height for width, height, _ in self.buckets)

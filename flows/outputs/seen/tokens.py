@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 FILES = (TOKENIZER, "vocab.json", "spiece.model", "tokenizer.model")
-"""Files of which a tokenizer has at least one."""
+"""Names of files; the folder of a tokenizer has one of these, or several."""
 QUOTED = 40
 """Most words that are quoted."""
 REWRITTEN, CLIP = "umt5", "clip"
@@ -41,7 +41,7 @@ QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '
 
 
 def note_tokens(
-    samples: Sequence[TrainedSample], limits: Sequence[TextLimit], given: Path | None
+    samples: Sequence[TrainedSample], limits: Sequence[TextLimit], tokenizers: Path | None
 ) -> Iterator[str]:
     """Add the faults of captions that are too long to their samples, and yield notes. A word is
     lost if no text encoder reads it: what only some of them do not read is a note. Raises
@@ -52,7 +52,7 @@ def note_tokens(
         if not limit.tokens:
             yield f"{limit.encoder} reads captions of any length ({limit.above})"
             continue
-        folder = tokenizer_folder(limit.tokenizer, given)
+        folder = tokenizer_folder(limit.tokenizer, tokenizers)
         if folder is None:
             faults, unsure = _certain(texts, limit)
             if unsure:
@@ -111,13 +111,14 @@ def missing_note(source: TokenizerSource) -> str:
     )
 
 
-def tokenizer_folder(source: TokenizerSource, given: Path | None) -> Path | None:
+def tokenizer_folder(source: TokenizerSource, tokenizers: Path | None) -> Path | None:
     """Return the folder of a tokenizer on this machine; None: it is not here."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in (source.name, source.repository.replace("/", "_")) if given else ():
-        assert given is not None
-        for folder in (given / name, given / name / source.folder):
+    names = (source.name, source.repository.replace("/", "_"))
+    roots = () if tokenizers is None else (tokenizers / name for name in names)
+    for root in roots:
+        for folder in (root, root / source.folder):
             if any((folder / file).is_file() for file in FILES):
                 return folder
     for file in FILES:
@@ -135,9 +136,9 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     path = folder / TOKENIZER
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as scratch:
         if not path.is_file():
-            path = Path(made, TOKENIZER)
+            path = Path(scratch, TOKENIZER)
             job = TokenizerJob(folder=str(folder), file=str(path))
             log = user_cache() / "logs" / "tokenizer.log"
             call = StageCall(name="tokenizer", job=job, device="cpu", log=log)

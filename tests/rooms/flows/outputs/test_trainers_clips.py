@@ -69,8 +69,8 @@ def of_source(path: Path, names: list[str]) -> str:
 
 
 def assert_whole(picks: list[int], path: Path, target: float) -> None:
-    """Assert that so many frames are taken, the first of them first, and less than a step of that
-    rate is left."""
+    """Assert that the trainer takes FRAMES frames, begins with the first, and leaves less than a
+    step of its rate."""
     rate, _ = header(path)
     numbers = numbers_in(path)
     assert len(picks) == FRAMES and picks[0] == 0

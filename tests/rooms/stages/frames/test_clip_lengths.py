@@ -25,7 +25,7 @@ FILM = Fraction(24000, 1001)
 RATES = (FILM, Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30), Fraction(50))
 SLOW = Fraction(12)
 VARYING = [0, 3, 6, 7, 12, 15, 16, 21, 24, 25, 30, 33, 36, 41, 42, 48, 51, 52, 57, 60, 63, 66, 70]
-"""Ticks of frames, of which there are 30 a second."""
+"""Positions of frames, in ticks of 1/30 s."""
 BITS = 9
 
 
@@ -69,7 +69,7 @@ def spans(path: Path, sampling: Sampling) -> list[tuple[float, float]]:
 
 
 def needed(frames: int, rate: Fraction, fps: int) -> int:
-    """The fewest frames of a video that last as long as so many at another rate."""
+    """The fewest frames of a video that last as long as `frames` frames at `fps`."""
     return next(count for count in range(1000) if count * fps >= frames * rate)
 
 

@@ -32,7 +32,7 @@ class Scene(BaseModel):
 
 
 class Endless(BaseModel):
-    """Of a text without a bound, the demo's model, which knows no JSON, finds no end."""
+    """Its text has no bound: the demo's model knows no JSON, and never ends it."""
 
     title: str
 
