@@ -23,6 +23,7 @@ COMMANDS = {
     "caption": ("caption videos and images", "flows.commands.caption"),
     "plan": ("estimate memory, disk and time; check that it fits", "flows.commands.plan"),
     "embed": ("compute vectors of images and videos", "flows.commands.embed"),
+    "ask": ("answer questions about videos and images", "flows.commands.ask"),
     "label": ("label images and videos", "flows.commands.label"),
     "sift": ("mark media: copies, blur, black and still ones", "flows.commands.sift"),
     "index": ("build and maintain a search index", "flows.commands.search"),

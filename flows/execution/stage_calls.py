@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.frame_fit import FrameFit
+from artifacts.texts.questions import Probe
 from flows.core.checkpoint.graphs import GraphUse, engines_folder
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings
@@ -21,6 +22,7 @@ from flows.core.machine.launch import StageCall
 from flows.core.pipelines import STAGES
 from flows.core.plan.ladder import Rung
 from flows.execution.batches import pass_rows
+from stages.answer import AnswerItem, AnswerJob
 from stages.ask import AskItem, AskJob
 from stages.decode.generation import (
     CHECKPOINT,
@@ -383,6 +385,25 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
     )
 
 
+def _answer_job(calls: StageCallBuilder, request: JobRequest) -> AnswerJob:
+    job, stage, rung, variant = calls.job, request.stage, request.rung, request.variant
+    by_chunk: dict[str, list[AnswerItem]] = {}
+    for task in (task for batch in request.batches for task in batch):
+        probe, heard = Probe.of(task.prompt), task.keys.get("heard", "")
+        item = AnswerItem(task[stage.writes], task["features"], probe.prompt, probe.labels, heard)
+        by_chunk.setdefault(task["features"] + heard, []).append(item)
+    return AnswerJob(
+        half=calls.half(stage, rung),
+        store=job.store.url,
+        features_namespace=variant["features"],
+        namespace=variant[stage.writes],
+        heard_namespace=variant.of.get("heard", ""),
+        batches=[*by_chunk.values()],
+        prefill=rung.prefill,
+        made_by=made_by(job.model),
+    )
+
+
 def _texts_job(calls: StageCallBuilder, request: JobRequest) -> TextsJob:
     job, stage, rung = calls.job, request.stage, request.rung
     settings = settings_on(job.model, rung)
@@ -432,6 +453,7 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
 
 
 MAKERS: Mapping[str, Callable[[StageCallBuilder, JobRequest], Any]] = {
+    "answer": _answer_job,
     "ask": _ask_job,
     "decode": _decode_job,
     "embed": _embed_job,

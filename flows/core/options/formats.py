@@ -15,6 +15,7 @@ MEMORY = "memory"
 GIVE_CONDITION = "Give a condition, or leave it out: all are taken"
 FILES = "files"
 LABELS = "labels"
+QUESTIONS = "questions"
 OUTPUTS = "outputs"
 
 
@@ -61,3 +62,4 @@ MEDIA, CAPTIONS = "media.jsonl", "captions.jsonl"
 DATA_SET_MEDIA = f".{MEDIA}"
 """The same in the folder of a data set."""
 ARRAY, ROWS = "embeddings.npy", "embeddings.parquet"
+ANSWERS = "answers.jsonl"

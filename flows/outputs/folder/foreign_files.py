@@ -18,7 +18,7 @@ from artifacts.texts.trainers import TRAINERS
 from flows.core.media.generated_files import GeneratedFiles, digest_at
 from flows.core.media.media_file import Selection
 from flows.core.options.commands import RunOptions
-from flows.core.options.formats import ARRAY, CAPTIONS, COCO, COCO_FILE, MEDIA, ROWS
+from flows.core.options.formats import ANSWERS, ARRAY, CAPTIONS, COCO, COCO_FILE, MEDIA, ROWS
 from flows.outputs.clips import CLIPS
 from flows.outputs.record.run_record import RUN_RECORD
 
@@ -46,6 +46,7 @@ FAILURES, FAILURE = "failures.jsonl", re.compile(rb'\A\{"media_path": ')
 """The same of failures. A run that finds nothing to read writes them, and owns no folder."""
 
 NAMES = {
+    "ask": (ANSWERS,),
     "caption": (CAPTIONS,),
     "label": ("labels.jsonl", "label_spans.jsonl", "label_report.json"),
     "embed": (ARRAY, ROWS),

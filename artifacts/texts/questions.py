@@ -1,0 +1,285 @@
+"""Typed questions about a chunk or an image, and their answers from log probabilities.
+
+A question has a name, a text, and one of four types, which its fields decide:
+
+    [watermark]                                      yes-no: no field
+    text = "Is there a watermark in this picture?"
+
+    [shot]                                           labels: one of them is the answer
+    text = "How is this shot framed?"
+    labels = ["close-up", "medium shot", "wide shot"]
+
+    [quality]                                        score: a number from 1 to this
+    text = "How sharp is this picture?"
+    score = 5
+
+    [things]                                         tags: each is a question of yes or no
+    text = "Is there {} in this picture?"
+    tags = ["a car", "a dog"]
+
+How an answer is made:
+
+1. A question becomes probes: a prompt and the labels that may follow it. Each tag is one probe, any
+   other question is one. A record of the store belongs to one probe about one chunk, so a new tag
+   is one new probe, and a new name is none.
+2. The record holds the log probability of each label. Everything else is computed from these.
+3. The probabilities of a question's labels are normalized among themselves. `mass` is what they had
+   together before: how much the model wanted to answer with any of them.
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from artifacts.disk.json_shapes import Json
+from artifacts.errors import UsageError
+from artifacts.schema import values_of
+
+Type = Literal["yes-no", "labels", "score", "tags"]
+YES_NO = ("Yes", "No")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""The form of a question's name: it is a column of tables and conditions."""
+FIELDS = frozenset({"text", "labels", "score", "tags", "instruction", "threshold"})
+MAX_LABELS = 1000
+"""Largest number of labels or tags of a question."""
+MAX_SCORE = 10
+THRESHOLD = 0.5
+"""Probability from which on a tag counts, unless its question says another."""
+LEAST_MASS = 0.05
+"""Share of the probability below which the labels of an answer are hardly what the model wants to
+say, so that their probabilities among themselves mean little."""
+BEFORE_LABELS, BETWEEN_LABELS = "\x1e", "\x1f"
+"""Separators of a probe that is written as one text. Questions hold no control characters."""
+EXAMPLE = 'Write a table for each question: [watermark] and text = "Is there a watermark?"'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """A prompt, and the labels whose probability is measured after it."""
+
+    prompt: str
+    labels: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Return the probe as one text, which is part of the key of its record."""
+        return f"{self.prompt}{BEFORE_LABELS}{BETWEEN_LABELS.join(self.labels)}"
+
+    @classmethod
+    def of(cls, text: str) -> "Probe":
+        """Return the probe that was written as this text."""
+        prompt, _, labels = text.rpartition(BEFORE_LABELS)
+        return cls(prompt=prompt, labels=tuple(labels.split(BETWEEN_LABELS)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question of a user."""
+
+    name: str
+    text: str
+    type: Type
+    labels: tuple[str, ...] = YES_NO
+    """The possible answers; of `tags`, the tags."""
+    instruction: str | None = None
+    """The sentence after the text that says how to answer; None: that of the type."""
+    threshold: float = THRESHOLD
+    """Probability from which on a tag counts."""
+
+    @cached_property
+    def probes(self) -> tuple[Probe, ...]:
+        """Return the probes of the question, for tags in their order."""
+        if self.type == "tags":
+            asked = (self.text.replace("{}", tag) for tag in self.labels)
+            return tuple(Probe(prompt=self._prompt(text), labels=YES_NO) for text in asked)
+        return (Probe(prompt=self._prompt(self.text), labels=self.labels),)
+
+    def _prompt(self, text: str) -> str:
+        instruction = self._default if self.instruction is None else self.instruction
+        return f"{text}\n{instruction}" if instruction else text
+
+    @property
+    def _default(self) -> str:
+        if self.type == "labels":
+            return f"Answer with one of these only: {', '.join(self.labels)}."
+        if self.type == "score":
+            return f"Answer with a number from 1 (least) to {len(self.labels)} (most) only."
+        return "Answer Yes or No only."
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fields of the question as a file has them."""
+        of_type: dict[Type, Json] = {
+            "labels": [*self.labels],
+            "tags": [*self.labels],
+            "score": len(self.labels),
+        }
+        fields: dict[str, Json] = {"text": self.text}
+        fields |= {name: value for name, value in of_type.items() if name == self.type}
+        fields |= {} if self.instruction is None else {"instruction": self.instruction}
+        return fields | ({"threshold": self.threshold} if self.type == "tags" else {})
+
+
+Questions = tuple[Question, ...]
+
+
+def canonical(questions: Questions) -> str:
+    """Return questions as one JSON text, which `read_questions` reads."""
+    return json.dumps({one.name: one.to_json() for one in questions}, ensure_ascii=False)
+
+
+def read_questions(text: str, source: str) -> Questions:
+    """Read questions from TOML or JSON. `source` names them in errors. Raises UsageError, which
+    names the first question that is wrong."""
+    try:
+        tables = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source} is neither TOML nor JSON: {error}", hint=EXAMPLE) from error
+    if not isinstance(tables, Mapping) or not tables:
+        raise UsageError(f"{source} holds no question", hint=EXAMPLE)
+    return tuple(_question(str(name), table, source) for name, table in tables.items())
+
+
+def _question(name: str, table: Json, source: str) -> Question:
+    where = f"{source}: {name}"
+    if not NAME.fullmatch(name):
+        hint = "Use a-z, 0-9 and _, up to 40 of them, a letter first: shot_size"
+        raise UsageError(f"{where}: invalid name of a question", hint=hint)
+    if not isinstance(table, Mapping) or not _is_text(text := table.get("text")):
+        raise UsageError(f"{where}: it has no text", hint=EXAMPLE)
+    if others := sorted(table.keys() - FIELDS):
+        raise UsageError(
+            f"{where}: unknown field {others[0]}", hint=f"Known are {', '.join(sorted(FIELDS))}"
+        )
+    types: list[Type] = [t for t in ("labels", "score", "tags") if t in table]
+    if len(types) > 1:
+        raise UsageError(f"{where}: {' and '.join(types)} exclude each other", hint="Keep one")
+    kind: Type = types[0] if types else "yes-no"
+    labels = YES_NO if kind == "yes-no" else _labels(kind, table[kind], where)
+    if kind == "tags" and "{}" not in str(text):
+        hint = 'Write it where the tag stands: text = "Is there {} in this picture?"'
+        raise UsageError(f"{where}: its text has no {{}}", hint=hint)
+    instruction, threshold = table.get("instruction"), table.get("threshold", THRESHOLD)
+    if instruction is not None and not (instruction == "" or _is_text(instruction)):
+        raise UsageError(f"{where}: instruction is no text", hint='Write a sentence, or ""')
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+        raise UsageError(f"{where}: threshold is no number", hint="Give 0.5, or another share")
+    if not 0 <= threshold <= 1 or ("threshold" in table and kind != "tags"):
+        hint = "It is the share from 0 to 1 from which on a tag counts; only tags have one"
+        raise UsageError(f"{where}: invalid threshold {threshold:g}", hint=hint)
+    return Question(
+        name=name,
+        text=str(text),
+        type=kind,
+        labels=labels,
+        instruction=None if instruction is None else str(instruction),
+        threshold=float(threshold),
+    )
+
+
+def _labels(kind: Type, value: Json, where: str) -> tuple[str, ...]:
+    """Return the labels that a field gives. Raises UsageError."""
+    if kind == "score":
+        if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= MAX_SCORE:
+            hint = f"Give a whole number from 2 to {MAX_SCORE}: score = 5 asks for 1 to 5"
+            raise UsageError(f"{where}: invalid score {value!r}", hint=hint)
+        return tuple(str(level) for level in range(1, value + 1))
+    least = 2 if kind == "labels" else 1
+    if not isinstance(value, list) or not all(map(_is_text, value)):
+        raise UsageError(
+            f"{where}: {kind} is no list of texts", hint=f'{kind} = ["a car", "a dog"]'
+        )
+    labels = tuple(str(label).strip() for label in value)
+    if again := next((label for at, label in enumerate(labels) if label in labels[:at]), ""):
+        raise UsageError(f"{where}: {again!r} is twice among {kind}", hint="Leave one out")
+    if not least <= len(labels) <= MAX_LABELS:
+        hint = f"Give {least} to {MAX_LABELS:,} in one question"
+        raise UsageError(f"{where}: {len(labels):,} {kind}", hint=hint)
+    return labels
+
+
+def _is_text(value: Json) -> bool:
+    """Return whether a value is a text with something to read, without control characters."""
+    return (
+        isinstance(value, str)
+        and bool(value.strip())
+        and all(letter == "\n" or letter.isprintable() for letter in value)
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The answer to a question about a chunk. Fields that its type does not have are None."""
+
+    type: Type
+    answer: str | None = None
+    """The most probable label: `Yes` or `No`, one of `labels`, or a number of `score`."""
+    p: float | None = None
+    """The probability of `Yes`, or of `answer` among the other labels."""
+    tags: tuple[str, ...] | None = None
+    """The tags from the threshold on, in the order of the question."""
+    score: float | None = None
+    """The mean of the numbers by their probability."""
+    deviation: float | None = None
+    """The standard deviation of the numbers."""
+    margin: float | None = None
+    """By how much the probability of `answer` exceeds the next one."""
+    probabilities: dict[str, float] | None = None
+    """Label or tag → its probability."""
+    mass: float
+    """Share of the probability that the labels had together before they were normalized; of tags,
+    the smallest."""
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fields that its type has."""
+        return {name: v for name, v in values_of(self).items() if v is not None}
+
+
+def answer_of(question: Question, scores: Sequence[Sequence[float]]) -> Answer:
+    """Return the answer to a question from the log probabilities of the labels of each of its
+    probes, in their order."""
+    mass = _digits(min(sum(map(math.exp, of_probe)) for of_probe in scores))
+    if question.type == "tags":
+        yes = [normalized(of_probe)[0] for of_probe in scores]
+        tags = {tag: _rounded(p) for tag, p in zip(question.labels, yes, strict=True)}
+        given = tuple(tag for tag, p in tags.items() if p >= question.threshold)
+        return Answer(type="tags", tags=given, probabilities=tags, mass=mass)
+    (of_probe,) = scores
+    shares = dict(zip(question.labels, normalized(of_probe), strict=True))
+    best = max(shares, key=lambda label: shares[label])
+    if question.type == "yes-no":
+        return Answer(type="yes-no", answer=best, p=_rounded(shares[YES_NO[0]]), mass=mass)
+    first, second = sorted(shares.values(), reverse=True)[:2]
+    answer = Answer(
+        type=question.type,
+        answer=best,
+        p=_rounded(first),
+        margin=_rounded(first - second),
+        probabilities={label: _rounded(p) for label, p in shares.items()},
+        mass=mass,
+    )
+    if question.type == "labels":
+        return answer
+    mean = sum(int(level) * p for level, p in shares.items())
+    spread = sum(p * (int(level) - mean) ** 2 for level, p in shares.items())
+    return replace(answer, score=_rounded(mean), deviation=_rounded(math.sqrt(spread)))
+
+
+def normalized(scores: Sequence[float]) -> list[float]:
+    """Return the probabilities of labels among themselves from their log probabilities."""
+    top = max(scores)
+    parts = [math.exp(score - top) for score in scores]
+    return [part / sum(parts) for part in parts]
+
+
+def _rounded(value: float) -> float:
+    return round(value, 6) + 0.0
+
+
+def _digits(value: float) -> float:
+    """Return three digits of a mass, however small: 1e-9 says more than 0."""
+    return float(f"{value:.3g}")

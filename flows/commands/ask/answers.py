@@ -1,0 +1,173 @@
+"""Writes the answers of a run, one row for each chunk or image. Runs no model."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+from typing import ClassVar
+
+from artifacts.disk.json_shapes import Json
+from artifacts.texts.captions import write_jsonl
+from artifacts.texts.questions import LEAST_MASS, Answer, Questions, answer_of
+from artifacts.wording import counted
+from flows.core.job.job_file import JobFile
+from flows.core.job.prepare import Job
+from flows.core.ledger.tasks import Task
+from flows.core.media.generated_files import GeneratedFiles
+from flows.core.media.media_file import MediaFile
+from flows.core.options.formats import ANSWERS, MEDIA
+from flows.outputs.marker import write_proved
+from flows.outputs.run_result import RunEnd
+from flows.outputs.write import failures_of, media_line, warned_files
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerRow:
+    """The answers about one chunk or image: a line of `answers.jsonl`."""
+
+    media_path: str
+    source: str
+    start: float
+    end: float
+    """Seconds; both 0 for an image."""
+    answers: dict[str, dict[str, Json]]
+    """Name of a question → the fields of its Answer."""
+    unanswered: tuple[str, ...]
+    """Names of the questions without an answer, such as for want of room in the context."""
+    model: str
+    precision: dict[str, str]
+    features: str
+    """Key of the features that the questions were asked about."""
+
+    OMIT_IF_EMPTY: ClassVar = ("unanswered",)
+    """Fields that are left out of a line when empty."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AnswersWritten(RunEnd):
+    """The result of a run that answered questions."""
+
+    rows: int = 0
+    """Number of chunks and images with at least one answer."""
+    masses: dict[str, list[float]] = field(default_factory=dict)
+    """Question → the mass of each of its answers."""
+
+    @property
+    def made(self) -> int:
+        """Return the number of answers."""
+        return sum(map(len, self.masses.values()))
+
+    @property
+    def unsure(self) -> int:
+        """Return the number of answers whose labels are hardly what the model wants to say."""
+        return sum(mass < LEAST_MASS for masses in self.masses.values() for mass in masses)
+
+    def to_json(self) -> dict[str, Json]:
+        made = {"rows": self.rows, "answers": self.made, "small_mass": self.unsure}
+        return self.outcome({**made, "warnings": [*self.notes()]})
+
+    def row(self) -> dict[str, Json]:
+        counts = {"files": self.files, "rows": self.rows, "answers": self.made}
+        return {**counts, "folder": str(self.out)}
+
+    def line(self) -> str:
+        about = counted(self.rows, "chunk or image")
+        line = f"{counted(self.made, 'answer')} about {about} in {self.out / ANSWERS}"
+        if self.unsure:
+            line += f", {self.unsure:,} of them with a mass below {LEAST_MASS:g}"
+        return f"{line}{self.failed_suffix()}"
+
+    __repr__ = line
+
+    def notes(self) -> Iterator[str]:
+        """Yield a note for each question that the model hardly answers with its labels."""
+        for name, masses in self.masses.items():
+            if masses and (middle := median(masses)) < LEAST_MASS:
+                yield (
+                    f"{name}: the model hardly wants to answer with these labels (median mass "
+                    f"{middle:.2g} of 1), so their probabilities mean little. Ask in other words, "
+                    "or choose a model that follows instructions"
+                )
+
+
+def answer_paths(job: Job) -> dict[str, str]:
+    names = {"answers": ANSWERS, "failures": "failures.jsonl", "logs": "logs"}
+    return {name: str(job.out / file) for name, file in names.items()}
+
+
+class AnswerRows:
+    """The rows of a run, which are counted while they are read."""
+
+    def __init__(self, job: Job, questions: Questions) -> None:
+        self._job = job
+        self._questions = questions
+        self.chunks: Counter[MediaFile] = Counter()
+        """Number of answered probes of each file, under each of its probes."""
+        self.lines: Counter[MediaFile] = Counter()
+        """Number of rows of each file."""
+        self.masses: dict[str, list[float]] = {question.name: [] for question in questions}
+
+    def __iter__(self) -> Iterator[AnswerRow]:
+        for group in self._job.by_file:
+            file = group[0].file
+            for tasks in self._by_chunk(group):
+                if answers := self._answers(tasks):
+                    self.lines[file] += 1
+                    yield self._row(file, next(iter(tasks.values())), answers)
+
+    def _by_chunk(self, group: Sequence[JobFile]) -> list[dict[str, Task]]:
+        """Return for each chunk of a file the tasks that have a record, by their probe."""
+        kept, ledger = self._job.ledger["answers"], self._job.ledger
+        by_index: dict[int, dict[str, Task]] = {}
+        for job_file in group:
+            for task in ledger.tasks([job_file.medium]):
+                of_chunk = by_index.setdefault(task.chunk.index, {})
+                if task["answers"] in kept:
+                    self.chunks[job_file.file] += 1
+                    of_chunk[job_file.file.prompt or ""] = task
+        return [by_index[index] for index in sorted(by_index)]
+
+    def _answers(self, tasks: Mapping[str, Task]) -> dict[str, Answer]:
+        """Return the answers to all questions whose probes have records."""
+        kept, answers = self._job.ledger["answers"], dict[str, Answer]()
+        for question in self._questions:
+            own = [tasks[probe.text] for probe in question.probes if probe.text in tasks]
+            if len(own) == len(question.probes):
+                scores = [kept.meta(task["answers"])["scores"] for task in own]
+                answers[question.name] = answer_of(question, scores)
+                self.masses[question.name].append(answers[question.name].mass)
+        return answers
+
+    def _row(self, file: MediaFile, task: Task, answers: Mapping[str, Answer]) -> AnswerRow:
+        return AnswerRow(
+            media_path=file.media_path,
+            source=file.source,
+            start=task.chunk.start,
+            end=task.chunk.end,
+            answers={name: answer.to_json() for name, answer in answers.items()},
+            unanswered=tuple(q.name for q in self._questions if q.name not in answers),
+            model=self._job.model.name,
+            precision=dict(task.variant.precision),
+            features=task["features"],
+        )
+
+
+def write_answers(job: Job, questions: Questions) -> AnswersWritten:
+    """Write the answers about all chunks with records. Raises EnvironmentFault."""
+    rows, own = AnswerRows(job, questions), GeneratedFiles(job.store, out=job.out)
+    own.renew(job.out / ANSWERS, partial(write_jsonl, rows=rows))
+    written = AnswersWritten(
+        out=job.out,
+        files=job.requested,
+        failures=failures_of(job),
+        warned=warned_files(job),
+        chunks=rows.chunks,
+        rows=rows.lines.total(),
+        masses=rows.masses,
+    )
+    write_jsonl(job.out / "failures.jsonl", written.failures)
+    firsts = [group[0] for group in job.by_file]
+    media = (media_line(f.file, rows.lines[f.file], f.medium) for f in firsts)
+    write_proved(job.out, {MEDIA: media}, job.store.url)
+    return written

@@ -1,0 +1,47 @@
+"""Runs a job that answers questions, from its configuration to its exit code."""
+
+from functools import partial
+
+from artifacts.errors import UsageError
+from flows.commands.ask import ANSWER
+from flows.commands.ask.answers import AnswersWritten, answer_paths, write_answers
+from flows.core.console.display import Display
+from flows.core.job.pass_mode import replanned_once
+from flows.core.job.prepare import Job
+from flows.core.machine.launch import DirectLauncher
+from flows.core.options.questions import AskConfig
+from flows.execution.run import LauncherMaker, prepared
+from flows.execution.run_observer import OnBegin, RunObserver
+from flows.outputs.folder.owners import refuse_taking
+
+
+def ask(
+    config: AskConfig,
+    display: Display,
+    make_launcher: LauncherMaker = DirectLauncher,
+    on_begin: OnBegin | None = None,
+) -> AnswersWritten:
+    """Answer the questions of the configuration about all its media. `on_begin` is as in `caption`.
+    Raises PenstockError; finished records stay."""
+
+    def attempt() -> AnswersWritten:
+        refuse_taking(config, "ask")
+        observer = RunObserver(display, on_begin, "ask")
+        with prepared(config, observer, make_launcher, ANSWER) as (job, launcher):
+            check(job)
+            outputs = answer_paths(job)
+            with observer.pipeline_for_job(job, launcher, outputs=outputs) as runner:
+                write = partial(write_answers, job, config.every_question)
+                return runner.compute_outputs(write, lambda end: end.rows)
+
+    return replanned_once(attempt, display.print_line)
+
+
+def check(job: Job) -> None:
+    """Raise UsageError for a model whose features are of one question each."""
+    if job.model.profile.prompted:
+        raise UsageError(
+            f"{job.model.name} encodes media together with the question, so each question would "
+            "encode everything again",
+            hint="Choose a model that encodes media by themselves: docs/models.md",
+        )

@@ -1,0 +1,197 @@
+"""Computes the log probability of each label after a prompt, from one prefill of a chunk.
+
+How it works:
+
+1. The prompt up to its last media token is prefilled once for all probes of a chunk, and each goes
+   on from a copy of that KV cache. So its bytes depend on nothing but its own key.
+2. The logits after the prompt have the first token of every label. Where labels have several
+   tokens, their beginnings form a tree: one more pass for each that begins no other one.
+3. A label's log probability is the sum over its tokens. If one label begins another ("red", "red
+   and blue"), the token that ends a turn belongs to all of them.
+4. The first probe of a process is also computed by `generate` over the whole prompt. A half whose
+   prefix depends on what follows, or that has no prefix to share, is given whole prompts: one pass
+   for each beginning, or one for each token if the half would see what follows.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import NamedTuple
+
+import torch
+
+from artifacts.errors import UsageError
+from stages.decode.chunked_prefill import PrefillOptions, relative_difference, tolerance
+from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
+from stages.decode.engines.inflight.prefill import ONE_TOKEN, PrefilledSequence, SharedPrefix
+from stages.decode.generation import SamplingParams
+from stages.decode.prompts import check_context, end_ids_of, prompts_for
+from stages.decode.scoring import (
+    ForcedCaption,
+    forced_logits,
+    forced_logits_stepwise,
+    is_bidirectional,
+)
+from stages.models.halves.features import Features
+from stages.models.halves.records import FeatureRecord
+from stages.models.processors.prepare import full_answer_ids
+from stages.models.protocols import Half, Processor
+
+Tokens = tuple[int, ...]
+ROUNDINGS = 2
+"""Allowed difference between the two ways, as a multiple of that of chunked prefill."""
+
+
+class Asked(NamedTuple):
+    """A probe about a chunk, with the features of the chunk."""
+
+    chunk: str
+    """Name of the chunk, which its probes share."""
+    row: FeatureRecord
+    prompt: str
+    labels: Sequence[str]
+
+
+class LabelTokens(NamedTuple):
+    """The tokens of the labels of a probe."""
+
+    ids: list[Tokens]
+    is_ended: bool
+    """Whether each ends with the token that ends a turn."""
+
+
+def label_tokens(half: Half, processor: Processor, labels: Sequence[str]) -> LabelTokens:
+    """Return the tokens of labels as they follow a prompt. Raises UsageError for two labels that
+    are the same tokens."""
+    ids = [tuple(full_answer_ids(processor, label)) for label in labels]
+    if same := next((p for p in permutations(range(len(ids)), 2) if ids[p[0]] == ids[p[1]]), None):
+        first, second = (labels[at] for at in same)
+        raise UsageError(
+            f"the model reads the labels {first!r} and {second!r} as the same tokens",
+            hint="Write one of them in other words",
+        )
+    begun = {of_label[:end] for of_label in ids for end in range(1, len(of_label))}
+    if is_ended := not begun.isdisjoint(ids):
+        ids = [(*of_label, end_ids_of(half)[0]) for of_label in ids]
+    return LabelTokens(ids, is_ended)
+
+
+def branches(labels: Sequence[Tokens]) -> list[Tokens]:
+    """Return the proper beginnings of labels that begin no other one. Reading these reads every
+    token of a label but the last."""
+    begun = {ids[:end] for ids in labels for end in range(1, len(ids))}
+    inner = {ids[:-1] for ids in begun}
+    return sorted(begun - inner)
+
+
+class LabelScores:
+    """Computes the log probabilities of the labels of probes with one half."""
+
+    def __init__(self, processor: Processor, prefill_options: PrefillOptions) -> None:
+        self._processor = processor
+        self._prefill_options = prefill_options
+        self._prefix = SharedPrefix()
+        self._half: Half | None = None
+        self.way = ""
+        """How the half is asked: from a shared `prefix`, with `whole` prompts, or `stepwise`."""
+
+    def of(self, half: Half, asked: Asked) -> tuple[list[float], LabelTokens]:
+        """Return the log probability of each label, and the tokens of the labels. Raises
+        UsageError, and out-of-memory errors."""
+        labels = label_tokens(half, self._processor, asked.labels)
+        inputs = self._inputs(half, asked)
+        check_context(half, inputs, max(map(len, labels.ids)))
+        if half is not self._half:
+            self._half, self.way = half, self._choose(half, asked, labels)
+        try:
+            after = self._after(half, asked, labels)
+        except BaseException:
+            self._prefix.forget()
+            raise
+        return [_sum(after, ids) for ids in labels.ids], labels
+
+    def _inputs(self, half: Half, asked: Asked) -> dict[str, object]:
+        return prompts_for(half, self._processor, [asked.row], [asked.prompt], SamplingParams())
+
+    def _choose(self, half: Half, asked: Asked, labels: LabelTokens) -> str:
+        """Return how this half is asked, found with its first probe."""
+        whole = ForcedCaption(
+            asked.row, asked.prompt, torch.tensor([max(labels.ids, key=len)[:-1]]).long()
+        )
+        is_short = not whole.ids.numel()
+        if is_short:  # any token shows whether the half sees what follows
+            whole = whole._replace(ids=torch.tensor([[*labels.ids[0], *labels.ids[-1]]]))
+        if is_bidirectional(half, self._processor, whole):
+            return "stepwise"
+        try:
+            sequence = self._prefilled(half, asked)
+            own = [sequence.logits[0], *_read_on(sequence, whole.ids[0].tolist())]
+        except UnsupportedCacheError:
+            return "whole"
+        expected = [*forced_logits(half, self._processor, whole)]
+        difference = relative_difference(expected, [logits.float().cpu() for logits in own])
+        return "prefix" if difference <= ROUNDINGS * tolerance(half.dtype) else "whole"
+
+    def _prefilled(self, half: Half, asked: Asked) -> PrefilledSequence:
+        options = self._prefill_options.options(half, self._processor, asked.row)
+        return self._prefix.prefill_from_prefix(
+            half,
+            asked.chunk,
+            self._inputs(half, asked),
+            Features.of([asked.row]),
+            **{**options, **ONE_TOKEN},
+        )
+
+    def _after(
+        self, half: Half, asked: Asked, labels: LabelTokens
+    ) -> Mapping[Tokens, torch.Tensor]:
+        """Return the log probabilities of the token after each beginning of a label."""
+        after: dict[Tokens, torch.Tensor] = {}
+        if self.way == "prefix":
+            sequence = self._prefilled(half, asked)
+            after[()] = _log_probabilities(sequence.logits[0])
+            for ids in branches(labels.ids):
+                _note(after, ids, [sequence.logits[0], *_read_on(sequence, ids)])
+            return after
+        forced = forced_logits_stepwise if self.way == "stepwise" else forced_logits
+        for ids in branches(labels.ids) or [()]:
+            one = ForcedCaption(asked.row, asked.prompt, torch.tensor([ids], dtype=torch.long))
+            _note(after, ids, [*forced(half, self._processor, one)])
+        return after
+
+
+def _note(after: dict[Tokens, torch.Tensor], ids: Tokens, logits: Sequence[torch.Tensor]) -> None:
+    """Keep what follows each beginning of these tokens, unless that is known."""
+    for end in range(len(ids) + 1):
+        if ids[:end] not in after:
+            after[ids[:end]] = _log_probabilities(logits[end])
+
+
+def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.float().log_softmax(-1)
+
+
+def _read_on(sequence: PrefilledSequence, ids: Sequence[int]) -> torch.Tensor:
+    """Return the logits after each of these tokens, read after a sequence, of shape [tokens,
+    vocabulary]."""
+    count, device = len(ids), sequence.ids.device
+    if not count:
+        return sequence.logits[:0]
+    inputs = {**sequence.extra_inputs}
+    inputs |= {name: types.expand(-1, count) for name, types in sequence.token_types.items()}
+    inputs[sequence.positions_name] = sequence.position + torch.arange(count, device=device)
+    if "logits_to_keep" in inputs:
+        inputs["logits_to_keep"] = count
+    with torch.inference_mode():
+        output = sequence.model(
+            input_ids=torch.tensor([list(ids)], device=device),
+            past_key_values=copy.deepcopy(sequence.cache),
+            attention_mask=torch.ones(1, sequence.tokens + count, dtype=torch.long, device=device),
+            **inputs,
+        )
+    logits: torch.Tensor = output.logits[0, -count:]
+    return logits
+
+
+def _sum(after: Mapping[Tokens, torch.Tensor], ids: Tokens) -> float:
+    return float(sum(after[ids[:at]][token] for at, token in enumerate(ids)))
