@@ -239,17 +239,17 @@ class Answer:
         return {name: v for name, v in values_of(self).items() if v is not None}
 
 
-def answer_of(question: Question, scores: Sequence[Sequence[float]]) -> Answer:
+def answer_of(question: Question, *chunks: Sequence[Sequence[float]]) -> Answer:
     """Return the answer to a question from the log probabilities of the labels of each of its
-    probes, in their order."""
-    mass = _digits(min(sum(map(math.exp, of_probe)) for of_probe in scores))
+    probes, in their order. Of several `chunks`, the mean of their probabilities counts."""
+    probes = [_mean([normalized(scores[at]) for scores in chunks]) for at in range(len(chunks[0]))]
+    masses = (sum(map(math.exp, of_probe)) for scores in chunks for of_probe in scores)
+    mass = float(f"{min(masses):.3g}")  # three digits, however small: 1e-9 says more than 0
     if question.type == "tags":
-        yes = [normalized(of_probe)[0] for of_probe in scores]
-        tags = {tag: _rounded(p) for tag, p in zip(question.labels, yes, strict=True)}
+        tags = {tag: _rounded(p[0]) for tag, p in zip(question.labels, probes, strict=True)}
         given = tuple(tag for tag, p in tags.items() if p >= question.threshold)
         return Answer(type="tags", tags=given, probabilities=tags, mass=mass)
-    (of_probe,) = scores
-    shares = dict(zip(question.labels, normalized(of_probe), strict=True))
+    shares = dict(zip(question.labels, probes[0], strict=True))
     best = max(shares, key=lambda label: shares[label])
     if question.type == "yes-no":
         return Answer(type="yes-no", answer=best, p=_rounded(shares[YES_NO[0]]), mass=mass)
@@ -269,6 +269,10 @@ def answer_of(question: Question, scores: Sequence[Sequence[float]]) -> Answer:
     return replace(answer, score=_rounded(mean), deviation=_rounded(math.sqrt(spread)))
 
 
+def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
 def normalized(scores: Sequence[float]) -> list[float]:
     """Return the probabilities of labels among themselves from their log probabilities."""
     top = max(scores)
@@ -278,8 +282,3 @@ def normalized(scores: Sequence[float]) -> list[float]:
 
 def _rounded(value: float) -> float:
     return round(value, 6) + 0.0
-
-
-def _digits(value: float) -> float:
-    """Return three digits of a mass, however small: 1e-9 says more than 0."""
-    return float(f"{value:.3g}")

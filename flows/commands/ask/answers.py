@@ -7,16 +7,28 @@ from functools import partial
 from statistics import median
 from typing import ClassVar
 
+from artifacts.disk.files import json_text, write_text
 from artifacts.disk.json_shapes import Json
 from artifacts.texts.captions import write_jsonl
 from artifacts.texts.questions import LEAST_MASS, Answer, Questions, answer_of
+from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
+from flows.commands.ask.keep import (
+    NAMES,
+    SPAN,
+    MediumAnswers,
+    columns_of,
+    parse_keep,
+    select,
+    values_of_answer,
+)
 from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Task
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.media.media_file import MediaFile
 from flows.core.options.formats import ANSWERS, MEDIA
+from flows.outputs.folder.foreign_files import KEPT_FILE, LEFT_OUT_FILE
 from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
 from flows.outputs.write import failures_of, media_line, warned_files
@@ -50,6 +62,8 @@ class AnswersWritten(RunEnd):
 
     rows: int = 0
     """Number of chunks and images with at least one answer."""
+    kept: int | None = None
+    """Number of files that meet `--keep`; None: there is no condition."""
     masses: dict[str, list[float]] = field(default_factory=dict)
     """Question → the mass of each of its answers."""
 
@@ -65,6 +79,7 @@ class AnswersWritten(RunEnd):
 
     def to_json(self) -> dict[str, Json]:
         made = {"rows": self.rows, "answers": self.made, "small_mass": self.unsure}
+        made |= {} if self.kept is None else {"kept": self.kept}
         return self.outcome({**made, "warnings": [*self.notes()]})
 
     def row(self) -> dict[str, Json]:
@@ -76,6 +91,10 @@ class AnswersWritten(RunEnd):
         line = f"{counted(self.made, 'answer')} about {about} in {self.out / ANSWERS}"
         if self.unsure:
             line += f", {self.unsure:,} of them with a mass below {LEAST_MASS:g}"
+        if self.kept is not None:
+            line += (
+                f", {self.kept:,} of {counted(self.files, 'file')} kept in {self.out / KEPT_FILE}"
+            )
         return f"{line}{self.failed_suffix()}"
 
     __repr__ = line
@@ -106,11 +125,17 @@ class AnswerRows:
         """Number of answered probes of each file, under each of its probes."""
         self.lines: Counter[MediaFile] = Counter()
         """Number of rows of each file."""
-        self.masses: dict[str, list[float]] = {question.name: [] for question in questions}
+        self.masses: dict[str, list[float]] = {}
+        """Question → the mass of each of its answers."""
+        self.media: list[MediumAnswers] = []
+        """The answers of each file."""
 
     def __iter__(self) -> Iterator[AnswerRow]:
+        self.media, self.chunks, self.lines = [], Counter(), Counter()
+        self.masses = {question.name: [] for question in self._questions}
         for group in self._job.by_file:
             file = group[0].file
+            self.media.append(MediumAnswers(file=file))
             for tasks in self._by_chunk(group):
                 if answers := self._answers(tasks):
                     self.lines[file] += 1
@@ -136,6 +161,7 @@ class AnswerRows:
             if len(own) == len(question.probes):
                 scores = [kept.meta(task["answers"])["scores"] for task in own]
                 answers[question.name] = answer_of(question, scores)
+                self.media[-1].add(question, scores)
                 self.masses[question.name].append(answers[question.name].mass)
         return answers
 
@@ -153,10 +179,20 @@ class AnswerRows:
         )
 
 
-def write_answers(job: Job, questions: Questions) -> AnswersWritten:
+def write_answers(
+    job: Job, questions: Questions, keep: str | None, formats: Sequence[str]
+) -> AnswersWritten:
     """Write the answers about all chunks with records. Raises EnvironmentFault."""
     rows, own = AnswerRows(job, questions), GeneratedFiles(job.store, out=job.out)
     own.renew(job.out / ANSWERS, partial(write_jsonl, rows=rows))
+    selected = select(rows.media, parse_keep(keep, questions), keep or "", questions)
+    for name, lines in ((KEPT_FILE, selected.kept), (LEFT_OUT_FILE, selected.left_out)):
+        own.renew(job.out / name, partial(write_text, pieces=[json_text(r) + "\n" for r in lines]))
+    for form in formats:
+        if form in TABLES:
+            kinds = {**NAMES, **SPAN, **columns_of(questions)}
+            flat = (_flat(row, kinds) for row in rows)
+            own.renew(job.out / f"answers.{form}", partial(TABLES[form], rows=flat, kinds=kinds))
     written = AnswersWritten(
         out=job.out,
         files=job.requested,
@@ -165,9 +201,19 @@ def write_answers(job: Job, questions: Questions) -> AnswersWritten:
         chunks=rows.chunks,
         rows=rows.lines.total(),
         masses=rows.masses,
+        kept=None if keep is None else len(selected.kept),
     )
     write_jsonl(job.out / "failures.jsonl", written.failures)
     firsts = [group[0] for group in job.by_file]
     media = (media_line(f.file, rows.lines[f.file], f.medium) for f in firsts)
     write_proved(job.out, {MEDIA: media}, job.store.url)
     return written
+
+
+def _flat(row: AnswerRow, kinds: Mapping[str, str]) -> dict[str, Json]:
+    """Return the row of a table. What a chunk lacks is null."""
+    flat: dict[str, Json] = dict.fromkeys(kinds)
+    flat |= {name: getattr(row, name) for name in (*NAMES, *SPAN)}
+    for name, answer in row.answers.items():
+        flat |= values_of_answer(name, answer)
+    return flat

@@ -5,6 +5,7 @@ from functools import partial
 from artifacts.errors import UsageError
 from flows.commands.ask import ANSWER
 from flows.commands.ask.answers import AnswersWritten, answer_paths, write_answers
+from flows.commands.ask.keep import parse_keep
 from flows.core.console.display import Display
 from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
@@ -24,6 +25,9 @@ def ask(
     """Answer the questions of the configuration about all its media. `on_begin` is as in `caption`.
     Raises PenstockError; finished records stay."""
 
+    questions = config.every_question
+    parse_keep(config.keep, questions)  # reports now what cannot be read
+
     def attempt() -> AnswersWritten:
         refuse_taking(config, "ask")
         observer = RunObserver(display, on_begin, "ask")
@@ -31,7 +35,7 @@ def ask(
             check(job)
             outputs = answer_paths(job)
             with observer.pipeline_for_job(job, launcher, outputs=outputs) as runner:
-                write = partial(write_answers, job, config.every_question)
+                write = partial(write_answers, job, questions, config.keep, config.format)
                 return runner.compute_outputs(write, lambda end: end.rows)
 
     return replanned_once(attempt, display.print_line)

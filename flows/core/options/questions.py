@@ -11,14 +11,14 @@ from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.texts.questions import EXAMPLE, Questions, canonical, read_questions
 from flows.core.options.commands import DEFAULT_MODEL, RunOptions
-from flows.core.options.formats import QUESTIONS
+from flows.core.options.formats import FILES, GIVE_CONDITION, QUESTIONS
 from flows.core.options.groups import Groups, groups_of
 from flows.core.options.media import SoundOptions, VideoSamplingOptions
 from flows.core.options.model import DEFAULT_MODEL_OPTION, AdapterOptions, GpuOptions
 from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.store import StoreSizeOptions
 from flows.core.options.text import OwnerOptions
-from flows.core.options.vectors import PARENT, own_folder
+from flows.core.options.vectors import PARENT, TABLE_FORMATS, own_folder
 
 MAX_BYTES = 1 << 20
 """Largest size of a file of questions in bytes."""
@@ -56,6 +56,13 @@ class AnswerOptions(OptionGroup):
         ),
     ] = field(default_factory=dict)
     """Name → a question of yes or no."""
+    keep: Annotated[
+        str | None,
+        Option(
+            'files that are kept: "watermark < 0.2"', QUESTIONS, "EXPR", not_empty=GIVE_CONDITION
+        ),
+    ] = None
+    """Condition on the answers that files must meet to be in kept.jsonl; None: all are."""
 
     @cached_property
     def every_question(self) -> Questions:
@@ -81,6 +88,11 @@ class AskConfig(
     """Hub id, folder, or `demo`."""
     out: Annotated[str, own_folder("answers")] = f"{PARENT}/answers"
     """Output folder."""
+    format: Annotated[
+        tuple[str, ...],
+        Option("formats besides jsonl: csv, parquet", FILES, "F,F", values=TABLE_FORMATS),
+    ] = ()
+    """Formats besides jsonl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,7 +46,7 @@ FAILURES, FAILURE = "failures.jsonl", re.compile(rb'\A\{"media_path": ')
 """The same of failures. A run that finds nothing to read writes them, and owns no folder."""
 
 NAMES = {
-    "ask": (ANSWERS,),
+    "ask": (ANSWERS, "answers.csv", "answers.parquet", KEPT_FILE, LEFT_OUT_FILE),
     "caption": (CAPTIONS,),
     "label": ("labels.jsonl", "label_spans.jsonl", "label_report.json"),
     "embed": (ARRAY, ROWS),

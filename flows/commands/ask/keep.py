@@ -1,0 +1,141 @@
+"""Selects the media of a run of questions that meet a condition on their answers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from artifacts.disk.json_shapes import Json
+from artifacts.errors import UsageError
+from artifacts.index.where import WORDS, Condition, Table
+from artifacts.texts.questions import Question, Questions, answer_of
+from artifacts.texts.tables import stored_text, table_of
+from flows.core.media.media_file import MediaFile
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+NAMES = {"media_path": "text", "source": "text"}
+SPAN = {"start": "number", "end": "number"}
+FIXED = {**NAMES, **SPAN, "kind": "text"}
+"""Columns that are no answers."""
+VALUE = {"yes-no": "number", "score": "number", "labels": "text", "tags": "text"}
+"""Type of a question → type of its column in a condition."""
+
+
+def columns_of(questions: Questions, tags: str = "texts") -> dict[str, str]:
+    """Return the columns of answers in tables and their types: for each question its value, and
+    `_p` and `_mass` behind its name. `tags`: the type of a column of tags."""
+    columns: dict[str, str] = {}
+    for question in questions:
+        columns[question.name] = tags if question.type == "tags" else VALUE[question.type]
+        if question.type in ("labels", "score"):
+            columns[f"{question.name}_p"] = "number"
+        columns[f"{question.name}_mass"] = "number"
+    return columns
+
+
+def values_of_answer(name: str, answer: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the values of an answer, as a row has it, in these columns. That of yes or no is the
+    probability of yes."""
+    if answer["type"] == "tags":
+        return {name: answer["tags"], f"{name}_mass": answer["mass"]}
+    if answer["type"] == "yes-no":
+        return {name: answer["p"], f"{name}_mass": answer["mass"]}
+    value = answer["answer" if answer["type"] == "labels" else "score"]
+    return {name: value, f"{name}_p": answer["p"], f"{name}_mass": answer["mass"]}
+
+
+def parse_keep(text: str | None, questions: Questions) -> Condition | None:
+    """Return the condition of `--keep`; None without one. Raises UsageError."""
+    columns = {**NAMES, "kind": "text", **columns_of(questions, tags="text")}
+    for question in questions:
+        if question.name in WORDS | FIXED.keys():
+            hint = "Give it another name: it is a word of conditions, or a column of the table"
+            raise UsageError(f"a question cannot be named {question.name}", hint=hint)
+    if text is None:
+        return None
+    texts = [name for name, kind in columns.items() if kind == "text"]
+    first = questions[0]
+    example = {"number": "< 0.2", "text": "like '%a%'"}[VALUE[first.type]]
+    return Condition(
+        text,
+        Table(
+            columns=[*columns], texts=texts, option="--keep", example=f'"{first.name} {example}"'
+        ),
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class MediumAnswers:
+    """The answers about all chunks of one file."""
+
+    file: MediaFile
+    shares: dict[str, list[list[list[float]]]] = field(default_factory=dict)
+    """Question → log probabilities by chunk, probe and label."""
+
+    def add(self, question: Question, scores: list[list[float]]) -> None:
+        self.shares.setdefault(question.name, []).append(scores)
+
+    def values(self, questions: Questions) -> dict[str, Json]:
+        """Return the columns of a condition: an answer about a video is that of the mean
+        probabilities of its chunks."""
+        values: dict[str, Json] = {
+            **dict.fromkeys(columns_of(questions)),
+            "media_path": self.file.media_path,
+            "source": self.file.source,
+            "kind": self.file.kind,
+        }
+        for question in questions:
+            if of_chunks := self.shares.get(question.name):
+                answer = answer_of(question, *of_chunks)
+                own = values_of_answer(question.name, answer.to_json())
+                if answer.tags is not None:
+                    own[question.name] = ", ".join(answer.tags)
+                values |= own
+        return values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selected:
+    """The lines of the two lists."""
+
+    kept: list[dict[str, Json]]
+    left_out: list[dict[str, Json]]
+
+
+def select(
+    media: Sequence[MediumAnswers], condition: Condition | None, text: str, questions: Questions
+) -> Selected:
+    """Return the lines of the files that meet a condition, and of the others with their values."""
+    rows = [medium.values(questions) for medium in media]
+    keeps = [True] * len(rows)
+    if condition is not None and rows:
+        keeps = condition.of(_batch(rows, questions)).tolist()
+    lines: list[dict[str, Json]] = [
+        {"media_path": m.file.media_path, "source": m.file.source, "path": m.file.place}
+        for m in media
+    ]
+    return Selected(
+        kept=[line for line, keep in zip(lines, keeps, strict=True) if keep],
+        left_out=[
+            {**line, "why": ", ".join(_named(row, text)) or "no answer"}
+            for line, row, keep in zip(lines, rows, keeps, strict=True)
+            if not keep
+        ],
+    )
+
+
+def _named(row: Mapping[str, Json], text: str) -> Iterator[str]:
+    """Yield the values that a condition names: `watermark 0.93`."""
+    words = text.replace("(", " ").replace(")", " ").split()
+    for name, value in row.items():
+        if name in words:
+            yield f"{name} {'null' if value is None else value}"
+
+
+def _batch(rows: Sequence[Mapping[str, Json]], questions: Questions) -> "RecordBatch":
+    """Return rows as a pyarrow batch."""
+    kinds = {**NAMES, "kind": "text", **columns_of(questions, tags="text")}
+    stored = [{name: stored_text(value) for name, value in row.items()} for row in rows]
+    (batch,) = table_of(stored, kinds).combine_chunks().to_batches()
+    return batch
