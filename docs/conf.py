@@ -39,6 +39,7 @@ NAVIGATION = {
         "docs/formats",
         "docs/clips",
         "docs/check",
+        "docs/questions",
         "docs/limits",
         "docs/studio",
         "docs/report",

@@ -1,6 +1,7 @@
 """Python API of Penstock: its commands as functions, and a model in halves.
 
     caption(sources, **options) -> Captions          a running job: captions as they are made
+    ask(sources, **options) -> Answers               a running job: answers to typed questions
     embed(sources, **options) -> Embeddings          a running job: vectors of images and frames
     label(sources, **options) -> Labels              a running job: labels of images and frames
     sift(sources, **options) -> Sifted               marks of media, and a list of what is kept
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from penstock.api import report as report
     from penstock.api import status as status
     from penstock.api import tune as tune
+    from penstock.asking import Answers as Answers
+    from penstock.asking import ask as ask
     from penstock.captions import Captions as Captions
     from penstock.captions import caption as caption
     from penstock.cells import Shown as Shown
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "artifacts.texts.captions": ("Caption", "Failure"),
     "artifacts.errors": ("PenstockError",),
+    "penstock.asking": ("Answers", "ask"),
     "penstock.api": (
         "check",
         "convert",

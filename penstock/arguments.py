@@ -39,6 +39,7 @@ ALSO = {
     "labels": ", a path, or a list of texts",
     **dict.fromkeys(SIZES, " (bytes), or a text such as 8GiB"),
     "schema": ", a path, or the schema as a dict",
+    "questions": ", a path, or a dict of questions by name",
 }
 """Names → what else may be given."""
 ONE_SOURCE = "Give a path, a pattern or an address, or a list of them"
@@ -99,8 +100,8 @@ def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     given = _plain_number(given)
     if name in SIZES and (isinstance(given, str) or type(given) is int):
         return parse_size(str(given), name)
-    if name == "schema" and isinstance(given, dict):
-        return _json(given)
+    if name in ("schema", "questions") and isinstance(given, dict):
+        return _json(name, given)
     if is_path and wanted is str and isinstance(given, PathLike):
         return path_of(name, given)
     if name == "labels" and isinstance(given, list | tuple):
@@ -132,12 +133,13 @@ def _joined(labels: Sequence[Any]) -> str:
     return ",".join(labels)
 
 
-def _json(schema: dict[str, Json]) -> str:
+def _json(name: str, given: dict[str, Json]) -> str:
     try:
-        return json.dumps(schema, allow_nan=False)
+        return json.dumps(given, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"schema is no JSON: {' '.join(str(error).split())}", hint="Give a JSON Schema"
+            f"{name} is no JSON: {' '.join(str(error).split())}",
+            hint="Give a JSON Schema" if name == "schema" else "Give texts, lists and numbers",
         ) from error
 
 

@@ -127,6 +127,34 @@ class LabelRunOptions(EmbedOptions, total=False):
     existing: str | None
 
 
+class AskOptions(MediaRunOptions, total=False):
+    """The options of `ask`."""
+
+    model: str | PathLike[str]
+    out: str | PathLike[str]
+    chunk: float | None
+    shots: bool
+    whole: bool
+    clip_frames: int | None
+    clip_fps: float | None
+    clip_rest: str
+    frames: int | None
+    max_frames: int | None
+    max_pixels: int | None
+    max_video_pixels: int | None
+    sound: str
+    sound_track: int | None
+    vision_precision: str | None
+    language_precision: str | None
+    max_store: str | int | None
+    adapter: str | PathLike[str]
+    questions: str | PathLike[str]
+    question: dict[str, str]
+    keep: str | None
+    replace: bool
+    format: Words
+
+
 class SiftRunOptions(MediaRunOptions, total=False):
     """The options of `sift`."""
 

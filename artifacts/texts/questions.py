@@ -33,7 +33,6 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 from artifacts.disk.json_shapes import Json
@@ -59,7 +58,7 @@ EXAMPLE = 'Write a table for each question: [watermark] and text = "Is there a w
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Probe:
+class QuestionProbe:
     """A prompt, and the labels whose probability is measured after it."""
 
     prompt: str
@@ -71,13 +70,13 @@ class Probe:
         return f"{self.prompt}{BEFORE_LABELS}{BETWEEN_LABELS.join(self.labels)}"
 
     @classmethod
-    def of(cls, text: str) -> "Probe":
+    def of(cls, text: str) -> "QuestionProbe":
         """Return the probe that was written as this text."""
         prompt, _, labels = text.rpartition(BEFORE_LABELS)
         return cls(prompt=prompt, labels=tuple(labels.split(BETWEEN_LABELS)))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
     """One question of a user."""
 
@@ -91,13 +90,13 @@ class Question:
     threshold: float = THRESHOLD
     """Probability from which on a tag counts."""
 
-    @cached_property
-    def probes(self) -> tuple[Probe, ...]:
+    @property
+    def probes(self) -> tuple[QuestionProbe, ...]:
         """Return the probes of the question, for tags in their order."""
         if self.type == "tags":
-            asked = (self.text.replace("{}", tag) for tag in self.labels)
-            return tuple(Probe(prompt=self._prompt(text), labels=YES_NO) for text in asked)
-        return (Probe(prompt=self._prompt(self.text), labels=self.labels),)
+            texts = (self.text.replace("{}", tag) for tag in self.labels)
+            return tuple(QuestionProbe(prompt=self._prompt(text), labels=YES_NO) for text in texts)
+        return (QuestionProbe(prompt=self._prompt(self.text), labels=self.labels),)
 
     def _prompt(self, text: str) -> str:
         instruction = self._default if self.instruction is None else self.instruction
@@ -212,7 +211,7 @@ def _is_text(value: Json) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class QuestionAnswer:
     """The answer to a question about a chunk. Fields that its type does not have are None."""
 
     type: Type
@@ -239,7 +238,7 @@ class Answer:
         return {name: v for name, v in values_of(self).items() if v is not None}
 
 
-def answer_of(question: Question, *chunks: Sequence[Sequence[float]]) -> Answer:
+def answer_of(question: Question, *chunks: Sequence[Sequence[float]]) -> QuestionAnswer:
     """Return the answer to a question from the log probabilities of the labels of each of its
     probes, in their order. Of several `chunks`, the mean of their probabilities counts."""
     probes = [_mean([normalized(scores[at]) for scores in chunks]) for at in range(len(chunks[0]))]
@@ -248,13 +247,13 @@ def answer_of(question: Question, *chunks: Sequence[Sequence[float]]) -> Answer:
     if question.type == "tags":
         tags = {tag: _rounded(p[0]) for tag, p in zip(question.labels, probes, strict=True)}
         given = tuple(tag for tag, p in tags.items() if p >= question.threshold)
-        return Answer(type="tags", tags=given, probabilities=tags, mass=mass)
+        return QuestionAnswer(type="tags", tags=given, probabilities=tags, mass=mass)
     shares = dict(zip(question.labels, probes[0], strict=True))
     best = max(shares, key=lambda label: shares[label])
     if question.type == "yes-no":
-        return Answer(type="yes-no", answer=best, p=_rounded(shares[YES_NO[0]]), mass=mass)
+        return QuestionAnswer(type="yes-no", answer=best, p=_rounded(shares[YES_NO[0]]), mass=mass)
     first, second = sorted(shares.values(), reverse=True)[:2]
-    answer = Answer(
+    answer = QuestionAnswer(
         type=question.type,
         answer=best,
         p=_rounded(first),

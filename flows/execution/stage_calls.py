@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts.frame_fit import FrameFit
-from artifacts.texts.questions import Probe
+from artifacts.texts.questions import QuestionProbe
 from flows.core.checkpoint.graphs import GraphUse, engines_folder
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings
@@ -389,7 +389,7 @@ def _answer_job(calls: StageCallBuilder, request: JobRequest) -> AnswerJob:
     job, stage, rung, variant = calls.job, request.stage, request.rung, request.variant
     by_chunk: dict[str, list[AnswerItem]] = {}
     for task in (task for batch in request.batches for task in batch):
-        probe, heard = Probe.of(task.prompt), task.keys.get("heard", "")
+        probe, heard = QuestionProbe.of(task.prompt), task.keys.get("heard", "")
         item = AnswerItem(task[stage.writes], task["features"], probe.prompt, probe.labels, heard)
         by_chunk.setdefault(task["features"] + heard, []).append(item)
     return AnswerJob(

@@ -8,6 +8,7 @@ from pathlib import Path
 from artifacts.options import Declared, declared
 from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig, RebuildConfig
+from flows.core.options.questions import AskConfig
 from flows.core.options.serving import ServeConfig
 from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import (
@@ -67,6 +68,7 @@ def source() -> str:
         ("VectorOptions", runs, "`index`", _others(vectors, shared)),
         ("EmbedOptions", "VectorOptions", "`embed`", _others(embedding, vectors)),
         ("LabelRunOptions", "EmbedOptions", "`label`", _others(labels, embedding)),
+        ("AskOptions", runs, "`ask`", _others(declared(AskConfig), shared)),
         ("SiftRunOptions", runs, "`sift`", _others(declared(SiftConfig), shared)),
         ("SearchOptions", base, "`search`", _without(search, "what")),
         ("TuneOptions", base, "`tune`", _without(declared(TuneConfig), "data")),

@@ -42,9 +42,11 @@ ROUNDINGS = 2
 """Allowed difference between the two ways, as a multiple of that of chunked prefill."""
 
 
-class Asked(NamedTuple):
+class ProbeInput(NamedTuple):
     """A probe about a chunk, with the features of the chunk."""
 
+    key: str
+    """Key of its record."""
     chunk: str
     """Name of the chunk, which its probes share."""
     row: FeatureRecord
@@ -93,30 +95,30 @@ class LabelScores:
         self._prefix = SharedPrefix()
         self._half: Half | None = None
         self.way = ""
-        """How the half is asked: from a shared `prefix`, with `whole` prompts, or `stepwise`."""
+        """How the half is run: from a shared `prefix`, with `whole` prompts, or `stepwise`."""
 
-    def of(self, half: Half, asked: Asked) -> tuple[list[float], LabelTokens]:
+    def of(self, half: Half, probe: ProbeInput) -> tuple[list[float], LabelTokens]:
         """Return the log probability of each label, and the tokens of the labels. Raises
         UsageError, and out-of-memory errors."""
-        labels = label_tokens(half, self._processor, asked.labels)
-        inputs = self._inputs(half, asked)
+        labels = label_tokens(half, self._processor, probe.labels)
+        inputs = self._inputs(half, probe)
         check_context(half, inputs, max(map(len, labels.ids)))
         if half is not self._half:
-            self._half, self.way = half, self._choose(half, asked, labels)
+            self._half, self.way = half, self._choose(half, probe, labels)
         try:
-            after = self._after(half, asked, labels)
+            after = self._after(half, probe, labels)
         except BaseException:
             self._prefix.forget()
             raise
         return [_sum(after, ids) for ids in labels.ids], labels
 
-    def _inputs(self, half: Half, asked: Asked) -> dict[str, object]:
-        return prompts_for(half, self._processor, [asked.row], [asked.prompt], SamplingParams())
+    def _inputs(self, half: Half, probe: ProbeInput) -> dict[str, object]:
+        return prompts_for(half, self._processor, [probe.row], [probe.prompt], SamplingParams())
 
-    def _choose(self, half: Half, asked: Asked, labels: LabelTokens) -> str:
-        """Return how this half is asked, found with its first probe."""
+    def _choose(self, half: Half, probe: ProbeInput, labels: LabelTokens) -> str:
+        """Return how this half is run, found with its first probe."""
         whole = ForcedCaption(
-            asked.row, asked.prompt, torch.tensor([max(labels.ids, key=len)[:-1]]).long()
+            probe.row, probe.prompt, torch.tensor([max(labels.ids, key=len)[:-1]]).long()
         )
         is_short = not whole.ids.numel()
         if is_short:  # any token shows whether the half sees what follows
@@ -124,7 +126,7 @@ class LabelScores:
         if is_bidirectional(half, self._processor, whole):
             return "stepwise"
         try:
-            sequence = self._prefilled(half, asked)
+            sequence = self._prefilled(half, probe)
             own = [sequence.logits[0], *_read_on(sequence, whole.ids[0].tolist())]
         except UnsupportedCacheError:
             return "whole"
@@ -132,30 +134,30 @@ class LabelScores:
         difference = relative_difference(expected, [logits.float().cpu() for logits in own])
         return "prefix" if difference <= ROUNDINGS * tolerance(half.dtype) else "whole"
 
-    def _prefilled(self, half: Half, asked: Asked) -> PrefilledSequence:
-        options = self._prefill_options.options(half, self._processor, asked.row)
+    def _prefilled(self, half: Half, probe: ProbeInput) -> PrefilledSequence:
+        options = self._prefill_options.options(half, self._processor, probe.row)
         return self._prefix.prefill_from_prefix(
             half,
-            asked.chunk,
-            self._inputs(half, asked),
-            Features.of([asked.row]),
+            probe.chunk,
+            self._inputs(half, probe),
+            Features.of([probe.row]),
             **{**options, **ONE_TOKEN},
         )
 
     def _after(
-        self, half: Half, asked: Asked, labels: LabelTokens
+        self, half: Half, probe: ProbeInput, labels: LabelTokens
     ) -> Mapping[Tokens, torch.Tensor]:
         """Return the log probabilities of the token after each beginning of a label."""
         after: dict[Tokens, torch.Tensor] = {}
         if self.way == "prefix":
-            sequence = self._prefilled(half, asked)
+            sequence = self._prefilled(half, probe)
             after[()] = _log_probabilities(sequence.logits[0])
             for ids in branches(labels.ids):
                 _note(after, ids, [sequence.logits[0], *_read_on(sequence, ids)])
             return after
         forced = forced_logits_stepwise if self.way == "stepwise" else forced_logits
         for ids in branches(labels.ids) or [()]:
-            one = ForcedCaption(asked.row, asked.prompt, torch.tensor([ids], dtype=torch.long))
+            one = ForcedCaption(probe.row, probe.prompt, torch.tensor([ids], dtype=torch.long))
             _note(after, ids, [*forced(half, self._processor, one)])
         return after
 
@@ -183,13 +185,12 @@ def _read_on(sequence: PrefilledSequence, ids: Sequence[int]) -> torch.Tensor:
     if "logits_to_keep" in inputs:
         inputs["logits_to_keep"] = count
     with torch.inference_mode():
-        output = sequence.model(
+        logits: torch.Tensor = sequence.model(
             input_ids=torch.tensor([list(ids)], device=device),
             past_key_values=copy.deepcopy(sequence.cache),
             attention_mask=torch.ones(1, sequence.tokens + count, dtype=torch.long, device=device),
             **inputs,
-        )
-    logits: torch.Tensor = output.logits[0, -count:]
+        ).logits[0, -count:]
     return logits
 
 

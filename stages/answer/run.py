@@ -20,7 +20,7 @@ from artifacts.records.claims import WorkClaims, claims_at
 from artifacts.records.packs import Record, RecordUnion, record_sets_of
 from artifacts.records.store import open_store
 from stages.answer import AnswerItem, AnswerJob
-from stages.answer.label_scores import Asked, LabelScores
+from stages.answer.label_scores import LabelScores, ProbeInput
 from stages.decode.chunked_prefill import PrefillOptions
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.prompts import ContextExceeded
@@ -36,7 +36,6 @@ from stages.process.events import TOO_LONG, EventReporter
 from stages.process.job import parse_job
 
 STAGE = "answer"
-Probed = tuple[AnswerItem, Asked]
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
@@ -74,10 +73,10 @@ class AnswerRun:
         self._report.note(ready=True, **facts(half.model))
         scores = LabelScores(processor, PrefillOptions(self._job.prefill, "", source.device))
 
-        def compute(some: Sequence[Probed]) -> list[Record | UsageError]:
+        def compute(some: Sequence[ProbeInput]) -> list[Record | UsageError]:
             def answer(loaded: Half) -> list[Record | UsageError]:
                 make_greedy(loaded, processor)
-                return [self._record(loaded, scores, *one) for one in some]
+                return [self._record(loaded, scores, probe) for probe in some]
 
             return half.call(answer)
 
@@ -89,58 +88,56 @@ class AnswerRun:
             write_behind(partial(self._publish, claims), on_error=ready.close) as publish,
         ):
             for batch in ready:
-                for some, outputs in retry.run_batch(batch, lambda one: one[0].key, compute):
-                    publish([*zip([item for item, _ in some], outputs, strict=True)])
+                for some, outputs in retry.run_batch(batch, lambda probe: probe.key, compute):
+                    publish([*zip(some, outputs, strict=True)])
             faults.close()
         self._report.note(answered_from=scores.way)
 
     def _missing(self, batch: Sequence[AnswerItem]) -> list[AnswerItem]:
-        return [item for item in batch if item.key not in self._known]
+        return [one for one in batch if one.key not in self._known]
 
     def _keys_missing(self, batch: Sequence[AnswerItem]) -> list[str]:
-        return [item.key for item in self._missing(batch)]
+        return [one.key for one in self._missing(batch)]
 
-    def _read(self, batch: Sequence[AnswerItem]) -> list[Probed]:
+    def _read(self, batch: Sequence[AnswerItem]) -> list[ProbeInput]:
         """Return the probes of a chunk with its features. Raises DamagedRecord."""
         rows: dict[str, FeatureRecord] = {}
-        probed: list[Probed] = []
-        for item in batch:
-            chunk = f"{item.features}{item.heard}"
+        probes: list[ProbeInput] = []
+        for one in batch:
+            chunk = f"{one.features}{one.heard}"
             if chunk not in rows:
-                row = read_features(self._features, item.features)
-                rows[chunk] = with_heard(row, self._heard, item.heard)
-            probed.append((item, Asked(chunk, rows[chunk], item.prompt, item.labels)))
-        return probed
+                row = read_features(self._features, one.features)
+                rows[chunk] = with_heard(row, self._heard, one.heard)
+            probes.append(ProbeInput(one.key, chunk, rows[chunk], one.prompt, one.labels))
+        return probes
 
-    def _record(
-        self, half: Half, scores: LabelScores, item: AnswerItem, asked: Asked
-    ) -> Record | UsageError:
+    def _record(self, half: Half, scores: LabelScores, probe: ProbeInput) -> Record | UsageError:
         """Return the record of a probe, or why its prompt is refused. Raises NotFinite."""
         try:
-            values, labels = scores.of(half, asked)
+            values, labels = scores.of(half, probe)
         except ContextExceeded as error:
             return error
         if not all(map(isfinite, values)):
             raise not_finite(self._job.half)
         meta = {"scores": values, "tokens": [len(ids) for ids in labels.ids]}
-        return Record(key=item.key, meta={**meta, "ended": labels.is_ended, **self._job.made_by})
+        return Record(key=probe.key, meta={**meta, "ended": labels.is_ended, **self._job.made_by})
 
     def _publish(
-        self, claims: WorkClaims, made: Sequence[Sequence[tuple[AnswerItem, Record | UsageError]]]
+        self, claims: WorkClaims, made: Sequence[Sequence[tuple[ProbeInput, Record | UsageError]]]
     ) -> None:
         """Store answers, report them, and release their claims."""
         records = [out for some in made for _, out in some if isinstance(out, Record)]
         self._report.answered(*self._answers.publish(records))
-        for item, why in ((i, out) for some in made for i, out in some):
+        for probe, why in (pair for some in made for pair in some):
             if isinstance(why, UsageError):
                 self._store_failure(
-                    item, {"kind": TOO_LONG, "message": why.message, "hint": why.hint}
+                    probe, {"kind": TOO_LONG, "message": why.message, "hint": why.hint}
                 )
-        claims.done([item.key for some in made for item, _ in some])
+        claims.done([probe.key for some in made for probe, _ in some])
 
-    def _fail(self, probed: Probed, fault: ItemFault) -> None:
-        self._store_failure(probed[0], fault.meta(STAGE))
+    def _fail(self, probe: ProbeInput, fault: ItemFault) -> None:
+        self._store_failure(probe, fault.meta(STAGE))
 
-    def _store_failure(self, item: AnswerItem, meta: dict[str, str]) -> None:
-        self._failures.publish([Record(key=item.key, meta=meta)])
-        self._report.failure(item.key, **meta)
+    def _store_failure(self, probe: ProbeInput, meta: dict[str, str]) -> None:
+        self._failures.publish([Record(key=probe.key, meta=meta)])
+        self._report.failure(probe.key, **meta)

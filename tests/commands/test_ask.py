@@ -30,8 +30,9 @@ QUESTIONS: dict[str, Any] = {
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     write_clips(tmp_path / "clips", 3, seed=3)
-    names = {"clips": tmp_path / "clips", "out": tmp_path / "out", "store": tmp_path / "store"}
-    return Place(**names, verb="ask")
+    folders = (tmp_path / name for name in ("clips", "out", "store"))
+    clips, out, store = folders
+    return Place(clips=clips, out=out, store=store, verb="ask")
 
 
 def file_of(place: Place, **changes: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from stages.answer.label_scores import Asked, LabelScores, label_tokens
+from stages.answer.label_scores import LabelScores, ProbeInput, label_tokens
 from stages.decode.chunked_prefill import PrefillOptions
 from stages.decode.generate_kwargs import make_greedy
 from stages.decode.prompts import append_ids
@@ -64,7 +64,7 @@ class Chunks(NamedTuple):
         return LabelScores(self.processor, PrefillOptions())
 
     def measured(self, scores: LabelScores, at: int, *probes: Any) -> list[list[float]]:
-        asked = (Asked(str(at), self.rows[at], *probe) for probe in probes)
+        asked = (ProbeInput("", str(at), self.rows[at], *probe) for probe in probes)
         with torch.inference_mode():
             return [scores.of(self.half, one)[0] for one in asked]
 

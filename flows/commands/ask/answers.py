@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
-from typing import ClassVar
 
 from artifacts.disk.files import json_text, write_text
 from artifacts.disk.json_shapes import Json
+from artifacts.schema import values_of
 from artifacts.texts.captions import write_jsonl
-from artifacts.texts.questions import LEAST_MASS, Answer, Questions, answer_of
+from artifacts.texts.questions import LEAST_MASS, QuestionAnswer, Questions, answer_of
 from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
 from flows.commands.ask.keep import (
@@ -43,17 +43,20 @@ class AnswerRow:
     start: float
     end: float
     """Seconds; both 0 for an image."""
-    answers: dict[str, dict[str, Json]]
-    """Name of a question → the fields of its Answer."""
-    unanswered: tuple[str, ...]
+    answers: dict[str, QuestionAnswer]
+    """Name of a question → its answer."""
+    unanswered: tuple[str, ...] = ()
     """Names of the questions without an answer, such as for want of room in the context."""
     model: str
     precision: dict[str, str]
     features: str
-    """Key of the features that the questions were asked about."""
+    """Key of the features that the answers are about."""
 
-    OMIT_IF_EMPTY: ClassVar = ("unanswered",)
-    """Fields that are left out of a line when empty."""
+    def to_json(self) -> dict[str, Json]:
+        """Return the fields of a line, without those that an answer or the row does not have."""
+        fields: dict[str, Json] = values_of(self)
+        fields["answers"] = {name: answer.to_json() for name, answer in self.answers.items()}
+        return {name: value for name, value in fields.items() if name != "unanswered" or value}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -121,6 +124,7 @@ class AnswerRows:
     def __init__(self, job: Job, questions: Questions) -> None:
         self._job = job
         self._questions = questions
+        self._probes = {one.name: [probe.text for probe in one.probes] for one in questions}
         self.chunks: Counter[MediaFile] = Counter()
         """Number of answered probes of each file, under each of its probes."""
         self.lines: Counter[MediaFile] = Counter()
@@ -135,7 +139,7 @@ class AnswerRows:
         self.masses = {question.name: [] for question in self._questions}
         for group in self._job.by_file:
             file = group[0].file
-            self.media.append(MediumAnswers(file=file))
+            self.media.append(MediumAnswers(file))
             for tasks in self._by_chunk(group):
                 if answers := self._answers(tasks):
                     self.lines[file] += 1
@@ -153,25 +157,26 @@ class AnswerRows:
                     of_chunk[job_file.file.prompt or ""] = task
         return [by_index[index] for index in sorted(by_index)]
 
-    def _answers(self, tasks: Mapping[str, Task]) -> dict[str, Answer]:
+    def _answers(self, tasks: Mapping[str, Task]) -> dict[str, QuestionAnswer]:
         """Return the answers to all questions whose probes have records."""
-        kept, answers = self._job.ledger["answers"], dict[str, Answer]()
+        kept, answers = self._job.ledger["answers"], dict[str, QuestionAnswer]()
         for question in self._questions:
-            own = [tasks[probe.text] for probe in question.probes if probe.text in tasks]
-            if len(own) == len(question.probes):
+            texts = self._probes[question.name]
+            own = [tasks[text] for text in texts if text in tasks]
+            if len(own) == len(texts):
                 scores = [kept.meta(task["answers"])["scores"] for task in own]
                 answers[question.name] = answer_of(question, scores)
                 self.media[-1].add(question, scores)
                 self.masses[question.name].append(answers[question.name].mass)
         return answers
 
-    def _row(self, file: MediaFile, task: Task, answers: Mapping[str, Answer]) -> AnswerRow:
+    def _row(self, file: MediaFile, task: Task, answers: Mapping[str, QuestionAnswer]) -> AnswerRow:
         return AnswerRow(
             media_path=file.media_path,
             source=file.source,
             start=task.chunk.start,
             end=task.chunk.end,
-            answers={name: answer.to_json() for name, answer in answers.items()},
+            answers=dict(answers),
             unanswered=tuple(q.name for q in self._questions if q.name not in answers),
             model=self._job.model.name,
             precision=dict(task.variant.precision),
@@ -184,14 +189,15 @@ def write_answers(
 ) -> AnswersWritten:
     """Write the answers about all chunks with records. Raises EnvironmentFault."""
     rows, own = AnswerRows(job, questions), GeneratedFiles(job.store, out=job.out)
-    own.renew(job.out / ANSWERS, partial(write_jsonl, rows=rows))
+    lines = (json_text(row.to_json()) + "\n" for row in rows)
+    own.renew(job.out / ANSWERS, partial(write_text, pieces=lines))
     selected = select(rows.media, parse_keep(keep, questions), keep or "", questions)
-    for name, lines in ((KEPT_FILE, selected.kept), (LEFT_OUT_FILE, selected.left_out)):
-        own.renew(job.out / name, partial(write_text, pieces=[json_text(r) + "\n" for r in lines]))
+    for name, files in ((KEPT_FILE, selected.kept), (LEFT_OUT_FILE, selected.left_out)):
+        own.renew(job.out / name, partial(write_text, pieces=[json_text(r) + "\n" for r in files]))
     for form in formats:
         if form in TABLES:
-            kinds = {**NAMES, **SPAN, **columns_of(questions)}
-            flat = (_flat(row, kinds) for row in rows)
+            kinds = kinds_of(questions)
+            flat = (flat_row(row, kinds) for row in rows)
             own.renew(job.out / f"answers.{form}", partial(TABLES[form], rows=flat, kinds=kinds))
     written = AnswersWritten(
         out=job.out,
@@ -210,7 +216,12 @@ def write_answers(
     return written
 
 
-def _flat(row: AnswerRow, kinds: Mapping[str, str]) -> dict[str, Json]:
+def kinds_of(questions: Questions) -> dict[str, str]:
+    """Return the columns of a table of answers, and their types."""
+    return {**NAMES, **SPAN, **columns_of(questions)}
+
+
+def flat_row(row: AnswerRow, kinds: Mapping[str, str]) -> dict[str, Json]:
     """Return the row of a table. What a chunk lacks is null."""
     flat: dict[str, Json] = dict.fromkeys(kinds)
     flat |= {name: getattr(row, name) for name in (*NAMES, *SPAN)}

@@ -1,4 +1,4 @@
-"""Implements `penstock ask`, and prints the result."""
+"""Implements `penstock ask`, and prints the written."""
 
 import argparse
 import sys
@@ -28,11 +28,11 @@ def ask_command(given: argparse.Namespace) -> int:
         from flows.commands.ask.run import ask
         from flows.outputs.record.record_writer import remember
 
-        result = ask(config, display, on_begin=partial(remember, given.words))
-    if print_result(given, result, display):
-        print_lines(*(f"note: {note}" for note in result.notes()), to=sys.stderr)
-        print_lines(result.line())
-    return result.exit_code
+        written = ask(config, display, on_begin=partial(remember, given.words))
+    if print_result(given, written, display):
+        print_lines(*(f"note: {note}" for note in written.notes()), to=sys.stderr)
+        print_lines(written.line())
+    return written.exit_code
 
 
 def add_ask(parser: argparse.ArgumentParser) -> None:

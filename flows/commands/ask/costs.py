@@ -3,11 +3,9 @@
 from dataclasses import replace
 
 from flows.core.checkpoint.models import Model
-from flows.core.options.commands import RunOptions
-from flows.core.plan.costs import decode
+from flows.core.plan.costs import decode, decode_rungs
 from flows.core.plan.costs.cost import Cost
-from flows.core.plan.costs.part import free_settings, with_packed
-from flows.core.plan.ladder import MLP_CHUNKS, Rung
+from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 
@@ -16,27 +14,6 @@ LABEL_TOKENS = 16
 COPIES = 2
 """KV caches besides that of the prompt: of the prefix, and while a label of several tokens is
 read."""
-
-
-def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
-    """Return the rungs: one probe at a time, then its prompt in pieces, quantized weights, and
-    layers loaded one by one."""
-    half = model.profile.language
-    settings = [s for s in free_settings(model, config, "language") if not s.kv]
-    candidates = [
-        Rung(stage=stage, batch=1, prefill=tokens, precision=s.precision)
-        for s in settings
-        for tokens in (0, *MLP_CHUNKS)
-    ]
-    # PEFT replaces the layers that would be loaded one by one.
-    if config.may_fall_back("language") and not (
-        half.stored_as or config.groups.adapter.adapter or not settings
-    ):
-        last, precision = MLP_CHUNKS[-1], settings[0].precision
-        candidates.append(
-            Rung(stage=stage, batch=1, prefill=last, precision=precision, offload=True)
-        )
-    return with_packed(half, candidates)
 
 
 def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
@@ -49,5 +26,5 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     return replace(whole, workload=workload, flops=estimate.flops * workload.chunks)
 
 
-COSTS = {"answer": Cost(rungs=rungs, memory=memory)}
+COSTS = {"answer": Cost(rungs=decode_rungs.rungs, memory=memory)}
 """Stage → its cost."""

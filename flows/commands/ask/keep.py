@@ -1,13 +1,13 @@
 """Selects the media of a run of questions that meet a condition on their answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.index.where import WORDS, Condition, Table
-from artifacts.texts.questions import Question, Questions, answer_of
+from artifacts.texts.questions import Question, QuestionAnswer, Questions, answer_of
 from artifacts.texts.tables import stored_text, table_of
 from flows.core.media.media_file import MediaFile
 
@@ -34,15 +34,15 @@ def columns_of(questions: Questions, tags: str = "texts") -> dict[str, str]:
     return columns
 
 
-def values_of_answer(name: str, answer: Mapping[str, Json]) -> dict[str, Json]:
-    """Return the values of an answer, as a row has it, in these columns. That of yes or no is the
-    probability of yes."""
-    if answer["type"] == "tags":
-        return {name: answer["tags"], f"{name}_mass": answer["mass"]}
-    if answer["type"] == "yes-no":
-        return {name: answer["p"], f"{name}_mass": answer["mass"]}
-    value = answer["answer" if answer["type"] == "labels" else "score"]
-    return {name: value, f"{name}_p": answer["p"], f"{name}_mass": answer["mass"]}
+def values_of_answer(name: str, answer: QuestionAnswer) -> dict[str, Json]:
+    """Return the values of an answer in these columns. That of yes or no is the probability of
+    yes."""
+    if answer.type == "tags":
+        return {name: [*(answer.tags or ())], f"{name}_mass": answer.mass}
+    if answer.type == "yes-no":
+        return {name: answer.p, f"{name}_mass": answer.mass}
+    value: Json = answer.answer if answer.type == "labels" else answer.score
+    return {name: value, f"{name}_p": answer.p, f"{name}_mass": answer.mass}
 
 
 def parse_keep(text: str | None, questions: Questions) -> Condition | None:
@@ -65,16 +65,16 @@ def parse_keep(text: str | None, questions: Questions) -> Condition | None:
     )
 
 
-@dataclass(kw_only=True, slots=True)
 class MediumAnswers:
     """The answers about all chunks of one file."""
 
-    file: MediaFile
-    shares: dict[str, list[list[list[float]]]] = field(default_factory=dict)
-    """Question → log probabilities by chunk, probe and label."""
+    def __init__(self, file: MediaFile) -> None:
+        self.file = file
+        self._scores: dict[str, list[list[list[float]]]] = {}
+        """Question → log probabilities by chunk, probe and label."""
 
     def add(self, question: Question, scores: list[list[float]]) -> None:
-        self.shares.setdefault(question.name, []).append(scores)
+        self._scores.setdefault(question.name, []).append(scores)
 
     def values(self, questions: Questions) -> dict[str, Json]:
         """Return the columns of a condition: an answer about a video is that of the mean
@@ -86,9 +86,9 @@ class MediumAnswers:
             "kind": self.file.kind,
         }
         for question in questions:
-            if of_chunks := self.shares.get(question.name):
+            if of_chunks := self._scores.get(question.name):
                 answer = answer_of(question, *of_chunks)
-                own = values_of_answer(question.name, answer.to_json())
+                own = values_of_answer(question.name, answer)
                 if answer.tags is not None:
                     own[question.name] = ", ".join(answer.tags)
                 values |= own

@@ -90,6 +90,8 @@ class Prompts:
         """Yield the file once per prompt, with that prompt: the named prompts of its list line or
         else of the command, or the only one. Where its name, folder or tags put a control token of
         the model into it, it fails. Raises UsageError for a prompt that the model refuses."""
+        if not self._config.takes_listed_prompts:
+            file = replace(file, prompt=None, prompts={})
         by_command = {} if file.prompt is not None else self._config.groups.prompts.prompts
         named = (file.prompts or by_command).items()
         for entry in [replace(file, name=name, prompt=text) for name, text in named] or [file]:

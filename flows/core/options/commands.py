@@ -7,7 +7,7 @@ its group; the other commands give it a default.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from artifacts.disk.paths import is_utf8
 from artifacts.errors import UsageError
@@ -68,6 +68,9 @@ class MediaOptions(ResourceOptions, PrecisionOptions, ModelOptions, SourceOption
 class RunOptions(FolderOptions, MediaOptions):
     """Options of every run over media. Steps that all commands share take this class, and read
     other groups from `config.groups`."""
+
+    takes_listed_prompts: ClassVar[bool] = True
+    """Whether a file is given the prompts of its line in a list, in place of the command's."""
 
 
 @dataclass(frozen=True, kw_only=True)

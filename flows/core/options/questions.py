@@ -84,6 +84,7 @@ class AskConfig(
 ):
     """One run that answers questions."""
 
+    takes_listed_prompts = False
     model: Annotated[str, DEFAULT_MODEL_OPTION] = DEFAULT_MODEL
     """Hub id, folder, or `demo`."""
     out: Annotated[str, own_folder("answers")] = f"{PARENT}/answers"
@@ -121,7 +122,7 @@ def questions_in(given: str, by_name: Mapping[str, str]) -> Questions:
     source = "--questions" if is_content else f"--questions {given}"
     questions = read_questions(text, source) if given else ()
     if by_name:
-        tables = {name: {"text": asked} for name, asked in by_name.items()}
+        tables = {name: {"text": text} for name, text in by_name.items()}
         questions += read_questions(json.dumps(tables), "--question")
     names = [one.name for one in questions]
     if again := next((name for at, name in enumerate(names) if name in names[:at]), ""):

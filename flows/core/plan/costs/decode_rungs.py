@@ -29,25 +29,29 @@ def supports_slots(half: PartProfile, settings: PartSettings) -> bool:
 
 def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs: fewer slots or smaller batches, chunked prefill, KV cache in host memory,
-    quantized weights, layers loaded one by one."""
+    quantized weights, layers loaded one by one. Where no engine generates text, one prompt at a
+    time is read, and its cache stays as it is."""
     half, free = model.profile.language, free_settings(model, config, "language")
     options = config.groups.engine
     best = model.best("language")
     has_states = half.row_memory is not None and half.row_memory.has_states
-    more = best.choice[0].gpu_slots if device.startswith("cuda") and not has_states else 0
-    most = max(config.batch_size, more)
+    first = next(iter(best.choice), None)
+    more = first.gpu_slots if first and device.startswith("cuda") and not has_states else 0
+    batch = config.batch_size if first else 1
+    most = max(batch, more)
     candidates = decode_rungs(
-        config.batch_size,
-        [(s.precision, s.kv) for s in free],
+        batch,
+        [(s.precision, s.kv) for s in free if first or not s.kv],
         kv_offload=device.startswith("cuda") and any(engine.kv for engine in best.choice),
         # PEFT replaces the layers that would be loaded one by one.
         offload=config.may_fall_back("language")
         and not (half.stored_as or best.gguf)
         and not config.groups.adapter.adapter,
         in_slots=[s.precision for s in free if supports_slots(half, s)],
-        slots=min(ROWS, config.batch_size) if best.gguf else options.slots or most,
+        slots=min(ROWS, batch) if best.gguf else options.slots or most,
         chunked=not best.gguf,
     )
+    candidates = [replace(rung, stage=stage) for rung in candidates]
     return candidates if best.gguf else with_packed(half, candidates)
 
 

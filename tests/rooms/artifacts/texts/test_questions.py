@@ -6,7 +6,7 @@ import math
 import pytest
 
 from artifacts.errors import UsageError
-from artifacts.texts.questions import Probe, answer_of, canonical, read_questions
+from artifacts.texts.questions import QuestionProbe, answer_of, canonical, read_questions
 
 FILE = """
 [watermark]
@@ -51,9 +51,9 @@ def test_the_fields_of_a_question_decide_its_type_and_its_probes() -> None:
 def test_an_empty_instruction_leaves_the_text_as_it_is() -> None:
     table = {"a": {"text": "Go on.", "labels": ["x, y", "z"], "instruction": ""}}
     (question,) = read_questions(json.dumps(table), "q.json")
-    assert question.probes == (Probe(prompt="Go on.", labels=("x, y", "z")),)
-    assert Probe.of(question.probes[0].text) == question.probes[0]
-    assert question.probes[0].text != Probe(prompt="Go on.", labels=("x", "y, z")).text
+    assert question.probes == (QuestionProbe(prompt="Go on.", labels=("x, y", "z")),)
+    assert QuestionProbe.of(question.probes[0].text) == question.probes[0]
+    assert question.probes[0].text != QuestionProbe(prompt="Go on.", labels=("x", "y, z")).text
 
 
 @pytest.mark.parametrize(

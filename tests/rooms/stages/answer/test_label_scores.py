@@ -1,6 +1,5 @@
 """The tokens of labels, and which of their beginnings have to be read."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,16 +24,23 @@ def test_every_token_but_the_last_of_a_label_is_read() -> None:
     assert read == {ids[:end] for ids in labels for end in range(1, len(ids))}
 
 
+class Bare:
+    """An object with these attributes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
 def words_in_small_letters() -> Any:
     """A processor whose tokenizer reads words without regard to capitals."""
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "cat": 1, "dog": 2, "?": 3}, unk_token="?"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     own = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?")
-    return SimpleNamespace(tokenizer=own, chat_template=None)
+    return Bare(tokenizer=own, chat_template=None)
 
 
-END: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[9, 8]))
+END: Any = Bare(generation_config=Bare(eos_token_id=[9, 8]))
 """A half whose turns end with the token 9."""
 
 
