@@ -180,19 +180,19 @@ def _question(name: str, table: Json, source: str) -> Question:
     )
 
 
-def _labels(kind: Type, value: Json, where: str) -> tuple[str, ...]:
+def _labels(kind: Type, given: Json, where: str) -> tuple[str, ...]:
     """Return the labels that a field gives. Raises UsageError."""
     if kind == "score":
-        if isinstance(value, bool) or not isinstance(value, int) or not 2 <= value <= MAX_SCORE:
+        if isinstance(given, bool) or not isinstance(given, int) or not 2 <= given <= MAX_SCORE:
             hint = f"Give a whole number from 2 to {MAX_SCORE}: score = 5 asks for 1 to 5"
-            raise UsageError(f"{where}: invalid score {value!r}", hint=hint)
-        return tuple(str(level) for level in range(1, value + 1))
+            raise UsageError(f"{where}: invalid score {given!r}", hint=hint)
+        return tuple(str(level) for level in range(1, given + 1))
     least = 2 if kind == "labels" else 1
-    if not isinstance(value, list) or not all(map(_is_text, value)):
+    if not isinstance(given, list) or not all(map(_is_text, given)):
         raise UsageError(
             f"{where}: {kind} is no list of texts", hint=f'{kind} = ["a car", "a dog"]'
         )
-    labels = tuple(str(label).strip() for label in value)
+    labels = tuple(str(label).strip() for label in given)
     if again := next((label for at, label in enumerate(labels) if label in labels[:at]), ""):
         raise UsageError(f"{where}: {again!r} is twice among {kind}", hint="Leave one out")
     if not least <= len(labels) <= MAX_LABELS:

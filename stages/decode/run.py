@@ -54,7 +54,7 @@ from stages.process.job import parse_job
 from stages.process.requests import Request, Requests
 
 
-class Answers:
+class EngineAnswers:
     """The answers of one job. `records` holds, for each engine that may make them, its captions and
     its failures. An item has a key for each of these engines, and an answer by any of them
     counts."""
@@ -93,7 +93,7 @@ class Answers:
         return any(key in self._records.get(engine, ()) for engine, key in item.keys.items())
 
 
-def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, RecordUnion, Answers]:
+def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, RecordUnion, EngineAnswers]:
     """Return the features, those of sound, and the answers of a job. All are looked up together."""
     namespaces = {OWN: job.namespace, FALLBACK: job.fallback_namespace}
     engines = [engine for engine, namespace in namespaces.items() if namespace]
@@ -102,7 +102,7 @@ def open_records(job: DecodeJob, store: Store) -> tuple[RecordSet, RecordUnion, 
     features, *rest = record_sets_of(store, ("features", job.features_namespace), *heard, *places)
     heard_sets = [rest.pop(0) for _ in heard]
     pairs = (rest[at : at + 2] for at in range(0, len(rest), 2))
-    answers = Answers(dict(zip(engines, map(RecordUnion, pairs), strict=True)))
+    answers = EngineAnswers(dict(zip(engines, map(RecordUnion, pairs), strict=True)))
     return features, RecordUnion(heard_sets), answers
 
 

@@ -15,6 +15,9 @@ LENT = ("Makefile", "scripts", "pyproject.toml", "requirements", "demo", "pensto
 CLIPS = ("clip-01.mp4", "clip-02.mp4")
 PICTURES = ("PHOTOS", "PICTURES", "SCANS")
 TEXTS = {
+    "questions.toml": (ROOT / "docs/questions.md")
+    .read_text("utf-8")
+    .split("```")[1][len("toml\n") :],
     "labels.txt": "red star\nblue ring\n",
     "parts.txt": "red star\nblue ring\n",
     "actions.txt": "red star\nblue ring\n",

@@ -1,13 +1,15 @@
 """The tokens of labels, and which of their beginnings have to be read."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import normalizers
 
 from artifacts.errors import UsageError
+from penstock_demo import CHECKPOINT
 from stages.answer.label_scores import branches, label_tokens
+from stages.models.processors.loading import load_processor
 
 
 def test_labels_of_one_token_need_no_further_pass() -> None:
@@ -24,23 +26,14 @@ def test_every_token_but_the_last_of_a_label_is_read() -> None:
     assert read == {ids[:end] for ids in labels for end in range(1, len(ids))}
 
 
-class Bare:
-    """An object with these attributes."""
-
-    def __init__(self, **attributes: Any) -> None:
-        vars(self).update(attributes)
-
-
 def words_in_small_letters() -> Any:
-    """A processor whose tokenizer reads words without regard to capitals."""
-    tokenizer = Tokenizer(models.WordLevel({"a": 0, "cat": 1, "dog": 2, "?": 3}, unk_token="?"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    own = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?")
-    return Bare(tokenizer=own, chat_template=None)
+    """The demo's processor, with a tokenizer that reads texts without regard to capitals."""
+    processor = load_processor(CHECKPOINT)
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return processor
 
 
-END: Any = Bare(generation_config=Bare(eos_token_id=[9, 8]))
+END: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[9, 8]))
 """A half whose turns end with the token 9."""
 
 
@@ -50,6 +43,10 @@ def test_labels_that_the_model_reads_as_the_same_are_refused() -> None:
 
 
 def test_where_one_label_begins_another_all_have_the_end_of_the_turn() -> None:
-    processor = words_in_small_letters()
-    assert label_tokens(END, processor, ["cat", "dog"]) == ([(1,), (2,)], False)
-    assert label_tokens(END, processor, ["a", "a dog"]) == ([(0, 9), (0, 2, 9)], True)
+    processor = load_processor(CHECKPOINT)
+    apart = label_tokens(END, processor, ["cat", "dog"])
+    nested = label_tokens(END, processor, ["cat", "cat and dog", "dog"])
+    assert not apart.is_ended and nested.is_ended
+    assert [ids[-1] for ids in nested.ids] == [9, 9, 9]
+    assert [nested.ids[0][:-1], nested.ids[2][:-1]] == apart.ids
+    assert nested.ids[1][: len(apart.ids[0])] == apart.ids[0]
