@@ -14,6 +14,7 @@ LENT = ("Makefile", "scripts", "pyproject.toml", "requirements", "demo", "pensto
 """Of the clone, what commands name or need."""
 CLIPS = ("clip-01.mp4", "clip-02.mp4")
 PICTURES = ("PHOTOS", "PICTURES", "SCANS")
+QUESTIONS = ROOT / "docs/questions.md"
 TEXTS = {
     "questions.toml": (ROOT / "docs/questions.md")
     .read_text("utf-8")
