@@ -20,6 +20,8 @@ from pydantic import Field
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.option_texts import parse_size
 from artifacts.records.store import check_format, open_store
+from flows.commands.ask import ANSWER
+from flows.commands.ask.run import ask
 from flows.commands.cache.clean import collect
 from flows.commands.cache.rebuild import RebuildOptions, RebuildResult, rebuild
 from flows.commands.caption.run import caption
@@ -43,6 +45,7 @@ from flows.core.pipelines import CAPTION, EMBED, LABEL, SIFT, product_of
 from flows.execution.run import LauncherMaker, embed, stopped_in_order
 from flows.execution.run_observer import OnBegin
 from flows.interfaces.prefect.config_checks import (
+    AskParameters,
     CaptionParameters,
     EmbedParameters,
     ExportParameters,
@@ -153,6 +156,16 @@ def index_folder(config: IndexParameters) -> Ended:
     as `caption-videos` does. Rows of files that are gone are counted, and stay.
     """
     return run_in_flow(config, partial(fill_index, config), "index")
+
+
+@flow(name="ask-media", flow_run_name=named_after_work, persist_result=False)
+def ask_media(config: AskParameters) -> Ended:
+    """Answer questions about everything that `config` names; its fields are the command line's
+    options.
+
+    Relative paths, that of a file of questions too, are looked up as `caption-videos` does.
+    """
+    return run_in_flow(config, partial(ask, config), product_of(ANSWER))
 
 
 @flow(name="label-images", flow_run_name=named_after_work, persist_result=False)

@@ -20,6 +20,7 @@ from artifacts.errors import UsageError
 from artifacts.options import Declared, Option, check_number, declared
 from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig, RebuildConfig
+from flows.core.options.questions import AskConfig
 from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import EmbedConfig, IndexConfig, LabelConfig, SiftConfig
 
@@ -111,6 +112,7 @@ def parsed(declaration: Declared, value: Any) -> Any:
 COMMANDS: Mapping[type["DataclassInstance"], str] = {
     CaptionConfig: "caption",
     RebuildConfig: "cache rebuild",
+    AskConfig: "ask",
     EmbedConfig: "embed",
     IndexConfig: "index build",
     LabelConfig: "label",
@@ -123,6 +125,7 @@ for _kind in COMMANDS:
     with_config(form_of(_kind))(_kind)
 CaptionParameters = Annotated[CaptionConfig, BeforeValidator(command_values(CaptionConfig))]
 RebuildParameters = Annotated[RebuildConfig, BeforeValidator(command_values(RebuildConfig))]
+AskParameters = Annotated[AskConfig, BeforeValidator(command_values(AskConfig))]
 EmbedParameters = Annotated[EmbedConfig, BeforeValidator(command_values(EmbedConfig))]
 IndexParameters = Annotated[IndexConfig, BeforeValidator(command_values(IndexConfig))]
 SiftParameters = Annotated[SiftConfig, BeforeValidator(command_values(SiftConfig))]

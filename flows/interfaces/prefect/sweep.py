@@ -27,6 +27,7 @@ NAME = "sweep-crashed"
 AGAIN = f"Started again by {NAME}"
 SWEPT = (
     "caption-videos",
+    "ask-media",
     "embed-media",
     "label-images",
     "sift-media",
