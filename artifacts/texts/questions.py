@@ -43,6 +43,8 @@ Type = Literal["yes-no", "labels", "score", "tags"]
 YES_NO = ("Yes", "No")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """The form of a question's name: it is a column of tables and conditions."""
+CONTROL = re.compile(r"\\u00[01][0-9a-f]|\\[bfr]|[\x7f-\x9f\ud800-\udfff]")
+"""Control characters in JSON, and what is no Unicode. Line feeds and tabs are none."""
 FIELDS = frozenset({"text", "labels", "score", "tags", "instruction", "threshold"})
 MAX_LABELS = 1000
 """Largest number of labels or tags of a question."""
@@ -135,7 +137,8 @@ def read_questions(text: str, source: str) -> Questions:
     """Read questions from TOML or JSON. `source` names them in errors. Raises UsageError, which
     names the first question that is wrong."""
     try:
-        tables = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        is_json = text.lstrip().startswith("{")
+        tables = json.loads(text, object_pairs_hook=_once) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source} is neither TOML nor JSON: {error}", hint=EXAMPLE) from error
     if not isinstance(tables, Mapping) or not tables:
@@ -143,12 +146,27 @@ def read_questions(text: str, source: str) -> Questions:
     return tuple(_question(str(name), table, source) for name, table in tables.items())
 
 
-def _question(name: str, table: Json, source: str) -> Question:
+def _once(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """Return an object of JSON. Raises ValueError for a name that is there twice."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return table
+
+
+def _question(name: str, given: Json, source: str) -> Question:
+    table: Json = {"text": given} if isinstance(given, str) else given
     where = f"{source}: {name}"
     if not NAME.fullmatch(name):
         hint = "Use a-z, 0-9 and _, up to 40 of them, a letter first: shot_size"
         raise UsageError(f"{where}: invalid name of a question", hint=hint)
-    if not isinstance(table, Mapping) or not _is_text(text := table.get("text")):
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{where}: it is no table", hint=EXAMPLE)
+    if control := CONTROL.search(json.dumps(table, ensure_ascii=False)):
+        hint = "Write it as you would read it aloud"
+        raise UsageError(f"{where}: it holds the control character {control[0]!r}", hint=hint)
+    if not _is_text(text := table.get("text")):
         raise UsageError(f"{where}: it has no text", hint=EXAMPLE)
     if others := sorted(table.keys() - FIELDS):
         raise UsageError(
@@ -159,9 +177,10 @@ def _question(name: str, table: Json, source: str) -> Question:
         raise UsageError(f"{where}: {' and '.join(types)} exclude each other", hint="Keep one")
     kind: Type = types[0] if types else "yes-no"
     labels = YES_NO if kind == "yes-no" else _labels(kind, table[kind], where)
-    if kind == "tags" and "{}" not in str(text):
-        hint = 'Write it where the tag stands: text = "Is there {} in this picture?"'
-        raise UsageError(f"{where}: its text has no {{}}", hint=hint)
+    if (kind == "tags") != ("{}" in str(text)):
+        fault = "its text has no {}" if kind == "tags" else "its text has {}, and there are no tags"
+        hint = 'Tags stand in its place: text = "Is there {}?" and tags = ["a car", "a dog"]'
+        raise UsageError(f"{where}: {fault}", hint=hint)
     instruction, threshold = table.get("instruction"), table.get("threshold", THRESHOLD)
     if instruction is not None and not (instruction == "" or _is_text(instruction)):
         raise UsageError(f"{where}: instruction is no text", hint='Write a sentence, or ""')
@@ -202,12 +221,8 @@ def _labels(kind: Type, given: Json, where: str) -> tuple[str, ...]:
 
 
 def _is_text(value: Json) -> bool:
-    """Return whether a value is a text with something to read, without control characters."""
-    return (
-        isinstance(value, str)
-        and bool(value.strip())
-        and all(letter == "\n" or letter.isprintable() for letter in value)
-    )
+    """Return whether a value is a text with something to read."""
+    return isinstance(value, str) and bool(value.strip())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

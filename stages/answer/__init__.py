@@ -57,5 +57,5 @@ STAGE = StageSpec(
     output_version=OUTPUT_VERSION,
     entry="stages.answer.run:run",
     verb="answering",
-    counts="answer",
+    counts="prompt",
 )

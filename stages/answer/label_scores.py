@@ -5,7 +5,7 @@ How it works:
 1. The prompt up to its last media token is prefilled once for all probes of a chunk, and each goes
    on from a copy of that KV cache. So its bytes depend on nothing but its own key.
 2. The logits after the prompt have the first token of every label. Where labels have several
-   tokens, their beginnings form a tree: one more pass for each that begins no other one.
+   tokens, their beginnings form a tree: a row of one more pass for each that begins no other one.
 3. A label's log probability is the sum over its tokens. If one label begins another ("red", "red
    and blue"), the token that ends a turn belongs to all of them.
 4. The first probe of a process is also computed by `generate` over the whole prompt. A half whose
@@ -14,9 +14,9 @@ How it works:
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,8 @@ from stages.models.processors.prepare import full_answer_ids
 from stages.models.protocols import Half, Processor
 
 Tokens = tuple[int, ...]
+ROWS = 4
+"""Beginnings of labels that one pass reads. Each has a copy of the KV cache."""
 ROUNDINGS = 2
 """Allowed difference between the two ways, as a multiple of that of chunked prefill."""
 
@@ -94,28 +96,37 @@ class LabelScores:
         self._prefill_options = prefill_options
         self._prefix = SharedPrefix()
         self._half: Half | None = None
+        self._tokens: dict[tuple[str, ...], LabelTokens] = {}
         self.way = ""
         """How the half is run: from a shared `prefix`, with `whole` prompts, or `stepwise`."""
 
     def of(self, half: Half, probe: ProbeInput) -> tuple[list[float], LabelTokens]:
         """Return the log probability of each label, and the tokens of the labels. Raises
         UsageError, and out-of-memory errors."""
-        labels = label_tokens(half, self._processor, probe.labels)
+        labels = self._tokens_of(half, tuple(probe.labels))
         inputs = self._inputs(half, probe)
         check_context(half, inputs, max(map(len, labels.ids)))
         if half is not self._half:
-            self._half, self.way = half, self._choose(half, probe, labels)
+            self._half, self.way = half, self._choose(half, probe, labels, inputs)
         try:
-            after = self._after(half, probe, labels)
+            after = self._after(half, probe, labels, inputs)
         except BaseException:
             self._prefix.forget()
             raise
         return [_sum(after, ids) for ids in labels.ids], labels
 
-    def _inputs(self, half: Half, probe: ProbeInput) -> dict[str, object]:
+    def _tokens_of(self, half: Half, labels: tuple[str, ...]) -> LabelTokens:
+        """Return the tokens of labels, which many probes share."""
+        if labels not in self._tokens:
+            self._tokens[labels] = label_tokens(half, self._processor, labels)
+        return self._tokens[labels]
+
+    def _inputs(self, half: Half, probe: ProbeInput) -> dict[str, Any]:
         return prompts_for(half, self._processor, [probe.row], [probe.prompt], SamplingParams())
 
-    def _choose(self, half: Half, probe: ProbeInput, labels: LabelTokens) -> str:
+    def _choose(
+        self, half: Half, probe: ProbeInput, labels: LabelTokens, inputs: Mapping[str, Any]
+    ) -> str:
         """Return how this half is run, found with its first probe."""
         whole = ForcedCaption(
             probe.row, probe.prompt, torch.tensor([max(labels.ids, key=len)[:-1]]).long()
@@ -126,34 +137,37 @@ class LabelScores:
         if is_bidirectional(half, self._processor, whole):
             return "stepwise"
         try:
-            sequence = self._prefilled(half, probe)
-            own = [sequence.logits[0], *_read_on(sequence, whole.ids[0].tolist())]
+            sequence = self._prefilled(half, probe, inputs)
+            ((_, logits),) = _read_on(sequence, [tuple(whole.ids[0].tolist())])
         except UnsupportedCacheError:
             return "whole"
+        own = [row.float().cpu() for row in (sequence.logits[0], *logits)]
         expected = [*forced_logits(half, self._processor, whole)]
-        difference = relative_difference(expected, [logits.float().cpu() for logits in own])
+        difference = relative_difference(expected, own)
         return "prefix" if difference <= ROUNDINGS * tolerance(half.dtype) else "whole"
 
-    def _prefilled(self, half: Half, probe: ProbeInput) -> PrefilledSequence:
+    def _prefilled(
+        self, half: Half, probe: ProbeInput, inputs: Mapping[str, Any]
+    ) -> PrefilledSequence:
         options = self._prefill_options.options(half, self._processor, probe.row)
         return self._prefix.prefill_from_prefix(
             half,
             probe.chunk,
-            self._inputs(half, probe),
+            inputs,
             Features.of([probe.row]),
             **{**options, **ONE_TOKEN},
         )
 
     def _after(
-        self, half: Half, probe: ProbeInput, labels: LabelTokens
+        self, half: Half, probe: ProbeInput, labels: LabelTokens, inputs: Mapping[str, Any]
     ) -> Mapping[Tokens, torch.Tensor]:
         """Return the log probabilities of the token after each beginning of a label."""
         after: dict[Tokens, torch.Tensor] = {}
         if self.way == "prefix":
-            sequence = self._prefilled(half, probe)
+            sequence = self._prefilled(half, probe, inputs)
             after[()] = _log_probabilities(sequence.logits[0])
-            for ids in branches(labels.ids):
-                _note(after, ids, [sequence.logits[0], *_read_on(sequence, ids)])
+            for ids, logits in _read_on(sequence, branches(labels.ids)):
+                _note(after, ids, [sequence.logits[0], *logits])
             return after
         forced = forced_logits_stepwise if self.way == "stepwise" else forced_logits
         for ids in branches(labels.ids) or [()]:
@@ -173,25 +187,32 @@ def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.float().log_softmax(-1)
 
 
-def _read_on(sequence: PrefilledSequence, ids: Sequence[int]) -> torch.Tensor:
-    """Return the logits after each of these tokens, read after a sequence, of shape [tokens,
-    vocabulary]."""
-    count, device = len(ids), sequence.ids.device
-    if not count:
-        return sequence.logits[:0]
-    inputs = {**sequence.extra_inputs}
-    inputs |= {name: types.expand(-1, count) for name, types in sequence.token_types.items()}
-    inputs[sequence.positions_name] = sequence.position + torch.arange(count, device=device)
-    if "logits_to_keep" in inputs:
-        inputs["logits_to_keep"] = count
-    with torch.inference_mode():
-        logits: torch.Tensor = sequence.model(
-            input_ids=torch.tensor([list(ids)], device=device),
-            past_key_values=copy.deepcopy(sequence.cache),
-            attention_mask=torch.ones(1, sequence.tokens + count, dtype=torch.long, device=device),
-            **inputs,
-        ).logits[0, -count:]
-    return logits
+def _read_on(
+    sequence: PrefilledSequence, texts: Sequence[Tokens]
+) -> Iterator[tuple[Tokens, torch.Tensor]]:
+    """Yield texts of tokens with the logits after each of their tokens [tokens, vocabulary], read
+    after a sequence. A pass reads some texts at once; what fills the shorter ones up stands behind
+    their tokens, which do not see it."""
+    device = sequence.ids.device
+    for at in range(0, len(texts), ROWS):
+        some = texts[at : at + ROWS]
+        rows, count = len(some), max(map(len, some))
+        cache = copy.deepcopy(sequence.cache)
+        if rows > 1:
+            cache.batch_repeat_interleave(rows)
+        inputs = {**sequence.extra_inputs}
+        inputs |= {n: types.expand(rows, count) for n, types in sequence.token_types.items()}
+        positions = sequence.position + torch.arange(count, device=device)
+        inputs[sequence.positions_name] = positions.expand(*positions.shape[:-2], rows, count)
+        if "logits_to_keep" in inputs:
+            inputs["logits_to_keep"] = count
+        ids = torch.tensor([[*text, *[0] * (count - len(text))] for text in some], device=device)
+        seen = torch.ones(rows, sequence.tokens + count, dtype=torch.long, device=device)
+        with torch.inference_mode():
+            logits = sequence.model(
+                input_ids=ids, past_key_values=cache, attention_mask=seen, **inputs
+            ).logits[:, -count:]
+        yield from ((text, of_row[: len(text)]) for text, of_row in zip(some, logits, strict=True))
 
 
 def _sum(after: Mapping[Tokens, torch.Tensor], ids: Tokens) -> float:

@@ -108,6 +108,17 @@ def test_files_are_selected_by_their_answers_and_tables_hold_them(
         assert typed["begins_mass"] == own["begins"]["mass"]
 
 
+def test_a_file_without_an_answer_is_never_kept(place: Place, capsys: Any) -> None:
+    (place.clips / "broken.mp4").write_bytes(b"no video")
+    where = ["--out", str(place.out), "--store", str(place.store), "--model", "demo"]
+    keep = ["--question", "a=b?", "--keep", "a is null or a >= 0"]
+    assert main(["ask", str(place.clips), *where, *keep]) == 1
+    capsys.readouterr()
+    assert len(read_lines(place.out / "kept.jsonl")) == 3
+    (left,) = read_lines(place.out / "left_out.jsonl")
+    assert (left["media_path"], left["why"]) == ("broken.mp4", "no answer")
+
+
 def test_labels_that_the_model_would_not_say_are_named(place: Place, capsys: Any) -> None:
     end = asked(place, capsys, "--question", "car=Is there a car?")[-1]
     assert end["small_mass"] == 3 and "car: the model hardly wants" in end["warnings"][0]
@@ -123,6 +134,8 @@ def test_labels_that_the_model_would_not_say_are_named(place: Place, capsys: Any
         (["--question", "a={previous}?"], "{previous} is not possible"),
         (["--question", "a=b", "--keep", "b < 1"], "a column (media_path, source, kind, a"),
         (["--question", "start=b", "--keep", "start < 1"], "cannot be named start"),
+        (["--question", "start=b", "--dry-run"], "cannot be named start"),
+        (["--question", "a=b", "--question", "a_mass=c"], "cannot be named a_mass"),
         (["--questions", "gone.toml"], "cannot be read"),
     ],
 )

@@ -6,6 +6,7 @@ from contextlib import closing
 from functools import partial
 
 from flows.commands.ask import ANSWER
+from flows.commands.ask.keep import parse_keep
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_result
@@ -18,6 +19,7 @@ from flows.core.options.questions import AskConfig
 
 def ask_command(given: argparse.Namespace) -> int:
     config = config_of(given, AskConfig)
+    parse_keep(config.keep, config.every_question)  # reports now what cannot be read
     if given.dry_run:
         from flows.commands.ask.run import check
 

@@ -11,9 +11,9 @@ from flows.core.plan.workloads import Workload
 
 LABEL_TOKENS = 16
 """Assumed tokens of the longest label."""
-COPIES = 2
-"""KV caches besides that of the prompt: of the prefix, and while a label of several tokens is
-read."""
+COPIES = 5
+"""KV caches besides that of the prompt: of the prefix, and of the labels of several tokens that are
+read at once."""
 
 
 def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
@@ -21,7 +21,7 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     alone = replace(workload, chunks=1)
     estimate = decode.memory(model, rung, alone, replace(conditions, new_tokens=LABEL_TOKENS))
     size = COPIES * sum(term.bytes for term in estimate.terms if term.part == "kv")
-    why = f"{COPIES} copies of the KV cache, of the prefix and while labels are read"
+    why = f"{COPIES} copies of the KV cache, of the prefix and of labels that are read"
     whole = estimate.plus(Term(part="kv", bytes=size, why=why))
     return replace(whole, workload=workload, flops=estimate.flops * workload.chunks)
 

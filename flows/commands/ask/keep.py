@@ -49,7 +49,8 @@ def parse_keep(text: str | None, questions: Questions) -> Condition | None:
     """Return the condition of `--keep`; None without one. Raises UsageError."""
     columns = {**NAMES, "kind": "text", **columns_of(questions, tags="text")}
     for question in questions:
-        if question.name in WORDS | FIXED.keys():
+        others = columns_of(tuple(one for one in questions if one is not question))
+        if question.name in WORDS | FIXED.keys() | others.keys():
             hint = "Give it another name: it is a word of conditions, or a column of the table"
             raise UsageError(f"a question cannot be named {question.name}", hint=hint)
     if text is None:
@@ -72,6 +73,11 @@ class MediumAnswers:
         self.file = file
         self._scores: dict[str, list[list[list[float]]]] = {}
         """Question → log probabilities by chunk, probe and label."""
+
+    @property
+    def is_answered(self) -> bool:
+        """Return whether any question is answered about the file."""
+        return bool(self._scores)
 
     def add(self, question: Question, scores: list[list[float]]) -> None:
         self._scores.setdefault(question.name, []).append(scores)
@@ -106,11 +112,13 @@ class Selected:
 def select(
     media: Sequence[MediumAnswers], condition: Condition | None, text: str, questions: Questions
 ) -> Selected:
-    """Return the lines of the files that meet a condition, and of the others with their values."""
+    """Return the lines of the files that have answers and meet a condition, and of the others with
+    their values."""
     rows = [medium.values(questions) for medium in media]
-    keeps = [True] * len(rows)
+    keeps = [medium.is_answered for medium in media]
     if condition is not None and rows:
-        keeps = condition.of(_batch(rows, questions)).tolist()
+        meets = condition.of(_batch(rows, questions)).tolist()
+        keeps = [one and other for one, other in zip(keeps, meets, strict=True)]
     lines: list[dict[str, Json]] = [
         {"media_path": m.file.media_path, "source": m.file.source, "path": m.file.place}
         for m in media
@@ -118,8 +126,8 @@ def select(
     return Selected(
         kept=[line for line, keep in zip(lines, keeps, strict=True) if keep],
         left_out=[
-            {**line, "why": ", ".join(_named(row, text)) or "no answer"}
-            for line, row, keep in zip(lines, rows, keeps, strict=True)
+            {**line, "why": ", ".join(_named(row, text)) if medium.is_answered else "no answer"}
+            for line, row, keep, medium in zip(lines, rows, keeps, media, strict=True)
             if not keep
         ],
     )

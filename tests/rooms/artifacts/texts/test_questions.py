@@ -62,7 +62,6 @@ def test_an_empty_instruction_leaves_the_text_as_it_is() -> None:
         ("", "holds no question"),
         ("[a", "neither TOML nor JSON"),
         ('{"a": ', "neither TOML nor JSON"),
-        ("a = 1", "a: it has no text"),
         ('[a]\ntext = " "', "a: it has no text"),
         ('[A]\ntext = "x"', "invalid name"),
         ('[a]\ntext = "x"\nlabel = ["y"]', "unknown field label"),
@@ -72,7 +71,11 @@ def test_an_empty_instruction_leaves_the_text_as_it_is() -> None:
         ('[a]\ntext = "x"\nlabels = ["y"]', "1 labels"),
         ('[a]\ntext = "x"\nlabels = ["y", "y "]', "'y' is twice among labels"),
         ('[a]\ntext = "x"\nlabels = ["y", 3]', "no list of texts"),
-        ('[a]\ntext = "x\\u0000"', "it has no text"),
+        ('[a]\ntext = "x\\u0000"', "control character"),
+        ('[a]\ntext = "x"\nlabels = ["y\\u001e", "z"]', "control character"),
+        ("a = 3", "a: it is no table"),
+        ('{"a": "x?", "a": "y?"}', "'a' is there twice"),
+        ('[a]\ntext = "Is there {}?"', "there are no tags"),
         ('[a]\ntext = "x"\ntags = ["y"]', "no {}"),
         ('[a]\ntext = "x {}"\ntags = ["y"]\nthreshold = 2', "invalid threshold 2"),
         ('[a]\ntext = "x"\nthreshold = 0.5', "invalid threshold 0.5"),
@@ -84,6 +87,14 @@ def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=r"q\.toml") as refused:
         read_questions(text, "q.toml")
     assert message in refused.value.message and refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["Un chien\u00a0?", "👨‍👩‍👧?", "你　好？", "a\tb", "می\u200cخواهم"]
+)
+def test_texts_of_any_script_are_taken_as_they_are(text: str) -> None:
+    (question,) = read_questions(json.dumps({"a": text}), "q.json")
+    assert question.type == "yes-no" and question.probes[0].prompt.startswith(text)
 
 
 def logs(*probabilities: float) -> list[float]:
