@@ -23,8 +23,8 @@ BOUNDS = {"one": 1 << 36, "waves": 1 << 20}
 """Name of a run → bytes of a wave."""
 START = """
 import sys
-import flows.core.plan.sizes
-flows.core.plan.sizes.MAX_WAVE_BYTES = int(sys.argv.pop(1))
+import flows.core.plan.store_limit
+flows.core.plan.store_limit.MAX_WAVE_BYTES = int(sys.argv.pop(1))
 from flows.interfaces.cli.main import main
 sys.exit(main())
 """

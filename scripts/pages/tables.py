@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.schema import HalfName
+from flows.commands.plan.training.architecture import Architecture, read_architecture
 from flows.commands.plan.training.estimate import train_estimate
 from flows.commands.plan.training.terms import Training
 from flows.core.machine.budget import GPU_SHARE
 from flows.core.options.commands import DEFAULT_MODEL
-from flows.core.plan.architecture import Architecture, read_architecture
 from flows.core.plan.view import TABLE
 from scripts.prove.published_table import section as published_section
 from stages.models.encoding import BATCHES

@@ -29,8 +29,8 @@ from tests.support.omni import OMNI, omni_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 START = """
 import sys
-import flows.core.plan.sizes
-flows.core.plan.sizes.MAX_WAVE_BYTES = int(sys.argv.pop(1))
+import flows.core.plan.store_limit
+flows.core.plan.store_limit.MAX_WAVE_BYTES = int(sys.argv.pop(1))
 from flows.interfaces.cli.main import main
 sys.exit(main())
 """

@@ -16,7 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
-import flows.core.plan.sizes
+import flows.core.plan.store_limit
 from artifacts.frame_fit import MAX_PIXELS, FrameFit, stored_size
 from artifacts.records.keys import content_key, hash_file
 from artifacts.records.packs import RecordSet
@@ -24,7 +24,7 @@ from artifacts.records.store import FolderStore
 from flows.core.job.prepare import Job, prepare
 from flows.core.ledger.ledger import cut_waves, waves_of
 from flows.core.ledger.tasks import Medium
-from flows.core.plan.sizes import estimates
+from flows.core.plan.sizes import Estimate, estimates
 from flows.core.plan.workloads import COPIES, ChunkFrames, workload_of, workloads_of
 from stages.frames import run as frames_stage
 from stages.models.encoding import EncodeItem
@@ -270,7 +270,7 @@ def test_disk_and_waves_are_planned_for_whole_pictures(
     whole = 3 * SHOWN[0] * SHOWN[1]
     limit = 2 * whole + whole // 2
     assert (found[LARGE].stored, found[LARGE].frame_bytes) == (SHOWN, whole)
-    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", limit)
+    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", limit)
     sizes = [e.bytes for e in found.values()]
     cut = waves_of(job.ledger, job.media, cut_waves(sizes, limit), as_recorded=True)
     assert max(sum(m.kind == "image" and SMALL not in m.path for m in wave) for wave in cut) == 2
@@ -301,7 +301,7 @@ def test_the_largest_pictures_and_those_of_most_tokens_are_both_planned_for() ->
         of: dict[str, Any] = {"frame_bytes": 3 * height * width, "feature_bytes": 0}
         of |= dict.fromkeys(("stored", "shown"), (height, width))
         of |= dict.fromkeys(("chunks", "frames", "chunk_frames"), 1)
-        return flows.core.plan.sizes.Estimate(seconds=0.0, **of)
+        return Estimate(seconds=0.0, **of)
 
     media = [Medium(digest=str(n), path="", kind="image", prompt="x") for n in range(2)]
     workloads = workloads_of(request, media, [one(600, 600), one(1000, 4000)])

@@ -203,8 +203,8 @@ def test_doctor_measures_graphs_beside_torch(
     model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from artifacts.records.store import open_store
+    from flows.commands.doctor.graph_times import time_graphs
     from flows.core.machine.launch import DirectLauncher
-    from flows.core.plan.graph_times import time_graphs
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = open_store(str(tmp_path / "store"))

@@ -15,6 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from artifacts.errors import UsageError
+from flows.commands.plan.training.architecture import (
+    Architecture,
+    Transformer,
+    attention_of,
+    mlp_of,
+    read_architecture,
+    stacks_of,
+)
 from flows.commands.plan.training.estimate import (
     LOGITS,
     adapted_layer_bytes,
@@ -24,14 +32,6 @@ from flows.commands.plan.training.estimate import (
     train_estimate,
 )
 from flows.commands.plan.training.terms import TrainEstimate, Training
-from flows.core.plan.architecture import (
-    Architecture,
-    Transformer,
-    attention_of,
-    mlp_of,
-    read_architecture,
-    stacks_of,
-)
 from flows.interfaces.cli.main import main
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.headers import Header

@@ -5,7 +5,7 @@ with the current ones.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -23,11 +23,11 @@ from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job, prepare
 from flows.core.job.record_notes import settings_of
 from flows.core.ledger.ledger import bytes_to_fetch
-from flows.core.ledger.tasks import keys_of
+from flows.core.ledger.tasks import Medium, Task, keys_of
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher
 from flows.core.options.commands import MediaOptions, RebuildRun, RunOptions
 from flows.core.pipelines import KEPT, encoder_of, parts_of
-from flows.core.plan.sizes import unencoded
+from flows.core.plan.sizes import Estimate, estimates, tile_count
 from flows.execution.run import LauncherMaker, stopped_in_order
 from flows.execution.run_observer import OnBegin, RunObserver
 from flows.outputs.write import failures_of
@@ -187,19 +187,58 @@ class Missing:
 
     @classmethod
     def from_job(cls, job: Job) -> "Missing":
-        estimates = unencoded(job)
+        unencoded = _unencoded(job)
         return cls(
-            files=len(estimates),
-            chunks=sum(estimate.chunks for estimate, _ in estimates),
-            frames=sum(estimate.frames for estimate, _ in estimates),
-            frame_bytes=sum(estimate.frame_bytes for estimate, _ in estimates),
-            feature_bytes=sum(estimate.feature_bytes for estimate, _ in estimates),
-            guessed=any(guessed for _, guessed in estimates),
+            files=len(unencoded),
+            chunks=sum(estimate.chunks for estimate, _ in unencoded),
+            frames=sum(estimate.frames for estimate, _ in unencoded),
+            frame_bytes=sum(estimate.frame_bytes for estimate, _ in unencoded),
+            feature_bytes=sum(estimate.feature_bytes for estimate, _ in unencoded),
+            guessed=any(guessed for _, guessed in unencoded),
             sounds=sum(
                 not job.ledger.has(task, hear.STAGE) and not job.ledger.has_failed(task)
                 for task in job.ledger.tasks(job.media)
             ),
         )
+
+
+def _unencoded(job: Job) -> list[tuple[Estimate, bool]]:
+    """Return an estimate of each content without features, and whether it is a guess from the file
+    header. It is one until the frames stage has read the file."""
+    ledger, made, estimated = job.ledger, encoder_of(job.pipeline).writes, []
+    seen: set[Any] = set()
+    for medium, estimate in zip(job.media, estimates(job), strict=True):
+        if ledger.failure(medium) is not None:
+            continue
+        if ledger.media_index(medium) is None:
+            identity = (medium.digest, made in ledger.variant.prompted and medium.prompt)
+            if identity not in seen:
+                estimated.append((estimate, True))
+            seen.add(identity)
+            continue
+        chunks = [
+            task
+            for task in ledger.tasks([medium])
+            if task[made] not in ledger[made]
+            and not ledger.has_failed(task)
+            and task[made] not in seen
+        ]
+        seen.update(task[made] for task in ledger.tasks([medium]))
+        if chunks:
+            estimated.append((_of_chunks(job, medium, chunks), False))
+    return estimated
+
+
+def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:
+    shown, cut = [task.chunk for task in tasks], [task.whole for task in tasks]
+    images = sum(len(c.times) * tile_count(job, medium, (c.height, c.width)) for c in shown)
+    return Estimate(
+        seconds=sum(chunk.end - chunk.start for chunk in shown),
+        chunks=len(shown),
+        frames=sum(len(chunk.times) for chunk in shown),
+        frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in cut),
+        feature_bytes=images * job.model.feature_bytes(medium.kind),
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from artifacts.errors import EnvironmentFault, redacted
 from artifacts.records.store import Store, open_store, prepare_store
 from artifacts.wording import counted
+from flows.commands.doctor.graph_times import time_graphs
 from flows.core.checkpoint.graphs import (
     INSTALL_HINT,
     GraphSpeed,
@@ -26,7 +27,6 @@ from flows.core.machine.gpus import select_devices
 from flows.core.machine.launch import DirectLauncher, answers, fault_of_api
 from flows.core.machine.versions import cpu_has_bfloat16, package_lines, versions
 from flows.core.options.store import default_store
-from flows.core.plan.graph_times import time_graphs
 from stages.process.checks import Verdicts
 from stages.process.device import (
     LOCKS,

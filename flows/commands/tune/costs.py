@@ -9,12 +9,12 @@ from functools import lru_cache
 
 from artifacts.errors import UsageError
 from artifacts.packages import is_installed
+from flows.commands.plan.training.architecture import Architecture, pass_bytes, read_architecture
 from flows.commands.plan.training.estimate import LOGITS, adapted_layer_bytes, lora_parameters
 from flows.commands.plan.training.terms import ADAPTER, OPTIMIZERS
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import BYTES, QUANTIZER, PartSettings
 from flows.core.options.commands import RunOptions
-from flows.core.plan.architecture import Architecture, pass_bytes, read_architecture
 from flows.core.plan.costs import decode
 from flows.core.plan.costs.cost import Cost
 from flows.core.plan.costs.part import free_settings, settings_as_run, with_packed

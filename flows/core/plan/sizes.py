@@ -14,7 +14,7 @@ from artifacts.schema import Sampling
 from artifacts.texts.trainers import WITH_CLIPS
 from artifacts.tiles import boxes_of
 from flows.core.job.prepare import Job
-from flows.core.ledger.tasks import Medium, Task
+from flows.core.ledger.tasks import Medium
 from flows.core.options.formats import ORIGINAL
 from flows.core.pipelines import encoder_of
 from stages.process.host_memory import cores
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 
-SHARE_OF_FREE = 4
-"""Divisor of the store's free space: a wave may take this fraction of it."""
-MAX_WAVE_BYTES = 64 << 30
-"""Maximum bytes of a wave, regardless of the disk."""
 FILES_PER_TASK = 16
 """Number of files whose headers are read in one thread task."""
 UNKNOWN_SECONDS = 60.0
@@ -96,11 +92,6 @@ def clip_pixels(job: Job, expected: Sequence[Estimate]) -> float:
     )
 
 
-def wave_limit(job: Job) -> int:
-    """Return the maximum bytes of a wave on the store's disk."""
-    return max(1, min(MAX_WAVE_BYTES, job.store.free_bytes() // SHARE_OF_FREE))
-
-
 def estimates(job: Job) -> list[Estimate]:
     """Estimate each medium from its index if there is one, else from its header."""
     media = job.media
@@ -127,45 +118,6 @@ def estimates(job: Job) -> list[Estimate]:
 def _failure(job: Job, medium: Medium) -> Mapping[str, Any] | None:
     """Return why an earlier run could not use a medium; None if it is tried again."""
     return None if job.config.retry_failed else job.ledger.failure(medium)
-
-
-def unencoded(job: Job) -> list[tuple[Estimate, bool]]:
-    """Return an estimate of each content without features, and whether it is a guess from the file
-    header. It is one until the frames stage has read the file."""
-    ledger, made, estimated = job.ledger, encoder_of(job.pipeline).writes, []
-    seen: set[Any] = set()
-    for medium, estimate in zip(job.media, estimates(job), strict=True):
-        if ledger.failure(medium) is not None:
-            continue
-        if ledger.media_index(medium) is None:
-            identity = (medium.digest, made in ledger.variant.prompted and medium.prompt)
-            if identity not in seen:
-                estimated.append((estimate, True))
-            seen.add(identity)
-            continue
-        chunks = [
-            task
-            for task in ledger.tasks([medium])
-            if task[made] not in ledger[made]
-            and not ledger.has_failed(task)
-            and task[made] not in seen
-        ]
-        seen.update(task[made] for task in ledger.tasks([medium]))
-        if chunks:
-            estimated.append((_of_chunks(job, medium, chunks), False))
-    return estimated
-
-
-def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:
-    shown, cut = [task.chunk for task in tasks], [task.whole for task in tasks]
-    images = sum(len(c.times) * _parts(job, medium, (c.height, c.width)) for c in shown)
-    return Estimate(
-        seconds=sum(chunk.end - chunk.start for chunk in shown),
-        chunks=len(shown),
-        frames=sum(len(chunk.times) for chunk in shown),
-        frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in cut),
-        feature_bytes=images * job.model.feature_bytes(medium.kind),
-    )
 
 
 def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
@@ -198,7 +150,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     bound = job.ledger.variant.bound if medium.kind == "video" else None
     max_frames = bound.of(stored) if bound and counts else None
     seen = [min(count, max_frames or count) for count in counts]
-    parts, frames = _parts(job, medium, stored), sum(seen)
+    parts, frames = tile_count(job, medium, stored), sum(seen)
     return Estimate(
         seconds=seconds,
         chunks=len(counts),
@@ -217,7 +169,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     )
 
 
-def _parts(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
+def tile_count(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
     """Return the number of tiles of an image of that height and width, the whole included."""
     tiles, edge = job.config.groups.vectors.tiles, job.model.fit("image").edge
     return 1 if medium.kind == "video" else len(boxes_of(*stored, tiles, edge))

@@ -29,9 +29,13 @@ from flows.core.ledger.ledger import MOST_RATIO, cut_waves, has_own_bytes, waves
 from flows.core.ledger.tasks import Medium, Task, keys_of
 from flows.core.machine.leases import Lease, RunningJob, running_jobs
 from flows.core.pipelines import LARGE
-from flows.core.plan.sizes import MAX_WAVE_BYTES, Estimate, wave_limit
+from flows.core.plan.sizes import Estimate
 from stages import hear, sound
 
+SHARE_OF_FREE = 4
+"""Divisor of the store's free space: a wave may take this fraction of it."""
+MAX_WAVE_BYTES = 64 << 30
+"""Maximum bytes of a wave, regardless of the disk."""
 SMALL_BYTES = 4096
 """Bytes in the store for one chunk besides frames and features: its caption, and its parts of
 indexes and of the headers of packs. The demo's take 1,300."""
@@ -324,6 +328,11 @@ def store_limit(
     """Return what `--max-store` leaves for a job; None without the option."""
     limit = job.config.groups.store_size.max_store
     return None if limit is None else StoreLimit(job, limit, expected, lease)
+
+
+def wave_limit(job: Job) -> int:
+    """Return the maximum bytes of a wave on the store's disk."""
+    return max(1, min(MAX_WAVE_BYTES, job.store.free_bytes() // SHARE_OF_FREE))
 
 
 def wave_bytes(job: Job, limit: StoreLimit | None) -> int:

@@ -14,7 +14,6 @@ from artifacts.records.packs import Record, RecordSet
 from flows.core.console.lines import duration
 from flows.core.job.prepare import Job
 from flows.core.plan.sizes import Estimate
-from flows.core.plan.workloads import remaining_items
 from stages.process.checks import hardware
 from stages.process.stage_spec import StageSpec
 
@@ -67,6 +66,22 @@ def times_of(
         f"{name} {'unknown' if s is None else duration(s)}" for name, s in seconds.items() if s != 0
     )
     return seconds, ", ".join(texts)
+
+
+def remaining_items(job: Job, estimates: Sequence[Estimate]) -> dict[str, int]:
+    """Return stage → number of chunks without its output. `estimates`: one of each medium."""
+    ledger = job.ledger
+    uncut = [e for m, e in zip(job.media, estimates, strict=True) if ledger.media_index(m) is None]
+    tasks = [task for task in ledger.tasks(job.media) if not ledger.has_failed(task)]
+
+    def remaining(stage: StageSpec) -> int:
+        of_prompt = stage.writes in ledger.variant.prompted
+        uncounted = sum(e.chunks for e in uncut if of_prompt or not e.reuses_features)
+        return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
+
+    first, *others = job.pipeline
+    to_cut = sum(estimate.chunks for estimate in uncut if not estimate.reuses_features)
+    return {first.name: to_cut, **{stage.name: remaining(stage) for stage in others}}
 
 
 def _notes(job: Job, stage: StageSpec) -> RecordSet:

@@ -1,7 +1,4 @@
-"""Describes the largest chunks of a job, in pixels and tokens, and each stage's remaining work.
-
-The module opens no file.
-"""
+"""Describes the largest chunks of a job, in pixels and tokens. The module opens no file."""
 
 import math
 from collections.abc import Sequence
@@ -14,12 +11,10 @@ from artifacts.tiles import LARGE
 from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.prompt_tokens import FrameBound, chunk_frame_tokens, encoder_frames
-from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import BYTES_PER_TOKEN
 from flows.core.ledger.prompts import added_bytes
 from flows.core.ledger.tasks import Medium
 from flows.core.plan.sizes import UNKNOWN_SIZE, Estimate, frame_counts
-from stages.process.stage_spec import StageSpec
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")
 TEMPLATE_TOKENS = 48
@@ -218,19 +213,3 @@ def workload_of(
         sound_seconds=sound_seconds if heard else 0.0,
         sound_tokens=heard,
     )
-
-
-def remaining_items(job: Job, estimates: Sequence[Estimate]) -> dict[str, int]:
-    """Return stage → number of chunks without its output. `estimates`: one of each medium."""
-    ledger = job.ledger
-    uncut = [e for m, e in zip(job.media, estimates, strict=True) if ledger.media_index(m) is None]
-    tasks = [task for task in ledger.tasks(job.media) if not ledger.has_failed(task)]
-
-    def remaining(stage: StageSpec) -> int:
-        of_prompt = stage.writes in ledger.variant.prompted
-        uncounted = sum(e.chunks for e in uncut if of_prompt or not e.reuses_features)
-        return uncounted + len({t[stage.writes] for t in tasks if not ledger.has(t, stage)})
-
-    first, *others = job.pipeline
-    to_cut = sum(estimate.chunks for estimate in uncut if not estimate.reuses_features)
-    return {first.name: to_cut, **{stage.name: remaining(stage) for stage in others}}

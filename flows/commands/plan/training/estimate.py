@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from artifacts.errors import UsageError
 from artifacts.wording import counted
+from flows.commands.plan.training.architecture import Architecture, Transformer, pass_bytes
 from flows.commands.plan.training.terms import (
     ADAPTER,
     OPTIMIZERS,
@@ -19,7 +20,6 @@ from flows.commands.plan.training.terms import (
     TrainTerm,
 )
 from flows.core.console.lines import gib
-from flows.core.plan.architecture import Architecture, Transformer, pass_bytes
 from flows.core.plan.terms import FRAGMENTATION, GPU_WORKSPACE_BYTES
 from stages.process.device_limit import CONTEXT_BYTES
 

@@ -9,6 +9,7 @@ from artifacts.disk.files import encoded
 from artifacts.errors import CannotFit, UsageError
 from artifacts.option_texts import parse_size
 from artifacts.wording import counted
+from flows.commands.plan.training.architecture import Architecture, read_architecture
 from flows.commands.plan.training.estimate import RANK, changes, train_estimate
 from flows.commands.plan.training.terms import OPTIMIZERS, Method, TrainEstimate, Training
 from flows.core.checkpoint.models import find_checkpoint
@@ -16,7 +17,6 @@ from flows.core.console.display import Display
 from flows.core.console.lines import gib, print_lines
 from flows.core.machine.gpus import gpu_count
 from flows.core.options.commands import CaptionConfig
-from flows.core.plan.architecture import Architecture, read_architecture
 
 MOMENTS = {
     "backward": "reached at the start of the backward pass",

@@ -164,7 +164,7 @@ def test_a_resumed_run_captions_features_there_beside_those_missing(desk: OneCar
     check_same(place, alone)
 
 
-WAVES = "import flows.core.plan.sizes; flows.core.plan.sizes.MAX_WAVE_BYTES = 1"
+WAVES = "import flows.core.plan.store_limit; flows.core.plan.store_limit.MAX_WAVE_BYTES = 1"
 """A wave has one file."""
 
 

@@ -19,7 +19,6 @@ import pytest
 from PIL import Image
 
 import flows.core.ledger.tasks
-import flows.core.plan.sizes
 import flows.core.plan.store_limit
 import flows.execution.pipeline_runner
 from artifacts.digests import digest_of
@@ -73,7 +72,7 @@ def run(config: CaptionConfig, stages: Stages) -> int:
 
 def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     # three short clips, or a longer one
-    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 28_200)
+    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 28_200)
     sent: list[int] = []
 
     class Pipe(RunPipe):
@@ -93,7 +92,7 @@ def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyP
 def test_each_wave_has_a_process_where_there_are_no_pipes(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 28_200)
+    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 28_200)
     monkeypatch.setattr(os, "mkfifo", refuse)
     stages = Stages()
     assert run(config, stages) == 5
@@ -113,7 +112,7 @@ def test_outputs_are_written_seldom(config: CaptionConfig, monkeypatch: pytest.M
 
     monkeypatch.setattr(flows.execution.pipeline_runner, "write_outputs", write)
     monkeypatch.setattr(flows.execution.pipeline_runner, "WRITING_SHARE", 10**9)
-    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 1)
+    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 1)
     stages = Stages()
     assert run(config, stages) == 5
     assert stages.names().count("decode") == 5
@@ -574,7 +573,7 @@ def test_both_processes_stay_for_the_next_wave(
     if why == "max store":
         config = replace(config, max_store=60_000)
     else:
-        monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 1)
+        monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 1)
     stages = Staying(ends)
     assert run(replace(config, engine="inflight"), stages) == 5
     alone = [name for name in stages.names() if name != "frames"]
@@ -593,7 +592,7 @@ def test_a_process_that_forgets_an_item_holds_up_no_wave(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     monkeypatch.setattr(run_pipe, "PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(flows.core.plan.sizes, "MAX_WAVE_BYTES", 1)
+    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 1)
     stages = Staying(forgets=stage)
     assert run(replace(config, engine="inflight"), stages) == 5
     assert len([name for name, _ in stages.sent if name == stage]) > 1

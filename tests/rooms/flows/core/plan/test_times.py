@@ -14,8 +14,8 @@ from flows.core.console.display import Display
 from flows.core.job.prepare import prepare
 from flows.core.options.commands import CaptionConfig
 from flows.core.plan.sizes import estimates
-from flows.core.plan.times import UNKNOWN, note_seconds, seconds_an_item, times_of
-from flows.core.plan.workloads import ChunkFrames, remaining_items, workload_of
+from flows.core.plan.times import UNKNOWN, note_seconds, remaining_items, seconds_an_item, times_of
+from flows.core.plan.workloads import ChunkFrames, workload_of
 from flows.execution.run import caption
 from stages import decode, frames
 from stages.models.processors.blank_clips import Clip

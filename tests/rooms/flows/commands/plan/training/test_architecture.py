@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.errors import UsageError
-from flows.core.plan.architecture import (
+from flows.commands.plan.training.architecture import (
     Architecture,
     Transformer,
     pass_bytes,
