@@ -28,8 +28,8 @@ from flows.core.machine.launch import StageCall, with_restarts
 from flows.core.media.media_file import MediaFile
 from flows.core.options.media import ON
 from flows.core.pipelines import parts_of
-from flows.core.plan.choose import longest_answer, plan_request
-from flows.core.plan.context_check import context_notes, loses_frames
+from flows.core.plan.choose import plan_request
+from flows.core.plan.context_check import context_notes, longest_answer, loses_frames
 from flows.core.plan.costs.summarize import nodes_of
 from flows.core.plan.ladder import Rung
 from flows.core.plan.sizes import estimates

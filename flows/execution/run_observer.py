@@ -26,7 +26,7 @@ from flows.core.machine.leases import Lease, leased
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.options.trained_half import LearnedOptions
 from flows.core.pipelines import STAGES
-from flows.core.plan.capacity import unplanned
+from flows.core.plan.choose import unplanned
 from flows.core.plan.ladder import Ladder
 from flows.core.plan.plan import ladder_of
 from flows.execution.pipeline_runner import PipelineRunner

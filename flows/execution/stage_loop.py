@@ -15,6 +15,7 @@ How it works:
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
@@ -23,7 +24,8 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Medium, Task
 from flows.core.machine.launch import Launcher, StageCall, StageHandle, wait_or_stop
 from flows.core.pipelines import parts_of
-from flows.core.plan.capacity import Capacity
+from flows.core.plan.changes import advice_for
+from flows.core.plan.choose import Capacity
 from flows.core.plan.ladder import Ladder, Rung
 from flows.execution.stage_calls import settings_on
 from flows.outputs.record.record_writer import RecordWriter
@@ -164,7 +166,7 @@ class StageLoop:
                     largest=attempt.largest,
                     tokens=attempt.tokens,
                     ready=attempt.is_loaded,
-                    advise=self.capacity.advice,
+                    advise=partial(advice_for, capacity=self.capacity),
                 )
                 self.select_variant()
             else:

@@ -25,6 +25,7 @@ from flows.core.ledger.tasks import Medium, Task, unique
 from flows.core.machine.launch import StageCall
 from flows.core.machine.leases import Lease
 from flows.core.pipelines import parts_of
+from flows.core.plan.changes import advice_for
 from flows.core.plan.choose import memory_plan, plan_request, plan_request_of_model
 from flows.core.plan.ladder import Rung
 from flows.core.plan.plan import choose, plan_start
@@ -295,7 +296,7 @@ class StageRunner:
         of_job = self._job.ledger.tasks(self._job.media) if remaining else []
         if remaining and not any(self._is_made(stage, task) for task in of_job):
             error = events_by_identity[remaining[0].identity].error
-            advice = self.loop.capacity.advice(stage.name)
+            advice = advice_for(stage.name, self.loop.capacity)
             raise self._ladder.nothing_fits(stage.name, CannotFit(error), advice)
         for task in remaining:
             event = events_by_identity[task.identity]

@@ -1,4 +1,5 @@
-"""Finds option changes that would make a job fit, using the estimate that refused it."""
+"""Finds option changes that would make a job fit which an estimate refused, or that ran out of
+memory despite it."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,43 +14,12 @@ from flows.core.checkpoint.prompt_tokens import encoder_frames, frame_size_token
 from flows.core.console.lines import gib, rounded_up, written
 from flows.core.machine.budget import Budget
 from flows.core.pipelines import STAGES
-from flows.core.plan.choose import PlanRequest, StagePlan, allowed, stage_plans
+from flows.core.plan.choose import Capacity, PlanRequest, StagePlan, allowed, stage_plans
 from flows.core.plan.stage_estimate import StageEstimate
 from flows.core.plan.workloads import PIXEL_BYTES, Workload, seen_size
 
 MARGIN = 1.1
 """Factor on suggested pixels in the estimate, because processors round up to patches."""
-
-
-def fewer_pixels(model: Model, workloads: Sequence[Workload]) -> Iterator[int]:
-    """Yield pixel limits for the largest frames, each half of the previous one. Yield nothing if
-    the model's processor has no such limit."""
-    multiple = model.profile.least_pixels
-    largest = max((math.prod(seen_size(model, w.kind, w.stored)) for w in workloads), default=0)
-    for step in range(1, 32) if multiple else ():
-        limit = (largest >> step) // multiple * multiple
-        if limit < MIN_TOKENS * multiple:
-            return
-        yield limit
-
-
-def limit_pixels(model: Model, workload: Workload, pixels: int) -> Workload:
-    """Return the workload with frames limited to this number of pixels."""
-    kind, counted = workload.kind, encoder_frames(model.profile, workload.kind, workload.frames)
-    height, width = seen_size(model, kind, workload.stored)
-    share = min(1.0, MARGIN * pixels / (height * width)) ** 0.5
-    size = (math.ceil(height * share), math.ceil(width * share))
-    tokens, pixel_bytes = frame_size_tokens(model.profile, kind, size)
-    before = max(1, workload.tokens - workload.text_tokens)
-    after = min(before, math.ceil(counted * tokens))
-    return replace(
-        workload,
-        units=min(workload.units, math.ceil(counted * pixel_bytes / PIXEL_BYTES)),
-        tokens=after + workload.text_tokens,
-        feature_bytes=math.ceil(workload.feature_bytes * after / before),
-    )
-
-
 LIBRARY_BYTES = 64 << 20
 """Margin above the plan for a suggested CPU limit. oneDNN, for example, allocates memory outside
 torch, and ends the process if it fails."""
@@ -86,6 +56,25 @@ def cannot_fit(request: PlanRequest, refused: Sequence[StagePlan], budget: Budge
     lines = [change.line() for change in changes(request, worst, budget)]
     hint = f"Give {', or '.join(lines[:NAMED])}" if lines else "Choose a smaller model"
     return CannotFit(message, hint=hint)
+
+
+def advice_for(stage: str, capacity: Capacity) -> str:
+    """Return options that would make a stage fit that ran out of memory despite its estimate;
+    empty: none are known."""
+    request = replace(capacity.request, stages=(STAGES[stage],))
+    if not request.workloads:
+        return ""
+    smallest = stage_plans(request, request.rungs, capacity.budget)[stage].chosen
+    # It used more than estimated, so a change must lower the estimate.
+    budget = replace(capacity.budget, bytes=min(capacity.budget.bytes, smallest.peak_bytes - 1))
+    unfit = StagePlan(requested=smallest, chosen=smallest, fits=False, refused=True)
+    options = [change.option for change in changes(request, unfit, budget)]
+    options = [option for option in options if not option.startswith("--memory")][:NAMED]
+    part, config = STAGES[stage].part, request.config
+    name = config.precision_field(part)
+    if part and name and not config.may_fall_back(part):
+        options.append(f"--{name.replace('_', '-')} auto, which falls back by itself")
+    return ", or ".join([*options, "more with --memory"])
 
 
 def changes(request: PlanRequest, unfit: StagePlan, budget: Budget) -> list[Change]:
@@ -164,6 +153,35 @@ def _pixels(request: PlanRequest) -> Iterator[tuple[str, PlanRequest | None]]:
         workloads = tuple(limit_pixels(model, w, largest) for w in request.workloads)
         smallest = smallest and limit_pixels(model, smallest, largest)
         yield f"--max-pixels {largest}", replace(request, workloads=workloads, smallest=smallest)
+
+
+def fewer_pixels(model: Model, workloads: Sequence[Workload]) -> Iterator[int]:
+    """Yield pixel limits for the largest frames, each half of the previous one. Yield nothing if
+    the model's processor has no such limit."""
+    multiple = model.profile.least_pixels
+    largest = max((math.prod(seen_size(model, w.kind, w.stored)) for w in workloads), default=0)
+    for step in range(1, 32) if multiple else ():
+        limit = (largest >> step) // multiple * multiple
+        if limit < MIN_TOKENS * multiple:
+            return
+        yield limit
+
+
+def limit_pixels(model: Model, workload: Workload, pixels: int) -> Workload:
+    """Return the workload with frames limited to this number of pixels."""
+    kind, counted = workload.kind, encoder_frames(model.profile, workload.kind, workload.frames)
+    height, width = seen_size(model, kind, workload.stored)
+    share = min(1.0, MARGIN * pixels / (height * width)) ** 0.5
+    size = (math.ceil(height * share), math.ceil(width * share))
+    tokens, pixel_bytes = frame_size_tokens(model.profile, kind, size)
+    before = max(1, workload.tokens - workload.text_tokens)
+    after = min(before, math.ceil(counted * tokens))
+    return replace(
+        workload,
+        units=min(workload.units, math.ceil(counted * pixel_bytes / PIXEL_BYTES)),
+        tokens=after + workload.text_tokens,
+        feature_bytes=math.ceil(workload.feature_bytes * after / before),
+    )
 
 
 def _precisions(request: PlanRequest, stage: str) -> Iterator[tuple[str, PlanRequest | None]]:

@@ -1,4 +1,4 @@
-"""Selects the rung that each stage of a job starts on, and counts the tokens left for an answer.
+"""Selects the rung that each stage of a job starts on, and what fits at the same time.
 
 How it selects a rung:
 
@@ -11,30 +11,26 @@ How it selects a rung:
    certain part of its estimate for the smallest chunk (`CERTAIN_SHARE`) exceeds the budget.
 5. A rung on which an earlier run found the stage to fit is used without an estimate.
 
-The tokens of an answer are those that images and text leave of the context. The module starts no
-process and loads no model.
+`Capacity` says what fits at the same time: the processes of a stage on several GPUs, and several
+stages on one device. The module starts no process and loads no model.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from artifacts.records.store import open_store
 from flows.core.checkpoint.models import Model
-from flows.core.checkpoint.prompt_tokens import (
-    PromptTokens,
-    frame_bound,
-    frame_room,
-    max_prompt_tokens,
-)
+from flows.core.checkpoint.prompt_tokens import frame_bound, max_prompt_tokens
+from flows.core.console.lines import gib
 from flows.core.job.plan_record import MemoryPlan
 from flows.core.job.prepare import Job
-from flows.core.ledger.prompts import example, prompt_for
+from flows.core.ledger.prompts import prompt_for
 from flows.core.machine.budget import Budget, context_bytes
 from flows.core.options.commands import RunOptions
 from flows.core.pipelines import CAPTION, STAGES, Pipeline
 from flows.core.plan import costs
 from flows.core.plan.costs.encode import recordings_term
-from flows.core.plan.ladder import Rung
+from flows.core.plan.ladder import Rung, sizes
 from flows.core.plan.sizes import Estimate, estimates
 from flows.core.plan.stage_estimate import Conditions, StageEstimate
 from flows.core.plan.workloads import Workload, smallest_workload, standard_workloads, workloads_of
@@ -249,57 +245,73 @@ def allowed(estimate: StageEstimate, budget: Budget) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerRoom:
-    """The token budget of a context for one chunk."""
+class Capacity:
+    """What the memory of a run is expected to hold; without workloads, one process of a stage."""
 
-    image_tokens: int
-    """Tokens of the frames, and of the template text around each of them."""
-    prompt_tokens: int
-    """Tokens of the prompt, the system turn and the beginning of the answer."""
-    answer_tokens: int
-    """Tokens left for the answer; negative if images and text exceed the context."""
+    request: PlanRequest
+    budget: Budget
+    gpus: int = 1
+    """Number of equal GPUs."""
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Return the planned tokens of the longest sequence, prompt and caption."""
+        prompt = max((workload.tokens for workload in self.request.workloads), default=0)
+        return prompt + self.request.config.groups.engine.max_new_tokens
+
+    def processes(self, rung: Rung) -> int:
+        """Return on how many of the GPUs a stage runs: at least on one, and on no more than the
+        host's memory holds the processes of."""
+        if self.gpus == 1 or not STAGES[rung.stage].fans_out or not self.request.workloads:
+            return 1
+        needed = self.request.estimate(rung).host_bytes
+        return max(1, min(self.gpus, self.budget.host_bytes // needed)) if needed else self.gpus
+
+    def processes_note(self, rungs: Sequence[Rung]) -> str:
+        """Return why stages run on fewer GPUs than there are; empty if none does."""
+        processes = {rung.stage: self.processes(rung) for rung in rungs}
+        fewer = {s: n for s, n in processes.items() if STAGES[s].fans_out and n < self.gpus}
+        if not fewer:
+            return ""
+        parts = " and ".join(f"{stage} runs on {count}" for stage, count in fewer.items())
+        return (
+            f"{parts} of {self.gpus} GPUs: the host's memory ({gib(self.budget.host_bytes)} free) "
+            "holds no more processes"
+        )
+
+    def fit_together(self, rungs: Sequence[Rung]) -> Mapping[str, int]:
+        """Return stage → bytes of the device that it may take while all of them run: its peak and
+        an equal part of what is left. Return nothing if they are not expected to fit together, with
+        one process per GPU of stages that have such."""
+        budget = self.budget
+        estimates = [self.request.estimate(r) for r in rungs] if self.request.workloads else []
+        room = budget.bytes if budget.device == "cpu" else budget.host_bytes
+        needed = sum(
+            (e.host_bytes or e.peak_bytes) * (self.gpus if STAGES[e.rung.stage].fans_out else 1)
+            for e in estimates
+        )
+        peaks = {e.rung.stage: e.peak_bytes for e in estimates if STAGES[e.rung.stage].part}
+        spare = budget.bytes - sum(peaks.values())
+        if needed > room or spare < 0 or not all(fits(estimate, budget) for estimate in estimates):
+            return {}
+        return {stage: peak + spare // len(peaks) for stage, peak in peaks.items()}
+
+    def batch_without_slots(self, rung: Rung) -> int:
+        """Return the batch size for a rung with slots, if the engine check finds no slot support.
+
+        It is the largest that is expected to fit, at most the number of slots and the requested
+        size, and at least 1.
+        """
+        if not (rung.in_slots and self.request.workloads):
+            return rung.batch
+        plain = replace(rung, in_slots=False)
+        largest = min(rung.batch, self.request.config.batch_size)
+        batches = (replace(plain, batch=size) for size in sizes(largest))
+        fitting = (b.batch for b in batches if fits(self.request.estimate(b), self.budget))
+        return next(fitting, 1)
 
 
-def prompt_texts(config: RunOptions, frames: int, prompt: str) -> tuple[str, str, str]:
-    """Return the prompt of a chunk, the system turn, and the beginning of the answer."""
-    params = config.groups.generation
-    return example(prompt, frames), params.system, params.start_with
-
-
-def text_token_count(model: Model, config: RunOptions, frames: int, prompt: str) -> int:
-    """Return the text tokens of a chunk with this number of frames, without the answer."""
-    counter = PromptTokens(model.folder)
-    prompt_tokens = sum(
-        counter.count(text) for text in prompt_texts(config, frames, prompt) if text
-    )
-    return prompt_tokens + model.profile.tokens_per_prompt
-
-
-def image_tokens_and_left(model: Model, workload: Workload) -> tuple[int, int]:
-    """Return the image tokens of a chunk, and the context tokens left after them and the chat
-    template."""
-    profile = model.profile
-    template = profile.tokens_per_frame * workload.frames if workload.kind == "video" else 0
-    image_tokens = workload.tokens - workload.text_tokens + template
-    return image_tokens, profile.context_tokens - image_tokens - profile.tokens_per_prompt
-
-
-def answer_room(model: Model, config: RunOptions, workload: Workload, prompt: str) -> AnswerRoom:
-    """Return the token budget for the answer to a prompt about a chunk."""
-    prompt_tokens = text_token_count(model, config, workload.frames, prompt)
-    image_tokens, answer_tokens = image_tokens_and_left(model, workload)
-    answer_tokens += model.profile.tokens_per_prompt - prompt_tokens
-    return AnswerRoom(
-        image_tokens=image_tokens, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens
-    )
-
-
-def longest_answer(request: PlanRequest) -> int | None:
-    """Return the maximum tokens of an answer next to the largest chunks; None: not limited by the
-    context."""
-    model, config = request.model, request.config
-    if not frame_room(model.profile):
-        return None
-    prompt = max(request.prompts, key=max_prompt_tokens, default="")
-    rooms = [answer_room(model, config, w, prompt).answer_tokens for w in request.workloads]
-    return max(0, min(rooms)) if rooms else None
+def unplanned(job: Job) -> Capacity:
+    """Return the capacity of a job before its work is planned."""
+    request = PlanRequest(model=job.model, config=job.config, device=job.device, workloads=())
+    return Capacity(request=request, budget=job.budget)

@@ -4,11 +4,13 @@ model.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from artifacts.errors import UsageError
 from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.prompt_tokens import (
+    PromptTokens,
     encoder_frames,
     frame_bound,
     frame_room,
@@ -21,20 +23,72 @@ from flows.core.checkpoint.prompt_tokens import (
 )
 from flows.core.job.prepare import Job
 from flows.core.job.summary import context_note
-from flows.core.ledger.prompts import prompt_for
+from flows.core.ledger.prompts import example, prompt_for
 from flows.core.options.commands import RunOptions
-from flows.core.plan.choose import (
-    AnswerRoom,
-    PlanRequest,
-    answer_room,
-    image_tokens_and_left,
-    prompt_texts,
-    prompts_of,
-    text_token_count,
-)
+from flows.core.plan.choose import PlanRequest, prompts_of
 from flows.core.plan.sizes import UNKNOWN_SIZE, Estimate
 from flows.core.plan.workloads import ChunkFrames, Workload, workload_of
 from stages.models.profile import ModelProfile
+
+MARGIN = 0.9
+"""Share of the fitting pixels that is suggested, because processors round up to patches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerRoom:
+    """The token budget of a context for one chunk."""
+
+    image_tokens: int
+    """Tokens of the frames, and of the template text around each of them."""
+    prompt_tokens: int
+    """Tokens of the prompt, the system turn and the beginning of the answer."""
+    answer_tokens: int
+    """Tokens left for the answer; negative if images and text exceed the context."""
+
+
+def prompt_texts(config: RunOptions, frames: int, prompt: str) -> tuple[str, str, str]:
+    """Return the prompt of a chunk, the system turn, and the beginning of the answer."""
+    params = config.groups.generation
+    return example(prompt, frames), params.system, params.start_with
+
+
+def text_token_count(model: Model, config: RunOptions, frames: int, prompt: str) -> int:
+    """Return the text tokens of a chunk with this number of frames, without the answer."""
+    counter = PromptTokens(model.folder)
+    prompt_tokens = sum(
+        counter.count(text) for text in prompt_texts(config, frames, prompt) if text
+    )
+    return prompt_tokens + model.profile.tokens_per_prompt
+
+
+def image_tokens_and_left(model: Model, workload: Workload) -> tuple[int, int]:
+    """Return the image tokens of a chunk, and the context tokens left after them and the chat
+    template."""
+    profile = model.profile
+    template = profile.tokens_per_frame * workload.frames if workload.kind == "video" else 0
+    image_tokens = workload.tokens - workload.text_tokens + template
+    return image_tokens, profile.context_tokens - image_tokens - profile.tokens_per_prompt
+
+
+def answer_room(model: Model, config: RunOptions, workload: Workload, prompt: str) -> AnswerRoom:
+    """Return the token budget for the answer to a prompt about a chunk."""
+    prompt_tokens = text_token_count(model, config, workload.frames, prompt)
+    image_tokens, answer_tokens = image_tokens_and_left(model, workload)
+    answer_tokens += model.profile.tokens_per_prompt - prompt_tokens
+    return AnswerRoom(
+        image_tokens=image_tokens, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens
+    )
+
+
+def longest_answer(request: PlanRequest) -> int | None:
+    """Return the maximum tokens of an answer next to the largest chunks; None: not limited by the
+    context."""
+    model, config = request.model, request.config
+    if not frame_room(model.profile):
+        return None
+    prompt = max(request.prompts, key=max_prompt_tokens, default="")
+    rooms = [answer_room(model, config, w, prompt).answer_tokens for w in request.workloads]
+    return max(0, min(rooms)) if rooms else None
 
 
 def context_hint(model: Model, config: RunOptions, workload: Workload, room: AnswerRoom) -> str:
@@ -75,10 +129,6 @@ def _with_fewer(model: Model, workload: Workload, room: AnswerRoom) -> list[tupl
         _, left = image_tokens_and_left(model, fewer)
         pairs.append((frames, left + model.profile.tokens_per_prompt - room.prompt_tokens))
     return [pair for pair in pairs if pair[1] > 0]
-
-
-MARGIN = 0.9
-"""Share of the fitting pixels that is suggested, because processors round up to patches."""
 
 
 def refuse_beyond_context(request: PlanRequest) -> None:

@@ -32,9 +32,9 @@ from flows.core.machine.launch import Launcher
 from flows.core.media.media_file import source_failure
 from flows.core.options.commands import RunOptions
 from flows.core.pipelines import CAPTION, STAGES, Pipeline, parts_of, purposes, with_extras
-from flows.core.plan.capacity import Capacity
 from flows.core.plan.changes import cannot_fit
 from flows.core.plan.choose import (
+    Capacity,
     PlanRequest,
     StagePlan,
     memory_plan,

@@ -68,7 +68,7 @@ class Run:
             "launcher": SimpleNamespace(start=self._start),
             "writer": SimpleNamespace(add=self._record),
             "ladder": SimpleNamespace(begin=lambda name: None, step_down=self._step_down),
-            "capacity": SimpleNamespace(advice=lambda stage: ""),
+            "capacity": None,
         }
         return StageLoop(**fakes, on_start=lambda *_: None, fetch=lambda parts: None)
 

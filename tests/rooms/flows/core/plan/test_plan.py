@@ -17,9 +17,8 @@ from flows.core.console.display import Display
 from flows.core.console.lines import rounded_up, written
 from flows.core.options.vectors import EmbedConfig
 from flows.core.plan import ladder
-from flows.core.plan.capacity import Capacity
 from flows.core.plan.changes import cannot_fit, changes
-from flows.core.plan.choose import StagePlan, fits, refused, stage_plans
+from flows.core.plan.choose import Capacity, StagePlan, fits, refused, stage_plans
 from flows.core.plan.costs.decode_rungs import decode_rungs
 from flows.core.plan.costs.encode_rungs import encode_rungs
 from flows.core.plan.ladder import Remembered, Rung, index_of, sizes

@@ -9,8 +9,7 @@ import pytest
 
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import CaptionConfig
-from flows.core.plan.capacity import Capacity
-from flows.core.plan.choose import PlanRequest, stage_plans
+from flows.core.plan.choose import Capacity, PlanRequest, stage_plans
 from flows.core.plan.costs import estimate
 from flows.core.plan.costs.decode import GRAMMAR_BYTES
 from flows.core.plan.costs.decode_rungs import rungs, supports_slots
