@@ -8,8 +8,9 @@ SHOWN_NAMES = 3
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: `1 file`, `2 files`, `1,200 summaries`."""
-    many = " or ".join(f"{n[:-1]}ies" if n.endswith("ry") else f"{n}s" for n in noun.split(" or "))
+    """Return a number with its noun: `1 file`, `2 batches`, `1,200 summaries`."""
+    endings = {"ry": "ries", "ch": "ches"}
+    many = " or ".join(n[:-2] + endings.get(n[-2:], f"{n[-2:]}s") for n in noun.split(" or "))
     return f"{count:,} {noun if count == 1 else many}"
 
 

@@ -26,7 +26,7 @@ from flows.core.console.display import Display
 from flows.core.ledger.namespaces import variant_of
 from flows.core.options.commands import CaptionConfig
 from flows.core.pipelines import CAPTION
-from flows.core.plan.costs.decode_rungs import rungs
+from flows.core.plan.costs.decode import rungs
 from flows.core.plan.ladder import Rung
 from flows.core.plan.terms import weights
 from flows.execution.run import caption

@@ -9,7 +9,7 @@ import pytest
 
 from flows.core.checkpoint.precision import weight_bytes
 from flows.core.machine.launch import DirectLauncher
-from flows.core.plan.costs.part import with_packed
+from flows.core.plan.half import with_packed
 from flows.interfaces.cli.main import main
 from stages.models import describe
 from tests.support import gpus
@@ -106,7 +106,7 @@ def test_packed_layers_make_the_same_captions_under_the_same_keys(
     expected = captions(place, twin_of(folder))
     with monkeypatch.context() as patch:
         patch.setattr(
-            "flows.core.plan.costs.decode_rungs.with_packed",
+            "flows.core.plan.costs.decode.with_packed",
             lambda half, rungs: [rung for rung in with_packed(half, rungs) if rung.packed],
         )
         assert captions(place, folder) == expected

@@ -221,7 +221,7 @@ def test_the_first_line_of_a_run_comes_before_what_does_it_is_loaded() -> None:
     slow = {
         "rich",
         "flows.execution.run",
-        "flows.core.plan.estimate",
+        "flows.core.plan.half",
         "flows.core.checkpoint.models",
     }
     assert not slow.union(HEAVY).intersection(loaded)

@@ -206,15 +206,13 @@ def _unencoded(job: Job) -> list[tuple[Estimate, bool]]:
     """Return an estimate of each content without features, and whether it is a guess from the file
     header. It is one until the frames stage has read the file."""
     ledger, made, estimated = job.ledger, encoder_of(job.pipeline).writes, []
-    seen: set[Any] = set()
+    seen: set[str] = set()
     for medium, estimate in zip(job.media, estimates(job), strict=True):
         if ledger.failure(medium) is not None:
             continue
         if ledger.media_index(medium) is None:
-            identity = (medium.digest, made in ledger.variant.prompted and medium.prompt)
-            if identity not in seen:
+            if not estimate.reuses_features:
                 estimated.append((estimate, True))
-            seen.add(identity)
             continue
         chunks = [
             task

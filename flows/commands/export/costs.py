@@ -2,15 +2,15 @@
 
 import math
 from dataclasses import replace
+from enum import StrEnum
 
 from artifacts.wording import counted
 from flows.commands.export.options import SAMPLES
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.plan.costs import decode
-from flows.core.plan.costs.cost import Cost
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, Cost, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.models.shards import SHARD_BYTES
 
@@ -30,6 +30,17 @@ COMPARED_BYTES = 256 * 4 * 8
 """Bytes per chunk and feature dimension: 256 rows, four copies, 64 bit."""
 
 
+class ExportReason(StrEnum):
+    """What an export takes memory for."""
+
+    FILE = "a weight file, the current tensor, and the headers"
+    HALF = "{millions:,.0f} M numbers in 32 bit x {copies}: traced, as a graph, checked"
+    OPERATIONS = "traced operations"
+    FEATURES = "features of all chunks, twice"
+    HESSIANS = "Hessians of {wide:,} and {narrow:,} squared numbers for one layer, and one inverse"
+    CALIBRATION = "{chunks} that pass the layers together x {tokens:,} x {width:,} x 4"
+
+
 def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     return [Rung(stage=stage, batch=1)]
 
@@ -37,8 +48,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
 def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up one weight file and the current tensor."""
     held = sum(part.stored_bytes for part in model.profile.parts.values()) or SHARD_BYTES
-    why = "a weight file, the current tensor, and the headers"
-    term = Term(part="weight", bytes=min(SHARD_BYTES, held) + WRITING_BYTES, why=why)
+    term = Term.of("weight", min(SHARD_BYTES, held) + WRITING_BYTES, ExportReason.FILE)
     return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
 
 
@@ -49,10 +59,12 @@ def memory_of_tracing(
     profile = model.profile
     parts = profile.parts.values() if profile.route == "dual" else [profile.vision]
     largest = max(part.parameters for part in parts)
-    why = f"{largest / 1e6:,.0f} M numbers in 32 bit x {GRAPH_COPIES}: traced, as a graph, checked"
-    terms = [Term(part="weight", bytes=GRAPH_COPIES * 4 * largest, why=why)]
-    terms.append(Term(part="workspace", bytes=TRACING_BYTES, why="traced operations"))
-    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
+    numbers = {"millions": largest / 1e6, "copies": GRAPH_COPIES}
+    terms = (
+        Term.of("weight", GRAPH_COPIES * 4 * largest, ExportReason.HALF, **numbers),
+        Term.of("workspace", TRACING_BYTES, ExportReason.OPERATIONS),
+    )
+    return StageEstimate(rung=rung, terms=terms, device="cpu", workload=workload)
 
 
 def memory_of_comparing(
@@ -60,7 +72,7 @@ def memory_of_comparing(
 ) -> StageEstimate:
     """Count the feature rows that are compared."""
     rows = workload.chunks * COMPARED_BYTES * model.profile.feature_width
-    term = Term(part="activation", bytes=rows + WRITING_BYTES, why="features of all chunks, twice")
+    term = Term.of("activation", rows + WRITING_BYTES, ExportReason.FEATURES)
     return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
 
 
@@ -84,19 +96,24 @@ def memory_of_calibrating(
     model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
     """Add the Hessians of one layer. The calibration inverts one Hessian at a time."""
-    new = conditions.new_tokens
+    tokens = workload.tokens + conditions.new_tokens
     judging, half = memory_of_judging(model, rung, workload, conditions), model.profile
     wide = half.language.widest_linear
     narrow = half.language.largest_linear // max(1, wide)
     summed = 4 * (3 * narrow**2 + wide**2)
-    rows = CALIBRATING * (workload.tokens + new) * half.feature_width * 4
+    rows = CALIBRATING * tokens * half.feature_width * 4
     held = min(HESSIAN_BYTES, summed) + math.ceil(INVERTING * 4 * wide**2) + ROUNDED_BYTES
-    why = f"Hessians of {wide:,} and {narrow:,} squared numbers for one layer, and one inverse"
-    terms = [*judging.terms, Term(part="workspace", bytes=held, why=why)]
-    chunks = counted(CALIBRATING, "chunk")
-    why = f"{chunks} that pass the layers together x {workload.tokens + new:,}"
-    terms.append(Term(part="activation", bytes=rows, why=f"{why} x {half.feature_width:,} x 4"))
-    return StageEstimate(rung=rung, terms=tuple(terms), device=conditions.device, workload=workload)
+    chunks = {
+        "chunks": counted(CALIBRATING, "chunk"),
+        "tokens": tokens,
+        "width": half.feature_width,
+    }
+    terms = (
+        *judging.terms,
+        Term.of("workspace", held, ExportReason.HESSIANS, wide=wide, narrow=narrow),
+        Term.of("activation", rows, ExportReason.CALIBRATION, **chunks),
+    )
+    return StageEstimate(rung=rung, terms=terms, device=conditions.device, workload=workload)
 
 
 COSTS = {

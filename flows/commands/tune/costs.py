@@ -2,24 +2,23 @@
 arithmetic.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
+from enum import StrEnum
 from functools import lru_cache
 
 from artifacts.errors import UsageError
 from artifacts.packages import is_installed
-from flows.commands.plan.training.architecture import Architecture, pass_bytes, read_architecture
+from flows.commands.plan.training.architecture import Transformer, pass_bytes, read_architecture
 from flows.commands.plan.training.estimate import LOGITS, adapted_layer_bytes, lora_parameters
 from flows.commands.plan.training.terms import ADAPTER, OPTIMIZERS
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import BYTES, QUANTIZER, PartSettings
 from flows.core.options.commands import RunOptions
 from flows.core.plan.costs import decode
-from flows.core.plan.costs.cost import Cost
-from flows.core.plan.costs.part import free_settings, settings_as_run, with_packed
+from flows.core.plan.half import free_settings, settings_as_run, with_packed
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, Cost, StageEstimate, Term
 from flows.core.plan.terms import ADDED_BYTES, adapter_terms, overhead_terms, weights
 from flows.core.plan.workloads import Workload
 from stages.models.hub.checkpoint import Checkpoint
@@ -35,6 +34,18 @@ BEST_STATE_BYTES = 4
 KEPT_VALUES = 34
 """Approximate values per token that a layer keeps for the backward pass, in multiples of the hidden
 size, if its dimensions are unknown (Korthikanti et al. 2022, equation 1)."""
+
+
+class TuneReason(StrEnum):
+    """What a training takes memory for."""
+
+    TRAINED = "{trained} x {each:g} bytes, with gradients and moments"
+    BEST_STATE = "{trained} x {each} bytes, the best state so far"
+    INPUTS = "{examples} tokens x {layers} layers x {each:,} bytes, their inputs"
+    KEPT = "{examples} tokens x {layers} layers x {each:,} bytes, for the backward pass"
+    LAYER = "one layer, with its gradients"
+    LOGITS = "logits of {tokens:,} tokens x {vocabulary:,} words, with gradients"
+    FEATURES = "the features of a step's examples"
 
 
 def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
@@ -78,34 +89,35 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     terms += max(step, scoring, key=lambda some: sum(term.bytes for term in some))
     terms += [*_states(model, rung), *adapter_terms(settings, rung, rung.batch * workload.tokens)]
     features = rung.batch * workload.feature_bytes
-    read = Term(part="workspace", bytes=features, why="the features of a step's examples")
-    terms += overhead_terms(terms, device, read)
+    terms += overhead_terms(terms, conditions, Term.of("workspace", features, TuneReason.FEATURES))
     return StageEstimate(rung=rung, terms=tuple(terms), device=device, workload=workload)
 
 
 @lru_cache(maxsize=4)
-def _architecture(checkpoint: Checkpoint) -> Architecture | None:
-    """Return the dimensions of a model; None if its files do not contain them."""
+def _text_and_words(checkpoint: Checkpoint) -> tuple[Transformer | None, int]:
+    """Return the dimensions of a language half, None if its files do not contain them, and its
+    number of words."""
     try:
         architecture = read_architecture(checkpoint)
     except UsageError:
-        return None
-    return architecture if architecture.text is not None else None
+        return None, 0
+    return architecture.text, architecture.vocabulary
 
 
 def _states(model: Model, rung: Rung) -> Iterator[Term]:
     """Yield trained parameters, gradients and moments."""
-    architecture, half = _architecture(model.checkpoint), model.profile.language
-    if architecture is None or architecture.text is None:
+    (text, _), half = _text_and_words(model.checkpoint), model.profile.language
+    if text is None:
         trained = rung.rank * (half.linear_rows + half.linear_modules * model.profile.feature_width)
     else:
-        trained = lora_parameters(architecture.text, rung.rank)
+        trained = lora_parameters(text, rung.rank)
     trained_bytes = ADAPTER.weight + ADAPTER.gradient + MOMENTS[rung.optimizer]
     count = f"{trained / 1e6:,.2f} M trained numbers"
-    why = f"{count} x {trained_bytes:g} bytes, with gradients and moments"
-    yield Term(part="weight", bytes=math.ceil(trained * trained_bytes), why=why)
-    why = f"{count} x {BEST_STATE_BYTES} bytes, the best state so far"
-    yield Term(part="workspace", bytes=trained * BEST_STATE_BYTES, why=why)
+    yield Term.of(
+        "weight", trained * trained_bytes, TuneReason.TRAINED, trained=count, each=trained_bytes
+    )
+    size = trained * BEST_STATE_BYTES
+    yield Term.of("workspace", size, TuneReason.BEST_STATE, trained=count, each=BEST_STATE_BYTES)
 
 
 def _step_terms(
@@ -113,35 +125,37 @@ def _step_terms(
 ) -> Iterator[Term]:
     """Yield the memory of one step: activations kept for the backward pass, and the larger of the
     logits and one layer."""
-    architecture, number_bytes = _architecture(model.checkpoint), BYTES.get(settings.dtype, 4)
+    (text, vocabulary), number_bytes = (
+        _text_and_words(model.checkpoint),
+        BYTES.get(settings.dtype, 4),
+    )
     tokens = workload.tokens + rung.caption
-    rows, size_text = rung.batch * tokens, f"{rung.batch} x {tokens:,} tokens"
+    rows, examples = rung.batch * tokens, f"{rung.batch} x {tokens:,}"
     half, width = model.profile.language, model.profile.feature_width
     layers = max(1, half.layers)
-    logits = vocabulary = 0
-    if architecture is None or architecture.text is None:
+    logits = 0
+    if text is None:
         kept = KEPT_VALUES * width * number_bytes
         inside = kept * rows
     else:
-        text, vocabulary = architecture.text, architecture.vocabulary
-        layers = text.layers
-        fused = settings.attention != "eager"
+        layers, fused = text.layers, settings.attention != "eager"
         kept = adapted_layer_bytes(text, tokens, rung.rank, number_bytes, fused=fused)
         widest = max(rows_of for rows_of, _ in text.matrices)
         added = rows * widest * (number_bytes + ADDED_BYTES)
         inside = max(added, pass_bytes(text, rung.batch, tokens, number_bytes, fused=fused))
         logits = (sum(LOGITS) + number_bytes) * vocabulary * rung.batch * (rung.caption + 1)
     if rung.recompute:
-        held, inside = number_bytes * width * layers * rows, inside + kept * rows
-        why = f"{size_text} x {layers} layers x {number_bytes * width:,} bytes, their inputs"
+        inside += kept * rows
+        kept, reason = number_bytes * width, TuneReason.INPUTS
     else:
-        held = kept * layers * rows
-        why = f"{size_text} x {layers} layers x {kept:,} bytes, for the backward pass"
-    yield Term(part="activation", bytes=held, why=why)
-    what = "one layer, with its gradients"
+        reason = TuneReason.KEPT
+    numbers = {"examples": examples, "layers": layers, "each": kept}
+    yield Term.of("activation", kept * layers * rows, reason, **numbers)
     if logits > inside:
-        what = f"logits of {rung.caption + 1:,} tokens x {vocabulary:,} words, with gradients"
-    yield Term(part="activation", bytes=max(logits, inside), why=what)
+        words = {"tokens": rung.caption + 1, "vocabulary": vocabulary}
+        yield Term.of("activation", logits, TuneReason.LOGITS, **words)
+    else:
+        yield Term.of("activation", inside, TuneReason.LAYER)
 
 
 COSTS = {"tune": Cost(rungs=rungs, memory=memory)}

@@ -43,8 +43,14 @@ class Change:
         return f"{self.option} ({rung.stage} takes {peak} with {rung.name})"
 
 
-def cannot_fit(request: PlanRequest, refused: Sequence[StagePlan], budget: Budget) -> CannotFit:
-    """Return the error that names the stage that does not fit, and changes that would."""
+def cannot_fit(
+    request: PlanRequest, plans: Iterable[StagePlan], budget: Budget
+) -> CannotFit | None:
+    """Return the error that names the largest stage that is refused, and changes with which it
+    would fit; None: no stage is refused."""
+    refused = [choice for choice in plans if choice.refused]
+    if not refused:
+        return None
     worst = max(refused, key=lambda choice: choice.chosen.peak_bytes)
     smallest = worst.chosen
     where = "the host" if request.device == "cpu" else request.device

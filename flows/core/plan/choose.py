@@ -63,7 +63,8 @@ class PlanRequest:
     @property
     def rungs(self) -> dict[str, list[Rung]]:
         """Return stage name → rungs that the command allows, cheapest first."""
-        return costs.rungs_of(self.stages, self.model, self.config, self.device)
+        of_command = (self.model, self.config, self.device)
+        return {s.name: costs.cost_of(s.name).rungs(*of_command, s.name) for s in self.stages}
 
     def estimate(self, rung: Rung) -> StageEstimate:
         """Return the estimate of a stage on a rung for the largest chunks."""
@@ -96,7 +97,7 @@ class StagePlan:
     the smallest chunk fits, else the smallest."""
     fits: bool
     """Whether `chosen` is expected to stay within the budget."""
-    refused: bool
+    refused: bool = False
     """Whether the stage cannot stay within the budget."""
     remembered: bool = False
     """Whether an earlier run found that `chosen` fits, regardless of the estimate."""
@@ -176,13 +177,8 @@ def _with_recordings(
 
 def _remembered(request: PlanRequest, first: Rung, known: Rung, budget: Budget) -> StagePlan:
     chosen = _with_recordings(request, request.estimate(known), budget)
-    return StagePlan(
-        requested=request.estimate(first),
-        chosen=chosen,
-        fits=fits(chosen, budget),
-        refused=False,
-        remembered=True,
-    )
+    requested, fitting = request.estimate(first), fits(chosen, budget)
+    return StagePlan(requested=requested, chosen=chosen, fits=fitting, remembered=True)
 
 
 def _stage_plan(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> StagePlan:
@@ -192,11 +188,11 @@ def _stage_plan(request: PlanRequest, rungs: Sequence[Rung], budget: Budget) -> 
         tried.append(estimate)
         if fits(estimate, budget):
             chosen = _with_recordings(request, estimate, budget)
-            return StagePlan(requested=tried[0], chosen=chosen, fits=True, refused=False)
+            return StagePlan(requested=tried[0], chosen=chosen, fits=True)
     # Chunks that are too large for every rung are run alone and do not hold up the others.
     for rung, estimate in zip(rungs, tried, strict=True):
         if fits(request.estimate_smallest(rung), budget):
-            return StagePlan(requested=tried[0], chosen=estimate, fits=False, refused=False)
+            return StagePlan(requested=tried[0], chosen=estimate, fits=False)
     last = min(zip(rungs, tried, strict=True), key=lambda pair: pair[1].peak_bytes)
     smallest = request.estimate_smallest(last[0])
     return StagePlan(
@@ -313,5 +309,7 @@ class Capacity:
 
 def unplanned(job: Job) -> Capacity:
     """Return the capacity of a job before its work is planned."""
-    request = PlanRequest(model=job.model, config=job.config, device=job.device, workloads=())
+    request = PlanRequest(
+        model=job.model, config=job.config, device=job.device, stages=job.stages, workloads=()
+    )
     return Capacity(request=request, budget=job.budget)

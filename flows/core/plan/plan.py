@@ -41,9 +41,9 @@ from flows.core.plan.choose import (
     plan_request,
     plan_request_of_model,
     stage_plans,
+    unplanned,
 )
 from flows.core.plan.context_check import context_notes, refuse_beyond_context, standard_notes
-from flows.core.plan.costs import rungs_of
 from flows.core.plan.ladder import Ladder, OnMove, Remembered, Rung
 from flows.core.plan.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
 from flows.core.plan.store_limit import StoreLimit, planned_waves, store_limit
@@ -55,7 +55,7 @@ from stages.process.stage_spec import StageSpec
 def ladder_of(job: Job, on_move: OnMove) -> Ladder:
     """Return the ladder of a job. `on_move`: callback for each move."""
     return Ladder(
-        rungs_of(job.stages, job.model, job.config, job.device),
+        unplanned(job).request.rungs,
         Remembered(job.store, {s.name: _about(job, s) for s in job.stages}, job.budget.bytes),
         budget_bytes=job.budget.bytes,
         on_move=on_move,
@@ -88,9 +88,8 @@ def choose(
     if not request.workloads:
         return {}
     plans = stage_plans(request, rungs, budget, known)
-    refused = [choice for choice in plans.values() if choice.refused]
-    if refused:
-        raise cannot_fit(request, refused, budget)
+    if refusal := cannot_fit(request, plans.values(), budget):
+        raise refusal
     return plans
 
 
@@ -256,15 +255,14 @@ def _make_plan(
     # A plan only reads the stored rungs, so there are no moves to log.
     known = ladder_of(job, lambda *_: None).known() if job else {}
     plans = stage_plans(request, request.rungs, budget, known) if request.workloads else {}
-    refused = [choice for choice in plans.values() if choice.refused]
     limit = store_limit(job, expected) if job else None
     has_work = job is not None and bool(stages_with_work(job.ledger, job.media))
-    refusal = cannot_fit(request, refused, budget) if refused else None
     return Plan(
         request=request,
         budget=budget,
         stage_plans=plans,
-        refusal=refusal or (limit.refusal() if limit and has_work else None),
+        refusal=cannot_fit(request, plans.values(), budget)
+        or (limit.refusal() if limit and has_work else None),
         job=job,
         expected=expected,
         limit=limit,

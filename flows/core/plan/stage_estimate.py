@@ -1,15 +1,21 @@
-"""What a stage is estimated to need: terms in bytes, and their sum."""
+"""What a stage is estimated to need: terms in bytes with their reasons, and their sum."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Literal
 
+from flows.core.checkpoint.models import Model
 from flows.core.job.plan_record import PlannedStage
+from flows.core.options.commands import RunOptions
 from flows.core.plan.ladder import Rung
 from flows.core.plan.workloads import Workload
 from stages.process.device_limit import CONTEXT_BYTES
 
 Purpose = Literal["weight", "activation", "kv", "workspace", "context", "host"]
+ON_DEVICE: tuple[Purpose, ...] = ("weight", "activation", "kv", "workspace", "context")
+"""What is counted on the compute device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +36,90 @@ class Conditions:
     """Processes that prepare frames for a stage that encodes them."""
 
 
+class Reason(StrEnum):
+    """What memory is taken for: a sentence with places for the numbers of a term. The stages of one
+    command have their own."""
+
+    # Of a half
+    WEIGHTS = "{all:,.0f} M numbers x {each} bytes ({form})"
+    QUANTIZED = "{part:,.0f} M of {all:,.0f} M numbers in {form} with scales, others x {each}"
+    PACKED = "{part:,.0f} M of {all:,.0f} M numbers in {form}; others x {each}"
+    AS_SAVED = "{all:,.0f} M numbers as they were saved ({form})"
+    GGUF = "{form}; the others: {all:,.0f} M numbers x {each}"
+    GRAPHS = (
+        "the graphs, for {part:,.1f} M of {all:,.0f} M numbers, in {form}; the others x {each} "
+        "bytes"
+    )
+    ADAPTER = "the adapter: {part:,.2f} M numbers x {each} bytes"
+    PINNED = "pinned memory through which weights are read"
+    PINNED_AND_CAST = "pinned memory through which weights are read and cast"
+    LAYER_UNPACKED = "the largest quantized layer unpacked: {numbers:,} numbers x {each}"
+    ROWS_UNPACKED = "the rows that are unpacked at once, in 32 bit"
+    HALF_PINNED = (
+        "{all:,.0f} M numbers x {each} bytes, in pinned host memory, and 2 layers on the way there"
+    )
+    LARGEST_LAYER = "the largest of {layers} layers ({layer}) and modules outside of them"
+    TWO_LAYERS = (
+        "2 of {layers} layers x {layer}, one computes while the next is {brought}; and modules "
+        "outside of layers"
+    )
+    LAYERS_PINNED = "2 layers in pinned host memory, each a power of two"
+    MATRIX_CAST = "the largest matrix as stored, to cast"
+    WAITING = "{batches} that wait for a layer x {each}"
+    WAITING_PIXELS = "pixels of {batches} x {each}"
+    NEXT_BLOCK = "the next block's pixels, {batches} x {each}, and frames being read"
+    READ_AHEAD = "{batches} of {contents} read ahead x {each}"
+    IMAGES_READ_AHEAD = "{ahead}, and {copies} copies of an image of {each} being read"
+    READERS = "{chunks} being prepared x {each}"
+    READERS_PROCESSORS = "{chunks} being prepared x {each}, each with a processor of {processor}"
+    PRODUCTS = "products in 8 bit: {tokens:,} tokens x {rows:,} numbers x {each} bytes"
+    ADAPTER_OUTPUTS = "adapter outputs: {tokens:,} tokens x {rows:,} numbers x {each} bytes"
+    CACHE = "{contents}"
+    CACHE_LAYERS = "{here} of {layers} layers of {contents}"
+    CACHE_PINNED = "{contents}, pinned: each a power of two"
+    CACHE_BITS = "{contents}, {bits} bits each"
+    CACHE_UNPACKED = "one layer of the KV cache unpacked"
+    SCORES = (
+        "scores of all pairs of tokens, in 32 bit: compute capability {capability} has no fused "
+        "attention in bf16"
+    )
+    SCORES_OF_GRAPH = "scores of all pairs of tokens: a graph has no fused attention"
+    MASKS = "attention masks of a batch: as numbers, and padded"
+    FRAGMENTATION = "{share:.0%} of computing memory, lost to fragmentation"
+    CUBLAS = "cuBLAS workspace"
+    CONTEXT = "the driver, and torch's kernels, until measured"
+    CONTEXT_MEASURED = "the driver, measured on this machine"
+    LIBRARIES = "processor, tokenizer, classes"
+    # Of one stage
+    VIDEOS = (
+        "{files} at once x ({frames} of {stored}x3, and {decoded} frames of {shown} in the decoder)"
+    )
+    IMAGES = "{packs} of images of {each} MiB, each with one being read"
+    GRAPH_RUNTIME = "ONNX Runtime's own memory"
+    PIXELS_AS_FEATURES = "{rows} x {units:,} pixel values, passed on unchanged"
+    PASS = "{rows} x {units:,} pixel values: {source}"
+    PASS_IN_CHUNKS = (
+        "{rows} x {units:,} pixel values: {source}, {chunk} positions at once through an MLP"
+    )
+    OTHER_PASSES = "features of the other passes of a batch"
+    RECORDED_PASSES = "recorded passes of at most {shapes} shapes, if there is room"
+    CACHED_ROWS = "{rows} x ({tokens:,} + {new} tokens) x {each:,.0f} bytes"
+    PREFILL = "{rows} x {tokens:,} tokens: {source}, without the cache"
+    PREFILL_IN_CHUNKS = (
+        "{rows} x {tokens:,} tokens: {source}, without the cache, {chunk} at once through an MLP"
+    )
+    WAITING_ROWS = "features of {rows}, running and waiting"
+    GRAMMAR = "grammar of the schema: {tokens:,} tokens x {each:,} bytes"
+    SOUND = "{seconds:,.0f} s of sound: an estimate by dimensions"
+    SPECTRA = "spectra of batches of {batch} that are read ahead"
+    SOUND_FILES = "sound of {files} at once"
+    TEXTS = "{texts} x {tokens:,} tokens: {source}"
+    NEXT_TEXTS = "texts, which take almost nothing"
+    KERNELS = "CPU kernels for prompts of {lengths} x {each:,} bytes"
+    REQUESTS = "2 chunks as pixels, and {requests} as JPEG in base64, a quarter of their bytes"
+    CONNECTIONS = "connections, answers and records"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
     """One number of an estimate, with its origin."""
@@ -38,6 +128,14 @@ class Term:
     bytes: int
     why: str
     """The arithmetic in one line."""
+
+    @classmethod
+    def of(
+        cls, part: Purpose, size: float, reason: Reason | StrEnum, /, **numbers: object
+    ) -> "Term":
+        """Return a term of so many bytes, rounded up. `reason`: from the table, or from that of a
+        command's stages, with places for these `numbers`."""
+        return cls(part=part, bytes=math.ceil(size), why=reason.value.format(**numbers))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,11 +179,7 @@ class StageEstimate:
         return PlannedStage(
             stage=self.rung.stage,
             rung=asdict(self.rung),
-            weight_bytes=self.bytes_of("weight"),
-            activation_bytes=self.bytes_of("activation"),
-            kv_bytes=self.bytes_of("kv"),
-            workspace_bytes=self.bytes_of("workspace"),
-            context_bytes=self.bytes_of("context"),
+            **{f"{part}_bytes": self.bytes_of(part) for part in ON_DEVICE},
             host_bytes=self.host_bytes,
             peak_bytes=self.peak_bytes,
             flops=self.flops,
@@ -94,3 +188,13 @@ class StageEstimate:
             fits=fits,
             name=self.rung.name,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """The cost functions of a stage."""
+
+    rungs: Callable[[Model, RunOptions, str, str], list[Rung]]
+    """Model, command, device and stage → rungs, cheapest first."""
+    memory: Callable[[Model, Rung, Workload, Conditions], StageEstimate]
+    """Model, rung, workload and conditions → memory estimate."""

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from artifacts.wording import counted
 from flows.core.checkpoint.adapters import NUMBER_BYTES
 from flows.core.checkpoint.precision import BYTES, QUANTIZED, PartSettings, no_bfloat16
 from flows.core.console.lines import gib
-from flows.core.plan.estimate import Expected
+from flows.core.plan.half import BatchEstimate
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import Purpose, Term
+from flows.core.plan.stage_estimate import Conditions, Purpose, Reason, Term
 from flows.core.plan.workloads import COPIES, PIXEL_BYTES, Workload
 from stages.memory.oom_retry import items_per_block
 from stages.models.footprint import at_size
@@ -49,58 +50,69 @@ KV_LAYERS_HERE = 2
 
 
 def weights(half: PartProfile, settings: PartSettings, rung: Rung, device: str) -> Iterator[Term]:
-    item_bytes, precision = BYTES.get(settings.dtype, 4), settings.precision
-    count = f"{half.parameters / 1e6:,.0f} M"
-    ends = half.outside_parameters * item_bytes
-    layer = half.layer_parameters * item_bytes
-    if rung.block:
-        yield from weight_terms(half, layer, ends, item_bytes, device)
-        return
+    """Yield the weights of a half as its rung places them, and what bringing them there takes."""
     if adapter := settings.adapter:
-        why = f"the adapter: {adapter.parameters / 1e6:,.2f} M numbers x {NUMBER_BYTES} bytes"
-        yield Term(part="weight", bytes=adapter.bytes, why=why)
-    if rung.offload and device.startswith("cuda"):
-        yield two_layers(half, layer, ends, "copied")
-        why = f"{count} numbers x {item_bytes} bytes, in pinned host memory, and 2 layers on the "
-        why += "way there"
-        yield Term(part="host", bytes=settings.weight_bytes + 2 * layer, why=why)
-        return
-    if rung.offload:
-        why = f"the largest of {half.layers} layers ({gib(layer)}) and modules outside of them"
-        yield Term(part="weight", bytes=layer + ends, why=why)
-        return
-    if settings.graph:
-        graph = f"the graphs, for {settings.graph.parameters / 1e6:,.1f} M of {count} numbers"
-        why = f"{graph}, in {precision}; the others x {item_bytes} bytes"
-        yield Term(part="weight", bytes=settings.weight_bytes, why=why)
-        return
-    if gguf := settings.gguf:
-        why = f"{gib(gguf.bytes)} of {gguf.kind}; the others: {count} numbers x {item_bytes}"
-        yield Term(part="weight", bytes=settings.weight_bytes, why=why)
-        return
-    why = f"{count} numbers x {item_bytes} bytes ({precision})"
-    if rung.packed:
-        why = f"{half.packed_parameters / 1e6:,.0f} M of {count} numbers in {half.packed_form}; "
-        why += f"others x {item_bytes}"
+        numbers = {"part": adapter.parameters / 1e6, "each": NUMBER_BYTES}
+        yield Term.of("weight", adapter.bytes, Reason.ADAPTER, **numbers)
+    place = _layers_in_turn if rung.offload else _loaded_weights
+    yield from place(half, settings, rung, device)
+
+
+def _loaded_weights(
+    half: PartProfile, settings: PartSettings, rung: Rung, device: str
+) -> Iterator[Term]:
+    """Yield the weights of a half that is on the device as a whole, and what reading and unpacking
+    them takes."""
+    item_bytes, precision = BYTES.get(settings.dtype, 4), settings.precision
+    reason, parameters, form = Reason.WEIGHTS, 0, precision
+    if graph := settings.graph:
+        reason, parameters = Reason.GRAPHS, graph.parameters
+    elif gguf := settings.gguf:
+        reason, form = Reason.GGUF, f"{gib(gguf.bytes)} of {gguf.kind}"
+    elif rung.packed:
+        reason, parameters, form = Reason.PACKED, half.packed_parameters, half.packed_form
     elif half.loader_unpacks:
-        why = f"{count} numbers as they were saved ({half.stored_as})"
+        reason, form = Reason.AS_SAVED, half.stored_as
     elif precision in QUANTIZED:
-        linear = half.linear_parameters / 1e6
-        why = f"{linear:,.0f} M of {count} numbers in {precision} with scales, "
-        why += f"others x {item_bytes}"
-    yield Term(part="weight", bytes=settings.weight_bytes, why=why)
+        reason, parameters = Reason.QUANTIZED, half.linear_parameters
+    counts = {"all": half.parameters / 1e6, "part": parameters / 1e6}
+    yield Term.of("weight", settings.weight_bytes, reason, **counts, each=item_bytes, form=form)
+    if settings.graph or settings.gguf:
+        return
     if device.startswith("cuda") and precision not in QUANTIZED and not half.stored_as:
-        copies = 2 if half.stored_bytes != half.parameters * item_bytes else 1
-        why = "pinned memory through which weights are read" + " and cast" * (copies - 1)
-        yield Term(part="host", bytes=copies * PINNED_LOAD_BYTES, why=why)
+        casts = half.stored_bytes != half.parameters * item_bytes
+        reason = Reason.PINNED_AND_CAST if casts else Reason.PINNED
+        yield Term.of("host", (1 + casts) * PINNED_LOAD_BYTES, reason)
     if rung.packed or precision in ("nf4", "fp4"):
-        unpacked = half.largest_packed if rung.packed else half.largest_linear
-        why = f"the largest quantized layer unpacked: {unpacked:,} numbers x {item_bytes}"
-        yield Term(part="workspace", bytes=unpacked * item_bytes, why=why)
+        largest = half.largest_packed if rung.packed else half.largest_linear
+        numbers = {"numbers": largest, "each": item_bytes}
+        yield Term.of("workspace", largest * item_bytes, Reason.LAYER_UNPACKED, **numbers)
     if rung.packed:
         most = UNPACKED_BYTES[device.partition(":")[0]]
-        why = "the rows that are unpacked at once, in 32 bit"
-        yield Term(part="workspace", bytes=min(most, 4 * half.largest_packed), why=why)
+        yield Term.of("workspace", min(most, 4 * half.largest_packed), Reason.ROWS_UNPACKED)
+
+
+def _layers_in_turn(
+    half: PartProfile, settings: PartSettings, rung: Rung, device: str
+) -> Iterator[Term]:
+    """Yield the weights of a half whose layers come to the device in turn: for each token from
+    pinned host memory (on a CPU, from the disk), or once per block of chunks from the disk."""
+    item_bytes, on_gpu = BYTES.get(settings.dtype, 4), device.startswith("cuda")
+    layer, ends = half.layer_parameters * item_bytes, half.outside_parameters * item_bytes
+    brought = "read" if rung.block else "copied"
+    numbers = {"layers": half.layers, "layer": gib(layer), "brought": brought}
+    if rung.block or on_gpu:
+        yield Term.of("weight", 2 * layer + ends, Reason.TWO_LAYERS, **numbers)
+    else:
+        yield Term.of("weight", layer + ends, Reason.LARGEST_LAYER, **numbers)
+    if on_gpu and rung.block:
+        yield Term.of("host", 2 * power_of_two(layer), Reason.LAYERS_PINNED)
+    elif on_gpu:
+        size, millions = settings.weight_bytes + 2 * layer, half.parameters / 1e6
+        yield Term.of("host", size, Reason.HALF_PINNED, all=millions, each=item_bytes)
+    if rung.block and half.stored_bytes != half.parameters * item_bytes:
+        largest = half.largest_linear * half.stored_bytes // half.parameters
+        yield Term.of(on_host(device), largest, Reason.MATRIX_CAST)
 
 
 def power_of_two(count: int) -> int:
@@ -108,27 +120,9 @@ def power_of_two(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def weight_terms(
-    half: PartProfile, layer: int, ends: int, item_bytes: int, device: str
-) -> Iterator[Term]:
-    """Yield the weight terms of a streamed half. `layer`: bytes per layer. `ends`: bytes outside of
-    layers. `item_bytes`: bytes per number."""
-    yield two_layers(half, layer, ends, "read")
-    if device.startswith("cuda"):
-        why = "2 layers in pinned host memory, each a power of two"
-        yield Term(part="host", bytes=2 * power_of_two(layer), why=why)
-    if half.stored_bytes != half.parameters * item_bytes:
-        largest = half.largest_linear * half.stored_bytes // half.parameters
-        part: Purpose = "host" if device.startswith("cuda") else "workspace"
-        yield Term(part=part, bytes=largest, why="the largest matrix as stored, to cast")
-
-
-def two_layers(half: PartProfile, layer: int, ends: int, brought: str) -> Term:
-    """Return the weights on the device of a half whose layers come in turn."""
-    why = (
-        f"2 of {half.layers} layers x {gib(layer)}, one computes while the next is {brought}; and "
-    )
-    return Term(part="weight", bytes=2 * layer + ends, why=f"{why}modules outside of layers")
+def on_host(device: str) -> Purpose:
+    """Return what host memory counts as: on a CPU it is the memory that a stage computes in."""
+    return "workspace" if device == "cpu" else "host"
 
 
 def batches_per_block(rung: Rung, workload: Workload, rows: int) -> int:
@@ -138,18 +132,16 @@ def batches_per_block(rung: Rung, workload: Workload, rows: int) -> int:
 
 
 def waiting_terms(
-    others: int, workload: Workload, rows: int, costs: Expected, device: str
+    others: int, workload: Workload, rows: int, costs: BatchEstimate, device: str
 ) -> Iterator[Term]:
     """Yield the memory of so many batches that wait while another one passes a streamed layer."""
     if others < 1:
         return
-    held = math.ceil(max(costs.waiting_bytes, costs.kept_bytes))
-    what = f"{others} batch{'' if others == 1 else 'es'}"
-    why = f"{what} that wait for a layer x {gib(held)}"
-    yield Term(part="activation", bytes=others * held, why=why)
+    held, batches = math.ceil(max(costs.waiting_bytes, costs.kept_bytes)), counted(others, "batch")
+    yield Term.of("activation", others * held, Reason.WAITING, batches=batches, each=gib(held))
     pixels = rows * workload.units * PIXEL_BYTES
-    part: Purpose = "workspace" if device == "cpu" else "host"
-    yield Term(part=part, bytes=others * pixels, why=f"pixels of {what} x {gib(pixels)}")
+    numbers = {"batches": batches, "each": gib(pixels)}
+    yield Term.of(on_host(device), others * pixels, Reason.WAITING_PIXELS, **numbers)
 
 
 def block_prefetch(rung: Rung, workload: Workload, rows: int) -> Term:
@@ -157,9 +149,8 @@ def block_prefetch(rung: Rung, workload: Workload, rows: int) -> Term:
     batches = batches_per_block(rung, workload, rows)
     images = max(rows, workload.parts)  # all tiles of an image are in memory together
     pixels, frames = images * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
-    next_one = batches * pixels + frames if workload.chunks > batches * rows else 0
-    why = f"the next block's pixels, {batches} x {gib(pixels)}, and frames being read"
-    return Term(part="workspace", bytes=next_one, why=why)
+    size = batches * pixels + frames if workload.chunks > batches * rows else 0
+    return Term.of("workspace", size, Reason.NEXT_BLOCK, batches=batches, each=gib(pixels))
 
 
 def products(
@@ -168,11 +159,10 @@ def products(
     """Yield the memory of int8 products for `tokens` of a batch."""
     if settings.precision != "int8":
         return
-    at_once = min(tokens, rung.prefill or tokens)
+    at_once, rows = min(tokens, rung.prefill or tokens), half.widest_linear
     item_bytes = INT8_BYTES[device.partition(":")[0]]
-    count = f"{at_once:,} tokens x {half.widest_linear:,} numbers"
-    why = f"products in 8 bit: {count} x {item_bytes} bytes"
-    yield Term(part="workspace", bytes=at_once * half.widest_linear * item_bytes, why=why)
+    numbers = {"tokens": at_once, "rows": rows, "each": item_bytes}
+    yield Term.of("workspace", at_once * rows * item_bytes, Reason.PRODUCTS, **numbers)
 
 
 def adapter_terms(settings: PartSettings, rung: Rung, tokens: int) -> Iterator[Term]:
@@ -180,50 +170,48 @@ def adapter_terms(settings: PartSettings, rung: Rung, tokens: int) -> Iterator[T
     if settings.adapter is None:
         return
     at_once, rows = min(tokens, rung.prefill or tokens), settings.adapter.rows
-    why = f"adapter outputs: {at_once:,} tokens x {rows:,} numbers x {ADDED_BYTES} bytes"
-    yield Term(part="workspace", bytes=at_once * rows * ADDED_BYTES, why=why)
+    numbers = {"tokens": at_once, "rows": rows, "each": ADDED_BYTES}
+    yield Term.of("workspace", at_once * rows * ADDED_BYTES, Reason.ADAPTER_OUTPUTS, **numbers)
 
 
-def cache(rung: Rung, whole: int, half: PartProfile, why: str) -> Iterator[Term]:
+def cache(rung: Rung, whole: int, half: PartProfile, contents: str) -> Iterator[Term]:
+    """Yield a KV cache of so many bytes where its rung puts it. `contents`: what it holds."""
     layers = max(1, half.layers)
+    of_cache = partial(Term.of, contents=contents, here=KV_LAYERS_HERE, layers=layers, bits=KV_BITS)
     if rung.kv == "offloaded":
-        here = math.ceil(whole * min(1.0, KV_LAYERS_HERE / layers))
-        yield Term(part="kv", bytes=here, why=f"{KV_LAYERS_HERE} of {layers} layers of {why}")
+        yield of_cache("kv", whole * min(1.0, KV_LAYERS_HERE / layers), Reason.CACHE_LAYERS)
         pinned = 2 * layers * power_of_two(math.ceil(whole / (2 * layers)))
-        yield Term(part="host", bytes=pinned, why=f"{why}, pinned: each a power of two")
+        yield of_cache("host", pinned, Reason.CACHE_PINNED)
     elif rung.kv == "quantized":
-        packed = math.ceil(whole * KV_BITS / 16)
-        yield Term(part="kv", bytes=packed, why=f"{why}, {KV_BITS} bits each")
-        unpacked = math.ceil(KV_UNPACKED * whole / layers)
-        yield Term(part="workspace", bytes=unpacked, why="one layer of the KV cache unpacked")
+        yield of_cache("kv", whole * KV_BITS / 16, Reason.CACHE_BITS)
+        yield of_cache("workspace", KV_UNPACKED * whole / layers, Reason.CACHE_UNPACKED)
     else:
-        yield Term(part="kv", bytes=whole, why=why)
+        yield of_cache("kv", whole, Reason.CACHE)
 
 
 def overhead_terms(
     terms: Sequence[Term],
-    device: str,
+    conditions: Conditions,
     prefetch: Term,
     libraries: int = LIBRARIES_BYTES,
 ) -> Iterator[Term]:
     """Yield the memory besides weights and activations: fragmentation, libraries and prefetch."""
     computing = sum(term.bytes for term in terms if term.part == "activation")
-    why = f"{FRAGMENTATION:.0%} of computing memory, lost to fragmentation"
-    yield Term(part="workspace", bytes=math.ceil(FRAGMENTATION * computing), why=why)
-    here: Purpose = "workspace"
-    if device.startswith("cuda"):
-        here = "host"
-        yield Term(part="workspace", bytes=GPU_WORKSPACE_BYTES, why="cuBLAS workspace")
-        why = "the driver, and torch's kernels, until measured"
-        yield Term(part="context", bytes=CONTEXT_BYTES, why=why)
+    yield Term.of("workspace", FRAGMENTATION * computing, Reason.FRAGMENTATION, share=FRAGMENTATION)
+    if conditions.device.startswith("cuda"):
+        yield Term.of("workspace", GPU_WORKSPACE_BYTES, Reason.CUBLAS)
+        measured = conditions.context_bytes != CONTEXT_BYTES
+        reason = Reason.CONTEXT_MEASURED if measured else Reason.CONTEXT
+        yield Term.of("context", conditions.context_bytes, reason)
+    here = on_host(conditions.device)
     yield replace(prefetch, part=here)
-    yield Term(part=here, bytes=libraries, why="processor, tokenizer, classes")
+    yield Term.of(here, libraries, Reason.LIBRARIES)
 
 
-def prefetch_of(workload: Workload, rows: int, batch_bytes: int, what: str) -> Term:
+def prefetch_of(workload: Workload, rows: int, batch_bytes: int, contents: str) -> Term:
     batches = min(PREFETCH_BATCHES, math.ceil(workload.chunks / rows) - 1)
-    why = f"{batches} batch{'' if batches == 1 else 'es'} of {what} read ahead x {gib(batch_bytes)}"
-    return Term(part="workspace", bytes=batches * batch_bytes, why=why)
+    numbers = {"batches": counted(batches, "batch"), "contents": contents, "each": gib(batch_bytes)}
+    return Term.of("workspace", batches * batch_bytes, Reason.READ_AHEAD, **numbers)
 
 
 def frames_prefetch(workload: Workload, rows: int) -> Term:
@@ -231,9 +219,9 @@ def frames_prefetch(workload: Workload, rows: int) -> Term:
     pixels, frames = rows * workload.units * PIXEL_BYTES, workload.reading_bytes(rows)
     if workload.kind == "video":
         return prefetch_of(workload, rows, pixels + frames, "pixels and frames")
-    term = prefetch_of(workload, rows, pixels, "pixels")
-    why = f"{term.why}, and {COPIES} copies of an image of {gib(workload.frame_bytes)} being read"
-    return replace(term, bytes=term.bytes + frames, why=why)
+    ahead = prefetch_of(workload, rows, pixels, "pixels")
+    numbers = {"ahead": ahead.why, "copies": COPIES, "each": gib(workload.frame_bytes)}
+    return Term.of("workspace", ahead.bytes + frames, Reason.IMAGES_READ_AHEAD, **numbers)
 
 
 def reader_terms(
@@ -246,10 +234,13 @@ def reader_terms(
         return
     # A video's frames as stored and as an array; the term of prefetched batches has its pixels.
     frames = 2 * workload.frame_bytes if workload.kind == "video" else workload.reading_bytes(1)
-    part: Purpose = "workspace" if device == "cpu" else "host"
-    why = f"{more} more chunk{'' if more == 1 else 's'} being prepared x {gib(frames)}"
-    why += f", each with a processor of {gib(processor)}" if processor else ""
-    yield Term(part=part, bytes=more * (frames + processor), why=why)
+    numbers = {
+        "chunks": counted(more, "more chunk"),
+        "each": gib(frames),
+        "processor": gib(processor),
+    }
+    reason = Reason.READERS_PROCESSORS if processor else Reason.READERS
+    yield Term.of(on_host(device), more * (frames + processor), reason, **numbers)
 
 
 def attention_terms(
@@ -264,15 +255,13 @@ def attention_terms(
     counts that of a CPU's fused kernel."""
     size = partial(at_size, half.batch_costs, kind=workload.kind, rows=rows, units=units)
     if settings.graph:
-        why = "scores of all pairs of tokens: a graph has no fused attention"
-        yield Term(part="workspace", bytes=size(lambda w: w.scores_bytes), why=why)
+        yield Term.of("workspace", size(lambda w: w.scores_bytes), Reason.SCORES_OF_GRAPH)
     elif not device.startswith("cuda"):
         return
     elif settings.dtype == "bfloat16" and no_bfloat16(device):
-        gpu = "compute capability {}.{}".format(*device_capability(device))
-        why = f"scores of all pairs of tokens, in 32 bit: {gpu} has no fused attention in bf16"
-        yield Term(part="workspace", bytes=size(lambda w: w.scores_bytes), why=why)
+        capability = "{}.{}".format(*device_capability(device))
+        scores = size(lambda w: w.scores_bytes)
+        yield Term.of("workspace", scores, Reason.SCORES, capability=capability)
     elif masks := size(lambda w: w.mask_bytes):
         # A fused kernel needs numbers instead of booleans, and rows of a multiple of 16 numbers.
-        why = "attention masks of a batch: as numbers, and padded"
-        yield Term(part="workspace", bytes=masks, why=why)
+        yield Term.of("workspace", masks, Reason.MASKS)

@@ -22,7 +22,7 @@ from flows.core.plan.choose import PlanRequest, StagePlan, allowed, stage_plans
 from flows.core.plan.ladder import Rung
 from flows.core.plan.plan import Plan, figures
 from flows.core.plan.sizes import SHOT_SECONDS
-from flows.core.plan.stage_estimate import Purpose, StageEstimate
+from flows.core.plan.stage_estimate import ON_DEVICE, StageEstimate
 from stages import tune
 
 BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
@@ -126,7 +126,6 @@ def _cell(request: PlanRequest, gib: int) -> Cell:
 
 GIB = 1 << 30
 COLUMNS = ("", "weights", "computing", "KV cache", "workspace", "context", "peak", "rung")
-PARTS: tuple[Purpose, ...] = ("weight", "activation", "kv", "workspace", "context")
 COSTS = {
     "files": "fewer files at once take longer",
     "batch": "smaller batches take somewhat longer",
@@ -242,7 +241,7 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     rows = [_row(stage, choice.chosen) for stage, choice in plan.stage_plans.items()]
     is_small = budget.bytes < GIB / 10
     given = gib(budget.bytes) if is_small else f"{budget.bytes / GIB:.2f}"
-    rows.append(("allowed", *[""] * len(PARTS), given, ""))
+    rows.append(("allowed", *[""] * len(ON_DEVICE), given, ""))
     yield from table_lines(COLUMNS, rows, right=COLUMNS[1:-1], indent=2)
     yield f"limit       {_limit_why(plan)}"
     if shares := plan.together:
@@ -265,7 +264,7 @@ def memory_lines(plan: Plan) -> Iterator[str]:
 
 
 def _row(stage: str, estimate: StageEstimate) -> tuple[str, ...]:
-    parts = map(estimate.bytes_of, PARTS)
+    parts = map(estimate.bytes_of, ON_DEVICE)
     cells = (f"{part / GIB:.2f}" if part else "-" for part in parts)
     about = " (by dimensions)" if estimate.by_dimensions else ""
     return (stage, *cells, f"{estimate.peak_bytes / GIB:.2f}", f"{estimate.rung.name}{about}")

@@ -4,7 +4,7 @@ from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import REQUESTS
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, Cost, Reason, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 
 WORKSPACE = 32 << 20
@@ -18,10 +18,12 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
 
 def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
     """Add up the frames of a chunk as stored and resized, and those of the requests."""
-    why = f"2 chunks as pixels, and {rung.batch} as JPEG in base64, a quarter of their bytes"
     total = (2 + rung.batch // 4) * workload.frame_bytes
-    terms = [
-        Term(part="activation", bytes=total, why=why),
-        Term(part="workspace", bytes=WORKSPACE, why="connections, answers and records"),
-    ]
-    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
+    terms = (
+        Term.of("activation", total, Reason.REQUESTS, requests=rung.batch),
+        Term.of("workspace", WORKSPACE, Reason.CONNECTIONS),
+    )
+    return StageEstimate(rung=rung, terms=terms, device="cpu", workload=workload)
+
+
+COST = Cost(rungs=rungs, memory=memory)

@@ -1,16 +1,13 @@
 """Estimates the cost of running texts through a text half."""
 
-import math
 from dataclasses import replace
 
 from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
-from flows.core.checkpoint.precision import BYTES
 from flows.core.options.commands import RunOptions
-from flows.core.plan.costs.part import figures_source, free_settings, settings_as_run
-from flows.core.plan.estimate import decoder_by_dimensions, expected
+from flows.core.plan.half import decoder_batch, free_settings, settings_as_run
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, Cost, Reason, StageEstimate, Term
 from flows.core.plan.terms import overhead_terms, products, weights
 from flows.core.plan.workloads import Workload
 from stages.embed_texts import TEXTS_PER_BATCH
@@ -31,18 +28,12 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     half, rows, device = model.profile.language, rung.batch, conditions.device
     settings = settings_as_run(model.best("language"), half, rung)
     terms = list(weights(half, settings, rung, device))
-    item_bytes, known = BYTES.get(settings.dtype, 4), half.batch_costs
-    tokens = max((cost.units for cost in known), default=ASSUMED_TOKENS)
-    costs = (
-        expected(known, "image", rows, tokens, item_bytes=item_bytes)
-        if known
-        else decoder_by_dimensions(model.profile, item_bytes, rows, tokens)
-    )
-    why = f"{counted(rows, 'text')} x {tokens:,} tokens: {figures_source(costs)}"
-    terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
+    tokens = max((cost.units for cost in half.batch_costs), default=ASSUMED_TOKENS)
+    costs = decoder_batch(model.profile, settings, rows, tokens, kind="image")
+    numbers = {"texts": counted(rows, "text"), "tokens": tokens, "source": costs.source}
+    terms.append(Term.of("activation", costs.peak_bytes, Reason.TEXTS, **numbers))
     terms += products(half, settings, rung, rows * tokens, device)
-    ahead = Term(part="workspace", bytes=0, why="texts, which take almost nothing")
-    terms += overhead_terms(terms, device, ahead)
+    terms += overhead_terms(terms, conditions, Term.of("workspace", 0, Reason.NEXT_TEXTS))
     return StageEstimate(
         rung=rung,
         terms=tuple(terms),
@@ -51,3 +42,6 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
         flops=costs.flops,
         by_dimensions=not costs.known,
     )
+
+
+COST = Cost(rungs=rungs, memory=memory)

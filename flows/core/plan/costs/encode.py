@@ -1,17 +1,25 @@
-"""Estimates the cost of running frames through the vision half."""
+"""The encode and embed stages: rungs from fast to small, and the memory of running frames through
+the vision half."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
-from flows.core.checkpoint.precision import BYTES, PartSettings
+from flows.core.checkpoint.precision import QUANTIZED
+from flows.core.options.commands import RunOptions
 from flows.core.pipelines import STAGES
-from flows.core.plan.costs.part import figures_source, settings_as_run
-from flows.core.plan.estimate import Expected, encoder_by_dimensions, expected
-from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
+from flows.core.plan.half import (
+    BatchEstimate,
+    encoder_batch,
+    free_settings,
+    settings_as_run,
+    with_packed,
+)
+from flows.core.plan.ladder import MLP_CHUNKS, Rung, sizes
+from flows.core.plan.stage_estimate import Conditions, Cost, Reason, StageEstimate, Term
 from flows.core.plan.terms import (
     LIBRARIES_BYTES,
     attention_terms,
@@ -25,9 +33,13 @@ from flows.core.plan.terms import (
     weights,
 )
 from flows.core.plan.workloads import PIXEL_BYTES, Workload
+from stages.memory.oom_retry import next_sizes
 from stages.models.encoding import FRAMES_PER_BATCH
 from stages.models.half_job import RECORDINGS
 
+BLOCK = 256
+"""Maximum chunks that pass a streamed half together, if they all fit and have no more images than
+allowed by stages/memory/oom_retry.py says."""
 RUNTIME_BYTES = 8 << 20
 """Bytes of a loaded ONNX graph besides its weights: 5 to 8 MiB were measured."""
 PROCESSOR_BYTES = 64 << 20
@@ -35,6 +47,54 @@ PROCESSOR_BYTES = 64 << 20
 EMBED_BYTES = 12 << 20
 """Bytes of the embed stage besides its imports and model. It reads no prompts and its outputs are
 small: 7 to 9 MiB were measured with tokenizers of any size, which load with the imports."""
+
+
+def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
+    """Return the rungs: smaller batches, MLP chunks, streamed layers, quantized weights."""
+    half, settings = model.profile.vision, free_settings(model, config, "vision")
+    # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
+    whole = model.profile.route != "joint" and not settings[0].graph
+    plain = not half.stored_as and settings[0].precision not in QUANTIZED
+    candidates = encode_rungs(
+        config.batch_size,
+        [s.precision for s in settings],
+        streamed=whole and plain and half.layers > 1,
+        weights=whole,
+        stage=stage,
+    )
+    return with_packed(half, candidates) if whole else candidates
+
+
+def encode_rungs(
+    batch: int,
+    precisions: Sequence[str],
+    *,
+    streamed: bool,
+    weights: bool = True,
+    stage: str = "encode",
+) -> list[Rung]:
+    """Return smaller batches, then MLP chunks, then streamed layers; repeat per precision, best
+    first. Only the first precision can be `streamed`. Without `weights` (a model that passes pixels
+    on unchanged), there are only batches."""
+    candidates: list[Rung] = []
+    for precision in precisions:
+        single = Rung(stage=stage, batch=1, precision=precision)
+        candidates += [replace(single, batch=size) for size in sizes(batch)]
+        candidates += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if weights]
+        if streamed and precision == precisions[0]:
+            candidates += _streamed(batch, single)
+    return candidates
+
+
+def _streamed(batch: int, single: Rung) -> list[Rung]:
+    """Return smaller blocks, then smaller batches. The batch size affects output bytes, the block
+    size does not."""
+    candidates: list[Rung] = []
+    size, block = batch, max(batch, BLOCK)
+    while block:
+        candidates.append(replace(single, batch=size, block=block, offload=True))
+        size, block = next_sizes(size, block)
+    return candidates + [replace(candidates[-1], prefill=tokens) for tokens in MLP_CHUNKS]
 
 
 def memory(
@@ -52,31 +112,24 @@ def memory(
     half, passes = model.profile.vision, passes_of(model, workload, rung)
     rows, single, at_once = passes.rows, passes.input, passes.at_once
     settings = settings_as_run(model.best("vision"), half, rung)
-    pixels = rows * workload.units * PIXEL_BYTES
     terms = list(weights(half, settings, rung, device))
     costs = None
     if settings.graph:
-        why = "ONNX Runtime's own memory"
-        terms.append(Term(part="workspace", bytes=RUNTIME_BYTES, why=why))
+        terms.append(Term.of("workspace", RUNTIME_BYTES, Reason.GRAPH_RUNTIME))
     if model.profile.route == "joint":
-        why = f"{counted(rows, 'chunk')} x {workload.units:,} pixel values, "
-        why += "passed on unchanged"
-        terms.append(Term(part="activation", bytes=2 * pixels, why=why))
+        numbers = {"rows": counted(rows, "chunk"), "units": workload.units}
+        size = 2 * rows * workload.units * PIXEL_BYTES
+        terms.append(Term.of("activation", size, Reason.PIXELS_AS_FEATURES, **numbers))
     else:
         in_32 = settings.graph and settings.graph.precision != "fp16"
         computed = replace(settings, dtype="float32") if in_32 else settings
-        costs = _encoder_costs(model, computed, at_once, single, rung.prefill)
-        why = f"{counted(at_once, 'chunk')} x {single.units:,} pixel values: "
-        why += figures_source(costs)
-        if rung.prefill:
-            why += f", {rung.prefill} positions at once through an MLP"
-        terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
+        costs = encoder_batch(half, computed, at_once, single, rung.prefill)
+        terms.append(_pass_term(single, at_once, costs, rung.prefill))
         waiting = math.ceil(batches_per_block(rung, workload, rows) * passes.count) - 1
         terms += waiting_terms(waiting if rung.block else 0, single, at_once, costs, device)
         if passes.count > 1 and not rung.block:
-            kept = math.ceil((passes.count - 1) * costs.kept_bytes)
-            why = "features of the other passes of a batch"
-            terms.append(Term(part="activation", bytes=kept, why=why))
+            kept = (passes.count - 1) * costs.kept_bytes
+            terms.append(Term.of("activation", kept, Reason.OTHER_PASSES))
         terms += attention_terms(half, settings, single, at_once, single.units, device)
         # Patches are not counted, but each is multiplied with all layer weights.
         tokens = math.ceil(costs.flops / (2 * max(1, half.linear_parameters)))
@@ -84,7 +137,7 @@ def memory(
     prefetch = (
         block_prefetch(rung, workload, rows) if rung.block else frames_prefetch(workload, rows)
     )
-    terms += overhead_terms(terms, device, prefetch, libraries)
+    terms += overhead_terms(terms, conditions, prefetch, libraries)
     terms += reader_terms(workload, max(rows, rung.block), conditions.readers, processor, device)
     flops = costs.flops * workload.chunks * passes.count / rows if costs else 0
     guessed = costs is not None and not costs.known
@@ -98,7 +151,11 @@ def memory(
     )
 
 
-memory_of_embedding = partial(memory, libraries=EMBED_BYTES, processor=0)
+def _pass_term(single: Workload, at_once: int, costs: BatchEstimate, chunk: int) -> Term:
+    """Return the memory of a pass of so many inputs. `chunk`: positions at once through an MLP."""
+    numbers = {"rows": counted(at_once, "chunk"), "units": single.units, "source": costs.source}
+    reason = Reason.PASS_IN_CHUNKS if chunk else Reason.PASS
+    return Term.of("activation", costs.peak_bytes, reason, **numbers, chunk=chunk)
 
 
 def recordings_term(model: Model, estimate: StageEstimate, device: str) -> Term | None:
@@ -112,8 +169,8 @@ def recordings_term(model: Model, estimate: StageEstimate, device: str) -> Term 
         return None
     passes = passes_of(model, workload, rung)
     inputs = RECORDINGS * passes.at_once * passes.input.units * PIXEL_BYTES
-    why = f"recorded passes of at most {RECORDINGS} shapes, if there is room"
-    return Term(part="workspace", bytes=estimate.bytes_of("activation") + inputs, why=why)
+    size = estimate.bytes_of("activation") + inputs
+    return Term.of("workspace", size, Reason.RECORDED_PASSES, shapes=RECORDINGS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,17 +201,5 @@ def passes_of(model: Model, workload: Workload, rung: Rung) -> Passes:
     return Passes(rows=rows, input=single, at_once=at_once, count=max(1, rows * of_chunk / at_once))
 
 
-def _encoder_costs(
-    model: Model, settings: PartSettings, rows: int, workload: Workload, mlp_chunk: int
-) -> Expected:
-    half, item_bytes = model.profile.vision, BYTES.get(settings.dtype, 4)
-    if not half.batch_costs:
-        return encoder_by_dimensions(half, item_bytes, rows, workload.units, workload.feature_bytes)
-    return expected(
-        half.batch_costs,
-        workload.kind,
-        rows,
-        workload.units,
-        item_bytes=item_bytes,
-        mlp_chunk=mlp_chunk,
-    )
+COST = Cost(rungs=rungs, memory=memory)
+EMBED_COST = replace(COST, memory=partial(memory, libraries=EMBED_BYTES, processor=0))

@@ -6,7 +6,7 @@ from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, Cost, Reason, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.frames import PACK_BYTES, READING_BYTES
 from stages.process.host_memory import cores
@@ -30,19 +30,22 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     files = max(1, min(rung.batch, workload.chunks))
     if workload.kind == "video":
         decoder_bytes = math.ceil(DECODER_FRAMES * YUV_BYTES * height * width) + FILE_BYTES
-        terms = [
-            Term(
-                part="activation",
-                bytes=files * (workload.frame_bytes + decoder_bytes),
-                why=f"{counted(files, 'file')} at once x ({counted(workload.frames, 'frame')} of "
-                f"{workload.stored[1]}x{workload.stored[0]}x3, and {DECODER_FRAMES} frames of "
-                f"{width}x{height} in the decoder)",
-            )
-        ]
+        term = Term.of(
+            "activation",
+            files * (workload.frame_bytes + decoder_bytes),
+            Reason.VIDEOS,
+            files=counted(files, "file"),
+            frames=counted(workload.frames, "frame"),
+            stored=f"{workload.stored[1]}x{workload.stored[0]}",
+            decoded=DECODER_FRAMES,
+            shown=f"{width}x{height}",
+        )
     else:
         held = PACK_BYTES + READING_BYTES * math.prod(workload.stored)
-        size = f"{PACK_BYTES >> 20} MiB"
-        why = f"{counted(files, 'pack')} of images of {size}, each with one being read"
-        terms = [Term(part="activation", bytes=files * held, why=why)]
+        numbers = {"packs": counted(files, "pack"), "each": PACK_BYTES >> 20}
+        term = Term.of("activation", files * held, Reason.IMAGES, **numbers)
     # This stage does not use the GPU, so only host memory counts.
-    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
+    return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
+
+
+COST = Cost(rungs=rungs, memory=memory)

@@ -7,10 +7,10 @@ from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import BYTES
 from flows.core.options.commands import RunOptions
-from flows.core.plan.costs.part import settings_as_run
-from flows.core.plan.estimate import Expected, encoder_by_dimensions
+from flows.core.plan.costs import frames
+from flows.core.plan.half import encoder_by_dimensions, settings_as_run
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, Cost, Reason, StageEstimate, Term
 from flows.core.plan.terms import overhead_terms, weights
 from flows.core.plan.workloads import Workload
 
@@ -35,17 +35,14 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     """Add up weights, the sound of a chunk, and activations."""
     half, device = model.profile.parts["audio"], conditions.device
     settings = settings_as_run(model.best("audio"), half, rung)
-    costs = _costs(model, workload)
+    seconds, item_bytes = workload.sound_seconds, BYTES.get(model.best("audio").dtype, 4)
+    numbers = math.ceil(seconds * SPECTRUM_NUMBERS)
+    kept = FEATURE_BYTES * workload.sound_tokens * model.profile.feature_width
+    costs = encoder_by_dimensions(half, item_bytes, 1, numbers, kept)
     terms = list(weights(half, settings, rung, device))
-    why = f"{workload.sound_seconds:,.0f} s of sound: an estimate by dimensions"
-    terms.append(Term(part="activation", bytes=math.ceil(costs.peak_bytes), why=why))
-    numbers = math.ceil(workload.sound_seconds * SPECTRUM_NUMBERS)
-    ahead = Term(
-        part="workspace",
-        bytes=3 * rung.batch * 4 * numbers,
-        why=f"spectra of batches of {rung.batch} that are read ahead",
-    )
-    terms += overhead_terms(terms, device, ahead)
+    terms.append(Term.of("activation", costs.peak_bytes, Reason.SOUND, seconds=seconds))
+    ahead = Term.of("workspace", 3 * rung.batch * 4 * numbers, Reason.SPECTRA, batch=rung.batch)
+    terms += overhead_terms(terms, conditions, ahead)
     return StageEstimate(
         rung=rung,
         terms=tuple(terms),
@@ -56,18 +53,16 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     )
 
 
-def _costs(model: Model, workload: Workload) -> Expected:
-    half, settings = model.profile.parts["audio"], model.best("audio")
-    kept = FEATURE_BYTES * workload.sound_tokens * model.profile.feature_width
-    numbers = math.ceil(workload.sound_seconds * SPECTRUM_NUMBERS)
-    return encoder_by_dimensions(half, BYTES.get(settings.dtype, 4), 1, numbers, kept)
-
-
 def memory_of_reading(
     model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
     """Add up the files that are read at once."""
     files = max(1, min(rung.batch, workload.chunks))
-    why = f"sound of {counted(files, 'file')} at once"
-    terms = [Term(part="activation", bytes=files * FILE_BYTES, why=why)]
-    return StageEstimate(rung=rung, terms=tuple(terms), device="cpu", workload=workload)
+    term = Term.of(
+        "activation", files * FILE_BYTES, Reason.SOUND_FILES, files=counted(files, "file")
+    )
+    return StageEstimate(rung=rung, terms=(term,), device="cpu", workload=workload)
+
+
+COST = Cost(rungs=rungs, memory=memory)
+SOUND_COST = Cost(rungs=frames.rungs, memory=memory_of_reading)

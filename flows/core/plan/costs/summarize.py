@@ -7,9 +7,9 @@ from artifacts.wording import counted
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.plan.costs import decode
-from flows.core.plan.costs.part import free_settings
+from flows.core.plan.half import free_settings
 from flows.core.plan.ladder import Rung
-from flows.core.plan.stage_estimate import Conditions, StageEstimate, Term
+from flows.core.plan.stage_estimate import Conditions, Cost, Reason, StageEstimate, Term
 from flows.core.plan.workloads import Workload
 from stages.summarize import ANSWERS, ASSUMED_CONTEXT, LARGEST_CONTEXT, MAX_TEXTS, STEP
 
@@ -42,8 +42,8 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     if conditions.device != "cpu":
         return decoding
     lengths = min(math.ceil(rung.context / STEP), nodes_of(workload.chunks))
-    why = f"CPU kernels for prompts of {counted(lengths, 'length')} x {KERNEL_BYTES:,} bytes"
-    kernels = Term(part="workspace", bytes=lengths * KERNEL_BYTES, why=why)
+    numbers = {"lengths": counted(lengths, "length"), "each": KERNEL_BYTES}
+    kernels = Term.of("workspace", lengths * KERNEL_BYTES, Reason.KERNELS, **numbers)
     return replace(decoding.plus(kernels), workload=workload)
 
 
@@ -51,3 +51,6 @@ def nodes_of(chunks: int) -> int:
     """Return the minimum number of summary nodes for this number of chunks."""
     above = math.ceil(chunks / MAX_TEXTS)
     return above + (nodes_of(above) if above > 1 else 0)
+
+
+COST = Cost(rungs=rungs, memory=memory)

@@ -21,7 +21,7 @@ from flows.core.checkpoint.precision import (
 from flows.core.ledger.namespaces import variant_of
 from flows.core.options.commands import CaptionConfig
 from flows.core.pipelines import CAPTION
-from flows.core.plan.costs.part import settings_as_run
+from flows.core.plan.half import settings_as_run
 from flows.core.plan.ladder import Rung
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.loading import ModelJob

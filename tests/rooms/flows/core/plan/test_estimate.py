@@ -9,7 +9,7 @@ from flows.core.checkpoint.precision import PartSettings
 from flows.core.options import store as by_option
 from flows.core.plan import terms as by
 from flows.core.plan.costs.encode import PROCESSOR_BYTES
-from flows.core.plan.estimate import expected
+from flows.core.plan.half import by_dry_runs
 from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.terms import attention_terms, power_of_two
@@ -176,14 +176,14 @@ def test_the_terms_are_the_whole_arithmetic() -> None:
     [(1, 512, 512), (3, 512, 1536), (1, 1280, 1280), (1, 4096, 4096), (4, 1024, 4096)],
 )
 def test_batch_costs_go_on_in_lines(rows: int, tokens: int, says: int) -> None:
-    found = expected(paper.PROFILE.language.batch_costs, "image", rows, tokens)
+    found = by_dry_runs(paper.PROFILE.language.batch_costs, "image", rows, tokens)
     # Of 2,048 tokens one row alone was tried.
     assert found.kept_bytes == pytest.approx(says * paper.KV_PER_TOKEN)
     assert found.peak_bytes == pytest.approx(says * (paper.KV_PER_TOKEN + paper.A_TOKEN))
 
 
 def test_one_batch_cost_is_enough_for_a_proportion() -> None:
-    assert expected((decoding(2, 100),), "video", 4, 300).kept_bytes == 1200 * paper.KV_PER_TOKEN
+    assert by_dry_runs((decoding(2, 100),), "video", 4, 300).kept_bytes == 1200 * paper.KV_PER_TOKEN
 
 
 DECODER_HEADS = 6

@@ -18,8 +18,8 @@ from flows.core.console.display import Display
 from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.options.commands import CaptionConfig
 from flows.core.plan.costs import frames as cutting
-from flows.core.plan.costs.decode_rungs import decode_rungs
-from flows.core.plan.costs.encode_rungs import encode_rungs
+from flows.core.plan.costs.decode import decode_rungs
+from flows.core.plan.costs.encode import encode_rungs
 from flows.core.plan.ladder import Ladder, Remembered, Rung
 from flows.execution.run import caption
 from flows.outputs.record.run_read import load_record

@@ -19,8 +19,8 @@ from flows.core.options.vectors import EmbedConfig
 from flows.core.plan import ladder
 from flows.core.plan.changes import cannot_fit, changes
 from flows.core.plan.choose import Capacity, StagePlan, fits, refused, stage_plans
-from flows.core.plan.costs.decode_rungs import decode_rungs
-from flows.core.plan.costs.encode_rungs import encode_rungs
+from flows.core.plan.costs.decode import decode_rungs
+from flows.core.plan.costs.encode import encode_rungs
 from flows.core.plan.ladder import Remembered, Rung, index_of, sizes
 from flows.core.plan.plan import plan_of
 from flows.core.plan.view import BUDGETS_GIB, fitting_line, plan_lines, what_fits
@@ -68,10 +68,11 @@ def test_recorded_passes_are_counted_where_they_fit_and_take_no_rung() -> None:
 def test_what_almost_fits_is_tried_and_what_cannot_fit_is_refused_with_what_would() -> None:
     almost = decode(13.4)
     assert (almost.chosen.rung.batch, almost.fits, almost.refused) == (1, False, False)
+    assert cannot_fit(question(), [almost], budget(13.4)) is None
     found = decode(8)
     assert found.refused
     error = cannot_fit(question(), [found], budget(8))
-    assert error.exit_code == 3
+    assert error is not None and error.exit_code == 3
     for text in ("the decode stage of llava needs at least 13.", "8.00 GiB of cuda:0 are allowed"):
         assert text in error.message
     for text in (

@@ -11,8 +11,7 @@ from flows.core.checkpoint.models import Model
 from flows.core.options.commands import CaptionConfig
 from flows.core.plan.choose import Capacity, PlanRequest, stage_plans
 from flows.core.plan.costs import estimate
-from flows.core.plan.costs.decode import GRAMMAR_BYTES
-from flows.core.plan.costs.decode_rungs import rungs, supports_slots
+from flows.core.plan.costs.decode import GRAMMAR_BYTES, rungs, supports_slots
 from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import Conditions, StageEstimate
 from stages.decode import engines
