@@ -36,8 +36,8 @@ from flows.core.machine.launch import DirectLauncher
 from flows.core.options.commands import CaptionConfig, RebuildConfig
 from flows.core.options.model import DEMO_MODEL, GIVE_MODEL
 from flows.core.options.training import LearnConfig, TuneConfig
-from flows.core.plan.plan import figures, plan_of
-from flows.core.plan.view import plan_lines
+from flows.core.plan.plan import plan_of
+from flows.core.plan.view import figures, plan_lines
 from flows.outputs.folder.trust import command_in
 from flows.outputs.run_status import run_status
 from penstock.arguments import (

@@ -16,7 +16,8 @@ from flows.core.options.commands import CaptionConfig
 from flows.core.pipelines import CAPTION, EMBED, parts_of
 from flows.core.plan.choose import PlanRequest, StagePlan, plan_request_of_model
 from flows.core.plan.stage_estimate import Purpose
-from flows.core.plan.view import TABLE, plans_within
+from flows.core.plan.view import TABLE
+from flows.core.plan.what_fits import plans_within
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.inspection import describe
 from stages.models.profile import ModelProfile

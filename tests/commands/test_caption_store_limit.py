@@ -21,9 +21,9 @@ from flows.core.console.lines import size
 from flows.core.machine.launch import StageCall
 from flows.core.machine.leases import hold_note_in, note_of
 from flows.core.options.commands import CaptionConfig
-from flows.core.plan.plan import Plan, figures, plan_of
+from flows.core.plan.plan import Plan, plan_of
 from flows.core.plan.store_limit import SMALL_BYTES, TOO_LARGE
-from flows.core.plan.view import plan_lines
+from flows.core.plan.view import figures, plan_lines
 from flows.execution.run import caption
 from stages.frames.video import Video
 from stages.process.events import StageOutcome

@@ -28,7 +28,8 @@ from flows.core.console.display import Display
 from flows.core.job.partitions import partitions_of
 from flows.core.machine.launch import REMAKES, StageCall
 from flows.core.options.commands import CaptionConfig
-from flows.core.plan.plan import figures, plan_of
+from flows.core.plan.plan import plan_of
+from flows.core.plan.view import figures
 from flows.execution.run import caption
 from flows.interfaces.cli.main import main
 from flows.outputs.record.run_read import load_record

@@ -62,8 +62,9 @@ def show(
         display.doing(READING)
         from flows.commands.sift.left_out import left_out_before
         from flows.core.machine.launch import DirectLauncher
-        from flows.core.plan.plan import figures, plan_of
-        from flows.core.plan.view import explain_lines, plan_lines, what_fits_lines
+        from flows.core.plan.plan import plan_of
+        from flows.core.plan.view import explain_lines, figures, plan_lines
+        from flows.core.plan.what_fits import what_fits_lines
         from flows.outputs.existing import lost_trigger_note
 
         if dry_run:
@@ -86,7 +87,7 @@ def show(
         print(encoded(report, indent=1, ensure_ascii=True))
     else:
         lines = [*before, *plan_lines(plan)]
-        lines += what_fits_lines(plan) if table else []
+        lines += what_fits_lines(plan.request) if table else []
         lines += explain_lines(plan) if explain else []
         print_lines(*lines)
     return 0 if plan.refusal is None else plan.refusal.exit_code
@@ -94,7 +95,7 @@ def show(
 
 def _table(plan: "Plan") -> dict[str, Any]:
     """Return the largest batch per memory size, on this device and on a GPU; None: nothing fits."""
-    from flows.core.plan.view import what_fits
+    from flows.core.plan.what_fits import what_fits
 
     return {
         name: {

@@ -7,12 +7,11 @@ It also estimates the remaining time, where an earlier run noted seconds.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
-from artifacts.disk.json_records import json_of
 from artifacts.errors import CannotFit
 from artifacts.records.store import open_store, prepare_store
 from artifacts.texts.captions import Failure
@@ -20,18 +19,17 @@ from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import precision_note
 from flows.core.job.card_sampling import with_card_sampling
 from flows.core.job.pass_mode import replanned_once
-from flows.core.job.plan_record import HalfRecord, MemoryPlan
+from flows.core.job.plan_record import MemoryPlan
 from flows.core.job.prepare import Job, NothingToDo, model_for, prepare
-from flows.core.job.summary import context_note, halves, notes
-from flows.core.ledger.ledger import bytes_to_fetch, stages_with_work
+from flows.core.job.summary import context_note
+from flows.core.ledger.ledger import stages_with_work
 from flows.core.ledger.prompts import check_summary
-from flows.core.ledger.tasks import keys_of
 from flows.core.machine.budget import Budget, budget_on
 from flows.core.machine.gpus import select_devices
 from flows.core.machine.launch import Launcher
 from flows.core.media.media_file import source_failure
 from flows.core.options.commands import RunOptions
-from flows.core.pipelines import CAPTION, STAGES, Pipeline, parts_of, purposes, with_extras
+from flows.core.pipelines import CAPTION, STAGES, Pipeline, purposes, with_extras
 from flows.core.plan.changes import cannot_fit
 from flows.core.plan.choose import (
     Capacity,
@@ -43,10 +41,10 @@ from flows.core.plan.choose import (
     stage_plans,
     unplanned,
 )
-from flows.core.plan.context_check import context_notes, refuse_beyond_context, standard_notes
+from flows.core.plan.context_check import refuse_beyond_context, standard_notes
 from flows.core.plan.ladder import Ladder, OnMove, Remembered, Rung
-from flows.core.plan.sizes import CLIP_BYTES, Estimate, clip_pixels, estimates
-from flows.core.plan.store_limit import StoreLimit, planned_waves, store_limit
+from flows.core.plan.sizes import Estimate, estimates
+from flows.core.plan.store_limit import StoreLimit, store_limit
 from flows.core.plan.times import Times, times_of
 from stages.process.device import device_uuid
 from stages.process.stage_spec import StageSpec
@@ -268,77 +266,3 @@ def _make_plan(
         limit=limit,
         devices=devices,
     )
-
-
-def _given(half: HalfRecord) -> dict[str, Any]:
-    """Return a half as JSON, without what it has not."""
-    return {name: fact for name, fact in json_of(half).items() if fact is not None}
-
-
-def figures(plan: Plan) -> dict[str, Any]:
-    model, request = plan.request.model, plan.request
-    refusal = plan.refusal
-    report: dict[str, Any] = {
-        "model": model.name,
-        "device": request.device,
-        "gpus": {s: plan.capacity.processes(c.chosen.rung) for s, c in plan.stage_plans.items()}
-        if len(plan.devices) > 1
-        else {},
-        "precision": model.precision(),
-        "commit": model.checkpoint.commit,
-        "halves": {part: _given(half) for part, half in halves(model).items()},
-        "route": model.profile.route,
-        "fits": refusal is None,
-        "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
-        "memory": {
-            **json_of(memory_plan(plan.stage_plans, plan.budget)),
-            "together": dict(plan.together),
-            "budget": asdict(plan.budget),
-            "arithmetic": {
-                stage: [asdict(term) for term in choice.chosen.terms]
-                for stage, choice in plan.stage_plans.items()
-            },
-        },
-    }
-    return {**report, **(_of_job(plan, plan.job) if plan.job else {"notes": list(plan.notes)})}
-
-
-def _of_job(plan: Plan, job: Job) -> dict[str, Any]:
-    expected = plan.expected
-    known = job.ledger.tasks(job.media)
-    waves, line = planned_waves(job, expected, plan.limit)
-    frames = {
-        (m.digest, m.prompt): e.frame_bytes
-        for m, e in zip(job.media, expected, strict=True)
-        if job.ledger.frames_to_cut(m) != []
-    }
-    of_frames = [sum(frames.get((m.digest, m.prompt), 0) for m in wave) for wave in waves]
-    (seconds, time), clips = plan.times, clip_pixels(job, expected)
-    return {
-        "notes": [
-            *(*notes(job), *context_notes(job, expected)),
-            *(plan.limit.notes() if plan.limit else []),
-        ],
-        "seconds": seconds,
-        "time": time,
-        "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_with_work(job.ledger, job.media))),
-        "sampling": job.sampling.settings,
-        "files": len(job.by_file),
-        "failed": len(job.failures),
-        "unreadable": len(plan.unusable),
-        "seconds_of_media": sum(e.seconds for e in expected),
-        "chunks": sum(e.chunks for e in expected if not e.reuses_features),
-        "frames": sum(e.frames for e in expected),
-        "frame_bytes_at_once": max(of_frames, default=0),
-        "feature_bytes": sum(e.feature_bytes for e in expected),
-        "waves": len(waves),
-        "in_waves": line,
-        "max_store": plan.limit.line(waves) if plan.limit else "",
-        "free_bytes": job.store.free_bytes(),
-        "clip_bytes": round(clips * CLIP_BYTES),
-        "weights_read": job.model.read,
-        "done": {
-            stage.writes: len(keys_of(known, stage.writes) & job.ledger[stage.writes].keys())
-            for stage in job.pipeline[1:]
-        },
-    }

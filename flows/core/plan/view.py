@@ -1,144 +1,40 @@
-"""Formats a plan as text, and computes which memory budgets and precisions fit a model.
-
-The text has the result first, then memory by stage. The budgets and precisions form a table.
-"""
+"""Shows a plan: as JSON, and as text with the result first, then memory by stage."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.json_records import json_of
 from artifacts.schema import Part
 from artifacts.wording import counted, first_of
 from flows.core.checkpoint.precision import weight_bytes
 from flows.core.console.lines import duration, gib, table_lines
 from flows.core.job.plan_record import HalfRecord
-from flows.core.job.summary import halves
+from flows.core.job.prepare import Job
+from flows.core.job.summary import halves, notes
+from flows.core.ledger.ledger import bytes_to_fetch, stages_with_work
+from flows.core.ledger.tasks import keys_of
 from flows.core.machine.budget import Budget
-from flows.core.pipelines import STAGES
-from flows.core.plan.changes import in_precision
-from flows.core.plan.choose import PlanRequest, StagePlan, allowed, stage_plans
+from flows.core.pipelines import STAGES, parts_of
+from flows.core.plan.choose import allowed, memory_plan
+from flows.core.plan.context_check import context_notes
 from flows.core.plan.ladder import Rung
-from flows.core.plan.plan import Plan, figures
-from flows.core.plan.sizes import SHOT_SECONDS
+from flows.core.plan.plan import Plan
+from flows.core.plan.sizes import CLIP_BYTES, SHOT_SECONDS, clip_pixels
 from flows.core.plan.stage_estimate import ON_DEVICE, StageEstimate
+from flows.core.plan.store_limit import planned_waves
+from flows.core.plan.what_fits import BUDGETS_GIB
 from stages import tune
-
-BUDGETS_GIB = (4, 6, 8, 12, 16, 24)
-PRECISIONS: Mapping[str, dict[str, str]] = {
-    "native": {"precision": "native"},
-    "bf16": {"precision": "bf16"},
-    "int8": {"precision": "int8"},
-    "nf4": {"precision": "nf4"},
-    "nf4, vision too": {"precision": "nf4", "vision_precision": "nf4"},
-    "auto": {"precision": "auto"},
-}
-"""Row name → its options."""
-MARKS: Mapping[str, Callable[[Rung, Rung], bool]] = {
-    "*": lambda first, chosen: (chosen.prefill, chosen.kv) != (first.prefill, first.kv),
-    "+": lambda first, chosen: chosen.precision != first.precision,
-    "s": lambda first, chosen: chosen.block > 0,
-    "o": lambda first, chosen: chosen.offload and not chosen.block,
-    "u": lambda first, chosen: chosen.packed,
-}
-"""Mark → whether it applies, given the requested and the chosen rung."""
-LEGEND = (
-    "a/b: encode/decode · *: chunked prefill or KV cache in host memory · +: quantized · "
-    "s: encoder streamed layer by layer · o: weights in host memory, far slower · "
-    "u: unpacked layer by layer · -: does not fit"
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """One cell of the table: whether a model fits, and with which rung."""
-
-    gib: int
-    fits: bool
-    batches: dict[str, int]
-    """Stage with a model → batch size."""
-    marks: str
-    """Marks of further changes, from `MARKS`."""
-
-    def text(self) -> str:
-        """Return the batch size and marks, such as `8` or `4/1*`; `-`: does not fit. Two numbers:
-        encode and decode differ."""
-        if not self.fits:
-            return "-"
-        counts = list(dict.fromkeys(self.batches.values()))
-        return "/".join(map(str, counts)) + self.marks
-
-
-def what_fits(request: PlanRequest, device: str) -> dict[str, list[Cell]]:
-    """Return the rows of the table. Leaves out precisions that the checkpoint does not support, and
-    rows with the same weight sizes as a row above."""
-    rows: dict[str, list[Cell]] = {}
-    seen = set()
-    for name, options in () if request.model.served else PRECISIONS.items():
-        changed_request = _request_for(request, options, device)
-        if changed_request is None:
-            continue
-        model = changed_request.model
-        auto = changed_request.config.precision == "auto"
-        takes = (*(settings[0].weight_bytes for settings in model.settings.values()), auto)
-        if takes not in seen:
-            seen.add(takes)
-            rows[name] = [_cell(changed_request, gib) for gib in BUDGETS_GIB]
-    return rows
-
-
-def _request_for(request: PlanRequest, options: dict[str, str], device: str) -> PlanRequest | None:
-    changed: dict[str, Any] = {"vision_precision": None, "language_precision": None, **options}
-    if not request.model.profile.language.parameters:
-        changed["language_precision"] = "native"
-    stages = tuple(stage for stage in request.stages if stage.part)
-    return in_precision(replace(request, device=device, stages=stages), **changed)
-
-
-def plans_within(request: PlanRequest, size: int) -> dict[str, StagePlan]:
-    """Return the plan of each stage on a hypothetical device that allows so many bytes."""
-    budget = Budget(
-        device=request.device,
-        bytes=size,
-        given=True,
-        free_bytes=size,
-        total_bytes=size,
-        # The host of a hypothetical GPU is unknown, so it sets no limit.
-        host_bytes=1 << 60,
-    )
-    return stage_plans(request, request.rungs, budget)
-
-
-def _cell(request: PlanRequest, gib: int) -> Cell:
-    plans = plans_within(request, gib << 30)
-    return Cell(
-        gib=gib,
-        fits=all(choice.fits for choice in plans.values()),
-        batches={stage: choice.chosen.rung.batch for stage, choice in plans.items()},
-        marks="".join(
-            mark
-            for mark, applies in MARKS.items()
-            if any(applies(choice.requested.rung, choice.chosen.rung) for choice in plans.values())
-        ),
-    )
-
 
 GIB = 1 << 30
 COLUMNS = ("", "weights", "computing", "KV cache", "workspace", "context", "peak", "rung")
-COSTS = {
-    "files": "fewer files at once take longer",
-    "batch": "smaller batches take somewhat longer",
-    "prefill": "chunked prefill takes a little longer",
+KV_COSTS = {
     "offloaded": "a KV cache in host memory is copied for each token: 2 to 5 times longer",
     "quantized": "a quantized KV cache changes some words",
-    "precision": "quantized weights change some words",
-    "context": "shorter contexts make more and shorter chapters",
-    "block": "reading layers once per block of chunks costs little with many chunks",
-    "offload": "weights outside the device are copied for each token: 20 to 40 times longer",
-    "packed": "layers are unpacked for each token: the same words, slower with few rows",
 }
-"""Changed property of a rung → its cost."""
+"""Place of a KV cache → its cost."""
 FRAMES_GO = "deleted after use; another prompt cuts them again, unless --keep-frames keeps them"
 UNUSABLE = {"no-video": "without video", "too-large": "too large", "crashed": "crashed a stage"}
 """Kind of a failure → how a plan names it, if not as a file that cannot be opened."""
@@ -149,6 +45,78 @@ NAMES = {
     "cpu": {"unquantized": "in 32 bit, slow without a GPU"},
 }
 """Kind of device → key of the table → the note about the model."""
+
+
+def figures(plan: Plan) -> dict[str, Any]:
+    model, request = plan.request.model, plan.request
+    refusal = plan.refusal
+    report: dict[str, Any] = {
+        "model": model.name,
+        "device": request.device,
+        "gpus": {s: plan.capacity.processes(c.chosen.rung) for s, c in plan.stage_plans.items()}
+        if len(plan.devices) > 1
+        else {},
+        "precision": model.precision(),
+        "commit": model.checkpoint.commit,
+        "halves": {
+            part: {name: fact for name, fact in json_of(half).items() if fact is not None}
+            for part, half in halves(model).items()
+        },
+        "route": model.profile.route,
+        "fits": refusal is None,
+        "refusal": None if refusal is None else {"message": refusal.message, "hint": refusal.hint},
+        "memory": {
+            **json_of(memory_plan(plan.stage_plans, plan.budget)),
+            "together": dict(plan.together),
+            "budget": asdict(plan.budget),
+            "arithmetic": {
+                stage: [asdict(term) for term in choice.chosen.terms]
+                for stage, choice in plan.stage_plans.items()
+            },
+        },
+    }
+    return {**report, **(_job_figures(plan, plan.job) if plan.job else {"notes": list(plan.notes)})}
+
+
+def _job_figures(plan: Plan, job: Job) -> dict[str, Any]:
+    expected = plan.expected
+    known = job.ledger.tasks(job.media)
+    waves, line = planned_waves(job, expected, plan.limit)
+    frames = {
+        (m.digest, m.prompt): e.frame_bytes
+        for m, e in zip(job.media, expected, strict=True)
+        if job.ledger.frames_to_cut(m) != []
+    }
+    of_frames = [sum(frames.get((m.digest, m.prompt), 0) for m in wave) for wave in waves]
+    (seconds, time), clips = plan.times, clip_pixels(job, expected)
+    return {
+        "notes": [
+            *(*notes(job), *context_notes(job, expected)),
+            *(plan.limit.notes() if plan.limit else []),
+        ],
+        "seconds": seconds,
+        "time": time,
+        "fetch_bytes": bytes_to_fetch(job.model, parts_of(stages_with_work(job.ledger, job.media))),
+        "sampling": job.sampling.settings,
+        "files": len(job.by_file),
+        "failed": len(job.failures),
+        "unreadable": len(plan.unusable),
+        "seconds_of_media": sum(e.seconds for e in expected),
+        "chunks": sum(e.chunks for e in expected if not e.reuses_features),
+        "frames": sum(e.frames for e in expected),
+        "frame_bytes_at_once": max(of_frames, default=0),
+        "feature_bytes": sum(e.feature_bytes for e in expected),
+        "waves": len(waves),
+        "in_waves": line,
+        "max_store": plan.limit.line(waves) if plan.limit else "",
+        "free_bytes": job.store.free_bytes(),
+        "clip_bytes": round(clips * CLIP_BYTES),
+        "weights_read": job.model.read,
+        "done": {
+            stage.writes: len(keys_of(known, stage.writes) & job.ledger[stage.writes].keys())
+            for stage in job.pipeline[1:]
+        },
+    }
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -223,11 +191,7 @@ def verdict(plan: Plan) -> Iterator[str]:
     if uncertain:
         yield f"may not fit: the largest chunks in {' and '.join(uncertain)}; {peak}"
         return
-    reduced = [
-        choice
-        for choice in plan.stage_plans.values()
-        if choice.chosen.rung != choice.requested.rung
-    ]
+    reduced = [c for c in plan.stage_plans.values() if c.chosen.rung != c.requested.rung]
     how = "".join(f"; {c.chosen.rung.stage} with {c.chosen.rung.name}" for c in reduced)
     yield f"fits: {peak}{how}"
 
@@ -280,36 +244,6 @@ def explain_lines(plan: Plan) -> Iterator[str]:
             yield f"  {term.part:11s}{gib(term.bytes):>11s}  {term.why}"
         limit = allowed(estimate, plan.budget)
         yield f"  {'peak':11s}{gib(estimate.peak_bytes):>11s}  without host; {gib(limit)} allowed"
-
-
-def what_fits_lines(plan: Plan) -> Iterator[str]:
-    """Yield which budgets fit in which precision, on this device and, on a CPU, also for a GPU."""
-    devices = [plan.request.device] + (["cuda:0"] if plan.request.device == "cpu" else [])
-    for device in devices:
-        where = "this machine's CPU" if device == "cpu" else "a GPU"
-        yield f"what fits   batch size by GiB of {where}"
-        yield _cells("", [str(size) for size in BUDGETS_GIB])
-        rows = what_fits(plan.request, device)
-        for name, cells in rows.items():
-            yield _cells(name, [cell.text() for cell in cells])
-        if rows:
-            yield f"  {fitting_line(rows)}"
-    yield f"  {LEGEND}"
-
-
-def fitting_line(table: Mapping[str, Sequence[Cell]]) -> str:
-    """Return from which budget each row of the table fits, in words."""
-    fitting = {name: [cell.gib for cell in cells if cell.fits] for name, cells in table.items()}
-    if all(budgets[:1] == [BUDGETS_GIB[0]] for budgets in fitting.values()):
-        return f"yes, all fit, from {BUDGETS_GIB[0]} GiB"
-    parts = [f"{name} fits from {budgets[0]} GiB" for name, budgets in fitting.items() if budgets]
-    if refused := [name for name, budgets in fitting.items() if not budgets]:
-        parts.append(f"not even in {BUDGETS_GIB[-1]} GiB: {', '.join(refused)}")
-    return "; ".join(parts)
-
-
-def _cells(name: str, cells: list[str]) -> str:
-    return f"  {name:17s}" + "".join(f"{cell:>8s}" for cell in cells)
 
 
 def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
@@ -367,24 +301,26 @@ def _costs(plan: Plan) -> Iterator[str]:
             why = f"would take {gib(first.peak_bytes)}"
             if choice.remembered:
                 why = f"did not fit in an earlier run ({gib(first.peak_bytes)} expected)"
-            yield f"  {stage}: {first.rung.name} {why}; {'; '.join(_differs(choice))}"
+            cost = _rung_cost(first.rung, choice.chosen.rung)
+            yield f"  {stage}: {first.rung.name} {why}; {cost}"
 
 
-def _differs(choice: StagePlan) -> Iterator[str]:
-    first, chosen = choice.requested.rung, choice.chosen.rung
+def _rung_cost(first: Rung, chosen: Rung) -> str:
+    """Return what the largest difference of a rung from the requested one costs."""
     if chosen.precision != first.precision:
-        yield COSTS["precision"]
-    elif chosen.block:
-        yield COSTS["block"]
-    elif chosen.offload:
-        yield COSTS["offload"]
-    elif chosen.packed:
-        yield COSTS["packed"]
-    elif chosen.context != first.context:
-        yield COSTS["context"]
-    elif chosen.kv != first.kv:
-        yield COSTS[chosen.kv]
-    elif chosen.prefill != first.prefill:
-        yield COSTS["prefill"]
-    else:
-        yield COSTS["batch" if STAGES[chosen.stage].reads else "files"]
+        return "quantized weights change some words"
+    if chosen.block:
+        return "reading layers once per block of chunks costs little with many chunks"
+    if chosen.offload:
+        return "weights outside the device are copied for each token: 20 to 40 times longer"
+    if chosen.packed:
+        return "layers are unpacked for each token: the same words, slower with few rows"
+    if chosen.context != first.context:
+        return "shorter contexts make more and shorter chapters"
+    if chosen.kv != first.kv:
+        return KV_COSTS[chosen.kv]
+    if chosen.prefill != first.prefill:
+        return "chunked prefill takes a little longer"
+    if STAGES[chosen.stage].reads:
+        return "smaller batches take somewhat longer"
+    return "fewer files at once take longer"

@@ -23,7 +23,8 @@ from flows.core.plan.costs.decode import decode_rungs
 from flows.core.plan.costs.encode import encode_rungs
 from flows.core.plan.ladder import Remembered, Rung, index_of, sizes
 from flows.core.plan.plan import plan_of
-from flows.core.plan.view import BUDGETS_GIB, fitting_line, plan_lines, what_fits
+from flows.core.plan.view import plan_lines
+from flows.core.plan.what_fits import BUDGETS_GIB, fitting_line, what_fits
 from flows.execution.run import caption
 from flows.interfaces.cli.main import main
 from tests.support.by_hand import GIB, budget, images, question
