@@ -125,10 +125,8 @@ def _step_terms(
 ) -> Iterator[Term]:
     """Yield the memory of one step: activations kept for the backward pass, and the larger of the
     logits and one layer."""
-    (text, vocabulary), number_bytes = (
-        _text_and_words(model.checkpoint),
-        BYTES.get(settings.dtype, 4),
-    )
+    text, vocabulary = _text_and_words(model.checkpoint)
+    number_bytes = BYTES.get(settings.dtype, 4)
     tokens = workload.tokens + rung.caption
     rows, examples = rung.batch * tokens, f"{rung.batch} x {tokens:,}"
     half, width = model.profile.language, model.profile.feature_width

@@ -1,5 +1,5 @@
-"""Refuses frames and prompts that exceed the model's context, before anything is encoded. Loads no
-model.
+"""Counts the tokens that frames and prompt leave of the context for an answer, and refuses those
+that exceed it before anything is encoded. Loads no model.
 """
 
 import math

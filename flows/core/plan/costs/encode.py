@@ -193,8 +193,9 @@ def passes_of(model: Model, workload: Workload, rung: Rung) -> Passes:
     if model.in_batches:
         rows = workload.rows(rung.batch, FRAMES_PER_BATCH)
         return Passes(rows=rows, input=workload, at_once=rows, count=1)
-    single = replace(workload.with_frames(1), parts=1) if STAGES[rung.stage].vectors else workload
-    of_chunk = images if single is not workload else 1
+    apart = STAGES[rung.stage].vectors
+    single = replace(workload.with_frames(1), parts=1) if apart else workload
+    of_chunk = images if apart else 1
     at_once = model.pass_rows(images // of_chunk)
     least = max(1, at_once // of_chunk)
     rows = max(min(least, workload.chunks), workload.rows(rung.batch, FRAMES_PER_BATCH))
