@@ -4,6 +4,7 @@ from corrections at the press of a button."""
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+import penstock_demo
 from artifacts.texts.captions import Failure
 from artifacts.texts.edits import read_edits
 from flows.core.job.plan_record import FixedWords
@@ -31,7 +34,10 @@ from tests.support.reports import (
     media_file,
     write_run,
 )
-from tests.support.studio_page import COUNTS, ENTER, TAB, WORDS, every_look
+from tests.support.saying import Saying, run
+from tests.support.stand_ins import config_in
+from tests.support.studio_page import COUNTS, ENTER, ESCAPE, TAB, WORDS, every_look
+from tests.support.trainers import kohya_bucket
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -48,10 +54,11 @@ class Reviewing:
     port: int = 0
     address: str = ""
     order: str = "source"
+    more: tuple[str, ...] = ()
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        options = ["--port", str(self.port), "--order", self.order]
+        options = ["--port", str(self.port), "--order", self.order, *self.more]
         command = [*PENSTOCK, "review", str(self.out), *options]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -96,9 +103,9 @@ def choose(browser: Browser, name: str, value: str) -> None:
 
 
 @contextlib.contextmanager
-def review_of(out: Path, order: str = "source") -> Iterator[Reviewing]:
+def review_of(out: Path, order: str = "source", *more: str) -> Iterator[Reviewing]:
     """A review of the captions in a folder, until the block ends."""
-    made = Reviewing(out, order=order)
+    made = Reviewing(out, order=order, more=more)
     made.start()
     yield made
     if made.process is not None and made.process.poll() is None:
@@ -408,3 +415,72 @@ def check_doubtful_words(browser: Browser) -> None:
         message, _, rounded = message.partition(", margin ")
         assert message == f"in doubt: “{word}”" and abs(float(rounded) - margin) < 0.006
     assert all(row[4] == "" for row in found if row[5] or row[1] > 1)
+
+
+SIZES = {"square": (512, 512), "wide": (2048, 256), "high": (256, 1536)}
+TITLES = "[...document.querySelectorAll('#list h2')].map(e => e.textContent)"
+LOST = "[...document.querySelectorAll('.row .warning')].map(e => e.textContent)"
+TOLD = "return document.querySelector('#seen-told').textContent"
+PLACES = """
+const place = arguments[0], [picture, over, part] = [' img', ' .crop', ' .trained']
+  .map(one => document.querySelector(place + one).getBoundingClientRect());
+return [picture.width, picture.height, over.width, over.height, part.width, part.height];
+"""
+
+
+def filter_trainer(browser: Browser, wanted: str, *names: str) -> None:
+    """Type what a trainer loses, and wait until these media are shown."""
+    browser.run("document.querySelector('#seen').value = ''")
+    browser.type("#seen", wanted)
+    browser.wait(f"return JSON.stringify({TITLES}) === JSON.stringify(arguments[0])", [*names])
+
+
+def test_what_the_trainer_loses_is_found_said_and_drawn_on_the_picture(
+    browser: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, size in SIZES.items():
+        Image.linear_gradient("L").resize(size).save(tmp_path / "photos" / f"{name}.png")
+    config = config_in(tmp_path, tmp_path / "photos", trainer=("kohya:sd1.5",), trigger=TRIGGER)
+    run(config, Saying())
+    clip = tmp_path / "tokenizers" / "clip"
+    clip.mkdir(parents=True)
+    shutil.copy(penstock_demo.CHECKPOINT / "tokenizer.json", clip)
+    more = ("--tokenizers", str(clip.parent))
+    with review_of(tmp_path / "out", "source", *more) as made:
+        shown(browser, made)
+        correct(browser, 0, "word " * 24 + "and the end")
+        correct(browser, 1, "a box")
+        wait_saved(browser)
+        filter_trainer(browser, "tokens > 75", "high.png")
+        cropped, tokens = browser.run(f"return {LOST}")
+        assert tokens.startswith("tokens: ") and tokens.endswith("word and the end”")
+        correct(browser, 0, "a hat")
+        browser.wait(f"return JSON.stringify({LOST}) === JSON.stringify(arguments[0])", [cropped])
+        filter_trainer(browser, "cropped > 20 %", "high.png", "wide.png")
+        check_crop(browser, ".card:last-child .player", SIZES["wide"])
+        browser.run("document.querySelector('.card:last-child .player > button').click()")
+        browser.wait("return document.querySelector('#viewer img')?.naturalWidth")
+        check_crop(browser, "#viewer", SIZES["wide"])
+        browser.press(ESCAPE)
+        filter_trainer(browser, "tokens or", "high.png", "wide.png")
+        told = browser.wait(TOLD + ".startsWith('Trainer filter') && " + TOLD[7:])
+        assert told.startswith("Trainer filter cannot be read at its end: a column")
+        (logged,) = browser.console()
+        assert "422" in logged, "the browser itself writes that a request was refused"
+        filter_trainer(browser, "all", "high.png", "square.png", "wide.png")
+        every_look(browser)
+        browser.run("const one = document.querySelector('#seen'); one.value = '';"
+                    "one.dispatchEvent(new Event('input'))")  # fmt: skip
+        browser.wait("return !document.querySelector('.crop')")
+
+
+def check_crop(browser: Browser, place: str, size: tuple[int, int]) -> None:
+    """Check that the frame on a picture is what kohya's bucket keeps of it."""
+    wide, high, over_wide, over_high, kept_wide, kept_high = browser.run(PLACES, place)
+    bucket = kohya_bucket(*size, {"resolution": 512, "max_bucket_reso": 1024})
+    shown = min(wide / size[0], high / size[1])
+    scale = shown / max(bucket[0] / size[0], bucket[1] / size[1])
+    assert (over_wide, over_high) == pytest.approx((wide, high), abs=0.1)
+    expected = bucket[0] * scale, bucket[1] * scale
+    assert (kept_wide, kept_high) == pytest.approx(expected, abs=1)

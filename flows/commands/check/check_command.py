@@ -13,14 +13,13 @@ from pathlib import Path
 
 from artifacts.disk.paths import required_path
 from artifacts.errors import UsageError
-from artifacts.texts.trainer_models import TrainerModel, models_named, parse_trainers
+from artifacts.texts.trainer_models import TrainerModel, parse_trainers
 from artifacts.wording import counted
 from flows.core.console.display import Display
 from flows.core.console.lines import print_lines
 from flows.core.options.text import TRUST_FOLDER_HELP
-from flows.outputs.marker import read_marker
 from flows.outputs.record.run_read import load_record
-from flows.outputs.seen.check import Checked, check
+from flows.outputs.seen.check import Checked, check, models_of
 from flows.outputs.seen.sets import samples_of
 from flows.outputs.seen.words import WordRules
 
@@ -35,7 +34,7 @@ def check_command(given: argparse.Namespace) -> int:
         Path(required_path(given.out)),
         parse_trainers(given.trainer or []),
         forbid=[word.strip() for word in (given.forbid or "").split(",") if word.strip()],
-        tokenizers=Path(required_path(given.tokenizers)) if given.tokenizers else None,
+        tokenizers=given.tokenizers,
         fix=given.fix,
         trust=given.trust_folder,
     )
@@ -52,24 +51,23 @@ def check_run(
     trainers: Sequence[str],
     *,
     forbid: Sequence[str] = (),
-    tokenizers: Path | None = None,
+    tokenizers: str | Path | None = None,
     fix: bool = False,
     trust: bool = False,
 ) -> tuple[list[str], list[Checked]]:
     """Return what trainers would not see of a run: those that are named, or else those that it was
     written for. With `fix`, captions that are too long are made shorter before, and a line on each
     trainer is returned, too. Raises PenstockError."""
-    if tokenizers is not None and not tokenizers.is_dir():
-        raise UsageError(f"{tokenizers} is no folder", hint="Name a folder of tokenizers, or none")
-    words, models = load_record(out).plan.words, _models(out, trainers)
-    absolute = None if tokenizers is None else tokenizers.absolute()
+    words, models = load_record(out).plan.words, models_of(out, trainers)
+    folder = tokenizers_in(tokenizers)
+    absolute = None if folder is None else folder.absolute()
     lines = [*_fixed(out.absolute(), models, absolute, trust)] if fix else []
     return lines, [
         check(
             out,
             model,
             WordRules(trainer=model.trainer, trigger=words.trigger, forbidden=tuple(forbid)),
-            tokenizers,
+            folder,
         )
         for model in models
     ]
@@ -104,18 +102,6 @@ def _fixed(
             yield f"{model.label}: {fixed.line}"
 
 
-def _models(out: Path, named: Sequence[str]) -> list[TrainerModel]:
-    """Return the models that are named, or else those of the run. Raises UsageError."""
-    marker = read_marker(out)
-    names = named or (() if marker is None else marker.trainers)
-    if not names:
-        raise UsageError(
-            f"{out} does not say what is trained on it",
-            hint="Name it: --trainer TRAINER:MODEL, such as kohya:sdxl",
-        )
-    return [*models_named(names).values()]
-
-
 def lines_of(checked: Checked) -> Iterator[str]:
     """Yield the faults, the rules with most samples first, and a last line that counts them."""
     for rule, count in checked.rules.most_common():
@@ -136,18 +122,31 @@ def lines_of(checked: Checked) -> Iterator[str]:
         yield f"{label}: {checked.summary}"
 
 
-def add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+def tokenizers_in(given: str | Path | None) -> Path | None:
+    """Return the folder of `--tokenizers`, if it is given. Raises UsageError."""
+    folder = Path(required_path(str(given))) if given else None
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"{folder} is no folder", hint="Name a folder of tokenizers, or none")
+    return folder
+
+
+def add_trained(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is trained."""
     parser.add_argument(
         "--trainer",
         action="append",
         metavar="TRAINER:MODEL",
         help="what is trained [what the run was written for]",
     )
-    parser.add_argument("--forbid", metavar="W,W", help="words that no caption may have")
     parser.add_argument(
         "--tokenizers", metavar="DIR", help="folder of tokenizers, or a trainer's cache of them"
     )
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", nargs="?", default="penstock-out")
+    add_trained(parser)
+    parser.add_argument("--forbid", metavar="W,W", help="words that no caption may have")
     parser.add_argument(
         "--fix",
         action="store_true",

@@ -24,7 +24,6 @@ from uuid import uuid4
 from artifacts.disk.files import json_text, write_text
 from artifacts.errors import UsageError
 from artifacts.remote.addresses import is_address
-from artifacts.texts.captions import one_line
 from artifacts.texts.edits import SHORTENED, UNTOUCHED, Action, Edit, changes_of
 from artifacts.texts.trainer_limits import limits_of
 from artifacts.texts.trainer_models import TrainerModel
@@ -133,11 +132,7 @@ def shorten(
     }
     opened = ReviewedCaptions(Path(config.out), config.store, trust=config.trust_folder)
     with closing(opened) as captions:
-        fixed = captions.folder.fixed
-
-        def as_written(text: str) -> str:
-            return one_line("".join((*fixed.prefixes, text, fixed.suffix)))
-
+        as_written = captions.folder.as_written
         rows, edits = captions.folder.rows, captions.edits()
         now = {key: edits.get(key, UNTOUCHED) for key in rows}
         long = {

@@ -8,6 +8,7 @@ from artifacts.records.store import local_folder, open_store
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
 from artifacts.schema import values_of
+from artifacts.texts.captions import one_line
 from artifacts.texts.edits import ReviewedRow, keys_of
 from flows.core.media.generated_files import HandwrittenTexts, text_paths
 from flows.core.media.output_rows import CaptionRow, MediaRow
@@ -56,6 +57,12 @@ class FolderCaptions:
         """Caption key → content digest of its medium, if it is known."""
         self.medium_of: dict[str, str] = {}
         """Caption key → identity of its medium: the content; unknown: source and path."""
+        self.written: dict[str, str] = {}
+        """Caption key → the caption as the files have it, with edits and what is around it."""
+        self.keys_at: list[list[str]] = []
+        """Keys of the captions of each medium."""
+        self.by_hand: set[str] = set()
+        """Keys of the captions before which a text of a person goes."""
         self._unnamed: dict[str, str] = {}
         """Key of a caption whose prompt has a name → its key of the time without one."""
         url = self.belief.store if self.belief.is_own else ""
@@ -72,6 +79,10 @@ class FolderCaptions:
     def edit_keys(self) -> set[str]:
         """Return every key under which a caption may have an edit."""
         return {*self.rows, *self._unnamed.values()}
+
+    def as_written(self, text: str) -> str:
+        """Return words with what a run puts around them, on one line, as trainers get them."""
+        return one_line("".join((*self.fixed.prefixes, text, self.fixed.suffix)))
 
     def place_shown(self, number: int) -> str:
         """Return the path or address of a medium; empty if it is unknown, or if other content than
@@ -116,10 +127,12 @@ class FolderCaptions:
         medium["number"] = len(self.places) - 1
         self._entries.append(place)
         medium["captions"] = rows = [self._row(line) for line in lines]
+        self.keys_at.append([row["key"] for row in rows])
         if self._by_hand is not None and has_path and (digest := place.content):
             places = text_paths(Path(where), rows[0]["name"] if rows else "")
             if (by_hand := self._by_hand.of(places, digest, where)) is not None:
                 medium["text"] = by_hand[0].name, by_hand[1].strip()
+                self.by_hand.update(self.keys_at[-1])
         content = place.content or f"{place.source}\n{place.media_path}"
         self.medium_of |= {row["key"]: content for row in rows}
         if place.content:
@@ -147,4 +160,5 @@ class FolderCaptions:
         }
         self.rows[key], self.chunks[key] = row, (line.features, line.name, line.prompt)
         self.copies[key] += 1
+        self.written[key] = line.caption
         return row

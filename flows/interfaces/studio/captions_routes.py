@@ -23,6 +23,7 @@ from artifacts.texts.edits import EDITS, REJECTED, UNTOUCHED
 from artifacts.texts.trainers import TRAINERS
 from artifacts.wording import counted
 from flows.commands.review.folder_captions import EditRefused
+from flows.commands.review.seen_captions import Trained
 from flows.core.media.media_file import kind_of
 from flows.core.options.formats import EXACT
 from flows.interfaces.serve.refusals import JSON, ShownFile, json_answer, shown_file
@@ -223,6 +224,12 @@ class CaptionsRoutes:
             return sets_in(captions.out, len(kept), Counter(path for path, _ in chunks))
 
         return json_answer({"sets": await asyncio.to_thread(findings)})
+
+    async def seen(self, request: Request) -> Response:
+        """Return the captions that a filter finds by what trainers do not see of them."""
+        captions, wanted = self._captions(request), request.query_params.get("filter", "")
+        trained = self._studio.trained if captions.out == self._studio.out else Trained()
+        return json_answer(await asyncio.to_thread(captions.seen, wanted, trained))
 
     async def media(self, request: Request) -> Response:
         path = await self._local_path(request)

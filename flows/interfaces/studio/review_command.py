@@ -7,6 +7,8 @@ from pathlib import Path
 
 from artifacts.disk.paths import required_path
 from artifacts.packages import require_extra
+from artifacts.texts.trainer_models import models_named, parse_trainers
+from flows.commands.check.check_command import add_trained, tokenizers_in
 from flows.core.options.text import TRUST_FOLDER_HELP
 from flows.interfaces.studio.studio_command import BEHIND_HELP
 
@@ -14,11 +16,15 @@ from flows.interfaces.studio.studio_command import BEHIND_HELP
 def review_command(given: argparse.Namespace) -> int:
     """Serve the review until it is stopped, and return 0. Raises UsageError, EnvironmentFault."""
     require_extra("serve", "`penstock review`")
+    from flows.commands.review.seen_captions import Trained
     from flows.interfaces.studio.server import PageAddress, review
     from flows.interfaces.studio.studio_command import config_of
 
     out, address = Path(required_path(given.out)), PageAddress(given.port, given.behind)
-    review(out, address, given.order, config_of, trust=given.trust_folder)
+    trainers = parse_trainers(given.trainer or [])
+    models_named(trainers)  # which refuses what there is not
+    trained = Trained(trainers=trainers, tokenizers=tokenizers_in(given.tokenizers))
+    review(out, address, given.order, config_of, trained, trust=given.trust_folder)
     return 0
 
 
@@ -34,5 +40,6 @@ def add_review(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--order", choices=ORDERS, default=ORDERS[0], help="order of the captions [%(default)s]"
     )
+    add_trained(parser)
     parser.add_argument("--behind", default="", metavar="URL", help=BEHIND_HELP)
     parser.add_argument("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)

@@ -21,6 +21,7 @@ from artifacts.schema import values_of
 from artifacts.texts.edits import REDO, UNDO, UNTOUCHED
 from flows.commands.review.captions import ReviewedCaptions
 from flows.commands.review.folder_captions import EditRefused
+from flows.commands.review.seen_captions import Trained, seen_in
 from flows.commands.sift.marks import CHOICES, CHOICES_FILE, LeftOutRow, choices_in
 from flows.core.options.training import LEAST
 from flows.core.options.vectors import PLACE
@@ -184,6 +185,14 @@ class RunCaptions:
             }
             media = [piece for medium in self._media for piece in (b",", medium)][1:]
             return [b'{"media":[', *media, b"],", json_bytes(rest)[1:]]
+
+    def seen(self, wanted: str, trained: Trained) -> dict[str, Json]:
+        """Return the captions that a filter finds by what trainers do not see of them. It may take
+        minutes, in which edits go on. Raises PenstockError."""
+        with self._lock:
+            reviewed = self.reviewed
+            folder, edits = reviewed.folder, reviewed.edits()
+        return seen_in(self.out, folder, edits, trained, wanted)
 
     def apply(self, request: Json) -> dict[str, Json]:
         """Apply an edit durably. Each change names in `was` the edit that it was based on. Raises

@@ -23,6 +23,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.store import local_folder
 from artifacts.texts.edits import DECISIONS
 from artifacts.wording import counted
+from flows.commands.review.seen_captions import Trained
 from flows.core.console.lines import print_lines
 from flows.core.media.media_file import writable
 from flows.interfaces.serve.listening import UnsignalledServer, address_of, listening
@@ -95,7 +96,13 @@ def studio(
 
 
 def review(
-    out: Path, address: PageAddress, order: str, config_of: ConfigOf, *, trust: bool = False
+    out: Path,
+    address: PageAddress,
+    order: str,
+    config_of: ConfigOf,
+    trained: Trained,
+    *,
+    trust: bool = False,
 ) -> None:
     """Serve the captions of one run until a signal arrives. Raises UsageError,
     EnvironmentFault."""
@@ -112,6 +119,7 @@ def review(
             store=store if store and local_folder(store) is not None else "",
             config_of=config_of,
             order=order,
+            trained=trained,
             trust=trust,
             keeps_thumbnails=belief.is_own,
             proxy=proxy,
@@ -154,6 +162,7 @@ def studio_app(opened: Studio) -> Starlette:
         f"{run}/history": captions.history,
         f"{run}/again": captions.answers,
         f"{run}/sets": captions.sets,
+        f"{run}/seen": captions.seen,
         f"{run}/media/{{number}}": captions.media,
         f"{run}/small/{{number}}": captions.small,
     }

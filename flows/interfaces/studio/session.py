@@ -30,6 +30,7 @@ from artifacts.options import declared
 from artifacts.records.packs import Record, RecordSet, packs
 from artifacts.records.store import Store, local_folder, open_store, prepare_store
 from artifacts.texts.trainer_models import models_named
+from flows.commands.review.seen_captions import Trained
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import SIZES
 from flows.core.options.store import default_store
@@ -294,6 +295,8 @@ class Studio:
     keeps_thumbnails: bool = True
     proxy: str = ""
     """Origin of the proxy through which browsers reach the page; empty: there is none."""
+    trained: Trained = field(default_factory=Trained)
+    """What is trained on the captions of `out`."""
     roots: Roots = field(init=False)
     queue: RunQueue = field(init=False)
     thumbnails: Thumbnails = field(init=False)

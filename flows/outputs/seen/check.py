@@ -3,13 +3,13 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from artifacts.disk.json_shapes import BYTES
 from artifacts.disk.regular_files import read_text
-from artifacts.errors import PenstockError
+from artifacts.errors import PenstockError, UsageError
 from artifacts.texts.trainer_limits import limits_of
 from artifacts.texts.trainer_models import TrainerModel, form_of, models_named
 from artifacts.texts.trainers import TrainerEntry, toml_text
@@ -75,6 +75,24 @@ def check(
     """Return what a trainer would not see of a run. No medium is opened if their sizes, rates and
     frames are `known`. Raises UsageError, EnvironmentFault."""
     samples = samples_of(out, model)
+    notes = check_samples(samples, model, rules, tokenizers, known)
+    folder = out.absolute() / form_of(model.trainer)
+    if is_copied(folder):
+        notes.append(
+            f"{folder / CONFIG} names files of another folder: if {out} was copied or moved, run "
+            f"the same `penstock caption` command again with --out {out}"
+        )
+    return Checked(model=model, samples=samples, notes=notes)
+
+
+def check_samples(
+    samples: Sequence[TrainedSample],
+    model: TrainerModel,
+    rules: WordRules,
+    tokenizers: Path | None = None,
+    known: Mapping[Path, TrainerEntry] | None = None,
+) -> list[str]:
+    """Add the faults of samples, as `check` does, and return notes. Raises EnvironmentFault."""
     note_words(samples, rules)
     if known is None:
         look_at(samples)
@@ -84,15 +102,22 @@ def check(
     note_media(samples, model)
     limits = limits_of(model.trainer, model.name)
     notes = [*note_tokens(samples, limits, tokenizers)]
-    folder = out.absolute() / form_of(model.trainer)
-    if is_copied(folder):
-        notes.append(
-            f"{folder / CONFIG} names files of another folder: if {out} was copied or moved, run "
-            f"the same `penstock caption` command again with --out {out}"
-        )
     if not limits:
         notes.append(f"it is not known how much of a caption {model.label} reads")
-    return Checked(model=model, samples=samples, notes=notes)
+    return notes
+
+
+def models_of(out: Path, named: Sequence[str]) -> list[TrainerModel]:
+    """Return the models that are named, or else those that a run was written for. Raises
+    UsageError."""
+    marker = read_marker(out)
+    names = named or (() if marker is None else marker.trainers)
+    if not names:
+        raise UsageError(
+            f"{out} does not say what is trained on it",
+            hint="Name it: --trainer TRAINER:MODEL, such as kohya:sdxl",
+        )
+    return [*models_named(names).values()]
 
 
 CONFIG = "dataset.toml"

@@ -3,8 +3,11 @@ anything."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.errors import MediaError
 from artifacts.frame_fit import FrameFit
 from flows.outputs.seen.sets import Fault, TrainedSample
@@ -30,37 +33,45 @@ def look_at(samples: Sequence[TrainedSample]) -> None:
             pass
 
 
+class _Look(NamedTuple):
+    """What is seen of a medium."""
+
+    size: tuple[int, int]
+    greys: tuple[int, int]
+    """Least and largest grey level."""
+    rate: float = 0.0
+    frames: int = 1
+
+
 def _look(sample: TrainedSample) -> None:
     try:
-        low, high = _look_at_video(sample) if sample.kind == "video" else _look_at_image(sample)
+        look = _look_at(sample.path, sample.kind, stamp_of(sample.path))
     except (MediaError, OSError, ValueError) as error:
         message = getattr(error, "message", str(error))
         sample.faults.append(Fault(rule="unreadable", text=f"it cannot be opened: {message}"))
         return
-    if high - low < ONE_COLOUR:
+    sample.size, sample.rate, sample.frames = look.size, look.rate, look.frames
+    if look.greys[1] - look.greys[0] < ONE_COLOUR:
         what = "its first frame" if sample.kind == "video" else "it"
         sample.faults.append(Fault(rule="one colour", text=f"{what} is one colour"))
 
 
-def _look_at_image(sample: TrainedSample) -> tuple[int, int]:
-    """Return the least and the largest grey level of an image."""
-    from stages.frames.image import read_image
-
-    media, chunk = read_image(sample.path, SMALL_FIT)
-    sample.size = media.width, media.height
-    return _range(chunk.pixels[0])
-
-
-def _look_at_video(sample: TrainedSample) -> tuple[int, int]:
-    """Return the least and the largest grey level of the first frame of a video."""
+@lru_cache(maxsize=1 << 16)
+def _look_at(path: Path, kind: str, _: Stamp) -> _Look:
+    """Return what is seen of a medium: of a video, of its first frame. A review asks again after
+    each edit, and opens no medium that is as it was."""
     from stages.frames.frame_converter import FrameConverter, shown_size
+    from stages.frames.image import read_image
     from stages.frames.media_opening import rate_and_frames
 
-    sample.rate, sample.frames = rate_and_frames(sample.path)
-    frame, aspect = shown_at(sample.path, 0.0)
+    if kind != "video":
+        media, chunk = read_image(path, SMALL_FIT)
+        return _Look(size=(media.width, media.height), greys=_range(chunk.pixels[0]))
+    rate, frames = rate_and_frames(path)
+    frame, aspect = shown_at(path, 0.0)
     height, width = shown_size(frame, aspect)
-    sample.size = width, height
-    return _range(FrameConverter(frame, SMALL_FIT.size(height, width)).convert(frame))
+    pixels = FrameConverter(frame, SMALL_FIT.size(height, width)).convert(frame)
+    return _Look(size=(width, height), greys=_range(pixels), rate=rate, frames=frames)
 
 
 def _range(pixels: "NDArray[np.generic]") -> tuple[int, int]:

@@ -67,9 +67,11 @@ def _of_size(sample: TrainedSample, settings: TrainerSettings) -> Iterator[Fault
         rule = "small" if scale >= SMALL else "enlarged"
         yield Fault(rule=rule, text=f"{shown} is enlarged {scale:.2f} x to {trained}")
     trained_part = bucket[0] / scale, bucket[1] / scale
-    if (cut := 1 - trained_part[0] * trained_part[1] / (width * height)) >= CROPPED:
-        left, top = (width - trained_part[0]) / 2, (height - trained_part[1]) / 2
-        crop = round(left), round(top), round(left + trained_part[0]), round(top + trained_part[1])
+    left, top = (width - trained_part[0]) / 2, (height - trained_part[1]) / 2
+    crop = round(left), round(top), round(left + trained_part[0]), round(top + trained_part[1])
+    cut = 1 - trained_part[0] * trained_part[1] / (width * height)
+    sample.crop, sample.measures["cropped"], sample.measures["enlarged"] = crop, 100 * cut, scale
+    if cut >= CROPPED:
         text = f"{cut:.0%} of {shown} is cut off for {trained}: {_sides_cut(crop, width, height)}"
         yield Fault(rule="cropped", text=text, crop=crop)
     share = bucket[0] * bucket[1] / settings.largest(sample.kind)
@@ -90,6 +92,7 @@ def _of_time(
     """Yield what a trainer leaves out of a video, or plays at another speed."""
     count, rate = sample.frames, sample.rate
     spans, whole = settings.spans(count, rate, model), count / rate
+    sample.measures["unseen seconds"] = whole
     if not spans:
         text = f"{count:,} frames at {rate:.4g} per second are too few: it is left out"
         yield Fault(rule="never trained", text=text)
@@ -97,6 +100,7 @@ def _of_time(
     seen, last = 0.0, 0.0
     for start, end, _ in sorted(spans):
         seen, last = seen + max(0.0, end - max(start, last)), max(last, end)
+    sample.measures["unseen seconds"] = max(0.0, whole - seen)
     if max(taken.frames for taken in spans) == 1:
         text = f"of {count:,} frames only the first one is trained, as a picture"
         yield Fault(rule="one frame", text=text)

@@ -53,6 +53,11 @@ class TrainedSample:
     rate: float = 0.0
     frames: int = 1
     faults: list["Fault"] = field(default_factory=list)
+    measures: dict[str, float] = field(default_factory=dict)
+    """Rule → what is measured for it, whether or not that is a fault: tokens, percent that are cut
+    off, times that it is enlarged, seconds, samples of one caption."""
+    crop: tuple[int, int, int, int] | None = None
+    """Left, top, right and bottom of what is trained of a picture, in pixels; None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

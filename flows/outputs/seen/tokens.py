@@ -10,10 +10,10 @@
 import html
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from artifacts.disk.paths import user_cache
 from artifacts.errors import EnvironmentFault
@@ -52,7 +52,7 @@ def note_tokens(
         if not limit.tokens:
             yield f"{limit.encoder} reads captions of any length ({limit.above})"
             continue
-        folder = tokenizer_folder(limit.tokenizer, tokenizers)
+        folder, readings = tokenizer_folder(limit.tokenizer, tokenizers), dict[str, ReadCaption]()
         if folder is None:
             faults, unsure = _certain(texts, limit)
             if unsure:
@@ -66,13 +66,16 @@ def note_tokens(
                     f"{counted(foreign, 'caption')} with accents or other scripts may count "
                     f"otherwise: the trainer mends them by {MENDER}, which is not installed"
                 )
-            faults = {t: fault for t in texts if (fault := lost(tokenizer, limit, t)) is not None}
+            readings = {text: reading(tokenizer, limit, text) for text in texts}
+            faults = {text: fault for text, (_, fault) in readings.items() if fault is not None}
         if limit is not main:
             if faults:
                 yield f"{limit.encoder} reads the beginning of {counted(len(faults), 'caption')}"
             continue
         for sample in samples:
             sample.faults += [faults[text] for text in read_texts(sample) if text in faults]
+            if counts := [readings[t].tokens for t in read_texts(sample) if t in readings]:
+                sample.measures["tokens"] = max(counts)
 
 
 def read_texts(sample: TrainedSample) -> list[str]:
@@ -157,23 +160,39 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
 
 def lost(tokenizer: "Tokenizer", limit: TextLimit, caption: str) -> Fault | None:
     """Return what of a caption a text encoder does not read; None: it reads all."""
+    return reading(tokenizer, limit, caption).fault
+
+
+class ReadCaption(NamedTuple):
+    """How a text encoder reads a caption."""
+
+    tokens: int
+    """Number of its tokens, without those that are put around it."""
+    fault: Fault | None
+    """What it does not read; None: it reads all."""
+
+
+@lru_cache(maxsize=1 << 16)
+def reading(tokenizer: "Tokenizer", limit: TextLimit, caption: str) -> ReadCaption:
+    """Return how a text encoder reads a caption. A review asks again after each edit."""
     text = mended(caption, limit) if is_mended(limit) else caption
     prefix, suffix = limit.template.prefix, limit.template.suffix
     whole = prefix + text + suffix
     spans = tokenizer.encode(whole, add_special_tokens=False).offsets
     fitting = limit.tokens - tokenizer.num_special_tokens_to_add(is_pair=False)
+    tokens = (limit.template.tokens and len(spans) - limit.template.tokens) or len(spans)
     if len(spans) <= fitting:
-        return None
+        return ReadCaption(tokens, None)
     begin, end = spans[fitting][0], len(prefix) + len(text)
     words = whole[max(begin, len(prefix)) : end].strip()
-    around = limit.template.tokens and len(spans) - limit.template.tokens
-    counts = f"{around or len(spans):,} tokens, and {limit.encoder} reads {limit.left:,}"
+    counts = f"{tokens:,} tokens, and {limit.encoder} reads {limit.left:,}"
     if limit.above == ERROR:
-        return Fault(rule="tokens", text=f"{counts}: the trainer ends with an error", words=words)
+        why = f"{counts}: the trainer ends with an error"
+        return ReadCaption(tokens, Fault(rule="tokens", text=why, words=words))
     if not (words or suffix):  # blanks at the end
-        return None
+        return ReadCaption(tokens, None)
     what = f"never seen: {quoted(words)}" if words else "the end of the chat's marks is cut"
-    return Fault(rule="tokens", text=f"{counts}; {what}", words=words)
+    return ReadCaption(tokens, Fault(rule="tokens", text=f"{counts}; {what}", words=words))
 
 
 def quoted(text: str) -> str:

@@ -38,7 +38,7 @@ def note_words(samples: Sequence[TrainedSample], rules: WordRules) -> None:
             sample.faults.append(Fault(rule="never trained", text=why))
         for text in sample.captions or ("",):
             sample.faults += _faults(text, sample, rules)
-            again = count[text.strip()]
+            sample.measures["duplicate"] = again = count[text.strip()]
             if again > 1 and text.strip():
                 sample.faults.append(Fault(rule="duplicate", text=f"{again} have this caption"))
 

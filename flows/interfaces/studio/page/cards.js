@@ -157,5 +157,5 @@ const failureCard = failure => el("article", {class: "card failure"}, el("h2", {
   el("p", {class: "quiet tiny"}, failure.stage), el("p", {dir: "auto"}, `${failure.message}. `, el("b", {}, failure.hint)));
 
 // A picture as large as the window allows.
-const shownPicture = medium => ({title: medium.name, content: el("img", {class: "large", alt: medium.name, src: `media/${medium.number}`,
-  error: event => { event.target.src = `small/${medium.number}`; }})});
+const shownPicture = (medium, over) => ({title: medium.name, content: el("div", {class: "large"}, el("img", {alt: medium.name,
+  src: `media/${medium.number}`, error: event => { event.target.src = `small/${medium.number}`; }}), over)});

@@ -22,12 +22,12 @@ function showDialog(dialog, title, ...content) {
 class Page {
   constructor() {
     Object.assign(this, {found: [], picked: new Set(), revision: "", turns: 0, turning: Promise.resolve(),
-      viewer: new Viewer($("viewer"), shownPicture)});
+      viewer: new Viewer($("viewer"), medium => shownPicture(medium, this.seen.crop(medium.captions)))});
     $("filter").append(...chosenOf(FILTERS, SHOWN));
     $("sort").append(...chosenOf(SORTS, ORDERS));
     this.saving = new Saving({done: answer => this.done(answer), refused: why => this.refused(why), told: (...how) => this.told(...how)});
-    Object.assign(this, {replacing: new Replacing(this), learning: new Learning(this), tags: new Tags(this), again: new Again(this),
-      writing: new Writing(this), following: new Following(this)});
+    Object.assign(this, {replacing: new Replacing(this), learning: new Learning(this), tags: new Tags(this), seen: new Seen(this),
+      again: new Again(this), writing: new Writing(this), following: new Following(this)});
     $("choosing").addEventListener("submit", event => event.preventDefault());
     for (const id of ["filter", "view"]) $(id).addEventListener("change", () => this.show());
     $("sort").addEventListener("change", () => this.show());
@@ -99,6 +99,7 @@ class Page {
     for (const {changes} of this.saving.waiting) for (const {of, caption, review} of changes || []) mine.set(of, {caption, review});
     for (const [key, value] of Object.entries(answer.edits)) edits.set(key, mine.get(key) || value);
     if (draw) this.draw(Object.keys(answer.edits));
+    if (Object.keys(answer.edits).length) this.seen.later();
     for (const [id, name] of [["undo", "Undo"], ["redo", "Redo"]]) if (answer[id] !== undefined)
       Object.assign($(id), {disabled: !answer[id], title: answer[id] ? `${name}: ${answer[id]}` : `Nothing to ${id}`});
   }
@@ -124,7 +125,7 @@ class Page {
   show() {
     if (!this.data) return;
     const focused = currentRow()?.row.key, {prefix = "", suffix = ""} = this.data;
-    this.found = chosen(this.data.media, this.choice());
+    this.found = this.seen.chosen(chosen(this.data.media, this.choice()));
     this.around = {prefix, suffix, sought: this.choice().sought, asked: this.asked};
     this.list(focused);
     this.count();
@@ -156,17 +157,22 @@ class Page {
     return box;
   }
 
-  // What the studio adds to a caption: whether it is chosen, and other answers.
+  // What the studio adds to a caption: whether it is chosen, what a trainer loses of it, and other answers.
   dress(row) {
     if (!row.pick) {
       row.pick = el("input", {type: "checkbox", "aria-label": `Choose the caption of ${row.media.name}`, change: () => this.pick(row.row)});
       row.edit.before(el("label", {class: "pick"}, row.pick));
       row.others = el("div", {class: "others"});
-      row.before.after(row.others);
+      row.lost = el("div", {});
+      row.before.after(row.lost, row.others);
       row.box.addEventListener("focusin", () => { this.last = row.row; this.again.count(); });
     }
     row.pick.checked = this.picked.has(row.row.key);
     row.box.classList.toggle("picked", row.pick.checked);
+    row.lost.replaceChildren(...(this.seen.of(row.row).texts || []).map(text => el("p", {class: "warning", dir: "auto"}, text)));
+    const card = row.box.closest(".card"), picture = card?.querySelector(".player > button");
+    card?.querySelector(".crop")?.remove();
+    picture?.append(this.seen.crop([...card.querySelectorAll(".row")].map(box => box.row.row)) || "");
     row.others.replaceChildren(...this.again.of(row.row));
   }
 

@@ -104,6 +104,54 @@ class Tags extends Panel {
   }
 }
 
+// What a trainer would not see of captions, and those that a filter finds by it. It is asked for as long as there is a filter.
+class Seen {
+  constructor(page) {
+    Object.assign(this, {page, lost: {}, keys: null, told: $("seen-told")});
+    onTyped($("seen"), 400, () => this.look());
+  }
+
+  of({key}) { return this.lost[key] || {}; }
+
+  // Those of the media with captions that the filter finds, too.
+  chosen(found) {
+    const left = rows => rows.filter(({key}) => !this.keys || this.keys.has(key));
+    return found.map(one => ({...one, rows: left(one.rows)})).filter(({rows}) => rows.length);
+  }
+
+  // After an edit, all that is shown stays, as with every other filter.
+  later() {
+    clearTimeout(this.waiting);
+    if ($("seen").value.trim()) this.waiting = setTimeout(() => this.look(true), 400);
+  }
+
+  async look(stays = false) {
+    const wanted = $("seen").value.trim(), turn = this.turn = (this.turn || 0) + 1;
+    const tell = (text, how = "quiet tiny") => { if (turn === this.turn) Object.assign(this.told, {textContent: text, className: how}); };
+    let found = {keys: null, lost: {}, lines: [], notes: []};
+    if (wanted && !stays) tell("looking at captions and media…");
+    try {
+      if (wanted) found = await ask(`run/${RUN}/seen?filter=${encodeURIComponent(wanted)}`);
+      tell(joined([...found.lines, ...found.notes]));
+    } catch (error) { tell(String(error), "warning tiny"); return; }
+    if (turn !== this.turn) return; // another filter was typed meanwhile
+    this.lost = found.lost;
+    if (!stays) this.keys = found.keys && new Set(found.keys);
+    if (stays) this.page.draw([...rowsOf.keys()]);
+    else this.page.show();
+  }
+
+  // The part of a picture that is trained, over the picture: what is outside is dark.
+  crop(rows) {
+    const {crop, size: whole} = rows.map(row => this.of(row)).find(one => one.crop) || {};
+    if (!crop) return null;
+    const [left, top, right, bottom] = crop, [wide, high] = whole, part = `M${left} ${top}H${right}V${bottom}H${left}Z`;
+    return draw("svg", {class: "crop", viewBox: `0 0 ${wide} ${high}`, role: "img",
+      "aria-label": `${right - left} x ${bottom - top} of ${wide} x ${high} pixels are trained, from ${left}, ${top} on`},
+    draw("path", {class: "outside", d: `M0 0H${wide}V${high}H0Z${part}`}), draw("path", {class: "trained", d: part}));
+  }
+}
+
 // A second question about some captions, and the answers beside the first.
 class Again extends Panel {
   constructor(page) { Object.assign(super(page, "again", "ask"), {answers: new Map(), known: "", left: new Set()}); }
