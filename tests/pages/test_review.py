@@ -484,3 +484,100 @@ def check_crop(browser: Browser, place: str, size: tuple[int, int]) -> None:
     assert (over_wide, over_high) == pytest.approx((wide, high), abs=0.1)
     expected = bucket[0] * scale, bucket[1] * scale
     assert (kept_wide, kept_high) == pytest.approx(expected, abs=1)
+
+
+TAGGED = (
+    "tall grass, dog, solo, sky",
+    "sky, hound, dog, solo",
+    "dog, bad quality, blurry",
+    "10 trees, 2 trees, Sky",
+)
+TAG_CHANGES: list[tuple[str, dict[str, str], tuple[str, ...]]] = [
+    ("common", {}, (  # dog is in three captions; sky and solo are in two, and stay as they are
+        "dog, solo, sky, tall grass", "dog, sky, solo, hound", TAGGED[2], TAGGED[3],
+    )),
+    ("common", {"fixed-tags": "1"}, (TAGGED[0], "sky, dog, solo, hound", TAGGED[2], TAGGED[3])),
+    (
+        "names",
+        {},
+        (
+            "dog, sky, solo, tall grass",
+            "dog, hound, sky, solo",
+            "bad quality, blurry, dog",
+            "2 trees, 10 trees, Sky",
+        ),
+    ),
+    (
+        "front",
+        {"find": "SKY, solo, sky"},
+        (
+            "sky, solo, tall grass, dog",
+            "sky, solo, hound, dog",
+            TAGGED[2],
+            "Sky, 10 trees, 2 trees",
+        ),
+    ),
+    ("front", {"find": "solo", "fixed-tags": "1"}, (
+        "tall grass, solo, dog, sky", "sky, solo, hound, dog", TAGGED[2], TAGGED[3],
+    )),
+    ("merge", {"find": "hound, dog", "by": "puppy"}, (
+        "tall grass, puppy, solo, sky", "sky, puppy, solo", "puppy, bad quality, blurry", TAGGED[3],
+    )),
+    ("remove", {"find": "blurry, bad quality, dog, dog"}, (
+        "tall grass, solo, sky", "sky, hound, solo", TAGGED[2], TAGGED[3],
+    )),
+]  # fmt: skip
+"""Change → what is typed, and the captions that it makes."""
+
+
+def test_tags_are_put_in_order_merged_and_taken_away_with_a_preview_and_an_undo(
+    browser: Browser, tmp_path: Path
+) -> None:
+    files = [media_file(tmp_path / f"{number}.png") for number in range(len(TAGGED))]
+    captioned = [
+        (file, captions_of(file, [text])) for file, text in zip(files, TAGGED, strict=True)
+    ]
+    write_run(tmp_path / "out", captioned)
+    expression = "[...document.querySelectorAll('#preview ins')].map(e => e.textContent)"
+    with review_of(tmp_path / "out") as made:
+        shown(browser, made)
+        browser.press("h")
+        for how, typed, expected in TAG_CHANGES:
+            fill_in(browser, how, typed)
+            changed = [text for text, old in zip(expected, TAGGED, strict=True) if text != old]
+            wanted = f"return JSON.stringify({expression}) === JSON.stringify(arguments[0])"
+            browser.wait(wanted, changed)
+            if how == "remove":
+                told = browser.run("return document.querySelector('#found').textContent")
+                assert told.endswith("1 caption would be empty, which stays as it is")
+                every_look(browser)
+            browser.click("#replace-all")
+            browser.wait(
+                f"return JSON.stringify({WORDS[7:]}) === JSON.stringify(arguments[0])", expected
+            )
+            wait_saved(browser)
+            assert len(read_edits(made.out).done[-1].changes) == len(changed)
+            browser.click("#undo")
+            browser.wait(
+                f"return JSON.stringify({WORDS[7:]}) === JSON.stringify(arguments[0])", TAGGED
+            )
+            wait_saved(browser)
+        fill_in(browser, "merge", {"find": "dog", "by": "a, b"})
+        browser.wait(
+            "return document.querySelector('#found').textContent.startsWith('give one tag')"
+        )
+        assert browser.run("return document.querySelector('#replace-all').disabled")
+
+
+def fill_in(browser: Browser, how: str, typed: dict[str, str]) -> None:
+    """Choose a change in the form of Replace…, and what it is given."""
+    browser.run(
+        "document.querySelector('#how').value = arguments[0];"
+        "for (const name of ['find', 'by', 'fixed-tags']) {"
+        "  const field = document.getElementById(name);"
+        "  field.value = arguments[1][name] ?? (name === 'fixed-tags' ? '0' : '');"
+        "}"
+        "document.querySelector('#how').dispatchEvent(new Event('input', {bubbles: true}))",
+        how,
+        typed,
+    )

@@ -3,6 +3,12 @@
 const SHOWN_CHANGES = 20, REPLACE_SECONDS = 2, MOST_TAGS = 200;
 const ENDED = ["done", "failed", "interrupted", "died"];
 const tagsOf = text => text.split(",").map(tag => tag.trim()).filter(Boolean);
+// How many of some captions have each tag.
+function tagCounts(rows) {
+  const counts = new Map();
+  for (const row of rows) for (const tag of new Set(tagsOf(words(row)))) counts.set(tag, (counts.get(tag) || 0) + 1);
+  return counts;
+}
 const orNull = (text, row) => text === row.said ? null : text;
 
 // Some regular expressions take years: a worker tries them, which can be ended.
@@ -14,23 +20,67 @@ function replaceIn({data: {texts, find, flags, by}}) {
 }
 const REPLACER = URL.createObjectURL(new Blob([`onmessage = ${replaceIn}`], {type: "text/javascript"}));
 
-// Find and replace over the captions that are shown.
+// What becomes of captions that are tags with commas between them: a name, the fields that it reads, and the change of `rest`, the tags
+// behind those that stay first. `sought` has the named tags, `counts` how many captions of the run have each.
+const TEXT = "text", SORT = ["fixed-tags"];
+const CHANGES = {
+  [TEXT]: ["text", ["find", "by", "regex", "case"]],
+  common: ["sort tags, the most common first", SORT, (rest, {counts}) => rest.toSorted((a, b) => counts.get(b) - counts.get(a))],
+  names: ["sort tags from A to Z", SORT, rest => rest.toSorted((a, b) => a.localeCompare(b, "en", {numeric: true}))],
+  front: ["put tags first", ["find", ...SORT], (rest, {sought}) =>
+    [...sought.flatMap(tag => rest.filter(one => folded(one) === tag)), ...rest.filter(one => !sought.includes(folded(one)))]],
+  merge: ["merge tags", ["find", "by"], (rest, {sought, by}) => !rest.some(tag => sought.includes(folded(tag))) ? rest
+    : [...new Set(rest.map(tag => sought.includes(folded(tag)) ? by : tag))]],
+  remove: ["take tags away", ["find"], (rest, {sought}) => rest.filter(tag => !sought.includes(folded(tag)))],
+};
+
+// Changes of all captions that are shown, at once: a text is found and replaced, or tags are.
 class Replacing extends Panel {
   constructor(page) {
     super(page, "replacing", "replace");
-    for (const name of ["find", "by", "regex", "case", "found", "preview"]) this[name] = $(name);
+    for (const name of ["find", "by", "regex", "case", "found", "preview", "how"]) this[name] = $(name);
+    this.how.append(...chosenOf(CHANGES, Object.keys(CHANGES)));
     this.button = $("replace-all");
     this.box.addEventListener("input", () => this.look());
   }
 
   opened() { this.find.focus(); this.look(); }
 
+  // Which fields are read, and whether those that must be given are.
+  fields() {
+    const [, read] = CHANGES[this.how.value], isText = this.how.value === TEXT;
+    for (const name of [...CHANGES[TEXT][1], ...SORT]) $(name).parentElement.hidden = !read.includes(name);
+    $("find-name").textContent = isText ? "Find" : "Tags, with commas between them";
+    return !read.includes("find") || (isText ? this.find.value : tagsOf(this.find.value).length);
+  }
+
+  // The captions, their tags changed.
+  retagged(texts) {
+    const [, read, change] = CHANGES[this.how.value], by = this.by.value.trim();
+    const counts = tagCounts(this.page.data.media.flatMap(one => one.captions));
+    const sought = [...new Set(tagsOf(folded(this.find.value)))];
+    if (read.includes("by") && (!by || by.includes(","))) throw Error("give one tag that stands for them");
+    const first = read.includes(SORT[0]) ? Math.max(0, Math.floor(Number($(SORT[0]).value))) : 0;
+    return texts.map(text => {
+      const tags = tagsOf(text), after = [...tags.slice(0, first), ...change(tags.slice(first), {sought, by, counts})];
+      return after.join() === tags.join() ? text : after.join(", ");
+    });
+  }
+
   // What would change. Throws where that cannot be told.
   async changes() {
     this.worker?.terminate();
-    const find = this.find.value, by = this.by.value, regex = this.regex.checked;
-    if (!find) return [];
-    const rows = this.page.rows(), texts = rows.map(words), worker = this.worker = new Worker(REPLACER);
+    if (!this.fields()) return [];
+    const rows = this.page.rows(), texts = rows.map(words);
+    const after = this.how.value === TEXT ? await this.replaced(texts) : this.retagged(texts);
+    this.emptied = after.filter(text => !text).length;
+    // A caption that was changed meanwhile stays as it is.
+    return rows.map((row, place) => [row, after[place]])
+      .filter(([row, text], place) => text && text !== words(row) && words(row) === texts[place]);
+  }
+
+  async replaced(texts) {
+    const find = this.find.value, by = this.by.value, regex = this.regex.checked, worker = this.worker = new Worker(REPLACER);
     const {texts: after, error} = await new Promise(then => {
       worker.onmessage = ({data}) => then(data);
       setTimeout(() => then({error: `no result in ${REPLACE_SECONDS} seconds: simplify the expression`}), 1000 * REPLACE_SECONDS);
@@ -39,9 +89,7 @@ class Replacing extends Panel {
     });
     worker.terminate();
     if (error) throw Error(error);
-    // A caption that was changed meanwhile stays as it is.
-    return rows.map((row, place) => [row, after[place]])
-      .filter(([row, text], place) => text && text !== words(row) && words(row) === texts[place]);
+    return after;
   }
 
   async look() {
@@ -49,19 +97,23 @@ class Replacing extends Panel {
     let found = [], told = "";
     try {
       found = await this.changes();
-      if (this.find.value) told = `${counted(found.length, "caption")} of ${counted(this.page.rows().length, "shown one")} would change`;
+      if (this.fields()) told = `${counted(found.length, "caption")} of ${counted(this.page.rows().length, "shown one")} would change`
+        + (this.emptied ? `; ${counted(this.emptied, "caption")} would be empty, which stays as it is` : "");
     } catch (error) { told = error.message; }
     if (turn !== this.turn) return []; // other values were given meanwhile
     this.found.textContent = told;
     this.button.disabled = !found.length;
-    this.button.textContent = found.length ? `Replace in ${counted(found.length, "caption")}` : "Replace";
+    const verb = this.how.value === TEXT ? "Replace in" : "Change";
+    this.button.textContent = found.length ? `${verb} ${counted(found.length, "caption")}` : verb.split(" ")[0];
     this.preview.replaceChildren(...found.slice(0, SHOWN_CHANGES).map(([row, text]) =>
       el("li", {dir: "auto"}, el("del", {}, words(row)), " ", el("ins", {}, text))));
     return found;
   }
 
   async send() {
-    const does = `replace “${this.find.value}” by “${this.by.value}”`.slice(0, 200), found = await this.look();
+    const [name, read] = CHANGES[this.how.value], named = read.includes("find") ? ` “${this.find.value}”` : "";
+    const by = read.includes("by") ? ` by “${this.by.value}”` : "", found = await this.look();
+    const does = `${this.how.value === TEXT ? "replace" : name}${named}${by}`.slice(0, 200);
     if (!found.length) return;
     this.page.save(does, found.map(([row, text]) => [
       row, {caption: orNull(text, row), review: edit(row).review, unread: !isDecided(row)},
@@ -78,15 +130,15 @@ class Tags extends Panel {
 
   draw() {
     if (!this.isOpen) return;
-    const counts = new Map(), rows = this.page.rows();
-    for (const row of rows) for (const tag of new Set(tagsOf(words(row)))) counts.set(tag, (counts.get(tag) || 0) + 1);
+    const rows = this.page.rows(), counts = tagCounts(rows);
     const first = [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0])).slice(0, MOST_TAGS);
     this.field = el("input", {type: "text", "aria-label": "New tag", autocomplete: "off"});
     this.box.replaceChildren(
       el("form", {class: "fields"}, el("label", {class: "field"}, "Tag ", this.field),
         el("button", {type: "submit"}, "Add to what is chosen, else to all shown")),
       el("p", {class: "quiet tiny"},
-        `${counted(counts.size, "tag")} in ${counted(rows.length, "shown caption")}. A tag is searched; ✕ takes it away.`),
+        `${counted(counts.size, "tag")} in ${counted(rows.length, "shown caption")}. `
+        + "A tag is searched; ✕ takes it away. Replace… sorts and merges tags."),
       el("div", {class: "acts"}, first.map(([tag, count]) => el("span", {class: "tag"},
         button(`${tag} ${count}`, () => { $("search").value = tag; this.page.show(); }),
         button("✕", () => this.change(tag, false), {"aria-label": `Take away ${tag}`})))));
