@@ -581,3 +581,31 @@ def fill_in(browser: Browser, how: str, typed: dict[str, str]) -> None:
         how,
         typed,
     )
+
+
+def test_texts_of_a_folder_are_corrected_and_written_but_not_over_another_s(
+    browser: Browser, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, text in enumerate(TAGGED[:3]):
+        Image.new("RGB", (64 + number, 48)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(text)
+    with review_of(folder, "source", "--out", str(tmp_path / "out")) as made:
+        shown(browser, made)
+        assert browser.run(WORDS) == [*TAGGED[:3]]
+        for number in (0, 1):
+            correct(browser, number, f"mine, {number}")
+        wait_saved(browser)
+        (folder / "1.txt").write_text("of somebody else")
+        browser.run("document.activeElement.blur()")
+        browser.press("w")
+        browser.wait("return document.querySelector('#writing button')")
+        browser.click("#writing button")
+        told = "return document.querySelector('#writing [role=status]').textContent"
+        browser.wait(told)
+        expected = "1 text written; 1 left alone, because somebody changed them: 1.txt"
+        assert browser.run(told) == expected
+        every_look(browser)
+    texts = [(folder / f"{number}.txt").read_text() for number in range(3)]
+    assert texts == ["mine, 0", "of somebody else", TAGGED[2]]

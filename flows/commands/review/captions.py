@@ -124,6 +124,12 @@ class ReviewedCaptions:
         own = self._own.now
         return {**self._edits_of(key for key in self.folder.rows if key not in own), **own}
 
+    def proved_edits(self) -> dict[str, Edit]:
+        """Return the same as far as it is proved to be the user's."""
+        stored, proved = self._stored() if self._stored is not None else {}, self.journal.proved
+        edits = {key: proved.now.get(key, stored.get(key)) for key in self.folder.rows}
+        return {key: edit for key, edit in edits.items() if edit is not None}
+
     def _edits_of(self, keys: Iterable[str]) -> dict[str, Edit]:
         """Return the edits of these captions, as far as they have one."""
         own, stored = self._own.now, self._stored() if self._stored is not None else {}

@@ -80,6 +80,11 @@ class FolderCaptions:
         """Return every key under which a caption may have an edit."""
         return {*self.rows, *self._unnamed.values()}
 
+    @property
+    def has_texts(self) -> bool:
+        """Return whether the captions are texts beside media, and not those of a run."""
+        return self.belief.is_own and any(entry.text for entry in self._entries)
+
     def as_written(self, text: str) -> str:
         """Return words with what a run puts around them, on one line, as trainers get them."""
         return one_line("".join((*self.fixed.prefixes, text, self.fixed.suffix)))

@@ -33,6 +33,10 @@ class MediaRow:
     bytes: Count | None = None
     modified: Count | None = None
     """Size, and nanoseconds since the epoch, when it was read."""
+    text: Text = ""
+    """Name of the text beside it that is its caption, in a review of texts."""
+    digests: list[Text] = field(default_factory=list)
+    """Digests that this text may have: as it was read or written, or is about to be written."""
 
     @property
     def name(self) -> tuple[str, str]:

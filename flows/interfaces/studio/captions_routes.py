@@ -177,7 +177,10 @@ class CaptionsRoutes:
         return {"again": again}
 
     async def write(self, request: Request) -> Response:
-        """Put the same run into the queue once more, with other formats."""
+        """Put the same run into the queue once more, with other formats, or write texts at once."""
+        written = await asyncio.to_thread(self._captions(request).write_texts)
+        if written is not None:
+            return json_answer({"written": written})
         return await self._queued(request, self._write)
 
     def _write(self, captions: RunCaptions, given: dict[str, Json]) -> QueuedRun:

@@ -21,6 +21,7 @@ from artifacts.schema import values_of
 from artifacts.texts.edits import REDO, UNDO, UNTOUCHED
 from flows.commands.review.captions import ReviewedCaptions
 from flows.commands.review.folder_captions import EditRefused
+from flows.commands.review.folder_texts import write_texts
 from flows.commands.review.seen_captions import Trained, seen_in
 from flows.commands.sift.marks import CHOICES, CHOICES_FILE, LeftOutRow, choices_in
 from flows.core.options.training import LEAST
@@ -179,6 +180,7 @@ class RunCaptions:
                 "order": self._order,
                 "unused": reviewed.unused(),
                 "learns_from": LEAST,
+                "texts": reviewed.folder.has_texts,
                 "rounds": [*summary_json(rounds_in(self.out))],
                 "edits": {key: values_of(edit) for key, edit in reviewed.edits().items()},
                 **reviewed.steps(),
@@ -193,6 +195,13 @@ class RunCaptions:
             reviewed = self.reviewed
             folder, edits = reviewed.folder, reviewed.edits()
         return seen_in(self.out, folder, edits, trained, wanted)
+
+    def write_texts(self) -> str | None:
+        """Write changed captions into the texts beside their media, and return what came of it;
+        None: the captions are those of a run. Raises PenstockError."""
+        with self._lock:
+            reviewed = self.reviewed
+            return write_texts(reviewed) if reviewed.folder.has_texts else None
 
     def apply(self, request: Json) -> dict[str, Json]:
         """Apply an edit durably. Each change names in `was` the edit that it was based on. Raises

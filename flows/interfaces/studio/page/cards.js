@@ -34,14 +34,16 @@ class Row {
   }
 
   draw() {
-    const {caption, review} = edit(this.row), {prefix, suffix, sought} = this.frame.around, {said, before, cut, margin} = this.row;
+    const {caption, review} = edit(this.row), {said, before, cut, margin} = this.row;
+    const {prefix, suffix, sought, texts} = this.frame.around;
     const doubtful = caption === null ? doubtfulWord(this.row) : null;
     this.box.className = `row ${review} ${caption === null ? "" : "corrected"}`;
     this.words.replaceChildren(...[prefix && el("span", {class: "quiet"}, marked(prefix, sought)),
       ...(doubtful ? this.doubted(doubtful, sought) : marked(words(this.row), sought)),
       suffix && el("span", {class: "quiet"}, suffix),
       cut && caption === null && el("span", {class: "chip cut"}, "cut")].filter(Boolean));
-    const about = caption !== null ? ["the model said: ", said] : before !== undefined ? ["before learning: ", before] : null;
+    const about = caption !== null ? [texts ? "the text was: " : "the model said: ", said]
+      : before !== undefined ? ["before learning: ", before] : null;
     this.before.replaceChildren(...(about ? [about[0], el("span", {}, about[1])] : []));
     this.before.hidden = !about;
     this.doubt.textContent = doubtful ? `in doubt${doubtful.word && `: “${doubtful.word}”`}, margin ${margin.toFixed(2)}` : "";

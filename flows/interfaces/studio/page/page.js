@@ -76,6 +76,7 @@ class Page {
     this.asked = new Map(data.media.map(({kind, captions}) => [kind, captions[0]?.prompt]));
     for (const {kind, captions} of data.media) if (captions.some(row => row.prompt !== this.asked.get(kind))) this.asked.set(kind, null);
     if (data.rounds) this.learning.loaded(data);
+    for (const id of ["ask", "learn", "learn-needs", "follow"]) $(id).hidden = Boolean(data.texts); // no model wrote them
     $("name").textContent = data.name;
     $("unused").textContent = data.unused ? `${data.unused}.` : "";
     document.title = `${data.name} – Penstock studio`;
@@ -126,7 +127,7 @@ class Page {
     if (!this.data) return;
     const focused = currentRow()?.row.key, {prefix = "", suffix = ""} = this.data;
     this.found = this.seen.chosen(chosen(this.data.media, this.choice()));
-    this.around = {prefix, suffix, sought: this.choice().sought, asked: this.asked};
+    this.around = {prefix, suffix, sought: this.choice().sought, asked: this.asked, texts: this.data.texts};
     this.list(focused);
     this.count();
     this.marks();

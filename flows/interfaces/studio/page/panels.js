@@ -274,6 +274,12 @@ class Writing extends Panel {
     const trainers = this.page.choices.trainers.map(value => el("option", {value}));
     this.told = el("p", {role: "status"});
     this.check = el("div", {});
+    if (this.page.data.texts) {
+      this.box.replaceChildren(el("p", {}, "Changed captions go into the texts beside the media. ",
+        "A text that somebody else changed is left alone."),
+        el("button", {type: "submit", class: "main"}, "Write changes"), this.told);
+      return this.box.querySelector("button").focus();
+    }
     this.box.replaceChildren(el("fieldset", {class: "acts"}, el("legend", {}, "Write what the last run wrote, and"),
       formats.map(value => el("label", {class: "check"}, el("input", {type: "checkbox", name: "format", value}), value)),
       el("label", {class: "field"}, "Set for a trainer and its model",
@@ -289,8 +295,9 @@ class Writing extends Panel {
     const format = [...this.box.querySelectorAll("[name=format]:checked")].map(box => box.value);
     return tried(async () => {
       await this.page.saving.all();
-      const trainer = this.box.querySelector("[name=trainer]").value.split(",").map(one => one.trim()).filter(Boolean);
-      const {id, line} = await tell(`run/${RUN}/write`, {format, trainer});
+      const trainer = tagsOf(this.box.querySelector("[name=trainer]")?.value ?? "");
+      const {id, line, written} = await tell(`run/${RUN}/write`, {format, trainer});
+      if (written) { this.told.textContent = written; return; }
       this.told.replaceChildren("writing… ", el("code", {}, line));
       this.wait(id);
     });
