@@ -497,3 +497,38 @@ def test_an_expression_that_never_ends_stops_nothing(
         browser.wait(f"{WORDS}[1] === '{after}'")
     browser.wait(SAVED)
     assert browser.console() == []
+
+
+PURPOSES = {
+    "to train a person": ("pose", "trigger word"),
+    "to train a style": ("medium", "trigger word"),
+    "to train an object": ("background", "object"),
+    "to train a motion": ("order of time", "one event"),
+}
+"""Prompt → what it asks about, or leaves out, and what the reason is about."""
+
+
+def test_prompts_for_captions_to_train_on_say_why_and_a_file_replaces_one(
+    browser: Browser, studio: OpenStudio
+) -> None:
+    told = "return document.querySelector('#prompts-told').textContent"
+    choose = (
+        "const one = document.querySelector('#preset'); one.value = arguments[0];"
+        "one.dispatchEvent(new Event('change', {bubbles: true}));"
+        "return document.querySelector('#prompt').value"
+    )
+    shown(browser, studio.address)
+    folder = browser.run(told)
+    assert folder.startswith("Prompts are files in ")
+    for name, (asked, why) in PURPOSES.items():
+        assert asked in browser.run(choose, name) and why in browser.run(told)
+        assert browser.run(told).count(". ") == 0, "one sentence"
+    every_look(browser)
+    assert browser.run(choose, "tags").startswith("List") and browser.run(told) == folder
+    file = Path(
+        folder.removeprefix("Prompts are files in ").removesuffix("."), "to train a style.txt"
+    )
+    file.write_text("Mine?")
+    shown(browser, studio.address)
+    assert browser.run(choose, "to train a style") == "Mine?" and browser.run(told) == folder
+    file.unlink()

@@ -54,6 +54,33 @@ PRESETS = {
     "tags": "List what is seen here as short tags, separated by commas.",
 }
 """Prompts that are written as files when there are none."""
+PURPOSES = {
+    "to train a person": (
+        "Describe the pose, the expression, the clothes, the place, the light and the framing. "
+        "Say nothing about the face, the hair, the build and the age.",
+        "What no caption says goes to the trigger word: so name all that changes from picture to "
+        "picture, and nothing that makes this person.",
+    ),
+    "to train a style": (
+        "Describe who or what is shown, where, and what happens. Say nothing about the medium, the "
+        "technique, the colours, the style and the quality.",
+        "A word for the look would take the look with it: with contents alone in the captions, the "
+        "trigger word takes it.",
+    ),
+    "to train an object": (
+        "Describe the angle of view, the light, the background, what is near the object, and how "
+        "large it appears. Say nothing about its shape, material, colours and markings.",
+        "The object is the same in every picture, so words are for what surrounds it: that can be "
+        "changed later, and the object stays.",
+    ),
+    "to train a motion": (
+        "Describe the one thing that happens, in the order of time, then how the camera moves, "
+        "then the light. Say nothing about quality.",
+        "A motion is learned from words in its order, and some trainers take a part of a clip at "
+        "random: cut clips so that each has one event.",
+    ),
+}
+"""Name → a prompt for captions to train on, and why it is so. A file of this name replaces it."""
 
 
 def models_in(roots: Roots) -> dict[str, list[str]]:
@@ -90,7 +117,8 @@ def _folders(roots: Roots) -> Iterator[Path]:
 
 
 def presets() -> list[dict[str, str]]:
-    """Return the prompts that this user keeps as files. Raises UsageError, EnvironmentFault."""
+    """Return the prompts that this user keeps as files, and those of PURPOSES, with why they are
+    so. Raises UsageError, EnvironmentFault."""
     folder = preset_folder()
     if not folder.is_dir():
         for name, text in PRESETS.items():
@@ -100,8 +128,10 @@ def presets() -> list[dict[str, str]]:
         if NAME.fullmatch(path.stem) and path.is_file() and path.stat().st_size <= LONGEST:
             with contextlib.suppress(OSError):  # it is UTF-16, or no text
                 text = user_text(read_bytes(path, LONGEST), path).strip()
-                prompts.append({"name": path.stem, "text": text})
-    return prompts
+                prompts.append({"name": path.stem, "text": text, "why": ""})
+    own = {prompt["name"] for prompt in prompts}
+    more = ((name, *of) for name, of in PURPOSES.items() if name not in own)
+    return prompts + [{"name": name, "text": text, "why": why} for name, text, why in more]
 
 
 def keep_preset(name: Json, text: Json) -> None:

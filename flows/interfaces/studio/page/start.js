@@ -16,6 +16,7 @@ class Start {
     $("preset").addEventListener("change", event => {
       const found = this.choices.prompts.find(({name}) => name === event.target.value);
       if (found) $("prompt").value = found.text;
+      $("prompts-told").textContent = found?.why || this.promptsTold;
       this.changed();
     });
   }
@@ -68,7 +69,8 @@ class Start {
   presets({prompts, prompt_folder: folder}) {
     this.choices.prompts = prompts;
     $("preset").replaceChildren(...options([["", "written here"], ...prompts.map(({name}) => [name, name])]));
-    $("prompts-told").textContent = `Prompts are files in ${folder || this.choices.prompt_folder}.`;
+    this.promptsTold ??= `Prompts are files in ${folder}.`;
+    $("prompts-told").textContent = this.promptsTold;
   }
 
   keepPrompt() {
