@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -14,6 +14,7 @@ from artifacts.disk.files import write_text
 from artifacts.errors import EnvironmentFault, UsageError
 from flows.commands.review.captions import ReviewedCaptions
 from flows.commands.review.folder_texts import take_in, write_texts
+from flows.commands.review.seen_captions import Trained, seen_in
 from flows.interfaces.cli.main import main
 from tests.support.pipeline import read_lines
 
@@ -198,3 +199,14 @@ def test_what_was_written_before_an_error_is_known_to_be_written(
     assert decide(out, ("a.png", None, ""), ("b.png", None, "")) == "1 text written"
     assert (folder / "a.txt").read_text() == "a dog\n"
     assert (folder / "b.txt").read_text() == "cat, sofa"
+
+
+@pytest.mark.parametrize("trainer", ["kohya:sd1.5", "onetrainer:sd1.5"])
+def test_a_trainer_judges_texts_without_a_data_set(out: Path, trainer: str) -> None:
+    with closing(ReviewedCaptions(out)) as captions:
+        folder, edits = captions.folder, captions.edits()
+        told = seen_in(out, folder, edits, Trained(trainers=(trainer,)), "empty or lines")
+        found = {folder.rows[key]["media_path"] for key in cast(list[str], told["keys"])}
+        with pytest.raises(UsageError, match="does not say what is trained on it"):
+            seen_in(out, folder, edits, Trained(), "empty")
+    assert found == {"d.png"} | ({"deep/c.png"} if trainer.startswith("one") else set())

@@ -61,7 +61,7 @@ class Reviewed:
         return next((value for key, value in of.items() if self.names[key] == stem), {})
 
     def edit(self, texts: dict[str, str], review: str = "accepted") -> None:
-        keys = {stem: key for key, stem in self.names.items()}
+        keys = {stem: key for key, stem in self.names.items()} | {key: key for key in self.names}
         now = self.client.get(f"run/{run_id(self.out)}/captions").json()["edits"]
         none = {"caption": None, "review": ""}
         changes = [
@@ -152,22 +152,38 @@ def test_the_crop_is_what_the_bucket_of_the_trainer_keeps(reviewed: Reviewed) ->
     assert "crop" not in reviewed.lost("a"), "all of it is trained"
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ("tokns > 75", f"{FIELD} cannot be read at 'tokns'"),
-        ("tokens >", f"{FIELD} cannot be read at its end: a number should stand there"),
-        ("small > 3", f"{FIELD} cannot be read at 'small'"),
-        ("tokens > 'a'", "a number should stand there"),
-        ("ärger", "cannot be read at"),
-        ("tokens" * 3000, "characters of at most"),
-        ("not " * 60 + "small", "brackets or nots"),
-    ],
-)
-def test_a_wrong_filter_gets_one_line(reviewed: Reviewed, given: str, says: str) -> None:
-    answer = reviewed.ask(given, status=422)
-    assert says in answer["error"] and "\n" not in answer["error"], answer
-    assert answer["hint"]
+WRONG = {
+    "tokns > 75": f"{FIELD} cannot be read at 'tokns'",
+    "tokens >": f"{FIELD} cannot be read at its end: a number should stand there",
+    "small > 3": f"{FIELD} cannot be read at 'small'",
+    "tokens > 'a'": "a number should stand there",
+    "ärger": "cannot be read at",
+    "": "cannot be read at its end",
+    "tokens" * 3000: "characters of at most",
+    "not " * 60 + "small": "brackets or nots",
+}
+"""Filter → what is said of it."""
+
+
+def test_a_wrong_filter_gets_one_line(reviewed: Reviewed) -> None:
+    for given, says in WRONG.items():
+        answer = reviewed.ask(given, status=422)
+        assert says in answer["error"] and "\n" not in answer["error"], answer
+        assert answer["hint"]
+
+
+def test_clips_of_one_video_are_told_apart(tmp_path: Path, trained: Trained) -> None:
+    """Chunks of 2 s, of which Wan at 16 frames a second takes 29 of 32 frames each."""
+    (tmp_path / "photos").mkdir()
+    write_video(tmp_path / "photos" / "long.mp4", ticks=range(180), size=(128, 96))
+    run(config_in(tmp_path, tmp_path / "photos", trainer=("musubi:wan",), chunk=2.0), Saying())
+    with review_of(tmp_path, trained) as made:
+        (medium,) = made.client.get(f"run/{run_id(made.out)}/captions").json()["media"]
+        keys = [row["key"] for row in medium["captions"]]
+        assert len(keys) == 3 and made.ask("all")["keys"] == keys
+        assert made.ask("duplicate")["keys"] == []
+        made.edit({key: "a ball" for key in keys[1:]})
+        assert made.ask("duplicate")["keys"] == keys[1:]
 
 
 def test_a_review_names_another_trainer_and_refuses_what_there_is_not(
@@ -179,7 +195,8 @@ def test_a_review_names_another_trainer_and_refuses_what_there_is_not(
     run(replace(config, format=("musubi",)), Saying())
     with review_of(tmp_path, trained) as made:
         answer = made.ask("any", status=422)
-        assert "does not say what is trained" in answer["error"] and "--trainer" in answer["hint"]
+        assert "does not say what is trained" in answer["error"]
+        assert "start the review with --trainer" in answer["hint"]
     with review_of(tmp_path, replace(trained, trainers=("kohya:sdxl",))) as made:
         answer = made.ask("any", status=422)
         assert answer["error"].endswith("has no data set for kohya")

@@ -16,7 +16,7 @@ from artifacts.wording import counted
 from flows.commands.review.folder_captions import FolderCaptions
 from flows.outputs.record.run_read import load_record
 from flows.outputs.seen.check import Checked, check_samples, models_of
-from flows.outputs.seen.sets import TrainedSample, samples_of
+from flows.outputs.seen.sets import TrainedSample, samples_of, samples_with_texts
 from flows.outputs.seen.tokens import main_limit, missing_note
 from flows.outputs.seen.words import WordRules
 
@@ -35,6 +35,7 @@ RULES = (
 """Rules that a filter may name."""
 ANY, ALL = "any", "all"
 """Filters for captions of which something is lost, and for all."""
+NO_TRAINER = "Write files with a trainer, such as kohya:sdxl, or start the review with --trainer"
 COMPARED = r"(?!\s*(?:[=<>!]|in\b|is\b|not\b))"
 NAMED = re.compile(rf"\b({'|'.join((*RULES, ANY))})\b{COMPARED}")
 """The name of a rule that is compared with nothing."""
@@ -56,7 +57,7 @@ def seen_in(
     caption, and a line on each trainer. Raises PenstockError."""
     lines, notes, keys = list[Json](), list[str](), dict[str, None]()
     lost = dict[str, dict[str, Json]]()
-    models = models_of(out, trained.trainers)
+    models = models_of(out, trained.trainers, NO_TRAINER)
     for model in models:
         pairs, more = _checked(out, folder, edits, model, trained.tokenizers)
         notes += more
@@ -95,7 +96,8 @@ def _checked(
     """Return the key of each caption that a trainer gets with its sample and the faults of that,
     and notes. Edits count that the data set does not have yet. Raises PenstockError."""
     pairs = list[tuple[str, TrainedSample]]()
-    for key, sample in _with_keys(folder, samples_of(out, model)):
+    samples = [*samples_with_texts(out)] if folder.has_texts else samples_of(out, model)
+    for key, sample in _with_keys(folder, samples):
         edit = edits.get(key, UNTOUCHED)
         text = folder.as_written(edit.caption or folder.rows[key]["said"])
         if key not in folder.by_hand and text != one_line(folder.written[key]):

@@ -107,16 +107,16 @@ def check_samples(
     return notes
 
 
-def models_of(out: Path, named: Sequence[str]) -> list[TrainerModel]:
+NAME_IT = "Name it: --trainer TRAINER:MODEL, such as kohya:sdxl"
+
+
+def models_of(out: Path, named: Sequence[str], hint: str = NAME_IT) -> list[TrainerModel]:
     """Return the models that are named, or else those that a run was written for. Raises
-    UsageError."""
+    UsageError, with the hint, if there are none."""
     marker = read_marker(out)
     names = named or (() if marker is None else marker.trainers)
     if not names:
-        raise UsageError(
-            f"{out} does not say what is trained on it",
-            hint="Name it: --trainer TRAINER:MODEL, such as kohya:sdxl",
-        )
+        raise UsageError(f"{out} does not say what is trained on it", hint=hint)
     return [*models_named(names).values()]
 
 

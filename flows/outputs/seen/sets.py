@@ -78,7 +78,7 @@ def samples_of(out: Path, model: TrainerModel) -> list[TrainedSample]:
     form = form_of(model.trainer)
     folder = out / form
     if form == "txt":
-        samples = [*_with_texts(out)]
+        samples = [*samples_with_texts(out)]
     else:
         samples = samples_in(folder, form) if folder.is_dir() else []
     if not samples and (form == "txt" or not folder.is_dir()):
@@ -210,7 +210,7 @@ def _refuse_unnamed(value: str, key: str, file: Path) -> None:
         )
 
 
-def _with_texts(out: Path) -> Iterator[TrainedSample]:
+def samples_with_texts(out: Path) -> Iterator[TrainedSample]:
     """Yield the media of a run with what stands in the text of each: in the run's folder, or beside
     it. Nothing is yielded if there are no texts."""
     media = [*media_with_captions(out)]
