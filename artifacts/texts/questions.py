@@ -35,6 +35,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from artifacts.disk.files import encoded
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.schema import values_of
@@ -130,7 +131,7 @@ Questions = tuple[Question, ...]
 
 def canonical(questions: Questions) -> str:
     """Return questions as one JSON text, which `read_questions` reads."""
-    return json.dumps({one.name: one.to_json() for one in questions}, ensure_ascii=False)
+    return encoded({one.name: one.to_json() for one in questions})
 
 
 def read_questions(text: str, source: str) -> Questions:
@@ -163,7 +164,7 @@ def _question(name: str, given: Json, source: str) -> Question:
         raise UsageError(f"{where}: invalid name of a question", hint=hint)
     if not isinstance(table, Mapping):
         raise UsageError(f"{where}: it is no table", hint=EXAMPLE)
-    if control := CONTROL.search(json.dumps(table, ensure_ascii=False)):
+    if control := CONTROL.search(encoded(dict(table))):
         hint = "Write it as you would read it aloud"
         raise UsageError(f"{where}: it holds the control character {control[0]!r}", hint=hint)
     if not _is_text(text := table.get("text")):

@@ -27,6 +27,7 @@ from flows.core.media.generated_files import HandwrittenTexts
 from flows.core.media.media_file import MediaFile, Selection
 from flows.core.media.sources import find_media
 from flows.core.options.commands import CaptionConfig
+from flows.core.options.questions import questions_in
 from flows.core.options.serving import ServeConfig
 from flows.core.options.text import read_schema
 from flows.core.options.training import LearnConfig, TuneConfig
@@ -137,6 +138,10 @@ def presets(path: Path) -> list[str]:
     return found
 
 
+def questions(path: Path) -> list[str]:
+    return [question.text for question in questions_in(str(path), {})]
+
+
 READ: dict[str, tuple[Reader, str, str, Any]] = {
     "labels": (labels, "l.txt", "red\nblue\n", ["red", "blue"]),
     "labels in YAML": (labels, "l.yaml", "red:\nblue:\n", ["red", "blue"]),
@@ -145,6 +150,8 @@ READ: dict[str, tuple[Reader, str, str, Any]] = {
     "examples": (
         examples, "e.csv", "media_path,label\na.png,red\nb.png,\n", {"a.png": ["red"], "b.png": []}
     ),
+    "questions": (questions, "q.toml", '[a]\ntext = "Is it?"\n', ["Is it?"]),
+    "questions in JSON": (questions, "q.json", '{"a":\n"Is it?"}\n', ["Is it?"]),
     "schema": (schema, "s.json", '{"type":\n"object"}\n', {"type": "object"}),
     "prompt_file": (prompt_file, "p.txt", "What is it?\nShort.\n", "What is it?\nShort."),
     "token_file": (token_file, "t", f"{SECRET}\n", SECRET),

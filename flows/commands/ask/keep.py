@@ -41,8 +41,8 @@ def values_of_answer(name: str, answer: QuestionAnswer) -> dict[str, Json]:
         return {name: [*(answer.tags or ())], f"{name}_mass": answer.mass}
     if answer.type == "yes-no":
         return {name: answer.p, f"{name}_mass": answer.mass}
-    value: Json = answer.answer if answer.type == "labels" else answer.score
-    return {name: value, f"{name}_p": answer.p, f"{name}_mass": answer.mass}
+    shown: Json = answer.answer if answer.type == "labels" else answer.score
+    return {name: shown, f"{name}_p": answer.p, f"{name}_mass": answer.mass}
 
 
 def parse_keep(text: str | None, questions: Questions) -> Condition | None:
@@ -136,9 +136,9 @@ def select(
 def _named(row: Mapping[str, Json], text: str) -> Iterator[str]:
     """Yield the values that a condition names: `watermark 0.93`."""
     words = text.replace("(", " ").replace(")", " ").split()
-    for name, value in row.items():
+    for name in row:
         if name in words:
-            yield f"{name} {'null' if value is None else value}"
+            yield f"{name} {'null' if row[name] is None else row[name]}"
 
 
 def _batch(rows: Sequence[Mapping[str, Json]], questions: Questions) -> "RecordBatch":

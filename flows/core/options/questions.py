@@ -1,11 +1,11 @@
 """Options of `penstock ask`: typed questions, which become the prompts of its run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated
 
+from artifacts.disk.files import encoded
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
@@ -123,7 +123,7 @@ def questions_in(given: str, by_name: Mapping[str, str]) -> Questions:
     questions = read_questions(text, source) if given else ()
     if by_name:
         tables = {name: {"text": text} for name, text in by_name.items()}
-        questions += read_questions(json.dumps(tables), "--question")
+        questions += read_questions(encoded(tables), "--question")
     names = [one.name for one in questions]
     if again := next((name for at, name in enumerate(names) if name in names[:at]), ""):
         raise UsageError(f"two questions are named {again}", hint="Give each its own name")
