@@ -12,7 +12,7 @@ from artifacts.texts.labels import Labelled, read_labels
 from artifacts.texts.tables import GROUP_ROWS, table_of
 from flows.commands.label.files import LINES, LabelsWritten
 from flows.commands.label.run import label as run_label
-from flows.commands.label.run import requested_labels
+from flows.commands.label.run import pipeline_of, requested_labels
 from flows.commands.sift.result import Sifted
 from flows.commands.sift.run import sift as run_sift
 from flows.core.options.formats import ARRAY, ROWS
@@ -21,7 +21,7 @@ from flows.core.options.vectors import (
     LabelConfig,
     SiftConfig,
 )
-from flows.core.pipelines import EMBED, LABEL
+from flows.core.pipelines import EMBED
 from flows.execution import run
 from flows.outputs.vectors import VectorsWritten
 from penstock.arguments import (
@@ -101,7 +101,7 @@ def label(
     """Start a run that labels images and video frames, as `penstock label`. `labels` may be a list
     of texts, too. Raises PenstockError."""
     config = anchored(config_for(sources, options, LabelConfig, LabelRunOptions.__annotations__))
-    check_start(config, LABEL, "label")
+    check_start(config, pipeline_of(config), "label")
     requested_labels(config)  # reports now what cannot be read
     return Labels(
         config.out,

@@ -6,7 +6,19 @@ from itertools import chain
 
 from artifacts.schema import Part
 from flows.core.commands import declarations
-from stages import ask, decode, embed, embed_texts, encode, frames, hear, sift, sound, summarize
+from stages import (
+    ask,
+    decode,
+    embed,
+    embed_texts,
+    encode,
+    frames,
+    hear,
+    sift,
+    sound,
+    summarize,
+    tag,
+)
 from stages.process.stage_spec import StageSpec
 
 Pipeline = tuple[StageSpec, ...]
@@ -27,9 +39,11 @@ EMBED: Pipeline = (frames.STAGE, embed.STAGE)
 """Vectors of images and of video frames."""
 LABEL: Pipeline = (*EMBED, embed_texts.STAGE)
 """Vectors of images, and of the labels to compare them with."""
+TAG: Pipeline = (frames.STAGE, tag.STAGE)
+"""Probabilities of tags, by a tagger that the user declared."""
 SIFT: Pipeline = (sift.STAGE,)
 """Marks of files. Its records do not depend on a model, and it has no job as the others have."""
-PIPELINES = (CAPTION, ASK, SUMMARY, REBUILD, EMBED, LABEL, HEARING, SIFT)
+PIPELINES = (CAPTION, ASK, SUMMARY, REBUILD, EMBED, LABEL, TAG, HEARING, SIFT)
 """Pipelines that several commands run, and that of `sift`. Others are declared by their command."""
 KEPT = (REBUILD, EMBED)
 """Pipelines whose records are kept for later use, one per sort of model."""
@@ -63,7 +77,8 @@ class _Stages(Mapping[str, StageSpec]):
 STAGES: Mapping[str, StageSpec] = _Stages()
 """Every stage by its name."""
 LABELS = "labels"
-"""Product of the label pipeline. No stage makes it; labels result from comparing vectors."""
+"""Product of the label pipelines. No stage makes it; labels result from comparing vectors, or
+probabilities with thresholds."""
 
 
 def purposes() -> dict[str, tuple[Pipeline, ...]]:
@@ -78,7 +93,7 @@ def product_of(pipeline: Iterable[StageSpec]) -> str:
     """Return the record kind that these stages make from files in the end."""
     stages = tuple(pipeline)
     made = next((s.writes for s in reversed(stages) if s.writes and s.of_media), "")
-    return LABELS if stages == LABEL else made
+    return LABELS if stages in (LABEL, TAG) else made
 
 
 def with_extras(pipelines: Iterable[Pipeline], *, summary: bool) -> tuple[Pipeline, ...]:

@@ -20,6 +20,7 @@ from flows.core.ledger.tasks import Task
 from flows.core.machine.fan_out import on_device, shared_by
 from flows.core.machine.launch import StageCall
 from flows.core.pipelines import STAGES
+from flows.core.plan.costs.tag import pass_rows as pass_rows_of_tagger
 from flows.core.plan.ladder import Rung
 from flows.execution.batches import pass_rows
 from stages.answer import AnswerItem, AnswerJob
@@ -39,6 +40,7 @@ from stages.models.graphs.sessions import TENSORRT
 from stages.models.half_job import HalfJob
 from stages.process.stage_spec import StageSpec
 from stages.sound import SoundChunk, SoundItem, SoundJob
+from stages.tag import TagJob
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -452,6 +454,26 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
     )
 
 
+def _tag_job(calls: StageCallBuilder, request: JobRequest) -> TagJob:
+    job, stage, tagger = calls.job, request.stage, calls.job.model.tagger
+    assert tagger is not None
+    return TagJob(
+        store=job.store.url,
+        frames_namespace=request.variant[stage.reads[0]],
+        namespace=request.variant[stage.writes],
+        batches=[[calls.encode_item(stage, t) for t in batch] for batch in request.batches],
+        declaration=str(tagger.file),
+        graph=str(tagger.graph),
+        files=job.model.files_of(["vision"]),
+        picture=tagger.declared.input,
+        output=tagger.declared.output,
+        tags=len(tagger.tags),
+        rows=pass_rows_of_tagger(job.model, request.rung, job.device),
+        device=job.device,
+        device_bytes=job.budget.of_stage(job.device),
+    )
+
+
 MAKERS: Mapping[str, Callable[[StageCallBuilder, JobRequest], Any]] = {
     "answer": _answer_job,
     "ask": _ask_job,
@@ -460,6 +482,7 @@ MAKERS: Mapping[str, Callable[[StageCallBuilder, JobRequest], Any]] = {
     "embed_texts": _texts_job,
     "encode": _encode_job,
     "sound": _sound_job,
+    "tag": _tag_job,
 }
 """Stage name → function that makes its job. Any other stage that reads frames or
 sound has the encode form.

@@ -106,10 +106,11 @@ def vector_tasks(job: Job) -> Iterator[FileTask]:
 
 
 def file_tasks(job: Job, job_file: JobFile) -> Iterator[FileTask]:
-    """Yield one file with each of its chunks that has stored vectors."""
-    kept = job.ledger["embeddings"]
+    """Yield one file with each of its chunks that has stored vectors, or what else the job's last
+    stage over media makes."""
+    kept = job.ledger[made := job.pipeline[-1].writes]
     for task in job.ledger.tasks([job_file.medium]):
-        if task["embeddings"] in kept:
+        if task[made] in kept:
             yield job_file.file, task
 
 

@@ -16,6 +16,7 @@ from artifacts.texts.labels import KINDS, Labelled, Sized, Span, spans_of, write
 from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
 from flows.commands.label.rows import LabelContext, LabelledChunk, label_chunks
+from flows.commands.label.tags import tag_spans
 from flows.core.console.lines import quoted
 from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
@@ -32,6 +33,8 @@ from flows.outputs.write import failures_of, media_line, warned_files
 
 FINE = 4096
 """Score ranges from -1 to 1 in the fine histogram; 16-bit vectors resolve no more."""
+MAX_COUNTERS = 1 << 24
+"""Most ranges of all labels together: 64 MiB. The 100,000 tags of a tagger have fewer each."""
 BINS = 50
 """Maximum number of bins in the histogram of a label's scores."""
 
@@ -47,7 +50,8 @@ class LabelCounts:
         """Number of rows of each file."""
         self.chunks: Counter[MediaFile] = Counter()
         self._passed = np.zeros(size, np.int64)
-        self._fine = np.zeros((size, FINE), np.uint32)
+        self._ranges = min(FINE, max(BINS, MAX_COUNTERS // max(1, size)))
+        self._fine = np.zeros((size, self._ranges), np.uint32)
         self._sums = np.zeros((2, size), np.float64)
 
     def counting(self, chunks: Iterator[LabelledChunk]) -> Iterator[Labelled]:
@@ -61,7 +65,8 @@ class LabelCounts:
             self.labelled += int(chunk.passed.any(axis=1).sum())
             self._passed += chunk.passed.sum(axis=0)
             self._sums += scores.sum(axis=0), (scores**2).sum(axis=0)
-            for places in ((scores + 1) * (FINE / 2)).astype(np.int64).clip(0, FINE - 1):
+            places_of = ((scores + 1) * (self._ranges / 2)).astype(np.int64)
+            for places in places_of.clip(0, self._ranges - 1):
                 self._fine[every, places] += 1
             yield from chunk.rows
 
@@ -70,8 +75,8 @@ class LabelCounts:
         return int(self._passed.sum())
 
     def report(self) -> dict[str, Any]:
-        """Return the count, scores and rule of each label. `low` and `high` are the limits of the
-        histograms in `bins`."""
+        """Return the count, scores and rule of each label; of a tagger only of those that were
+        given. `low` and `high` are the limits of the histograms in `bins`."""
         seen = np.flatnonzero(self._fine.any(axis=0))
         first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, BINS)
         width = -(-(last - first) // BINS)
@@ -83,11 +88,12 @@ class LabelCounts:
             "labels_digest": self._context.labels.digest,
             "scale": self._context.texts.scale,
             "bias": self._context.texts.bias,
-            "low": score_of(first),
-            "high": score_of(int(starts[-1]) + width),
+            "low": score_of(first, self._ranges),
+            "high": score_of(int(starts[-1]) + width, self._ranges),
             "labels": [
                 self._label_entry(at, name, bins[at])
                 for at, name in enumerate(self._context.labels.names)
+                if self._context.tags is None or self._passed[at]
             ],
         }
 
@@ -97,7 +103,7 @@ class LabelCounts:
         middle = deviation = None
         if self.pictures:
             half = int(np.searchsorted(self._fine[at].cumsum(), self.pictures / 2))
-            middle = score_of(half + 0.5)
+            middle = score_of(half + 0.5, self._ranges)
             mean, squares = self._sums[:, at] / self.pictures
             deviation = round(float(max(0.0, squares - mean**2) ** 0.5), 6)
         return {
@@ -111,9 +117,9 @@ class LabelCounts:
         }
 
 
-def score_of(index: float) -> float:
-    """Return the score at an index of the fine histogram."""
-    return round(index / (FINE / 2) - 1, 6)
+def score_of(index: float, ranges: int = FINE) -> float:
+    """Return the score at an index of a fine histogram."""
+    return round(index / (ranges / 2) - 1, 6)
 
 
 LINES, REPORT = "labels.jsonl", "label_report.json"
@@ -242,6 +248,9 @@ def _sized(job: Job, context: LabelContext) -> Iterator[Sized]:
 def _spans(job: Job, context: LabelContext, of: JobFile) -> Iterator[Span]:
     """Yield the spans of one video; an image is one span of no length."""
     chunks = list(label_chunks(job, context, file_tasks(job, of)))
+    if context.tags is not None:
+        yield from tag_spans(context, chunks)
+        return
     rows = [row for chunk in chunks for row in chunk.rows]
     if of.medium.kind == "image":
         yield from (Span(start=0.0, end=0.0, labels=tuple(row.given)) for row in rows)

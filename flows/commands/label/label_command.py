@@ -11,7 +11,6 @@ from flows.commands.shared.options import add_ray_option, add_vector_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines
 from flows.core.options.vectors import LabelConfig
-from flows.core.pipelines import LABEL
 
 
 def label_command(given: argparse.Namespace) -> int:
@@ -20,11 +19,11 @@ def label_command(given: argparse.Namespace) -> int:
     with closing(display):
         if not given.dry_run:
             display.doing(READING)
-        from flows.commands.label.run import label, requested_labels
+        from flows.commands.label.run import label, pipeline_of, requested_labels
 
         if given.dry_run:
             requested_labels(config)  # reports now what cannot be read
-            return show(config, LABEL, as_json=given.json, dry_run="label")
+            return show(config, pipeline_of(config), as_json=given.json, dry_run="label")
         if not given.ray:
             result = label(config, display)
         else:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
+from artifacts.records.probabilities import probabilities_in
 from artifacts.records.vectors import Vectors, vectors_in
 from artifacts.schema import MediaIndex
 from artifacts.texts.labels import Labelled, Scored, TextVectors
@@ -36,6 +37,7 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Task
 from flows.core.media.media_file import MediaFile
 from flows.outputs.vectors import FileTask, index_of, shown_boxes, vector_tasks
+from stages.tag import STAGE
 
 Scores = NDArray[np.float32]
 """Shape (images, labels)."""
@@ -268,6 +270,16 @@ def _standing_out(cosines: Scores) -> float:
     return float((best.max() - np.median(best)) / max(float(best.std()), MIN_SPREAD))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TagsOfGraph:
+    """Which numbers of a tagger's graph are labels."""
+
+    places: NDArray[np.intp]
+    """Place of each label among them."""
+    categories: tuple[str, ...]
+    """Category of each label."""
+
+
 TASKS_PER_BLOCK = 256
 """Number of chunks whose scores are in memory at once."""
 DIGITS = 6
@@ -283,19 +295,31 @@ class LabelContext:
     rules: LabelRules
     top: int
     """Number of labels written per image, even if it does not get them."""
+    tags: TagsOfGraph | None = None
+    """Which numbers of a tagger's graph the scores are; None: scores are of vectors."""
 
     @cached_property
     def described(self) -> list[tuple[str, float | None, str]]:
         """Return the name, threshold and rule of each label, for the output rows."""
         pairs = enumerate(zip(self.labels.names, self.rules.thresholds, strict=True))
+        of = (
+            [f"{one}: " for one in self.tags.categories]
+            if self.tags
+            else [""] * len(self.labels.labels)
+        )
         return [
-            (name, None if math.isnan(threshold) else threshold, self.rules.why(at))
+            (name, None if math.isnan(threshold) else threshold, of[at] + self.rules.why(at))
             for at, (name, threshold) in pairs
         ]
 
     @cached_property
     def labels_digest(self) -> str:
         return self.labels.digest
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """Return the precision of the half that made the vectors of the labels, if one did."""
+        return {} if self.tags else {"language": self.texts.precision}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,12 +337,30 @@ def label_chunks(
     job: Job, context: LabelContext, made: Iterable[FileTask] | None = None
 ) -> Iterator[LabelledChunk]:
     """Yield the labels of these chunks, in order. None: all chunks with stored vectors."""
-    kept, left = job.ledger["embeddings"], iter(vector_tasks(job) if made is None else made)
+    left = iter(vector_tasks(job) if made is None else made)
+    if context.tags is not None:
+        yield from _tagged_chunks(job, context, context.tags, left)
+        return
+    kept = job.ledger["embeddings"]
     while block := list(islice(left, TASKS_PER_BLOCK)):
         records = kept.read_several([task["embeddings"] for _, task in block])
         vectors = [vectors_in(record) for record in records]
         indexes = [index_of(job, task) for _, task in block]
         yield from label_vectors(job.model.name, context, block, vectors, indexes)
+
+
+def _tagged_chunks(
+    job: Job, context: LabelContext, tags: TagsOfGraph, chunks: Iterator[FileTask]
+) -> Iterator[LabelledChunk]:
+    """Yield the tags of chunks, one by one: a chunk may have a million probabilities."""
+    kept = job.ledger[STAGE.writes]
+    for file, task in chunks:
+        scores = probabilities_in(kept.read(task[STAGE.writes]))[:, tags.places]
+        passed, zeros = context.rules.passed(scores), np.zeros(scores.shape, np.intp)
+        part = Pooled(best=scores, whole=scores, at=zeros)
+        index = index_of(job, task)
+        rows = _rows(job.model.name, context, (file, task), index, part, scores, passed)
+        yield LabelledChunk(file=file, task=task, rows=rows, scores=scores, passed=passed)
 
 
 def label_vectors(
@@ -384,8 +426,8 @@ def _rows(
             labels=tuple(scored(at, label) for label in ranked if label in described),
             top=context.described[ranked[0]][0],
             model=model,
-            precision={**task.variant.precision, "language": context.texts.precision},
-            features=task["embeddings"],
+            precision={**task.variant.precision, **context.precision},
+            features=task["embeddings" if context.tags is None else STAGE.writes],
             labels_digest=context.labels_digest,
             tiles=task.variant.tiles,
             warnings=(*index.warnings, *task.chunk.warnings),

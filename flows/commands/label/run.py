@@ -17,21 +17,27 @@ from flows.commands.label.rows import (
     learned_threshold,
     read_examples,
 )
+from flows.commands.label.tags import tagger_context
+from flows.core.checkpoint.tagger import read_tagger
 from flows.core.console.display import Display
 from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
 from flows.core.machine.launch import DirectLauncher
-from flows.core.options.vectors import LabelConfig, LabelOptions
-from flows.core.pipelines import LABEL
+from flows.core.options.vectors import LabelConfig
+from flows.core.pipelines import LABEL, TAG, Pipeline
+from flows.execution.pipeline_runner import PipelineRunner
 from flows.execution.run import LauncherMaker, prepared
 from flows.execution.run_observer import OnBegin, RunObserver
 from flows.outputs.folder.owners import refuse_taking
 from flows.outputs.vectors import vector_tasks
 
 
-def requested_labels(options: LabelOptions) -> tuple[LabelSet, Examples]:
+def requested_labels(options: LabelConfig) -> tuple[LabelSet, Examples]:
     """Return the requested labels, and those that users gave some of the images: thresholds are
     learned from them. Raises PenstockError."""
+    if options.tagger:
+        tagger = read_tagger(options.tagger)
+        return tagger_context(tagger, options.threshold, options.top).labels, {}
     labels = label_set(options.labels, options.templates)
     return labels, read_examples(options.examples, labels.names)
 
@@ -49,22 +55,14 @@ def label(
     def attempt() -> LabelsWritten:
         refuse_taking(config, "label")
         observer = RunObserver(display, on_begin, "label")
-        with prepared(config, observer, make_launcher, LABEL) as (job, launcher):
+        with prepared(config, observer, make_launcher, pipeline_of(config)) as (job, launcher):
             outputs, doing = label_paths(job), "labelling into"
             refuse_foreign(examples, {job_file.file.media_path for job_file in job.files})
             with observer.pipeline_for_job(job, launcher, doing, outputs=outputs) as runner:
-                # The labels come first, so that an unreadable label is found before hours of work.
-                texts = runner.text_vectors(
-                    labels.texts,
-                    # Looking up the stored records of 10,000 images takes a second.
-                    while_running=lambda: job.ledger.tasks(job.media),
-                )
-                labelling = LabelContext(
-                    labels=labels,
-                    texts=texts,
-                    rules=label_rules(labels, texts, config.threshold),
-                    top=config.top,
-                )
+                if job.model.tagger is not None:
+                    labelling = tagger_context(job.model.tagger, config.threshold, config.top)
+                else:
+                    labelling = context_of(config, labels, job, runner)
 
                 def write() -> LabelsWritten:
                     learned = learn_thresholds(job, labelling, examples, config.threshold)
@@ -73,6 +71,25 @@ def label(
                 return runner.compute_outputs(write, lambda end: end.labelled)
 
     return replanned_once(attempt, display.print_line)
+
+
+def pipeline_of(config: LabelConfig) -> Pipeline:
+    """Return the stages of a labelling run."""
+    return TAG if config.tagger else LABEL
+
+
+def context_of(
+    config: LabelConfig, labels: LabelSet, job: Job, runner: PipelineRunner
+) -> LabelContext:
+    """Return the labels with their vectors. They come first, so that an unreadable label is found
+    before hours of work."""
+    texts = runner.text_vectors(
+        labels.texts,
+        # Looking up the stored records of 10,000 images takes a second.
+        while_running=lambda: job.ledger.tasks(job.media),
+    )
+    rules = label_rules(labels, texts, config.threshold)
+    return LabelContext(labels=labels, texts=texts, rules=rules, top=config.top)
 
 
 def learn_thresholds(

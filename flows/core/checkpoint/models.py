@@ -23,6 +23,7 @@ from flows.core.checkpoint.gguf import gguf_for
 from flows.core.checkpoint.graphs import graphs_for
 from flows.core.checkpoint.precision import (
     BYTES,
+    SHORT,
     PartSettings,
     resolve_settings,
     unplanned_note,
@@ -48,6 +49,7 @@ from flows.core.checkpoint.served import (
     open_served,
     served_profile,
 )
+from flows.core.checkpoint.tagger import Tagger, read_tagger, tagger_profile
 from flows.core.machine.launch import Launcher
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import DEMO_MODEL, is_served
@@ -115,6 +117,8 @@ class Model:
     """Date for templates that ask for one, as YYYY-MM-DD; empty: none does."""
     served: ServedModel | None = None
     """The model on its servers; None: this machine loads it."""
+    tagger: Tagger | None = None
+    """The declaration of a graph that gives probabilities of tags; None: it is a checkpoint."""
 
     @property
     def folder(self) -> Path:
@@ -242,6 +246,31 @@ def _open_served(config: RunOptions, announce: Announce | None) -> Model:
     return nothing.serving(open_served(config, announce))
 
 
+def _open_tagger(config: RunOptions, digests: ContentDigests, *, read_weights: bool) -> Model:
+    tagger, files = read_tagger(config.groups.tagger.tagger), ModelDigests(digests)
+    digest, folder = files.of if read_weights else files.known, tagger.graph.parent
+    with io_errors_as_fault(tagger.file.name):
+        weights = {name: digest(folder / name) for name in tagger.weight_files}
+        profile = tagger_profile(tagger)
+    settings = PartSettings(
+        precision=SHORT[tagger.dtype],
+        dtype=tagger.dtype,
+        attention="",
+        weight_bytes=profile.vision.stored_bytes,
+    )
+    return Model(
+        name=config.groups.tagger.tagger,
+        checkpoint=Checkpoint(name=str(tagger.file), folder=folder),
+        profile=profile,
+        digests={"vision": digest_of([weights, *tagger.key_fields])},
+        settings={"vision": (settings,)},
+        weights=weights,
+        read=all(weights.values()),
+        files=files.files,
+        tagger=tagger,
+    )
+
+
 def digests_in(store: Store) -> ContentDigests:
     return ContentDigests(store.local / DIGESTS)
 
@@ -284,6 +313,8 @@ def open_model(
     found. Raises UsageError."""
     if is_served(config.model):
         return _open_served(config, announce)
+    if config.groups.tagger.tagger:
+        return _open_tagger(config, digests, read_weights=read_weights)
     files = ModelDigests(digests)
     named = config.groups.adapter.adapter
     adapter = read_noted_adapter(named, files) if named else None

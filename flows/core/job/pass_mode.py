@@ -84,8 +84,8 @@ def answering(config: RunOptions, model: Model) -> list[Model]:
 
 def _has_pass_modes(model: Model) -> bool:
     """Return whether its inputs can pass the vision half apart from their batch. Without a place to
-    split, it stores pixels; a TensorRT engine computes batches."""
-    if model.served is not None or model.profile.route == "joint":
+    split, it stores pixels; a TensorRT engine computes batches; a tagger has passes of its own."""
+    if model.served or model.tagger or model.profile.route == "joint":
         return False
     graph = model.best("vision").graph
     return not (graph and graph.backend == TENSORRT)

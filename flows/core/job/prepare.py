@@ -263,7 +263,7 @@ def check_names(config: RunOptions, pipeline: Pipeline) -> None:
     selection = Selection(recursive=config.recursive, extensions=config.extensions)
     if failures := why_no_media(config.sources, selection):
         raise NothingToDo(pipeline, failures)
-    if config.model != DEMO_MODEL and not is_served(config.model):
+    if config.model not in ("", DEMO_MODEL) and not is_served(config.model):
         check_name(config.model)
 
 
@@ -292,7 +292,7 @@ def prepare(
     pipelines = with_extras(pipelines or (CAPTION,), summary=config.groups.prompts.summary)
     config.check_sources()
     check_packages(config)
-    if (folder := Path(config.model).expanduser()).is_dir():
+    if config.model and (folder := Path(config.model).expanduser()).is_dir():
         refuse_unread(config.model, folder)
     store, (files, failures) = open_store(config.store_url), media_of(config)
     files = [file for file in files if file.place not in left_out]

@@ -19,6 +19,7 @@ from flows.core.options.model import (
     GpuOptions,
     PassOptions,
     RecordedAdapterOptions,
+    TaggerOptions,
 )
 from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.store import StoreSizeOptions
@@ -51,6 +52,7 @@ class Groups:
     adapter: AdapterOptions
     recorded_adapter: RecordedAdapterOptions
     gguf: GgufOptions
+    tagger: TaggerOptions
     passes: PassOptions
     date: DateOptions
     question: QuestionOptions

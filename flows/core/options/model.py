@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from artifacts.remote.endpoints import SERVED, endpoints_of
-from flows.core.options.formats import MEMORY, MODEL
+from flows.core.options.formats import LABELS, MEMORY, MODEL
 
 QUANTIZED = ("int8", "nf4")
 """Precisions to which layers are quantized while they are loaded."""
@@ -79,6 +79,20 @@ class GgufOptions(OptionGroup):
         str, Option("GGUF file of the language half, for --engine gguf", MODEL, "FILE", path=True)
     ] = ""
     """GGUF file of the checkpoint's language half, made by another program; empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggerOptions(OptionGroup):
+    """The tagger of the user."""
+
+    tagger: Annotated[
+        str,
+        Option(
+            "declaration of an ONNX tagger, for --labels and --model", LABELS, "FILE", path=True
+        ),
+    ] = ""
+    """TOML file that declares an ONNX graph which gives tags, in place of labels and a model;
+    empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

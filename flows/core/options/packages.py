@@ -24,6 +24,8 @@ def check_packages(config: RunOptions) -> None:
     _check_optimizer(config.groups.training)
     if config.vision_backend in BACKENDS:
         require_extra("graphs", f"--vision-backend {config.vision_backend}")
+    if config.groups.tagger.tagger:
+        require_extra("graphs", "--tagger")
     if config.groups.adapter.adapter:
         require_extra("tune", "--adapter")
     if config.groups.gguf.language_gguf:

@@ -12,7 +12,7 @@ from artifacts.options import Option, OptionGroup
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import COCO, GIVE_CONDITION, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
 from flows.core.options.media import VectorSamplingOptions
-from flows.core.options.model import MODEL_OPTION, TRUST_HELP, GpuOptions
+from flows.core.options.model import MODEL_OPTION, TRUST_HELP, GpuOptions, TaggerOptions
 from flows.core.options.precision import PRECISION_OPTION
 from flows.core.options.store import STORE_OPTION, MemoryOptions, StoreOptions, StoreSizeOptions
 from flows.core.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
@@ -28,8 +28,15 @@ LABEL_FORMATS = ("jsonl", "csv", "parquet", COCO, "txt", "vtt", "srt")
 TOP = 5
 """Default number of labels per image."""
 LABELS_OPTION = Option(
-    "label file: one per line, YAML, JSON; or a,b", LABELS, "F", text=r"\S", path=True, or_text=True
+    "label file: one per line, YAML, JSON; or a,b", LABELS, "F", path=True, or_text=True
 )
+GIVE_LABELS = "Give --labels a,b,c or a file with one label per line"
+GIVE_MODEL = "Give --model, a dual encoder such as CLIP"
+NOT_FOR_TAGGERS = (
+    *("labels", "model", "templates", "examples", "tiles", "precision", "vision_backend"),
+    *("revision", "trust_remote_code", "gpus"),
+)
+"""Options that have no effect on a tagger."""
 TEMPLATES_OPTION = Option(
     'file of prompt templates, {} is the label ["a photo of {}"]', LABELS, "F", path=True
 )
@@ -93,8 +100,8 @@ class IndexConfig(StoreSizeOptions, GpuOptions, VectorConfig):
 class LabelOptions(OptionGroup):
     """The labels, and the score thresholds."""
 
-    labels: Annotated[str, LABELS_OPTION]
-    """File with one label per line, or YAML or JSON; or `a,b,c`."""
+    labels: Annotated[str, LABELS_OPTION] = ""
+    """File with one label per line, or YAML or JSON; or `a,b,c`. Empty: a tagger has its own."""
     templates: Annotated[str, TEMPLATES_OPTION] = ""
     """File of prompt templates with {} for a label, one per line; empty: `a photo of {}`."""
     threshold: Annotated[
@@ -120,10 +127,18 @@ class LabelOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig(
-    OwnerOptions, OutputOptions, LabelOptions, StoreSizeOptions, GpuOptions, VectorConfig
+    OwnerOptions,
+    OutputOptions,
+    LabelOptions,
+    TaggerOptions,
+    StoreSizeOptions,
+    GpuOptions,
+    VectorConfig,
 ):
     """One run that labels media."""
 
+    model: Annotated[str, replace(VECTOR_MODEL_OPTION, not_empty="")] = ""
+    """Hub id or folder of a dual encoder such as CLIP; empty: a tagger takes its place."""
     out: Annotated[str, own_folder("labels")] = f"{PARENT}/labels"
     """Output folder."""
 
@@ -137,6 +152,23 @@ class LabelConfig(
         ),
     ] = ()
     """Formats besides jsonl."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tagger:
+            given = [n for n in NOT_FOR_TAGGERS if getattr(self, n) != getattr(type(self), n)]
+            if given:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+                raise UsageError(
+                    f"{flags}: not possible with --tagger, whose file says what it computes",
+                    hint=f"Leave out {flags}, or --tagger",
+                )
+            return
+        for name, hint in (("labels", GIVE_LABELS), ("model", GIVE_MODEL)):
+            if not getattr(self, name).strip():
+                raise UsageError(
+                    f"--{name} is missing", hint=f"{hint}; or give --tagger FILE (docs/taggers.md)"
+                )
 
 
 EACH_FRAME = Option("one hit per frame of a video, not per moment", flag="--each-frame")

@@ -46,6 +46,9 @@ class Reason(StrEnum):
     PACKED = "{part:,.0f} M of {all:,.0f} M numbers in {form}; others x {each}"
     AS_SAVED = "{all:,.0f} M numbers as they were saved ({form})"
     GGUF = "{form}; the others: {all:,.0f} M numbers x {each}"
+    GRAPH_FILES = "the files of the graph, while it loads"
+    PASS_OF_GRAPH = "{rows} of {each:,} bytes per pass, and assumed {assumed} times as many"
+    SQUARES = "the frames of a chunk, twice, and {batches} batches of squares"
     GRAPHS = (
         "the graphs, for {part:,.1f} M of {all:,.0f} M numbers, in {form}; the others x {each} "
         "bytes"

@@ -33,7 +33,7 @@ from flows.core.job.prepare import Job, NothingToDo, out_folder
 from flows.core.machine.launch import DirectLauncher, StageCall, StageHandle
 from flows.core.machine.versions import versions
 from flows.core.options.commands import RunOptions
-from flows.core.pipelines import CAPTION, EMBED, LABEL, Pipeline
+from flows.core.pipelines import CAPTION, EMBED, LABEL, TAG, Pipeline
 from flows.execution import run
 from flows.execution.run_observer import OnBegin
 from flows.outputs.record.record_writer import RecordWriter
@@ -124,6 +124,11 @@ COMMANDS: Mapping[str, tuple[Pipeline, Callable[..., RunEnd]]] = {
     "label": (LABEL, label),
 }
 """Command → its stages, and the function that runs it."""
+
+
+def stages_of(command: str, config: RunOptions) -> Pipeline:
+    """Return the stages of a command: those of a tagger if it has one."""
+    return TAG if config.groups.tagger.tagger else COMMANDS[command][0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

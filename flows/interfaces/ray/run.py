@@ -40,7 +40,7 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.model import ALL_GPUS
 from flows.execution.run import stopped_in_order
 from flows.execution.run_observer import OnBegin
-from flows.interfaces.ray.partition import COMMANDS, TaskEnd, Terms, process, terms_of, withdraw
+from flows.interfaces.ray.partition import TaskEnd, Terms, process, stages_of, terms_of, withdraw
 from flows.outputs.folder.owners import refuse_taking, take
 from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.record.record_writer import RecordWriter
@@ -370,7 +370,7 @@ def run_on_cluster(
     any. The last task calls `on_begin`. Return the result of the plain command. Raises
     PenstockError; finished records stay."""
     gpus = gpus_of_a_task(config)
-    check_names(config, COMMANDS[command][0])
+    check_names(config, stages_of(command, config))
     refuse_taking(config, command)
     store = open_store(config.store_url)
     config = replace(config, store=store.url, out=str(out_folder(config)))
@@ -412,7 +412,7 @@ class Driver:
 
     def process_partitions(self, files: int, on_progress: OnProgress) -> None:
         """Process all partitions. Raises the error of one if too many fail."""
-        pipeline, out = COMMANDS[self._terms.command][0], self._terms.out
+        pipeline, out = stages_of(self._terms.command, self._config), self._terms.out
         with only_run_in(out, f"{pipeline[-1].verb} into", "give another --out"):
             partitions, missing = partitions_of(self._config, files)
             # Largest first: the last partition to end decides the total time.

@@ -6,7 +6,7 @@ from pkgutil import resolve_name
 
 from flows.core.checkpoint.models import Model
 from flows.core.commands import declarations
-from flows.core.plan.costs import ask, decode, embed_texts, encode, frames, hear, summarize
+from flows.core.plan.costs import ask, decode, embed_texts, encode, frames, hear, summarize, tag
 from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import Conditions, Cost, StageEstimate
 from flows.core.plan.workloads import Workload
@@ -21,6 +21,7 @@ COSTS: Mapping[str, Cost] = {
     "decode": decode.COST,
     "embed_texts": embed_texts.COST,
     "summarize": summarize.COST,
+    "tag": tag.COST,
 }
 """Stage that several commands run → its cost."""
 
