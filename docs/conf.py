@@ -49,7 +49,13 @@ NAVIGATION = {
         "docs/sound",
         "docs/tune",
     ],
-    "Labels, vectors, search": ["docs/labels", "docs/embed", "docs/search", "docs/sift"],
+    "Labels, vectors, search": [
+        "docs/labels",
+        "docs/taggers",
+        "docs/embed",
+        "docs/search",
+        "docs/sift",
+    ],
     "Models": [
         "docs/models",
         "docs/endpoints",

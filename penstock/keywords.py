@@ -116,7 +116,8 @@ class EmbedOptions(VectorOptions, total=False):
 class LabelRunOptions(EmbedOptions, total=False):
     """The options of `label`."""
 
-    labels: Required[str | PathLike[str] | Sequence[str]]
+    tagger: str | PathLike[str]
+    labels: str | PathLike[str] | Sequence[str]
     templates: str | PathLike[str]
     threshold: float | None
     examples: str | PathLike[str]

@@ -50,15 +50,13 @@ class GraphHeader:
 
 def read_header(path: Path) -> GraphHeader:
     """Read the header of an ONNX file. Raises OSError, and ValueError for what is none."""
-    with (
-        open_regular(path) as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as view,
-    ):
-        try:
-            return _header(view)
-        except (IndexError, UnicodeDecodeError) as error:
-            raise ValueError("it is no ONNX graph, or a part of one") from error
+    with open_regular(path) as file:
+        # Not closed here: an error would still refer to parts of it.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        return _header(memoryview(mapped))
+    except (IndexError, UnicodeDecodeError) as error:
+        raise ValueError("it is no ONNX graph, or a part of one") from error
 
 
 def _header(view: memoryview) -> GraphHeader:
@@ -77,7 +75,7 @@ def _header(view: memoryview) -> GraphHeader:
         elif number == INITIALIZER:
             weights.update(_text(name) for name in _parts(part, TENSOR_NAME))
             pairs = (dict(_fields(pair)) for pair in _parts(part, EXTERNAL_DATA))
-            data |= {_text(pair[2]): None for pair in pairs if _text(pair[1]) == "location"}
+            data |= {_text(p.get(2, 0)): None for p in pairs if _text(p.get(1, 0)) == "location"}
     return GraphHeader(
         inputs=tuple(tensor for tensor in inputs if tensor.name not in weights),
         outputs=tuple(outputs),

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.claims import claims_at
-from artifacts.records.packs import Record, RecordSet, record_sets_of
+from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
 from artifacts.records.probabilities import Probabilities, probability_record
 from artifacts.records.store import open_store
 from stages.models.encoding import EncodeItem
-from stages.models.encoding.run import read_clip
 from stages.models.graphs.sessions import ONNX, open_session, providers_for
 from stages.models.prefetch import Prefetched, write_behind
 from stages.process.events import EventReporter
@@ -71,8 +70,9 @@ def _padded(picture: Image.Image, side: int, wanted: PictureInput) -> Image.Imag
 def graph_input(squares: Squares, wanted: PictureInput) -> NDArray[np.float32]:
     """Return squares as the numbers that the graph takes."""
     divisor, shift = SCALES[wanted.scale]
-    numbers = squares.astype(np.float32) / np.float32(divisor) - np.float32(shift)
-    numbers = (numbers - np.asarray(wanted.mean, np.float32)) / np.asarray(wanted.std, np.float32)
+    mean, std = (np.asarray(of, np.float32) for of in (wanted.mean, wanted.std))
+    numbers: NDArray[np.float32] = squares.astype(np.float32) / divisor - shift
+    numbers = (numbers - mean) / std
     if wanted.order == "BGR":
         numbers = numbers[..., ::-1]
     if wanted.layout == "NCHW":
@@ -87,8 +87,12 @@ class TagGraph:
         """Load the graph. Raises PenstockError."""
         self._job = job
         providers = providers_for(ONNX, job.device, job.device_bytes, None)
-        with job.files.compared():
-            self._session = open_session(Path(job.graph), providers, cores())
+        try:
+            with job.files.compared():
+                self._session = open_session(Path(job.graph), providers, cores())
+        except EnvironmentFault as error:
+            hint = "Download the graph again; `penstock doctor` says whether the GPU can be used"
+            raise type(error)(error.message, hint=hint) from error
         (self._input,) = self._session.get_inputs()
         self._output = self._session.get_outputs()[job.output.index].name
         self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
@@ -114,7 +118,8 @@ class TagGraph:
         given: Probabilities = made[: len(squares)].astype(np.float32)
         if job.output.activation == "sigmoid":
             with np.errstate(over="ignore"):
-                return 1 / (1 + np.exp(-given))
+                given = np.reciprocal(1 + np.exp(-given))
+            return given
         low, high = float(np.nanmin(given)), float(np.nanmax(given))
         if low < -ROUNDING or high > 1 + ROUNDING:
             raise UsageError(
@@ -167,8 +172,21 @@ class Tagging:
         return [
             (item, np.stack([np.asarray(square(Image.fromarray(f), wanted)) for f in frames]))
             for item in (item for batch in some for item in batch if item.key in missing)
-            for frames in [read_clip(self._frames, item).frames]
+            for frames in [self._frames_of(item)]
         ]
+
+    def _frames_of(self, item: EncodeItem) -> NDArray[np.uint8]:
+        """Return the frames of a chunk [frames, height, width, 3]. Raises DamagedRecord if they are
+        missing."""
+        try:
+            record = self._frames.read(item.frames)
+        except KeyError as error:
+            raise DamagedRecord(
+                f"the frames {item.frames[:12]}… are no longer in the store",
+                hint="Run the same command again: it reads them from the file again",
+            ) from error
+        shape = (-1, int(record.meta["height"]), int(record.meta["width"]), 3)
+        return np.frombuffer(record.payload, np.uint8).reshape(shape)
 
     def _publish(self, made: list[list[tuple[str, Probabilities]]]) -> None:
         rows = dict(row for batch in made for row in batch)

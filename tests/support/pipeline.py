@@ -32,12 +32,14 @@ class Place:
     out: Path
     store: Path
     model: str = "demo"
+    """Empty: the command has no such option."""
     verb: str = "caption"
     """The command."""
 
     def command(self, *more: str) -> list[str]:
         where = ["--out", str(self.out), "--store", str(self.store)]
-        return [*PENSTOCK, self.verb, str(self.clips), "--model", self.model, *where, *more]
+        where += ["--model", self.model] if self.model else []
+        return [*PENSTOCK, self.verb, str(self.clips), *where, *more]
 
     def config(self, **options: Any) -> CaptionConfig:
         """Return the configuration of captions, with these other options."""

@@ -60,6 +60,8 @@ class HalfRecord:
             return self.graphs.provider
         if self.gguf_file:
             return "llama.cpp"
+        if not self.attention:
+            return "ONNX Runtime"
         added = f", with the adapter {self.adapter.folder}" if self.adapter else ""
         return f"{self.attention} attention{added}"
 

@@ -48,7 +48,7 @@ class Reason(StrEnum):
     GGUF = "{form}; the others: {all:,.0f} M numbers x {each}"
     GRAPH_FILES = "the files of the graph, while it loads"
     PASS_OF_GRAPH = "{rows} of {each:,} bytes per pass, and assumed {assumed} times as many"
-    SQUARES = "the frames of a chunk, twice, and {batches} batches of squares"
+    SQUARES = "the frames of a chunk, {batches} batches of squares, and libraries"
     GRAPHS = (
         "the graphs, for {part:,.1f} M of {all:,.0f} M numbers, in {form}; the others x {each} "
         "bytes"

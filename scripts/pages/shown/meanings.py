@@ -89,6 +89,10 @@ NOT_RUN = (
         r"penstock (caption|plan) .*--endpoint",
         "needs a server of models; tests/commands/test_caption_endpoint.py has two",
     ),
+    (
+        r"penstock label .*--tagger",
+        "needs a tagger; tests/commands/test_label_tagger.py has tiny ones",
+    ),
     (r"penstock doctor --model DIR", "needs an exported model; tests measure one"),
 )
 """Begins of commands that are only parsed, and the reason."""

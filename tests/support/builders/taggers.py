@@ -24,8 +24,8 @@ class TinyGraph:
 
     def logits(self, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what it computes, without the graph. `numbers`: one picture, as it takes it."""
-        made: NDArray[np.float32] = numbers.reshape(1, -1).astype(np.float32) @ self.weights
-        return made[0]
+        made: NDArray[np.float32] = numbers.reshape(-1).astype(np.float32) @ self.weights
+        return made
 
 
 def write_graph(

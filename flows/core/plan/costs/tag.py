@@ -3,7 +3,15 @@
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import Conditions, Cost, Reason, StageEstimate, Term
+from flows.core.plan.stage_estimate import (
+    Conditions,
+    Cost,
+    Purpose,
+    Reason,
+    StageEstimate,
+    Term,
+)
+from flows.core.plan.terms import LIBRARIES_BYTES
 from flows.core.plan.workloads import Workload
 from stages.models.encoding import FIXED_ROWS
 
@@ -39,8 +47,9 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     if on_gpu:
         terms.append(Term.of("context", conditions.context_bytes, Reason.CONTEXT))
     squares = READ_BATCHES * rung.batch * workload.frames * pixels // 4
-    held, part = 2 * workload.frame_bytes + squares, "host" if on_gpu else "workspace"
-    terms.append(Term.of(part, held, Reason.SQUARES, batches=READ_BATCHES))
+    held = workload.frame_bytes + squares + LIBRARIES_BYTES
+    place: Purpose = "host" if on_gpu else "workspace"
+    terms.append(Term.of(place, held, Reason.SQUARES, batches=READ_BATCHES))
     return StageEstimate(rung=rung, terms=tuple(terms), device=conditions.device, workload=workload)
 
 
