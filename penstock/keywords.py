@@ -113,9 +113,13 @@ class EmbedOptions(VectorOptions, total=False):
     replace: bool
 
 
-class LabelRunOptions(EmbedOptions, total=False):
+class LabelRunOptions(MediaRunOptions, total=False):
     """The options of `label`."""
 
+    model: str | PathLike[str]
+    out: str | PathLike[str]
+    tiles: str
+    max_store: str | int | None
     tagger: str | PathLike[str]
     labels: str | PathLike[str] | Sequence[str]
     templates: str | PathLike[str]
@@ -126,6 +130,7 @@ class LabelRunOptions(EmbedOptions, total=False):
     beside: bool
     overwrite: bool
     existing: str | None
+    replace: bool
 
 
 class AskOptions(MediaRunOptions, total=False):

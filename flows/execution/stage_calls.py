@@ -466,7 +466,7 @@ def _tag_job(calls: StageCallBuilder, request: JobRequest) -> TagJob:
         graph=str(tagger.graph),
         files=job.model.files_of(["vision"]),
         picture=tagger.declared.input,
-        output=tagger.declared.output,
+        taken=tagger.declared.output,
         tags=len(tagger.tags),
         rows=pass_rows_of_tagger(job.model, request.rung, job.device),
         device=job.device,

@@ -67,7 +67,7 @@ def source() -> str:
         ("CaptionOptions", "FeatureOptions", "a caption run", _others(captions, features)),
         ("VectorOptions", runs, "`index`", _others(vectors, shared)),
         ("EmbedOptions", "VectorOptions", "`embed`", _others(embedding, vectors)),
-        ("LabelRunOptions", "EmbedOptions", "`label`", _others(labels, embedding)),
+        ("LabelRunOptions", runs, "`label`", _others(labels, shared)),
         ("AskOptions", runs, "`ask`", _others(declared(AskConfig), shared)),
         ("SiftRunOptions", runs, "`sift`", _others(declared(SiftConfig), shared)),
         ("SearchOptions", base, "`search`", _without(search, "what")),

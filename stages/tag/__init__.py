@@ -67,7 +67,8 @@ class TagJob:
     files: ModelFiles
     """That file and those of its weights, as the job was planned with."""
     picture: PictureInput
-    output: TagOutput
+    taken: TagOutput
+    """The output that is taken."""
     tags: int
     """Number of tags."""
     rows: int

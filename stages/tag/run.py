@@ -11,6 +11,7 @@ How it works:
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ ROUNDING = 1e-3
 """How far a probability may lie outside of 0 to 1: that much is rounding in 16 bits."""
 Squares = NDArray[np.uint8]
 """Shape (pictures, size, size, 3)."""
-Read = list[tuple[EncodeItem, Squares]]
+Read = list[tuple[str, Squares]]
+"""The key of each chunk, and its frames."""
 
 
 def square(picture: Image.Image, wanted: PictureInput) -> Image.Image:
@@ -94,7 +96,7 @@ class TagGraph:
             hint = "Download the graph again; `penstock doctor` says whether the GPU can be used"
             raise type(error)(error.message, hint=hint) from error
         (self._input,) = self._session.get_inputs()
-        self._output = self._session.get_outputs()[job.output.index].name
+        self._output = self._session.get_outputs()[job.taken.index].name
         self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
 
     def probabilities(self, squares: Squares) -> Probabilities:
@@ -116,7 +118,7 @@ class TagGraph:
                 hint="Name the tag file of this graph, or another output",
             )
         given: Probabilities = made[: len(squares)].astype(np.float32)
-        if job.output.activation == "sigmoid":
+        if job.taken.activation == "sigmoid":
             with np.errstate(over="ignore"):
                 given = np.reciprocal(1 + np.exp(-given))
             return given
@@ -160,29 +162,30 @@ class Tagging:
             write_behind(self._publish, on_error=ready.close) as later,
         ):
             for read in ready:
-                later([(item.key, graph.probabilities(squares)) for item, squares in read])
+                later([(key, graph.probabilities(squares)) for key, squares in read])
 
     def _missing(self, some: Sequence[Sequence[EncodeItem]]) -> list[str]:
-        keys = [item.key for batch in some for item in batch]
+        keys = [chunk.key for batch in some for chunk in batch]
         return [key for key in keys if key not in self._records and key not in self._failures]
 
     def _read(self, some: Sequence[Sequence[EncodeItem]]) -> Read:
         """Return the frames of the chunks without probabilities, as squares."""
         wanted, missing = self._job.picture, {*self._missing(some)}
         return [
-            (item, np.stack([np.asarray(square(Image.fromarray(f), wanted)) for f in frames]))
-            for item in (item for batch in some for item in batch if item.key in missing)
-            for frames in [self._frames_of(item)]
+            (chunk.key, np.stack([np.asarray(square(Image.fromarray(f), wanted)) for f in frames]))
+            for chunk in chain.from_iterable(some)
+            if chunk.key in missing
+            for frames in [self._frames_of(chunk)]
         ]
 
-    def _frames_of(self, item: EncodeItem) -> NDArray[np.uint8]:
+    def _frames_of(self, chunk: EncodeItem) -> NDArray[np.uint8]:
         """Return the frames of a chunk [frames, height, width, 3]. Raises DamagedRecord if they are
         missing."""
         try:
-            record = self._frames.read(item.frames)
+            record = self._frames.read(chunk.frames)
         except KeyError as error:
             raise DamagedRecord(
-                f"the frames {item.frames[:12]}… are no longer in the store",
+                f"the frames {chunk.frames[:12]}… are no longer in the store",
                 hint="Run the same command again: it reads them from the file again",
             ) from error
         shape = (-1, int(record.meta["height"]), int(record.meta["width"]), 3)

@@ -23,7 +23,7 @@ from flows.core.console.display import Display
 from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
 from flows.core.machine.launch import DirectLauncher
-from flows.core.options.vectors import LabelConfig
+from flows.core.options.vectors import LabelConfig, LabelOptions
 from flows.core.pipelines import LABEL, TAG, Pipeline
 from flows.execution.pipeline_runner import PipelineRunner
 from flows.execution.run import LauncherMaker, prepared
@@ -32,7 +32,7 @@ from flows.outputs.folder.owners import refuse_taking
 from flows.outputs.vectors import vector_tasks
 
 
-def requested_labels(options: LabelConfig) -> tuple[LabelSet, Examples]:
+def requested_labels(options: LabelOptions) -> tuple[LabelSet, Examples]:
     """Return the requested labels, and those that users gave some of the images: thresholds are
     learned from them. Raises PenstockError."""
     if options.tagger:
@@ -73,13 +73,13 @@ def label(
     return replanned_once(attempt, display.print_line)
 
 
-def pipeline_of(config: LabelConfig) -> Pipeline:
+def pipeline_of(options: LabelOptions) -> Pipeline:
     """Return the stages of a labelling run."""
-    return TAG if config.tagger else LABEL
+    return TAG if options.tagger else LABEL
 
 
 def context_of(
-    config: LabelConfig, labels: LabelSet, job: Job, runner: PipelineRunner
+    options: LabelOptions, labels: LabelSet, job: Job, runner: PipelineRunner
 ) -> LabelContext:
     """Return the labels with their vectors. They come first, so that an unreadable label is found
     before hours of work."""
@@ -88,8 +88,8 @@ def context_of(
         # Looking up the stored records of 10,000 images takes a second.
         while_running=lambda: job.ledger.tasks(job.media),
     )
-    rules = label_rules(labels, texts, config.threshold)
-    return LabelContext(labels=labels, texts=texts, rules=rules, top=config.top)
+    rules = label_rules(labels, texts, options.threshold)
+    return LabelContext(labels=labels, texts=texts, rules=rules, top=options.top)
 
 
 def learn_thresholds(

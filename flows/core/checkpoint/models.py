@@ -246,8 +246,8 @@ def _open_served(config: RunOptions, announce: Announce | None) -> Model:
     return nothing.serving(open_served(config, announce))
 
 
-def _open_tagger(config: RunOptions, digests: ContentDigests, *, read_weights: bool) -> Model:
-    tagger, files = read_tagger(config.groups.tagger.tagger), ModelDigests(digests)
+def _open_tagger(given: str, digests: ContentDigests, *, read_weights: bool) -> Model:
+    tagger, files = read_tagger(given), ModelDigests(digests)
     digest, folder = files.of if read_weights else files.known, tagger.graph.parent
     with io_errors_as_fault(tagger.file.name):
         weights = {name: digest(folder / name) for name in tagger.weight_files}
@@ -259,7 +259,7 @@ def _open_tagger(config: RunOptions, digests: ContentDigests, *, read_weights: b
         weight_bytes=profile.vision.stored_bytes,
     )
     return Model(
-        name=config.groups.tagger.tagger,
+        name=given,
         checkpoint=Checkpoint(name=str(tagger.file), folder=folder),
         profile=profile,
         digests={"vision": digest_of([weights, *tagger.key_fields])},
@@ -313,13 +313,11 @@ def open_model(
     found. Raises UsageError."""
     if is_served(config.model):
         return _open_served(config, announce)
-    if config.groups.tagger.tagger:
-        return _open_tagger(config, digests, read_weights=read_weights)
+    if tagger := config.groups.tagger.tagger:
+        return _open_tagger(tagger, digests, read_weights=read_weights)
     files = ModelDigests(digests)
-    named = config.groups.adapter.adapter
-    adapter = read_noted_adapter(named, files) if named else None
-    checkpoint = find_checkpoint(config, announce, *pipelines)
-    folder = checkpoint.folder
+    adapter = read_noted_adapter(n, files) if (n := config.groups.adapter.adapter) else None
+    folder = (checkpoint := find_checkpoint(config, announce, *pipelines)).folder
     with io_errors_as_fault(config.model):
         files.note_folder(checkpoint)
         small = {p.name: files.of_small(p) for p in small_files(checkpoint)}

@@ -59,7 +59,7 @@ class TagFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Declaration:
+class TaggerFile:
     """The content of the file."""
 
     graph: str
@@ -78,7 +78,7 @@ class Tagger:
     """A declared tagger, whose graph and tags fit."""
 
     file: Path
-    declared: Declaration
+    declared: TaggerFile
     header: GraphHeader
     tags: tuple[str, ...]
     """The tag of each number that the graph gives."""
@@ -147,14 +147,14 @@ def tagger_profile(tagger: Tagger) -> ModelProfile:
     )  # fmt: skip
 
 
-def _declaration(text: str, file: Path) -> Declaration:
+def _declaration(text: str, file: Path) -> TaggerFile:
     try:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{file} is not TOML: {error}", hint=HINT) from error
-    _check_keys(Declaration, values, file)
+    _check_keys(TaggerFile, values, file)
     try:
-        declared = typed(Declaration, values)
+        declared = typed(TaggerFile, values)
     except ShapeError as error:
         raise UsageError(f"{file}: {error}", hint=HINT) from error
     picture = declared.input
@@ -200,7 +200,7 @@ def _check_keys(kind: type[Any], values: Mapping[str, Any], file: Path, table: s
             )
 
 
-def _header(file: Path, declared: Declaration) -> GraphHeader:
+def _header(file: Path, declared: TaggerFile) -> GraphHeader:
     graph = file.parent / declared.graph
     try:
         header = read_header(graph)
@@ -294,7 +294,7 @@ def _check_thresholds(tagger: Tagger) -> None:
             )
 
 
-def _tags(file: Path, declared: Declaration) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _tags(file: Path, declared: TaggerFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the tag and the category of each number of the graph. Raises UsageError."""
     path = file.parent / declared.tags.file
     text = _text_of(file, path, "file")

@@ -97,7 +97,7 @@ class IndexConfig(StoreSizeOptions, GpuOptions, VectorConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelOptions(OptionGroup):
+class LabelOptions(TaggerOptions):
     """The labels, and the score thresholds."""
 
     labels: Annotated[str, LABELS_OPTION] = ""
@@ -130,7 +130,6 @@ class LabelConfig(
     OwnerOptions,
     OutputOptions,
     LabelOptions,
-    TaggerOptions,
     StoreSizeOptions,
     GpuOptions,
     VectorConfig,

@@ -126,9 +126,9 @@ COMMANDS: Mapping[str, tuple[Pipeline, Callable[..., RunEnd]]] = {
 """Command → its stages, and the function that runs it."""
 
 
-def stages_of(command: str, config: RunOptions) -> Pipeline:
-    """Return the stages of a command: those of a tagger if it has one."""
-    return TAG if config.groups.tagger.tagger else COMMANDS[command][0]
+def stages_of(command: str, tagger: str) -> Pipeline:
+    """Return the stages of a command: those of a `tagger` if there is one."""
+    return TAG if tagger else COMMANDS[command][0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

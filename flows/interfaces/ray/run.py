@@ -370,7 +370,7 @@ def run_on_cluster(
     any. The last task calls `on_begin`. Return the result of the plain command. Raises
     PenstockError; finished records stay."""
     gpus = gpus_of_a_task(config)
-    check_names(config, stages_of(command, config))
+    check_names(config, stages_of(command, config.groups.tagger.tagger))
     refuse_taking(config, command)
     store = open_store(config.store_url)
     config = replace(config, store=store.url, out=str(out_folder(config)))
@@ -412,7 +412,8 @@ class Driver:
 
     def process_partitions(self, files: int, on_progress: OnProgress) -> None:
         """Process all partitions. Raises the error of one if too many fail."""
-        pipeline, out = stages_of(self._terms.command, self._config), self._terms.out
+        tagger, out = self._config.groups.tagger.tagger, self._terms.out
+        pipeline = stages_of(self._terms.command, tagger)
         with only_run_in(out, f"{pipeline[-1].verb} into", "give another --out"):
             partitions, missing = partitions_of(self._config, files)
             # Largest first: the last partition to end decides the total time.

@@ -410,7 +410,7 @@ def refused(call: Callable[[], object], words: str) -> penstock.PenstockError:
         (lambda: penstock.load_half(None, "vision"), "path is None (NoneType). Give a folder"),  # type: ignore[arg-type]
         (lambda: penstock.load_half("demo", "vision", dtyp="x"), "dtyp (did you mean dtype?)"),
         (lambda: penstock.rebuild("x", name=5), "name is 5 (int). Give a text"),  # type: ignore[arg-type]
-        (lambda: penstock.label("x", model="demo"), "labels is missing"),  # type: ignore[call-arg]
+        (lambda: penstock.label("x", model="demo"), "labels is missing"),
         (lambda: penstock.label("x", model="demo", labels=["a,b"]), "without commas"),
         (lambda: penstock.embed("x", model="demo", top=3), "unknown option top"),  # type: ignore[call-arg]
         (lambda: penstock.serve(), "there is nothing to serve"),

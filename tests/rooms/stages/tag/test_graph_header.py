@@ -44,5 +44,5 @@ def test_damage_is_a_value_error_or_read(tmp_path: Path) -> None:
             read_header(path)
     for text in (b"\x00", b"\xff" * 50, b"<html>", whole[: len(whole) // 2]):
         path.write_bytes(text)
-        with pytest.raises(ValueError, match="^it"):
+        with pytest.raises(ValueError, match=r"^it"):
             read_header(path)
