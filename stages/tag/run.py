@@ -109,8 +109,8 @@ class TagGraph:
     def _of_pass(self, squares: Squares) -> Probabilities:
         job, missing = self._job, self._job.rows - len(squares)
         full = np.concatenate([squares, np.repeat(squares[-1:], missing, axis=0)])
-        numbers = graph_input(full, job.picture).astype(self._dtype)
-        (made,) = self._session.run([self._output], {self._input.name: numbers})
+        taken = graph_input(full, job.picture).astype(self._dtype)
+        (made,) = self._session.run([self._output], {self._input.name: taken})
         if made.shape != (job.rows, job.tags):
             raise UsageError(
                 f"{job.declaration} lists {job.tags:,} tags, but {Path(job.graph).name} gives "
@@ -122,14 +122,15 @@ class TagGraph:
             with np.errstate(over="ignore"):
                 given = np.reciprocal(1 + np.exp(-given))
             return given
-        low, high = float(np.nanmin(given)), float(np.nanmax(given))
+        numbers = given[~np.isnan(given)]
+        low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
         if low < -ROUNDING or high > 1 + ROUNDING:
             raise UsageError(
                 f'{job.declaration} says activation = "none", but {Path(job.graph).name} gives '
                 f"{low:.3g} to {high:.3g}, which are no probabilities",
                 hint='Set activation = "sigmoid" if these are logits, or index to another output',
             )
-        return given
+        return given.clip(0, 1)
 
 
 class Tagging:

@@ -50,7 +50,7 @@ HALF_PROBABILITY = 0.5
 """Threshold of models with a bias: a label is more likely than not."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelRules:
     """The rule of each label, for one model and one command."""
 
@@ -76,17 +76,24 @@ class LabelRules:
             scores[:, parent] = np.maximum(scores[:, parent], scores[:, child])
         return scores.astype(np.float32)
 
+    @cached_property
+    def _least(self) -> NDArray[np.float32]:
+        return np.asarray(self.thresholds, np.float32)
+
+    @cached_property
+    def _by_gap(self) -> list[int]:
+        return [at for at, rule in enumerate(self.rules) if rule == "gap"]
+
     def passed(self, scores: Scores) -> Passed:
         """Return which labels each image gets for these scores."""
         with np.errstate(invalid="ignore"):
-            passed: Passed = scores >= np.asarray(self.thresholds, np.float32)
+            passed: Passed = scores >= self._least
         for members in map(list, self.groups):
             first = scores[:, members].argmax(axis=1)
-            cut = passed[:, members] | np.isnan(np.asarray(self.thresholds)[members])
+            cut = passed[:, members] | np.isnan(self._least[members])
             passed[:, members] = cut & (np.arange(len(members)) == first[:, None])
-        by_gap = [at for at, rule in enumerate(self.rules) if rule == "gap"]
-        if by_gap:
-            passed[:, by_gap] = above_gap(scores[:, by_gap])
+        if self._by_gap:
+            passed[:, self._by_gap] = above_gap(scores[:, self._by_gap])
         for child, parent in reversed(self.order):
             passed[:, child] &= passed[:, parent]
         return passed
@@ -423,7 +430,10 @@ def _rows(
             media_path=file.media_path,
             source=file.source,
             time=None if task.medium.kind == "image" else task.chunk.times[at],
-            labels=tuple(scored(at, label) for label in ranked if label in described),
+            labels=tuple(
+                scored(at, label)
+                for label in sorted(described, key=lambda label: (-values[at][label], label))
+            ),
             top=context.described[ranked[0]][0],
             model=model,
             precision={**task.variant.precision, **context.precision},

@@ -69,11 +69,10 @@ def tagger_context(tagger: Tagger, threshold: float | None, top: int) -> LabelCo
 def tag_spans(context: LabelContext, chunks: Sequence[LabelledChunk]) -> Iterator[Span]:
     """Yield a span for each chunk with tags: those whose mean over its frames is high enough, most
     probable first. Tags of single frames come and go."""
-    names = context.labels.names
     for chunk in chunks:
         mean = chunk.scores.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
-        given = context.rules.passed(mean)[0]
-        ranked = [at for at in np.argsort(-mean[0], kind="stable").tolist() if given[at]]
-        tags = tuple(dict.fromkeys(names[at] for at in ranked))
+        given = np.flatnonzero(context.rules.passed(mean)[0])
+        ranked = given[np.argsort(-mean[0, given], kind="stable")]
+        tags = tuple(dict.fromkeys(context.described[at][0] for at in ranked.tolist()))
         if tags:
             yield Span(start=chunk.task.chunk.start, end=chunk.task.chunk.end, labels=tags)

@@ -87,9 +87,7 @@ class TaggerOptions(OptionGroup):
 
     tagger: Annotated[
         str,
-        Option(
-            "declaration of an ONNX tagger, for --labels and --model", LABELS, "FILE", path=True
-        ),
+        Option("TOML of an ONNX tagger, for --labels and --model", LABELS, "FILE", path=True),
     ] = ""
     """TOML file that declares an ONNX graph which gives tags, in place of labels and a model;
     empty: none."""

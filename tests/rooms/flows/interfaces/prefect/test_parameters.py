@@ -53,7 +53,7 @@ ODD_LABELS = [("threshold", "often"), ("format", ["webdataset"]), ("threshold", 
 ODD_EXPORTS = [("half", "left"), ("group", 48), ("samples", 1), ("chunk", 3.0)]
 ODD_TUNES = [("optimizer", "sgd"), ("validate", 1), ("full", True)]
 BAD: list[tuple[Any, dict[str, Any]]] = [
-    *((caption_videos, {}), (embed_media, {"sources": ["a.png"]}), (label_images, EMBED)),
+    *((caption_videos, {}), (embed_media, {"sources": ["a.png"]})),
     *((caption_videos, {**CLIP, name: odd}) for name, odd in ODD_CLIPS),
     (embed_media, {**EMBED, "precision": "fp12"}),
     *((label_images, {**LABEL, "summary": True}), (export_model, {**EXPORT, "calibrate": "a.mp4"})),
