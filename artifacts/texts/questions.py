@@ -121,7 +121,7 @@ class Question:
             "score": len(self.labels),
         }
         fields: dict[str, Json] = {"text": self.text}
-        fields |= {name: value for name, value in of_type.items() if name == self.type}
+        fields |= {self.type: of_type[self.type]} if self.type in of_type else {}
         fields |= {} if self.instruction is None else {"instruction": self.instruction}
         return fields | ({"threshold": self.threshold} if self.type == "tags" else {})
 
@@ -221,9 +221,9 @@ def _labels(kind: Type, given: Json, where: str) -> tuple[str, ...]:
     return labels
 
 
-def _is_text(value: Json) -> bool:
+def _is_text(given: Json) -> bool:
     """Return whether a value is a text with something to read."""
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(given, str) and bool(given.strip())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,5 +295,5 @@ def normalized(scores: Sequence[float]) -> list[float]:
     return [part / sum(parts) for part in parts]
 
 
-def _rounded(value: float) -> float:
-    return round(value, 6) + 0.0
+def _rounded(number: float) -> float:
+    return round(number, 6) + 0.0

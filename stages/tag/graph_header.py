@@ -88,25 +88,25 @@ def _tensor(view: memoryview) -> GraphTensor:
     name = "".join(map(_text, _parts(view, 1)))
     kind, shape = 0, list[int]()
     for tensor in (tensor for type_ in _parts(view, 2) for tensor in _parts(type_, 1)):
-        for number, value in _fields(tensor):
-            if number == 1 and isinstance(value, int):
-                kind = value
-            elif number == 2 and isinstance(value, memoryview):
-                for dimension in _parts(value, 1):
+        for number, content in _fields(tensor):
+            if number == 1 and isinstance(content, int):
+                kind = content
+            elif number == 2 and isinstance(content, memoryview):
+                for dimension in _parts(content, 1):
                     size = dict(_fields(dimension)).get(1, 0)
                     shape.append(size if isinstance(size, int) else 0)
     return GraphTensor(name=name, type=kind, shape=tuple(shape))
 
 
-def _text(value: int | memoryview) -> str:
-    return bytes(value).decode() if isinstance(value, memoryview) else ""
+def _text(content: int | memoryview) -> str:
+    return bytes(content).decode() if isinstance(content, memoryview) else ""
 
 
 def _parts(view: memoryview, wanted: int) -> Iterator[memoryview]:
     """Yield the messages and texts in the field of this number."""
-    for number, value in _fields(view):
-        if number == wanted and isinstance(value, memoryview):
-            yield value
+    for number, content in _fields(view):
+        if number == wanted and isinstance(content, memoryview):
+            yield content
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -22,6 +22,7 @@ from flows.commands.label.rows import read_examples
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.parser import parser
 from flows.commands.tune.training_data import examples_in
+from flows.core.checkpoint.tagger import read_tagger
 from flows.core.ledger.prompts import FilePlaceholders
 from flows.core.media.generated_files import HandwrittenTexts
 from flows.core.media.media_file import MediaFile, Selection
@@ -34,6 +35,7 @@ from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import LabelConfig
 from flows.interfaces.serve.server import token_of
 from flows.interfaces.studio import start_routes
+from tests.support.builders.taggers import write_graph, write_selected_tags
 from tests.support.pipeline import ROOT
 
 SECRET = "0123456789abcdef" * 4
@@ -142,6 +144,37 @@ def questions(path: Path) -> list[str]:
     return [question.text for question in questions_in(str(path), {})]
 
 
+DECLARED = """graph = "model.onnx"
+
+[input]
+layout = "NHWC"
+order = "BGR"
+size = 16
+scale = "0..255"
+padding = "before"
+resampling = "bicubic"
+
+[output]
+activation = "none"
+
+[tags]
+file = "tags.csv"
+format = "csv"
+
+[categories]
+0 = "general"
+
+[thresholds]
+general = 0.35
+"""
+
+
+def tagger(path: Path) -> list[str]:
+    write_graph(path.with_name("model.onnx"), ("N", 16, 16, 3), 1, sigmoid=True)
+    write_selected_tags(path.with_name("tags.csv"), [("rain", 0)])
+    return [*read_tagger(str(path)).tags]
+
+
 READ: dict[str, tuple[Reader, str, str, Any]] = {
     "labels": (labels, "l.txt", "red\nblue\n", ["red", "blue"]),
     "labels in YAML": (labels, "l.yaml", "red:\nblue:\n", ["red", "blue"]),
@@ -152,6 +185,7 @@ READ: dict[str, tuple[Reader, str, str, Any]] = {
     ),
     "questions": (questions, "q.toml", '[a]\ntext = "Is it?"\n', ["Is it?"]),
     "questions in JSON": (questions, "q.json", '{"a":\n"Is it?"}\n', ["Is it?"]),
+    "tagger": (tagger, "t.toml", DECLARED, ["rain"]),
     "schema": (schema, "s.json", '{"type":\n"object"}\n', {"type": "object"}),
     "prompt_file": (prompt_file, "p.txt", "What is it?\nShort.\n", "What is it?\nShort."),
     "token_file": (token_file, "t", f"{SECRET}\n", SECRET),

@@ -118,6 +118,7 @@ WITHOUT_SLOTS = {
     "flows/commands/export/options.py:ExportConfig": "options are combined by inheritance",
     "flows/commands/export/options.py:ExportRun": "options are combined by inheritance",
     "flows/commands/label/rows.py:LabelContext": "has cached properties",
+    "flows/commands/label/rows.py:LabelRules": "has cached properties",
     "stages/decode/generation.py:SamplingParams": "options are combined by inheritance",
 }
 """Dataclass outside of flows/core/options without slots → why."""
