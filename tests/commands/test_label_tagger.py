@@ -411,6 +411,19 @@ def test_a_file_of_which_the_graph_gives_nan_is_a_failure(
     assert [row["media_path"] for row in lines(tmp_path)] == ["white.png"]
 
 
+def test_a_graph_that_does_not_fit_in_memory_is_refused(
+    pictures: Path, tmp_path: Path, capsys: Said
+) -> None:
+    file, tiny = write_form("wd", tmp_path / "tagger")
+    write_graph(tiny.path, ("N", SIZE, SIZE, 3), 50_000, sigmoid=True)
+    write_selected_tags(
+        tiny.path.with_name("selected_tags.csv"), [(f"t{n}", 0) for n in range(50_000)]
+    )
+    file.write_text(file.read_text().replace("character = 0.85\n", ""))
+    assert label(pictures, file, tmp_path, "--memory", "200MB", "--batch-size", "1") == 3
+    assert "tag" in capsys.readouterr().err
+
+
 def test_a_dry_run_computes_nothing_and_python_takes_it_too(
     pictures: Path, tmp_path: Path, capsys: Said
 ) -> None:

@@ -203,7 +203,10 @@ def _precisions(request: PlanRequest, stage: str) -> Iterator[tuple[str, PlanReq
 
 
 def in_precision(request: PlanRequest, **options: str) -> PlanRequest | None:
-    """Return the request with halves in another precision; None if they do not support it."""
+    """Return the request with halves in another precision; None if they do not support it, as the
+    graph of a tagger."""
+    if request.model.tagger is not None:
+        return None
     changed: dict[str, Any] = options
     config, profile = replace(request.config, **changed), request.model.profile
     try:
