@@ -1,8 +1,4 @@
-"""Runs the stages of a pipeline one after another, wave by wave, with or without Prefect.
-
-A pipeline may also score texts about chunks: how sure the model is of them. It then generates no
-caption.
-"""
+"""Runs the stages of a pipeline one after another, wave by wave, with or without Prefect."""
 
 import contextlib
 import time

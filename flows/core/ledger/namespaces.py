@@ -1,7 +1,6 @@
-"""Computes the cache namespaces of every variant, and finds stored scores of texts in them.
+"""Computes the cache namespaces of every variant.
 
-A namespace is a digest of everything that determines a stage's output. The scores are how sure a
-model is of given texts about chunks.
+A namespace is a digest of everything that determines a stage's output.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
