@@ -35,7 +35,7 @@ help:
 	@echo "  make test-gpu-sample   runs a few of those"
 	@echo "  make test-install      runs the wheel without the lock on each Python (9 GB)"
 	@echo "  make readers           has others read data sets, and ask the server (1.2 GB)"
-	@echo "                         (SOURCES= TOKENIZERS= of trainers: compares docs/limits.md)"
+	@echo "                         (SOURCES= TOKENIZERS=: compares docs/limits.md)"
 	@echo "  make gguf              compiles llama.cpp into .venv, and runs its tests"
 	@echo "  make image             builds docs/deploy/Dockerfile and tries it (30 GB)"
 	@echo "Figures and pictures"

@@ -9,6 +9,7 @@ the whole model encode the photo for each prompt, as a pipeline without stored f
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import tempfile
@@ -21,6 +22,8 @@ from tests.support.builders.models import Shape, build
 
 SHAPE = Shape(layers=8, width=512, tower_layers=8, tower_width=384, vocabulary=8192)
 FEW, MORE = 2, 6
+PIXELS = 448
+"""Height and width of a photo."""
 THINGS = (
     *("car", "dog", "person", "tree", "text", "logo", "watermark", "border", "blur", "face"),
     *("hand", "cup", "book", "lamp", "boat", "bird"),
@@ -31,6 +34,15 @@ TEXTS = (
 )
 INSTRUCTION = "Answer Yes or No only."
 PRECISION = ("--precision", "fp32")
+
+
+def takes_photos(model: Path) -> None:
+    """Let the processor of a model read photos of PIXELS, which the demo's makes small."""
+    import transformers
+
+    processor = transformers.AutoProcessor.from_pretrained(model)
+    processor.image_processor.size = {"shortest_edge": 784, "longest_edge": PIXELS * PIXELS}
+    processor.save_pretrained(model)
 
 
 def children_seconds(work: Callable[[], object]) -> float:
@@ -53,6 +65,7 @@ class Ways:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._model = build(root / "model", SHAPE, 1)
+        takes_photos(self._model)
         self._questions = root / "questions.json"
         tables = {f"q{at}": {"text": text} for at, text in enumerate(TEXTS)}
         self._questions.write_text(json.dumps(tables))
@@ -115,12 +128,13 @@ class Ways:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # waiting threads take seconds, too
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         folders = root / "few", root / "more"
         for folder, count in zip(folders, (FEW, MORE), strict=True):
             folder.mkdir()
-            for at, photo in enumerate(soft_jpegs(count, (448, 448), 90)):
+            for at, photo in enumerate(soft_jpegs(count, (PIXELS, PIXELS), 90)):
                 (folder / f"{at}.jpg").write_bytes(photo)
         ways = Ways(root)
         answers = per_photo(ways.answers, folders)

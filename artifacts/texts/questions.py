@@ -31,7 +31,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -44,8 +44,8 @@ Type = Literal["yes-no", "labels", "score", "tags"]
 YES_NO = ("Yes", "No")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """The form of a question's name: it is a column of tables and conditions."""
-CONTROL = re.compile(r"\\u00[01][0-9a-f]|\\[bfr]|[\x7f-\x9f\ud800-\udfff]")
-"""Control characters in JSON, and what is no Unicode. Line feeds and tabs are none."""
+CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but line feeds and tabs, and what is no Unicode."""
 FIELDS = frozenset({"text", "labels", "score", "tags", "instruction", "threshold"})
 MAX_LABELS = 1000
 """Largest number of labels or tags of a question."""
@@ -164,7 +164,7 @@ def _question(name: str, given: Json, source: str) -> Question:
         raise UsageError(f"{where}: invalid name of a question", hint=hint)
     if not isinstance(table, Mapping):
         raise UsageError(f"{where}: it is no table", hint=EXAMPLE)
-    if control := CONTROL.search(encoded(dict(table))):
+    if control := next(filter(None, map(CONTROL.search, _texts_in(table))), None):
         hint = "Write it as you would read it aloud"
         raise UsageError(f"{where}: it holds the control character {control[0]!r}", hint=hint)
     if not _is_text(text := table.get("text")):
@@ -198,6 +198,15 @@ def _question(name: str, given: Json, source: str) -> Question:
         instruction=None if instruction is None else str(instruction),
         threshold=float(threshold),
     )
+
+
+def _texts_in(given: Json) -> Iterator[str]:
+    """Yield all texts of a value."""
+    if isinstance(given, str):
+        yield given
+    elif isinstance(given, Mapping | list):
+        for inner in given.values() if isinstance(given, Mapping) else given:
+            yield from _texts_in(inner)
 
 
 def _labels(kind: Type, given: Json, where: str) -> tuple[str, ...]:

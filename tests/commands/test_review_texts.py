@@ -106,12 +106,12 @@ def test_a_text_that_somebody_changed_is_left_alone_and_named(folder: Path, out:
     (folder / "deep/c.txt").unlink()
     changes: Any = [(name, "new", "") for name in ("a.png", "b.png", "deep/c.png")]
     told = decide(out, *changes)
-    because = "because somebody changed them: a.txt, deep/c.txt"
+    because = "because somebody changed or protected them: a.txt, deep/c.txt"
     assert told == f"1 text written; 2 left alone, {because}"
     assert (folder / "a.txt").read_text() == "a wolf" and (folder / "b.txt").read_text() == "new"
     assert not (folder / "deep/c.txt").exists()
     notes = take_in(folder, out)
-    assert any(note.startswith("1 text changed since the last review") for note in notes)
+    assert any(note.startswith("1 text or medium changed since the last review") for note in notes)
     assert said(out)["a.png"] == ("a wolf", "a wolf") and said(out)["b.png"] == ("cat, sofa", "new")
 
 
@@ -210,3 +210,37 @@ def test_a_trainer_judges_texts_without_a_data_set(out: Path, trainer: str) -> N
         with pytest.raises(UsageError, match="does not say what is trained on it"):
             seen_in(out, folder, edits, Trained(), "empty")
     assert found == {"d.png"} | ({"deep/c.png"} if trainer.startswith("one") else set())
+
+
+def test_decisions_on_one_folder_are_none_on_another_of_the_same_names(tmp_path: Path) -> None:
+    for name, colour in (("one", "red"), ("other", "blue")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), colour).save(tmp_path / name / "0001.bmp")
+        (tmp_path / name / "0001.txt").write_text("ohwx")
+        take_in(tmp_path / name, tmp_path / f"out-{name}")
+    assert decide(tmp_path / "out-one", ("0001.bmp", "a red square", "accepted"))
+    assert decide(tmp_path / "out-other") == "0 texts written"
+    assert (tmp_path / "other/0001.txt").read_text() == "ohwx"
+    assert said(tmp_path / "out-other")["0001.bmp"] == ("ohwx", "ohwx")
+
+
+def test_words_for_an_empty_text_stay_decided_and_are_undone(folder: Path, out: Path) -> None:
+    assert decide(out, ("d.png", "a lake", "accepted")) == "1 text written"
+    assert (folder / "d.txt").read_text() == "a lake"
+    assert decide(out) == "0 texts written"
+    take_in(folder, out)
+    assert said(out)["d.png"][1] == "a lake", "the decision stays"
+    assert decide(out, ("d.png", None, "")) == "1 text written"
+    assert (folder / "d.txt").read_text() == ""
+
+
+def test_a_text_keeps_its_mode_and_a_link_its_target(folder: Path, out: Path) -> None:
+    (folder / "a.txt").chmod(0o640)
+    (folder / "b.txt").rename(folder / "real.txt")
+    (folder / "b.txt").symlink_to("real.txt")
+    (folder / "deep/c.txt").chmod(0o444)
+    changes: Any = [(name, "new", "") for name in ("a.png", "b.png", "deep/c.png")]
+    assert decide(out, *changes).startswith("2 texts written; 1 left alone")
+    assert (folder / "a.txt").stat().st_mode & 0o777 == 0o640
+    assert (folder / "b.txt").is_symlink() and (folder / "real.txt").read_text() == "new"
+    assert (folder / "deep/c.txt").stat().st_mode & 0o777 == 0o444

@@ -604,7 +604,7 @@ def test_texts_of_a_folder_are_corrected_and_written_but_not_over_another_s(
         browser.click("#writing button")
         told = "return document.querySelector('#writing [role=status]').textContent"
         browser.wait(told)
-        expected = "1 text written; 1 left alone, because somebody changed them: 1.txt"
+        expected = "1 text written; 1 left alone, because somebody changed or protected them: 1.txt"
         assert browser.run(told) == expected
         every_look(browser)
     texts = [(folder / f"{number}.txt").read_text() for number in range(3)]

@@ -11,6 +11,7 @@ OUT has new digests before a text is written, so that a process may be killed an
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -22,11 +23,14 @@ from artifacts.disk.json_shapes import Json
 from artifacts.disk.names import one_name
 from artifacts.disk.regular_files import irreplaceable_kind, link_out, read_bytes, user_text
 from artifacts.errors import UsageError
+from artifacts.records.store import open_store, prepare_store
 from artifacts.schema import values_of
 from artifacts.texts.captions import Caption, Failure, json_lines, write_jsonl
 from artifacts.texts.edits import REJECTED, UNTOUCHED
 from artifacts.wording import counted, first_of
 from flows.commands.review.captions import ReviewedCaptions
+from flows.core.checkpoint.models import digests_in
+from flows.core.job.media_digests import read_contents
 from flows.core.media.generated_files import MAX_BYTES, text_paths
 from flows.core.media.media_file import MediaFile, Selection, source_failure
 from flows.core.media.output_rows import FILE, CaptionRow, MediaRow
@@ -43,6 +47,8 @@ from flows.outputs.record.run_record import RUN_RECORD, MediaCounts
 
 COMMAND = "review"
 """The owner of such a folder, in its marker."""
+BLANK = " "
+"""The original of a text without words: an empty one would stand for that of no edit."""
 NAMED = 20
 """Most texts that are named which were left alone."""
 EVERY = Selection(recursive=True, extensions=())
@@ -58,8 +64,10 @@ def take_in(folder: Path, out: Path) -> list[str]:
     with only_run_in(out, "reviewing texts in", "end that review"):
         before = {medium.path: (medium, rows) for medium, rows in media_with_captions(out)}
         texts, rows = _texts_of(media), list[Row]()
-        for file, text in texts.items():
-            row = _row(file, text, before.get(str(file.path)))
+        contents, unreadable = _contents_of([*texts], store)
+        failures += unreadable
+        for file, content in contents.items():
+            row = _row(file, content, texts[file], before.get(str(file.path)))
             rows.append(row) if isinstance(row, tuple) else failures.append(row)
         if not rows:
             raise UsageError(
@@ -74,8 +82,12 @@ def take_in(folder: Path, out: Path) -> list[str]:
         writer.record.captions, writer.record.state = len(rows), "done"
         writer.record.media = MediaCounts(total=len(rows) + len(failures), failed=len(failures))
         writer.write(force=True)
-    pairs = ((medium, before[medium.path][0]) for medium, _ in rows if medium.path in before)
-    changed = [new.media_path for new, old in pairs if new.digests[0] not in old.digests]
+    changed = [
+        medium.media_path
+        for medium, (line,) in rows
+        if (old := before.get(medium.path)) is not None
+        and (medium.digests[0] not in old[0].digests or line.features != old[1][0].features)
+    ]
     return [*_notes(len(media) - len(texts), failures, changed)]
 
 
@@ -110,10 +122,20 @@ def _texts_of(media: Sequence[MediaFile]) -> dict[MediaFile, Path]:
     return dict(texts.values())
 
 
-def _row(file: MediaFile, text: Path, before: Row | None) -> Row | Failure:
+def _contents_of(
+    files: Sequence[MediaFile], place: str
+) -> tuple[dict[MediaFile, str], list[Failure]]:
+    """Return the digest of the content of each medium, which the store knows of files that did not
+    change, and what cannot be read. Raises PenstockError."""
+    store = open_store(place)
+    prepare_store(store)
+    readable, unreadable = read_contents(files, digests_in(store), store)
+    return {one.file: one.medium.digest for one in readable}, unreadable
+
+
+def _row(file: MediaFile, digest: str, text: Path, before: Row | None) -> Row | Failure:
     """Return the row of a medium: the one of before if its text is as it was read or written then.
-    Its key is of the path in the folder, of the size and of the text, so that a folder may be
-    moved."""
+    Its key is of the contents of the medium and of the text, so that a folder may be moved."""
     try:
         content = _content(text)
         words, sha256 = user_text(content, text).strip(), hashlib.sha256(content).hexdigest()
@@ -141,8 +163,8 @@ def _row(file: MediaFile, text: Path, before: Row | None) -> Row | Failure:
         start=0.0,
         end=0.0,
         caption=words,
-        features=digest_of(["text", file.media_path, file.path.stat().st_size]),
-        original=original if original != words else "",
+        features=digest_of(["text", digest]),
+        original=original if original != words else BLANK * (not words),
         review=review,
     )
     return medium, [caption]
@@ -192,8 +214,8 @@ def _notes(bare: int, failures: Sequence[Failure], changed: Sequence[str]) -> It
         yield f"{counted(len(failures), 'text')} cannot be read: see Show, files that failed"
     if changed:
         yield (
-            f"{counted(len(changed), 'text')} changed since the last review, and what was decided "
-            f"on the text of before does not count: {first_of(changed)}"
+            f"{counted(len(changed), 'text or medium')} changed since the last review, and what "
+            f"was decided on what was there before does not count: {first_of(changed)}"
         )
 
 
@@ -208,8 +230,8 @@ def write_texts(captions: ReviewedCaptions) -> str:
     texts = dict[int, tuple[Path, str]]()
     for at, (medium, (line,)) in enumerate(rows):
         edit, original = edits.get(keys[at][0], UNTOUCHED), line.original or line.caption
-        words = line.caption if edit.review == REJECTED else edit.caption or original
-        path = Path(medium.path).with_name(medium.text)
+        words = line.caption if edit.review == REJECTED else edit.caption or original.strip()
+        path = Path(os.path.realpath(Path(medium.path).with_name(medium.text)))
         if words == line.caption:
             rows[at] = medium, [replace(line, review=edit.review)]
         elif (content := _unchanged(path, medium)) is None:
@@ -225,14 +247,17 @@ def write_texts(captions: ReviewedCaptions) -> str:
             if _unchanged(path, rows[at][0]) is None:
                 left.append(_name(rows[at][0]))
             else:
+                mode = stat.S_IMODE(path.stat().st_mode)
                 write_text(path, [text])
+                path.chmod(mode)
                 edit = edits.get(keys[at][0], UNTOUCHED)
                 rows[at] = _as_written(rows[at], text.removesuffix("\n"), edit.review)
                 written += 1
     finally:  # what was written before a full disk is, too
         _write_rows(out, rows, marker.store)
     named = ", ".join(left[:NAMED]) + ", …" * (len(left) > NAMED)
-    others = f"; {len(left):,} left alone, because somebody changed them: {named}" if left else ""
+    why = "because somebody changed or protected them"
+    others = f"; {len(left):,} left alone, {why}: {named}" if left else ""
     return f"{counted(written, 'text')} written{others}"
 
 
@@ -250,9 +275,12 @@ def _name(medium: MediaRow) -> str:
 
 
 def _unchanged(text: Path, medium: MediaRow) -> bytes | None:
-    """Return the bytes of a text if it is as it was read or written last; None: it is not."""
+    """Return the bytes of a text if it is as it was read or written last, and its owner may write
+    it; None: it is not."""
     try:
         content = _content(text)
+        if not text.stat().st_mode & stat.S_IWUSR:
+            return None
     except (OSError, ValueError):
         return None
     return content if hashlib.sha256(content).hexdigest() in medium.digests else None

@@ -74,6 +74,11 @@ def test_an_empty_instruction_leaves_the_text_as_it_is() -> None:
         ('[a]\ntext = "x\\u0000"', "control character"),
         ('[a]\ntext = "x"\nlabels = ["y\\u001e", "z"]', "control character"),
         ("a = 3", "a: it is no table"),
+        ("a = 2026-01-01", "a: it is no table"),
+        ("[a]\ntext = 2026-01-01", "a: it has no text"),
+        ('[a]\ntext = "x?"\nlabels = [2026-01-01, "y"]', "no list of texts"),
+        ('[a]\ntext = "x?"\nscore = 2026-01-01', "invalid score"),
+        ('[a]\ntext = "x {}"\ntags = ["y"]\nthreshold = 07:30:00', "threshold is no number"),
         ('{"a": "x?", "a": "y?"}', "'a' is there twice"),
         ('[a]\ntext = "Is there {}?"', "there are no tags"),
         ('[a]\ntext = "x"\ntags = ["y"]', "no {}"),
@@ -89,7 +94,13 @@ def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:
     assert message in refused.value.message and refused.value.hint
 
 
-OF_ANY_SCRIPT = ("Un chien\u00a0?", "\U0001f468\u200d\U0001f469?", "\u4f60\u3000\u597d", "a\tb")
+OF_ANY_SCRIPT = (
+    r"\right or C:\bus?",
+    "Un chien\u00a0?",
+    "\U0001f468\u200d\U0001f469?",
+    "\u4f60\u3000\u597d",
+    "a\tb",
+)
 
 
 @pytest.mark.parametrize("text", OF_ANY_SCRIPT)
