@@ -11,17 +11,18 @@ The reader of a condition evaluates nothing but this grammar:
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 from unicodedata import normalize
 
 import numpy as np
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.index.shard import COLUMNS, TEXTS
 from artifacts.index.snapshot import Kept, Snapshot
-from artifacts.texts.tables import stored_text
+from artifacts.texts.tables import stored_text, table_of
 from artifacts.wording import meant
 
 if TYPE_CHECKING:
@@ -201,6 +202,21 @@ class Condition:
             f"{self._table.option} cannot be read {where}{near}: {wanted} should stand there",
             hint=f"Such as: {self._table.option} {self._table.example}",
         )
+
+
+def batch_of(rows: Sequence[Mapping[str, Json]], texts: Container[str]) -> "RecordBatch":
+    """Return rows as a pyarrow batch for conditions. Columns that are not among the `texts` are
+    numbers of one type, since a condition may compare a count with 0.5."""
+    kinds = {name: "text" if name in texts else "number" for name in rows[0]}
+    stored = [{name: stored_text(cell) for name, cell in row.items()} for row in rows]
+    (batch,) = table_of(stored, kinds).combine_chunks().to_batches()
+    return batch
+
+
+def values_shown(row: Mapping[str, Json], columns: Container[str]) -> str:
+    """Return the values of a row in these columns: `motion 0.003`."""
+    named = (name for name in row if name in columns)
+    return ", ".join(f"{name} {'null' if row[name] is None else row[name]}" for name in named)
 
 
 def matching(snapshot: Snapshot, condition: Condition) -> Kept:

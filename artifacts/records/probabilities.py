@@ -1,4 +1,4 @@
-"""Stores probabilities of many tags, of which only a few are not close to 0."""
+"""Stores the probabilities of many tags, without those that are close to 0."""
 
 import numpy as np
 from numpy.typing import NDArray

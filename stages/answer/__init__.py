@@ -8,6 +8,9 @@ from artifacts.records.claims import Share
 from stages.models.half_job import HalfJob
 from stages.process.stage_spec import StageSpec
 
+ROWS = 4
+"""Beginnings of labels that one pass reads. Each has a copy of the KV cache."""
+
 
 class AnswerItem(NamedTuple):
     """A probe about one chunk."""

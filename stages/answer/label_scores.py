@@ -15,12 +15,12 @@ How it works:
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
 from typing import Any, NamedTuple
 
 import torch
 
 from artifacts.errors import UsageError
+from stages.answer import ROWS
 from stages.decode.chunked_prefill import PrefillOptions, relative_difference, tolerance
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.prefill import ONE_TOKEN, PrefilledSequence, SharedPrefix
@@ -38,8 +38,6 @@ from stages.models.processors.prepare import full_answer_ids
 from stages.models.protocols import Half, Processor
 
 Tokens = tuple[int, ...]
-ROWS = 4
-"""Beginnings of labels that one pass reads. Each has a copy of the KV cache."""
 ROUNDINGS = 2
 """Allowed difference between the two ways, as a multiple of that of chunked prefill."""
 
@@ -68,12 +66,13 @@ def label_tokens(half: Half, processor: Processor, labels: Sequence[str]) -> Lab
     """Return the tokens of labels as they follow a prompt. Raises UsageError for two labels that
     are the same tokens."""
     ids = [tuple(full_answer_ids(processor, label)) for label in labels]
-    if same := next((p for p in permutations(range(len(ids)), 2) if ids[p[0]] == ids[p[1]]), None):
-        first, second = (labels[at] for at in same)
-        raise UsageError(
-            f"the model reads the labels {first!r} and {second!r} as the same tokens",
-            hint="Write one of them in other words",
-        )
+    label_of: dict[Tokens, str] = {}
+    for label, of_label in zip(labels, ids, strict=True):
+        if (first := label_of.setdefault(of_label, label)) != label:
+            raise UsageError(
+                f"the model reads the labels {first!r} and {label!r} as the same tokens",
+                hint="Write one of them in other words",
+            )
     begun = {of_label[:end] for of_label in ids for end in range(1, len(of_label))}
     if is_ended := not begun.isdisjoint(ids):
         ids = [(*of_label, end_ids_of(half)[0]) for of_label in ids]
@@ -128,17 +127,14 @@ class LabelScores:
         self, half: Half, probe: ProbeInput, labels: LabelTokens, inputs: Mapping[str, Any]
     ) -> str:
         """Return how this half is run, found with its first probe."""
-        whole = ForcedCaption(
-            probe.row, probe.prompt, torch.tensor([max(labels.ids, key=len)[:-1]]).long()
-        )
-        is_short = not whole.ids.numel()
-        if is_short:  # any token shows whether the half sees what follows
-            whole = whole._replace(ids=torch.tensor([[*labels.ids[0], *labels.ids[-1]]]))
+        # Any tokens show whether the half sees what follows.
+        ids = max(labels.ids, key=len)[:-1] or labels.ids[0] + labels.ids[-1]
+        whole = ForcedCaption(probe.row, probe.prompt, torch.tensor([ids], dtype=torch.long))
         if is_bidirectional(half, self._processor, whole):
             return "stepwise"
         try:
             sequence = self._prefilled(half, probe, inputs)
-            ((_, logits),) = _read_on(sequence, [tuple(whole.ids[0].tolist())])
+            ((_, logits),) = _read_on(sequence, [ids])
         except UnsupportedCacheError:
             return "whole"
         own = [row.float().cpu() for row in (sequence.logits[0], *logits)]

@@ -108,6 +108,12 @@ def test_files_are_selected_by_their_answers_and_tables_hold_them(
         assert typed["begins_mass"] == own["begins"]["mass"]
 
 
+def test_what_is_left_out_names_the_values_of_any_spelling(place: Place, capsys: Any) -> None:
+    asked(place, capsys, "--question", "a=b?", "--keep", "(a<0)and media_path like'%'")
+    for row, left in zip(rows(place), read_lines(place.out / "left_out.jsonl"), strict=True):
+        assert left["why"] == f"a {row['answers']['a']['p']}, media_path {row['media_path']}"
+
+
 def test_a_file_without_an_answer_is_never_kept(place: Place, capsys: Any) -> None:
     (place.clips / "broken.mp4").write_bytes(b"no video")
     where = ["--out", str(place.out), "--store", str(place.store), "--model", "demo"]

@@ -162,7 +162,7 @@ WRONG = {
     "tokens" * 3000: "characters of at most",
     "not " * 60 + "small": "brackets or nots",
 }
-"""Filter → what is said of it."""
+"""Filter → part of the error."""
 
 
 def test_a_wrong_filter_gets_one_line(reviewed: Reviewed) -> None:
@@ -173,7 +173,7 @@ def test_a_wrong_filter_gets_one_line(reviewed: Reviewed) -> None:
 
 
 def test_clips_of_one_video_are_told_apart(tmp_path: Path, trained: Trained) -> None:
-    """Chunks of 2 s, of which Wan at 16 frames a second takes 29 of 32 frames each."""
+    """Wan, at 16 frames a second, takes 29 of the 32 frames of each chunk of 2 s."""
     (tmp_path / "photos").mkdir()
     write_video(tmp_path / "photos" / "long.mp4", ticks=range(180), size=(128, 96))
     run(config_in(tmp_path, tmp_path / "photos", trainer=("musubi:wan",), chunk=2.0), Saying())

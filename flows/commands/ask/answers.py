@@ -191,7 +191,7 @@ def write_answers(
     rows, own = AnswerRows(job, questions), GeneratedFiles(job.store, out=job.out)
     lines = (json_text(row.to_json()) + "\n" for row in rows)
     own.renew(job.out / ANSWERS, partial(write_text, pieces=lines))
-    selected = select(rows.media, parse_keep(keep, questions), keep or "", questions)
+    selected = select(rows.media, parse_keep(keep, questions), questions)
     for name, files in ((KEPT_FILE, selected.kept), (LEFT_OUT_FILE, selected.left_out)):
         own.renew(job.out / name, partial(write_text, pieces=[json_text(r) + "\n" for r in files]))
     for form in formats:

@@ -8,10 +8,11 @@ from flows.core.plan.costs import decode
 from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import Conditions, Cost, StageEstimate, Term
 from flows.core.plan.workloads import Workload
+from stages.answer import ROWS
 
 LABEL_TOKENS = 16
 """Assumed tokens of the longest label."""
-COPIES = 5
+COPIES = 1 + ROWS
 """KV caches besides that of the prompt: of the prefix, and of the labels of several tokens that are
 read at once."""
 

@@ -1,18 +1,17 @@
 """Selects the media of a run of questions that meet a condition on their answers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
-from artifacts.index.where import WORDS, Condition, Table
+from artifacts.index.where import WORDS, Condition, Table, batch_of, values_shown
 from artifacts.texts.questions import Question, QuestionAnswer, Questions, answer_of
-from artifacts.texts.tables import stored_text, table_of
 from flows.core.media.media_file import MediaFile
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    pass
 
 NAMES = {"media_path": "text", "source": "text"}
 SPAN = {"start": "number", "end": "number"}
@@ -45,9 +44,15 @@ def values_of_answer(name: str, answer: QuestionAnswer) -> dict[str, Json]:
     return {name: shown, f"{name}_p": answer.p, f"{name}_mass": answer.mass}
 
 
+def texts_of(questions: Questions) -> list[str]:
+    """Return the columns of a condition that hold text."""
+    own = columns_of(questions, tags="text")
+    return [*NAMES, "kind", *(name for name, kind in own.items() if kind == "text")]
+
+
 def parse_keep(text: str | None, questions: Questions) -> Condition | None:
     """Return the condition of `--keep`; None without one. Raises UsageError."""
-    columns = {**NAMES, "kind": "text", **columns_of(questions, tags="text")}
+    columns = (*NAMES, "kind", *columns_of(questions))
     for question in questions:
         others = columns_of(tuple(one for one in questions if one is not question))
         if question.name in WORDS | FIXED.keys() | others.keys():
@@ -55,13 +60,15 @@ def parse_keep(text: str | None, questions: Questions) -> Condition | None:
             raise UsageError(f"a question cannot be named {question.name}", hint=hint)
     if text is None:
         return None
-    texts = [name for name, kind in columns.items() if kind == "text"]
     first = questions[0]
     example = {"number": "< 0.2", "text": "like '%a%'"}[VALUE[first.type]]
     return Condition(
         text,
         Table(
-            columns=[*columns], texts=texts, option="--keep", example=f'"{first.name} {example}"'
+            columns=columns,
+            texts=texts_of(questions),
+            option="--keep",
+            example=f'"{first.name} {example}"',
         ),
     )
 
@@ -110,14 +117,15 @@ class Selected:
 
 
 def select(
-    media: Sequence[MediumAnswers], condition: Condition | None, text: str, questions: Questions
+    media: Sequence[MediumAnswers], condition: Condition | None, questions: Questions
 ) -> Selected:
     """Return the lines of the files that have answers and meet a condition, and of the others with
     their values."""
     rows = [medium.values(questions) for medium in media]
+    named = condition.columns if condition else ()
     keeps = [medium.is_answered for medium in media]
     if condition is not None and rows:
-        meets = condition.of(_batch(rows, questions)).tolist()
+        meets = condition.of(batch_of(rows, texts_of(questions))).tolist()
         keeps = [one and other for one, other in zip(keeps, meets, strict=True)]
     lines: list[dict[str, Json]] = [
         {"media_path": m.file.media_path, "source": m.file.source, "path": m.file.place}
@@ -126,24 +134,8 @@ def select(
     return Selected(
         kept=[line for line, keep in zip(lines, keeps, strict=True) if keep],
         left_out=[
-            {**line, "why": ", ".join(_named(row, text)) if medium.is_answered else "no answer"}
+            {**line, "why": values_shown(row, named) if medium.is_answered else "no answer"}
             for line, row, keep, medium in zip(lines, rows, keeps, media, strict=True)
             if not keep
         ],
     )
-
-
-def _named(row: Mapping[str, Json], text: str) -> Iterator[str]:
-    """Yield the values that a condition names: `watermark 0.93`."""
-    words = text.replace("(", " ").replace(")", " ").split()
-    for name in row:
-        if name in words:
-            yield f"{name} {'null' if row[name] is None else row[name]}"
-
-
-def _batch(rows: Sequence[Mapping[str, Json]], questions: Questions) -> "RecordBatch":
-    """Return rows as a pyarrow batch."""
-    kinds = {**NAMES, "kind": "text", **columns_of(questions, tags="text")}
-    stored = [{name: stored_text(value) for name, value in row.items()} for row in rows]
-    (batch,) = table_of(stored, kinds).combine_chunks().to_batches()
-    return batch

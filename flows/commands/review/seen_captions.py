@@ -34,7 +34,7 @@ RULES = (
 )
 """Rules that a filter may name."""
 ANY, ALL = "any", "all"
-"""Filters for captions of which something is lost, and for all."""
+"""Filters: captions that lose anything, and all captions."""
 NO_TRAINER = "Write files with a trainer, such as kohya:sdxl, or start the review with --trainer"
 COMPARED = r"(?!\s*(?:[=<>!]|in\b|is\b|not\b))"
 NAMED = re.compile(rf"\b({'|'.join((*RULES, ANY))})\b{COMPARED}")

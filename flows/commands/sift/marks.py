@@ -22,8 +22,8 @@ from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Text
 from artifacts.errors import UsageError
 from artifacts.index.near_duplicates import Copies, stars
-from artifacts.index.where import Condition, Table
-from artifacts.texts.tables import TABLES, stored_text, table_of, utf8
+from artifacts.index.where import Condition, Table, batch_of, values_shown
+from artifacts.texts.tables import TABLES, utf8
 from flows.core.job.job_file import JobFile
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.options.vectors import KEEP
@@ -336,7 +336,7 @@ def kept_of(files: MarkedFiles, condition: Condition | None) -> tuple[list[int],
     if condition is None or not files.rows:
         return list(range(len(files.rows))), LeftOut()
     named = [flag for flag in FLAGS if flag in condition.columns]
-    stored = _batch(files.rows)
+    stored = batch_of(files.rows, TEXTS)
     alone = _with_flags(stored, {flag: 0 for flag in named})
     passes, chosen = condition.of(alone).copy(), list(files.choices)
     passes[chosen] = True
@@ -365,7 +365,8 @@ def kept_of(files: MarkedFiles, condition: Condition | None) -> tuple[list[int],
         row, texts = files.rows[at], [text for (text, _, _), _ in unmet]
         of = files.rows[int(best[at])]["media_path"] if passes[at] else ""
         left.why[at] = "; ".join(
-            f"not {text} ({f'a copy of {of}' if of else _seen(row, text)})" for text in texts
+            f"not {text} ({f'a copy of {of}' if of else values_shown(row, text.split())})"
+            for text in texts
         )
         left.firsts[texts[0]] += 1
         if all(unknown[at] for (_, _, unknown), _ in unmet):
@@ -400,15 +401,6 @@ def _are_of_one_file(rows: Sequence[Values], best: NDArray[np.int64]) -> NDArray
     return np.array(same, np.bool_)
 
 
-def _batch(rows: Sequence[Values]) -> "RecordBatch":
-    """Return rows as a pyarrow batch."""
-    # Numbers of one type, since a condition may compare a count with 0.5.
-    kinds = {name: "text" if name in TEXTS else "number" for name in rows[0]}
-    stored = [{name: stored_text(value) for name, value in row.items()} for row in rows]
-    (batch,) = table_of(stored, kinds).combine_chunks().to_batches()
-    return batch
-
-
 def _with_flags(batch: "RecordBatch", flags: Mapping[str, "ArrayLike"]) -> "RecordBatch":
     """Return a batch with these flags of copies: mark → its value of each row, or of all."""
     import pyarrow as pa
@@ -417,12 +409,6 @@ def _with_flags(batch: "RecordBatch", flags: Mapping[str, "ArrayLike"]) -> "Reco
         column = pa.array(np.broadcast_to(np.asarray(values, np.float64), batch.num_rows))
         batch = batch.set_column(batch.schema.get_field_index(name), name, column)
     return batch
-
-
-def _seen(row: Values, text: str) -> str:
-    """Return the values of the marks that a condition names: `motion 0.003`."""
-    named = [name for name in row if name in text.split()]
-    return ", ".join(f"{name} {'null' if row[name] is None else row[name]}" for name in named)
 
 
 def list_lines(files: MarkedFiles, kept: Sequence[int]) -> Iterator[dict[str, Json]]:
