@@ -94,6 +94,9 @@ class CaptionOptions(FeatureOptions, total=False):
     clip_sound: str | None
     trainer: Words
     trust_folder: bool
+    questions: str | PathLike[str]
+    question: dict[str, str]
+    keep: str | None
     sift: str | None
     replace: bool
 

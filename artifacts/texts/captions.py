@@ -66,6 +66,8 @@ class Caption:
     """The model's caption, if a user corrected it."""
     review: str = ""
     """Whether a user accepted or rejected it; empty: not reviewed."""
+    answers: dict[str, dict[str, Any]] | None = None
+    """Name of a question → its answer about the chunk, without the probabilities of all labels."""
     heard: str = ""
     """Key of the stored features of its sound; empty: the model got no sound."""
     weights: str = ""
@@ -76,7 +78,7 @@ class Caption:
     """Version of Penstock that made the caption."""
 
     OMIT_IF_EMPTY: ClassVar = (
-        *("name", "fields", "original", "review", "heard"),
+        *("name", "fields", "answers", "original", "review", "heard"),
         *("weights", "commit", "penstock"),
     )
     """Fields that are left out of a line when empty."""

@@ -20,7 +20,6 @@ of the run folder still has them, and they are imported again when that folder i
 
 import logging
 import os
-import re
 import shlex
 import time
 from collections import Counter
@@ -64,7 +63,6 @@ WORDS: Final = "said"
 SHORTENED: Final = "shortened for "
 """How the description of an action begins that no person made: texts that were too long for a
 trainer. Another folder with the same store may be for another trainer, so no store has them."""
-SPACES = re.compile(r"\s+")
 DIGITS: Final = 24
 """Hex digits of a caption's identity."""
 
@@ -344,30 +342,6 @@ def read_journal(path: Path, proof: Proof = anybody) -> Edits:
         elif action.id not in edits.ids:  # a copy of a line does nothing
             edits.apply(action)
     return edits
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FixedText:
-    """The text that a run put before and after its captions."""
-
-    prefixes: tuple[str, ...] = ()
-    suffix: str = ""
-
-    @classmethod
-    def of(cls, trigger: str, prefix: str, suffix: str) -> "FixedText":
-        """Return the text of a run with these options."""
-        prefixes = (f"{trigger}, " if trigger else "", prefix)
-        return cls(prefixes=tuple(filter(None, prefixes)), suffix=suffix)
-
-    def parts(self, caption: str) -> tuple[str, str, str]:
-        """Return the text before the model's caption, the caption, and the text after it."""
-        text = caption
-        for head in self.prefixes:  # files with one line per caption have other spaces
-            text = text.removeprefix(head if text.startswith(head) else SPACES.sub(" ", head))
-        before = caption[: len(caption) - len(text)]
-        tail = self.suffix if text.endswith(self.suffix) else SPACES.sub(" ", self.suffix).rstrip()
-        text = text.removesuffix(tail)
-        return before, text, caption[len(before) + len(text) :]
 
 
 class EditJournal:

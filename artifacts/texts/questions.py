@@ -258,6 +258,14 @@ class QuestionAnswer:
     """Share of the probability that the labels had together before they were normalized; of tags,
     the smallest."""
 
+    @property
+    def text(self) -> str:
+        """Return the answer as a caption shows it: the label, the mean number of a score rounded,
+        or the tags in their order; empty: no tag counts."""
+        if self.score is not None:
+            return f"{self.score:.0f}"
+        return self.answer or ", ".join(self.tags or ())
+
     def to_json(self) -> dict[str, Json]:
         """Return the fields that its type has."""
         return {name: v for name, v in values_of(self).items() if v is not None}

@@ -16,6 +16,8 @@ from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import Json, parse
 from artifacts.records.packs import RecordSet, refresh_together
 from artifacts.schema import ChunkIndex, MediaIndex, values_of
+from artifacts.texts import answer_columns
+from artifacts.texts.affixes import Answers, FixedText
 from artifacts.texts.captions import (
     CONFIDENCE,
     Caption,
@@ -27,6 +29,7 @@ from artifacts.texts.captions import (
     write_jsonl,
 )
 from artifacts.texts.edits import REJECTED, UNTOUCHED
+from artifacts.texts.questions import QuestionAnswer
 from artifacts.texts.tables import KINDS
 from artifacts.wording import counted
 from flows.core.checkpoint.precision import PartSettings
@@ -150,12 +153,13 @@ def _caption(
     one_frame = task.medium.kind == "video" and job.model.profile.one_frame
     config, made_by = job.config, stored.get("made_by", {})
     schema = config.groups.generation.schema
+    answers = job.answers.of(task.seen)
     return Caption(
         media_path=file.media_path,
         source=file.source,
         start=task.chunk.start,
         end=task.chunk.end,
-        caption=with_affixes(config, shown.text),
+        caption=with_affixes(config, shown.text, answers),
         fields=fields_of(shown.text) if schema else None,
         model=job.model.name,
         prompt=task.prompt,
@@ -177,7 +181,10 @@ def _caption(
             *stale_frames(index, task.chunk),
             *shown.warnings,
         ),
-        original="" if shown.text == shown.original else with_affixes(config, shown.original),
+        original=""
+        if shown.text == shown.original
+        else with_affixes(config, shown.original, answers),
+        answers={n: replace(a, probabilities=None).to_json() for n, a in answers.items()},
         review=shown.review,
     )
 
@@ -231,13 +238,14 @@ def _confidence(stored: StoredCaption, shown: _Shown) -> StoredConfidence:
     return {"logprob": stored.get("logprob"), "margin": stored.get("margin"), "margin_at": at}
 
 
-def with_affixes(config: RunOptions, text: str) -> str:
-    """Return a caption with the run's trigger, prefix and suffix. Text that programs may read as
-    JSON gets no trigger, which would break it."""
+def with_affixes(config: RunOptions, text: str, answers: Answers) -> str:
+    """Return a caption with the run's trigger, prefix and suffix, which show the answers about its
+    chunk. Text that programs may read as JSON gets no trigger, which would break it."""
     options = config.groups.text
     is_json = text.lstrip()[:1] in ("{", "[") and (config.groups.generation.schema or _parses(text))
-    trigger = f"{options.trigger}, " if options.trigger and not is_json else ""
-    return f"{trigger}{options.prefix}{text}{options.suffix}"
+    trigger = "" if is_json else options.trigger
+    fixed = FixedText.of(trigger, options.prefix, options.suffix)
+    return fixed.about(answers).around(text)
 
 
 def _parses(text: str) -> bool:
@@ -262,7 +270,11 @@ def readable_captions(job: Job, job_file: JobFile) -> list[Caption]:
         return captions
     text = [plain_text_of(params.schema, caption.fields or {}) for caption in captions]
     return [
-        caption if original is None else replace(caption, caption=with_affixes(config, original))
+        caption
+        if original is None
+        else replace(
+            caption, caption=with_affixes(config, original, job.answers.of(caption.features))
+        )
         for caption, original in zip(captions, text, strict=True)
     ]
 
@@ -309,13 +321,15 @@ SOUND_COLUMNS = {"precision": "precision with audio", "heard": "text"}
 CHUNK_COLUMNS = {*KINDS, *SOUND_COLUMNS} - {"caption", *OF_PROMPT}
 OF_CHUNK = attrgetter("media_path", "source", "start", "features")
 """Fields that the captions of one chunk share."""
+ANSWER = "answer_"
+"""Beginning of the columns of answers."""
 Properties = Mapping[tuple[str, str], str]
 """Prompt name and schema property → column."""
 
 
 def kinds_of(job: Job) -> dict[str, str]:
-    """Return column → kind: the fields of a caption or of each named prompt, then the properties of
-    the schema."""
+    """Return column → kind: the fields of a caption or of each named prompt, then the answers and
+    the properties of the schema."""
     names = _names(job)
     kinds: dict[str, str] = {}
     for column, kind in KINDS.items():
@@ -323,6 +337,7 @@ def kinds_of(job: Job) -> dict[str, str]:
         kinds |= {_column(name, column): kind for name in names} if of_each else {column: kind}
     if job.model.hears:
         kinds |= SOUND_COLUMNS
+    kinds |= answer_columns.columns_of(job.config.groups.answers.every_question, before=ANSWER)
     properties = properties_of(job)
     of_schema = columns_of(job.config.groups.generation.schema) if properties else {}
     return kinds | {column: of_schema[name] for (_, name), column in properties.items()}
@@ -334,6 +349,7 @@ def properties_of(job: Job) -> dict[tuple[str, str], str]:
     names, ours = _names(job), ("caption", *OF_PROMPT)
     ours_too = SOUND_COLUMNS if job.model.hears else {}
     taken = {*KINDS, *ours_too, *(_column(name, field) for name in names for field in ours)}
+    taken |= {*answer_columns.columns_of(job.config.groups.answers.every_question, before=ANSWER)}
     columns: dict[tuple[str, str], str] = {}
     for name in names if params.schema else ():
         before = f"{name}_" if name else ""
@@ -378,6 +394,9 @@ def _row(
         row |= {_column(caption.name, name): values[name] for name in ("caption", *OF_PROMPT)}
         if not caption.name:
             row["original"] = values["original"]  # for tables in memory
+        for name, answer in (caption.answers or {}).items():
+            of_answer = answer_columns.values_of_answer(name, QuestionAnswer(**answer))
+            row |= {f"{ANSWER}{column}": of_answer[column] for column in of_answer}
         for (name, property_name), column in properties.items():
             if name == caption.name:
                 row[column] = _value((caption.fields or {}).get(property_name), kinds[column])

@@ -28,8 +28,9 @@ from typing import NamedTuple
 from artifacts.digests import digest_of
 from artifacts.disk.names import SUFFIXES, Naming, file_stems, one_name
 from artifacts.errors import MediaError
+from artifacts.texts.affixes import FixedText
 from artifacts.texts.captions import WRITERS, Caption, one_line
-from artifacts.texts.edits import REJECTED, FixedText
+from artifacts.texts.edits import REJECTED
 from artifacts.texts.shards import DATASET
 from artifacts.wording import counted, first_of, reasons
 from flows.core.job.job_file import JobFile
@@ -467,7 +468,7 @@ class _Writer:
 
     def write(self, captions_of: CaptionsOf) -> TextFileCounts:
         """Update the files to the current captions, and return their counts."""
-        for path, of, text, has_edits in self._expected_texts(captions_of):
+        for path, of, text, captions in self._expected_texts(captions_of):
             if text is None:
                 self.texts.earlier += [path.name] * self._has_own(path, of)
             elif not text:  # all of its captions were rejected, or it has no labels
@@ -475,8 +476,9 @@ class _Writer:
                     path.unlink(missing_ok=True)
             elif self._update(path, of, text):
                 self.texts.written += 1
-                self._own.put_around((one_name(path), of[0]), self._fixed)
-                self.texts.user_texts += has_edits
+                answers = self._job.answers.of(captions[0].features)
+                self._own.put_around((one_name(path), of[0]), self._fixed.about(answers))
+                self.texts.user_texts += any(caption.original for caption in captions)
             else:
                 self.texts.kept.append(path.name)
                 self.texts.user_texts += 1
@@ -509,9 +511,9 @@ class _Writer:
 
     def _expected_texts(
         self, captions_of: CaptionsOf, only: Set[str] | None = None
-    ) -> Iterator[tuple[Path, About, bytes | None, bool]]:
-        """Yield each file with what it is about, the text that it should hold, and whether users
-        edited the text.
+    ) -> Iterator[tuple[Path, About, bytes | None, list[Caption]]]:
+        """Yield each file with what it is about, the text that it should hold, and the captions in
+        the text.
 
         `only` limits the files. The text is empty if a medium has no captions that were not
         rejected, and None if some are missing: a partial text would look complete.
@@ -529,7 +531,7 @@ class _Writer:
                 of = (*of, one_name(path))
             captions = captions_of(job, job_file)
             if captions is None:
-                yield path, of, None, False
+                yield path, of, None, []
                 continue
             kept = [*unrejected(captions)]
             text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
@@ -537,7 +539,7 @@ class _Writer:
                 sha256 = hashlib.sha256(text).hexdigest()
                 if not self._own.has(self.texts.form, sha256, of):
                     self._described[file.path] = None
-            yield path, of, text, any(caption.original for caption in kept)
+            yield path, of, text, kept
 
     def _is_plain(self, path: Path, file: MediaFile) -> bool:
         """Return whether a text next to media has the name that trainers expect, and its medium is

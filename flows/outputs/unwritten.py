@@ -33,14 +33,15 @@ def decisions_on(out: Path) -> Callable[[CaptionRow], Decided]:
     def decided(row: CaptionRow) -> Decided:
         text = row.caption
         before = row.review or (CORRECTED if row.original else "")
-        _, own_text, _ = fixed.parts(row.original or text)
+        around = fixed.about(row.answers)
+        _, own_text, _ = around.parts(row.original or text)
         keys = keys_of(row.features, row.name, row.prompt, own_text)
         edit = next((edits[key] for key in keys if key in edits), None)
         if edit is None:
             return Decided(text, before, True)
         words = own_text if edit.caption is None else edit.caption
         review = edit.review or (CORRECTED if words != own_text else "")
-        if (words, review) == (fixed.parts(text)[1], before):
+        if (words, review) == (around.parts(text)[1], before):
             return Decided(text, before, True)
         return Decided(words, review, False)
 

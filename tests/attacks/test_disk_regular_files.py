@@ -27,8 +27,8 @@ from flows.core.ledger.prompts import FilePlaceholders
 from flows.core.media.generated_files import HandwrittenTexts
 from flows.core.media.media_file import MediaFile, Selection
 from flows.core.media.sources import find_media
+from flows.core.options.answers import questions_in
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.questions import questions_in
 from flows.core.options.serving import ServeConfig
 from flows.core.options.text import read_schema
 from flows.core.options.training import LearnConfig, TuneConfig

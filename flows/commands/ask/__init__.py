@@ -6,4 +6,6 @@ from stages import answer
 
 ANSWER: Pipeline = (*REBUILD, answer.STAGE)
 """Features of files, and how probable the labels of questions are about them."""
-DECLARATION = Declaration(pipelines=(ANSWER,), costs="flows.commands.ask.costs:COSTS")
+DECLARATION = Declaration(
+    planned={"ask": (ANSWER,)}, pipelines=(ANSWER,), costs="flows.commands.ask.costs:COSTS"
+)

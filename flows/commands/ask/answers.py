@@ -9,6 +9,7 @@ from statistics import median
 from artifacts.disk.files import json_text, write_text
 from artifacts.disk.json_shapes import Json
 from artifacts.schema import values_of
+from artifacts.texts.answer_columns import columns_of, values_of_answer
 from artifacts.texts.captions import write_jsonl
 from artifacts.texts.questions import LEAST_MASS, QuestionAnswer, Questions, answer_of
 from artifacts.texts.tables import TABLES
@@ -17,10 +18,8 @@ from flows.commands.ask.keep import (
     NAMES,
     SPAN,
     MediumAnswers,
-    columns_of,
     parse_keep,
     select,
-    values_of_answer,
 )
 from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
@@ -67,6 +66,8 @@ class AnswersWritten(RunEnd):
     """Number of chunks and images with at least one answer."""
     kept: int | None = None
     """Number of files that meet `--keep`; None: there is no condition."""
+    left_out: frozenset[str] = frozenset()
+    """Places of the files that do not meet `--keep`."""
     masses: dict[str, list[float]] = field(default_factory=dict)
     """Question → the mass of each of its answers."""
 
@@ -208,6 +209,9 @@ def write_answers(
         rows=rows.lines.total(),
         masses=rows.masses,
         kept=None if keep is None else len(selected.kept),
+        left_out=frozenset(str(line["path"]) for line in selected.left_out)
+        if keep
+        else frozenset(),
     )
     write_jsonl(job.out / "failures.jsonl", written.failures)
     firsts = [group[0] for group in job.by_file]

@@ -2,46 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.index.where import WORDS, Condition, Table, batch_of, values_shown
-from artifacts.texts.questions import Question, QuestionAnswer, Questions, answer_of
+from artifacts.texts.answer_columns import VALUE, columns_of, values_of_answer
+from artifacts.texts.questions import Question, Questions, answer_of
 from flows.core.media.media_file import MediaFile
-
-if TYPE_CHECKING:
-    pass
 
 NAMES = {"media_path": "text", "source": "text"}
 SPAN = {"start": "number", "end": "number"}
 FIXED = {**NAMES, **SPAN, "kind": "text"}
 """Columns that are no answers."""
-VALUE = {"yes-no": "number", "score": "number", "labels": "text", "tags": "text"}
-"""Type of a question → type of its column in a condition."""
-
-
-def columns_of(questions: Questions, tags: str = "texts") -> dict[str, str]:
-    """Return the columns of answers in tables and their types: for each question its value, and
-    `_p` and `_mass` behind its name. `tags`: the type of a column of tags."""
-    columns: dict[str, str] = {}
-    for question in questions:
-        columns[question.name] = tags if question.type == "tags" else VALUE[question.type]
-        if question.type in ("labels", "score"):
-            columns[f"{question.name}_p"] = "number"
-        columns[f"{question.name}_mass"] = "number"
-    return columns
-
-
-def values_of_answer(name: str, answer: QuestionAnswer) -> dict[str, Json]:
-    """Return the values of an answer in these columns. That of yes or no is the probability of
-    yes."""
-    if answer.type == "tags":
-        return {name: [*(answer.tags or ())], f"{name}_mass": answer.mass}
-    if answer.type == "yes-no":
-        return {name: answer.p, f"{name}_mass": answer.mass}
-    shown: Json = answer.answer if answer.type == "labels" else answer.score
-    return {name: shown, f"{name}_p": answer.p, f"{name}_mass": answer.mass}
 
 
 def texts_of(questions: Questions) -> list[str]:

@@ -21,9 +21,10 @@ def ask(
     display: Display,
     make_launcher: LauncherMaker = DirectLauncher,
     on_begin: OnBegin | None = None,
+    left_out: frozenset[str] = frozenset(),
 ) -> AnswersWritten:
-    """Answer the questions of the configuration about all its media. `on_begin` is as in `caption`.
-    Raises PenstockError; finished records stay."""
+    """Answer the questions of the configuration about all its media, except those in the places of
+    `left_out`. `on_begin` is as in `caption`. Raises PenstockError; finished records stay."""
 
     questions = config.every_question
     parse_keep(config.keep, questions)  # reports now what cannot be read
@@ -31,7 +32,10 @@ def ask(
     def attempt() -> AnswersWritten:
         refuse_taking(config, "ask")
         observer = RunObserver(display, on_begin, "ask")
-        with prepared(config, observer, make_launcher, ANSWER) as (job, launcher):
+        with prepared(config, observer, make_launcher, ANSWER, left_out=left_out) as (
+            job,
+            launcher,
+        ):
             check(job)
             outputs = answer_paths(job)
             with observer.pipeline_for_job(job, launcher, outputs=outputs) as runner:

@@ -1,4 +1,5 @@
-"""Captions the media that meet `--sift`: marks them, then captions what is left."""
+"""Captions the media that meet `--sift` and `--keep`: marks them, answers questions about them, and
+captions what is left."""
 
 from artifacts.disk.regular_files import guard
 from flows.core.console.display import Display
@@ -21,9 +22,18 @@ def caption(
     PenstockError; finished records stay."""
     left_out = frozenset[str]()
     guard(out_folder(config))
+    if (answers := config.groups.answers).keep:
+        from flows.commands.ask.keep import parse_keep
+
+        parse_keep(answers.keep, answers.every_question)  # before hours of marking
     if condition := config.groups.sift_first.sift:
         from flows.commands.sift.run import sift_before
 
         refuse_taking(config, "caption")  # before hours of marking
         left_out = sift_before(config, condition, display, make_launcher)
+    if answers.questions:
+        from flows.commands.ask.before import answer_before
+
+        refuse_taking(config, "caption")
+        left_out = answer_before(config, display, make_launcher, left_out)
     return run.caption(config, display, make_launcher, on_begin, left_out)

@@ -64,7 +64,7 @@ Chunk = tuple[str, float, str]
 """Path of a medium, start of a chunk, and prompt."""
 DEFAULTS = (
     *("prompt", "prompts", "format", "trainer", "beside", "summary", "existing", "overwrite"),
-    *("limit", "sift", "trigger", "prefix", "suffix"),
+    *("limit", "sift", "questions", "keep", "trigger", "prefix", "suffix"),
 )
 """Options that the run which makes captions again does not take over: it writes them alone, and
 nothing around them."""
@@ -136,20 +136,22 @@ def shorten(
         rows, edits = captions.folder.rows, captions.edits()
         now = {key: edits.get(key, UNTOUCHED) for key in rows}
         long = {
-            key for key, row in rows.items() if as_written(now[key].caption or row["said"]) in texts
+            key
+            for key, row in rows.items()
+            if as_written(key, now[key].caption or row["said"]) in texts
         }
         own = {key for key in long if now[key] == UNTOUCHED}
         settings = samples[0].settings if samples else None
         read_as = str if settings is None else settings.read_as
-        is_short = _Composed(fits=fits, as_read=lambda text: read_as(as_written(text)))
-        if own and not is_short(""):
+        is_short = _Composed(fits=fits, as_read=lambda key, text: read_as(as_written(key, text)))
+        if any(not is_short(key, "") for key in own):
             raise UsageError(
                 f"{model.label}: the trigger and the prefix alone are too long to be read whole",
                 hint="Caption again with shorter ones: no caption fits behind them",
             )
         shorter = _made_again(run, _chunks(captions, own), is_short, display, make_launcher)
         for key in own - shorter.keys():
-            if (text := cut_short(rows[key]["said"], is_short)) is not None:
+            if (text := cut_short(rows[key]["said"], partial(is_short, key))) is not None:
                 shorter[key] = CUT, text
         _change(captions, shorter, model)
     if shorter or count_unwritten(captions.out):  # also of a `--fix` that was killed
@@ -163,13 +165,14 @@ def shorten(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Composed:
-    """Whether a text of the model fits with what the run and the trainer put around it."""
+    """Whether a text of the model fits as the caption with a key, with what the run and the trainer
+    put around it."""
 
     fits: Fits
-    as_read: Callable[[str], str]
+    as_read: Callable[[str, str], str]
 
-    def __call__(self, text: str) -> bool:
-        return self.fits(self.as_read(text))
+    def __call__(self, key: str, text: str) -> bool:
+        return self.fits(self.as_read(key, text))
 
 
 def _keep_command(run: RecordedRun, _: Job, writer: RecordWriter) -> None:
@@ -192,7 +195,7 @@ def _chunks(captions: ReviewedCaptions, keys: set[str]) -> dict[str, Chunk]:
 def _made_again(
     run: RecordedRun,
     chunks: Mapping[str, Chunk],
-    is_short: Fits,
+    is_short: _Composed,
     display: Display,
     make_launcher: LauncherMaker,
 ) -> dict[str, tuple[str, str]]:
@@ -219,7 +222,7 @@ def _made_again(
         for key, prompt in prompts.items():
             path, start, _ = too_long[key]
             text = answers.get((path, start, f"{prompt} {LENGTHS[length]}"))
-            if text and is_short(text):
+            if text and is_short(key, text):
                 shorter[key] = length, text
                 del too_long[key]
     return shorter

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,15 @@ from flows.commands.shared.options import add_caption_options
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import print_lines
 from flows.core.options.commands import CaptionConfig, RunOptions
+from flows.core.options.questions import AskConfig
 from flows.core.pipelines import CAPTION, Pipeline, purposes
 
 if TYPE_CHECKING:
     from flows.core.job.prepare import Job
     from flows.core.plan.plan import Plan
+
+ANY_QUESTION = {"any": "Is it there?"}
+"""The question of a plan of answers that names none."""
 
 
 def plan_command(given: argparse.Namespace) -> int:
@@ -29,7 +33,12 @@ def plan_command(given: argparse.Namespace) -> int:
         return train_plan(given)
     refuse_without_train(given)
     pipelines = purposes()[given.purpose] if given.purpose else chain(*purposes().values())
-    config = config_of(given, CaptionConfig, sources=False)
+    captions = config_of(given, CaptionConfig, sources=False)
+    config: RunOptions = captions
+    if given.purpose == "ask":
+        if not captions.questions:
+            captions = replace(captions, question=ANY_QUESTION)
+        config = AskConfig.before(captions)
     if given.purpose == "serve":
         from flows.core.options.serving import LiveCaptionConfig
 
@@ -81,16 +90,23 @@ def show(
             from flows.core.job.prepare import prepare_without_media
 
             check(plan.job or prepare_without_media(config, launcher, *pipelines))
+        answers = None
+        if CAPTION in pipelines and isinstance(config, CaptionConfig) and config.questions:
+            questions, (pipeline,) = AskConfig.before(config), purposes()["ask"]
+            answers = plan_of(questions, launcher, display.print_line, pipeline, left_out=left_out)
     if as_json:
         report = {**figures(plan), **_table(plan)}
         report["notes"] = [*before, *report["notes"]]
+        report |= {} if answers is None else {"answers": figures(answers)}
         print(encoded(report, indent=1, ensure_ascii=True))
     else:
         lines = [*before, *plan_lines(plan)]
         lines += what_fits_lines(plan.request) if table else []
         lines += explain_lines(plan) if explain else []
+        lines = lines if answers is None else [*plan_lines(answers), "", *lines]
         print_lines(*lines)
-    return 0 if plan.refusal is None else plan.refusal.exit_code
+    refusals = (one.refusal for one in (answers, plan) if one is not None)
+    return next((refusal.exit_code for refusal in refusals if refusal is not None), 0)
 
 
 def _table(plan: "Plan") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from artifacts.records.store import local_folder, open_store
 from artifacts.remote.addresses import is_address
 from artifacts.remote.media_cache import is_copy
 from artifacts.schema import values_of
+from artifacts.texts.affixes import FixedText
 from artifacts.texts.captions import one_line
 from artifacts.texts.edits import ReviewedRow, keys_of
 from flows.core.media.generated_files import HandwrittenTexts, text_paths
@@ -49,6 +50,8 @@ class FolderCaptions:
         """Path or address of each medium; empty: unknown."""
         self._entries: list[MediaRow] = []
         self.rows: dict[str, ReviewedRow] = {}
+        self.around: dict[str, FixedText] = {}
+        """Caption key → what the run puts around it."""
         self.copies: Counter[str] = Counter()
         """Caption key → number of captions that have it: those of files of one content."""
         self.chunks: dict[str, tuple[str, str, str]] = {}
@@ -85,9 +88,10 @@ class FolderCaptions:
         """Return whether the captions are texts beside media, and not those of a run."""
         return self.belief.is_own and any(entry.text for entry in self._entries)
 
-    def as_written(self, text: str) -> str:
-        """Return words with what a run puts around them, on one line, as trainers get them."""
-        return one_line("".join((*self.fixed.prefixes, text, self.fixed.suffix)))
+    def as_written(self, key: str, text: str) -> str:
+        """Return words with what a run puts around the caption with this key, on one line, as
+        trainers get them."""
+        return one_line(self.around[key].around(text))
 
     def place_shown(self, number: int) -> str:
         """Return the path or address of a medium; empty if it is unknown, or if other content than
@@ -100,7 +104,10 @@ class FolderCaptions:
         """Return the text that replaces the model's caption; None if they are equal. Trigger,
         prefix and suffix, which a run adds, are dropped. Control characters, which pasted text may
         have, become spaces. Raises EditRefused."""
-        if given is None or row["said"] in (given, given := self.fixed.parts(given)[1]):
+        if given is None or row["said"] in (
+            given,
+            given := self.around[row["key"]].parts(given)[1],
+        ):
             return None
         given = "".join(
             " " if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" else letter
@@ -145,7 +152,8 @@ class FolderCaptions:
         return medium
 
     def _row(self, line: CaptionRow) -> ReviewedRow:
-        _, original, _ = self.fixed.parts(line.original or line.caption)
+        around = self.fixed.about(line.answers)
+        _, original, _ = around.parts(line.original or line.caption)
         key, *unnamed = keys_of(line.features, line.name, line.prompt, original)
         if unnamed:
             self._unnamed[key] = unnamed[0]
@@ -165,5 +173,6 @@ class FolderCaptions:
         }
         self.rows[key], self.chunks[key] = row, (line.features, line.name, line.prompt)
         self.copies[key] += 1
+        self.around[key] = around
         self.written[key] = line.caption
         return row

@@ -99,7 +99,7 @@ def _checked(
     samples = [*samples_with_texts(out)] if folder.has_texts else samples_of(out, model)
     for key, sample in _with_keys(folder, samples):
         edit = edits.get(key, UNTOUCHED)
-        text = folder.as_written(edit.caption or folder.rows[key]["said"])
+        text = folder.as_written(key, edit.caption or folder.rows[key]["said"])
         if key not in folder.by_hand and text != one_line(folder.written[key]):
             sample.captions = (text,)
         if edit.review != REJECTED:

@@ -27,11 +27,11 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.keys import DIGESTS, ContentDigests, content_key
 from artifacts.records.provenance import proof_by
 from artifacts.records.store import Store
+from artifacts.texts.affixes import FixedText
 from artifacts.texts.edits import (
     ACCEPTED,
     EDITS,
     REJECTED,
-    FixedText,
     StoredEdits,
     how_to_write,
     keys_of,
@@ -39,6 +39,7 @@ from artifacts.texts.edits import (
     read_edits,
 )
 from artifacts.texts.shards import clip_id
+from artifacts.texts.stored_answers import StoredAnswers
 from artifacts.texts.tables import read_csv
 from artifacts.texts.trainers import TRAINERS
 from artifacts.wording import counted, first_of
@@ -54,7 +55,15 @@ from flows.core.media.generated_files import (
 )
 from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
 from flows.core.media.sources import LIST_SUFFIXES
-from flows.core.options.formats import MADE, MOST_TRACKS, RETIMED, sounding, timing
+from flows.core.options.formats import (
+    ANSWERED,
+    ANSWERS,
+    MADE,
+    MOST_TRACKS,
+    RETIMED,
+    sounding,
+    timing,
+)
 from flows.outputs.record.run_read import load_record
 from stages.models.hub.transfer import Announce
 
@@ -163,6 +172,18 @@ def fixed_text_of(folder: Path) -> FixedText:
     return recorded.plan.words.text if recorded else FixedText()
 
 
+class AroundRows:
+    """The text that a run put around the captions in its rows, answers about a chunk included."""
+
+    def __init__(self, data: Path) -> None:
+        self._fixed = fixed_text_of(data.parent)
+        self._answers = StoredAnswers(run_folder(data.parent) / ANSWERED / ANSWERS)
+
+    def of(self, features: str) -> FixedText:
+        """Return the text around the caption of a chunk with this key of features."""
+        return self._fixed.about(self._answers.of(features))
+
+
 def alike_note(folder: Path, captions: Sequence[str]) -> str:
     """Return a note if nearly all captions begin or end alike, and no run in their folder states
     what it put there; else an empty text."""
@@ -188,13 +209,13 @@ def with_corrections(
     same folder are already in the rows. Raises EnvironmentFault."""
     stored = StoredEdits(store.local)()
     own = read_edits(path.parent, proof_by(store.url)).now if stored else {}
-    fixed = fixed_text_of(path.parent) if stored else FixedText()
+    around = AroundRows(path)
     for at, row in rows:
         given = row.get("original") or row.get("caption")
         if not (stored and isinstance(given, str) and isinstance(row.get("features"), str)):
             yield at, row
             continue
-        before, caption, after = fixed.parts(given)
+        before, caption, after = around.of(row["features"]).parts(given)
         prompt, name = str(row.get("prompt") or ""), str(row.get("name") or "")
         keys = keys_of(row["features"], name, prompt, caption)
         key = next((key for key in keys if key in own or key in stored), "")
@@ -362,8 +383,9 @@ def examples_in(
         rows = [*enumerate(ROWS[path.suffix.lower()](path), 1)]
         if store is not None:
             rows = [*with_corrections(rows, path, store)]
-        fixed = fixed_text_of(path.parent)
-        pairs = [(example, fixed) for example in _reviewed(rows, path, store, announce)]
+        around = AroundRows(path)
+        examples = _reviewed(rows, path, store, announce)
+        pairs = [(example, around.of(example.features)) for example in examples]
     else:
         raise UsageError(
             f"{path}: no captions found",

@@ -5,7 +5,7 @@ from typing import Any
 
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.schema import Sampling, values_of
-from artifacts.texts.edits import FixedText
+from artifacts.texts.affixes import FixedText
 from flows.core.machine.versions import seconds_of
 from stages.process.stage_spec import CHUNK
 

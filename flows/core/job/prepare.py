@@ -26,6 +26,7 @@ from artifacts.remote.media_cache import UNREACHABLE
 from artifacts.schema import Sampling
 from artifacts.texts.captions import Failure
 from artifacts.texts.edits import EditsInForce
+from artifacts.texts.stored_answers import StoredAnswers
 from artifacts.texts.trainers import WITH_SOUND
 from artifacts.tiles import OFF
 from artifacts.wording import first_of
@@ -47,6 +48,7 @@ from flows.core.media.media_file import MediaFile, Selection
 from flows.core.media.remote_digests import Progress
 from flows.core.media.sources import find_media, why_no_media
 from flows.core.options.commands import RunOptions
+from flows.core.options.formats import ANSWERED, ANSWERS
 from flows.core.options.media import ON, SoundOptions
 from flows.core.options.model import DEMO_MODEL, GpuOptions, is_served
 from flows.core.options.packages import check_packages
@@ -200,6 +202,8 @@ class Job:
     ledger: Ledger
     edits: EditsInForce
     """User corrections of outputs that earlier runs wrote, in this folder or others."""
+    answers: StoredAnswers
+    """Answers to the questions of a run of captions."""
     notes: tuple[str, ...] = ()
     """Notes for the user on how sources were read and how text is sampled."""
     before: frozenset[str] = frozenset()
@@ -298,7 +302,7 @@ def prepare(
     files = [file for file in files if file.place not in left_out]
     away = AwayMedia(config, files, failures, left_out)
     if left_out and not files and not failures:
-        raise UsageError("no file meets --sift", hint="Read sift/left_out.jsonl in --out")
+        raise all_left_out(config)
     if not files and not away:  # reported before a model is resolved or downloaded
         raise NothingToDo(pipelines[0], failures, config.sources)
     check_beside(files, config)
@@ -334,6 +338,12 @@ def prepare(
     notes += away.gone_note(job_files, pipeline[-1].writes)
     failed = tuple(failures)
     return replace(base, files=job_files, failures=failed, notes=tuple(notes), before=away.contents)
+
+
+def all_left_out(config: RunOptions) -> UsageError:
+    """Return the error of a run whose conditions no file meets."""
+    by, place = ("--keep", ANSWERED) if config.groups.answers.keep else ("--sift", "sift")
+    return UsageError(f"no file meets {by}", hint=f"Read {place}/left_out.jsonl in --out")
 
 
 def prepare_without_media(config: RunOptions, launcher: Launcher, *pipelines: Pipeline) -> Job:
@@ -423,6 +433,7 @@ def _job_of(config: RunOptions, store: Store, model: Model, pipeline: Pipeline) 
             store.local,
             anybody if config.groups.trust.trust_folder else proof_by(store.url),
         ),
+        answers=StoredAnswers(out_folder(config) / ANSWERED / ANSWERS),
         notes=(*notes, *filter(None, [selection.note if shares_work else ""])),
         ledger=ledger,
     )

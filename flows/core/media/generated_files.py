@@ -39,7 +39,7 @@ from artifacts.records.keys import (
     read_lines,
 )
 from artifacts.records.store import Store
-from artifacts.texts.edits import FixedText
+from artifacts.texts.affixes import FixedText
 from artifacts.wording import counted
 from flows.core.media.media_file import kind_of
 

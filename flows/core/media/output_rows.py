@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from artifacts.disk.json_types import Count, Number, Text
+from artifacts.texts.questions import QuestionAnswer
 
 FILE = "file://"
 
@@ -68,6 +69,7 @@ class CaptionRow:
     original: str = ""
     review: Text = ""
     warnings: list[Text] = field(default_factory=list)
+    answers: dict[str, QuestionAnswer] = field(default_factory=dict)
 
     @property
     def is_cut(self) -> bool:

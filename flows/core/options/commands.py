@@ -11,8 +11,10 @@ from typing import Annotated, ClassVar
 
 from artifacts.disk.paths import is_utf8
 from artifacts.errors import UsageError
+from artifacts.texts.affixes import check_placeholders
 from artifacts.texts.trainer_models import form_of
 from artifacts.texts.trainers import TRAINERS
+from flows.core.options.answers import AnswerOptions
 from flows.core.options.data_sets import DataSetOptions
 from flows.core.options.formats import COCO
 from flows.core.options.groups import Groups, groups_of
@@ -77,6 +79,7 @@ class RunOptions(FolderOptions, MediaOptions):
 class CaptionConfig(
     OwnerOptions,
     SiftFirstOptions,
+    AnswerOptions,
     TrustOptions,
     DataSetOptions,
     OutputOptions,
@@ -110,6 +113,9 @@ class CaptionConfig(
                 "--format coco is for labels only", hint="Run `penstock label`, or leave it out"
             )
         super().__post_init__()
+        names = {question.name: question for question in self.every_question}
+        for option, affix in (("--prefix", self.prefix), ("--suffix", self.suffix)):
+            check_placeholders(option, affix, names)
         toml = [n for n in self.format if n in TRAINERS and "dataset.toml" in TRAINERS[n].names]
         if toml and not is_utf8(self.out):
             text = f"--format {','.join(toml)} states --out in TOML, and its path is not UTF-8"

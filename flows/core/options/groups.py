@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from artifacts.options import OptionGroup
+from flows.core.options.answers import AnswerOptions
 from flows.core.options.data_sets import DataSetOptions
 from flows.core.options.media import SoundOptions, VectorSamplingOptions, VideoSamplingOptions
 from flows.core.options.model import (
@@ -65,6 +66,7 @@ class Groups:
     owner: OwnerOptions
     trust: TrustOptions
     sift_first: SiftFirstOptions
+    answers: AnswerOptions
     training: LearnedOptions
 
 

@@ -95,6 +95,8 @@ def of_penstock(words: list[str]) -> str:
             given = parse(words)
         if given.command in ("caption", "plan"):
             given.schema = given.prompt_file = None  # files that a user would have
+            if given.questions:  # and what is about them
+                given.questions = given.keep = given.prefix = given.suffix = None
             config_of(given, CaptionConfig, sources=False)
         if getattr(given, "train", None):
             training_of(given)
