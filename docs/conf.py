@@ -48,6 +48,7 @@ NAVIGATION = {
         "docs/shots",
         "docs/sound",
         "docs/tune",
+        "docs/training",
     ],
     "Labels, vectors, search": [
         "docs/labels",

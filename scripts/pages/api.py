@@ -157,9 +157,11 @@ def exported(module: ModuleType, prefix: str) -> dict[str, Any]:
 
 
 def public_things() -> dict[str, Any]:
-    """Return what `penstock` and `penstock.ray` export, by name."""
-    ray = importlib.import_module("penstock.ray")
-    return {**exported(penstock, "penstock"), **exported(ray, "penstock.ray")}
+    """Return what `penstock` and its public modules export, by name."""
+    things = exported(penstock, "penstock")
+    for name in ("penstock.ray", "penstock.training"):
+        things |= exported(importlib.import_module(name), name)
+    return things
 
 
 def public_classes() -> list[type]:

@@ -78,6 +78,11 @@ def append_ids(half: Half, inputs: Mapping[str, Any], ids: torch.Tensor) -> dict
             first = half.generation_config.decoder_start_token_id
             start = torch.full((1, 1), half.config.bos_token_id if first is None else first)
         return {**inputs, DECODED: torch.cat([start.expand(len(ids), -1), ids], 1)}
+    return append_tokens(inputs, ids)
+
+
+def append_tokens(inputs: Mapping[str, Any], ids: torch.Tensor) -> dict[str, Any]:
+    """Append tokens of text of shape [rows, tokens] to the prompts of a decoder."""
     length = inputs["input_ids"].shape
     added = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     zeros = torch.zeros_like(ids)  # no image token, in any other input with one value per token

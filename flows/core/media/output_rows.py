@@ -70,6 +70,7 @@ class CaptionRow:
     review: Text = ""
     warnings: list[Text] = field(default_factory=list)
     answers: dict[str, QuestionAnswer] = field(default_factory=dict)
+    heard: Text = ""
 
     @property
     def is_cut(self) -> bool:

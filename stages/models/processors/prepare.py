@@ -138,9 +138,15 @@ def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         return {n: v for n, v in inputs.items() if n not in (DECODED, "decoder_attention_mask")}
     if model.config.is_encoder_decoder or overrides_generate(model):
         return inputs
-    ids, ends = text_ids(inputs), model.generation_config.eos_token_id
-    last = torch.isin(ids[:, -1], torch.tensor(ends)) if ends is not None else torch.zeros(1)
-    if ids.shape[1] < 2 or not last.all():
+    ends = model.generation_config.eos_token_id
+    return inputs if ends is None else without_last(inputs, ends)
+
+
+def without_last(inputs: dict[str, Any], ends: int | Sequence[int]) -> dict[str, Any]:
+    """Return the inputs of a decoder without the last token of each prompt, if all are of `ends`
+    and more tokens are there."""
+    ids = text_ids(inputs)
+    if ids.shape[1] < 2 or not torch.isin(ids[:, -1], torch.tensor(ends)).all():
         return inputs
     return {
         name: value[:, :-1] if getattr(value, "shape", ())[:2] == ids.shape else value

@@ -1,0 +1,165 @@
+"""Stored features for stock trainers: `transformers.Trainer`, TRL's `SFTTrainer`, PEFT, or any loop
+that calls `model(**batch)`.
+
+    half, processor = language_half("OUT"), processor_of("OUT")  # the vision tower is never read
+    collate = FeatureCollator("OUT", processor)
+    arguments = TrainingArguments("style", remove_unused_columns=False)
+    Trainer(half, arguments, train_dataset=captions("OUT"), data_collator=collate).train()
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypedDict
+
+from artifacts.disk.json_records import read_jsonl_file
+from artifacts.errors import NoFeatures, UsageError
+from artifacts.records.packs import RecordSet, RecordUnion, stored_namespaces
+from artifacts.records.store import open_store
+from artifacts.wording import counted
+from flows.commands.tune.training_data import examples_in
+from flows.core.job.plan_record import PlanRecord
+from flows.core.media.output_rows import CaptionRow
+from flows.core.options.formats import CAPTIONS
+from flows.outputs.record.run_read import load_record
+
+__all__ = [
+    "CaptionToTrain",
+    "FeatureCollator",
+    "captions",
+    "end_token",
+    "language_half",
+    "lora_targets",
+    "processor_of",
+]
+EXAMPLES = 4
+"""Captions after which `end_token` looks."""
+
+
+class CaptionToTrain(TypedDict):
+    """A row of a data set: a caption, with the key of what the model saw."""
+
+    features: str
+    """Key of the stored features."""
+    prompt: str
+    """The prompt as it was sent."""
+    caption: str
+    """The text to train, without what the run put around it."""
+    is_cut: bool
+    """Whether the token limit ended the caption. It is trained without an end token."""
+
+
+def captions(out: str | Path, announce: Callable[[str], None] = print) -> list[CaptionToTrain]:
+    """Return a row for each caption of a run, as `penstock tune` selects them: the accepted and
+    corrected ones if there are any, else all that nobody rejected, without trigger, prefix and
+    suffix. `announce` is called with notes. `datasets.Dataset.from_list` takes the rows. Raises
+    UsageError, EnvironmentFault."""
+    plan, path = _plan(out), Path(out).expanduser() / CAPTIONS
+    if any(row.heard for row in read_jsonl_file(CaptionRow, path, "Caption again")):
+        raise UsageError(
+            f"{path}: captions of what is heard, too, and stock trainers get no sound from here",
+            hint="Train them with penstock tune, or caption with --sound off",
+        )
+    store = open_store(plan.store)
+    examples = examples_in(str(path), announce, store)
+    names = stored_namespaces(store, "features")
+    stored = RecordUnion([RecordSet(store, "features", name) for name in names])
+    if gone := [example for example in examples if example.features not in stored]:
+        raise NoFeatures(
+            f"{path}: {counted(len(gone), 'caption')} of {len(examples):,} without features in "
+            f"{plan.store} ({gone[0].place})",
+            hint="Encode them again with penstock cache rebuild and the options of that run",
+        )
+    return [
+        CaptionToTrain(
+            features=example.features,
+            prompt=example.prompt,
+            caption=example.caption.strip(),
+            is_cut=example.is_cut,
+        )
+        for example in examples
+    ]
+
+
+def language_half(out: str | Path, **options: Any) -> Any:
+    """Load the language half of a run's model. No weight of the vision tower is read. `options` are
+    those of `from_pretrained`, such as `dtype` and `device_map`. Raises UsageError."""
+    load = import_module("stages.models").load_half  # torch, by name as in penstock/__init__
+    return load(_plan(out).folder, "language", **options)
+
+
+def processor_of(out: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Load the processor of a run with its limits of pixels, which decide how many placeholders a
+    picture has. Raises UsageError."""
+    plan, load = _plan(out), import_module("stages.models.processors.loading").load_processor
+    return load(
+        Path(plan.folder),
+        trust_remote_code,
+        max_pixels=plan.max_pixels or 0,
+        max_video_pixels=plan.max_video_pixels or 0,
+        as_published=plan.as_published,
+    )
+
+
+def lora_targets(half: Any) -> list[str]:
+    """Return the full paths of the linear layers of a half, for `LoraConfig(target_modules=…)`. By
+    the ends of names, an adapter would also land on the vision tower of the whole model."""
+    return sorted(import_module("stages.tune.adapter").linear_paths(half))
+
+
+def _plan(out: str | Path) -> PlanRecord:
+    """Return the plan of a run whose features a stock trainer can take. Raises UsageError."""
+    plan = load_record(Path(out).expanduser()).plan
+    if plan.route != "protocol":
+        raise UsageError(
+            f"{plan.model or out}: its class takes no outputs of an encoder in place of pixels "
+            f"(route: {plan.route or 'none'})",
+            hint="Train it with penstock tune; docs/models.md has the route of each model",
+        )
+    return plan
+
+
+def end_token(out: str | Path, half: Any, processor: Any) -> int:
+    """Return the end token of captions as `penstock tune` does: if the half stops at several, the
+    one that it finds most likely after some captions of the run."""
+    rows = captions(out, lambda _: None)[:EXAMPLES]
+    token: int = _stage().likeliest_end(_collator(out, processor), half, processor, rows)
+    return token
+
+
+class FeatureCollator:
+    """Makes a batch of rows, as `captions` returns them."""
+
+    def __init__(
+        self, out: str | Path, processor: Any, *, end: int | None = None, dtype: Any = None
+    ) -> None:
+        """`end` is the token after a caption; None: the tokenizer's own, or the checkpoint's if
+        that is another. `dtype` is the torch.dtype of the features in a batch; None: as they are
+        stored. Raises UsageError."""
+        self._collator = _collator(out, processor, end, dtype)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return a batch of these rows. Raises UsageError, and DamagedRecord for features that are
+        gone."""
+        batch: dict[str, Any] = self._collator(rows)
+        return batch
+
+    def read(self, key: str) -> Any:
+        """Return the stored record of the features with a key of `captions`. Raises
+        DamagedRecord."""
+        return self._collator.read(key)
+
+    def outputs(self, records: Sequence[Any]) -> dict[str, Any]:
+        """Return the encoder's output records of these rows by modality, as `forward` takes them.
+        Raises UsageError if they cannot be joined."""
+        outputs: dict[str, Any] = self._collator.outputs(records)
+        return outputs
+
+
+def _stage() -> Any:
+    return import_module("stages.tune.collator")
+
+
+def _collator(out: str | Path, processor: Any, end: int | None = None, dtype: Any = None) -> Any:
+    plan = _plan(out)
+    return _stage().FeatureBatches(plan.store, plan.folder, processor, end, dtype)
