@@ -9,7 +9,7 @@ import contextlib
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from artifacts.schema import MediaKind, Part, Route
 from stages.memory.live_bytes import FLOAT32_BYTES, MetaMemoryCounter, RepeatedLayers
 from stages.memory.meta_device import give_data, on_meta_device, tensors, without_data
-from stages.models.footprint import BatchCost, LayerMemory, RowMemory, context_tokens
+from stages.models.footprint import ITEM_BYTES, BatchCost, LayerMemory, RowMemory, context_tokens
 from stages.models.halves.features import (
     Features,
     encode,
@@ -272,6 +272,8 @@ class DryRun(NamedTuple):
     """Computing costs of each half at a few sizes."""
     row_memory: RowMemory | None = None
     """Cache memory per row of the language half; None if unknown."""
+    stored_widths: Mapping[MediaKind, float] = {}
+    """Kind of media → numbers that are stored for each placeholder, as far as they were counted."""
     why: str = ""
     """Why the dry run failed; empty if it succeeded."""
     profile_fields: Mapping[str, Any] = {}
@@ -293,6 +295,7 @@ def dry_run(
             "is_encoder_decoder": bool(config.is_encoder_decoder),
             "needs_pictures": "" if costs.why else text_only_refusal(skeleton, processor),
             "batch_costs_unknown": costs.why,
+            "stored_widths": {kind: width for kind, width in costs.stored_widths.items() if width},
         }
         return costs._replace(profile_fields=fields)
 
@@ -306,13 +309,17 @@ def _costs_of(
         rows = {k: _rows(processor, k, frames_per_video, way) for k in _kinds(processor)}
         repeated = RepeatedLayers()
         encoded = () if route == "joint" else tuple(_encoders(skeleton, rows, repeated))
+        widths = {
+            kind: _stored_width(kind, few_many[1], encoded) for kind, few_many in rows.items()
+        }
         if route == "dual":
             read = tuple(text_costs(skeleton, processor, repeated))
             return DryRun({"vision": encoded, "language": read})
         kind = next(reversed(rows))
         decoded = [*_decoders(skeleton, processor, route, kind, rows[kind][0], repeated)]
         costs = tuple(cost for cost, _ in decoded)
-        return DryRun({"vision": encoded, "language": costs}, _row_memory(skeleton, decoded[-1][1]))
+        memory = _row_memory(skeleton, decoded[-1][1])
+        return DryRun({"vision": encoded, "language": costs}, memory, stored_widths=widths)
     except Exception as error:  # a model family may use its tensors in any way
         if out_of_memory(error):
             raise
@@ -387,6 +394,13 @@ def _encoders(
                     waiting_bytes_32=waiting[1],
                     **_counted(live),
                 )
+
+
+def _stored_width(kind: MediaKind, row: Prepared, encoded: Iterable[BatchCost]) -> float:
+    """Return the numbers that are stored for each placeholder of a row alone; 0 if unknown."""
+    units = _units(row)
+    kept = (c.kept_bytes for c in encoded if (c.kind, c.rows, c.units) == (kind, 1, units))
+    return next(kept, 0) / ITEM_BYTES / row.count.tokens if row.count.tokens else 0.0
 
 
 def _decoders(

@@ -5,16 +5,16 @@ The module imports no library.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, get_args
 
 from artifacts.disk.json_records import read_record
 from artifacts.frame_fit import FrameFit
-from artifacts.schema import Modality, Part, Route
+from artifacts.schema import MediaKind, Modality, Part, Route
 from stages.models.footprint import BatchCost, RowMemory
 from stages.models.pixel_bounds import PixelBounds
 
-OUTPUT_VERSION = 39
+OUTPUT_VERSION = 40
 """Output version of a profile, part of its cache key: raised when the content changes."""
 
 
@@ -201,6 +201,9 @@ class ModelProfile:
     """Blank between generation prompt and answer that changes the answer's tokens."""
     feature_width: int
     """Width of a placeholder's feature, or of an image vector."""
+    stored_widths: dict[MediaKind, float] = field(default_factory=dict)
+    """Kind of media → numbers that are stored for each placeholder: all levels of its features.
+    Unknown: as many as its width."""
     image_tokens: int
     """Placeholders, or vectors, of a square image of 1280 pixels; 0 if unknown."""
     frame_tokens: int

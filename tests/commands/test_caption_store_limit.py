@@ -131,7 +131,7 @@ def keys_of(config: CaptionConfig) -> set[str]:
 
 
 def test_all_that_fits_stays_for_another_prompt(config: CaptionConfig) -> None:
-    limited = replace(config, max_store=700_000)
+    limited = replace(config, max_store=1_200_000)
     assert run(limited).names().count("encode") == 2, "half of the room is for the next wave"
     assert len(features(config)) == CLIPS and not notes(limited)
     assert {*run(replace(limited, prompt="Second")).names()} == {"decode"}

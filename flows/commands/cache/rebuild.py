@@ -14,7 +14,7 @@ from artifacts.disk.json_records import read_record
 from artifacts.disk.json_shapes import Json
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store, open_store
-from artifacts.schema import values_of
+from artifacts.schema import ChunkIndex, values_of
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
 from flows.core.console.display import Display
@@ -229,13 +229,18 @@ def _unencoded(job: Job) -> list[tuple[Estimate, bool]]:
 
 def _of_chunks(job: Job, medium: Medium, tasks: Sequence[Task]) -> Estimate:
     shown, cut = [task.chunk for task in tasks], [task.whole for task in tasks]
-    images = sum(len(c.times) * tile_count(job, medium, (c.height, c.width)) for c in shown)
+
+    def feature_bytes(chunk: ChunkIndex) -> int:
+        size = (chunk.height, chunk.width)
+        parts = tile_count(job, medium, size)
+        return job.model.feature_bytes(medium.kind, len(chunk.times), size, parts)
+
     return Estimate(
         seconds=sum(chunk.end - chunk.start for chunk in shown),
         chunks=len(shown),
         frames=sum(len(chunk.times) for chunk in shown),
         frame_bytes=sum(3 * len(c.times) * c.height * c.width for c in cut),
-        feature_bytes=images * job.model.feature_bytes(medium.kind),
+        feature_bytes=sum(map(feature_bytes, shown)),
     )
 
 

@@ -11,7 +11,7 @@ from artifacts.frame_fit import FrameFit
 from artifacts.records.keys import DIGESTS, ContentDigests
 from artifacts.records.model_files import ModelFiles
 from artifacts.records.store import Store
-from artifacts.schema import Part, Sampling
+from artifacts.schema import MediaKind, Part, Sampling
 from flows.core.checkpoint.adapters import (
     adapter_for,
     adapter_notes,
@@ -41,7 +41,12 @@ from flows.core.checkpoint.profile_loading import (
     template_date,
     with_fetched,
 )
-from flows.core.checkpoint.prompt_tokens import requested_sampling, sampling_of
+from flows.core.checkpoint.prompt_tokens import (
+    chunk_frame_tokens,
+    encoder_frames,
+    requested_sampling,
+    sampling_of,
+)
 from flows.core.checkpoint.served import (
     NOWHERE,
     ServedModel,
@@ -199,18 +204,29 @@ class Model:
         """Return the size to which the processor scales video frames or images."""
         return self.profile.fit_image if kind == "image" else self.profile.fit_video
 
-    def feature_bytes(self, kind: str) -> int:
-        """Return the expected bytes of one frame's features. For a joint model, these are its
-        pixels."""
-        profile = self.profile
+    def seen_size(self, kind: MediaKind, stored: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width at which a stored frame is encoded. Video frames are stored
+        at that size."""
+        return self.fit("image").size(*stored) if kind == "image" else stored
+
+    def feature_bytes(
+        self, kind: MediaKind, frames: int, stored: tuple[int, int], parts: int = 1
+    ) -> int:
+        """Return the expected bytes of the features of so many frames that are stored at this
+        height and width, each with so many `parts`. For a joint model, these are its pixels."""
+        profile, size = self.profile, self.seen_size(kind, stored)
+        tokens, pixel_bytes = chunk_frame_tokens(profile, kind, frames, size)
+        counted: float = encoder_frames(profile, kind, frames) * parts
+        if profile.frames_per_video:  # the profile has the tokens of a whole video for two frames
+            counted *= 2 / profile.frames_per_video
         if profile.route == "joint":
-            return profile.image_pixel_bytes if kind == "image" else profile.frame_pixel_bytes
-        tokens = profile.image_tokens if kind == "image" else profile.frame_tokens
+            return math.ceil(counted * pixel_bytes)
         # Vectors are stored in 32 bit, whatever dtype computed them.
         item_bytes = (
             4 if profile.route in ("dual", "served") else BYTES.get(self.best("vision").dtype, 4)
         )
-        return tokens * profile.feature_width * item_bytes
+        width = profile.stored_widths.get(kind, profile.feature_width)
+        return math.ceil(counted * tokens * width * item_bytes)
 
 
 def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:

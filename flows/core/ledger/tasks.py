@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from artifacts.disk.stamps import Stamp
 from artifacts.records.keys import item_key
-from artifacts.schema import ChunkIndex
+from artifacts.schema import ChunkIndex, MediaKind
 from artifacts.tiles import OFF, Box, boxes_of
 from flows.core.ledger.namespaces import Variant
 from flows.core.ledger.prompts import PREVIOUS, fill_placeholders
@@ -21,7 +21,7 @@ class Medium:
 
     digest: str
     path: str
-    kind: str
+    kind: MediaKind
     prompt: str
     """Its prompt, in which only placeholders of chunks are left."""
     stamp: Stamp | None = None

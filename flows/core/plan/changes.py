@@ -16,7 +16,7 @@ from flows.core.machine.budget import Budget
 from flows.core.pipelines import STAGES
 from flows.core.plan.choose import Capacity, PlanRequest, StagePlan, allowed, stage_plans
 from flows.core.plan.stage_estimate import StageEstimate
-from flows.core.plan.workloads import PIXEL_BYTES, Workload, seen_size
+from flows.core.plan.workloads import PIXEL_BYTES, Workload
 
 MARGIN = 1.1
 """Factor on suggested pixels in the estimate, because processors round up to patches."""
@@ -165,7 +165,7 @@ def fewer_pixels(model: Model, workloads: Sequence[Workload]) -> Iterator[int]:
     """Yield pixel limits for the largest frames, each half of the previous one. Yield nothing if
     the model's processor has no such limit."""
     multiple = model.profile.least_pixels
-    largest = max((math.prod(seen_size(model, w.kind, w.stored)) for w in workloads), default=0)
+    largest = max((math.prod(model.seen_size(w.kind, w.stored)) for w in workloads), default=0)
     for step in range(1, 32) if multiple else ():
         limit = (largest >> step) // multiple * multiple
         if limit < MIN_TOKENS * multiple:
@@ -176,7 +176,7 @@ def fewer_pixels(model: Model, workloads: Sequence[Workload]) -> Iterator[int]:
 def limit_pixels(model: Model, workload: Workload, pixels: int) -> Workload:
     """Return the workload with frames limited to this number of pixels."""
     kind, counted = workload.kind, encoder_frames(model.profile, workload.kind, workload.frames)
-    height, width = seen_size(model, kind, workload.stored)
+    height, width = model.seen_size(kind, workload.stored)
     share = min(1.0, MARGIN * pixels / (height * width)) ** 0.5
     size = (math.ceil(height * share), math.ceil(width * share))
     tokens, pixel_bytes = frame_size_tokens(model.profile, kind, size)

@@ -1,6 +1,7 @@
 """Estimates the disk space of a job's media from file headers, before any frame is decoded."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -151,12 +152,16 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
     max_frames = bound.of(stored) if bound and counts else None
     seen = [min(count, max_frames or count) for count in counts]
     parts, frames = tile_count(job, medium, stored), sum(seen)
+    feature_bytes = sum(
+        chunks * job.model.feature_bytes(medium.kind, count, stored, parts)
+        for count, chunks in Counter(seen).items()
+    )
     return Estimate(
         seconds=seconds,
         chunks=len(counts),
         frames=frames,
         frame_bytes=3 * pixels,
-        feature_bytes=frames * parts * job.model.feature_bytes(medium.kind),
+        feature_bytes=feature_bytes,
         sound_bytes=job.model.sound_bytes(seconds) if medium.kind == "video" else 0,
         heard_bytes=job.model.heard_bytes(seconds) if medium.kind == "video" else 0,
         parts=parts,

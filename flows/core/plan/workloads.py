@@ -146,13 +146,7 @@ def _by_kind(
 
 def _seen_pixels(model: Model, kind: MediaKind, estimate: Estimate) -> int:
     """Return the encoded pixels of the longest chunk."""
-    return estimate.chunk_frames * math.prod(seen_size(model, kind, estimate.stored))
-
-
-def seen_size(model: Model, kind: MediaKind, stored: tuple[int, int]) -> tuple[int, int]:
-    """Return the height and width at which a stored frame is encoded. Video frames are stored at
-    that size."""
-    return model.fit("image").size(*stored) if kind == "image" else stored
+    return estimate.chunk_frames * math.prod(model.seen_size(kind, estimate.stored))
 
 
 def standard_workloads(
@@ -189,11 +183,8 @@ def workload_of(
     heard = model.sound_tokens(sound_seconds)
     counted = encoder_frames(model.profile, kind, frames)
     tokens, pixel_bytes = chunk_frame_tokens(
-        model.profile, kind, frames, seen_size(model, kind, stored)
+        model.profile, kind, frames, model.seen_size(kind, stored)
     )
-    feature_bytes = model.feature_bytes(kind)
-    largest = model.profile.image_tokens if kind == "image" else model.profile.frame_tokens
-    share = tokens / largest if largest else 1.0
     written = max(TEMPLATE_TOKENS, model.profile.tokens_per_prompt)
     written += model.profile.tokens_per_frame * frames if kind == "video" else 0
     # Many tokenizers use one token per digit.
@@ -209,7 +200,7 @@ def workload_of(
         units=math.ceil(counted * pixel_bytes / PIXEL_BYTES),
         tokens=math.ceil(counted * tokens) + heard + text,
         text_tokens=text,
-        feature_bytes=math.ceil(counted * feature_bytes * share),
+        feature_bytes=model.feature_bytes(kind, frames, stored),
         sound_seconds=sound_seconds if heard else 0.0,
         sound_tokens=heard,
     )

@@ -43,7 +43,10 @@ UNREAD = (
     "vision_outputs",
     "qformer_outputs",
 )
-"""Names of large fields that no language half reads if there is a `pooler_output`."""
+"""Ends of the names of large fields that no language half reads if there is a `pooler_output`, or
+features by level."""
+LEVELS = "deepstack_features"
+"""Field with the features that enter several layers of a language half."""
 
 
 class Features(dict[str, Any]):
@@ -165,9 +168,10 @@ def _record(output: Any, function: Any) -> Any:
 
 def lean(record: Any) -> Any:
     """Return the output record without the fields that the language half never reads."""
-    if record.get("pooler_output") is None:
+    if record.get("pooler_output") is None and record.get(LEVELS) is None:
         return record
-    return make_record(type(record), {n: v for n, v in record.items() if n not in UNREAD})
+    read = {name: part for name, part in record.items() if not name.endswith(UNREAD)}
+    return make_record(type(record), read)
 
 
 def once(record: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import Record
 from artifacts.records.store import FolderStore
-from artifacts.schema import ChunkIndex, MediaIndex
+from artifacts.schema import ChunkIndex, MediaIndex, MediaKind
 from flows.core.console.display import READING, Display
 from flows.core.ledger.ledger import Ledger, cut_waves, lengths_of, stages_with_work, waves_of
 from flows.core.ledger.namespaces import Variant
@@ -39,7 +39,7 @@ NAMESPACES = Variant(
 )
 
 
-def medium(name: str, kind: str = "video", prompt: str = "Describe.") -> Medium:
+def medium(name: str, kind: MediaKind = "video", prompt: str = "Describe.") -> Medium:
     return Medium(digest=name, path=f"/{name}.mp4", kind=kind, prompt=prompt)
 
 
