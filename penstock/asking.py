@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from artifacts.disk.json_records import read_jsonl_file
 from artifacts.texts.tables import table_of
-from flows.commands.ask import ANSWER
+from flows.commands.ask import pipeline_of
 from flows.commands.ask.answers import AnswerRow, AnswersWritten, flat_row, kinds_of
 from flows.commands.ask.keep import parse_keep
 from flows.commands.ask.run import ask as run_ask
@@ -28,13 +28,15 @@ def ask(sources: Sources, *, progress: Progress = "auto", **options: Unpack[AskO
     """Start a run that answers questions, as `penstock ask`. `questions` may be a dict, too. Raises
     PenstockError."""
     config = anchored(config_for(sources, options, AskConfig, AskOptions.__annotations__))
-    check_start(config, ANSWER, "ask")
+    check_start(config, pipeline_of(config.model), "ask")
     questions = config.every_question
     parse_keep(config.keep, questions)  # reports now what cannot be read
 
     def table(written: AnswersWritten) -> "Table":
-        kinds = kinds_of(questions)
-        return table_of((flat_row(row, kinds) for row in _rows(written)), kinds)
+        rows = [*_rows(written)]
+        answers = (answer for row in rows for answer in row.answers.items())
+        kinds = kinds_of(questions, {name for name, answer in answers if answer.bounded})
+        return table_of((flat_row(row, kinds) for row in rows), kinds)
 
     return Answers(config.out, display_for(progress), partial(run_ask, config), _rows, table)
 

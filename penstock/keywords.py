@@ -141,6 +141,9 @@ class AskOptions(MediaRunOptions, total=False):
 
     model: str | PathLike[str]
     out: str | PathLike[str]
+    endpoint: Words
+    endpoint_keys: str | PathLike[str]
+    insecure_endpoint: bool
     chunk: float | None
     shots: bool
     whole: bool

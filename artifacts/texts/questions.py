@@ -30,6 +30,7 @@ How an answer is made:
 import json
 import math
 import re
+import string
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,9 @@ from artifacts.schema import values_of
 
 Type = Literal["yes-no", "labels", "score", "tags"]
 YES_NO = ("Yes", "No")
+LETTERS = string.ascii_uppercase
+"""What a server answers in place of labels of several tokens."""
+BY_LETTER = "Answer with the letter of one of these only."
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 """The form of a question's name: it is a column of tables and conditions."""
 CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -101,6 +105,23 @@ class Question:
             return tuple(QuestionProbe(prompt=self._prompt(text), labels=YES_NO) for text in texts)
         return (QuestionProbe(prompt=self._prompt(self.text), labels=self.labels),)
 
+    @property
+    def one_token_probes(self) -> tuple[QuestionProbe, ...]:
+        """Return the probes whose labels are one token each: those of the question, or letters in
+        place of labels that are no single words. Raises UsageError."""
+        if self.type != "labels" or all(map(str.isalnum, self.labels)):
+            return self.probes
+        if len(self.labels) > len(LETTERS):
+            raise UsageError(
+                f"{self.name}: a server answers these labels by letters, and {len(self.labels):,} "
+                f"labels are more than {len(LETTERS)}",
+                hint="Give fewer labels, or make them tags",
+            )
+        letters = LETTERS[: len(self.labels)]
+        choices = (f"{of}) {label}" for of, label in zip(letters, self.labels, strict=True))
+        prompt = "\n".join(filter(None, (self.text, self.instruction, *choices, BY_LETTER)))
+        return (QuestionProbe(prompt=prompt, labels=tuple(letters)),)
+
     def _prompt(self, text: str) -> str:
         instruction = self._default if self.instruction is None else self.instruction
         return f"{text}\n{instruction}" if instruction else text
@@ -127,6 +148,14 @@ class Question:
 
 
 Questions = tuple[Question, ...]
+Probes = dict[str, tuple[QuestionProbe, ...]]
+"""Name of a question → its probes."""
+
+
+def probes_of(questions: Questions, *, one_token: bool) -> Probes:
+    """Return the probes of questions, with labels of one token each for a server. Raises
+    UsageError."""
+    return {one.name: one.one_token_probes if one_token else one.probes for one in questions}
 
 
 def canonical(questions: Questions) -> str:
@@ -257,6 +286,9 @@ class QuestionAnswer:
     mass: float
     """Share of the probability that the labels had together before they were normalized; of tags,
     the smallest."""
+    bounded: bool | None = None
+    """True: a server did not state the probability of every label, and a bound stands in its
+    place: at most so probable."""
 
     @property
     def text(self) -> str:
@@ -271,12 +303,23 @@ class QuestionAnswer:
         return {name: v for name, v in values_of(self).items() if v is not None}
 
 
-def answer_of(question: Question, *chunks: Sequence[Sequence[float]]) -> QuestionAnswer:
+def answer_of(
+    question: Question, *chunks: Sequence[Sequence[float]], is_bounded: bool = False
+) -> QuestionAnswer:
     """Return the answer to a question from the log probabilities of the labels of each of its
-    probes, in their order. Of several `chunks`, the mean of their probabilities counts."""
+    probes, in their order. Of several `chunks`, the mean of their probabilities counts.
+    `is_bounded`: some of them are bounds."""
+    answer = _exact_answer(question, chunks)
+    return replace(answer, bounded=True) if is_bounded else answer
+
+
+def _exact_answer(
+    question: Question, chunks: Sequence[Sequence[Sequence[float]]]
+) -> QuestionAnswer:
     probes = [_mean([normalized(scores[at]) for scores in chunks]) for at in range(len(chunks[0]))]
     masses = (sum(map(math.exp, of_probe)) for scores in chunks for of_probe in scores)
-    mass = float(f"{min(masses):.3g}")  # three digits, however small: 1e-9 says more than 0
+    mass = min(1.0, *masses)  # rounding, and bounds, may add up to more than 1
+    mass = float(f"{mass:.3g}")  # three digits, however small: 1e-9 says more than 0
     if question.type == "tags":
         tags = {tag: _rounded(p[0]) for tag, p in zip(question.labels, probes, strict=True)}
         given = tuple(tag for tag, p in tags.items() if p >= question.threshold)

@@ -24,7 +24,7 @@ from flows.core.plan.costs.tag import pass_rows as pass_rows_of_tagger
 from flows.core.plan.ladder import Rung
 from flows.execution.batches import pass_rows
 from stages.answer import AnswerItem, AnswerJob
-from stages.ask import AskItem, AskJob
+from stages.ask import PROBE, AskItem, AskJob
 from stages.decode.generation import (
     CHECKPOINT,
     FALLBACK,
@@ -418,6 +418,15 @@ def _texts_job(calls: StageCallBuilder, request: JobRequest) -> TextsJob:
     )
 
 
+def _ask_item(task: Task, stage: StageSpec) -> AskItem:
+    """Return a task of a stage that servers answer."""
+    key, frames, kind = task[stage.writes], task["frames"], task.medium.kind
+    if stage is not PROBE:
+        return AskItem(key, frames, kind, task.prompt)
+    probe = QuestionProbe.of(task.prompt)
+    return AskItem(key, frames, kind, probe.prompt, probe.labels)
+
+
 def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
     job, stage, variant = calls.job, request.stage, request.variant
     served, config = job.model.served, job.config
@@ -432,19 +441,16 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
     return AskJob(
         store=job.store.url,
         frames_namespace=variant["frames"],
-        namespace=variant["captions"],
-        items=[
-            AskItem(t[stage.writes], t["frames"], t.medium.kind, t.prompt)
-            for batch in request.batches
-            for t in batch
-        ],
+        namespace=variant[stage.writes],
+        writes=stage.writes,
+        items=[_ask_item(task, stage) for batch in request.batches for task in batch],
         model=served.model,
         endpoints=[endpoint.url for endpoint in served.endpoints],
         keys_file=os.path.abspath(os.path.expanduser(keys)) if keys else "",
         fit=job.model.fit("image"),
         video=variant.sends_video,
         at_once=request.rung.batch,
-        max_new_tokens=config.groups.engine.max_new_tokens,
+        max_new_tokens=1 if stage is PROBE else config.groups.engine.max_new_tokens,
         system=params.system,
         schema=params.schema,
         sampling=sampling,
@@ -477,6 +483,7 @@ def _tag_job(calls: StageCallBuilder, request: JobRequest) -> TagJob:
 MAKERS: Mapping[str, Callable[[StageCallBuilder, JobRequest], Any]] = {
     "answer": _answer_job,
     "ask": _ask_job,
+    "ask_probes": _ask_job,
     "decode": _decode_job,
     "embed": _embed_job,
     "embed_texts": _texts_job,

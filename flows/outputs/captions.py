@@ -337,10 +337,17 @@ def kinds_of(job: Job) -> dict[str, str]:
         kinds |= {_column(name, column): kind for name in names} if of_each else {column: kind}
     if job.model.hears:
         kinds |= SOUND_COLUMNS
-    kinds |= answer_columns.columns_of(job.config.groups.answers.every_question, before=ANSWER)
+    kinds |= _answer_kinds(job)
     properties = properties_of(job)
     of_schema = columns_of(job.config.groups.generation.schema) if properties else {}
     return kinds | {column: of_schema[name] for (_, name), column in properties.items()}
+
+
+def _answer_kinds(job: Job) -> dict[str, str]:
+    """Return the columns of answers and their types. Those of a server may be bounds."""
+    questions = job.config.groups.answers.every_question
+    bounded = [question.name for question in questions if job.model.served is not None]
+    return answer_columns.columns_of(questions, bounded=bounded, before=ANSWER)
 
 
 def properties_of(job: Job) -> dict[tuple[str, str], str]:
@@ -349,7 +356,7 @@ def properties_of(job: Job) -> dict[tuple[str, str], str]:
     names, ours = _names(job), ("caption", *OF_PROMPT)
     ours_too = SOUND_COLUMNS if job.model.hears else {}
     taken = {*KINDS, *ours_too, *(_column(name, field) for name in names for field in ours)}
-    taken |= {*answer_columns.columns_of(job.config.groups.answers.every_question, before=ANSWER)}
+    taken |= _answer_kinds(job).keys()
     columns: dict[tuple[str, str], str] = {}
     for name in names if params.schema else ():
         before = f"{name}_" if name else ""

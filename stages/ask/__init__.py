@@ -1,4 +1,5 @@
-"""Asks a server for captions of frames. Loads no model."""
+"""Asks a server for captions of frames, or how probable the labels of questions are. Loads no
+model."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -7,30 +8,36 @@ from artifacts.frame_fit import FrameFit
 from stages.process.stage_spec import StageSpec
 
 OUTPUT_VERSION = 1
-"""Raised when what a server is sent changes for the same inputs; part of every caption's key."""
+"""Raised when what a server is sent changes for the same inputs; part of every record's key."""
 QUALITY = 90
-"""JPEG quality of the frames that are sent; part of every caption's key."""
+"""JPEG quality of the frames that are sent; part of every record's key."""
 UNANSWERED = "unanswered"
 """Kind of failure of an item that a server did not answer; the next run tries it again."""
+UNSUPPORTED = "unsupported"
+"""Kind of failure of a probe that a server answered without log probabilities."""
 
 
 class AskItem(NamedTuple):
-    """A chunk to caption: keys of its caption and of its frames, `video` or `image`, and prompt."""
+    """A chunk to caption: keys of its record and of its frames, `video` or `image`, and prompt.
+    With `labels` it is a probe: how probable these are after the prompt, and no text."""
 
     key: str
     frames: str
     kind: str
     prompt: str
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskJob:
-    """Chunks to caption with the same settings. It holds no key of a server."""
+    """Chunks to caption or to probe with the same settings. It holds no key of a server."""
 
     store: str = ""
     frames_namespace: str = ""
     namespace: str = ""
-    """Cache namespace of the captions."""
+    """Cache namespace of the captions or answers."""
+    writes: str = "captions"
+    """Kind of the records: `captions` or `answers`."""
     items: list[AskItem] = field(default_factory=list)
     model: str
     """Name of the model on the servers."""
@@ -72,3 +79,18 @@ STAGE = StageSpec(
     verb="captioning",
     counts="caption",
 )
+"""Captions chunks."""
+PROBE = StageSpec(
+    name="ask_probes",
+    reads=("frames",),
+    writes="answers",
+    job=AskJob,
+    prompted=True,
+    can_reject_items=True,
+    deletes_inputs=True,
+    output_version=OUTPUT_VERSION,
+    entry="stages.ask.run:run",
+    verb="answering",
+    counts="prompt",
+)
+"""Measures how probable the labels of questions are about chunks."""

@@ -1,4 +1,5 @@
-"""The ask stage: sends the frames of chunks to servers and stores their captions.
+"""The stages of servers: they send the frames of chunks, and store captions, or the log
+probabilities of labels as the first token of an answer.
 
 How it works:
 
@@ -8,9 +9,10 @@ How it works:
    each server bounds how many are sent at once.
 3. A request to an overloaded or silent server is repeated later, or sent to another one. An item
    that stays unanswered fails in this run; the next run tries it again.
-4. A request that is refused, or an answer that is no caption, is stored as a failure of its item.
-5. A refused key, an unknown model, a redirect, a changed model, and servers that are all silent end
-   the stage. What was answered until then is stored.
+4. A request that is refused, or an answer that is no caption and has no log probabilities, is
+   stored as a failure of its item.
+5. A refused key, an unknown model, a redirect, a changed model, servers that are all silent, and a
+   server without log probabilities end the stage. What was answered until then is stored.
 
 Requests and answers are written and read in OpenAI's protocol.
 """
@@ -42,7 +44,8 @@ from artifacts.records.claims import claims_at
 from artifacts.records.packs import DamagedRecord, Record, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.remote.endpoints import EndpointKeys, endpoints_of, keys_from
-from stages.ask import QUALITY, UNANSWERED, AskItem, AskJob
+from stages.ask import QUALITY, UNANSWERED, UNSUPPORTED, AskItem, AskJob
+from stages.ask.probes import TOP, label_scores
 from stages.ask.servers import (
     OVERLOADED,
     Client,
@@ -92,13 +95,11 @@ PROBE_SIZE, PROBE_FRAMES = 128, 8
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A server's caption of one item, and the model and the fingerprint that it states."""
+    """A server's answer about one item, and the model and the fingerprint that it states."""
 
-    text: str
-    tokens: int
-    ended: str
-    reason: str
-    """Word for the end that is not known here; empty for known ones."""
+    meta: dict[str, Any]
+    """What its record says of it. Of a caption, `reason` is the word for an end that is not known
+    here."""
     model: str
     fingerprint: str
 
@@ -117,6 +118,7 @@ class BadAnswer(Exception):
 def request_body(job: AskJob, item: AskItem, media: bytes) -> bytes:
     """Return the body of a request. `media` are parts of a message, as JSON without brackets."""
     fields: dict[str, Any] = {"model": job.model, "max_tokens": job.max_new_tokens, **job.sampling}
+    fields |= {"logprobs": True, "top_logprobs": TOP} if item.labels else {}
     if job.seed is not None:
         digest = hashlib.sha256(f"{job.seed} {item.key}".encode()).digest()
         fields["seed"] = int.from_bytes(digest[:4]) >> 1
@@ -129,13 +131,13 @@ def request_body(job: AskJob, item: AskItem, media: bytes) -> bytes:
     return head.encode() + b", ".join(filter(None, (media, question))) + b"]}]}"
 
 
-def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
-    """Return the answer in the body of a response. Raises BadAnswer."""
+def answer_in(body: bytes, schema: str, labels: Sequence[str], keys: EndpointKeys) -> Answer:
+    """Return the answer in the body of a response: about `labels`, or a caption without any. Raises
+    BadAnswer."""
     try:
         value = json.loads(body.decode().removeprefix("\ufeff"))
         choice = value["choices"][0]
         message, reason = choice["message"], str(choice.get("finish_reason") or "")
-        ended = reason.lower()
         text = _text(message.get("content"))
         text.encode()
     except UnicodeEncodeError as error:
@@ -143,14 +145,41 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         why = f"the answer is no chat completion: {error_in(body, keys)}"
         raise BadAnswer("garbled", why, again=True) from error
-    if value.get("error") or choice.get("error") or ended in FAILED:
+    if value.get("error") or choice.get("error") or reason.lower() in FAILED:
         why = error_in(body, keys) if value.get("error") else reason
         raise BadAnswer("server", f"the server did not finish the answer: {why}", again=True)
-    if ended in REFUSED or (not text.strip() and message.get("refusal")):
+    if reason.lower() in REFUSED or (not text.strip() and message.get("refusal")):
         why = keys.cleaned(str(message.get("refusal") or reason))
         raise BadAnswer("refused", f"the model refuses to answer: {why}")
+    return Answer(
+        _probed(choice, labels, keys) if labels else _caption(value, text, schema, keys),
+        keys.cleaned(str(value.get("model") or "")),
+        keys.cleaned(str(value.get("system_fingerprint") or "")),
+    )
+
+
+def _probed(choice: Mapping[str, Any], labels: Sequence[str], keys: EndpointKeys) -> dict[str, Any]:
+    """Return what the record of a probe says. Raises BadAnswer."""
+    try:
+        reading = label_scores(choice, labels)
+    except ValueError as error:
+        why = f"the server states a log probability that is none: {keys.cleaned(str(error))}"
+        raise BadAnswer(SUSPECTED, why) from error
+    except (LookupError, TypeError) as error:
+        raise BadAnswer(UNSUPPORTED, "the answer has no log probabilities") from error
+    return {"scores": reading.scores, "bounded": reading.is_bounded}
+
+
+def _caption(
+    value: Mapping[str, Any], text: str, schema: str, keys: EndpointKeys
+) -> dict[str, Any]:
+    """Return what the record of a caption says, from a chat completion and its text. Raises
+    BadAnswer."""
+    choice = value["choices"][0]
+    message, reason = choice["message"], str(choice.get("finish_reason") or "")
+    ended, usage = reason.lower(), value.get("usage")
     cut = " (it was cut at --max-new-tokens)" if ended in CUT else ""
-    if not text.strip() and _has_reasoned(message, value.get("usage")):
+    if not text.strip() and _has_reasoned(message, usage):
         raise BadAnswer("thinking", f"the answer is reasoning alone{cut}: raise --max-new-tokens")
     if not text.strip() and cut:
         why = "the server's numbers may be NaN (try another precision there)"
@@ -160,7 +189,6 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
     if any(key in text for key in keys.of.values()):
         raise BadAnswer("garbled", "the answer holds the key of the server")
     text = _unfenced(text) if schema else text
-    usage = value.get("usage")
     count: Any = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
     if not (type(count) is int and 0 <= count < 1 << 31):
         count = -(-len(text.encode()) // BYTES_PER_TOKEN)
@@ -169,14 +197,13 @@ def answer_in(body: bytes, schema: str, keys: EndpointKeys) -> Answer:
         raise BadAnswer("cut", why)
     if schema and not follows(schema, text):
         raise BadAnswer("schema", f"the answer does not follow the schema{cut}")
-    return Answer(
-        text if schema else CONTROL.sub("", text).strip(),
-        count,
-        "length" if ended in CUT else "stop",
-        "" if ended in STOPPED + CUT else keys.cleaned(reason) or "none",
-        keys.cleaned(str(value.get("model") or "")),
-        keys.cleaned(str(value.get("system_fingerprint") or "")),
-    )
+    known = ended in STOPPED + CUT
+    return {
+        "caption": text if schema else CONTROL.sub("", text).strip(),
+        "tokens": count,
+        "ended": "length" if ended in CUT else "stop",
+        **({} if known else {"reason": keys.cleaned(reason) or "none"}),
+    }
 
 
 def _has_reasoned(message: Mapping[str, Any], usage: Any) -> bool:
@@ -332,7 +359,7 @@ def warm(_: dict[str, Any]) -> None:
 
 
 def run(job_fields: dict[str, Any], report: EventReporter) -> None:
-    """Publish a caption or a failure for each item that has neither."""
+    """Publish a caption or an answer, or a failure, for each item that has neither."""
     job = parse_job(AskJob, job_fields)
     asking = Asking(job, report)
     by_chunk: dict[str, Chunk] = {}
@@ -357,21 +384,22 @@ class Asking:
         self._job = job
         self._report = report
         self._store = store = open_store(job.store)
-        self._frames, self._captions, self._failures = record_sets_of(
+        self._frames, self._made_before, self._failures = record_sets_of(
             store,
             ("frames", job.frames_namespace),
-            ("captions", job.namespace),
+            (job.writes, job.namespace),
             ("failures", job.namespace),
         )
         self._keys = keys_from(job.keys_file)
-        is_new = not len(self._captions)
+        is_new = not len(self._made_before)
         self._faults = ItemFaults("ask", self._refuse, min(SURE, len(job.items)) if is_new else 0)
         self._made: list[Record] = []
         self._failed: list[Record] = []
         self._answered = self._unanswered = 0
 
     def missing(self, items: Chunk) -> Chunk:
-        return [i for i in items if i.key not in self._captions and i.key not in self._failures]
+        made, failed = self._made_before, self._failures
+        return [i for i in items if i.key not in made and i.key not in failed]
 
     def _work(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, bytes]]:
         """Yield the missing items of each chunk that this process claims, and its media."""
@@ -396,7 +424,7 @@ class Asking:
         )
         most = job.at_once * len(endpoints) + AHEAD
         places, work = asyncio.Semaphore(most), self._work(chunks)
-        record_sets = (self._captions, self._failures)
+        record_sets = (self._made_before, self._failures)
         with (
             claims_at(self._store, *record_sets) as self._claims,
             ThreadPoolExecutor(1) as self._writer,
@@ -427,13 +455,16 @@ class Asking:
     async def _item(
         self, item: AskItem, media: bytes, places: asyncio.Semaphore, taken: int
     ) -> None:
-        """Send one item, and keep its caption or failure for storing."""
+        """Send one item, and keep its answer or failure for storing."""
         try:
             await self._answer(item, request_body(self._job, item, media))
             self._faults.note_success()
         except BadAnswer as error:
             if error.kind == "request":
                 self._faults.add(item, ItemFault("Refused", error.message))
+            elif error.kind == SUSPECTED and item.labels:
+                hint = "Look at the numbers that the server states"
+                self._faults.add(item, ItemFault("NotFinite", error.message, error.kind, hint))
             elif error.again:
                 self._unanswered += 1
                 if self._unanswered >= SURE and not self._answered:
@@ -493,10 +524,17 @@ class Asking:
             raise BadAnswer("swapped", "the answer belongs to another request", again=True)
         refuse_page(server.client, reply, self._keys)
         if reply.status == 200:
-            answer = answer_in(reply.body, self._job.schema, self._keys)
+            try:
+                answer = answer_in(reply.body, self._job.schema, item.labels, self._keys)
+            except BadAnswer as error:
+                if error.kind == UNSUPPORTED and not server.answers:
+                    raise _without_logprobs(server, error.message) from error
+                raise
             server.answered(answer.model, answer.fingerprint)
             return answer
         reason = f"HTTP {reply.status} {error_in(reply.body, self._keys)}".strip()
+        if item.labels and "logprobs" in reason and not server.answers:
+            raise _without_logprobs(server, reason)
         if reply.status in OVERLOADED or reply.status >= 500:
             kind = "overloaded" if reply.status in OVERLOADED else "server"
             raise BadAnswer(kind, reason, again=True)
@@ -507,10 +545,7 @@ class Asking:
     def _keep(self, item: AskItem, answer: Answer, server: ModelServer) -> None:
         served = {"model": answer.model, "system_fingerprint": answer.fingerprint}
         meta = {
-            "caption": answer.text,
-            "tokens": answer.tokens,
-            "ended": answer.ended,
-            **({"reason": answer.reason} if answer.reason else {}),
+            **answer.meta,
             "generation": self._job.sampling,
             "made_by": self._job.made_by,
             "served": {"host": server.client.endpoint.origin, **served},
@@ -519,7 +554,7 @@ class Asking:
         self._answered += 1
 
     def _refuse(self, item: AskItem, fault: ItemFault) -> None:
-        self._fail(item, "refused-request", fault.message)
+        self._fail(item, fault.kind or "refused-request", fault.message)
 
     def _fail(self, item: AskItem, kind: str, message: str) -> None:
         meta = {"kind": kind, "message": message, "hint": STORED_HINT}
@@ -539,11 +574,20 @@ class Asking:
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, publish))
 
     def _publish(self, made: list[Record], failed: list[Record]) -> None:
-        tokens = {record.key: record.meta["tokens"] for record in made}
-        for key in self._captions.publish(made):
+        tokens = {record.key: record.meta.get("tokens", 0) for record in made}
+        for key in self._made_before.publish(made):
             self._report.answered(key, tokens=tokens[key])
         self._failures.publish(failed)
         for record in failed:
             self._report.failure(record.key, **record.meta)
         self._claims.done([record.key for record in (*made, *failed)])
         self._report.note(**self._servers.notes())
+
+
+def _without_logprobs(server: ModelServer, reason: str) -> EnvironmentFault:
+    """Return the error of a server that cannot measure labels."""
+    return EnvironmentFault(
+        f"{server.client.endpoint.origin} gives no log probabilities ({UNSUPPORTED}): {reason}",
+        hint="`penstock ask` needs a server that answers `logprobs` with `top_logprobs`, or a "
+        "model on this machine",
+    )

@@ -116,7 +116,10 @@ class LogitsWatch:
     """Scores the tokens of one call of `generate`. It is the first logits processor, which gets the
     raw logits. A step's tokens are known in the next step, so one step's logits are kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_first: bool = False) -> None:
+        self._keeps_first = keeps_first
+        self.first: torch.Tensor | None = None
+        """The logits of the first step if they are kept, of shape [rows, vocabulary]."""
         self._logits: torch.Tensor | None = None
         self._tokens: list[torch.Tensor] = []
         self._scores: list[torch.Tensor] = []
@@ -131,6 +134,8 @@ class LogitsWatch:
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the scores [rows, vocabulary] as they are. `ids` are of shape [rows, tokens]."""
         self._score(ids[:, -1])
+        if self._keeps_first and self.first is None:
+            self.first = scores.clone()
         self._logits = scores
         return scores
 

@@ -111,8 +111,11 @@ class GenerateKwargs:
         limit: int,
         stop: Sequence[str] = (),
         settings: CheckpointSettings | None = None,
+        request: RequestSettings | None = None,
     ) -> None:
         """Limit captions to `limit` tokens, and to the text before a stop string."""
+        self.request = request
+        """The request's own settings; None: it has none."""
         self.generation = generation
         self.limit = limit
         self._stop = stop
@@ -129,7 +132,7 @@ class GenerateKwargs:
         if not (text := item.settings):
             return self
         own = RequestSettings.from_text(text)
-        return GenerateKwargs(own.generation, own.max_new_tokens, own.stop, self._settings)
+        return GenerateKwargs(own.generation, own.max_new_tokens, own.stop, self._settings, own)
 
     def bounded(
         self, half: Half, inputs: Mapping[str, Any], items: Items, *, whole: bool
@@ -142,7 +145,7 @@ class GenerateKwargs:
         left = context_left(half, inputs) if free else None
         if left is None or left >= self.limit:
             return self
-        return GenerateKwargs(self.generation, left, self._stop, self._settings)
+        return GenerateKwargs(self.generation, left, self._stop, self._settings, self.request)
 
     def options(self, half: Half, processor: Processor, items: Items) -> dict[str, Any]:
         """Return the keyword arguments of `generate` for these items, in order."""

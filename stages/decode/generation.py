@@ -163,6 +163,11 @@ class DecodeItem(NamedTuple):
     """Key of the features of its sound; empty: it is captioned by what is seen."""
 
     @property
+    def measures(self) -> bool:
+        """Return whether the record says how probable the first token is."""
+        return bool(self.settings) and RequestSettings.from_text(self.settings).measures
+
+    @property
     def keys(self) -> dict[str, str]:
         """Return the keys of its answers by these engines."""
         keys = {OWN: self.key, FALLBACK: self.fallback_key}
@@ -229,6 +234,15 @@ class RequestSettings:
     generation: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     """Stop strings; a caption ends before the first one."""
+    top_logprobs: int = 0
+    """Number of tokens whose log probability as the first one is stated."""
+    labels: tuple[str, ...] = ()
+    """Labels whose log probability as the first token is stated."""
+
+    @property
+    def measures(self) -> bool:
+        """Return whether the record says how probable the first token is."""
+        return bool(self.top_logprobs or self.labels)
 
     @property
     def text(self) -> str:
@@ -238,6 +252,8 @@ class RequestSettings:
             "max_new_tokens": self.max_new_tokens,
             "stop": sorted(set(self.stop)),
             **({"stop_version": STOP_VERSION} if self.stop else {}),
+            **({"top_logprobs": self.top_logprobs} if self.top_logprobs else {}),
+            **({"labels": self.labels} if self.labels else {}),
         }
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 

@@ -283,6 +283,7 @@ def _ended(request: DecodeRequest, output: CaptionOutput) -> CaptionProgress:
         ended=output.finish_reason,
         prompt_tokens=output.prompt_tokens,
         stopped=output.stopped,
+        first=output.fields.get("first", {}),
     )
 
 

@@ -89,6 +89,9 @@ class CaptionProgress:
     unknown."""
     stopped: bool = False
     """Whether a stop string ended the caption."""
+    first: dict[str, Any] = field(default_factory=dict)
+    """How probable tokens and labels were as the first token, if that was requested
+    (stages/decode/first_token.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

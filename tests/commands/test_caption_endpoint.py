@@ -256,7 +256,7 @@ def test_what_has_no_effect_is_refused_fails(given: dict[str, Any], text: str) -
 
 
 def test_other_commands_refuse_served_models_fails(pictures: Path) -> None:
-    with pytest.raises(UsageError, match="only `penstock caption` can use"):
+    with pytest.raises(UsageError, match="only `penstock caption` and `penstock ask` can"):
         embed(EmbedConfig(sources=(str(pictures),), model="openai:m"), Display(quiet=True))
 
 

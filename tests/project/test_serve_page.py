@@ -81,7 +81,7 @@ def is_like(found: Any, printed: Any) -> bool:
 
 @pytest.mark.slow
 def test_what_the_page_prints_runs_and_answers_as_printed(tmp_path: Path) -> None:
-    setting_up, label, asking = blocks("sh")
+    setting_up, label, asking, questions = blocks("sh")
     *before, serve = setting_up.splitlines()
     shell = Shell(tmp_path)
     shell.run("\n".join(before))
@@ -95,6 +95,8 @@ def test_what_the_page_prints_runs_and_answers_as_printed(tmp_path: Path) -> Non
         values += [next(each for each in record if "captions" in each)]
         for found, printed in zip(values, blocks("json"), strict=True):
             assert is_like(found, json.loads(printed)), json.dumps(found)
+        (row,) = json.loads(shell.run(questions))["rows"]
+        assert row["answers"].keys() == {"ring", "quality"}
         (streamed,) = [answer for line, answer in answers.items() if "stream=1" in line]
         assert streamed.count("data: ") > 1 and '"done": true' in streamed.splitlines()[-2]
         assert (tmp_path / "thumbnail.jpg").read_bytes().startswith(b"\xff\xd8\xff")

@@ -1,7 +1,7 @@
 """Writes the answers of a run, one row for each chunk or image. Runs no model."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -11,7 +11,7 @@ from artifacts.disk.json_shapes import Json
 from artifacts.schema import values_of
 from artifacts.texts.answer_columns import columns_of, values_of_answer
 from artifacts.texts.captions import write_jsonl
-from artifacts.texts.questions import LEAST_MASS, QuestionAnswer, Questions, answer_of
+from artifacts.texts.questions import LEAST_MASS, QuestionAnswer, Questions, answer_of, probes_of
 from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
 from flows.commands.ask.keep import (
@@ -49,7 +49,7 @@ class AnswerRow:
     model: str
     precision: dict[str, str]
     features: str
-    """Key of the features that the answers are about."""
+    """Key of the features, or of the frames for a server, that the answers are about."""
 
     def to_json(self) -> dict[str, Json]:
         """Return the fields of a line, without those that an answer or the row does not have."""
@@ -125,13 +125,16 @@ class AnswerRows:
     def __init__(self, job: Job, questions: Questions) -> None:
         self._job = job
         self._questions = questions
-        self._probes = {one.name: [probe.text for probe in one.probes] for one in questions}
+        by_name = probes_of(questions, one_token=job.model.served is not None)
+        self._probes = {name: [probe.text for probe in own] for name, own in by_name.items()}
         self.chunks: Counter[MediaFile] = Counter()
         """Number of answered probes of each file, under each of its probes."""
         self.lines: Counter[MediaFile] = Counter()
         """Number of rows of each file."""
         self.masses: dict[str, list[float]] = {}
         """Question → the mass of each of its answers."""
+        self.bounded: set[str] = set()
+        """Questions with an answer in which a bound stands for a probability."""
         self.media: list[MediumAnswers] = []
         """The answers of each file."""
 
@@ -165,10 +168,14 @@ class AnswerRows:
             texts = self._probes[question.name]
             own = [tasks[text] for text in texts if text in tasks]
             if len(own) == len(texts):
-                scores = [kept.meta(task["answers"])["scores"] for task in own]
-                answers[question.name] = answer_of(question, scores)
+                metas = [kept.meta(task["answers"]) for task in own]
+                scores = [meta["scores"] for meta in metas]
+                is_bounded = any(meta.get("bounded") for meta in metas)
+                answer = answer_of(question, scores, is_bounded=is_bounded)
+                self.bounded.update([question.name] if is_bounded else ())
+                answers[question.name] = answer
                 self.media[-1].add(question, scores)
-                self.masses[question.name].append(answers[question.name].mass)
+                self.masses[question.name].append(answer.mass)
         return answers
 
     def _row(self, file: MediaFile, task: Task, answers: Mapping[str, QuestionAnswer]) -> AnswerRow:
@@ -181,7 +188,7 @@ class AnswerRows:
             unanswered=tuple(q.name for q in self._questions if q.name not in answers),
             model=self._job.model.name,
             precision=dict(task.variant.precision),
-            features=task["features"],
+            features=task.seen,
         )
 
 
@@ -197,7 +204,7 @@ def write_answers(
         own.renew(job.out / name, partial(write_text, pieces=[json_text(r) + "\n" for r in files]))
     for form in formats:
         if form in TABLES:
-            kinds = kinds_of(questions)
+            kinds = kinds_of(questions, rows.bounded)
             flat = (flat_row(row, kinds) for row in rows)
             own.renew(job.out / f"answers.{form}", partial(TABLES[form], rows=flat, kinds=kinds))
     written = AnswersWritten(
@@ -220,9 +227,10 @@ def write_answers(
     return written
 
 
-def kinds_of(questions: Questions) -> dict[str, str]:
-    """Return the columns of a table of answers, and their types."""
-    return {**NAMES, **SPAN, **columns_of(questions)}
+def kinds_of(questions: Questions, bounded: Collection[str]) -> dict[str, str]:
+    """Return the columns of a table of answers, and their types. `bounded`: names of questions
+    with answers that are."""
+    return {**NAMES, **SPAN, **columns_of(questions, bounded=bounded)}
 
 
 def flat_row(row: AnswerRow, kinds: Mapping[str, str]) -> dict[str, Json]:

@@ -5,7 +5,7 @@ import sys
 from contextlib import closing
 from functools import partial
 
-from flows.commands.ask import ANSWER
+from flows.commands.ask import pipeline_of
 from flows.commands.ask.keep import parse_keep
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_of
@@ -23,7 +23,9 @@ def ask_command(given: argparse.Namespace) -> int:
     if given.dry_run:
         from flows.commands.ask.run import check
 
-        return show(config, ANSWER, as_json=given.json, dry_run="ask", check=check)
+        return show(
+            config, pipeline_of(config.model), as_json=given.json, dry_run="ask", check=check
+        )
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):
         display.doing(READING)

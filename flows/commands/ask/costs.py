@@ -4,7 +4,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from flows.core.checkpoint.models import Model
-from flows.core.plan.costs import decode
+from flows.core.plan.costs import ask, decode
 from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import Conditions, Cost, StageEstimate, Term
 from flows.core.plan.workloads import Workload
@@ -32,5 +32,5 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     return replace(whole, workload=workload, flops=estimate.flops * workload.chunks)
 
 
-COSTS = {"answer": Cost(rungs=decode.rungs, memory=memory)}
+COSTS = {"answer": Cost(rungs=decode.rungs, memory=memory), "ask_probes": ask.COST}
 """Stage → its cost."""

@@ -26,7 +26,10 @@ def parse_keep(text: str | None, questions: Questions) -> Condition | None:
     """Return the condition of `--keep`; None without one. Raises UsageError."""
     columns = (*NAMES, "kind", *columns_of(questions))
     for question in questions:
-        others = columns_of(tuple(one for one in questions if one is not question))
+        others = columns_of(
+            tuple(one for one in questions if one is not question),
+            bounded=[one.name for one in questions],
+        )
         if question.name in WORDS | FIXED.keys() | others.keys():
             hint = "Give it another name: it is a word of conditions, or a column of the table"
             raise UsageError(f"a question cannot be named {question.name}", hint=hint)

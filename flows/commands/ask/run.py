@@ -3,7 +3,7 @@
 from functools import partial
 
 from artifacts.errors import UsageError
-from flows.commands.ask import ANSWER
+from flows.commands.ask import pipeline_of
 from flows.commands.ask.answers import AnswersWritten, answer_paths, write_answers
 from flows.commands.ask.keep import parse_keep
 from flows.core.console.display import Display
@@ -32,7 +32,8 @@ def ask(
     def attempt() -> AnswersWritten:
         refuse_taking(config, "ask")
         observer = RunObserver(display, on_begin, "ask")
-        with prepared(config, observer, make_launcher, ANSWER, left_out=left_out) as (
+        pipeline = pipeline_of(config.model)
+        with prepared(config, observer, make_launcher, pipeline, left_out=left_out) as (
             job,
             launcher,
         ):

@@ -6,6 +6,7 @@ from flows.core.console.display import Display
 from flows.core.job.prepare import out_folder
 from flows.core.machine.launch import DirectLauncher
 from flows.core.options.commands import RunOptions
+from flows.core.options.questions import AskConfig
 from flows.execution import run
 from flows.execution.run_observer import OnBegin
 from flows.outputs.folder.owners import refuse_taking
@@ -22,10 +23,10 @@ def caption(
     PenstockError; finished records stay."""
     left_out = frozenset[str]()
     guard(out_folder(config))
-    if (answers := config.groups.answers).keep:
+    if (answers := config.groups.answers).questions:
         from flows.commands.ask.keep import parse_keep
 
-        parse_keep(answers.keep, answers.every_question)  # before hours of marking
+        parse_keep(answers.keep, AskConfig.before(config).every_question)  # before hours of marking
     if condition := config.groups.sift_first.sift:
         from flows.commands.sift.run import sift_before
 

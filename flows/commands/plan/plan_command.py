@@ -92,8 +92,8 @@ def show(
             check(plan.job or prepare_without_media(config, launcher, *pipelines))
         answers = None
         if CAPTION in pipelines and isinstance(config, CaptionConfig) and config.questions:
-            questions, (pipeline,) = AskConfig.before(config), purposes()["ask"]
-            answers = plan_of(questions, launcher, display.print_line, pipeline, left_out=left_out)
+            questions, stages = AskConfig.before(config), purposes()["ask"]
+            answers = plan_of(questions, launcher, display.print_line, *stages, left_out=left_out)
     if as_json:
         report = {**figures(plan), **_table(plan)}
         report["notes"] = [*before, *report["notes"]]

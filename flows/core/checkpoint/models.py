@@ -58,7 +58,7 @@ from flows.core.checkpoint.tagger import Tagger, read_tagger, tagger_profile
 from flows.core.machine.launch import Launcher
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import DEMO_MODEL, is_served
-from flows.core.pipelines import ASK, CAPTION, Pipeline, makes_vectors
+from flows.core.pipelines import ASK, CAPTION, Pipeline, makes_vectors, parts_of
 from stages.models.encoding import FIXED_ROWS
 from stages.models.hub.checkpoint import Checkpoint
 from stages.models.hub.quantized import ignored_settings
@@ -232,8 +232,9 @@ class Model:
 def pipeline_for(model: Model, pipelines: Sequence[Pipeline]) -> Pipeline:
     """Return the first of these pipelines that suits the checkpoint. Raises UsageError."""
     if model.served is not None:
-        if CAPTION in pipelines:
-            return ASK
+        by_servers = (ASK if pipeline == CAPTION else pipeline for pipeline in pipelines)
+        if own := next((pipeline for pipeline in by_servers if not parts_of(pipeline)), None):
+            return own
         raise only_captions(model.name)
     dual = model.profile.route == "dual"
     for pipeline in pipelines:

@@ -184,7 +184,7 @@ def open_served(config: RunOptions, announce: Announce | None = None) -> ServedM
 def only_captions(name: str) -> UsageError:
     """Return the error of a command that needs a model on this machine."""
     return UsageError(
-        f"{name} is run by a server, which only `penstock caption` can use",
+        f"{name} is run by a server, which only `penstock caption` and `penstock ask` can use",
         hint="Choose a model that this machine can load: a folder, a hub id, or demo",
     )
 

@@ -62,11 +62,12 @@ class AnswerOptions(OptionGroup):
         questions = self._questions_given()
         object.__setattr__(self, "questions", canonical(questions) if questions else "")
         object.__setattr__(self, "question", {})
-        if self.keep and not questions:
-            raise UsageError("--keep is about answers, and no question is given", hint=ADD_ONE)
 
     def _questions_given(self) -> Questions:
-        return questions_in(self.questions, self.question)
+        questions = questions_in(self.questions, self.question)
+        if self.keep and not questions:
+            raise UsageError("--keep is about answers, and no question is given", hint=ADD_ONE)
+        return questions
 
     @cached_property
     def every_question(self) -> Questions:

@@ -202,8 +202,8 @@ def check_served(config: Any) -> None:
     if not config.endpoint:
         raise UsageError(
             f"{config.model} is run by a server, whose address is missing",
-            hint="Add --endpoint to `penstock caption`; other commands need a model on this "
-            "machine",
+            hint="Add --endpoint to `penstock caption` or `penstock ask`; other commands need a "
+            "model on this machine",
         )
     for why, names in REFUSED.items():
         defaults = type(config)

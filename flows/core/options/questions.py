@@ -7,12 +7,20 @@ from typing import Annotated
 
 from artifacts.errors import UsageError
 from artifacts.options import Option
+from artifacts.texts.questions import Probes, probes_of
 from flows.core.options.answers import ADD_ONE, AnswerOptions
 from flows.core.options.commands import DEFAULT_MODEL, RunOptions
 from flows.core.options.formats import ANSWERED, FILES
 from flows.core.options.groups import Groups, groups_of
 from flows.core.options.media import SoundOptions, VideoSamplingOptions
-from flows.core.options.model import DEFAULT_MODEL_OPTION, AdapterOptions, GpuOptions
+from flows.core.options.model import (
+    DEFAULT_MODEL_OPTION,
+    AdapterOptions,
+    EndpointOptions,
+    GpuOptions,
+    check_served,
+    is_served,
+)
 from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.store import StoreSizeOptions
 from flows.core.options.text import OwnerOptions
@@ -32,6 +40,7 @@ class AskConfig(
     HalfPrecisionOptions,
     SoundOptions,
     VideoSamplingOptions,
+    EndpointOptions,
     RunOptions,
 ):
     """One run that answers questions."""
@@ -51,6 +60,8 @@ class AskConfig(
         super().__post_init__()
         if not self.questions:
             raise UsageError("no question given", hint=ADD_ONE)
+        check_served(self)
+        _ = self.probes  # raises UsageError for a question that a server cannot answer
 
     @classmethod
     def before(cls, captions: RunOptions) -> "AskConfig":
@@ -64,9 +75,14 @@ class AskConfig(
     def groups(self) -> Groups:
         """Return the groups; the probes of the questions are the prompts of the run."""
         groups = groups_of(self)
-        texts = dict.fromkeys(p.text for one in self.every_question for p in one.probes)
+        texts = dict.fromkeys(probe.text for probes in self.probes.values() for probe in probes)
         prompts = {f"probe-{at}": text for at, text in enumerate(texts)}
         return replace(groups, prompts=replace(groups.prompts, prompts=prompts))
+
+    @cached_property
+    def probes(self) -> Probes:
+        """Return the probes of the questions. Raises UsageError."""
+        return probes_of(self.every_question, one_token=is_served(self.model))
 
     @property
     def engines(self) -> str:

@@ -28,6 +28,7 @@ from starlette.routing import Match, Route
 from artifacts.disk.json_shapes import Json
 from artifacts.index.shard import IndexRow
 from flows.core.options.vectors import SearchQuery
+from flows.interfaces.serve.answers import AnswerRoutes
 from flows.interfaces.serve.caption_routes import CaptionRoutes
 from flows.interfaces.serve.chat import ChatCompletionRequest, ChatRoutes
 from flows.interfaces.serve.embedding import EmbeddedMedium, vectors_json, warnings_of
@@ -313,6 +314,8 @@ def app_of(service: Service, token: str) -> FastAPI:
     captions = CaptionRoutes(service)
     chat = ChatRoutes(service, captions)
     add("/v1/caption", captions.caption, methods=["POST"], openapi_extra=MEDIUM_BODY)
+    answers = AnswerRoutes(service, captions)
+    add("/v1/answers", answers.answer, methods=["POST"], openapi_extra=ANSWERS_BODY)
     add("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=CHAT_BODY)
     add("/v1/models", chat.models, methods=["GET"])
     add("/v1/models/{name:path}", chat.model, methods=["GET"])
@@ -444,7 +447,11 @@ MODEL = {"id": str, "object": Literal["model"], "created": Count, "owned_by": st
 FUNCTION = {"name": str, "arguments": str}
 CALL = {"id": str, "type": Literal["function"], "function": FUNCTION}
 MESSAGE = {"role": Literal["assistant"], "content": (str, None), "tool_calls?": [CALL]}
-CHOICE = {"index": Count, "message": MESSAGE, "finish_reason": Finished}
+TOKEN = {"token": str, "logprob": float, "bytes": [Count]}
+LOGPROBS = {"content": [{**TOKEN, "top_logprobs": [TOKEN]}]}
+CHOICE = {
+    "index": Count, "message": MESSAGE, "finish_reason": Finished, "logprobs": (LOGPROBS, None),
+}  # fmt: skip
 USAGE = {"prompt_tokens": Count, "completion_tokens": Count, "total_tokens": Count}
 REFUSAL = {"error": str, "hint": str}
 CHAT_REFUSAL = {
@@ -462,6 +469,10 @@ ANSWERS: Mapping[str, Any] = {
     "/v1/caption": {
         **MEDIUM, "precision": dict[str, str],
         "captions": [{**SPAN, "caption": str, "tokens": Count, "ended": Ended, "heard?": bool}],
+    },
+    "/v1/answers": {
+        **MEDIUM, "precision": dict[str, str],
+        "rows": [{**SPAN, "answers": dict[str, dict[str, Any]]}],
     },
     "/v1/search": {
         "hits": [HIT], "index": str, "rows": Count, "seconds": float, "warnings?": [str]
@@ -492,7 +503,8 @@ ALWAYS = (400, 401, 403, 431, 500, 501)
 REFUSED = {
     "/v1/chat/completions": (404, 429, 503, 504),
     **{
-        f"/v1/{name}": (404, 422, 429, 503, 504) for name in ("label", "embed", "caption", "search")
+        f"/v1/{name}": (404, 422, 429, 503, 504)
+        for name in ("label", "embed", "caption", "search", "answers")
     },
     **{f"/v1/{name}": (404,) for name in ("models", "models/{name}")},
     **{f"/v1/{name}/{{hit}}": (404, 422, 503) for name in ("media", "thumbnail")},
@@ -526,6 +538,10 @@ def _body(description: str, content: Mapping[str, Json]) -> dict[str, Json]:
 
 MEDIUM_BODY = _body(
     "the bytes of an image or a clip", _content({**BINARY, "minLength": 1}, *MEDIA_TYPES)
+)
+ANSWERS_BODY = _body(
+    "an image or a clip as a base64 `data:` address, and questions as in a file of questions",
+    _content(_schema({"media": str, "questions": dict[str, dict[str, Any]]})),
 )
 CHAT_BODY = _body(
     "a chat completion request in OpenAI's form, with one image or clip in it",

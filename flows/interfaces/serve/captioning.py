@@ -51,6 +51,10 @@ class CaptionParams:
     """Whether the response reports the prompt's token count."""
     sound: str = AUTO
     """Whether the captions of a video are of what is heard, too: AUTO, ON or OFF."""
+    top_logprobs: int = 0
+    """Number of tokens whose log probability as the first one is stated."""
+    labels: tuple[str, ...] = ()
+    """Labels whose log probability as the first token of each chunk's answer is stated."""
 
     @property
     def to_context(self) -> bool:
@@ -66,23 +70,28 @@ class CaptionParams:
             "stop": sorted(set(self.stop)),
             "counts_prompt": self.counts_prompt,
             "sound": self.sound == OFF,
+            "top_logprobs": self.top_logprobs,
+            "labels": self.labels,
         }
         return json.dumps(fields, sort_keys=True)
 
     def settings(self, limit: int, server_limit: int) -> str:
         """Return the serialized settings of one caption with this token limit. They are empty if
         they are the server's own, whose limit is `server_limit`."""
-        if (limit, self.stop, self.generation) == (server_limit, (), SamplingParams()):
-            return ""
-        return RequestSettings(
-            generation=self.generation, max_new_tokens=limit, stop=self.stop
-        ).text
+        own = RequestSettings(
+            generation=self.generation,
+            max_new_tokens=limit,
+            stop=self.stop,
+            top_logprobs=self.top_logprobs,
+            labels=self.labels,
+        )
+        return "" if own == RequestSettings(max_new_tokens=server_limit) else own.text
 
     def is_of_chunks(self, count: int, limit: int) -> bool:
         """Return whether so many chunks can be captioned concurrently, each with its own limit. A
-        limit or stop string of the whole answer makes them sequential."""
+        limit or stop string of the whole answer makes them sequential; labels are of each."""
         enough = self.max_tokens is None or self.max_tokens >= count * limit
-        return count == 1 or (enough and not self.stop)
+        return count == 1 or bool(self.labels) or (enough and not self.stop)
 
     def ends(self, captions: Sequence[str]) -> bool:
         """Return whether the captions so far contain a stop string."""
@@ -105,6 +114,8 @@ async def in_order(
         raise unsupported(
             "response_format", f"the clip has {count} chunks, and each gets its own answer"
         )
+    if params.top_logprobs and count > 1:
+        raise unsupported("logprobs", f"the clip has {count} chunks, and each has its own")
     if params.is_of_chunks(count, limit):
         settings = params.settings(min(params.max_tokens or limit, limit), limit)
         return [*await asyncio.gather(*(caption(at, settings) for at in range(count)))]
@@ -177,6 +188,7 @@ def _output_of(record: Record) -> CaptionProgress:
         ended=meta["ended"],
         prompt_tokens=meta.get("prompt_tokens", 0),
         stopped=meta.get("stopped", False),
+        first=meta.get("first", {}),
     )
 
 

@@ -52,6 +52,8 @@ MIN_TEMPERATURE = 1e-3
 """Temperatures below this decode greedily, as 0 does; the logits would overflow."""
 MIN_TOP_P = 1e-6
 """Values of `top_p` below this decode greedily, as 0 does."""
+MAX_TOP = 20
+"""Largest `top_logprobs`."""
 RESPONSE_FORMAT = "response_format"
 FORMATS = '{"type": "text"} or {"type": "json_schema", "json_schema": {"schema": {…}}}'
 FUNCTION = '{"type": "function", "function": {"name": "…"}}'
@@ -138,6 +140,10 @@ class ChatParams(_Closed):
     top_p: float | None = Field(None, ge=0, le=1, description="a number from 0 to 1")
     sound: Literal["auto", "on", "off"] | None = Field(None, description="auto, on or off")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="a number from -2 to 2")
+    logprobs: bool | None = Field(None, description="true or false")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP, description=f"a whole number from 0 to {MAX_TOP}"
+    )
     seed: int | None = Field(
         None, ge=0, le=LARGEST_SEED, description="a whole number from 0 to 2^63 - 1"
     )
@@ -165,10 +171,10 @@ _Zero, _One = Annotated[float, Field(ge=0, le=0)], Annotated[float, Field(ge=1, 
 _NoList = Annotated[list[Any], Field(max_length=0)]
 _NoObject = Annotated[dict[str, Any], Field(max_length=0)]
 NEUTRAL: tuple[tuple[Any, str], ...] = (
-    (_Zero, "frequency_penalty top_logprobs min_p min_tokens priority routed_experts_prompt_start"),
+    (_Zero, "frequency_penalty min_p min_tokens priority routed_experts_prompt_start"),
     (_One, "n repetition_penalty length_penalty"),
     (Literal[-1, 0], "top_k"),
-    (Literal[False], "logprobs store use_beam_search include_stop_str_in_output ignore_eos echo"),
+    (Literal[False], "store use_beam_search include_stop_str_in_output ignore_eos echo"),
     (Literal[False], "continue_final_message add_special_tokens return_token_offsets"),
     (Literal[True], "include_reasoning skip_special_tokens spaces_between_special_tokens"),
     (Literal[True], "add_generation_prompt return_mm_kwargs"),
@@ -261,12 +267,21 @@ def caption_params(params: ChatParams, function: Function | None, limit: int) ->
     else:
         schema = _format_schema(params.response_format)
     stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
+    generation = _generation(params, schema)
+    is_plain = generation == SamplingParams() and not stop and not params.stream
+    if params.logprobs and not (is_plain and max_tokens == 1):
+        error = "logprobs are stated of one token, decoded greedily and not as a stream"
+        hint = "Send max_tokens: 1 and temperature: 0, and leave out what else changes the answer"
+        raise unsupported("logprobs", error, hint)
+    if params.top_logprobs and not params.logprobs:
+        raise invalid("top_logprobs", "top_logprobs require logprobs", "Add logprobs: true")
     return CaptionParams(
-        generation=_generation(params, schema),
+        generation=generation,
         max_tokens=max_tokens,
         stop=tuple(sorted(set(stop))),
         counts_prompt=True,
         sound=params.sound or AUTO,
+        top_logprobs=max(1, params.top_logprobs or 0) if params.logprobs else 0,
     )
 
 
@@ -364,6 +379,8 @@ class ChatRequest:
     """OpenAI's `finish_reason` of an answer that is not cut."""
     request_id: str = ""
     """The client's name of the request; empty: none."""
+    alternatives: int = 0
+    """Number of tokens that the log probabilities of an answer list beside its own."""
 
     def content(self, text: str, **call: Json) -> dict[str, Json]:
         """Return a text of the answer as fields of a message: its content, or the arguments of the
@@ -376,6 +393,19 @@ class ChatRequest:
     def finish_reason(self, captioned: Captioned) -> str:
         """Return OpenAI's `finish_reason` of an answer."""
         return "length" if any(out.ended == "length" for out in captioned.outputs) else self.whole
+
+    def logprobs(self, captioned: Captioned) -> Json:
+        """Return the log probabilities of an answer of one token in OpenAI's form; None: they were
+        not requested. Raises HttpRefusal if the model states none."""
+        if not self.params.top_logprobs:
+            return None
+        if not (top := captioned.outputs[0].first.get("top")):
+            raise unsupported("logprobs", "the model states no log probabilities")
+        tokens: list[dict[str, Json]] = [
+            {"token": text, "logprob": score, "bytes": [*text.encode()]} for text, score in top
+        ]
+        others: list[Json] = [*tokens[: self.alternatives]]
+        return {"content": [{**tokens[0], "top_logprobs": others}], "refusal": None}
 
     def refusal(self, why: HttpRefusal) -> HttpRefusal:
         """Return a refusal as OpenAI's clients know it: 400 for every invalid request, with a code,
@@ -437,7 +467,7 @@ class ChatRoutes:
             "index": 0,
             "message": {"role": "assistant", "content": None, "refusal": None, **content},
             "finish_reason": chat.finish_reason(captioned),
-            "logprobs": None,
+            "logprobs": chat.logprobs(captioned),
         }
         answer: dict[str, Json] = {**head, "object": "chat.completion", "choices": [choice]}
         fields = {**answer, "usage": usage_of(captioned), **warnings_of(captioned.index)}
@@ -515,7 +545,7 @@ def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> Chat
         raise invalid("messages", why, "Send one part of type image_url or video_url")
     return ChatRequest(
         prompt="\n".join(part for kind, part in parts if kind == TEXT and part),
-        medium=_data(media[0]),
+        medium=data_in(media[0]),
         params=params,
         streamed=bool(chat.stream),
         usage=bool(chat.stream_options and chat.stream_options.include_usage),
@@ -523,6 +553,7 @@ def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> Chat
         # OpenAI says `stop` where the request names the function.
         whole="tool_calls" if function and chat.tool_choice == "required" else "stop",
         request_id=chat.request_id or "",
+        alternatives=chat.top_logprobs or 0,
     )
 
 
@@ -550,7 +581,7 @@ def _parts(name: str, message: Message) -> Sequence[tuple[str, str]]:
     return parts
 
 
-def _data(address: str) -> bytes:
+def data_in(address: str) -> bytes:
     head, comma, data = address.partition(",")
     if not (DATA_URL.match(head) and comma):
         hint = "Send the file itself: data:image/jpeg;base64,…"

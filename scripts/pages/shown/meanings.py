@@ -86,7 +86,7 @@ NOT_RUN = (
         "as export.md's, which is run; tests/commands/test_caption_adapters.py does it with one",
     ),
     (
-        r"penstock (caption|plan) .*--endpoint",
+        r"penstock (ask|caption|plan) .*--endpoint",
         "needs a server of models; tests/commands/test_caption_endpoint.py has two",
     ),
     (

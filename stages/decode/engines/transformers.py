@@ -16,6 +16,7 @@ from artifacts.errors import UsageError
 from artifacts.texts.captions import Ended
 from stages.decode.chunked_prefill import PrefillOptions
 from stages.decode.confidence import LogitsWatch
+from stages.decode.first_token import first_token_fields
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import DecodeJob, RequestSettings, SamplingParams
 from stages.decode.prompts import ContextExceeded, prompts_for
@@ -200,7 +201,10 @@ def run_generate(
         endings = [EndsAtStopString(generate_kwargs, processor)]
         endings += options.get("stopping_criteria", ())
         options["stopping_criteria"] = StoppingCriteriaList(endings)
-    options["max_new_tokens"], watch = generate_kwargs.limit, LogitsWatch()
+    request = generate_kwargs.request
+    measured = request if request and request.measures else None
+    watch = LogitsWatch(keeps_first=measured is not None)
+    options["max_new_tokens"] = generate_kwargs.limit
     made = _generate_watched(half, inputs, features, options, watch)
     new = new_tokens(made, prompt_in(half, inputs)).cpu()
     rows = new.tolist()
@@ -215,7 +219,7 @@ def run_generate(
     texts = generate_kwargs.texts_of(processor, rows)
     confidences = watch.confidences(new, [tokens for tokens, _ in lengths])
     every = zip(texts, lengths, read, stopped, confidences, rows, strict=True)
-    for text, (tokens, ended), count, was_stopped, confidence, row in every:
+    for at, (text, (tokens, ended), count, was_stopped, confidence, row) in enumerate(every):
         output = CaptionOutput(text, tokens, ended, int(count), was_stopped)
         fields = generate_kwargs.reasoning(processor, row[:tokens], text)
         is_finite: bool | None = None if ended == "length" and not text else True
@@ -223,6 +227,8 @@ def run_generate(
             is_finite = confidence.is_finite
             place = partial(generate_kwargs.offset_of, processor, row[:tokens], text)
             fields |= confidence.fields(place)
+        if measured and watch.first is not None and is_finite:
+            fields |= first_token_fields(processor, watch.first[at], measured)
         yield output._replace(fields=fields, is_finite=is_finite)
 
 

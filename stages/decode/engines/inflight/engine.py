@@ -21,6 +21,7 @@ from stages.decode.engines.inflight.scheduler import (
 )
 from stages.decode.engines.inflight.slot_check import SlotCheck, slot_count
 from stages.decode.engines.transformers import TransformersEngine
+from stages.decode.first_token import first_token_fields
 from stages.decode.generate_kwargs import GenerateKwargs
 from stages.decode.generation import DecodeJob
 from stages.decode.protocol import CaptionOutput, DecodeRequest, OnPartial
@@ -173,6 +174,8 @@ class InflightEngine:
         place = partial(generate_kwargs.offset_of, processor, state.output_ids, text)
         fields = self._transformers.opened(state.request)
         fields |= generate_kwargs.reasoning(processor, state.output_ids, text)
+        if generate_kwargs.request and state.first_logits is not None:
+            fields |= first_token_fields(processor, state.first_logits, generate_kwargs.request)
         return output._replace(fields=fields | state.confidence.fields(place))
 
     def _text(self, state: SequenceState) -> str:

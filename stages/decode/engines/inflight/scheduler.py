@@ -300,6 +300,8 @@ class SequenceState:
     output_ids: list[int] = field(default_factory=list)
     confidence: Confidence = field(default_factory=Confidence)
     """How sure the model was of these tokens."""
+    first_logits: torch.Tensor | None = None
+    """The logits of the first token, of shape [vocabulary], if the request wants to know them."""
     finish_reason: Ended | None = None
     slot: int = -1
     last_partial_at: float = 0.0
@@ -315,6 +317,7 @@ class SequenceState:
             rules=RowRules(sequence.processors, may_fail=bool(request.item.settings)),
             stopped=sequence.stopped,
             prompt_tokens=sequence.prompt_tokens,
+            first_logits=sequence.logits[0] if request.item.measures else None,
         )
 
     @property

@@ -209,6 +209,13 @@ def test_refusals_of_a_chat_are_bad_requests_with_a_code_and_a_parameter() -> No
     [
         ({"n": 2}, "n"), ({"n": True}, "n"), ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logprobs": True}, "logprobs"), ({"tools": [tool("f")]}, "tools"),
+        ({"logprobs": True, "max_tokens": 2}, "logprobs"),
+        ({"logprobs": True, "max_tokens": 1, "temperature": 1}, "logprobs"),
+        ({"logprobs": True, "max_tokens": 1, "stream": True}, "logprobs"),
+        ({"logprobs": True, "max_tokens": 1, "stop": "a"}, "logprobs"),
+        ({"logprobs": True, "max_tokens": 1, "presence_penalty": 1}, "logprobs"),
+        ({"logprobs": True, "max_tokens": 1, "response_format": {"type": "json_object"}},
+         "logprobs"),
         ({"tools": [tool("f")], "tool_choice": "auto"}, "tools"),
         ({"tools": [tool("f"), tool("g")], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [tool("f")], "tool_choice": choice("g")}, "tool_choice"),
