@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
 from artifacts.disk.json_records import read_jsonl_file
+from artifacts.texts.decisions import read_decisions
 from artifacts.texts.tables import table_of
 from flows.commands.ask import pipeline_of
 from flows.commands.ask.answers import AnswerRow, AnswersWritten, flat_row, kinds_of
@@ -31,11 +32,13 @@ def ask(sources: Sources, *, progress: Progress = "auto", **options: Unpack[AskO
     check_start(config, pipeline_of(config.model), "ask")
     questions = config.every_question
     parse_keep(config.keep, questions)  # reports now what cannot be read
+    read_decisions(config.decisions, questions)
 
     def table(written: AnswersWritten) -> "Table":
         rows = [*_rows(written)]
         answers = (answer for row in rows for answer in row.answers.items())
-        kinds = kinds_of(questions, {name for name, answer in answers if answer.bounded})
+        bounded = {name for name, answer in answers if answer.bounded}
+        kinds = kinds_of(questions, bounded, written.calibrated)
         return table_of((flat_row(row, kinds) for row in rows), kinds)
 
     return Answers(config.out, display_for(progress), partial(run_ask, config), _rows, table)

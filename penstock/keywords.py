@@ -96,6 +96,7 @@ class CaptionOptions(FeatureOptions, total=False):
     trust_folder: bool
     questions: str | PathLike[str]
     question: dict[str, str]
+    decisions: str | PathLike[str]
     keep: str | None
     sift: str | None
     replace: bool
@@ -162,6 +163,7 @@ class AskOptions(MediaRunOptions, total=False):
     adapter: str | PathLike[str]
     questions: str | PathLike[str]
     question: dict[str, str]
+    decisions: str | PathLike[str]
     keep: str | None
     replace: bool
     format: Words

@@ -36,10 +36,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from artifacts.digests import digest_of
 from artifacts.disk.files import encoded
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.schema import values_of
+from artifacts.texts.calibration import RAW, Calibration
 
 Type = Literal["yes-no", "labels", "score", "tags"]
 YES_NO = ("Yes", "No")
@@ -54,6 +56,8 @@ FIELDS = frozenset({"text", "labels", "score", "tags", "instruction", "threshold
 MAX_LABELS = 1000
 """Largest number of labels or tags of a question."""
 MAX_SCORE = 10
+DIGITS = 24
+"""Hex digits of a probe's identity."""
 THRESHOLD = 0.5
 """Probability from which on a tag counts, unless its question says another."""
 LEAST_MASS = 0.05
@@ -75,6 +79,11 @@ class QuestionProbe:
     def text(self) -> str:
         """Return the probe as one text, which is part of the key of its record."""
         return f"{self.prompt}{BEFORE_LABELS}{BETWEEN_LABELS.join(self.labels)}"
+
+    @property
+    def digest(self) -> str:
+        """Return the identity of the probe in decisions."""
+        return digest_of(self.text)[:DIGITS]
 
     @classmethod
     def of(cls, text: str) -> "QuestionProbe":
@@ -273,6 +282,8 @@ class QuestionAnswer:
     """The most probable label: `Yes` or `No`, one of `labels`, or a number of `score`."""
     p: float | None = None
     """The probability of `Yes`, or of `answer` among the other labels."""
+    raw: float | None = None
+    """What `p` was before it was calibrated by decisions of people; None: it was not."""
     tags: tuple[str, ...] | None = None
     """The tags from the threshold on, in the order of the question."""
     score: float | None = None
@@ -283,6 +294,8 @@ class QuestionAnswer:
     """By how much the probability of `answer` exceeds the next one."""
     probabilities: dict[str, float] | None = None
     """Label or tag → its probability."""
+    raw_probabilities: dict[str, float] | None = None
+    """Tag → its probability before it was calibrated."""
     mass: float
     """Share of the probability that the labels had together before they were normalized; of tags,
     the smallest."""
@@ -298,28 +311,46 @@ class QuestionAnswer:
             return f"{self.score:.0f}"
         return self.answer or ", ".join(self.tags or ())
 
+    def short(self) -> "QuestionAnswer":
+        """Return the answer without the probabilities of all labels."""
+        return replace(self, probabilities=None, raw_probabilities=None)
+
     def to_json(self) -> dict[str, Json]:
         """Return the fields that its type has."""
         return {name: v for name, v in values_of(self).items() if v is not None}
 
 
 def answer_of(
-    question: Question, *chunks: Sequence[Sequence[float]], is_bounded: bool = False
+    question: Question,
+    *chunks: Sequence[Sequence[float]],
+    calibrations: Sequence[Calibration] = (),
+    is_bounded: bool = False,
 ) -> QuestionAnswer:
     """Return the answer to a question from the log probabilities of the labels of each of its
-    probes, in their order. Of several `chunks`, the mean of their probabilities counts.
-    `is_bounded`: some of them are bounds."""
-    answer = _exact_answer(question, chunks)
-    return replace(answer, bounded=True) if is_bounded else answer
-
-
-def _exact_answer(
-    question: Question, chunks: Sequence[Sequence[Sequence[float]]]
-) -> QuestionAnswer:
-    probes = [_mean([normalized(scores[at]) for scores in chunks]) for at in range(len(chunks[0]))]
+    probes, in their order. Of several `chunks`, the mean of their probabilities counts, of each by
+    its calibration. `is_bounded`: some of them are bounds."""
     masses = (sum(map(math.exp, of_probe)) for scores in chunks for of_probe in scores)
     mass = min(1.0, *masses)  # rounding, and bounds, may add up to more than 1
     mass = float(f"{mass:.3g}")  # three digits, however small: 1e-9 says more than 0
+    raw = _answer(question, chunks, [RAW] * len(chunks), mass)
+    raw = replace(raw, bounded=True) if is_bounded else raw
+    if all(calibration == RAW for calibration in calibrations):
+        return raw
+    answer = replace(_answer(question, chunks, calibrations, mass), bounded=raw.bounded)
+    if question.type == "tags":
+        return replace(answer, raw_probabilities=raw.probabilities)
+    return replace(answer, raw=(raw.probabilities or {}).get(answer.answer or "", raw.p))
+
+
+def _answer(
+    question: Question,
+    chunks: Sequence[Sequence[Sequence[float]]],
+    calibrations: Sequence[Calibration],
+    mass: float,
+) -> QuestionAnswer:
+    """Return the same by these calibrations alone."""
+    pairs = [*zip(chunks, calibrations, strict=True)]
+    probes = [_mean([by.of(scores[at]) for scores, by in pairs]) for at in range(len(chunks[0]))]
     if question.type == "tags":
         tags = {tag: _rounded(p[0]) for tag, p in zip(question.labels, probes, strict=True)}
         given = tuple(tag for tag, p in tags.items() if p >= question.threshold)
@@ -346,13 +377,6 @@ def _exact_answer(
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-
-
-def normalized(scores: Sequence[float]) -> list[float]:
-    """Return the probabilities of labels among themselves from their log probabilities."""
-    top = max(scores)
-    parts = [math.exp(score - top) for score in scores]
-    return [part / sum(parts) for part in parts]
 
 
 def _rounded(number: float) -> float:

@@ -184,7 +184,7 @@ def _caption(
         original=""
         if shown.text == shown.original
         else with_affixes(config, shown.original, answers),
-        answers={n: replace(a, probabilities=None).to_json() for n, a in answers.items()},
+        answers={n: a.short().to_json() for n, a in answers.items()},
         review=shown.review,
     )
 
@@ -403,7 +403,8 @@ def _row(
             row["original"] = values["original"]  # for tables in memory
         for name, answer in (caption.answers or {}).items():
             of_answer = answer_columns.values_of_answer(name, QuestionAnswer(**answer))
-            row |= {f"{ANSWER}{column}": of_answer[column] for column in of_answer}
+            named = {f"{ANSWER}{column}": of_answer[column] for column in of_answer}
+            row |= {column: named[column] for column in named.keys() & kinds.keys()}
         for (name, property_name), column in properties.items():
             if name == caption.name:
                 row[column] = _value((caption.fields or {}).get(property_name), kinds[column])

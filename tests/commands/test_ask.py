@@ -4,17 +4,26 @@ and the same after a kill."""
 import csv
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from flows.commands.ask.run import ask
+from flows.core.console.display import Display
+from flows.core.options.questions import AskConfig
 from flows.interfaces.cli.main import main
+from penstock_demo import CHECKPOINT, DUAL_CHECKPOINT
 from penstock_demo.clips import write_clips
 from penstock_demo.words import COLOURS, SHAPES, SIZES
+from stages.answer.label_scores import LabelScores, ProbeInput
 from tests.support.checkpoints import whole_checkpoint
+from tests.support.inside import InsideLauncher
 from tests.support.pipeline import Place, kill_at, read_lines
 
 PROMPT = "Describe this video in detail."
@@ -160,6 +169,105 @@ def test_a_model_whose_features_are_of_one_question_is_refused(place: Place, cap
     where = ["--out", str(place.out), "--store", str(place.store), "--model", model]
     assert main(["ask", str(place.clips), *where, "--question", "a=b?"]) == 2
     assert "encodes media together with the question" in capsys.readouterr().err
+
+
+def lines_of(capsys: Any) -> list[str]:
+    """The lines that end a refused run."""
+    return [x for x in capsys.readouterr().err.splitlines() if x.startswith("penstock: ")]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_labels_that_are_the_same_tokens_are_refused_before_anything_runs(
+    more: list[str], place: Place, tmp_path: Path, capsys: Any
+) -> None:
+    model = shutil.copytree(CHECKPOINT, tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    labels = {"cat": {"text": "Which?", "labels": ["A cat", "a dog", "a CAT"]}}
+    place.out.with_name("labels.json").write_text(json.dumps(labels))
+    where = ["--out", str(place.out), "--store", str(place.store), "--model", str(model)]
+    given = ["--questions", str(place.out.with_name("labels.json")), *more]
+    assert main(["ask", str(place.clips), *where, *given]) == 2
+    (line,) = lines_of(capsys)
+    assert "cat: the model reads the labels 'A cat' and 'a CAT' as the same tokens" in line
+    assert not (place.store / "features").exists()
+
+
+def test_a_question_without_room_is_named_in_its_row(place: Place, capsys: Any) -> None:
+    path = place.out.with_name("long.json")
+    path.write_text(json.dumps({"long": "word " * 30_000, "short": "Is it?"}))
+    where = ["--out", str(place.out), "--store", str(place.store), "--model", "demo"]
+    assert main(["ask", str(place.clips), *where, "--questions", str(path)]) == 1
+    assert [row["unanswered"] for row in rows(place)] == [["long"]] * 3
+    assert all(row["answers"].keys() == {"short"} for row in rows(place))
+    failures = read_lines(place.out / "failures.jsonl")
+    assert {row["error"] for row in failures} == {"too-long"} and len(failures) == 3
+    assert "context is 2,048 tokens" in failures[0]["message"]
+
+
+WITHOUT_BLANKS: dict[str, Any] = {
+    "animal": {"text": "これはどちらですか", "labels": ["犬", "猫", "犬と猫"]},
+    "things": {"text": "มี{}ในภาพนี้ไหม", "tags": ["รถยนต์", "ดาวสีแดง"]},
+    "sharp": {"text": "清晰度如何", "score": 3},
+}
+
+
+def test_questions_in_scripts_without_blanks_are_answered(place: Place, capsys: Any) -> None:
+    path = place.out.with_name("scripts.json")
+    path.write_text(json.dumps(WITHOUT_BLANKS, ensure_ascii=False), encoding="utf-8")
+    asked(place, capsys, "--questions", str(path), "--format", "csv")
+    for row in rows(place):
+        assert "unanswered" not in row
+        assert row["answers"]["animal"]["probabilities"].keys() == {"犬", "猫", "犬と猫"}
+        assert row["answers"]["things"]["probabilities"].keys() == {"รถยนต์", "ดาวสีแดง"}
+
+
+def test_a_half_without_logits_is_refused(place: Place, capsys: Any) -> None:
+    where = ["--out", str(place.out), "--store", str(place.store), "--model", str(DUAL_CHECKPOINT)]
+    assert main(["ask", str(place.clips), *where, "--question", "a=b?"]) == 2
+    (line,) = lines_of(capsys)
+    assert "makes vectors of images and texts" in line and not place.out.exists()
+
+
+def test_weights_of_nan_end_the_run_in_one_line_that_names_them(
+    place: Place, tmp_path: Path, capsys: Any
+) -> None:
+    name, model = "model.norm.weight", shutil.copytree(CHECKPOINT, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors[name][0] = math.nan
+    with safe_open(model / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, model / "model.safetensors", metadata=metadata)
+    where = ["--out", str(place.out), "--store", str(place.store), "--model", str(model)]
+    assert main(["ask", str(place.clips), *where, "--question", "a=b?"]) == 5
+    (line,) = lines_of(capsys)
+    assert f"{name} in the weights of {model} holds NaN" in line
+
+
+def test_an_answer_of_nan_is_named_in_its_row(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = LabelScores.of
+
+    def is_nan(self: LabelScores, half: Any, probe: ProbeInput) -> Any:
+        scores, labels = of(self, half, probe)
+        return [math.nan if "NaN" in probe.prompt else score for score in scores], labels
+
+    monkeypatch.setattr(LabelScores, "of", is_nan)
+    question = {"first": "Is it?", "odd": "Is it NaN?", "last": "Was it?"}
+    config = AskConfig(
+        sources=(str(place.clips),),
+        question=question,
+        out=str(place.out),
+        store=str(place.store),
+        model="demo",
+    )
+    display = Display(quiet=True)
+    written = ask(config, display, make_launcher=lambda listen: InsideLauncher(listen=listen))
+    display.close()
+    assert [row["unanswered"] for row in rows(place)] == [["odd"]] * 3
+    assert {failure.error for failure in written.failures} == {"not-finite"}
 
 
 @pytest.mark.slow

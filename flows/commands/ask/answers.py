@@ -7,13 +7,29 @@ from functools import partial
 from statistics import median
 
 from artifacts.disk.files import json_text, write_text
+from artifacts.disk.json_records import json_of
 from artifacts.disk.json_shapes import Json
 from artifacts.schema import values_of
 from artifacts.texts.answer_columns import columns_of, values_of_answer
+from artifacts.texts.calibration import RAW
 from artifacts.texts.captions import write_jsonl
-from artifacts.texts.questions import LEAST_MASS, QuestionAnswer, Questions, answer_of, probes_of
+from artifacts.texts.decisions import DecisionRow
+from artifacts.texts.questions import (
+    LEAST_MASS,
+    QuestionAnswer,
+    Questions,
+    answer_of,
+    canonical,
+    probes_of,
+)
 from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
+from flows.commands.ask.calibrate import (
+    Calibrations,
+    calibrations_of,
+    half_of,
+    lines_on,
+)
 from flows.commands.ask.keep import (
     NAMES,
     SPAN,
@@ -21,12 +37,13 @@ from flows.commands.ask.keep import (
     parse_keep,
     select,
 )
+from flows.commands.ask.run_decisions import decided_in
 from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Task
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.media.media_file import MediaFile
-from flows.core.options.formats import ANSWERS, MEDIA
+from flows.core.options.formats import ANSWERS, MEDIA, QUESTIONS_FILE
 from flows.outputs.folder.foreign_files import KEPT_FILE, LEFT_OUT_FILE
 from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
@@ -70,6 +87,15 @@ class AnswersWritten(RunEnd):
     """Places of the files that do not meet `--keep`."""
     masses: dict[str, list[float]] = field(default_factory=dict)
     """Question → the mass of each of its answers."""
+    calibrations: Calibrations = field(default_factory=dict)
+    """What decisions of people make of the probabilities."""
+    uncounted: tuple[str, ...] = ()
+    """What of the decisions does not count."""
+
+    @property
+    def calibrated(self) -> set[str]:
+        """Return the questions whose probabilities are calibrated."""
+        return {name for (name, _), one in self.calibrations.items() if one.calibration != RAW}
 
     @property
     def made(self) -> int:
@@ -82,13 +108,23 @@ class AnswersWritten(RunEnd):
         return sum(mass < LEAST_MASS for masses in self.masses.values() for mass in masses)
 
     def to_json(self) -> dict[str, Json]:
-        made = {"rows": self.rows, "answers": self.made, "small_mass": self.unsure}
+        made: dict[str, Json] = {"rows": self.rows, "answers": self.made, "small_mass": self.unsure}
         made |= {} if self.kept is None else {"kept": self.kept}
+        if self.calibrations:
+            made["calibrations"] = [
+                {"question": name, "precision": dict(half), **json_of(one)}
+                for (name, half), one in self.calibrations.items()
+            ]
         return self.outcome({**made, "warnings": [*self.notes()]})
 
     def row(self) -> dict[str, Json]:
         counts = {"files": self.files, "rows": self.rows, "answers": self.made}
         return {**counts, "folder": str(self.out)}
+
+    def lines(self) -> Iterator[str]:
+        """Yield what decisions came to, and the last line."""
+        yield from lines_on(self.calibrations)
+        yield self.line()
 
     def line(self) -> str:
         about = counted(self.rows, "chunk or image")
@@ -104,7 +140,9 @@ class AnswersWritten(RunEnd):
     __repr__ = line
 
     def notes(self) -> Iterator[str]:
-        """Yield a note for each question that the model hardly answers with its labels."""
+        """Yield a note for each question that the model hardly answers with its labels, and for
+        decisions that do not count."""
+        yield from self.uncounted
         for name, masses in self.masses.items():
             if masses and (middle := median(masses)) < LEAST_MASS:
                 yield (
@@ -127,6 +165,7 @@ class AnswerRows:
         self._questions = questions
         by_name = probes_of(questions, one_token=job.model.served is not None)
         self._probes = {name: [probe.text for probe in own] for name, own in by_name.items()}
+        self.calibrations: Calibrations = {}
         self.chunks: Counter[MediaFile] = Counter()
         """Number of answered probes of each file, under each of its probes."""
         self.lines: Counter[MediaFile] = Counter()
@@ -144,12 +183,12 @@ class AnswerRows:
         for group in self._job.by_file:
             file = group[0].file
             self.media.append(MediumAnswers(file))
-            for tasks in self._by_chunk(group):
+            for tasks in self.by_chunk(group):
                 if answers := self._answers(tasks):
                     self.lines[file] += 1
                     yield self._row(file, next(iter(tasks.values())), answers)
 
-    def _by_chunk(self, group: Sequence[JobFile]) -> list[dict[str, Task]]:
+    def by_chunk(self, group: Sequence[JobFile]) -> list[dict[str, Task]]:
         """Return for each chunk of a file the tasks that have a record, by their probe."""
         kept, ledger = self._job.ledger["answers"], self._job.ledger
         by_index: dict[int, dict[str, Task]] = {}
@@ -171,10 +210,14 @@ class AnswerRows:
                 metas = [kept.meta(task["answers"]) for task in own]
                 scores = [meta["scores"] for meta in metas]
                 is_bounded = any(meta.get("bounded") for meta in metas)
-                answer = answer_of(question, scores, is_bounded=is_bounded)
+                by = self.calibrations.get((question.name, half_of(own[0])))
+                calibration = by.calibration if by is not None else RAW
+                answer = answer_of(
+                    question, scores, calibrations=[calibration], is_bounded=is_bounded
+                )
                 self.bounded.update([question.name] if is_bounded else ())
                 answers[question.name] = answer
-                self.media[-1].add(question, scores)
+                self.media[-1].add(question.name, scores, calibration)
                 self.masses[question.name].append(answer.mass)
         return answers
 
@@ -193,20 +236,23 @@ class AnswerRows:
 
 
 def write_answers(
-    job: Job, questions: Questions, keep: str | None, formats: Sequence[str]
+    job: Job,
+    questions: Questions,
+    decisions: Sequence[DecisionRow],
+    keep: str | None,
+    formats: Sequence[str],
 ) -> AnswersWritten:
-    """Write the answers about all chunks with records. Raises EnvironmentFault."""
+    """Write the answers about all chunks with records, calibrated by these decisions and by those
+    of the folder. Raises EnvironmentFault."""
     rows, own = AnswerRows(job, questions), GeneratedFiles(job.store, out=job.out)
+    decided = decided_in(job, questions, decisions)
+    rows.calibrations = calibrations_of(job, questions, decided.labels, rows.by_chunk)
     lines = (json_text(row.to_json()) + "\n" for row in rows)
     own.renew(job.out / ANSWERS, partial(write_text, pieces=lines))
+    own.renew(job.out / QUESTIONS_FILE, partial(write_text, pieces=[canonical(questions)]))
     selected = select(rows.media, parse_keep(keep, questions), questions)
     for name, files in ((KEPT_FILE, selected.kept), (LEFT_OUT_FILE, selected.left_out)):
         own.renew(job.out / name, partial(write_text, pieces=[json_text(r) + "\n" for r in files]))
-    for form in formats:
-        if form in TABLES:
-            kinds = kinds_of(questions, rows.bounded)
-            flat = (flat_row(row, kinds) for row in rows)
-            own.renew(job.out / f"answers.{form}", partial(TABLES[form], rows=flat, kinds=kinds))
     written = AnswersWritten(
         out=job.out,
         files=job.requested,
@@ -215,11 +261,18 @@ def write_answers(
         chunks=rows.chunks,
         rows=rows.lines.total(),
         masses=rows.masses,
+        calibrations=rows.calibrations,
+        uncounted=decided.notes,
         kept=None if keep is None else len(selected.kept),
         left_out=frozenset(str(line["path"]) for line in selected.left_out)
         if keep
         else frozenset(),
     )
+    for form in formats:
+        if form in TABLES:
+            kinds = kinds_of(questions, rows.bounded, written.calibrated)
+            flat = (flat_row(row, kinds) for row in rows)
+            own.renew(job.out / f"answers.{form}", partial(TABLES[form], rows=flat, kinds=kinds))
     write_jsonl(job.out / "failures.jsonl", written.failures)
     firsts = [group[0] for group in job.by_file]
     media = (media_line(f.file, rows.lines[f.file], f.medium) for f in firsts)
@@ -227,10 +280,12 @@ def write_answers(
     return written
 
 
-def kinds_of(questions: Questions, bounded: Collection[str]) -> dict[str, str]:
-    """Return the columns of a table of answers, and their types. `bounded`: names of questions
-    with answers that are."""
-    return {**NAMES, **SPAN, **columns_of(questions, bounded=bounded)}
+def kinds_of(
+    questions: Questions, bounded: Collection[str], calibrated: Collection[str]
+) -> dict[str, str]:
+    """Return the columns of a table of answers, and their types. `bounded` and `calibrated`: names
+    of questions with answers that are."""
+    return {**NAMES, **SPAN, **columns_of(questions, bounded=bounded, calibrated=calibrated)}
 
 
 def flat_row(row: AnswerRow, kinds: Mapping[str, str]) -> dict[str, Json]:

@@ -1,10 +1,11 @@
-"""Implements `penstock ask`, and prints the written."""
+"""Implements `penstock ask`, and prints what was written."""
 
 import argparse
 import sys
 from contextlib import closing
 from functools import partial
 
+from artifacts.texts.decisions import read_decisions
 from flows.commands.ask import pipeline_of
 from flows.commands.ask.keep import parse_keep
 from flows.commands.plan.plan_command import show
@@ -20,12 +21,12 @@ from flows.core.options.questions import AskConfig
 def ask_command(given: argparse.Namespace) -> int:
     config = config_of(given, AskConfig)
     parse_keep(config.keep, config.every_question)  # reports now what cannot be read
+    read_decisions(config.decisions, config.every_question)
     if given.dry_run:
         from flows.commands.ask.run import check
 
-        return show(
-            config, pipeline_of(config.model), as_json=given.json, dry_run="ask", check=check
-        )
+        fits, pipeline = partial(check, config.every_question), pipeline_of(config.model)
+        return show(config, pipeline, as_json=given.json, dry_run="ask", check=fits)
     display = Display(quiet=given.quiet, as_json=given.json)
     with closing(display):
         display.doing(READING)
@@ -35,7 +36,7 @@ def ask_command(given: argparse.Namespace) -> int:
         written = ask(config, display, on_begin=partial(remember, given.words))
     if print_result(given, written, display):
         print_lines(*(f"note: {note}" for note in written.notes()), to=sys.stderr)
-        print_lines(written.line())
+        print_lines(*written.lines())
     return written.exit_code
 
 

@@ -7,7 +7,8 @@ from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.index.where import WORDS, Condition, Table, batch_of, values_shown
 from artifacts.texts.answer_columns import VALUE, columns_of, values_of_answer
-from artifacts.texts.questions import Question, Questions, answer_of
+from artifacts.texts.calibration import Calibration
+from artifacts.texts.questions import Questions, answer_of
 from flows.core.media.media_file import MediaFile
 
 NAMES = {"media_path": "text", "source": "text"}
@@ -29,6 +30,7 @@ def parse_keep(text: str | None, questions: Questions) -> Condition | None:
         others = columns_of(
             tuple(one for one in questions if one is not question),
             bounded=[one.name for one in questions],
+            calibrated=[one.name for one in questions],
         )
         if question.name in WORDS | FIXED.keys() | others.keys():
             hint = "Give it another name: it is a word of conditions, or a column of the table"
@@ -55,14 +57,18 @@ class MediumAnswers:
         self.file = file
         self._scores: dict[str, list[list[list[float]]]] = {}
         """Question → log probabilities by chunk, probe and label."""
+        self._calibrations: dict[str, list[Calibration]] = {}
+        """Question → how they are calibrated, by chunk."""
 
     @property
     def is_answered(self) -> bool:
         """Return whether any question is answered about the file."""
         return bool(self._scores)
 
-    def add(self, question: Question, scores: list[list[float]]) -> None:
-        self._scores.setdefault(question.name, []).append(scores)
+    def add(self, name: str, scores: list[list[float]], calibration: Calibration) -> None:
+        """Add the log probabilities of a question about the next chunk."""
+        self._scores.setdefault(name, []).append(scores)
+        self._calibrations.setdefault(name, []).append(calibration)
 
     def values(self, questions: Questions) -> dict[str, Json]:
         """Return the columns of a condition: an answer about a video is that of the mean
@@ -75,11 +81,12 @@ class MediumAnswers:
         }
         for question in questions:
             if of_chunks := self._scores.get(question.name):
-                answer = answer_of(question, *of_chunks)
+                by = self._calibrations[question.name]
+                answer = answer_of(question, *of_chunks, calibrations=by)
                 own = values_of_answer(question.name, answer)
                 if answer.tags is not None:
                     own[question.name] = ", ".join(answer.tags)
-                values |= own
+                values |= {name: own[name] for name in own.keys() & values.keys()}
         return values
 
 

@@ -3,9 +3,12 @@
 from functools import partial
 
 from artifacts.errors import UsageError
+from artifacts.texts.decisions import read_decisions
+from artifacts.texts.questions import Questions
 from flows.commands.ask import pipeline_of
 from flows.commands.ask.answers import AnswersWritten, answer_paths, write_answers
 from flows.commands.ask.keep import parse_keep
+from flows.core.checkpoint.prompt_tokens import PromptTokens
 from flows.core.console.display import Display
 from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
@@ -28,6 +31,7 @@ def ask(
 
     questions = config.every_question
     parse_keep(config.keep, questions)  # reports now what cannot be read
+    decisions = read_decisions(config.decisions, questions)
 
     def attempt() -> AnswersWritten:
         refuse_taking(config, "ask")
@@ -37,20 +41,36 @@ def ask(
             job,
             launcher,
         ):
-            check(job)
+            check(questions, job)
             outputs = answer_paths(job)
             with observer.pipeline_for_job(job, launcher, outputs=outputs) as runner:
-                write = partial(write_answers, job, questions, config.keep, config.format)
+                write = partial(
+                    write_answers, job, questions, decisions, config.keep, config.format
+                )
                 return runner.compute_outputs(write, lambda end: end.rows)
 
     return replanned_once(attempt, display.print_line)
 
 
-def check(job: Job) -> None:
-    """Raise UsageError for a model whose features are of one question each."""
+def check(questions: Questions, job: Job) -> None:
+    """Raise UsageError for a model whose features are of one question each, and for labels of a
+    question that it reads as the same."""
     if job.model.profile.prompted:
         raise UsageError(
             f"{job.model.name} encodes media together with the question, so each question would "
             "encode everything again",
             hint="Choose a model that encodes media by themselves: docs/models.md",
         )
+    if job.model.served is not None:
+        return
+    tokens = PromptTokens(job.model.folder)
+    for question in questions:
+        label_of: dict[tuple[int, ...], str] = {}
+        for label in question.labels if question.type != "tags" else ():
+            ids = tuple(tokens.ids(label))
+            if ids and (first := label_of.setdefault(ids, label)) != label:
+                raise UsageError(
+                    f"{question.name}: the model reads the labels {first!r} and {label!r} as the "
+                    "same tokens",
+                    hint="Write one of them in other words",
+                )

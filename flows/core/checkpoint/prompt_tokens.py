@@ -215,14 +215,18 @@ class PromptTokens:
     def count(self, text: str) -> int:
         """Return the number of tokens of a text, or 0 if only the half's processor can count
         them."""
+        return len(self.ids(text))
+
+    def ids(self, text: str) -> list[int]:
+        """Return the tokens of a text; none if only the half's processor knows them."""
         from tokenizers import Tokenizer
 
         with self._lock:
             try:
                 self._tokenizer = self._tokenizer or Tokenizer.from_file(str(self._path))
-                return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+                return [*self._tokenizer.encode(text, add_special_tokens=False).ids]
             except Exception:  # other tokenizer formats are read by the half
-                return 0
+                return []
 
 
 RESERVE_TOKENS = 1024

@@ -49,6 +49,11 @@ class AnswerOptions(OptionGroup):
         ),
     ] = field(default_factory=dict)
     """Name → a question of yes or no."""
+    decisions: Annotated[
+        str,
+        Option("true answers of people: csv or jsonl, to calibrate by", QUESTIONS, "F", path=True),
+    ] = ""
+    """Table of true answers, as csv or JSON lines, that probabilities are calibrated by."""
     keep: Annotated[
         str | None,
         Option(
@@ -65,8 +70,9 @@ class AnswerOptions(OptionGroup):
 
     def _questions_given(self) -> Questions:
         questions = questions_in(self.questions, self.question)
-        if self.keep and not questions:
-            raise UsageError("--keep is about answers, and no question is given", hint=ADD_ONE)
+        about = "--keep" if self.keep else "--decisions" * bool(self.decisions)
+        if about and not questions:
+            raise UsageError(f"{about} is about answers, and no question is given", hint=ADD_ONE)
         return questions
 
     @cached_property

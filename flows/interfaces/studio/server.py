@@ -28,6 +28,7 @@ from flows.core.console.lines import print_lines
 from flows.core.media.media_file import writable
 from flows.interfaces.serve.listening import UnsignalledServer, address_of, listening
 from flows.interfaces.serve.same_site import OWN_HOSTS
+from flows.interfaces.studio.answers_routes import AnswersRoutes, answers_folder
 from flows.interfaces.studio.captions_routes import CaptionsRoutes
 from flows.interfaces.studio.guard import guarded, not_here, proxy_origin
 from flows.interfaces.studio.roots import is_shown
@@ -125,6 +126,9 @@ def review(
             proxy=proxy,
         )
         with contextlib.closing(opened):
+            if answers_folder(out) == out:
+                _serve(opened, listener, "review", "answers/")
+                return
             captions = opened.of(run_id(out))
             reviewed = captions.reviewed
             refusal = reviewed.journal.refusal or opened.queue.refusal
@@ -145,11 +149,15 @@ def review(
 
 def studio_app(opened: Studio) -> Starlette:
     """Return the application below the path of its token."""
-    start, captions = StartRoutes(opened), CaptionsRoutes(opened)
+    start, captions, answers = StartRoutes(opened), CaptionsRoutes(opened), AnswersRoutes(opened)
     run = "/run/{run}"
     get: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/": start.page,
         f"{run}/": start.page,
+        "/answers/": answers.page,
+        "/answers/rows": answers.rows,
+        "/answers/probes/{probe:int}": answers.of_probe,
+        "/answers/small/{row:int}": answers.small,
         "/start": start.choices,
         "/files": start.files,
         "/below": start.below,
@@ -167,6 +175,7 @@ def studio_app(opened: Studio) -> Starlette:
         f"{run}/small/{{number}}": captions.small,
     }
     post: dict[str, Callable[[Request], Awaitable[Response]]] = {
+        "/answers/decisions": answers.decide,
         "/words": start.words,
         "/plan": start.plan,
         "/upload": start.upload,

@@ -31,6 +31,7 @@ from flows.core.options.vectors import PLACE
 from flows.core.pages.document import Document, served_page
 from flows.interfaces.serve.refusals import json_answer
 from flows.interfaces.studio import roots
+from flows.interfaces.studio.answers_routes import answers_folder
 from flows.interfaces.studio.guard import json_of
 from flows.interfaces.studio.roots import Refused, Roots, is_shown
 from flows.interfaces.studio.run_captions import choose, sifted_in
@@ -202,6 +203,7 @@ class StartRoutes:
                 "folder": str(studio.folder),
                 "out": str(studio.out),
                 "own": run_id(studio.out),
+                "has_answers": answers_folder(studio.out) is not None,
                 "has_captions": os.path.isfile(studio.out / RUN_RECORD),
                 "image_suffixes": sorted(IMAGE_SUFFIXES),
                 "default_model": DEFAULT_MODEL,

@@ -18,7 +18,16 @@ from artifacts.texts.trainers import TRAINERS
 from flows.core.media.generated_files import GeneratedFiles, digest_at
 from flows.core.media.media_file import Selection
 from flows.core.options.commands import RunOptions
-from flows.core.options.formats import ANSWERS, ARRAY, CAPTIONS, COCO, COCO_FILE, MEDIA, ROWS
+from flows.core.options.formats import (
+    ANSWERS,
+    ARRAY,
+    CAPTIONS,
+    COCO,
+    COCO_FILE,
+    MEDIA,
+    QUESTIONS_FILE,
+    ROWS,
+)
 from flows.outputs.clips import CLIPS
 from flows.outputs.record.run_record import RUN_RECORD
 
@@ -46,7 +55,7 @@ FAILURES, FAILURE = "failures.jsonl", re.compile(rb'\A\{"media_path": ')
 """The same of failures. A run that finds nothing to read writes them, and owns no folder."""
 
 NAMES = {
-    "ask": (ANSWERS, "answers.csv", "answers.parquet", KEPT_FILE, LEFT_OUT_FILE),
+    "ask": (ANSWERS, QUESTIONS_FILE, "answers.csv", "answers.parquet", KEPT_FILE, LEFT_OUT_FILE),
     "caption": (CAPTIONS,),
     "label": ("labels.jsonl", "label_spans.jsonl", "label_report.json"),
     "embed": (ARRAY, ROWS),

@@ -19,6 +19,7 @@ TEXTS = {
     "questions.toml": (ROOT / "docs/questions.md")
     .read_text("utf-8")
     .split("```")[1][len("toml\n") :],
+    "decisions.csv": "media_path,question,answer\nwide.png,shot,wide shot\n",
     "labels.txt": "red star\nblue ring\n",
     "parts.txt": "red star\nblue ring\n",
     "actions.txt": "red star\nblue ring\n",

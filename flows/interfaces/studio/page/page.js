@@ -52,6 +52,7 @@ class Page {
       this.again.look();
     }
     this.choices = await choices;
+    set($("answers"), {href: `${HOME}answers/`}).hidden = !this.choices.has_answers;
     $("again-adapter").replaceChildren(...options([["", "as before"]]), ...adapterOptions(this.choices));
     if (!RUN) {
       this.start = new Start(begun => { location.href = `${HOME}run/${begun.run}/`; }, () => this.runs.look());

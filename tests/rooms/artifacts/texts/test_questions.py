@@ -86,6 +86,7 @@ def test_an_empty_instruction_leaves_the_text_as_it_is() -> None:
         ('[a]\ntext = "x"\nthreshold = 0.5', "invalid threshold 0.5"),
         ('[a]\ntext = "x"\ninstruction = 3', "instruction is no text"),
         (json.dumps({"a": {"text": "x", "labels": [str(n) for n in range(5000)]}}), "5,000 labels"),
+        (json.dumps({"a": {"text": "{}", "tags": [str(n) for n in range(5000)]}}), "5,000 tags"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(text: str, message: str) -> None:

@@ -1,0 +1,1 @@
+"""The page that shows the answers of a run, and takes what people decide on them."""
