@@ -7,7 +7,7 @@ writes the captions of each medium as one file of plain text, WebVTT or SubRip.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from artifacts.disk.files import encoded, write_text
 from artifacts.disk.json_shapes import Json
@@ -174,7 +174,20 @@ def text_lines(captions: Sequence[Caption]) -> Iterator[str]:
     yield from (f"{one_line(caption.caption)}\n" for caption in captions)
 
 
-def vtt_lines(captions: Sequence[Caption]) -> Iterator[str]:
+class TimedCaption(Protocol):
+    """A text about a span of a medium."""
+
+    @property
+    def start(self) -> float: ...
+
+    @property
+    def end(self) -> float: ...
+
+    @property
+    def caption(self) -> str: ...
+
+
+def vtt_lines(captions: Sequence[TimedCaption]) -> Iterator[str]:
     """Yield a WebVTT track with a cue for each chunk with a caption; nothing without chunks.
 
     Source: W3C WebVTT, section 4.1: `&`, `<` and so `-->` must be escaped.
@@ -205,7 +218,7 @@ def cue_time(milliseconds: int, point: str = ".") -> str:
     return f"{hours:02d}:{minutes:02d}:{seconds:02d}{point}{milliseconds:03d}"
 
 
-def _cues(captions: Sequence[Caption]) -> Iterator[tuple[int, int, str]]:
+def _cues(captions: Sequence[TimedCaption]) -> Iterator[tuple[int, int, str]]:
     """Yield start and end in milliseconds, which always differ, and the text, which is never
     empty."""
     for caption in captions:

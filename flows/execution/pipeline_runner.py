@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -18,7 +18,7 @@ from artifacts.texts.shards import DATASET
 from artifacts.wording import counted, first_of
 from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import stages_with_work
-from flows.core.ledger.namespaces import one_shot_namespace
+from flows.core.ledger.namespaces import Variant, one_shot_namespace
 from flows.core.ledger.tasks import Medium, keys_of
 from flows.core.machine.launch import StageCall, with_restarts
 from flows.core.media.media_file import MediaFile
@@ -53,7 +53,8 @@ from flows.outputs.write import (
     warned_files,
     write_outputs,
 )
-from stages import embed_texts, summarize
+from stages import answer, embed_texts, summarize
+from stages.answer import AnswerItem
 from stages.models.hub.transfer import Announce
 from stages.summarize import SUMMARY, SummaryItem, SummaryJob, TimedText
 
@@ -172,6 +173,13 @@ class PipelineRunner:
                 self.writer.expect(embed_texts.STAGE.name, 1, 1)
                 return text_vectors_in(records.read(key), groups, settings.label)
         return None
+
+    def answer(self, items: Sequence[AnswerItem], features_of: Variant) -> None:
+        """Make the answers of these items, which are about features of one variant. Raises
+        PenstockError."""
+        call = partial(StageCallBuilder(self._job).answers_call, items, features_of)
+        self.stages.run_once(answer.STAGE, call, total=len(items), by_media=False)
+        self._job.ledger.refresh()
 
     def run(self) -> RunResult:
         """Caption every item. When an error stops the run, write the finished captions and raise

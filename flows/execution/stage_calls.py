@@ -161,6 +161,19 @@ class StageCallBuilder:
         texts = self._make(JobRequest(stage=stage, rung=rung, variant=variant))
         return self._call(stage, replace(texts, key=key, groups=[[*group] for group in groups]))
 
+    def answers_call(
+        self, items: Sequence[AnswerItem], features_of: Variant, rung: Rung
+    ) -> StageCall:
+        """Return the call that makes the answers of these items, which are about features of this
+        variant."""
+        stage, settings = STAGES[rung.stage], settings_on(self.job.model, rung)
+        assert stage.part is not None and settings is not None
+        made = (features_of["features"], {**features_of.precision, stage.part: settings.label})
+        variants = self.job.ledger.variants
+        variant = next(v for v in variants if (v["features"], v.precision) == made)
+        job = self._make(JobRequest(stage=stage, rung=rung, variant=variant))
+        return self._call(stage, replace(job, batches=[[item] for item in items]))
+
     def _make(self, request: "JobRequest") -> Any:
         return MAKERS.get(request.stage.name, _encode_form)(self, request)
 

@@ -12,17 +12,48 @@ ROWS = 4
 """Beginnings of labels that one pass reads. Each has a copy of the KV cache."""
 
 
+WINDOWED = (
+    *("gemma3", "internvl", "llava", "llava_next"),
+    *("qwen2_5_vl", "qwen3_vl", "smolvlm"),
+)
+"""Model types whose stored features can be cut by time: their windows were compared with the same
+frames encoded alone, and are equal in every byte."""
+
+
+class WindowChunk(NamedTuple):
+    """A chunk that a window has frames of."""
+
+    features: str
+    """Key of its features."""
+    times: tuple[float, ...]
+    """Time of each frame in seconds from its start."""
+    seconds: float
+    """Its length."""
+    height: int
+    width: int
+
+
+class Window(NamedTuple):
+    """The frames from `first` to `last`, the latter left out, of neighbouring chunks."""
+
+    chunks: tuple[WindowChunk, ...]
+    first: int
+    last: int
+
+
 class AnswerItem(NamedTuple):
-    """A probe about one chunk."""
+    """A probe about one chunk, or about a window of time."""
 
     key: str
     features: str
-    """Key of the features of the chunk."""
+    """Key of the features of the chunk; of a window, of its first one."""
     prompt: str
     labels: tuple[str, ...]
     """The texts whose probability is measured after the prompt."""
     heard: str = ""
     """Key of the features of its sound; empty: none."""
+    window: Window | None = None
+    """The window that is shown; None: the whole chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

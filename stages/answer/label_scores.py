@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from artifacts.errors import UsageError
-from stages.answer import ROWS
+from stages.answer import ROWS, Window, WindowChunk
 from stages.decode.chunked_prefill import PrefillOptions, relative_difference, tolerance
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.prefill import ONE_TOKEN, PrefilledSequence, SharedPrefix
@@ -34,7 +34,9 @@ from stages.decode.scoring import (
 )
 from stages.models.halves.features import Features
 from stages.models.halves.records import FeatureRecord
+from stages.models.processors.blank_clips import Clip
 from stages.models.processors.prepare import full_answer_ids
+from stages.models.processors.time_windows import cut_window, joined
 from stages.models.protocols import Half, Processor
 
 Tokens = tuple[int, ...]
@@ -52,6 +54,26 @@ class ProbeInput(NamedTuple):
     row: FeatureRecord
     prompt: str
     labels: Sequence[str]
+    window: Window | None = None
+    """The window of time that is shown; None: the whole chunk."""
+    after: Sequence[FeatureRecord] = ()
+    """The features of the chunks of the window behind the first."""
+
+    def shown(self, processor: Processor) -> "ProbeInput":
+        """Return the probe with the features of its window alone. Raises NoWindows."""
+        if self.window is None:
+            return self
+        clips = [_clip_of(chunk) for chunk in self.window.chunks]
+        whole = joined([self.row, *self.after], clips)
+        row = cut_window(processor, *whole, self.window.first, self.window.last)
+        return self._replace(row=row, window=None, after=())
+
+
+def _clip_of(chunk: WindowChunk) -> Clip:
+    """Return a clip of black frames with the sizes and times of a chunk."""
+    shape = [len(chunk.times), chunk.height, chunk.width]
+    outline = {"shape": shape, "times": chunk.times, "seconds": chunk.seconds, "kind": "video"}
+    return Clip.blank(outline)
 
 
 class LabelTokens(NamedTuple):

@@ -76,7 +76,8 @@ class AnswerRun:
         def compute(some: Sequence[ProbeInput]) -> list[Record | UsageError]:
             def answer(loaded: Half) -> list[Record | UsageError]:
                 make_greedy(loaded, processor)
-                return [self._record(loaded, scores, probe) for probe in some]
+                shown = (probe.shown(processor) for probe in some)
+                return [self._record(loaded, scores, probe) for probe in shown]
 
             return half.call(answer)
 
@@ -101,14 +102,18 @@ class AnswerRun:
 
     def _read(self, batch: Sequence[AnswerItem]) -> list[ProbeInput]:
         """Return the probes of a chunk with its features. Raises DamagedRecord."""
-        rows: dict[str, FeatureRecord] = {}
+        rows: dict[str, list[FeatureRecord]] = {}
         probes: list[ProbeInput] = []
         for one in batch:
-            chunk = f"{one.features}{one.heard}"
+            chunk = f"{one.features}{one.heard}{one.window or ''}"
             if chunk not in rows:
+                others = one.window.chunks[1:] if one.window else ()
                 row = read_features(self._features, one.features)
-                rows[chunk] = with_heard(row, self._heard, one.heard)
-            probes.append(ProbeInput(one.key, chunk, rows[chunk], one.prompt, one.labels))
+                rows[chunk] = [with_heard(row, self._heard, one.heard)]
+                rows[chunk] += (read_features(self._features, other.features) for other in others)
+            row, *rest = rows[chunk]
+            probe = ProbeInput(one.key, chunk, row, one.prompt, one.labels, one.window, rest)
+            probes.append(probe)
         return probes
 
     def _record(self, half: Half, scores: LabelScores, probe: ProbeInput) -> Record | UsageError:

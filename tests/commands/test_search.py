@@ -177,7 +177,7 @@ def test_the_page_opens_a_video_at_the_start_of_the_hit(built: Path, tmp_path: P
     copy = tmp_path / "copy"
     assert search(built, picture, "--html", str(tmp_path / "p.html"), "--copy", str(copy)) == 0
     page = (tmp_path / "p.html").read_text()
-    starts = re.findall(r'href="[^"]*/film\.mp4#t=([\d.]+)"', page)
+    starts = re.findall(r'href="[^"]*/film\.mp4#t=([\d.]+),[\d.]+"', page)
     hits = read_lines(copy / "search.jsonl")
     films = [hit["time"] for hit in hits if hit["media_path"] == "film.mp4"]
     assert films and list(map(float, starts)) == [time[0] for time in films]

@@ -33,11 +33,13 @@ def _figure(hit: Hit) -> str:
     copies = f", {hit.copies} copies" if hit.copies else ""
     address = hit.path if is_address(hit.path) else Path(hit.path).as_uri()
     if hit.time is not None:  # browsers begin to play there
-        address += f"#t={hit.time[0]:.2f}"
+        start, end = hit.time
+        address += f"#t={start:.2f}" + (f",{end:.2f}" if end > start else "")
+    sure = "" if hit.p is None else f"p {hit.p:.2f}, "
     return (
         f'<figure><a class="frame" href="{_safe(address)}">{shown}</a>\n'
         f"<figcaption>{hit.rank}. {_safe(hit.media_path)}{_safe(when(hit))} "
-        f'<span class="quiet">{hit.score:.3f}{copies}</span></figcaption></figure>'
+        f'<span class="quiet">{sure}{hit.score:.3f}{copies}</span></figcaption></figure>'
     )
 
 

@@ -186,9 +186,16 @@ class Hit:
     """Number of other rows with equal content."""
     copy_paths: tuple[str, ...]
     """The first few of their files."""
+    digest: str = ""
+    """`content_key` of the file; not part of the line."""
+    p: float | None = None
+    """Probability that the question of `--ask` gives it; None: it was not put."""
+    mass: float | None = None
+    """Share of the probability that the labels of the answer have together."""
 
     def to_json(self) -> dict[str, Json]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        own = {n: getattr(self, n) for n in self.__slots__ if n not in ("digest", "p", "mass")}
+        return own if self.p is None else {**own, "p": self.p, "mass": self.mass}
 
 
 def search_index(
@@ -334,6 +341,7 @@ def to_hit(snapshot: Snapshot, rank: int, moment: Moment) -> Hit:
         key=row.key,
         copies=len(others),
         copy_paths=tuple(copy.path for copy in copies),
+        digest=row.digest,
     )
 
 

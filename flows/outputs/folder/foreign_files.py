@@ -48,6 +48,7 @@ SHARD = re.compile(rb"\A[A-Za-z0-9_-]+-[0-9a-f]{12}-\d{5,}\.")
 """First bytes of a shard: the name of a sample. A shard of somebody else may lie in the folder of a
 run, which deletes shards that it does not need."""
 PAGE = re.compile(rb"<title>Penstock report</title>")
+TRACK = re.compile(rb"\AWEBVTT\b")
 SEARCH_PAGE = re.compile(rb"<title>Penstock search: ")
 SEARCH, HIT = "search.jsonl", re.compile(rb'\A\{"rank": ')
 """Search hits, next to the copies of their files, and how one begins."""
@@ -126,9 +127,13 @@ def refuse_replacing_page(path: Path) -> None:
     _refuse_other(path, PAGE, "name another file with --to")
 
 
-def refuse_replacing_found(page: Path | None, folder: Path | None) -> None:
-    """Refuse to replace anything but a search page with a search page, and to copy hits into
-    a folder that holds other files. Raises UsageError."""
+def refuse_replacing_found(
+    page: Path | None, folder: Path | None, track: Path | None = None
+) -> None:
+    """Refuse to replace anything but a search page with a search page, or but a WebVTT track with
+    one, and to copy hits into a folder that holds other files. Raises UsageError."""
+    if track:
+        _refuse_other(track, TRACK, "name another file with --vtt")
     if page:
         _refuse_other(page, SEARCH_PAGE, "name another file with --html")
     if folder:

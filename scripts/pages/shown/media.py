@@ -20,6 +20,10 @@ TEXTS = {
     .read_text("utf-8")
     .split("```")[1][len("toml\n") :],
     "decisions.csv": "media_path,question,answer\nwide.png,shot,wide shot\n",
+    "does.json": (
+        '{"does": {"text": "What does the blue square do?", '
+        '"labels": ["moves left", "moves right", "grows"]}}'
+    ),
     "labels.txt": "red star\nblue ring\n",
     "parts.txt": "red star\nblue ring\n",
     "actions.txt": "red star\nblue ring\n",
