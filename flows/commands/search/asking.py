@@ -77,6 +77,8 @@ class HitQuestion:
     question: Question
     chosen: tuple[int, ...] = ()
     """Positions of the labels that have the text; empty: a question of yes or no."""
+    orders: bool = False
+    """Whether it is about more than the searched text, by which the index has ordered the hits."""
 
     def answer(self, scores: Sequence[float]) -> HitAnswer:
         """Return the answer from the log probability of each label. That of labels is their share
@@ -89,8 +91,8 @@ class HitQuestion:
 
 
 def question_for(text: str, given: str, label: str) -> HitQuestion:
-    """Return the question about the hits of a text. Of labels, those with `label` in them count.
-    Raises UsageError."""
+    """Return the question about the hits of a text. Of labels, those with `label` in them count,
+    or with the text itself. Raises UsageError."""
     if not given:
         (question,) = read_questions(encoded({"seen": SEEN.format(text)}), "the searched text")
         return HitQuestion(question=question)
@@ -105,14 +107,15 @@ def question_for(text: str, given: str, label: str) -> HitQuestion:
             f"{source}: a search asks one question of yes or no, or with labels", hint=hint
         )
     if question.type == "yes-no":
-        return HitQuestion(question=question)
-    chosen = [at for at, one in enumerate(question.labels) if label.casefold() in one.casefold()]
+        return HitQuestion(question=question, orders=True)
+    words = (label or text).casefold()
+    chosen = [at for at, one in enumerate(question.labels) if words in one.casefold()]
     if not chosen:
         raise UsageError(
-            f"{source}: no label of {question.name} has the text {label!r}",
+            f"{source}: no label of {question.name} has the text {label or text!r}",
             hint="Give --label words that stand in the labels, in their order",
         )
-    return HitQuestion(question=question, chosen=tuple(chosen))
+    return HitQuestion(question=question, chosen=tuple(chosen), orders=bool(label))
 
 
 class FilmFrames:
@@ -215,9 +218,9 @@ class HitAnswers:
 def ask_hits(
     hits: Sequence[Hit], text: str, request: AskHitsOptions, store: str, display: Display
 ) -> list[Hit]:
-    """Return the hits with answers, the most probable first, and behind them those without an
-    answer. Raises PenstockError."""
-    question = question_for(text, request.questions, request.label or text)
+    """Return the hits with answers: where the question says more than the text, the most probable
+    first, and those without an answer last. Raises PenstockError."""
+    question = question_for(text, request.questions, request.label)
     folder = folder_named(request.ask, "ask").absolute()
     command = command_in(folder, store, trust=request.trust_folder)
     with chdir(command.folder), tempfile.TemporaryDirectory(prefix="penstock-search-") as out:
@@ -233,7 +236,8 @@ def ask_hits(
 
         answered = replanned_once(attempt, display.print_line)
     kept = [hit for hit in answered if (hit.p or 0.0) >= request.least]
-    kept.sort(key=lambda hit: -1.0 if hit.p is None else hit.p, reverse=True)
+    if question.orders:
+        kept.sort(key=lambda hit: -1.0 if hit.p is None else hit.p, reverse=True)
     return [replace(hit, rank=rank) for rank, hit in enumerate(kept, 1)]
 
 
