@@ -34,6 +34,10 @@ from stages.models.protocols import Half, Processor
 from stages.tune.training import IGNORED, end_token_of, make_example
 
 KIND = "features"
+PREFIXED = ("PaliGemmaProcessor",)
+"""Processors of models in which tokens of type 0, the prompt, see one another, and those of type 1,
+the answer, see none behind them."""
+TYPES = "token_type_ids"
 FEATURES = "mm_encoder_outputs"
 """The last key of a batch: programs that look for its size take the first tensor."""
 
@@ -109,7 +113,10 @@ class FeatureBatches:
             )
         prompt = without_last(present, self._ends)
         hidden = torch.full_like(prompt["input_ids"], IGNORED)
-        return {**append_tokens(prompt, answer), "labels": torch.cat([hidden, answer], 1)}
+        inputs = append_tokens(prompt, answer)
+        if type(self._processor).__name__ in PREFIXED:
+            inputs[TYPES][:, -answer.shape[1] :] = 1
+        return {**inputs, "labels": torch.cat([hidden, answer], 1)}
 
     def _padded(self, name: str, row: Mapping[str, Any], length: int) -> Any:
         """Return an input of a row, which is padded on the right if it has a number per token."""
