@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
 from artifacts.disk.json_records import read_record
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
+from artifacts.timecodes import RecordingClock
 
 MediaKind = Literal["video", "image"]
 Route = Literal["protocol", "replay", "splice", "joint", "dual", "served"]
@@ -133,9 +134,12 @@ class MediaIndex:
     """The damage of all its chunks together, one sentence for each kind."""
     shrunk: int = 1
     """Divisor of its sides during decoding."""
+    clock: RecordingClock = field(default_factory=RecordingClock)
+    """What it says of when it was recorded."""
 
     def to_json(self) -> dict[str, Json]:
-        return {**values_of(self), "chunks": tuple(map(values_of, self.chunks))}
+        nested = {"chunks": tuple(map(values_of, self.chunks)), "clock": values_of(self.clock)}
+        return {**values_of(self), **nested}
 
     @property
     def all_warnings(self) -> tuple[str, ...]:

@@ -88,6 +88,7 @@ class CaptionOptions(FeatureOptions, total=False):
     suffix: str
     format: Words
     beside: bool
+    clock: str
     overwrite: bool
     existing: str | None
     media: str | None
@@ -132,6 +133,7 @@ class LabelRunOptions(MediaRunOptions, total=False):
     top: int
     format: Words
     beside: bool
+    clock: str
     overwrite: bool
     existing: str | None
     replace: bool

@@ -68,6 +68,10 @@ class Caption:
     """Whether a user accepted or rejected it; empty: not reviewed."""
     answers: dict[str, dict[str, Any]] | None = None
     """Name of a question → its answer about the chunk, without the probabilities of all labels."""
+    timecode: str = ""
+    """Timecode of its start, where the file has one: `01:00:00;00` in drop frame."""
+    recorded: str = ""
+    """When it was recorded, ISO 8601, where the file says so."""
     heard: str = ""
     """Key of the stored features of its sound; empty: the model got no sound."""
     weights: str = ""
@@ -79,7 +83,7 @@ class Caption:
 
     OMIT_IF_EMPTY: ClassVar = (
         *("name", "fields", "answers", "original", "review", "heard"),
-        *("weights", "commit", "penstock"),
+        *("weights", "commit", "penstock", "timecode", "recorded"),
     )
     """Fields that are left out of a line when empty."""
 

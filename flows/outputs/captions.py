@@ -40,6 +40,7 @@ from flows.core.ledger.tasks import Task
 from flows.core.media.generated_files import GeneratedFiles
 from flows.core.media.media_file import MediaFile
 from flows.core.options.commands import CaptionConfig, RunOptions
+from flows.outputs.clocks import recorded_of, timecode_of, without_clock
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import fields_of, follows
 from stages.decode.schema_columns import columns_of, plain_text_of
@@ -174,12 +175,15 @@ def _caption(
         ended=stored["ended"],
         **_confidence(stored, shown),
         name=file.name,
+        timecode=timecode_of(index, task.chunk),
+        recorded=recorded_of(index, task.chunk),
         warnings=(
             *index.warnings,
             *task.chunk.warnings,
             *(ONE_FRAME if one_frame else ()),
             *stale_frames(index, task.chunk),
             *shown.warnings,
+            *without_clock(job, index),
         ),
         original=""
         if shown.text == shown.original

@@ -50,6 +50,7 @@ from flows.core.media.generated_files import (
 )
 from flows.core.media.media_file import MediaFile, Selection
 from flows.outputs.captions import unrejected
+from flows.outputs.clocks import CUES, on_clock
 from flows.outputs.marker import read_marker
 from flows.outputs.record.run_record import TextsRecord
 from stages.process.host_memory import cores
@@ -534,7 +535,8 @@ class _Writer:
                 yield path, of, None, []
                 continue
             kept = [*unrejected(captions)]
-            text = "".join(WRITERS[self.texts.form](kept)).encode("utf-8", errors="replace")
+            timed = on_clock(job, medium, kept) if self.texts.form in CUES else kept
+            text = "".join(WRITERS[self.texts.form](timed)).encode("utf-8", errors="replace")
             if medium.kind == "image" and self.texts.beside and self.texts.form == "txt":
                 sha256 = hashlib.sha256(text).hexdigest()
                 if not self._own.has(self.texts.form, sha256, of):

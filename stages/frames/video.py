@@ -26,6 +26,7 @@ from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader
+from stages.frames.recording_clock import clock_of
 from stages.frames.shots import ShotCutter
 from stages.frames.timeline import ChunkPlan, plan_chunks, plan_clips, plan_stored
 from stages.frames.to_srgb import BT2020, UNSTATED, UNSTATED_BT2020
@@ -147,6 +148,7 @@ class Video:
         MediaError if it has no decodable frame."""
         if self._lost and not chunks:
             raise no_frames(self._reader.path)
+        decoder = self._reader.decoder
         return MediaIndex(
             kind="video",
             height=self.height,
@@ -156,6 +158,7 @@ class Video:
             chunks=tuple(chunks),
             warnings=self.warnings(),
             damage=self.damage(),
+            clock=clock_of(decoder.container, decoder.stream, self._reader.first_frame),
         )
 
     def _chunk(self, plan: ChunkPlan, converter: FrameConverter) -> Chunk | None:

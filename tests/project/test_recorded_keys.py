@@ -128,7 +128,7 @@ def _parameters(schema: dict[str, Any], defined: Any, before: str) -> Iterator[s
             yield before + name
 
 
-TEXTS = ("--format", "txt")
+TEXTS = ("--format", "txt,vtt")
 CLIPS = ("--clip-frames", "5", "--clip-fps", "4")
 READ_BY: dict[type[Any], Cell] = {
     CaptionConfig: Cell(options=(*TEXTS, *CLIPS)),

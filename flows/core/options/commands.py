@@ -28,12 +28,12 @@ from flows.core.options.model import (
     ModelOptions,
     check_served,
 )
+from flows.core.options.outputs import OutputOptions
 from flows.core.options.precision import HalfPrecisionOptions, PrecisionOptions
 from flows.core.options.store import ResourceOptions, StoreSizeOptions
 from flows.core.options.text import (
     EngineOptions,
     FolderOptions,
-    OutputOptions,
     OwnerOptions,
     PromptOptions,
     QuestionOptions,

@@ -22,11 +22,11 @@ from flows.core.options.model import (
     RecordedAdapterOptions,
     TaggerOptions,
 )
+from flows.core.options.outputs import OutputOptions
 from flows.core.options.precision import HalfPrecisionOptions
 from flows.core.options.store import StoreSizeOptions
 from flows.core.options.text import (
     EngineOptions,
-    OutputOptions,
     OwnerOptions,
     PromptOptions,
     QuestionOptions,

@@ -5,18 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from artifacts.disk.names import TEXT_FORMATS
 from artifacts.disk.paths import text_named
-from artifacts.errors import UsageError, excluding
+from artifacts.errors import UsageError
 from artifacts.options import Option, OptionGroup
 from flows.core.options.formats import (
     FILES,
-    FORMATS,
     GIVE_CONDITION,
     MEMORY,
     MODEL,
-    REPLACE,
-    RULES,
     TEXT,
 )
 from flows.core.options.model import DateOptions
@@ -214,46 +210,6 @@ class SiftFirstOptions(OptionGroup):
     ] = None
     """Condition on the marks of `penstock sift` that media must meet to be captioned; None: all
     are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutputOptions(OptionGroup):
-    """The written files, and the treatment of files that users wrote or edited."""
-
-    format: Annotated[
-        tuple[str, ...],
-        Option(f"formats besides jsonl: {', '.join(FORMATS[1:])}", FILES, "F,F", values=FORMATS),
-    ] = ()
-    """Formats besides jsonl."""
-    beside: Annotated[bool, Option("write txt, vtt and srt next to the media files", FILES)] = False
-    """Write txt, vtt and srt next to the media file instead of into `out`."""
-    overwrite: Annotated[bool, Option("same as --existing replace", FILES)] = False
-    """Same as `existing` with `replace`."""
-    existing: Annotated[
-        str | None,
-        Option(
-            f"files that users wrote or edited: {'|'.join(RULES)} [keep]",
-            FILES,
-            "RULE",
-            values=RULES,
-        ),
-    ] = None
-    """Treatment of files that users wrote or edited: `keep` or `replace`. None: `keep`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.beside and not {*self.format} & {*TEXT_FORMATS}:
-            raise UsageError(
-                "--beside needs a format with one file per medium",
-                hint=f"Add --format {','.join(TEXT_FORMATS)}, or one of them",
-            )
-        if self.overwrite and self.existing not in (None, REPLACE):
-            raise excluding("--overwrite", f"--existing {self.existing}")
-
-    @property
-    def replaces(self) -> bool:
-        """Return whether files that users wrote or edited are replaced."""
-        return self.overwrite or self.existing == REPLACE
 
 
 def read_schema(given: str) -> str:

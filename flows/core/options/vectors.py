@@ -13,9 +13,10 @@ from flows.core.options.commands import RunOptions
 from flows.core.options.formats import COCO, GIVE_CONDITION, LABELS, MEMORY, MODEL, OUTPUTS, VECTORS
 from flows.core.options.media import VectorSamplingOptions
 from flows.core.options.model import MODEL_OPTION, TRUST_HELP, GpuOptions, TaggerOptions
+from flows.core.options.outputs import OutputOptions
 from flows.core.options.precision import PRECISION_OPTION
 from flows.core.options.store import STORE_OPTION, MemoryOptions, StoreOptions, StoreSizeOptions
-from flows.core.options.text import FOLDER_OPTION, OutputOptions, OwnerOptions
+from flows.core.options.text import FOLDER_OPTION, OwnerOptions
 
 PARENT = "penstock-out"
 """Default folder of captions; those of labels, vectors and marks are below it."""
