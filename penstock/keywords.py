@@ -192,8 +192,10 @@ class SearchOptions(TypedDict, total=False):
     without: Words
     where: str | None
     moments: bool
+    within: str
     store: str | PathLike[str]
     memory: str | int | None
+    captions: str | PathLike[str]
     model: str | PathLike[str]
     trust_remote_code: bool
 
@@ -267,6 +269,7 @@ class ServeOptions(TypedDict, total=False):
     today: str
     store: str | PathLike[str]
     index: str | PathLike[str]
+    captions: str | PathLike[str]
     labels: str | PathLike[str] | Sequence[str]
     templates: str | PathLike[str]
     model: str | PathLike[str]

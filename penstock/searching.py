@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Unpack
 
 from artifacts.disk.paths import folder_named
 from artifacts.texts.tables import table_of
+from flows.commands.search.both import search as search_both
 from flows.commands.search.build import IndexWritten, fill_index
-from flows.commands.search.query import Hit, search_index
+from flows.commands.search.query import Hit
 from flows.core.console.display import Display
 from flows.core.options.vectors import INDEX, IndexConfig, SearchPlace, SearchQuery
 from penstock.arguments import Progress, Sources, config_for, config_with, display_for, path_of
@@ -48,6 +49,8 @@ class Hits(list[Hit]):
             "key": "text",
             "copies": "count",
             "copy_paths": "texts",
+            "caption": "text",
+            "caption_time": "numbers",
         }
         return table_of((hit.to_json() for hit in self), kinds)
 
@@ -70,4 +73,4 @@ def search(
     build = partial(config_with, options=options, known=SearchOptions.__annotations__)
     query, place = build(SearchQuery, what=path_of("what", what)), build(SearchPlace)
     folder = folder_named(path_of("index", index), "index")
-    return Hits(search_index(folder, query, place, Display(quiet=True)))
+    return Hits(search_both(folder, query, place, Display(quiet=True)))

@@ -113,7 +113,7 @@ def test_options_without_ask_are_refused(capsys: Any) -> None:
 
 @pytest.mark.slow
 def test_the_right_scene_of_an_action_is_first(tmp_path: Path, capsys: Any) -> None:
-    place = made(tmp_path, 6, 4.0)
+    place = made(tmp_path, 2, 4.0)
     first: list[bool] = []
     for thing, acts in place.truth.acts.items():
         for action, spans in acts.items() if len(acts) > 1 else ():

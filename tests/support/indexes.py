@@ -65,11 +65,20 @@ def searcher(folder: Path) -> Searcher:
 def killed_at(moment: int, folder: Path, change: Callable[[IndexWriter], object]) -> bool:
     """Change an index in a process that is killed as it is about to sync, rename or delete a file
     for the `moment`th time; returns whether it came to that."""
+
+    def work() -> None:
+        with writing(folder, MAKER, "a test") as writer:
+            change(writer)
+
+    return killed_in(moment, work)
+
+
+def killed_in(moment: int, work: Callable[[], object]) -> bool:
+    """Do the same with any work."""
     child = os.fork()
     if child == 0:
         _die_at(moment)
-        with writing(folder, MAKER, "a test") as writer:
-            change(writer)
+        work()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):

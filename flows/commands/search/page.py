@@ -31,6 +31,7 @@ def _figure(hit: Hit) -> str:
     if data := data_address(hit.path, hit.at):
         shown = f'<img src="{data}" alt="" loading="lazy">'
     copies = f", {hit.copies} copies" if hit.copies else ""
+    caption = f"<br>{_safe(hit.caption)}" if hit.caption else ""
     address = hit.path if is_address(hit.path) else Path(hit.path).as_uri()
     if hit.time is not None:  # browsers begin to play there
         start, end = hit.time
@@ -39,7 +40,7 @@ def _figure(hit: Hit) -> str:
     return (
         f'<figure><a class="frame" href="{_safe(address)}">{shown}</a>\n'
         f"<figcaption>{hit.rank}. {_safe(hit.media_path)}{_safe(when(hit))} "
-        f'<span class="quiet">{sure}{hit.score:.3f}{copies}</span></figcaption></figure>'
+        f'<span class="quiet">{sure}{hit.score:.3f}{copies}</span>{caption}</figcaption></figure>'
     )
 
 

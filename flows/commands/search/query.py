@@ -192,6 +192,10 @@ class Hit:
     """Probability that the question of `--ask` gives it; None: it was not put."""
     mass: float | None = None
     """Share of the probability that the labels of the answer have together."""
+    caption: str = ""
+    """What a run says at this time; empty: no run was given, or it says nothing."""
+    caption_time: tuple[float, float] | None = None
+    """Start and end of it in seconds; None for an image, or without a caption."""
 
     def to_json(self) -> dict[str, Json]:
         own = {n: getattr(self, n) for n in self.__slots__ if n not in ("digest", "p", "mass")}

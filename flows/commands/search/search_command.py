@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from filecmp import cmp
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, NamedTuple
 
 from artifacts.disk.files import whole_file, write_text
@@ -30,6 +31,9 @@ from flows.core.options.vectors import SearchPlace, SearchQuery
 if TYPE_CHECKING:
     from flows.commands.search.query import Hit
 
+SHOWN_CAPTION = 120
+"""Most characters of a caption in a line."""
+
 
 def search_command(given: argparse.Namespace) -> int:
     """Run the search, and return its exit code: 1 if a file to be copied is gone. Raises
@@ -46,11 +50,11 @@ def search_command(given: argparse.Namespace) -> int:
             refuse_replacing_found(page, copies, track)
         # A second thread of numpy waits longer for its share of one text than it computes.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        from flows.commands.search.query import search_index
+        from flows.commands.search.both import search
 
         query, place = config_from(given, SearchQuery), config_from(given, SearchPlace)
         request = config_from(given, AskHitsOptions)
-        hits = search_index(folder, query, place, display)
+        hits = search(folder, query, place, display)
         if request.ask:
             from flows.commands.search.asking import ask_hits
 
@@ -82,7 +86,8 @@ def _line(hit: "Hit") -> str:
 
     copies = f"  and {hit.copies} more: {', '.join(hit.copy_paths)}" if hit.copies else ""
     p = "" if hit.p is None else f"p {hit.p:.3f} mass {hit.mass:.2g}  "
-    return f"{hit.rank:4d}  {p}{hit.score:.4f}  {hit.path}{when(hit)}{copies}"
+    caption = f"  {shorten(hit.caption, SHOWN_CAPTION)}" if hit.caption else ""
+    return f"{hit.rank:4d}  {p}{hit.score:.4f}  {hit.path}{when(hit)}{copies}{caption}"
 
 
 def _notes(hits: Sequence["Hit"]) -> Iterator[str]:
@@ -151,8 +156,9 @@ def _copy(source: Path, folder: Path, name: str) -> None:
 
 def add_search(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Prints what an index holds that is like a text or an image. For many searches, the fast "
-        "way is a running `penstock serve --index DIR`: it answers each in milliseconds."
+        "Prints what an index holds that is like a text or an image, or which captions of a run "
+        "have its words. For many searches, the fast way is a running `penstock serve --index "
+        "DIR`: it answers each in milliseconds."
     )
     add_index_option(parser)
     add_options(parser, SearchQuery)

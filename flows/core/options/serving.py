@@ -17,7 +17,7 @@ from flows.core.options.store import (
     MemoryOptions,
     StoreOptions,
 )
-from flows.core.options.vectors import LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
+from flows.core.options.vectors import CAPTIONS_OPTION, LABELS_OPTION, TEMPLATES_OPTION, EmbedConfig
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 """Addresses that only this machine reaches."""
@@ -69,6 +69,8 @@ class ServedOptions(StoreOptions, DateOptions):
 
     index: Annotated[str, Option("folder of an index to search", SERVED, "DIR", path=True)] = ""
     """Folder of an index to search."""
+    captions: Annotated[str, replace(CAPTIONS_OPTION, heading=SERVED)] = ""
+    """Folder of a run whose captions are searched together with the index."""
     labels: Annotated[str, replace(LABELS_OPTION, heading=SERVED)] = ""
     """File with one label per line, or YAML or JSON; or `a,b,c`."""
     templates: Annotated[str, replace(TEMPLATES_OPTION, heading=SERVED)] = ""
@@ -100,6 +102,8 @@ class ServedOptions(StoreOptions, DateOptions):
                 "--labels: no model to compare images with them",
                 hint="Add --model with a dual encoder such as CLIP (docs/embed.md)",
             )
+        if self.captions and not self.index:
+            raise UsageError("--captions: there is no index", hint="Give --index DIR, too")
         check_tiles(self.tiles)
 
 

@@ -171,6 +171,15 @@ class LabelConfig(
                 )
 
 
+CAPTIONS_OPTION = Option(
+    "folder of a run whose captions are searched, too", metavar="OUT", path=True
+)
+WITHIN = Option(
+    "captions, vectors, both [both, where both are given]",
+    metavar="WHAT",
+    values=("", "captions", "vectors", "both"),
+    flag="--in",
+)
 EACH_FRAME = Option("one hit per frame of a video, not per moment", flag="--each-frame")
 WHERE = Option(
     "filter condition: \"path like '%%.mp4' and time < 60\"", "", "EXPR", not_empty=GIVE_CONDITION
@@ -199,6 +208,8 @@ class SearchQuery(OptionGroup):
     """Filter condition on the rows; None: all rows."""
     moments: Annotated[bool, EACH_FRAME] = True
     """Whether adjacent matching frames of a video become one hit."""
+    within: Annotated[str, WITHIN] = ""
+    """Search `captions`, `vectors` or `both`; empty: both where both are given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,8 +220,10 @@ class SearchQuery(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlace(MemoryOptions, StoreOptions):
-    """Model and store locations, and the memory limits of a half."""
+    """Captions, model and store locations, and the memory limits of a half."""
 
+    captions: Annotated[str, CAPTIONS_OPTION] = ""
+    """Folder of a run whose captions, summaries, answers and labels are searched; empty: none."""
     model: Annotated[str, Option("hub id or folder [the index's model]", MODEL, "M", path=True)] = (
         ""
     )

@@ -73,6 +73,7 @@ class TextSearchParams(SearchParams):
     """The parameters of a search for a text."""
 
     q: Words
+    within: Literal["captions", "vectors", "both"] | None = Field(None, alias="in")
 
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ class Routes:
         params: Annotated[TextSearchParams, Query()],
     ) -> Response:
         """Search the index by text."""
-        return await self._search(request, params, [params.q])
+        return await self._search(request, params, [params.q], params.within)
 
     async def search_picture(
         self, request: Request, params: Annotated[SearchParams, Query()]
@@ -141,16 +142,29 @@ class Routes:
         return await self._search(request, params, [])
 
     async def _search(
-        self, request: Request, params: SearchParams, wanted: Sequence[str]
+        self,
+        request: Request,
+        params: SearchParams,
+        wanted: Sequence[str],
+        within: str | None = None,
     ) -> Response:
         began, service = time.monotonic(), self._service
         if service.index is None or service.texts is None:
             raise HttpRefusal(404, "this server has no index", "Start it with --index DIR")
         texts = [*wanted, *params.without]
-        filters = SearchQuery(what="-", top=params.top, where=params.where, moments=params.moments)
+        filters = SearchQuery(
+            what=next(iter(wanted), "-"),
+            top=params.top,
+            without=tuple(params.without),
+            where=params.where,
+            moments=params.moments,
+            within=within or "",
+        )
         await service.index.check()  # refuse before any computation
         warnings: dict[str, Json] = {}
-        if wanted:
+        if wanted and service.index.within(within) == "captions":
+            hits = await service.index.search(None, "texts", [], filters)
+        elif wanted:
             vector, *excluded = await self._timed(request, self._text_vectors(texts))
             hits = await service.index.search(vector, "texts", excluded, filters)
         else:
@@ -440,8 +454,9 @@ LABELS = {"labels": [SCORE], "top": str}
 SPAN = {"start": float, "end": float}
 VECTOR = (str, [float])
 HIT = {
-    "rank": Count, "score": float, "id": str, "kind": Kind, "media_path": str,
+    "rank": Count, "score": float, "id": (str, None), "kind": Kind, "media_path": str,
     "time": ([float], None), "at": (float, None), "box": BOX, "copies": Count,
+    "caption": str, "caption_time": ([float], None),
 }  # fmt: skip
 MODEL = {"id": str, "object": Literal["model"], "created": Count, "owned_by": str}
 FUNCTION = {"name": str, "arguments": str}

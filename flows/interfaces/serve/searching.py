@@ -21,28 +21,39 @@ from artifacts.disk.stamps import Stamp, model_stamp_of, stamp_of
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index.manifest import BOOK, Maker
 from artifacts.index.search import Query, Searcher, Sort
-from artifacts.index.shard import ROW, IndexRow
+from artifacts.index.shard import MEDIUM, ROW, IndexRow, PixelBox, medium_of
 from artifacts.index.snapshot import Snapshot, open_snapshot
 from artifacts.index.where import INDEX, Condition, matching
 from artifacts.index.writing import refuse_other
-from flows.commands.search.query import run_query, to_hit
+from flows.commands.search.both import DEEPER, find_texts, fuse, with_captions
+from flows.commands.search.query import Hit, run_query, to_hit
+from flows.commands.search.run_texts import RunTexts
+from flows.core.options.store import default_store
 from flows.core.options.vectors import SearchQuery
 from flows.interfaces.serve.refusals import HttpRefusal, refusal_of, unavailable
 
-Search = tuple[NDArray[np.float32], Sort, tuple[NDArray[np.float32], ...], SearchQuery]
+Search = tuple[NDArray[np.float32] | None, Sort, tuple[NDArray[np.float32], ...], SearchQuery]
 """Arguments of a search."""
 FIELD = replace(INDEX, option="where")
 """What a condition is about, as a request names it."""
 HIT = re.compile("[0-9a-f]{16}")
 """The one spelling of an id."""
 
+Place = tuple[str, float | None, PixelBox | None]
+"""Path, time and tile of a hit."""
+
 
 class ServedIndex:
     """One index folder."""
 
-    def __init__(self, folder: Path, maker: Maker) -> None:
-        """Open the index for vectors from `maker`. Raises PenstockError."""
+    def __init__(
+        self, folder: Path, maker: Maker, captions: Path | None = None, store: str = ""
+    ) -> None:
+        """Open the index for vectors from `maker`, and the `captions` of a run, whose words are
+        indexed in the store. Raises PenstockError."""
         self.folder = folder
+        self._run, self._store = captions, store or default_store()
+        self._texts = self._opened_texts(None)
         self.maker = maker
         self._stamp: tuple[int | Stamp | None, ...] = ()
         self._searcher: Searcher | None = None
@@ -63,13 +74,12 @@ class ServedIndex:
 
     async def search(
         self,
-        vector: NDArray[np.float32],
+        vector: NDArray[np.float32] | None,
         sort: Sort,
         without: Sequence[NDArray[np.float32]],
         settings: SearchQuery,
     ) -> list[dict[str, Json]]:
-        """Return the nearest hits. `settings` are those besides the query itself. Raises
-        HttpRefusal."""
+        """Return the best hits. Without a vector, words are searched alone. Raises HttpRefusal."""
         await self.check()
         given = (vector, sort, tuple(without), settings)
         try:
@@ -97,9 +107,15 @@ class ServedIndex:
         if not self.rows:
             raise unavailable("the index has no rows", "Ask again when it is built")
 
+    def within(self, wanted: str | None) -> str:
+        """Return what a text is searched in. Raises HttpRefusal for captions if there are none."""
+        if wanted in ("captions", "both") and self._run is None:
+            raise HttpRefusal(404, "this server has no captions", "Start it with --captions OUT")
+        return wanted or ("vectors" if self._run is None else "both")
+
     def _search(
         self,
-        vector: NDArray[np.float32],
+        vector: NDArray[np.float32] | None,
         sort: Sort,
         without: tuple[NDArray[np.float32], ...],
         settings: SearchQuery,
@@ -107,26 +123,46 @@ class ServedIndex:
         searcher = self._searcher
         assert searcher is not None
         snapshot: Snapshot = searcher.snapshot
-        kept = matching(snapshot, Condition(settings.where, FIELD)) if settings.where else None
-        query = Query(vector=vector, sort=sort, without=without, kept=kept)
-        ranked = run_query(searcher, query, settings)
-        hits = (to_hit(snapshot, rank, moment) for rank, moment in enumerate(ranked, 1))
-        positions = np.array([moment.position for moment in ranked], np.int64)
-        ids = snapshot.identities_at(ROW, positions).tolist()
+        within = "vectors" if sort == "pictures" else self.within(settings.within)
+        wider = replace(settings, top=DEEPER * settings.top) if within == "both" else settings
+        hits, ids = list[Hit](), dict[Place, int]()
+        if vector is not None:
+            kept = matching(snapshot, Condition(settings.where, FIELD)) if settings.where else None
+            query = Query(vector=vector, sort=sort, without=without, kept=kept)
+            ranked = run_query(searcher, query, wider)
+            hits = [to_hit(snapshot, rank, moment) for rank, moment in enumerate(ranked, 1)]
+            positions = np.array([moment.position for moment in ranked], np.int64)
+            rows = snapshot.identities_at(ROW, positions).tolist()
+            ids = {place_of(hit): row for hit, row in zip(hits, rows, strict=True)}
+        if self._run is not None:
+            texts = self._texts = self._opened_texts(self._texts)
+            assert texts is not None
+            if within != "vectors":
+                hits = fuse(hits, find_texts(texts, wider, within, FIELD), settings.top)
+            hits = with_captions(hits, texts)
+        names = [ids.get(place_of(hit)) or _nearest_row(snapshot, hit) for hit in hits]
         return [
             {
                 "rank": hit.rank,
                 "score": hit.score,
-                "id": f"{identity:016x}",
+                "id": name and f"{name:016x}",
                 "kind": "image" if hit.at is None else "video",
                 "media_path": hit.media_path,
                 "time": hit.time,
                 "at": hit.at,
                 "box": hit.box,
                 "copies": hit.copies,
+                "caption": hit.caption,
+                "caption_time": hit.caption_time,
             }
-            for hit, identity in zip(hits, ids, strict=True)
+            for hit, name in zip(hits, names, strict=True)
         ]
+
+    def _opened_texts(self, before: RunTexts | None) -> RunTexts | None:
+        """Return the texts of the run as they are now. Raises PenstockError."""
+        if self._run is None or (before is not None and before.is_current()):
+            return before
+        return RunTexts(self._run, self._store, lambda _: None)
 
     async def row(self, name: str) -> IndexRow:
         """Return the row of a hit, which the index must still have. Raises HttpRefusal."""
@@ -169,3 +205,18 @@ class ServedIndex:
                 yield stamp_of(self.folder / file.name)
             except OSError:
                 yield None
+
+
+def place_of(hit: Hit) -> Place:
+    return hit.path, hit.at, hit.box
+
+
+def _nearest_row(snapshot: Snapshot, hit: Hit) -> int | None:
+    """Return the identity of the row that is nearest to what a caption is about; None: the index
+    has none of its medium."""
+    positions = snapshot.positions_of(MEDIUM, medium_of(hit.path))
+    if not len(positions):
+        return None
+    times = snapshot.times(positions)
+    at = 0 if hit.at is None else int(np.nanargmin(np.abs(times - hit.at)))
+    return int(snapshot.identities_at(ROW, positions[at : at + 1])[0])

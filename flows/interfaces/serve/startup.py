@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from pathlib import Path
 
 from artifacts.disk.paths import folder_named
 from artifacts.index.manifest import read_manifest
@@ -16,6 +15,7 @@ from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
 from artifacts.tiles import boxes_of
 from flows.commands.label.label_set import LabelSet, label_set
+from flows.commands.search.both import run_at
 from flows.commands.search.query import maker_of, with_maker_of
 from flows.core.console.display import Display
 from flows.core.job.prepare import Job, prepare_without_media, sound_note
@@ -316,7 +316,7 @@ class _Jobs:
         folder = folder_named(config.index, "index")
         there = read_manifest(folder).maker
         # Before the job measures the free memory: the bits stay in memory.
-        self.index = ServedIndex(Path(folder), there)
+        self.index = ServedIndex(folder, there, run_at(config.captions), config.store)
         made = with_maker_of(replace(requested, model=there.model), there)
         job = self._job(replace(made, model=config.model or made.model), "vectors", LABEL)
         self.index.maker = maker_of(job, there.width)

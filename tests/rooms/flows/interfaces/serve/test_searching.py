@@ -28,6 +28,7 @@ from flows.interfaces.serve.metrics import Metrics
 from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.searching import ServedIndex
 from flows.interfaces.serve.startup import Service
+from tests.support.builders.caption_lines import write_lines
 from tests.support.builders.clip import save_clip
 from tests.support.inside import stages_inside
 from tests.support.media import write_video
@@ -81,8 +82,8 @@ class Texts:
         return SimpleNamespace(vectors=drawn)
 
 
-def serving(place: Path) -> TestClient:
-    """Return a client of a server of the index."""
+def serving(place: Path, captions: Path | None = None) -> TestClient:
+    """Return a client of a server of the index, and of the captions of a run."""
     maker = read_manifest(place / "index").maker
     parts: dict[str, Any] = {"texts": Texts(maker.width), "scheduler": SimpleNamespace(held_by="")}
     service = Service(
@@ -90,7 +91,7 @@ def serving(place: Path) -> TestClient:
         metrics=Metrics(),
         temp_store=TempStore(place),
         budget_bytes=0,
-        index=ServedIndex(place / "index", maker),
+        index=ServedIndex(place / "index", maker, captions, str(place / "store")),
         **parts,
     )
     app: Any = Guard(app_of(service, ""), service, "")
@@ -330,3 +331,66 @@ def test_a_server_is_not_ready_while_its_searches_fail(place: Path) -> None:
     assert readiness(client)[0] == 503
     (place / "whole").rename(place / "index")
     assert readiness(client) == (200, "") and ids(client)
+
+
+@pytest.fixture
+def run(place: Path) -> Path:
+    """A run over the media of the index, and over a file that is not in it."""
+    media = (place / "media").resolve()
+    files = {"red.png": "a poppy", "film.mp4": "a curtain opens", "other.png": "a poppy, too"}
+    rows = [{"media_path": name, "source": "media"} for name in files]
+    kinds = ("image", "video", "image")
+    lines = [
+        {**row, "kind": kind, "url": (media / row["media_path"]).as_uri(), "captions": 1}
+        for row, kind in zip(rows, kinds, strict=True)
+    ]
+    write_lines(place / "run" / "media.jsonl", lines)
+    write_lines(
+        place / "run" / "captions.jsonl",
+        (
+            {**row, "start": 0.0, "end": 3.0 * (row["media_path"] == "film.mp4"), "caption": text}
+            for row, text in zip(rows, files.values(), strict=True)
+        ),
+    )
+    return place / "run"
+
+
+def captions(client: TestClient, query: str) -> list[tuple[str, str]]:
+    hits = client.get(f"/v1/search?{query}").json()["hits"]
+    return [(hit["media_path"], hit["caption"]) for hit in hits]
+
+
+def test_words_of_captions_are_searched(place: Path, run: Path) -> None:
+    client = serving(place, run)
+    assert captions(client, "q=curtain&in=captions") == [("film.mp4", "a curtain opens")]
+    poppies = [("red.png", "a poppy"), ("other.png", "a poppy, too")]
+    assert captions(client, "q=poppy&in=captions") == poppies
+    assert captions(client, "q=poppy&not=too&in=captions") == poppies[:1]
+    where = quote("media_path = 'other.png'")
+    assert captions(client, f"q=poppy&in=captions&where={where}") == poppies[1:]
+    (hit,) = client.get("/v1/search?q=curtain&in=captions").json()["hits"]
+    assert (hit["kind"], hit["time"], hit["caption_time"]) == ("video", [0.0, 3.0], [0.0, 3.0])
+    assert client.get(f"/v1/thumbnail/{hit['id']}").status_code == 200
+    hits = client.get("/v1/search?q=poppy&in=captions").json()["hits"]
+    assert hits[0]["id"] == ids(client)["red.png"] and hits[1]["id"] is None
+
+
+def test_words_and_vectors_are_searched_together_by_default(place: Path, run: Path) -> None:
+    client = serving(place, run)
+    both = captions(client, "q=poppy")
+    assert dict(both) == dict(captions(client, "q=poppy&in=both"))
+    assert {"red.png", "other.png", "green.png", "film.mp4"} <= dict(both).keys()
+    assert captions(client, "q=poppy&top=1") == [("red.png", "a poppy")]
+    assert "other.png" not in dict(captions(client, "q=poppy&in=vectors"))
+    assert dict(captions(client, "q=poppy&in=vectors"))["film.mp4"] == "a curtain opens"
+    write_lines(run / "captions.jsonl", [])
+    assert "other.png" not in dict(captions(client, "q=poppy"))
+
+
+def test_searches_in_captions_that_are_not_there_are_refused(place: Path, run: Path) -> None:
+    answer = serving(place).get("/v1/search?q=poppy&in=captions")
+    assert (answer.status_code, answer.json()["error"]) == (404, "this server has no captions")
+    for query, error in (("q=!!!&in=captions", "has no words"), ("q=a&in=texts", "in")):
+        answer = serving(place, run).get(f"/v1/search?{query}")
+        assert (answer.status_code, error in answer.json()["error"]) == (422, True)
+    assert serving(place, run).get("/v1/search?q=!!!").status_code == 200
