@@ -12,22 +12,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
-from artifacts.disk.json_records import read_jsonl_file
-from artifacts.errors import NoFeatures, UsageError
-from artifacts.records.packs import RecordSet, RecordUnion, stored_namespaces
-from artifacts.records.store import open_store
-from artifacts.wording import counted
-from flows.commands.tune.training_data import examples_in
-from flows.core.job.plan_record import PlanRecord
-from flows.core.media.output_rows import CaptionRow
-from flows.core.options.formats import CAPTIONS
-from flows.outputs.record.run_read import load_record
+from flows.commands.export.features import FeaturesExported
+from flows.commands.export.features import export_features as run_export
+from flows.commands.tune.stored_captions import stored_captions, trainable_run
+from penstock.arguments import Progress, display_for, path_of
 
 __all__ = [
     "CaptionToTrain",
     "FeatureCollator",
     "captions",
     "end_token",
+    "export_features",
     "language_half",
     "lora_targets",
     "processor_of",
@@ -54,22 +49,6 @@ def captions(out: str | Path, announce: Callable[[str], None] = print) -> list[C
     corrected ones if there are any, else all that nobody rejected, without trigger, prefix and
     suffix. `announce` is called with notes. `datasets.Dataset.from_list` takes the rows. Raises
     UsageError, EnvironmentFault."""
-    plan, path = _plan(out), Path(out).expanduser() / CAPTIONS
-    if any(row.heard for row in read_jsonl_file(CaptionRow, path, "Caption again")):
-        raise UsageError(
-            f"{path}: captions of what is heard, too, and stock trainers get no sound from here",
-            hint="Train them with penstock tune, or caption with --sound off",
-        )
-    store = open_store(plan.store)
-    examples = examples_in(str(path), announce, store)
-    names = stored_namespaces(store, "features")
-    stored = RecordUnion([RecordSet(store, "features", name) for name in names])
-    if gone := [example for example in examples if example.features not in stored]:
-        raise NoFeatures(
-            f"{path}: {counted(len(gone), 'caption')} of {len(examples):,} without features in "
-            f"{plan.store} ({gone[0].place})",
-            hint="Encode them again with penstock cache rebuild and the options of that run",
-        )
     return [
         CaptionToTrain(
             features=example.features,
@@ -77,7 +56,7 @@ def captions(out: str | Path, announce: Callable[[str], None] = print) -> list[C
             caption=example.caption.strip(),
             is_cut=example.is_cut,
         )
-        for example in examples
+        for example in stored_captions(out, announce).examples
     ]
 
 
@@ -85,13 +64,16 @@ def language_half(out: str | Path, **options: Any) -> Any:
     """Load the language half of a run's model. No weight of the vision tower is read. `options` are
     those of `from_pretrained`, such as `dtype` and `device_map`. Raises UsageError."""
     load = import_module("stages.models").load_half  # torch, by name as in penstock/__init__
-    return load(_plan(out).folder, "language", **options)
+    return load(trainable_run(out).plan.folder, "language", **options)
 
 
 def processor_of(out: str | Path, *, trust_remote_code: bool = False) -> Any:
     """Load the processor of a run with its limits of pixels, which decide how many placeholders a
     picture has. Raises UsageError."""
-    plan, load = _plan(out), import_module("stages.models.processors.loading").load_processor
+    plan, load = (
+        trainable_run(out).plan,
+        import_module("stages.models.processors.loading").load_processor,
+    )
     return load(
         Path(plan.folder),
         trust_remote_code,
@@ -107,24 +89,27 @@ def lora_targets(half: Any) -> list[str]:
     return sorted(import_module("stages.tune.adapter").linear_paths(half))
 
 
-def _plan(out: str | Path) -> PlanRecord:
-    """Return the plan of a run whose features a stock trainer can take. Raises UsageError."""
-    plan = load_record(Path(out).expanduser()).plan
-    if plan.route != "protocol":
-        raise UsageError(
-            f"{plan.model or out}: its class takes no outputs of an encoder in place of pixels "
-            f"(route: {plan.route or 'none'})",
-            hint="Train it with penstock tune; docs/models.md has the route of each model",
-        )
-    return plan
-
-
 def end_token(out: str | Path, half: Any, processor: Any) -> int:
     """Return the end token of captions as `penstock tune` does: if the half stops at several, the
     one that it finds most likely after some captions of the run."""
     rows = captions(out, lambda _: None)[:EXAMPLES]
     token: int = _stage().likeliest_end(_collator(out, processor), half, processor, rows)
     return token
+
+
+def export_features(
+    out: str | Path,
+    folder: str | Path,
+    *,
+    license: str,
+    trust_remote_code: bool = False,
+    progress: Progress = "auto",
+) -> FeaturesExported:
+    """Write the captions of a run and their features into a new folder, with a loader that needs no
+    Penstock, as `penstock export --features`. Raises PenstockError."""
+    source, made = path_of("out", out), path_of("folder", folder)
+    display = display_for(progress)
+    return run_export(source, made, license, display, trust_remote_code=trust_remote_code)
 
 
 class FeatureCollator:
@@ -161,5 +146,5 @@ def _stage() -> Any:
 
 
 def _collator(out: str | Path, processor: Any, end: int | None = None, dtype: Any = None) -> Any:
-    plan = _plan(out)
+    plan = trainable_run(out).plan
     return _stage().FeatureBatches(plan.store, plan.folder, processor, end, dtype)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from stages.models.half_job import HalfJob
+from stages.models.shards import SHARD_BYTES
 from stages.process.stage_spec import StageSpec
 
 RECORD = "tune.json"
@@ -75,6 +76,50 @@ class TuneJob:
     """`off` if the model hears, and the examples have no sound; it is recorded."""
     tensorboard: str = ""
     """Folder for TensorBoard; empty: nothing is written."""
+
+
+INDEX, ABOUT, CARD, LOADER = "index.jsonl", "features.json", "README.md", "load_features.py"
+"""Files of an exported data set besides its shards: a row per caption; the model and how rows are
+joined; the data-set card; a program that reads all of them without Penstock."""
+
+
+class CaptionToExport(NamedTuple):
+    """A caption of a data set, in the fields of its row in the index."""
+
+    features: str
+    """Cache key of the features, and name of their tensors."""
+    prompt: str
+    caption: str
+    is_cut: bool
+    """Whether the token limit ended it. It is trained without an end token."""
+    media: str
+    """Name of the file that was captioned."""
+    start: float | None
+    """Start of the chunk in seconds; None: the file is one chunk."""
+    end: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureExportJob:
+    """The captions of a run that become a data set with their features."""
+
+    store: str
+    model: str
+    """Folder of the checkpoint, of which the processor is loaded."""
+    folder: str
+    """Folder to write to."""
+    rows: list[CaptionToExport]
+    bytes: int
+    """Bytes of the features."""
+    about: dict[str, Any]
+    """What `features.json` says of the run."""
+    card: str
+    """Text of the data-set card."""
+    max_pixels: int = 0
+    max_video_pixels: int = 0
+    as_published: bool = False
+    trust_remote_code: bool = False
+    shard_bytes: int = SHARD_BYTES
 
 
 OUTPUT_VERSION = 3

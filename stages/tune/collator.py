@@ -76,7 +76,7 @@ class FeatureBatches:
                 'max_length=None and dataset_kwargs={"skip_prepare_dataset": True}',
             )
         records = [self.read(row["features"]) for row in rows]
-        inputs = [self._inputs(record, row) for record, row in zip(records, rows, strict=True)]
+        inputs = [self.inputs(record, row) for record, row in zip(records, rows, strict=True)]
         length = max(one["labels"].shape[1] for one in inputs)
         batch: dict[str, Any] = {}
         for name in dict.fromkeys(name for one in inputs for name in one):
@@ -99,8 +99,8 @@ class FeatureBatches:
             self._features = RecordUnion([RecordSet(store, KIND, name) for name in names])
         return read_features(self._features, key)
 
-    def _inputs(self, record: FeatureRecord, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the inputs of one row besides its features, and its labels."""
+    def inputs(self, record: FeatureRecord, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs of one row besides its features, and its labels. Raises UsageError."""
         tokens = answer_ids if row.get("is_cut") else full_answer_ids
         end = [] if row.get("is_cut") else [self._end]
         answer = torch.tensor([[*tokens(self._processor, row["caption"]), *end]])

@@ -7,13 +7,15 @@ import shlex
 import sys
 from functools import partial
 
+from artifacts.errors import UsageError, excluding
+from artifacts.options import declared
 from flows.commands.export import EXPORTS, GRAPHS
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.result import Exported, refuse_foreign_folder
 from flows.commands.plan.plan_command import show
 from flows.commands.shared.arguments import config_from
 from flows.commands.shared.exit_report import print_result
-from flows.commands.shared.options import add_options, add_running_options
+from flows.commands.shared.options import add_options, add_running_options, group_of
 from flows.core.console.display import Display
 from flows.core.console.lines import print_lines
 from flows.core.options.commands import RunOptions
@@ -21,6 +23,13 @@ from stages.export import PACKED
 
 
 def export_command(given: argparse.Namespace) -> int:
+    if given.features is not None:
+        return _export_features(given)
+    if not given.model or not given.to or given.license is not None:
+        raise UsageError(
+            "export needs MODEL and --to KIND, or --features RUN and --license NAME",
+            hint="See `penstock export --help`",
+        )
     from flows.commands.export.run import export, refuse_other_checkpoint
     from flows.commands.export.samples import evaluation_media
 
@@ -37,6 +46,29 @@ def export_command(given: argparse.Namespace) -> int:
     if print_result(given, result, display) or not (given.json or result.accepted):
         _print_result(result, graphs=config.graphs)
     return result.exit_code
+
+
+def _export_features(given: argparse.Namespace) -> int:
+    from flows.commands.export.features import export_features
+
+    own = ("out", "trust_remote_code")
+    others = [d for d in declared(ExportConfig) if d.name not in own]
+    for option in others:
+        if getattr(given, option.name) not in (None, option.field.default):
+            shown = option.option.metavar if option.option.positional else option.flag
+            raise excluding("--features", shown)
+    display = Display(quiet=given.quiet, as_json=given.json)
+    exported = export_features(
+        given.features,
+        given.out,
+        given.license or "",
+        display,
+        trust_remote_code=given.trust_remote_code,
+        dry_run=given.dry_run,
+    )
+    if print_result(given, exported, display):
+        print_lines(exported.line())
+    return exported.exit_code
 
 
 def _print_result(result: Exported, *, graphs: bool) -> None:
@@ -59,5 +91,13 @@ def _print_result(result: Exported, *, graphs: bool) -> None:
 def add_export(parser: argparse.ArgumentParser) -> None:
     from flows.commands.export.options import JUDGEMENT, ExportConfig
 
-    groups = add_options(parser, ExportConfig, JUDGEMENT)
+    model, kind = (d.option for d in declared(ExportConfig) if d.name in ("model", "to"))
+    parser.add_argument("model", nargs="?", metavar=model.metavar, help=model.help)
+    parser.add_argument("--to", metavar=kind.metavar, help=kind.help)
+    groups = add_options(parser, ExportConfig, JUDGEMENT, without=("model", "to"))
+    group = group_of(parser, groups, "stored features in place of a model")
+    group.add_argument(
+        "--features", metavar="RUN", help="folder of a caption run: write a data set to train on"
+    )
+    group.add_argument("--license", metavar="NAME", help="licence of that data set")
     add_running_options(parser, groups, "print what would be written, then exit")

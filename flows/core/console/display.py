@@ -32,12 +32,14 @@ VERBS = {
     "cut": "writing the data set",
     "convert": "converting",
     "merge": "merging the adapter",
+    "export_features": "exporting features",
 }
 COUNTS = {
     **{name: stage.counts for name, stage in STAGES.items()},
     "webdataset": "sample",
     "cut": CHUNK,
     "convert": "shard",
+    "export_features": "shard",
 }
 """Stage → noun of its items."""
 

@@ -92,6 +92,7 @@ ENTRIES: Mapping[str, str] = {
     "describe_gguf": "stages.models.inspection:run_gguf",
     "convert": "stages.convert.run:run",
     "merge": "stages.export.merge:run",
+    "export_features": "stages.tune.feature_export:run",
     "tokenizer": "stages.models.processors.tokenizer_file:run",
     "time_graphs": "stages.export.graphs.timing:run",
     "cut": "stages.frames.cut:run",
@@ -101,7 +102,7 @@ ENTRIES: Mapping[str, str] = {
 }
 """Stage name → function that its process calls."""
 IMPORTING = {name for name, stage in STAGES.items() if stage.part}
-IMPORTING |= {"describe", "describe_gguf", "time_graphs", "tokenizer"}
+IMPORTING |= {"describe", "describe_gguf", "export_features", "time_graphs", "tokenizer"}
 """Stages that import model libraries."""
 FORK_SIGNS = ("forked subprocess", "initialization error")
 """Texts in the errors of torch and of CUDA if a process cannot use CUDA because it was forked."""

@@ -1,0 +1,182 @@
+"""`penstock export --features` writes a data set, says what it will be, refuses what it cannot
+write in one line, and goes on after a kill with the same bytes."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+
+import artifacts.disk.files
+from flows.commands.export.features import job_of
+from flows.interfaces.cli.main import main
+from stages.process.job import job_fields
+from stages.tune.feature_export import run
+from tests.support.families import made_once
+from tests.support.pipeline import ROOT, read_lines
+from tests.support.trainable_runs import run_of
+from tests.support.waves import noted, told_by
+
+trainable = made_once(lambda folder: run_of(folder, "demo"))
+KILLED = """
+import json, os, signal, sys
+import artifacts.disk.files as files
+from stages.process.events import EventReporter
+from stages.tune.feature_export import run
+
+replace, left = files.replace_file, int(sys.argv[2])
+
+def kill(half, path):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(half, path)
+
+files.replace_file = kill
+run(json.loads(sys.argv[1]), EventReporter(os.open(os.devnull, os.O_WRONLY)))
+"""
+
+
+@pytest.fixture
+def out() -> Path:
+    return trainable() / "out"
+
+
+def export(*words: str | Path) -> int:
+    return main(["export", *map(str, words)])
+
+
+def fields_of(out: Path, folder: Path) -> dict[str, Any]:
+    """The job of an export with a shard per chunk."""
+    job, _ = job_of(out, folder, "cc0-1.0", print)
+    fields: dict[str, Any] = json.loads(json.dumps(job_fields(replace(job, shard_bytes=1))))
+    return fields
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_run_becomes_a_data_set_with_each_chunk_once(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = ("--features", out, "--out", tmp_path / "data", "--license", "cc-by-4.0")
+    assert export(*to, "--dry-run") == 0
+    planned = capsys.readouterr().out
+    assert "6 captions, features of 5 chunks, " in planned and not (tmp_path / "data").exists()
+    assert export(*to) == 0 == export(*to)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{planned.strip()}, in 1 file" and second.endswith("1 of them from before")
+    card = (tmp_path / "data" / "README.md").read_text()
+    assert card.startswith('---\nlicense: "cc-by-4.0"\nbase_model: "demo"\n')
+    assert "# 6 captions" in card and "Features show what the media show" in card
+    rows = read_lines(tmp_path / "data" / "index.jsonl")
+    lines = read_lines(out / "captions.jsonl")
+    for name in ("caption", "features", "prompt"):
+        assert [row[name] for row in rows] == [line[name] for line in lines]
+    with safe_open(tmp_path / "data" / rows[0]["file"], "pt") as shard:
+        names = [*shard.keys()]
+    held = Counter(name.partition(".")[0] for name in names if ".pooler" in name)
+    assert held == dict.fromkeys((line["features"] for line in lines), 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--features", "OUT"], "--features needs a licence for the data set's card"),
+        (["--features", "OUT", "--license", "x", "--to", "nf4"], "--features and --to exclude"),
+        (["demo", "--features", "OUT", "--license", "x"], "--features and MODEL exclude"),
+        (["--features", "OUT", "--license", "x", "--samples", "3"], "--features and --samples"),
+        (["--to", "nf4"], "export needs MODEL and --to KIND, or --features RUN"),
+        (["demo", "--to", "nf4", "--license", "x"], "export needs MODEL and --to KIND"),
+        (["--features", "gone", "--license", "x"], "no run has written to"),
+    ],
+)
+def test_a_command_that_is_incomplete_or_contradicts_itself_is_refused(
+    words: list[str], says: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = [str(out) if word == "OUT" else word for word in words]
+    assert export(*named, "--out", tmp_path / "data") == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_with_other_content_is_refused(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = ("--features", out, "--out", tmp_path, "--license")
+    (tmp_path / "mine.txt").write_text("x")
+    assert export(*to, "mit") == 2 and "holds other files (mine.txt)" in capsys.readouterr().err
+    (tmp_path / "mine.txt").unlink()
+    assert export(*to, "mit") == 0
+    before = contents_of(tmp_path)
+    assert export(*to, "other") == 2
+    assert "made from another source or with other settings" in capsys.readouterr().err
+    assert export("demo", "--to", "nf4", "--out", tmp_path) == 2
+    assert "holds other files" in capsys.readouterr().err
+    assert contents_of(tmp_path) == before
+
+
+SHARDS, FILES = 5, 18
+"""Shards of a folder, and writes of whole files: the note; for each shard itself, `features.json`
+and the index; at last the card and the loader."""
+
+
+def whole_shards(replaced: int) -> int:
+    """How many shards an index names after so many files."""
+    return min(SHARDS, max(0, replaced - 1) // 3)
+
+
+def test_an_interrupted_export_goes_on_at_any_file_with_the_same_bytes(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_by(run, fields_of(out, tmp_path / "whole"))
+    expected = contents_of(tmp_path / "whole")
+    assert sum(name.endswith(".safetensors") for name in expected) == SHARDS
+    original, replaced = artifacts.disk.files.replace_file, list[Path]()
+
+    def stop(half: str | Path, path: Path) -> None:
+        if len(replaced) == most:
+            raise KeyboardInterrupt
+        replaced.append(path)
+        original(half, path)
+
+    for most in range(FILES):
+        folder = tmp_path / f"{most}"
+        replaced.clear()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(artifacts.disk.files, "replace_file", stop)
+            told_by(run, fields_of(out, folder))
+        notes = noted(told_by(run, fields_of(out, folder)))
+        assert (notes["there"], notes["files"]) == (whole_shards(most), SHARDS)
+        assert contents_of(folder) == expected, most
+
+
+def test_a_shard_that_was_cut_is_written_again(out: Path, tmp_path: Path) -> None:
+    told_by(run, fields_of(out, tmp_path))
+    expected = contents_of(tmp_path)
+    shard = tmp_path / "features-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    told_by(run, fields_of(out, tmp_path))
+    assert contents_of(tmp_path) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replaced", [1, 6, 17])
+def test_a_killed_export_goes_on(replaced: int, out: Path, tmp_path: Path) -> None:
+    told_by(run, fields_of(out, tmp_path / "whole"))
+    folder = tmp_path / "killed"
+    job = json.dumps(fields_of(out, folder))
+    command = [sys.executable, "-c", KILLED, job, str(replaced)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    notes = noted(told_by(run, fields_of(out, folder)))
+    assert (notes["there"], notes["files"]) == (whole_shards(replaced), SHARDS)
+    assert contents_of(folder) == contents_of(tmp_path / "whole")
