@@ -48,6 +48,7 @@ class FeatureOptions(MediaRunOptions, total=False):
     sound_track: int | None
     vision_precision: str | None
     language_precision: str | None
+    features_as: str
     today: str
     prompt: str | None
 
@@ -162,6 +163,7 @@ class AskOptions(MediaRunOptions, total=False):
     vision_precision: str | None
     language_precision: str | None
     max_store: str | int | None
+    features_as: str
     adapter: str | PathLike[str]
     questions: str | PathLike[str]
     question: dict[str, str]
@@ -208,6 +210,7 @@ class TuneOptions(TypedDict, total=False):
     trust_remote_code: bool
     today: str
     store: str | PathLike[str]
+    features_as: str
     memory: str | int | None
     lora_rank: int
     recompute: bool
@@ -230,6 +233,7 @@ class LearnOptions(TypedDict, total=False):
     """The options of `learn`."""
 
     memory: str | int | None
+    features_as: str
     lora_rank: int
     recompute: bool
     optimizer: str

@@ -69,7 +69,7 @@ NAME = "format"
 LONGEST = 20
 """Bytes of the object that are read."""
 DIGEST = 64
-"""Hex digits of a namespace."""
+"""Hex digits with which a namespace begins; most have no more."""
 RECORDS_LEVELS = 3
 """Levels of a folder of records: kind, start of the namespace, namespace."""
 
@@ -118,7 +118,7 @@ def _number(store: Store) -> str:
 def _has_records(store: Store) -> bool:
     for folder in store.list("", levels=RECORDS_LEVELS):
         *_, start, name = ("", *folder.split("/"))
-        is_namespace = len(name) == DIGEST and len(start) == 2 and name.startswith(start)
+        is_namespace = len(name) >= DIGEST and len(start) == 2 and name.startswith(start)
         if is_namespace and any(store.list(folder)):  # an empty folder holds none
             return True
     return False

@@ -7,11 +7,18 @@ builds only these types, so a file cannot run code of its own.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.records.eight_bits import (
+    FORMS,
+    is_packed,
+    pack_vectors,
+    scales_shape,
+    unpack_vectors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +30,16 @@ RECORD_HOMES = ("transformers.",)
 
 Node = TypedDict(
     "Node",
-    {"is": str, "v": Any, "class": str, "name": str, "dtype": str, "shape": list[int], "at": int},
+    {
+        "is": str,
+        "v": Any,
+        "class": str,
+        "name": str,
+        "dtype": str,
+        "shape": list[int],
+        "at": int,
+        "scales": int,
+    },
     total=False,
 )
 """JSON description of a part of a tree; which fields it has follows from `is`."""
@@ -39,11 +55,32 @@ class RecordGone(EnvironmentFault):
     installed version of its package."""
 
 
-def pack_tree(tree: Any) -> tuple[Node, bytes]:
-    """Return a JSON description, and the bytes of the tensors in C order, little-endian."""
+def pack_tree(tree: Any, form: str = "") -> tuple[Node, bytes]:
+    """Return a JSON description, and the bytes of the tensors in C order, little-endian. With a
+    `form` of `eight_bits.FORMS`, the features are stored in it."""
     parts: list[bytes] = []
-    meta = _pack(tree, lambda tensor, _: _pack_tensor(tensor, parts))
+    meta = _pack(tree, lambda tensor, path: _pack_tensor(tensor, parts, form, path))
     return meta, b"".join(parts)
+
+
+def pack_again(
+    meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview, form: str
+) -> tuple[Node, bytes]:
+    """Return what `pack_tree` returns with `form` for a tree that it described without one. No
+    output record is built."""
+    parts, whole = list[bytes](), memoryview(buffer).cast("B")
+
+    def again(node: Mapping[str, Any], path: str) -> Any:
+        kind, below = node["is"], node.get("v")
+        if kind == "tensor":
+            return _pack_tensor(_unpack_tensor(node, whole), parts, form, path)
+        if not isinstance(below, list):
+            return node
+        if kind in ("list", "tuple"):
+            return {**node, "v": [again(part, _below(path, at)) for at, part in enumerate(below)]}
+        return {**node, "v": [[name, again(part, _below(path, name))] for name, part in below]}
+
+    return again(meta, ""), b"".join(parts)
 
 
 def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview) -> Any:
@@ -51,20 +88,6 @@ def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview)
     in place. Raises RecordGone."""
     whole = memoryview(buffer).cast("B")
     return _unpack(meta, lambda place: _unpack_tensor(place, whole))
-
-
-def float_tensors(
-    meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview
-) -> Iterator["torch.Tensor"]:
-    """Yield the tensors of floating-point numbers in a tree, of any dtype of torch, as
-    `unpack_tree` restores them. No output record is built. Raises RecordGone."""
-    if meta["is"] == "tensor":
-        tensor = _unpack_tensor(meta, memoryview(buffer).cast("B"))
-        if tensor.is_floating_point():
-            yield tensor
-    elif meta["is"] not in ("plain", "float"):
-        for part in meta["v"]:
-            yield from float_tensors(part if meta["is"] in ("list", "tuple") else part[1], buffer)
 
 
 def name_tensors(tree: Any) -> tuple[Node, dict[str, "torch.Tensor"]]:
@@ -134,7 +157,22 @@ def _pack_mapping(value: Mapping[str, Any], keep: Keep, path: str) -> Node:
     return {"is": "record", "class": name, "v": fields}
 
 
-def _pack_tensor(tensor: "torch.Tensor", parts: list[bytes]) -> Node:
+def _pack_tensor(
+    tensor: "torch.Tensor", parts: list[bytes], form: str = "", path: str = ""
+) -> Node:
+    node: Node = {
+        "is": "tensor",
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "shape": list(tensor.shape),
+    }
+    if form and is_packed(tensor, path):
+        codes, scales = pack_vectors(tensor.detach().cpu())
+        return {**node, "is": form, "at": _append(codes, parts), "scales": _append(scales, parts)}
+    return {**node, "at": _append(tensor, parts)}
+
+
+def _append(tensor: "torch.Tensor", parts: list[bytes]) -> int:
+    """Append the bytes of a tensor, and return where they begin."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -144,17 +182,12 @@ def _pack_tensor(tensor: "torch.Tensor", parts: list[bytes]) -> Node:
         parts.append(bytes(gap))
         at += gap
     parts.append(data)
-    return {
-        "is": "tensor",
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "shape": list(tensor.shape),
-        "at": at,
-    }
+    return at
 
 
 def _unpack(meta: Mapping[str, Any], take: Take) -> Any:
     kind, value = meta["is"], meta.get("v")
-    if kind == "tensor":
+    if kind == "tensor" or kind in FORMS:
         return take(meta)
     if kind == "plain":
         return value
@@ -174,21 +207,33 @@ def _unpack(meta: Mapping[str, Any], take: Take) -> Any:
 
 
 def _unpack_tensor(meta: Mapping[str, Any], buffer: memoryview) -> "torch.Tensor":
+    import torch
+
+    dtype, shape = getattr(torch, meta["dtype"], None), meta["shape"]
+    if not isinstance(dtype, torch.dtype):
+        raise _gone(f"dtype {meta['dtype']}", "torch")
+    if meta["is"] in FORMS:
+        codes = _tensor_at(buffer, meta["at"], shape, torch.int8)
+        scales = _tensor_at(buffer, meta["scales"], scales_shape(shape), torch.bfloat16)
+        return unpack_vectors(codes, scales, dtype)
+    return _tensor_at(buffer, meta["at"], shape, dtype)
+
+
+def _tensor_at(
+    buffer: memoryview, at: int, shape: Sequence[int], dtype: "torch.dtype"
+) -> "torch.Tensor":
     import warnings
 
     import torch
 
-    dtype = getattr(torch, meta["dtype"], None)
-    if not isinstance(dtype, torch.dtype):
-        raise _gone(f"dtype {meta['dtype']}", "torch")
-    count = math.prod(meta["shape"])
+    count = math.prod(shape)
     if count == 0:
-        return torch.empty(meta["shape"], dtype=dtype)
-    data = buffer[meta["at"] : meta["at"] + count * dtype.itemsize]
+        return torch.empty(shape, dtype=dtype)
+    data = buffer[at : at + count * dtype.itemsize]
     with warnings.catch_warnings():
         # Stores return read-only buffers; nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(data, dtype=dtype, count=count).reshape(meta["shape"])
+        return torch.frombuffer(data, dtype=dtype, count=count).reshape(shape)
 
 
 def _record_class(name: str) -> type[Any]:

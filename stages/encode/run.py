@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from artifacts.records.eight_bits import form_of
 from artifacts.records.packs import RecordSet
 from stages.encode import EncodeJob, shown_frames
 from stages.memory.oom_retry import item_fault
@@ -25,7 +26,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         stage="encode",
         kind="features",
         read=partial(read_item, count=job.frames_per_video),
-        record=feature_record,
+        record=partial(feature_record, form=form_of(job.namespace)),
         publish_each=True,
     )
     encode_all(job, spec, report)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.errors import UsageError
+from artifacts.records.eight_bits import form_of
 from artifacts.records.packs import DamagedRecord, RecordSet
 from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
@@ -33,7 +34,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
         part="audio",
         inputs="sound",
         read=read_sound,
-        record=feature_record,
+        record=partial(feature_record, form=form_of(job.namespace)),
         publish_each=True,
         encode=partial(encode_batches, part="audio"),
     )

@@ -95,7 +95,7 @@ class FeatureBatches:
         """Return the features with a key. Raises DamagedRecord."""
         if self._features is None:
             store = open_store(self._store)
-            names = stored_namespaces(store, KIND)
+            names = sorted(stored_namespaces(store, KIND))  # as computed before in a form
             self._features = RecordUnion([RecordSet(store, KIND, name) for name in names])
         return read_features(self._features, key)
 

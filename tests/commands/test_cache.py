@@ -257,6 +257,9 @@ def test_a_dry_run_changes_nothing_and_tells_time_once_it_is_known(config: Capti
     sampled = answered(replace(config, fps=1.0), stages, dry_run=True)
     assert sampled.missing.chunks == 3
     assert sampled.difference.why == ("sampling changed (fps 2.0 → 1.0)",)
+    packed = answered(replace(config, features_as="int8-64"), stages, dry_run=True)
+    (why,) = packed.difference.why
+    assert why.startswith("--features-as changed (as computed → int8-64); penstock cache pack")
     message = answered(config, stages, dry_run=True)
     assert (counts(message), message.missing.chunks) == ((2, 0, 1, 0), 1)
     assert "time: about" in message.plan_lines()[-1]

@@ -237,6 +237,7 @@ def test_what_stays_unanswered_is_named_and_done_by_the_next_run(pictures: Path)
     ("given", "text"),
     [
         ({"precision": "int8"}, "--precision: not possible with openai:m"),
+        ({"features_as": "int8-64"}, "--features-as: not possible with openai:m"),
         ({"top_k": 2}, "--top-k: not possible with openai:m"),
         ({"adapter": "a", "engine": "gguf"}, "--adapter: not possible"),
         ({"memory": 1 << 30, "batch_size": 2}, "--memory, --batch-size: not possible"),

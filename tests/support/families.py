@@ -93,9 +93,11 @@ def qwen2_5_vl(folder: Path) -> None:
     _qwen(folder, "Qwen2_5_VL", text, vision, hf.Qwen2VLVideoProcessor, QWEN_SIZE)
 
 
-def qwen3_vl(folder: Path) -> None:
-    text = text_config(rope_parameters=INTERLEAVED, num_hidden_layers=3, head_dim=8)
-    vision = patches(num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
+def qwen3_vl(folder: Path, width: int = 32) -> None:
+    sizes = {"hidden_size": width, "num_hidden_layers": 3, "head_dim": 8}
+    text = text_config(rope_parameters=INTERLEAVED, **sizes)
+    levels = {"out_hidden_size": width, "deepstack_visual_indexes": [0, 1]}
+    vision = patches(num_position_embeddings=16, **levels)
     size = {"shortest_edge": 2 * 16 * 16, "longest_edge": 64 * 32 * 32}
     _qwen(folder, "Qwen3VL", text, vision, hf.Qwen3VLVideoProcessor, size)
 

@@ -1,4 +1,4 @@
-"""Implements `penstock cache ls|verify|gc|clear|rebuild`, which maintain the store."""
+"""Implements `penstock cache ls|verify|gc|clear|pack|rebuild`, which maintain the store."""
 
 import argparse
 import json
@@ -21,6 +21,7 @@ from flows.commands.cache.clean import (
     refuse_clearing,
     sampling_text,
 )
+from flows.commands.cache.pack import pack_store
 from flows.commands.cache.rebuild import RebuildOptions, rebuild
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.exit_report import print_failed
@@ -154,6 +155,14 @@ def writing_lines(writing: int) -> list[str]:
     return [f"{size(writing)} more, half-written by a running job ({more})"] if writing else []
 
 
+def pack_features(given: argparse.Namespace) -> int:
+    """Copy stored features into 8 bits."""
+    store = _opened(given)
+    copied = pack_store(store, replace=given.replace, announce=print_lines)
+    print_lines(f"{counted(copied, 'record')} copied in {store.url}")
+    return 0
+
+
 def rebuild_features(given: argparse.Namespace) -> int:
     """Encode media without stored features, or with --dry-run list them."""
     display = Display(quiet=given.quiet, as_json=given.json)
@@ -177,6 +186,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "verify": verify_store,
     "gc": collect_store,
     "clear": clear_store,
+    "pack": pack_features,
     "rebuild": rebuild_features,
 }
 
@@ -191,7 +201,9 @@ def add_cache(cache: argparse.ArgumentParser) -> None:
     gc.add_argument("--dry-run", action="store_true", help="print what would be deleted")
     clear = actions.add_parser("clear", help="delete all records, of any format")
     clear.add_argument("--yes", action="store_true", help="do not ask")
-    for action in (ls, verify, gc, clear):
+    pack = actions.add_parser("pack", help="copy features into half their bytes, without a model")
+    pack.add_argument("--replace", action="store_true", help="then delete the originals")
+    for action in (ls, verify, gc, clear, pack):
         action.add_argument("--store", default="", metavar="DIR", help=STORE_HELP)
     rebuild = actions.add_parser("rebuild", help="encode SOURCES without stored features")
     add_caption_options(rebuild, RebuildConfig)

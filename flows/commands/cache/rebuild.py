@@ -12,6 +12,7 @@ from typing import Any
 from artifacts.digests import digest_of
 from artifacts.disk.json_records import read_record
 from artifacts.disk.json_shapes import Json
+from artifacts.records.eight_bits import computed_namespace, form_of
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store, open_store
 from artifacts.schema import ChunkIndex, values_of
@@ -136,6 +137,10 @@ def reasons(last: RebuildRecord, record: RebuildRecord) -> list[str]:
         )
         text = "prompt changed, and this model's features depend on it"
         return [text] if prompts_changed else []
+    if computed_namespace(last.features) == computed_namespace(record.features):
+        old, form = (form_of(namespace) for namespace in (last.features, record.features))
+        why = f"--features-as changed ({old or 'as computed'} → {form or 'as computed'})"
+        return [why + "; penstock cache pack makes the form without encoding" * bool(form)]
     before, now, changes = last.settings, record.settings, []
     if before["model"] != now["model"]:
         changes.append(f"model changed ({before['model']} → {now['model']})")

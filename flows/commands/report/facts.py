@@ -568,6 +568,8 @@ def _about(record: RunRecord, prompts: list[str]) -> Rows:
         weights = f"{size(half.bytes)} of weights in {half.precision}"
         parameters = f"{half.parameters / 1e6:,.1f} M parameters"
         yield f"{name} half", f"{weights}, {parameters}, {half.computed_by}"
+    if plan.features_as:
+        yield "features stored as", plan.features_as
     if plan.sampling:
         options = {k: v for k, v in values_of(plan.sampling).items() if v not in (None, False)}
         yield "sampling", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in options.items())

@@ -136,9 +136,9 @@ def resolve_run(
 
 
 def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
-    """Return the options of frame sampling of the run whose captions are the data: its stored
-    features are of these frames. Of a run of another model only the chunks count. Without a run's
-    record, return none."""
+    """Return the options of frame sampling, and the form of stored features, of the run whose
+    captions are the data: its stored features are of these frames. Of a run of another model only
+    the chunks count. Without a run's record, return none."""
     try:
         plan = load_record(data.parent).plan if data.is_file() else PlanRecord()
         if (sampling := plan.sampling) is None:
@@ -153,6 +153,7 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
             options |= {name: getattr(sampling, name) for name in ("fps", "frames", "max_frames")}
             options["deinterlace"] = AUTO if sampling.deinterlace else OFF
             options |= {"max_pixels": plan.max_pixels, "max_video_pixels": plan.max_video_pixels}
+            options["features_as"] = plan.features_as
         TuneRun(sources=(), model=model, **options)  # refuses what no run has had
     except (TypeError, EnvironmentFault, UsageError):  # none, or a damaged one
         return {}

@@ -48,7 +48,7 @@ def stored_captions(out: str | Path, announce: Callable[[str], None]) -> StoredC
         )
     store = open_store(run.plan.store)
     examples = examples_in(str(path), announce, store)
-    names = stored_namespaces(store, "features")
+    names = sorted(stored_namespaces(store, "features"))  # before those in a form
     features = RecordUnion([RecordSet(store, "features", name) for name in names])
     if gone := [example for example in examples if example.features not in features]:
         raise NoFeatures(

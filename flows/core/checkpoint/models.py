@@ -8,6 +8,7 @@ from pathlib import Path
 from artifacts.digests import digest_of
 from artifacts.errors import UsageError
 from artifacts.frame_fit import FrameFit
+from artifacts.records.eight_bits import GROUP, packed_bytes
 from artifacts.records.keys import DIGESTS, ContentDigests
 from artifacts.records.model_files import ModelFiles
 from artifacts.records.store import Store
@@ -66,6 +67,8 @@ from stages.models.hub.resolve import find_model, refuse_revision
 from stages.models.hub.transfer import Announce
 from stages.models.profile import ModelProfile
 
+NO_FEATURES = ("dual", "joint", "served")
+"""Routes whose records are vectors of images, pixels, or nothing."""
 MIN_TOKENS = 64
 """Smallest useful image, in tokens; a smaller one shows almost nothing."""
 
@@ -190,9 +193,22 @@ class Model:
         return math.ceil(2 * hearing.rate * seconds) if hearing and self.hears else 0
 
     def heard_bytes(self, seconds: float) -> int:
-        """Return the expected bytes of the features of so many seconds of sound."""
+        """Return the expected bytes of the features of so many seconds of sound, on disk."""
         item_bytes = BYTES.get(self.best("audio").dtype, 4) if self.hears else 0
-        return item_bytes * self.profile.feature_width * self.sound_tokens(seconds)
+        numbers = self.profile.feature_width * self.sound_tokens(seconds)
+        return math.ceil(item_bytes * numbers * self.share_in(self.features_as, "audio"))
+
+    @property
+    def features_as(self) -> str:
+        """Return the form in which its features are stored; empty: as computed."""
+        return self.settings["vision"][0].features_as if "vision" in self.settings else ""
+
+    def share_in(self, form: str, part: Part = "vision") -> float:
+        """Return the bytes of features in a form as a share of those as computed."""
+        width, has_features = self.profile.feature_width, self.profile.route not in NO_FEATURES
+        if not (form and has_features and part in self.settings) or width < GROUP:
+            return 1.0
+        return packed_bytes(width) / (width * BYTES.get(self.best(part).dtype, 4))
 
     def pass_rows(self, images: int) -> int:
         """Return the rows of a pass for an input of so many images; 0: as many as its batch has."""
@@ -212,8 +228,16 @@ class Model:
     def feature_bytes(
         self, kind: MediaKind, frames: int, stored: tuple[int, int], parts: int = 1
     ) -> int:
-        """Return the expected bytes of the features of so many frames that are stored at this
-        height and width, each with so many `parts`. For a joint model, these are its pixels."""
+        """Return the expected bytes of the stored features of so many frames that are stored at
+        this height and width, each with so many `parts`. For a joint model, these are its
+        pixels."""
+        restored = self.restored_bytes(kind, frames, stored, parts)
+        return math.ceil(restored * self.share_in(self.features_as))
+
+    def restored_bytes(
+        self, kind: MediaKind, frames: int, stored: tuple[int, int], parts: int = 1
+    ) -> int:
+        """Return the bytes of these features in memory, in which they are as computed."""
         profile, size = self.profile, self.seen_size(kind, stored)
         tokens, pixel_bytes = chunk_frame_tokens(profile, kind, frames, size)
         counted: float = encoder_frames(profile, kind, frames) * parts

@@ -101,6 +101,8 @@ class PartSettings:
     dtype when they are loaded."""
     adapter: AdapterUse | None = None
     """Adapter added to its layers; None: no adapter."""
+    features_as: str = ""
+    """Form in which its features are stored, which their namespace names; empty: as computed."""
 
     @property
     def choice(self) -> tuple[EngineSpec, ...]:
@@ -134,7 +136,8 @@ class PartSettings:
         """Return the precision as captions state it."""
         more = [" with a quantized KV cache" * bool(self.kv), " as published" * self.as_published]
         adapter = f" with {self.adapter.label}" if self.adapter else ""
-        return "".join([self.precision, *more, adapter])
+        form = f" as {self.features_as}" if self.features_as else ""
+        return "".join([self.precision, *more, adapter, form])
 
 
 def resolve_settings(
@@ -165,6 +168,12 @@ def resolve_settings(
     # A joint model has one stage with weights, which loads all of them.
     dtype = language[0].dtype
     requested = _first_precision(config.groups.halves.vision_precision or "native")
+    if form := config.groups.feature_form.features_as:
+        raise UsageError(
+            f"--features-as {form}: not possible for {profile.class_name} (it cannot be split, and "
+            "what is stored is its pixels)",
+            hint="Leave it out",
+        )
     if requested != "native" and DTYPES.get(requested) != dtype:
         raise UsageError(
             f"--vision-precision {requested}: not possible for {profile.class_name} (it cannot be "
@@ -286,6 +295,7 @@ def _part_settings(
         cast=cast,
         as_published=profile.as_published and bool(half.as_published),
         engine=config.engines if part == "language" and profile.route != "dual" else "",
+        features_as="" if part == "language" else config.groups.feature_form.features_as,
     )
 
 

@@ -179,6 +179,8 @@ class PlanRecord:
     sampling: SamplingRecord | None = None
     max_pixels: Count | None = None
     max_video_pixels: Count | None = None
+    features_as: Text = ""
+    """Form in which features are stored; empty: as computed."""
     batch_size: Count | None = None
     generation: dict[Text, Any] = field(default_factory=dict)
     """Sampling parameters that are not the defaults."""

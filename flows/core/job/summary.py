@@ -128,6 +128,7 @@ def summary(job: Job) -> PlanRecord:
         sampling=SamplingRecord.of(job.sampling),
         max_pixels=video.max_pixels or None,
         max_video_pixels=video.max_video_pixels or None,
+        features_as=job.model.features_as,
         batch_size=job.config.batch_size,
         generation=generation.non_defaults,
         words=FixedWords(

@@ -10,6 +10,7 @@ from typing import Any
 
 from artifacts.digests import digest_of, digests_by_number
 from artifacts.frame_fit import FrameFit
+from artifacts.records.eight_bits import namespace_in
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import Store
 from artifacts.schema import Part, Sampling, values_of
@@ -157,9 +158,9 @@ def variant_of(
             by = [model.profile.hearing.rate, config.groups.sound.sound_track or 0]
             of[stage.writes] = _namespace(stage, by)
             continue
-        of[stage.writes] = _namespace(
-            stage, [*by, *limit, *cut] if by else [sampling.key_fields, fits]
-        )
+        namespace = _namespace(stage, [*by, *limit, *cut] if by else [sampling.key_fields, fits])
+        form = settings[stage.part].features_as if stage.part else ""
+        of[stage.writes] = namespace_in(form, namespace)
     profile = model.beside_sound(config) if hear.STAGE in pipeline else model.profile
     of_prompts = {s.writes for s in pipeline if s.prompted or (model.profile.prompted and s.part)}
     return Variant(

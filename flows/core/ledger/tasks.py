@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from artifacts.disk.stamps import Stamp
+from artifacts.records.eight_bits import computed_namespace
 from artifacts.records.keys import item_key
 from artifacts.schema import ChunkIndex, MediaKind
 from artifacts.tiles import OFF, Box, boxes_of
@@ -118,7 +119,7 @@ def task_of(medium: Medium, chunk: ChunkIndex, variant: Variant, previous: str |
     sent = ("as video",) if variant.sends_video and medium.kind == "video" else ()
     keys = {
         kind: item_key(
-            namespace,
+            computed_namespace(namespace),
             medium.digest,
             chunk.index,
             *([prompt] if kind in variant.prompted else []),
@@ -128,7 +129,7 @@ def task_of(medium: Medium, chunk: ChunkIndex, variant: Variant, previous: str |
         if kind not in SOUND_KINDS
     }
     for kind in SOUND_KINDS & variant.of.keys():
-        keys[kind] = sound_key(variant[kind], medium.digest, chunk)
+        keys[kind] = sound_key(computed_namespace(variant[kind]), medium.digest, chunk)
     return Task(
         medium=medium,
         chunk=shown,

@@ -30,7 +30,7 @@ from flows.core.options.model import (
 )
 from flows.core.options.outputs import OutputOptions
 from flows.core.options.precision import HalfPrecisionOptions, PrecisionOptions
-from flows.core.options.store import ResourceOptions, StoreSizeOptions
+from flows.core.options.store import FeatureFormOptions, ResourceOptions, StoreSizeOptions
 from flows.core.options.text import (
     EngineOptions,
     FolderOptions,
@@ -89,6 +89,7 @@ class CaptionConfig(
     PromptOptions,
     GgufOptions,
     AdapterOptions,
+    FeatureFormOptions,
     StoreSizeOptions,
     GpuOptions,
     HalfPrecisionOptions,
@@ -135,6 +136,7 @@ class CaptionConfig(
 @dataclass(frozen=True, kw_only=True)
 class RebuildConfig(
     QuestionOptions,
+    FeatureFormOptions,
     GpuOptions,
     HalfPrecisionOptions,
     SoundOptions,

@@ -24,7 +24,7 @@ from flows.core.options.model import (
 )
 from flows.core.options.outputs import OutputOptions
 from flows.core.options.precision import HalfPrecisionOptions
-from flows.core.options.store import StoreSizeOptions
+from flows.core.options.store import FeatureFormOptions, StoreSizeOptions
 from flows.core.options.text import (
     EngineOptions,
     OwnerOptions,
@@ -49,6 +49,7 @@ class Groups:
     halves: HalfPrecisionOptions
     gpus: GpuOptions
     store_size: StoreSizeOptions
+    feature_form: FeatureFormOptions
     endpoint: EndpointOptions
     adapter: AdapterOptions
     recorded_adapter: RecordedAdapterOptions

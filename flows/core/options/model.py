@@ -133,7 +133,7 @@ REQUESTS = 32
 REFUSED: Mapping[str, tuple[str, ...]] = {
     "the server loads the model": (
         "trust_remote_code", "adapter", "language_gguf", "precision",
-        "vision_precision", "language_precision", "vision_backend", "today",
+        "vision_precision", "language_precision", "vision_backend", "today", "features_as",
     ),
     "the server decides how the model runs": (
         "engine", "memory", "gpus", "batch_size", "prepare_workers", "max_video_pixels",

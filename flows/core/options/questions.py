@@ -22,7 +22,7 @@ from flows.core.options.model import (
     is_served,
 )
 from flows.core.options.precision import HalfPrecisionOptions
-from flows.core.options.store import StoreSizeOptions
+from flows.core.options.store import FeatureFormOptions, StoreSizeOptions
 from flows.core.options.text import OwnerOptions
 from flows.core.options.vectors import PARENT, TABLE_FORMATS, own_folder
 
@@ -35,6 +35,7 @@ class AskConfig(
     OwnerOptions,
     AnswerOptions,
     AdapterOptions,
+    FeatureFormOptions,
     StoreSizeOptions,
     GpuOptions,
     HalfPrecisionOptions,

@@ -8,6 +8,7 @@ from typing import Annotated
 from artifacts.disk.paths import user_cache
 from artifacts.option_texts import SIZE_TEXT, parse_size
 from artifacts.options import Option, OptionGroup
+from artifacts.records.eight_bits import FORMS
 from flows.core.options.formats import FILES, MEMORY, MODEL
 from stages.process.host_memory import cores
 
@@ -63,6 +64,23 @@ class StoreSizeOptions(OptionGroup):
     max_store: Annotated[int | None, MAX_STORE_OPTION] = None
     """Largest size of the store in bytes during the run: media are processed in waves that fit, and
     features that no job needs any more are deleted. None: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureFormOptions(OptionGroup):
+    """The form of stored features."""
+
+    features_as: Annotated[
+        str,
+        Option(
+            f"store features in about half their bytes: {'|'.join(FORMS)} [as computed]",
+            MODEL,
+            "F",
+            values=("", *FORMS),
+        ),
+    ] = ""
+    """Form in which features are stored: `int8-64` takes about half the bytes, and may change
+    captions. Empty: as they are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from flows.core.options.model import (
     RecordedAdapterOptions,
 )
 from flows.core.options.precision import HalfPrecisionOptions
-from flows.core.options.store import MemoryOptions, StoreOptions
+from flows.core.options.store import FeatureFormOptions, MemoryOptions, StoreOptions
 from flows.core.options.text import EngineOptions, TrustOptions
 from flows.core.options.trained_half import TRAINING, LearnedOptions, TrainedHalfOptions
 
@@ -94,7 +94,9 @@ class TrainingOptions(StepOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, DateOptions, ModelOptions):
+class TuneConfig(
+    TrainingOptions, MemoryOptions, FeatureFormOptions, StoreOptions, DateOptions, ModelOptions
+):
     """One training run. Field names equal the option names of the command line."""
 
     data: Annotated[
@@ -123,9 +125,13 @@ class TuneConfig(TrainingOptions, MemoryOptions, StoreOptions, DateOptions, Mode
     ) -> "TuneRun":
         """Return the run that encodes the examples' media and loads the trained half, with an
         `adapter` to start from. Captions have at most `caption_tokens`. `begun`: folder of
-        an adapter that is trained further. `sampling`: options of frame sampling."""
+        an adapter that is trained further. `sampling`: options of frame sampling, and
+        the form of stored features, of the run whose captions they are."""
+        recorded = dict(sampling or {})
+        form = recorded.pop("features_as", "")
         return TuneRun(
-            **(sampling or {}),
+            **recorded,
+            features_as=self.features_as or form,
             sources=sources,
             adapter=adapter,
             lora_rank=self.lora_rank,
@@ -155,6 +161,7 @@ class TuneRun(
     DateOptions,
     RecordedAdapterOptions,
     AdapterOptions,
+    FeatureFormOptions,
     HalfPrecisionOptions,
     RunOptions,
 ):
@@ -177,7 +184,7 @@ the demo model wrote broken captions; with 100 steps it had the new style."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnConfig(TrustOptions, StepOptions, MemoryOptions):
+class LearnConfig(TrustOptions, StepOptions, FeatureFormOptions, MemoryOptions):
     """One round of learning. Field names equal the option names of the command line."""
 
     out: Annotated[
@@ -264,5 +271,6 @@ class RecordedRun:
         """Return the options that a round may set anew."""
         return {
             "memory": self.config.memory if config.memory is None else config.memory,
+            "features_as": config.features_as or self.config.features_as,
             "trust_remote_code": config.trust_remote_code or self.config.trust_remote_code,
         }

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.disk.json_records import json_of
+from artifacts.records.eight_bits import INT8_64
 from artifacts.schema import Part
 from artifacts.wording import counted, first_of
+from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import weight_bytes
 from flows.core.console.lines import duration, gib, table_lines
 from flows.core.job.plan_record import HalfRecord
@@ -105,7 +107,8 @@ def _job_figures(plan: Plan, job: Job) -> dict[str, Any]:
         "chunks": sum(e.chunks for e in expected if not e.reuses_features),
         "frames": sum(e.frames for e in expected),
         "frame_bytes_at_once": max(of_frames, default=0),
-        "feature_bytes": sum(e.feature_bytes for e in expected),
+        "feature_bytes": (kept := sum(e.feature_bytes for e in expected)),
+        "packed_feature_bytes": _packed(job.model, kept),
         "waves": len(waves),
         "in_waves": line,
         "max_store": plan.limit.line(waves) if plan.limit else "",
@@ -268,6 +271,8 @@ def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
         f"{gib(values['free_bytes'])} free, "
         f"{values['in_waves'] or counted(values['waves'], 'wave')}"
     )
+    if packed := values["packed_feature_bytes"]:
+        yield f"            --features-as {INT8_64} would keep {gib(packed)} of features"
     if values["max_store"]:
         yield f"store       {values['max_store']}"
     if values["clip_bytes"]:
@@ -281,6 +286,12 @@ def _of_media(plan: Plan, values: dict[str, Any]) -> Iterator[str]:
     yield f"done        {done}"
     if values["time"]:
         yield f"time        {values['time']}"
+
+
+def _packed(model: Model, feature_bytes: int) -> int:
+    """Return the bytes that features as computed would take in 8 bits; 0: they cannot, or do."""
+    share = model.share_in(INT8_64)
+    return round(feature_bytes * share) if share < 1 and not model.features_as else 0
 
 
 def _limit_why(plan: Plan) -> str:

@@ -47,7 +47,7 @@ class Workload:
     text_tokens: int
     """Prompt tokens per chunk without image placeholders."""
     feature_bytes: int
-    """Bytes of the stored features per chunk."""
+    """Bytes of the features per chunk in memory, where none are packed."""
     parts: int = 1
     """Number of tiles per image, the whole image included."""
     stored_frames: int = 0
@@ -200,7 +200,7 @@ def workload_of(
         units=math.ceil(counted * pixel_bytes / PIXEL_BYTES),
         tokens=math.ceil(counted * tokens) + heard + text,
         text_tokens=text,
-        feature_bytes=model.feature_bytes(kind, frames, stored),
+        feature_bytes=model.restored_bytes(kind, frames, stored),
         sound_seconds=sound_seconds if heard else 0.0,
         sound_tokens=heard,
     )

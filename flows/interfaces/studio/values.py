@@ -25,7 +25,7 @@ ALLOWED = frozenset((
     "model", "revision", "today", "adapter", "language_gguf",
     "precision", "vision_backend", "vision_precision", "language_precision",
     "memory", "gpus", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
-    "check_media", "max_store",
+    "check_media", "max_store", "features_as",
     "chunk", "shots", "whole", "clip_frames", "clip_fps", "clip_rest",
     "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
     "deinterlace", "sound", "sound_track",

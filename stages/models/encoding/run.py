@@ -101,9 +101,10 @@ def or_refusal(prepare: Callable[[], Prepared], what: str) -> Prepared | Refusal
         return Refusal(message=f"the model's processor refuses {what}: {text}")
 
 
-def feature_record(key: str, row: FeatureRecord) -> Record:
-    """Return the record of the features of one chunk or sound."""
-    meta, payload = pack_tree(row.to_tree())
+def feature_record(key: str, row: FeatureRecord, form: str = "") -> Record:
+    """Return the record of the features of one chunk or sound. `form`: that in which they are
+    stored; empty: as they are."""
+    meta, payload = pack_tree(row.to_tree(), form)
     return Record(key=key, meta={"tree": meta, "tokens": row.count.tokens}, payload=payload)
 
 

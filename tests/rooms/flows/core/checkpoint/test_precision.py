@@ -144,6 +144,8 @@ def test_a_model_that_is_run_whole_sees_in_what_it_reads_in(profile: ModelProfil
         answer_to(whole, vision_precision="nf4")
     with pytest.raises(UsageError, match="cannot be split"):
         answer_to(whole, vision_precision="fp16", language_precision="bf16")
+    with pytest.raises(UsageError, match=r"--features-as int8-64: not possible .* its pixels"):
+        answer_to(whole, features_as="int8-64")
 
 
 def chain(profile: ModelProfile, device: str = "cpu", **options: Any) -> dict[str, list[str]]:
