@@ -124,6 +124,13 @@ def test_refusals(run: Path, text: str, options: list[str], message: str, capsys
     assert message in capsys.readouterr().err
 
 
+def test_a_named_index_must_be_there(run: Path, capsys: Printed) -> None:
+    captions = ["search", "car", "--captions", str(run)]
+    assert main([*captions, "--index", "nowhere"]) == 2
+    assert "there is no index in" in capsys.readouterr().err
+    assert main(captions) == 0
+
+
 def test_changed_captions_are_indexed_again(run: Path) -> None:
     texts = RunTexts(run, os.environ["PENSTOCK_STORE"], print)
     assert texts.is_current()

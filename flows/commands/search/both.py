@@ -11,12 +11,13 @@ from pathlib import Path
 
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
-from artifacts.index.manifest import has_manifest
+from artifacts.index.manifest import has_manifest, read_manifest
 from artifacts.index.where import INDEX, Condition, Table
 from artifacts.index.words import query_of
 from flows.commands.search.query import Hit, is_image_query, search_index
 from flows.commands.search.run_texts import RunTexts, TextHit, is_run, overlap
 from flows.core.console.display import Display
+from flows.core.options import vectors
 from flows.core.options.vectors import SearchPlace, SearchQuery
 
 CONSTANT = 60
@@ -31,6 +32,8 @@ def search(folder: Path, request: SearchQuery, place: SearchPlace, display: Disp
     `folder` is that of an index or of a run. Raises PenstockError."""
     has_vectors = has_manifest(folder)
     run = run_at(place.captions)
+    if run is not None and not has_vectors and folder != folder_named(vectors.INDEX, "index"):
+        read_manifest(folder)  # says that the named folder has no index
     if run is None and not has_vectors and is_run(folder):
         run = folder
     if run is None:
