@@ -27,10 +27,12 @@ class Sampling:
     """How frames of a video are sampled, and how the video is split into chunks."""
 
     chunk_seconds: float
-    """Chunk length in seconds; the last chunk of a video may be shorter. With `shots`, the maximum
-    length."""
+    """Chunk length in seconds; the last chunk of a video may be shorter. With `shots`
+    or `chapters`, the maximum length."""
     shots: bool = False
     """Whether chunks end at shot boundaries."""
+    chapters: bool = False
+    """Whether chunks end where chapters of the file do."""
     fps: float | None = None
     """Frames per second; exactly one of `fps` and `frames` is set."""
     frames: int | None = None
@@ -64,13 +66,16 @@ class Sampling:
     @property
     def whole(self) -> bool:
         """Return whether each file is one chunk."""
-        return self.chunk_seconds >= WHOLE_SECONDS and not self.shots
+        return self.chunk_seconds >= WHOLE_SECONDS and not (self.shots or self.chapters)
 
     @property
     def key_fields(self) -> dict[str, Json]:
-        """Return the fields that decide the frames: those of clips only where there are some."""
+        """Return the fields that decide the frames: those of clips and of chapters only where there
+        are some."""
         fields = values_of(self).items()
-        return {n: v for n, v in fields if self.clip_frames or not n.startswith("clip_")}
+        left_out = tuple[str, ...]() if self.clip_frames else ("clip_",)
+        left_out += () if self.chapters else ("chapters",)
+        return {name: field for name, field in fields if not name.startswith(left_out)}
 
     @property
     def settings(self) -> dict[str, Json]:

@@ -36,6 +36,7 @@ class FeatureOptions(MediaRunOptions, total=False):
     model: str | PathLike[str]
     chunk: float | None
     shots: bool
+    chapters: bool
     whole: bool
     clip_frames: int | None
     clip_fps: float | None
@@ -150,6 +151,7 @@ class AskOptions(MediaRunOptions, total=False):
     insecure_endpoint: bool
     chunk: float | None
     shots: bool
+    chapters: bool
     whole: bool
     clip_frames: int | None
     clip_fps: float | None

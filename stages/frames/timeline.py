@@ -14,10 +14,10 @@ the next requested frame are skipped. After the very last requested frame, every
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -236,10 +236,11 @@ def plan_clips(
     timeline: Timeline,
     sampling: Sampling,
     rate: Fraction | None,
-    shots: Sequence[tuple[float, float]] = (),
+    parts: Sequence[tuple[float, float]] = (),
 ) -> list[ChunkPlan]:
-    """Plan chunks that are as long as the frames that a trainer takes of each, in every shot, or in
-    the whole file. What is left of it, if less, is in no chunk, or in one that overlaps.
+    """Plan chunks that are as long as the frames that a trainer takes of each, in every part, a
+    shot or a chapter, or in the whole file. What is left of it, if less, is in no chunk, or in one
+    that overlaps.
 
     At a constant rate a chunk is a number of frames, with which the trainer has as many as it
     takes however it counts. Otherwise it is a number of seconds, and the trainer gets a copy of it.
@@ -261,7 +262,7 @@ def plan_clips(
         return moment(position) if 0 <= position <= len(pts) else math.copysign(math.inf, clips)
 
     spans: list[tuple[float, float]] = []
-    for start, end in shots or [(timeline.offset, timeline.end)]:
+    for start, end in parts or [(timeline.offset, timeline.end)]:
         first = start
         while (following := later(start, 1)) <= end + ROUNDING_SECONDS:
             spans.append((start, min(following, end)))
@@ -275,15 +276,37 @@ def plan_clips(
     ]
 
 
-def plan_chunks(timeline: Timeline, sampling: Sampling) -> list[ChunkPlan]:
-    """Plan every chunk of a video, from its first frame to the end of its last."""
-    length = sampling.chunk_seconds
-    count = chunk_count(timeline.duration, len(timeline.pts), length)
-    starts = [timeline.offset + index * length for index in range(count)]
+def plan_chunks(
+    timeline: Timeline, sampling: Sampling, borders: Sequence[float] = ()
+) -> list[ChunkPlan]:
+    """Plan every chunk of a video, from its first frame to the end of its last. No chunk crosses
+    one of the `borders`."""
+    spans = (_cut(timeline, sampling, *part) for part in parts_between(timeline, borders))
     return [
         plan_chunk(timeline, sampling, index=index, start=start, end=end)
-        for index, (start, end) in enumerate(pairwise([*starts, timeline.end]))
+        for index, (start, end) in enumerate(chain.from_iterable(spans))
     ]
+
+
+def parts_between(timeline: Timeline, borders: Sequence[float]) -> list[tuple[float, float]]:
+    """Return the parts of a video between ascending borders, in seconds since time 0. A border
+    without a frame of its own before the next one is none."""
+    starts, first, last = [timeline.offset], 0, len(timeline.pts)
+    for border in borders:
+        at = first_from(timeline, border)
+        if first < at < last and border > starts[-1]:
+            starts.append(border)
+            first = at
+    return [*pairwise([*starts, timeline.end])]
+
+
+def _cut(
+    timeline: Timeline, sampling: Sampling, start: float, end: float
+) -> Iterator[tuple[float, float]]:
+    """Return the chunks of one part of a video."""
+    low, high = positions(timeline, start, end)
+    count = chunk_count(end - start, high - low, sampling.chunk_seconds)
+    return pairwise([*(start + index * sampling.chunk_seconds for index in range(count)), end])
 
 
 def plan_chunk(

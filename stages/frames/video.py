@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from artifacts.frame_fit import FrameFit
 from artifacts.schema import WHOLE_SECONDS, ChunkIndex, MediaIndex, Sampling
 from artifacts.wording import counted
+from stages.frames.chapters import borders_of
 from stages.frames.chunk import Chunk, Damage
 from stages.frames.frame_converter import FrameConverter, shown_size
 from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader
 from stages.frames.recording_clock import clock_of
 from stages.frames.shots import ShotCutter
-from stages.frames.timeline import ChunkPlan, plan_chunks, plan_clips, plan_stored
+from stages.frames.timeline import ChunkPlan, parts_between, plan_chunks, plan_clips, plan_stored
 from stages.frames.to_srgb import BT2020, UNSTATED, UNSTATED_BT2020
 
 
@@ -59,9 +60,10 @@ class Video:
     def plan(self, sampling: Sampling) -> list[ChunkPlan]:
         """Plan the frames of all chunks, without decoding but to find the shots of clips."""
         timeline = self._reader.timeline
+        borders = borders_of(self._reader.decoder.container) if sampling.chapters else ()
         if not sampling.clip_frames:
-            return plan_chunks(timeline, sampling)
-        shots: list[tuple[float, float]] = []
+            return plan_chunks(timeline, sampling, borders)
+        shots = parts_between(timeline, borders)
         if sampling.shots:
             one = Sampling(chunk_seconds=WHOLE_SECONDS, shots=True, frames=1, max_frames=1)
             converter = FrameConverter(self._reader.first_frame, (1, 1))

@@ -64,6 +64,7 @@ def sampling_text(sampling: Mapping[str, Any]) -> str:
     """Return a text such as `30 s, 1 fps, 32 frames at most`."""
     longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
     pieces = f"shots up to {longest}" if sampling["shots"] else longest
+    pieces = f"chapters up to {longest}" if sampling.get("chapters") else pieces
     ending = "" if sampling["deinterlace"] else ", with combs"
     if sampling["frames"] is not None:
         return f"{pieces}, {sampling['frames']} frames{ending}"

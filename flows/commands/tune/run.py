@@ -143,8 +143,8 @@ def _recorded_sampling(data: Path, model: str) -> dict[str, Any]:
         plan = load_record(data.parent).plan if data.is_file() else PlanRecord()
         if (sampling := plan.sampling) is None:
             return {}
-        options: dict[str, Any] = {"chunk": sampling.chunk_seconds, "shots": sampling.shots}
-        options["whole"] = sampling.whole
+        options: dict[str, Any] = {"chunk": sampling.chunk_seconds, "whole": sampling.whole}
+        options |= {"shots": sampling.shots, "chapters": sampling.chapters}
         if sampling.clip_frames:
             options |= {"chunk": None, "clip_own": sampling.clip_own}
             options |= {name: getattr(sampling, name) for name in ("clip_frames", "clip_fps")}

@@ -86,7 +86,13 @@ def _sampling(profile: ModelProfile, video: VideoSamplingOptions, rate: float | 
         )
     chunk = _chunk_seconds(profile, video)
     if fixed := 1 if profile.one_frame else profile.frames_per_video:
-        return Sampling(chunk_seconds=chunk, shots=video.shots, frames=fixed, max_frames=fixed)
+        return Sampling(
+            chunk_seconds=chunk,
+            shots=video.shots,
+            chapters=video.chapters,
+            frames=fixed,
+            max_frames=fixed,
+        )
     stated = profile.sampling
     fps, frames = video.fps, video.frames
     if fps is None and frames is None:
@@ -98,12 +104,14 @@ def _sampling(profile: ModelProfile, video: VideoSamplingOptions, rate: float | 
         return Sampling(
             chunk_seconds=chunk,
             shots=video.shots,
+            chapters=video.chapters,
             frames=min(frames, max_frames),
             max_frames=max_frames,
         )
     return Sampling(
         chunk_seconds=chunk,
         shots=video.shots,
+        chapters=video.chapters,
         fps=fps or FPS,
         min_frames=min(stated.min_frames or 1, maximum),
         max_frames=maximum,

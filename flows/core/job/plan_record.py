@@ -75,6 +75,7 @@ class SamplingRecord:
     whole: bool = False
     """Whether each file is one chunk."""
     shots: bool = False
+    chapters: bool = False
     fps: Number | None = None
     frames: Count | None = None
     min_frames: Count = 1

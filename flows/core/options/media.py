@@ -72,13 +72,19 @@ class VideoSamplingOptions(OptionGroup):
             excludes="pieces",
         ),
     ] = None
-    """Seconds per chunk; with `shots`, of the longest one. None: 30, or the maximum stated by the
-    checkpoint's processor if that is less."""
+    """Seconds per chunk; with `shots` or `chapters`, of the longest one. None: 30, or the maximum
+    stated by the checkpoint's processor if that is less."""
     shots: Annotated[
         bool,
         Option("one chunk per shot, split at 30 s", SAMPLING, excludes="pieces"),
     ] = False
     """Split at shot boundaries instead of at equal lengths."""
+    chapters: Annotated[
+        bool,
+        Option("one chunk per chapter of the file, split at --chunk or 30 s", SAMPLING),
+    ] = False
+    """Split where the chapters that the file states begin and end; a file without is split at equal
+    lengths."""
     whole: Annotated[bool, Option("one caption per file, of any length", SAMPLING)] = False
     """Make one chunk of each file. Its frames are spread evenly over the file."""
     clip_frames: Annotated[
@@ -136,8 +142,11 @@ class VideoSamplingOptions(OptionGroup):
         super().__post_init__()
         if self.fps is not None and self.frames is not None:
             raise excluding("--fps", "--frames")
-        if self.whole and (self.shots or self.chunk is not None):
-            raise excluding("--whole", "--shots" if self.shots else "--chunk")
+        split = "--shots" if self.shots else "--chapters" if self.chapters else "--chunk"
+        if self.whole and (split != "--chunk" or self.chunk is not None):
+            raise excluding("--whole", split)
+        if self.shots and self.chapters:
+            raise excluding("--shots", "--chapters")
         if self.clip_frames and (self.whole or self.chunk is not None):
             raise excluding("--clip-frames", "--whole" if self.whole else "--chunk")
         if not self.clip_frames and (self.clip_fps or self.clip_rest != DROP):

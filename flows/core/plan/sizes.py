@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,7 @@ def _estimate(job: Job, medium: Medium, header: "_Header | None") -> Estimate:
         stored = (
             job.model.fit("image").stored(*shown) if image else job.model.fit("video").size(*shown)
         )
-        counts = [1] if image else [*frame_counts(job.sampling, seconds)]
+        counts = [1] if image else [*frame_counts(job.sampling, seconds, header.borders)]
         pixels = sum(counts) * math.prod(stored)
     if medium.kind == "image" and _encoded(job, medium):
         pixels = 0
@@ -186,8 +186,17 @@ def _encoded(job: Job, medium: Medium) -> bool:
     return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
 
 
-def frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
-    """Return the number of frames of each chunk of a video of that length."""
+def frame_counts(
+    sampling: Sampling, seconds: float, borders: Sequence[float] = ()
+) -> Sequence[int]:
+    """Return the number of frames of each chunk of a video of that length, whose chapters have
+    these `borders`."""
+    inner = (border for border in borders if sampling.chapters and 0 < border < seconds)
+    parts = pairwise([0.0, *inner, seconds])
+    return [count for start, end in parts for count in _frame_counts(sampling, end - start)]
+
+
+def _frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
     longest = min(sampling.chunk_seconds, SHOT_SECONDS if sampling.shots else math.inf)
     counts = []
     for index in range(max(1, math.ceil(seconds / longest))):
@@ -208,6 +217,8 @@ class _Header:
     """Height and width."""
     rate: float = 0.0
     """Frames per second; 0 for an image."""
+    borders: tuple[float, ...] = ()
+    """Where its chapters begin and end, in seconds."""
     failure: Mapping[str, Any] | None = None
     """Why the file cannot be used, as the frames stage says it; None: it seems usable."""
 
@@ -223,6 +234,7 @@ def _header(medium: Medium) -> _Header:
             from stages.frames.image import image_size
 
             return _Header(seconds=0.0, size=image_size(Path(medium.path)) or UNKNOWN_SIZE)
+        from stages.frames.chapters import borders_of
         from stages.frames.media_opening import open_video
 
         container, stream = open_video(Path(medium.path))
@@ -232,6 +244,7 @@ def _header(medium: Medium) -> _Header:
                 seconds=seconds,
                 size=(stream.height or UNKNOWN_SIZE[0], stream.width or UNKNOWN_SIZE[1]),
                 rate=float(stream.average_rate or UNKNOWN_RATE),
+                borders=borders_of(container),
             )
     except MediaError as error:
         message = error.message.replace(medium.path, "the file")

@@ -26,7 +26,7 @@ ALLOWED = frozenset((
     "precision", "vision_backend", "vision_precision", "language_precision",
     "memory", "gpus", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
     "check_media", "max_store", "features_as",
-    "chunk", "shots", "whole", "clip_frames", "clip_fps", "clip_rest",
+    "chunk", "shots", "chapters", "whole", "clip_frames", "clip_fps", "clip_rest",
     "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
     "deinterlace", "sound", "sound_track",
     "prompt", "prompts", "length", "summary", "summary_prompt",
@@ -34,7 +34,7 @@ ALLOWED = frozenset((
     "sampling", "temperature", "top_p", "top_k", "seed", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
     "schema", "strip_think", "trigger", "prefix", "suffix",
-    "out", "format", "beside", "existing", "media", "clip_sound", "trainer", "replace",
+    "out", "format", "beside", "clock", "existing", "media", "clip_sound", "trainer", "replace",
 ))
 """Options that the page may set. A new option is refused until it is named here."""
 REPEATED = frozenset(("endpoint", "endpoint_keys", "insecure_endpoint"))
