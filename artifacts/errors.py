@@ -14,6 +14,7 @@ PenstockError
 │   ├── ModelChanged  a model file differs from the one that was planned with
 │   ├── HalfChecked     a check has decided how a half computes, and the run is planned again
 │   └── Unanswered    a remote server sent no response, or an incomplete one
+├── NothingYet        all files were written a moment ago; a later run takes them   exit 0
 ├── MediaError        one file cannot be captioned; the others can       exit 1
 └── NotFinite         a model computes NaN or infinity of one item       exit 1
 """
@@ -92,6 +93,13 @@ class UsageError(PenstockError):
     other."""
 
     exit_code = 2
+
+
+class NothingYet(PenstockError):
+    """All files of a run were written less than `--min-age` ago. It wrote nothing, and no earlier
+    output changed."""
+
+    exit_code = 0
 
 
 def excluding(*options: str) -> UsageError:

@@ -33,6 +33,20 @@ def members(flag: str, text: str) -> tuple[str, ...]:
     return parts
 
 
+TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+DURATION_TEXT = r"^\s*[0-9]+(\.[0-9]+)?\s*[smhd]?\s*$"
+"""Pattern of the texts that `parse_duration` accepts, for the schema of a form."""
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Parse `90`, `90s`, `10m`, `1.5h` or `2d` into seconds. `option`: the option name, for errors.
+    Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d+)?)\s*([smhd]?)\s*", text, re.ASCII)
+    if match is None:
+        raise UsageError(f"{option} {text!r} is not a time", hint="Write it like 90s, 10m or 2h")
+    return float(match[1]) * TIME_UNITS[match[2]]
+
+
 UNITS = {
     "": 1,
     **{f"{letter}B": 1000**power for power, letter in enumerate("KMGTP", 1)},

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
-from artifacts.option_texts import members, parse_size
+from artifacts.option_texts import members, parse_duration, parse_size
 from artifacts.options import declared
 from artifacts.wording import meant
 from flows.core.console.display import Display
 from flows.core.console.lines import in_cell
-from flows.core.options.media import SourceOptions
 from flows.core.options.model import SIZES
+from flows.core.options.sources import SourceOptions
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -38,6 +38,7 @@ WHOLE = frozenset({"calibrate", "journal", "without"})
 ALSO = {
     "labels": ", a path, or a list of texts",
     **dict.fromkeys(SIZES, " (bytes), or a text such as 8GiB"),
+    "min_age": " (seconds), or a text such as 10m",
     "schema": ", a path, or the schema as a dict",
     "questions": ", a path, or a dict of questions by name",
 }
@@ -100,6 +101,8 @@ def _taken(name: str, given: Any, wanted: Any, is_path: bool) -> Any:
     given = _plain_number(given)
     if name in SIZES and (isinstance(given, str) or type(given) is int):
         return parse_size(str(given), name)
+    if name == "min_age" and isinstance(given, str):
+        return parse_duration(given, name)
     if name in ("schema", "questions") and isinstance(given, dict):
         return _json(name, given)
     if is_path and wanted is str and isinstance(given, PathLike):

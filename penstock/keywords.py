@@ -14,6 +14,7 @@ class MediaRunOptions(TypedDict, total=False):
     recursive: bool
     extensions: Words
     limit: int | None
+    min_age: str | float | None
     revision: str | None
     trust_remote_code: bool
     precision: str

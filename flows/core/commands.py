@@ -28,6 +28,7 @@ COMMANDS = {
     "sift": ("mark media: copies, blur, black and still ones", "flows.commands.sift"),
     "index": ("build and maintain a search index", "flows.commands.search"),
     "search": ("search an index", "flows.commands.search"),
+    "watch": ("run a command when files come to rest", "flows.commands.watch"),
     "tune": ("train an adapter on your captions", "flows.commands.tune"),
     "learn": ("train on corrected captions, and caption again", "flows.commands.learn"),
     "serve": ("serve labels, search and captions over HTTP", "flows.interfaces.serve"),

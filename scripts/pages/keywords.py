@@ -36,6 +36,7 @@ WIDER = {
     "labels": "str | PathLike[str] | Sequence[str]",
     "memory": "str | int | None",
     "max_store": "str | int | None",
+    "min_age": "str | float | None",
     "schema": "str | PathLike[str] | dict[str, Any]",
 }
 """Keyword → its type, where programs may give more than the field holds."""

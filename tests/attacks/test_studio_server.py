@@ -153,35 +153,47 @@ def test_an_absolute_target_reaches_nothing(studio: OpenStudio) -> None:
         assert raw_request(studio.port, "GET", target, {"Host": own}).status == 404, target
 
 
-PROXY = "https://8010-abc.example.org"
+PROXY = "8010-abc.example.org"
 
 
 NO_HOSTS = ("a.org/x", "a;b", "*", "a:99999")
 
 
-def test_behind_a_proxy_the_page_of_that_host_alone_works(studio: OpenStudio) -> None:
-    more, other_out = ("--behind", f"{PROXY}/"), studio.out.with_name("other")
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_behind_a_proxy_the_page_of_that_host_alone_works(studio: OpenStudio, scheme: str) -> None:
+    proxy = f"{scheme}://{PROXY}"
+    more, other_out = ("--behind", f"{proxy}/"), studio.out.with_name(scheme)
     passed_on = OpenStudio(studio.folder, other_out, studio.store, more).start()
-    own, host = f"127.0.0.1:{passed_on.port}", PROXY.removeprefix("https://")
+    assert passed_on.process is not None and passed_on.process.stdout is not None
+    lines = [passed_on.process.stdout.readline() for _ in range(2)]
+    assert lines[0].startswith(f"studio at {proxy}/")
+    assert ("travels openly" in lines[1]) == (scheme == "http")
+    other_scheme = {"https": "http", "http": "https"}[scheme]
+    own, host = f"127.0.0.1:{passed_on.port}", PROXY
     for passed in (own, host, host.upper()):  # a proxy may pass on its own Host, or not
         answer = passed_on.ask("GET", "", host=passed)
         assert answer.status == 200
         rules = answer.headers["content-security-policy"].split("; ")
-        assert [rule for rule in rules if rule.startswith("frame-")] == [f"frame-ancestors {PROXY}"]
+        assert [rule for rule in rules if rule.startswith("frame-")] == [f"frame-ancestors {proxy}"]
         for site in ("same-origin", None):
-            headers = {"Origin": PROXY, "Sec-Fetch-Site": site}
+            headers = {"Origin": proxy, "Sec-Fetch-Site": site}
             answer = sent(passed_on, "words", {}, headers, host=passed)
             assert answer.status == 422 and b"values are missing" in answer.body
-        others = ({"Origin": o} for o in (f"http://{host}", f"{PROXY}.evil.example", f"{PROXY}:1"))
+        others = (
+            {"Origin": o}
+            for o in (f"{other_scheme}://{host}", f"{proxy}.evil.example", f"{proxy}:1")
+        )
         for headers in (*FOREIGN, *others):
-            named = {"Origin": PROXY, **headers}
+            named = {"Origin": proxy, **headers}
             assert sent(passed_on, "words", {}, named, host=passed).status == 403, headers
     for other in (*HOSTS, f"{host}.evil.example", f"x.{host}"):
         assert passed_on.ask("GET", "", host=other).status in (400, 421)
     assert passed_on.end() == 0
 
 
-@pytest.mark.parametrize("address", ["a.org", "http://a.org", *map("https://{}".format, NO_HOSTS)])
+@pytest.mark.parametrize(
+    "address", ["a.org", "ftp://a.org", "://a.org", *map("https://{}".format, NO_HOSTS)]
+)
 def test_what_is_no_proxy_is_refused(address: str, tmp_path: Path) -> None:
     done = completed([*PENSTOCK, "studio", str(tmp_path), "--behind", address])
     assert done.returncode == 2 and f"--behind {address}: not the address" in done.stderr

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,8 @@ from prefect.workers.base import BaseWorker
 from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import UsageError
+from flows.commands.shared.parser import parse
+from flows.commands.watch.watch_command import watched
 from flows.core.machine.launch import answers
 from flows.interfaces.prefect.server import client_settings, is_own_server
 from scripts.run import deploy_all, login, prepare_pool
@@ -126,6 +129,16 @@ def test_make_and_systemd_run_the_same_commands() -> None:
         name = unit.stem.removeprefix("penstock-")
         setup = {"server": "setup", "worker": "$(if $(RAY),setup-dev,setup)"}[name]
         assert f"{name}: {setup}\n\t@exec {command[1]}\n" in makefile
+
+
+def test_the_unit_of_a_watch_holds_a_command_that_may_be_watched() -> None:
+    unit = (DEPLOY / "penstock-watch.service").read_text()
+    command = re.search(r"^ExecStart=%h/penstock/.venv/bin/penstock (.+)$", unit, re.MULTILINE)
+    assert command
+    given = parse(shlex.split(command[1]))
+    assert (given.command, given.every, given.min_age) == ("watch", 60, 120)
+    name, config = watched(given.run[1:])
+    assert (name, config.sources, config.recursive) == ("caption", ("/data/videos",), True)
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
@@ -307,11 +320,13 @@ def test_what_the_server_would_refuse_is_refused_before_anything_is_deployed(
 def test_the_page_says_how_a_folder_of_ones_own_is_captioned_every_night(tmp_path: Path) -> None:
     """The deployment that it prints goes below those of prefect.yaml, as it stands."""
     page = (ROOT / "docs" / "prefect.md").read_text(encoding="utf-8")
-    (printed,) = re.findall(r"```yaml\n(  - name: .*?)```", page, re.DOTALL)
+    printed, growing = re.findall(r"```yaml\n(  - name: .*?)```", page, re.DOTALL)
     file = tmp_path / "prefect.yaml"
-    file.write_text((ROOT / "prefect.yaml").read_text(encoding="utf-8") + printed)
+    file.write_text((ROOT / "prefect.yaml").read_text(encoding="utf-8") + printed + growing)
     assert not [*deploy_all.refusals(file)]
-    deployment = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"][-1]
+    deployment, ten_minutes = yaml.safe_load(file.read_text("utf-8"))["deployments"][-2:]
+    parameters = flow_of(ten_minutes).validate_parameters(ten_minutes["parameters"])
+    assert parameters["config"].min_age == 600
     assert deployment["work_pool"] == DEPLOYMENTS[0]["work_pool"]
     assert [each.get("active", True) for each in deployment["schedules"]] == [True]
     flow = flow_of(deployment)

@@ -43,7 +43,7 @@ PHRASES = re.compile(
     re.IGNORECASE,
 )
 """Phrases of the former dialect."""
-MOST_OPTIONS = 23
+MOST_OPTIONS = 24
 """Fields of a class that may be options of one command; with more it is wide."""
 MOST_IN_PROSE = 20
 """How often a word of RETIRED may stand in comments, texts and pages: plain English has it, too."""

@@ -3,7 +3,8 @@ captions what is left."""
 
 from artifacts.disk.regular_files import guard
 from flows.core.console.display import Display
-from flows.core.job.prepare import out_folder
+from flows.core.job.prepare import media_of, out_folder
+from flows.core.job.young_files import files_by_age
 from flows.core.machine.launch import DirectLauncher
 from flows.core.options.commands import RunOptions
 from flows.core.options.questions import AskConfig
@@ -27,11 +28,15 @@ def caption(
         from flows.commands.ask.keep import parse_keep
 
         parse_keep(answers.keep, AskConfig.before(config).every_question)  # before hours of marking
+    if config.min_age and (config.groups.sift_first.sift or answers.questions):
+        # Hours may pass until captions: a file that is too young for marks stays out of them, too.
+        by_age = files_by_age(media_of(config)[0], config.min_age, config.out)
+        left_out = frozenset(file.place for file in by_age.young if by_age.resting)
     if condition := config.groups.sift_first.sift:
         from flows.commands.sift.run import sift_before
 
         refuse_taking(config, "caption")  # before hours of marking
-        left_out = sift_before(config, condition, display, make_launcher)
+        left_out |= sift_before(config, condition, display, make_launcher)
     if answers.questions:
         from flows.commands.ask.before import answer_before
 

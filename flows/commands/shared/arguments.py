@@ -11,7 +11,7 @@ from artifacts.option_texts import members
 from artifacts.options import Declared, declared
 from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.media import SourceOptions
+from flows.core.options.sources import SourceOptions
 from flows.core.options.training import CommandRecord, RecordedRun
 from flows.outputs.record.recorded_command import repeated
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts.options import Declared, declared
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.formats import FILES, LABELS, MEMORY, MODEL, SAMPLING, TEXT, VECTORS
-from flows.core.options.media import SourceOptions
+from flows.core.options.sources import SourceOptions
 from flows.core.options.vectors import INDEX, LabelConfig, VectorConfig
 from stages.decode.generation import WORDS
 

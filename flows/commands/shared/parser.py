@@ -125,6 +125,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
+def program(words: Sequence[str]) -> list[str]:
+    """Return what starts a command of this program in another process."""
+    return [sys.executable, "-P", "-m", "flows.interfaces.cli.main", *words]
+
+
 def _parse(words: list[str]) -> argparse.Namespace:
     top = parser(next((word for word in words if not word.startswith("-")), ""))
     # Everything after `--` is a source. argparse would take it for unknown options if sources stand

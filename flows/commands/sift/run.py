@@ -43,6 +43,7 @@ from flows.core.job.away import AwayMedia, mounts_now, unread_sources
 from flows.core.job.job_file import JobFile
 from flows.core.job.media_digests import read_contents
 from flows.core.job.prepare import Job, NothingToDo, out_folder
+from flows.core.job.young_files import files_by_age
 from flows.core.ledger.tasks import Medium
 from flows.core.machine.launch import (
     DirectLauncher,
@@ -273,7 +274,7 @@ def sift_before(
     that the condition leaves out, and of those that cannot be marked. Raises PenstockError."""
     shared = {
         n: getattr(config, n)
-        for n in ("sources", "recursive", "extensions", "limit", "store", "replace")
+        for n in ("sources", "recursive", "extensions", "limit", "min_age", "store", "replace")
     }
     parse_keep(condition, option="--sift")
     folder = out_folder(config) / PLACE
@@ -306,6 +307,8 @@ def _prepared(config: RunOptions, options: SiftOptions, display: Display, out: P
     if note := left_out_note(config.sources, selection):
         display.print_line(note)
     files, failures = find_media(config.sources, selection, config.limit)
+    by_age = files_by_age(files, config.min_age, config.out)
+    files = by_age.resting
     away = AwayMedia(config, files, failures)
     readable, unreadable = read_contents(
         files, digests_in(store), store, display.fetched, again=config.check_media
@@ -313,6 +316,8 @@ def _prepared(config: RunOptions, options: SiftOptions, display: Display, out: P
     media_away = away.media(files, readable)
     failures = away.failures(media_away, [*failures, *unreadable])
     if not readable and not media_away:
+        if nothing_yet := by_age.nothing_yet(failures):
+            raise nothing_yet
         write_jsonl(out / "failures.jsonl", failures)
         raise NothingToDo(SIFT, failures, config.sources)
     # A file whose line has several prompts is one file.
@@ -330,7 +335,7 @@ def _prepared(config: RunOptions, options: SiftOptions, display: Display, out: P
     for job_file in job.files:
         if job_file.away and job_file.medium.digest not in job.marks:
             away.refuse(job_file.file)
-    for note in away.gone_note(job.files, "marks"):
+    for note in filter(None, [by_age.note, *away.gone_note(job.files, "marks")]):
         display.print_line(note)
     return job
 

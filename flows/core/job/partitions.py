@@ -16,6 +16,7 @@ from artifacts.disk.files import write_text
 from artifacts.remote.addresses import signed
 from artifacts.texts.captions import Failure
 from flows.core.job.prepare import media_of, out_folder
+from flows.core.job.young_files import files_by_age
 from flows.core.media.media_file import MediaFile
 from flows.core.options.commands import RunOptions
 
@@ -47,8 +48,11 @@ def partitions_of(
     """Write the lists of a run's files, at most `max_files` files each. Return them, and the
     sources that were not found. Reads only names and sizes. Raises EnvironmentFault."""
     files, failures = media_of(config)
+    by_age = files_by_age(files, config.min_age, config.out)
+    if not by_age.resting and (nothing_yet := by_age.nothing_yet(failures)):
+        raise nothing_yet
     folder = out_folder(config) / PORTIONS
-    sized = [(file, _size(file)) for file in files]
+    sized = [(file, _size(file)) for file in by_age.resting]
     return [_write(folder, part) for part in cut(sized, max_files)], failures
 
 

@@ -37,6 +37,7 @@ from flows.core.job.card_sampling import with_card_sampling
 from flows.core.job.job_file import JobFile
 from flows.core.job.media_digests import check_beside, inode_note, read_contents, unfetched_note
 from flows.core.job.pass_mode import answering, with_pass_mode
+from flows.core.job.young_files import files_by_age
 from flows.core.ledger.ledger import Ledger
 from flows.core.ledger.namespaces import notes, variants_of
 from flows.core.ledger.prompts import Prompts, check_fixed_texts, check_summary, command_prompt
@@ -299,12 +300,12 @@ def prepare(
     if config.model and (folder := Path(config.model).expanduser()).is_dir():
         refuse_unread(config.model, folder)
     store, (files, failures) = open_store(config.store_url), media_of(config)
-    files = [file for file in files if file.place not in left_out]
-    away = AwayMedia(config, files, failures, left_out)
-    if left_out and not files and not failures:
+    by_age = files_by_age((f for f in files if f.place not in left_out), config.min_age, config.out)
+    files, away = by_age.resting, AwayMedia(config, by_age.resting, failures, left_out)
+    if left_out and not files and not by_age.young and not failures:
         raise all_left_out(config)
     if not files and not away:  # reported before a model is resolved or downloaded
-        raise NothingToDo(pipelines[0], failures, config.sources)
+        raise by_age.nothing_yet(failures) or NothingToDo(pipelines[0], failures, config.sources)
     check_beside(files, config)
     prepare_store(store)
     check_devices(config, store)
@@ -331,13 +332,13 @@ def prepare(
         raise NothingToDo(pipeline, failures)
     check_summary(config, model)
     base = _job_of(config, store, model, pipeline)
-    notes = [*base.notes, *prompts.notes()]
+    notes = [*base.notes, *prompts.notes(), *filter(None, [by_age.note])]
     notes += unfetched_note(readable) if dry else []
     notes += [] if config.check_media else inode_note(readable)
     job_files = away.job_files(media_away, job_files, base.ledger)
     notes += away.gone_note(job_files, pipeline[-1].writes)
-    failed = tuple(failures)
-    return replace(base, files=job_files, failures=failed, notes=tuple(notes), before=away.contents)
+    base = replace(base, files=job_files, failures=(*failures,), notes=(*notes,))
+    return replace(base, before=away.contents)
 
 
 def all_left_out(config: RunOptions) -> UsageError:

@@ -18,7 +18,7 @@ from flows.core.options.answers import AnswerOptions
 from flows.core.options.data_sets import DataSetOptions
 from flows.core.options.formats import COCO
 from flows.core.options.groups import Groups, groups_of
-from flows.core.options.media import SoundOptions, SourceOptions, VideoSamplingOptions
+from flows.core.options.media import SoundOptions, VideoSamplingOptions
 from flows.core.options.model import (
     DEFAULT_MODEL_OPTION,
     AdapterOptions,
@@ -30,6 +30,7 @@ from flows.core.options.model import (
 )
 from flows.core.options.outputs import OutputOptions
 from flows.core.options.precision import HalfPrecisionOptions, PrecisionOptions
+from flows.core.options.sources import SourceOptions
 from flows.core.options.store import FeatureFormOptions, ResourceOptions, StoreSizeOptions
 from flows.core.options.text import (
     EngineOptions,

@@ -1,4 +1,4 @@
-"""Options that select media files, frames and images."""
+"""Options that select frames and images of media files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from artifacts.errors import UsageError, excluding
 from artifacts.options import Option, OptionGroup
 from artifacts.texts.trainer_models import ANY, models_named
 from artifacts.tiles import AUTO, OFF, check_tiles
-from flows.core.options.formats import FILES, SAMPLING, VECTORS
+from flows.core.options.formats import SAMPLING, VECTORS
 
 MIN_CHUNK_SECONDS = 0.1
 """Each chunk takes memory while a run is planned: shorter ones would fill it."""
@@ -24,38 +24,6 @@ DEINTERLACE_OPTION = Option(
     "HOW",
     values=(AUTO, OFF),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions(OptionGroup):
-    """The media files of a run."""
-
-    sources: Annotated[
-        tuple[str, ...],
-        Option(
-            "files, folders, globs, URLs, or lists (@list.txt)",
-            positional=True,
-            nargs="*",
-            not_empty="Name files or folders; . is this folder",
-            path=True,
-            or_text=True,
-        ),
-    ]
-    """Files, folders, globs, or lists of them (`.txt`, `.json`, `.csv`, `@list`). A plan for a
-    model alone has none."""
-    recursive: Annotated[bool, Option("search folders recursively", FILES)] = False
-    """Search folders recursively."""
-    extensions: Annotated[
-        tuple[str, ...], Option("only files with these suffixes", FILES, "mp4,mkv")
-    ] = ()
-    """Suffixes of the files taken from folders and globs; empty: all known ones."""
-    limit: Annotated[int | None, Option("at most N files, spread", FILES, "N", above=0)] = None
-    """Maximum number of media files, spread evenly over all that the sources name."""
-
-    def check_sources(self) -> None:
-        """Raise UsageError when no source is given."""
-        if not self.sources:
-            raise UsageError("no source given", hint="Name files or folders, such as VIDEOS/")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,15 @@ from uuid import UUID
 from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from artifacts.disk.json_shapes import Json
-from artifacts.errors import Interrupted, PenstockError, UsageError
+from artifacts.errors import Interrupted, NothingYet, PenstockError, UsageError
 from artifacts.texts.captions import Failure
 from flows.core.console.display import Display
 from flows.core.console.lines import printable
@@ -206,6 +208,8 @@ def ended_by(error: PenstockError, key: str) -> Ended:
     """Return the state of a flow that an error ended, told as soon as the server answers.
     `Interrupted` is what flows/interfaces/prefect/sweep.py starts again."""
     await_server()
+    if isinstance(error, NothingYet):
+        return Completed(message=printable(str(error)))
     if isinstance(error, NothingToDo):
         show(page(str(error), {}, error.failures), key)
     message = printable(str(error))
@@ -312,6 +316,33 @@ def warn_of_demo(config: MediaOptions) -> None:
         )
 
 
+SKIPPED = "Skipped"
+"""Name of the state of a scheduled run that would overlap an earlier one."""
+
+
+def earlier_run() -> str:
+    """Return the name of the run that the current scheduled run would overlap: one of the same
+    deployment and parameters that began before and goes on. Return an empty text for none."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or not run.auto_scheduled or run.deployment_id is None:
+        return ""
+    states = [StateType.RUNNING, StateType.CANCELLING]
+    under_way = {
+        "deployment_id": {"any_": [run.deployment_id]},
+        "state": {"type": {"any_": states}},
+    }
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(under_way))
+    same = [
+        (r.state.timestamp, r.id, r.name)
+        for r in runs
+        if r.state and r.parameters == run.parameters
+    ]
+    _, first, name = min(same, default=(None, run.id, ""))
+    return "" if first == run.id else name
+
+
 def note_run(_: Job, writer: RecordWriter) -> None:
     """Note the flow run that is going on in a run record."""
     writer.record.prefect = FlowRun(id=str(flow_run.id), name=str(flow_run.name))
@@ -328,6 +359,9 @@ def run_in_flow(config: MediaOptions, run: Runner, makes: str) -> Ended:
         if caller is None:
             confine(config)
             warn_of_demo(config)
+            if other := earlier_run():
+                line = f"skipped: {other}, an earlier run of this deployment, goes on"
+                return Completed(name=SKIPPED, message=printable(line))
         with ended_when_cancelled():
             result = run(display, PrefectLauncher, note_run)
     except PenstockError as error:

@@ -21,7 +21,7 @@ from prefect.states import Completed, Scheduled
 from pydantic import Field
 
 from flows.interfaces.prefect.crashed import close_ended
-from flows.interfaces.prefect.runs import INTERRUPTED, Ended
+from flows.interfaces.prefect.runs import INTERRUPTED, SKIPPED, Ended
 
 NAME = "sweep-crashed"
 AGAIN = f"Started again by {NAME}"
@@ -115,10 +115,11 @@ def verdicts(
     runs: Iterable[FlowRun], *, now: datetime, older_than: timedelta
 ) -> list[tuple[FlowRun, str]]:
     """Return every run that ended unasked, and why it is left alone; empty for one that is started
-    again. What is due later decides nothing yet."""
+    again. What is due later decides nothing yet,
+    and what was skipped decides nothing."""
     jobs: dict[str, list[FlowRun]] = {}
     for run in runs:
-        if run.state is not None and due(run) <= now:
+        if run.state is not None and due(run) <= now and run.state.name != SKIPPED:
             jobs.setdefault(job_of(run), []).append(run)
     crashed = []
     for of_job in jobs.values():

@@ -114,7 +114,14 @@ SHARED = "shared"
 """Folder of a store in which the tokens of drivers lie meanwhile."""
 TOKEN_SECONDS = 10.0
 """Longest time until a file that the driver wrote is seen on another node."""
-OF_OUTPUTS = {"format": (), "limit": None, "beside": False, "existing": None, "overwrite": False}
+OF_OUTPUTS = {
+    "format": (),
+    "limit": None,
+    "min_age": None,
+    "beside": False,
+    "existing": None,
+    "overwrite": False,
+}
 """Options that only the last task takes → their value for a partition."""
 
 

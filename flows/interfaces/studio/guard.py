@@ -36,14 +36,14 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def proxy_origin(address: str) -> str:
     """Return the origin of a proxy as browsers write it. Raises UsageError."""
-    host = address.lower().removesuffix("/").removeprefix("https://")
+    scheme, _, host = address.lower().removesuffix("/").partition("://")
     port = int(host.partition(":")[2] or 0) if PROXY.fullmatch(host) else MOST_PORTS
-    if not address.lower().startswith("https://") or port >= MOST_PORTS:
+    if scheme not in ("https", "http") or port >= MOST_PORTS:
         raise UsageError(
             f"--behind {address}: not the address of a proxy",
-            hint="Give https:// and a host, as https://8010-abc.example.org",
+            hint="Give https:// (or http://) and a host, as https://8010-abc.example.org",
         )
-    return f"https://{host}"
+    return f"{scheme}://{host}"
 
 
 async def not_here(_: Request, error: Exception) -> Response:

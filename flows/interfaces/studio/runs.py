@@ -22,7 +22,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,6 +41,7 @@ from artifacts.disk.locks import try_lock
 from artifacts.disk.paths import user_state
 from artifacts.disk.regular_files import guard, is_denied, open_below
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
+from flows.commands.shared.parser import program
 from flows.core.machine.leases import start_of
 from flows.core.machine.versions import now, seconds_of
 from flows.core.options.model import DEMO_MODEL
@@ -121,10 +121,6 @@ def read_runs(path: Path) -> list[QueuedRun]:
     if not os.path.lexists(path):
         return []
     return read_json_file(Queue, path, "Move it away; what runs have made is kept").runs
-
-
-def program(words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-P", "-m", "flows.interfaces.cli.main", *words]
 
 
 async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]:

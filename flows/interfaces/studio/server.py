@@ -209,6 +209,8 @@ def _serve(opened: Studio, listener: socket.socket, name: str, path: str) -> Non
     threading.Thread(target=opened.read_ahead, daemon=True).start()
     places = [place for place in (address_of(listener), opened.proxy) if place]
     lines = [f"{name} at {place}/{opened.token}/{path}" for place in places]
+    if opened.proxy.startswith("http://"):
+        lines.append(f"note: the secret in {opened.proxy}/… travels openly; https:// hides it")
     asyncio.run(serve(studio_app(opened), listener, *lines))
 
 

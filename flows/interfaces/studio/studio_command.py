@@ -38,7 +38,7 @@ def config_of(words: Sequence[str]) -> CaptionConfig:
         raise UsageError("the recorded command is no run", hint="Run it yourself") from error
 
 
-BEHIND_HELP = "https address of the proxy that passes the page on, as a notebook's"
+BEHIND_HELP = "address of the proxy that passes the page on, as a notebook's"
 
 
 def add_studio(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from artifacts.options import Declared, OptionGroup, declared
 from artifacts.remote.endpoints import SERVED, listed
 from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.media import SourceOptions
+from flows.core.options.sources import SourceOptions
 from flows.core.options.text import SCHEMA_BYTES
 from flows.core.options.training import TuneConfig
 from flows.core.options.vectors import SiftConfig

@@ -4,10 +4,12 @@ leave, and what is closed of one whose process was killed."""
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,8 +25,9 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import TaskRun
-from prefect.settings import PREFECT_API_URL
+from prefect.client.schemas.objects import StateType, TaskRun
+from prefect.flow_engine import run_flow_sync
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Pending, Running
 
 import penstock_demo
@@ -355,3 +358,40 @@ def test_the_sweep_closes_what_ended_runs_of_its_flows_left_open(client: SyncPre
     assert close_ended(client, ["a-flow"], now + timedelta(minutes=5)) >= len(ended)
     assert {seen(client, run) for run in ended} == {CLOSED}
     assert {seen(client, run) for run in others} == {OPEN}
+
+
+def scheduled(client: SyncPrefectClient, config: dict[str, Any], *states: State) -> Any:
+    """A run as a schedule makes it, of a deployment with this configuration. Earlier runs of the
+    deployment have the `states`."""
+    flow_id = client.create_flow(caption_videos)
+    deployment = client.create_deployment(flow_id, f"nightly {time.time_ns()}")
+    parameters = {"config": config}
+    for state in states:
+        client.create_flow_run_from_deployment(deployment, parameters=parameters, state=state)
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
+    # Only the server's scheduler says so, and it makes runs ahead of their time.
+    path = str(PREFECT_API_DATABASE_CONNECTION_URL.value()).partition(":///")[2]
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE flow_run SET auto_scheduled = 1 WHERE id = ?", [str(run.id)])
+    return client.read_flow_run(run.id)
+
+
+@pytest.mark.parametrize(
+    ("states", "name"),
+    [((Running(),), "Skipped"), ((Crashed(), Completed()), "Completed"), ((), "Completed")],
+)
+def test_a_scheduled_run_that_would_overlap_itself_is_skipped(
+    tmp_path: Path, images: tuple[Path, Path], states: tuple[State, ...], name: str
+) -> None:
+    fresh = {"sources": [str(images[0])], "model": str(images[1]), "min_age": "1h"}
+    config = {**fresh, "out": str(tmp_path / "out"), "store": str(tmp_path / "store")}
+    with get_client(sync_client=True) as client:
+        run = scheduled(client, config, *states)
+    assert run.auto_scheduled
+    state: Any = run_flow_sync(
+        caption_videos, flow_run=run, parameters=run.parameters, return_type="state"
+    )
+    assert (state.type, state.name) == (StateType.COMPLETED, name)
+    line = "an earlier run of this deployment" if name == "Skipped" else "nothing to do yet"
+    assert line in state.message
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,1 @@
+"""The command `penstock watch`."""
