@@ -293,3 +293,6 @@ class ServeOptions(TypedDict, total=False):
     host: str
     port: int
     token_file: str | PathLike[str]
+    access_log: str | PathLike[str]
+    root: Words
+    jobs: str | PathLike[str]

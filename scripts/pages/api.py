@@ -248,7 +248,7 @@ def variables() -> Iterator[str]:
 def routes() -> Iterator[str]:
     """Yield the routes of the servers, without those of the page of `serve` itself."""
     service = SimpleNamespace(config=SimpleNamespace(store=""))
-    described = app_of(cast(Any, service), "").openapi()["paths"]
+    described = app_of(cast(Any, service), {}).openapi()["paths"]
     rows = []
     for path, operations in described.items():
         for method, operation in operations.items():

@@ -163,6 +163,16 @@ class DecodeItem(NamedTuple):
     """Key of the features of its sound; empty: it is captioned by what is seen."""
 
     @property
+    def pictures(self) -> tuple[str, ...]:
+        """Return the keys of the features of further images, behind its own."""
+        return RequestSettings.from_text(self.settings).pictures if self.settings else ()
+
+    @property
+    def media(self) -> str:
+        """Return a name of all that the prompt is about."""
+        return "".join((self.features, self.heard, *self.pictures))
+
+    @property
     def measures(self) -> bool:
         """Return whether the record says how probable the first token is."""
         return bool(self.settings) and RequestSettings.from_text(self.settings).measures
@@ -238,6 +248,8 @@ class RequestSettings:
     """Number of tokens whose log probability as the first one is stated."""
     labels: tuple[str, ...] = ()
     """Labels whose log probability as the first token is stated."""
+    pictures: tuple[str, ...] = ()
+    """Keys of the features of further images in the prompt."""
 
     @property
     def measures(self) -> bool:
@@ -254,6 +266,7 @@ class RequestSettings:
             **({"stop_version": STOP_VERSION} if self.stop else {}),
             **({"top_logprobs": self.top_logprobs} if self.top_logprobs else {}),
             **({"labels": self.labels} if self.labels else {}),
+            **({"pictures": self.pictures} if self.pictures else {}),
         }
         return json.dumps(fields, sort_keys=True, separators=(",", ":"))
 

@@ -48,6 +48,7 @@ from stages.decode.protocol import (
 from stages.memory.oom_retry import ItemFault, ItemFaults, OomRetry, item_fault, try_items
 from stages.models.loading import warm as warm_model
 from stages.models.prefetch import Prefetched, write_behind
+from stages.models.processors.side_inputs import side_by_side
 from stages.process.device import device_model
 from stages.process.events import CUT, TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
 from stages.process.job import parse_job
@@ -211,15 +212,18 @@ class ClientRun:
     def _read_one(self, work: Request[DecodeItem]) -> Iterator[DecodeRequest]:
         item = work.item
         heard = [(self._heard, item.heard)] if item.heard else []
-        places = [(self._features, item.features), *heard]
+        places = [*((self._features, key) for key in (item.features, *item.pictures)), *heard]
         try:
             for records, key in places:
                 _find(records, key)
-            row = read_features(self._features, item.features)
+            seen = (item.features, *item.pictures)
+            row = side_by_side([read_features(self._features, key) for key in seen])
             row = with_heard(row, self._heard, item.heard)
             for records, key in places:
                 records.forget([key])
             yield DecodeRequest(item, row, work)
+        except UsageError as error:
+            self._report.failure(item.key, UNSUPPORTED, error.message, error.hint)
         except (PenstockError, RecordGone) as error:
             hint = "Send the request again: its media is encoded again"
             self._report.failure(item.key, "gone", getattr(error, "message", str(error)), hint)

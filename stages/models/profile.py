@@ -33,6 +33,10 @@ class AdaptableLayer(NamedTuple):
     columns: int
 
 
+TURN = "\x1e"
+"""Separates the turns of a conversation in a prompt: a question, an answer, a question, …"""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartProfile:
     """One part of a checkpoint, counted from the headers of its files."""

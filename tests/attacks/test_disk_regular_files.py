@@ -15,6 +15,7 @@ from artifacts.errors import PenstockError
 from artifacts.options import declared
 from artifacts.records.store import FolderStore
 from artifacts.remote.endpoints import endpoint_of, keys_from
+from artifacts.texts.decisions import read_decisions
 from artifacts.texts.edits import read_journal
 from flows.commands.export.options import ExportConfig
 from flows.commands.label.label_set import label_set
@@ -33,7 +34,7 @@ from flows.core.options.serving import ServeConfig
 from flows.core.options.text import read_schema
 from flows.core.options.training import LearnConfig, TuneConfig
 from flows.core.options.vectors import LabelConfig
-from flows.interfaces.serve.server import token_of
+from flows.interfaces.serve.tokens import read_tokens
 from flows.interfaces.studio import start_routes
 from tests.support.builders.taggers import write_graph, write_selected_tags
 from tests.support.pipeline import ROOT
@@ -74,7 +75,7 @@ def prompt_file(path: Path) -> str | None:
 
 
 def token_file(path: Path) -> str:
-    return token_of(ServeConfig(model="demo", token_file=str(path)))
+    return read_tokens(str(path))[""]
 
 
 def endpoint_keys(path: Path) -> list[str]:
@@ -144,6 +145,11 @@ def questions(path: Path) -> list[str]:
     return [question.text for question in questions_in(str(path), {})]
 
 
+def decisions(path: Path) -> list[str]:
+    asked = questions_in("", {"a": "Is it?"})
+    return [row.answer for row in read_decisions(str(path), asked)]
+
+
 DECLARED = """graph = "model.onnx"
 
 [input]
@@ -185,6 +191,13 @@ READ: dict[str, tuple[Reader, str, str, Any]] = {
     ),
     "questions": (questions, "q.toml", '[a]\ntext = "Is it?"\n', ["Is it?"]),
     "questions in JSON": (questions, "q.json", '{"a":\n"Is it?"}\n', ["Is it?"]),
+    "decisions": (
+        decisions, "d.csv", "media_path,question,answer\na.png,a,yes\nb.png,a,no\n", ["Yes", "No"]
+    ),
+    "decisions in JSON lines": (
+        decisions, "d.jsonl",
+        '{"media_path": "a.png", "question": "a", "answer": "Yes"}\n', ["Yes"],
+    ),
     "tagger": (tagger, "t.toml", DECLARED, ["rain"]),
     "schema": (schema, "s.json", '{"type":\n"object"}\n', {"type": "object"}),
     "prompt_file": (prompt_file, "p.txt", "What is it?\nShort.\n", "What is it?\nShort."),
@@ -209,10 +222,10 @@ READ: dict[str, tuple[Reader, str, str, Any]] = {
 """Option, or another place of texts → (reader, name of a file, its text, what it says)."""
 NO_TEXTS = {
     "adapter", "calibrate_store", "caption_model", "folder", "index", "model", "out", "source",
-    "store",  # folders
+    "store", "root", "jobs", "captions",  # folders
     "language_gguf",  # binary
     "calibrate", "file",  # sources of another command
-    "html", "to",  # written
+    "html", "to", "access_log", "vtt",  # written
     "extensions", "what", "where", "names", "beside", "existing", "gone", "copy",  # no file's text
 }  # fmt: skip
 SAVED: dict[str, Callable[[str], bytes]] = {

@@ -88,6 +88,8 @@ REAL: dict[str, Any] = {
     "schema": SCHEMA, "adapter": "model", "language_gguf": "model", "out": "out",
     "temperature": 0.5, "top_p": 0.5, "repetition_penalty": 1.1, "presence_penalty": 0.5,
     "max_new_tokens": 300, "extensions": ["mp4"], "today": "2026-01-31",
+    "questions": '{"a": "Is it?"}', "question": {"a": "Is it?"}, "decisions": "m.csv",
+    "keep": "a > 0.5", "min_age": "10m",
     "sift": "blurred = 0 and duplicate = 0", "trainer": ["kohya:sdxl", "musubi:wan"],
 }  # fmt: skip
 
@@ -109,6 +111,8 @@ def check_option(roots: Roots, tmp_path: Path, name: str) -> None:
     needed: dict[str, Any] = {
         "beside": {"format": ["txt"]},
         "summary_prompt": {"summary": True},
+        "keep": {"question": {"a": "Is it?"}},
+        "decisions": {"question": {"a": "Is it?"}},
         "clip_frames": {"clip_fps": 16.0},
         "clip_fps": {"clip_frames": 81},
         "clip_rest": {"clip_frames": 81, "clip_fps": 16.0},
@@ -122,9 +126,13 @@ def check_option(roots: Roots, tmp_path: Path, name: str) -> None:
     assert shlex.split(line_of(words)) == ["penstock", *words]
     config = config_of(parse(words), CaptionConfig)
     found = getattr(config, name)
-    if name in ("adapter", "language_gguf", "out"):
+    if name in ("adapter", "language_gguf", "out", "decisions"):
         value = str(tmp_path / "media" / value)
-    if name not in ("sources", "memory", "max_store", "schema"):
+    if name in ("questions", "question"):
+        assert [one.text for one in config.every_question] == ["Is it?"]
+    elif name == "min_age":
+        assert found == 600.0
+    elif name not in ("sources", "memory", "max_store", "schema"):
         assert found == (tuple(value) if isinstance(value, list) else value)
     assert config.sources == (str(tmp_path / "media/a.png"),) and not config.trust_remote_code
 
@@ -740,11 +748,12 @@ def test_every_json_answer_is_of_one_writer() -> None:
 
 
 def test_a_server_has_no_route_of_the_studio() -> None:
-    app = app_of(cast(Any, SimpleNamespace(config=SimpleNamespace(store=""))), "")
+    app = app_of(cast(Any, SimpleNamespace(config=SimpleNamespace(store=""))), {})
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     assert paths == {
         *(f"/v1/{name}" for name in ("label", "embed", "caption", "search", "info", "stats")),
         *("/v1/chat/completions", "/v1/models", "/v1/models/{name:path}", "/v1/session"),
+        *("/v1/answers", "/v1/jobs", "/v1/jobs/{job}", "/v1/embeddings"),
         *("/v1/media/{hit}", "/v1/thumbnail/{hit}", "/metrics", "/healthz", "/readyz"),
         *("/", "/openapi.json"),
     }

@@ -264,6 +264,7 @@ def test_only_commands_and_their_console_print() -> None:
 IN_PLACE = {
     "artifacts/records/stores/copies.py": "a copy under a temporary name, which is replaced",
     "flows/interfaces/ray/run.py": "/dev/null",
+    "flows/interfaces/serve/job_runner.py": "a log",
     "flows/interfaces/studio/runs.py": "a log",
     "penstock_demo/clips.py": "the demo's own data, made before a release",
     "penstock_demo/dual/pictures.py": "the demo's own data, made before a release",

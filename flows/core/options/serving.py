@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
 from artifacts.option_texts import number
 from artifacts.options import Option, OptionGroup
@@ -32,6 +33,7 @@ LARGEST_BATCH = 32
 SERVED = "models and data"
 BATCHES = "memory and batches"
 NETWORK = "network"
+JOBS = "jobs"
 UNITS = {"": 1.0, "s": 1.0, "ms": 0.001}
 
 
@@ -152,9 +154,13 @@ class NetworkOptions(OptionGroup):
     ] = 8000
     """Port to listen on; 0: any free port."""
     token_file: Annotated[
-        str, Option("token that every request must send", NETWORK, "F", path=True)
+        str, Option("tokens, one of which every request sends", NETWORK, "F", path=True)
     ] = ""
-    """File with a token that every request must send."""
+    """File with a token that every request must send, or with a name and a token on each line."""
+    access_log: Annotated[
+        str, Option("file to log requests in; -: standard error", NETWORK, "F", path=True)
+    ] = ""
+    """File that gets a line per request; `-`: standard error; empty: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +169,24 @@ class NetworkOptions(OptionGroup):
                 f"--host {self.host} is reachable by others, and there is no token",
                 hint="Add --token-file F with a secret in F, or leave --host out",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(OptionGroup):
+    """The jobs of a server."""
+
+    root: Annotated[
+        tuple[str, ...],
+        Option("folder of media that jobs may name", JOBS, "DIR", path=True, repeated=True),
+    ] = ()
+    """Folders whose media jobs may name; none: uploads only."""
+    jobs: Annotated[str, Option("folder of the jobs [in the store]", JOBS, "DIR", path=True)] = ""
+    """Folder in which jobs are kept; empty: one in the store."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for root in self.root:
+            folder_named(root, "root")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +220,7 @@ class LiveEmbedConfig(PassOptions, EmbedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(RequestLimits, NetworkOptions, BatchOptions, ServedOptions):
+class ServeConfig(RequestLimits, JobOptions, NetworkOptions, BatchOptions, ServedOptions):
     """One server. Fields have the names of the command line's options."""
 
     def caption_config(self) -> LiveCaptionConfig:

@@ -32,7 +32,8 @@ from flows.interfaces.serve.answers import AnswerRoutes
 from flows.interfaces.serve.caption_routes import CaptionRoutes
 from flows.interfaces.serve.chat import ChatCompletionRequest, ChatRoutes
 from flows.interfaces.serve.embedding import EmbeddedMedium, vectors_json, warnings_of
-from flows.interfaces.serve.guard import COOKIE, LIMITED, extra_headers, in_time, session_of
+from flows.interfaces.serve.guard import LIMITED, SENDER, extra_headers, in_time
+from flows.interfaces.serve.job_routes import JobRoutes
 from flows.interfaces.serve.page import page_of
 from flows.interfaces.serve.refusals import (
     OPENAI,
@@ -46,6 +47,8 @@ from flows.interfaces.serve.refusals import (
     without_paths,
 )
 from flows.interfaces.serve.startup import Service
+from flows.interfaces.serve.text_embeddings import EmbeddingRoutes, EmbeddingsRequest
+from flows.interfaces.serve.tokens import COOKIE, Tokens, session_of
 from flows.interfaces.serve.uploads import upload_of
 from flows.outputs.thumbnails import thumbnail
 
@@ -82,10 +85,10 @@ T = TypeVar("T")
 class Routes:
     """The route handlers of one service."""
 
-    def __init__(self, service: Service, token: str) -> None:
+    def __init__(self, service: Service, tokens: Tokens) -> None:
         self._service = service
         self._version = version("penstock")
-        self._token = token
+        self._tokens = tokens
         self._drawing = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
         self._media = IndexedMedia(service.config.store)
 
@@ -205,7 +208,7 @@ class Routes:
                 "labels": service.labels.names if service.labels else [],
                 "index": {"folder": index.folder.name, "rows": index.rows} if index else None,
                 "caption_model": shown_name(config.caption_model) or None,
-                "token": bool(self._token),
+                "token": bool(self._tokens),
                 "limits": {
                     "body_bytes": config.body_bytes,
                     "pixels": config.pixels,
@@ -251,13 +254,11 @@ class Routes:
                 why = without_paths(refusal.error)
         return json_answer({"ready": not why, "why": why}, 503 if why else 200)
 
-    async def session(self) -> Response:
+    async def session(self, request: Request) -> Response:
         """Set the session cookie, which replaces the token in a browser."""
         answer = json_answer({"status": "ok"})
-        if self._token:
-            answer.set_cookie(
-                COOKIE, session_of(self._token), httponly=True, samesite="strict", path="/"
-            )
+        if (token := self._tokens.get(request.scope[SENDER])) is not None:
+            answer.set_cookie(COOKIE, session_of(token), httponly=True, samesite="strict", path="/")
         return answer
 
     async def _indexed(self, hit: str) -> tuple[IndexRow, IndexedMedium]:
@@ -311,7 +312,7 @@ PARAMETER_ERRORS = {"missing": "it is missing", "string_pattern_mismatch": "the 
 IN_SCHEMA = "The parameters are in /openapi.json"
 
 
-def app_of(service: Service, token: str) -> FastAPI:
+def app_of(service: Service, tokens: Tokens) -> FastAPI:
     """Return the ASGI application of a service."""
     app = DescribedApp(
         title="Penstock",
@@ -321,7 +322,7 @@ def app_of(service: Service, token: str) -> FastAPI:
         description="Labels, vectors, search and captions of images and clips.",
         dependencies=[Depends(_refuse_unknown_parameters)],
     )
-    routes = Routes(service, token)
+    routes = Routes(service, tokens)
     add = app.add_api_route
     add("/v1/label", routes.label, methods=["POST"], openapi_extra=MEDIUM_BODY)
     add("/v1/embed", routes.embed, methods=["POST"], openapi_extra=MEDIUM_BODY)
@@ -330,7 +331,14 @@ def app_of(service: Service, token: str) -> FastAPI:
     add("/v1/caption", captions.caption, methods=["POST"], openapi_extra=MEDIUM_BODY)
     answers = AnswerRoutes(service, captions)
     add("/v1/answers", answers.answer, methods=["POST"], openapi_extra=ANSWERS_BODY)
+    jobs = JobRoutes(service)
+    add("/v1/jobs", jobs.post, methods=["POST"], status_code=202, openapi_extra=JOB_BODY)
+    add("/v1/jobs", jobs.every, methods=["GET"])
+    add("/v1/jobs/{job}", jobs.one, methods=["GET"])
+    add("/v1/jobs/{job}", jobs.delete, methods=["DELETE"])
     add("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=CHAT_BODY)
+    embeddings = EmbeddingRoutes(service)
+    add("/v1/embeddings", embeddings.embed, methods=["POST"], openapi_extra=EMBEDDINGS_BODY)
     add("/v1/models", chat.models, methods=["GET"])
     add("/v1/models/{name:path}", chat.model, methods=["GET"])
     add("/v1/search", routes.search, methods=["GET"])
@@ -458,6 +466,12 @@ HIT = {
     "time": ([float], None), "at": (float, None), "box": BOX, "copies": Count,
     "caption": str, "caption_time": ([float], None),
 }  # fmt: skip
+JOB = {
+    "id": str, "object": Literal["job"],
+    "state": Literal["queued", "in_progress", "cancelling", "completed", "failed", "cancelled"],
+    "model": str, "source": str, "options": dict[str, Any], "created": Count,
+    "ended": (Count, None), "error": str,
+}  # fmt: skip
 MODEL = {"id": str, "object": Literal["model"], "created": Count, "owned_by": str}
 FUNCTION = {"name": str, "arguments": str}
 CALL = {"id": str, "type": Literal["function"], "function": FUNCTION}
@@ -496,8 +510,18 @@ ANSWERS: Mapping[str, Any] = {
         "id": str, "object": Literal["chat.completion"], "created": Count, "model": str,
         "choices": [CHOICE], "usage": USAGE, "warnings?": [str],
     },
+    "/v1/embeddings": {
+        "object": Literal["list"], "model": str, "usage": dict[str, Count],
+        "data": [{"object": Literal["embedding"], "index": Count, "embedding": VECTOR}],
+    },
     "/v1/models": {"object": Literal["list"], "data": [MODEL]},
     "/v1/models/{name}": MODEL,
+    "/v1/jobs": {"jobs": [JOB]},
+    "post /v1/jobs": JOB,
+    "/v1/jobs/{job}": {
+        **JOB, "stages?": [{"name": str, "done": Count, "total": Count}],
+        "rows?": [dict[str, Any]], "after?": Count, "complete?": bool
+    },
     "/v1/info": {
         "version": str, "model": (str, None), "caption_model": (str, None), "labels": [str],
         "index": ({"folder": str, "rows": Count}, None), "token": bool,
@@ -510,13 +534,15 @@ ANSWERS: Mapping[str, Any] = {
     "/healthz": {"status": Literal["ok"]},
     "/readyz": {"ready": bool, "why": str},
 }  # fmt: skip
-"""Path → fields of its answer as JSON."""
+"""Path, or a method and a path → fields of its answer as JSON."""
+ACCEPTED = ("post /v1/jobs",)
+"""Answers that come before the work."""
 OTHER = {"/metrics": "text/plain", "/v1/thumbnail/{hit}": "image/jpeg", "/v1/media/{hit}": "*/*"}
 """Path → type of an answer that is not JSON."""
 STREAMED = ("/v1/caption", "/v1/chat/completions")
 ALWAYS = (400, 401, 403, 431, 500, 501)
 REFUSED = {
-    "/v1/chat/completions": (404, 429, 503, 504),
+    **{f"/v1/{name}": (404, 429, 503, 504) for name in ("chat/completions", "embeddings")},
     **{
         f"/v1/{name}": (404, 422, 429, 503, 504)
         for name in ("label", "embed", "caption", "search", "answers")
@@ -525,6 +551,7 @@ REFUSED = {
     **{f"/v1/{name}/{{hit}}": (404, 422, 503) for name in ("media", "thumbnail")},
     **{f"/v1/{name}": (422,) for name in ("info", "stats")},
     "/v1/session": (422, 429, 503),
+    **{f"/v1/jobs{rest}": (404, 422, 429, 503) for rest in ("", "/{job}")},
 }
 """Path → statuses of its own refusals, besides those of bodies."""
 
@@ -554,9 +581,19 @@ def _body(description: str, content: Mapping[str, Json]) -> dict[str, Json]:
 MEDIUM_BODY = _body(
     "the bytes of an image or a clip", _content({**BINARY, "minLength": 1}, *MEDIA_TYPES)
 )
+JOB_BODY: dict[str, Json] = {
+    "requestBody": {
+        "description": "the bytes of an image or a clip; none with `path`",
+        "content": _content({**BINARY}, *MEDIA_TYPES),
+    }
+}
 ANSWERS_BODY = _body(
     "an image or a clip as a base64 `data:` address, and questions as in a file of questions",
     _content(_schema({"media": str, "questions": dict[str, dict[str, Any]]})),
+)
+EMBEDDINGS_BODY = _body(
+    "an embeddings request in OpenAI's form, with texts",
+    _content(EmbeddingsRequest.model_json_schema()),
 )
 CHAT_BODY = _body(
     "a chat completion request in OpenAI's form, with one image or clip in it",
@@ -576,22 +613,23 @@ class DescribedApp(FastAPI):
             schemas = {**request.pop("$defs"), request["title"]: request}
             document["components"] = {"schemas": schemas}
             for path, operations in document["paths"].items():
-                for operation in operations.values():
-                    operation["responses"] = _answers(path, operation.get("requestBody"))
+                for method, operation in operations.items():
+                    operation["responses"] = _answers(path, operation.get("requestBody"), method)
         return super().openapi()
 
 
-def _answers(path: str, body: Json) -> dict[str, Json]:
+def _answers(path: str, body: Json, method: str) -> dict[str, Json]:
     is_chat = path.startswith(OPENAI)
     of_body = (408, 413, 400 if is_chat else 415) if body else ()
     statuses = {*ALWAYS, *REFUSED.get(path, ()), *of_body}
-    content = _content(BINARY, OTHER[path]) if path in OTHER else _content(_schema(ANSWERS[path]))
+    fields = ANSWERS.get(f"{method} {path}") or ANSWERS.get(path)
+    content = _content(BINARY, OTHER[path]) if path in OTHER else _content(_schema(fields))
     if path in STREAMED:
         content |= _content(_schema({"data": str}), "text/event-stream")  # of each event
     # The head is refused before its path is known.
     forms = {status: CHAT_REFUSAL if is_chat and status != 431 else REFUSAL for status in statuses}
     by_status = {status: _content(_schema(form)) for status, form in forms.items()}
-    by_status[200] = content
+    by_status[202 if f"{method} {path}" in ACCEPTED else 200] = content
     if path == "/readyz":
         by_status[503] = content
     if path == "/v1/media/{hit}":  # with the header Range

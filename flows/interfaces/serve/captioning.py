@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from artifacts.digests import digest_of
@@ -19,6 +20,7 @@ from artifacts.errors import UsageError
 from artifacts.records.packs import Record
 from artifacts.schema import MediaIndex
 from artifacts.tiles import AUTO, OFF
+from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
 from flows.core.job.prepare import Job, sound_note
 from flows.core.ledger.namespaces import Variant
@@ -55,6 +57,8 @@ class CaptionParams:
     """Number of tokens whose log probability as the first one is stated."""
     labels: tuple[str, ...] = ()
     """Labels whose log probability as the first token of each chunk's answer is stated."""
+    pictures: tuple[str, ...] = ()
+    """Keys of the features of further images that the prompt is about."""
 
     @property
     def to_context(self) -> bool:
@@ -72,6 +76,7 @@ class CaptionParams:
             "sound": self.sound == OFF,
             "top_logprobs": self.top_logprobs,
             "labels": self.labels,
+            "pictures": self.pictures,
         }
         return json.dumps(fields, sort_keys=True)
 
@@ -84,6 +89,7 @@ class CaptionParams:
             stop=self.stop,
             top_logprobs=self.top_logprobs,
             labels=self.labels,
+            pictures=self.pictures,
         )
         return "" if own == RequestSettings(max_new_tokens=server_limit) else own.text
 
@@ -237,6 +243,50 @@ def _captioned(
     return Captioned(index=index, outputs=tuple(filter(None, output)), cached=cached, heard=heard)
 
 
+class _Encoded(NamedTuple):
+    """The chunks of a medium, and the keys of their features."""
+
+    medium: MediaIndex
+    tasks: list[Task]
+    features: list[str]
+
+
+class PromptChecker:
+    """Refuses prompts that a model cannot be given."""
+
+    def __init__(self, model: Model, limit: int) -> None:
+        """`limit` is the largest number of tokens of a caption."""
+        self._model, self._limit = model, limit
+        self._tokens = PromptTokens(model.folder)
+
+    async def check(self, prompt: str, params: CaptionParams) -> None:
+        """Raise HttpRefusal for a prompt that is too long or has control words."""
+        if len(prompt) > MAX_PROMPT_LETTERS:
+            hint = f"Send at most {MAX_PROMPT_LETTERS:,} characters"
+            raise bad_request("the prompt is too long", hint, "invalid_prompt")
+        await self._check_context(prompt, params)
+        try:
+            refuse_control_words("the prompt", prompt, self._model)
+        except UsageError as error:
+            raise bad_request(error.message, error.hint, "invalid_prompt") from error
+
+    async def _check_context(self, prompt: str, params: CaptionParams) -> None:
+        """Raise HttpRefusal for a prompt that exceeds the context together with its answer. Of an
+        answer that may be cut, only the first token has to fit."""
+        context = self._model.profile.context_tokens  # 0: unknown
+        new = min(params.max_tokens or self._limit, self._limit)
+        needed = 1 if params.to_context else new
+        if not context or max_prompt_tokens(prompt) + needed <= context:
+            return
+        count = await asyncio.to_thread(self._tokens.count, prompt)
+        if count + needed > context:
+            raise exceeded(
+                f"the model's context is {context:,} tokens: the prompt needs {count:,}, and "
+                f"the answer up to {new:,}",
+                "Shorten the prompt, or request a shorter answer",
+            )
+
+
 class Captioning:
     """The decoders and both halves of one captioning model."""
 
@@ -257,7 +307,7 @@ class Captioning:
         self._frames = frames
         self._calls = StageCallBuilder(job)
         self._metrics = metrics
-        self._tokens = PromptTokens(job.model.folder)
+        self._prompts = PromptChecker(job.model, self.limit)
         self._of = job.ledger.variant
         self._unheard = job.ledger.variants.unheard(self._of)
         every = {variant.hears: variant for variant in (self._unheard, self._of)}
@@ -269,6 +319,7 @@ class Captioning:
             for stage in (self._decode, self._encode)
         )
         self._shared: SingleFlight[Captioned] = SingleFlight()
+        self._shared_pictures: SingleFlight[_Encoded] = SingleFlight()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Digest of a medium → the lock held while its frames are decoded and encoded."""
         self._listeners: dict[str, dict[object, Callable[[str, bool], None]]] = {}
@@ -313,14 +364,7 @@ class Captioning:
         )
         try:
             self._check_sound(upload, params)
-            if len(prompt) > MAX_PROMPT_LETTERS:
-                hint = f"Send at most {MAX_PROMPT_LETTERS:,} characters"
-                raise bad_request("the prompt is too long", hint, "invalid_prompt")
-            await self._check_context(medium.prompt, params)
-            try:
-                refuse_control_words("the prompt", medium.prompt, self._job.model)
-            except UsageError as error:
-                raise bad_request(error.message, error.hint, "invalid_prompt") from error
+            await self._prompts.check(medium.prompt, params)
             index = await self._frames.known(medium)
             captioned = await self._from_store(medium, index, params) if index else None
         except BaseException:
@@ -351,22 +395,6 @@ class Captioning:
             for chunk in index.chunks
         ]
 
-    async def _check_context(self, prompt: str, params: CaptionParams) -> None:
-        """Raise HttpRefusal for a prompt that exceeds the context together with its answer. Of an
-        answer that may be cut, only the first token has to fit."""
-        context = self._job.model.profile.context_tokens  # 0: unknown
-        new = min(params.max_tokens or self.limit, self.limit)
-        needed = 1 if params.to_context else new
-        if not context or max_prompt_tokens(prompt) + needed <= context:
-            return
-        count = await asyncio.to_thread(self._tokens.count, prompt)
-        if count + needed > context:
-            raise exceeded(
-                f"the model's context is {context:,} tokens: the prompt needs {count:,}, and "
-                f"the answer up to {new:,}",
-                "Shorten the prompt, or request a shorter answer",
-            )
-
     async def _made(
         self, medium: Medium, upload: Upload, on_partial: OnPartial, params: CaptionParams
     ) -> Captioned:
@@ -388,20 +416,7 @@ class Captioning:
     async def _make(
         self, medium: Medium, started: Callable[[int, str], None], params: CaptionParams
     ) -> Captioned:
-        lock = self._locks.setdefault(medium.digest, asyncio.Lock())
-        async with lock:
-            index, sound = await self._frames.known(medium), self._frames.sound
-            tasks = await self._tasks_of(medium, index, params.sound) if index else []
-            features = [await self._features_of(task) for task in tasks]
-            is_heard = sound is None or all([await sound.is_encoded(task) for task in tasks])
-            if index is None or not features or not all(features) or not is_heard:
-                index = await self._frames.decode(medium, self._encoding)
-                try:
-                    tasks, features = await self._encode_all(medium, index, params.sound)
-                except BaseException:
-                    self._frames.drop_unsent(medium, index, self._encoding)
-                    raise
-                self._frames.keep(medium, index)
+        index, tasks, features = await self._encode_medium(medium, params.sound)
 
         def decoded(at: int, settings: str) -> Awaitable[CaptionProgress]:
             started(at, key_of(tasks[at][self._decode.writes], settings))
@@ -409,6 +424,34 @@ class Captioning:
 
         output = await in_order(len(tasks), params, self.limit, decoded)
         return _captioned(index, tasks, output)
+
+    async def encoded(self, upload: Upload, prompt: str) -> str:
+        """Encode an image that is shown beside another, and return the key of its features. Raises
+        HttpRefusal."""
+        place = str(upload.path)
+        medium = Medium(digest=upload.digest, path=place, kind=upload.kind, prompt=prompt)
+        encoded = await self._shared_pictures.once_of(
+            upload, f"{medium.digest} {prompt}", lambda: self._encode_medium(medium, OFF)
+        )
+        return encoded.features[0]
+
+    async def _encode_medium(self, medium: Medium, of_sound: str) -> _Encoded:
+        """Decode and encode a medium, unless that is done. Raises HttpRefusal."""
+        lock = self._locks.setdefault(medium.digest, asyncio.Lock())
+        async with lock:
+            index, sound = await self._frames.known(medium), self._frames.sound
+            tasks = await self._tasks_of(medium, index, of_sound) if index else []
+            features = [await self._features_of(task) for task in tasks]
+            is_heard = sound is None or all([await sound.is_encoded(task) for task in tasks])
+            if index is None or not features or not all(features) or not is_heard:
+                index = await self._frames.decode(medium, self._encoding)
+                try:
+                    tasks, features = await self._encode_all(medium, index, of_sound)
+                except BaseException:
+                    self._frames.drop_unsent(medium, index, self._encoding)
+                    raise
+                self._frames.keep(medium, index)
+        return _Encoded(index, tasks, features)
 
     async def _encode_all(
         self, medium: Medium, index: MediaIndex, of_sound: str

@@ -1,7 +1,7 @@
 """Implements OpenAI's chat completions API, so that existing clients work.
 
-A request contains one prompt about one image or clip, which is sent inline. The server fetches no
-URLs and continues no earlier conversation.
+A request contains a prompt, or a conversation that ends with a question, about images or a clip,
+which are sent inline. The server fetches no URLs.
 
 Some parameters of a request take effect. Some are accepted only with the value that changes
 nothing, which is their own default in OpenAI's API or in vLLM's. All others are refused.
@@ -10,6 +10,7 @@ nothing, which is their own default in OpenAI's API or in vLLM's. All others are
 import asyncio
 import base64
 import binascii
+import itertools
 import json
 import re
 import time
@@ -31,19 +32,22 @@ from artifacts.tiles import AUTO
 from flows.interfaces.serve.caption_routes import EVENTS, CaptionRoutes, event
 from flows.interfaces.serve.captioning import Captioned, CaptionParams, StreamedText, joined_text
 from flows.interfaces.serve.embedding import warnings_of
+from flows.interfaces.serve.guard import in_time
 from flows.interfaces.serve.refusals import (
     OPENAI,
     HttpRefusal,
     invalid,
     invalid_message,
     json_answer,
+    shown_name,
     unsupported,
 )
 from flows.interfaces.serve.startup import Service
-from flows.interfaces.serve.uploads import Upload, body_of, stored
+from flows.interfaces.serve.uploads import START_BYTES, Upload, body_of, kind_of, stored
 from stages.decode.generation import SamplingParams
 from stages.decode.json_schema import ANY_OBJECT, EMPTY_OBJECT, canonical
 from stages.decode.schema_bounds import plain
+from stages.models.profile import TURN
 
 MAX_STOPS, STOP_LETTERS = 4, 1000
 SCHEMA_LETTERS = 64 << 10
@@ -359,8 +363,11 @@ DATA_URL = re.compile(r"data:.*;\s*base64\s*\Z", re.IGNORECASE)
 """The head of a base64 data: URL, up to its comma."""
 PROMPT_ROLES = ("system", "developer", "user")
 """Roles whose texts form the prompt."""
-HISTORY_ROLES = ("assistant", "tool", "function")
-"""Roles of an earlier conversation, which are refused."""
+ASSISTANT = "assistant"
+TOOL_ROLES = ("tool", "function")
+"""Roles of an earlier conversation that are refused."""
+MOST_PICTURES = 16
+"""Largest number of images of a request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -369,6 +376,8 @@ class ChatRequest:
 
     prompt: str
     medium: bytes
+    others: tuple[bytes, ...]
+    """Further images."""
     params: CaptionParams
     streamed: bool
     usage: bool
@@ -427,14 +436,15 @@ class ChatRoutes:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="chat")
 
     async def models(self) -> Response:
-        """Return the one captioning model."""
-        return json_answer({"object": "list", "data": [self._model()]})
+        """Return the captioning model, and that of vectors."""
+        names = dict.fromkeys(self._names().values())
+        return json_answer({"object": "list", "data": [_card(name) for name in names]})
 
     async def model(self, name: str) -> Response:
-        """Return the captioning model by its name."""
-        if name not in self._served():
+        """Return a model by its name."""
+        if name not in self._names():
             raise no_model(name)
-        return json_answer(self._model())
+        return json_answer(_card(self._names()[name]))
 
     async def complete(self, request: Request) -> Response:
         """Answer a prompt about an image or a clip."""
@@ -450,6 +460,7 @@ class ChatRoutes:
 
     async def _answer(self, request: Request, chat: ChatRequest) -> Response:
         config, temp_store = self._service.config, self._service.temp_store
+        chat = await in_time(request.receive, self._with_pictures(chat), config.caption_deadline)
         upload = await asyncio.to_thread(stored, chat.medium, config.body_bytes, temp_store)
         head: dict[str, Json] = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -472,6 +483,21 @@ class ChatRoutes:
         answer: dict[str, Json] = {**head, "object": "chat.completion", "choices": [choice]}
         fields = {**answer, "usage": usage_of(captioned), **warnings_of(captioned.index)}
         return json_answer(fields, headers=named)
+
+    async def _with_pictures(self, chat: ChatRequest) -> ChatRequest:
+        """Encode all images but the first, and return a request with the keys of their features.
+        Raises HttpRefusal."""
+        config, captions = self._service.config, self._captions.captions()
+        for start in (chat.medium, *chat.others) if chat.others else ():
+            if kind_of(start[:START_BYTES])[0] != "image":
+                why = "a clip cannot stand beside other images and clips"
+                raise invalid("messages", why, "Send it alone, or send images")
+        keys = []
+        for content in chat.others:
+            place = config.body_bytes, self._service.temp_store
+            upload = await asyncio.to_thread(stored, content, *place)
+            keys.append(await captions.encoded(upload, chat.prompt))
+        return replace(chat, params=replace(chat.params, pictures=tuple(keys)))
 
     async def _events(
         self, upload: Upload, chat: ChatRequest, head: Mapping[str, Json]
@@ -502,13 +528,22 @@ class ChatRoutes:
             yield event(chat.refusal(why).to_json(OPENAI[0]))
         yield event("[DONE]")
 
-    def _model(self) -> dict[str, Json]:
-        name = self._captions.captions().model
-        return {"id": name, "object": "model", "created": 0, "owned_by": "penstock"}
+    def _names(self) -> dict[str, str]:
+        """Return the accepted names of the models, each with the one that is shown."""
+        service = self._service
+        captions, names = service.captions, dict[str, str]()
+        if (job := service.job) is not None:
+            shown = shown_name(job.model.name)
+            names |= {shown: shown, job.model.name: shown}
+        return names if captions is None else dict.fromkeys(self._served(), captions.model) | names
 
     def _served(self) -> tuple[str, ...]:
         """Return the model's accepted names: the displayed one, and the one of --caption-model."""
         return self._captions.captions().model, self._service.config.caption_model
+
+
+def _card(name: str) -> dict[str, Json]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "penstock"}
 
 
 def usage_of(captioned: Captioned) -> dict[str, int]:
@@ -540,12 +575,14 @@ def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> Chat
         hint = "Send messages with role and content, in OpenAI's form"
         raise invalid("messages", "messages cannot be read", hint) from error
     media = [part for kind, part in parts if kind in MEDIA]
-    if len(media) != 1:
-        why = f"the request has {len(media)} images and clips; exactly one is accepted"
-        raise invalid("messages", why, "Send one part of type image_url or video_url")
+    if not 1 <= len(media) <= MOST_PICTURES:
+        why = f"the request has {len(media)} images and clips; 1 to {MOST_PICTURES} are accepted"
+        raise invalid("messages", why, "Send parts of type image_url, or one of type video_url")
+    medium, *others = map(data_in, media)
     return ChatRequest(
-        prompt="\n".join(part for kind, part in parts if kind == TEXT and part),
-        medium=data_in(media[0]),
+        prompt=_prompt_of(parts),
+        medium=medium,
+        others=tuple(others),
         params=params,
         streamed=bool(chat.stream),
         usage=bool(chat.stream_options and chat.stream_options.include_usage),
@@ -561,13 +598,13 @@ def _parts(name: str, message: Message) -> Sequence[tuple[str, str]]:
     """Return the type and content of each part of a message. Raises HttpRefusal for an
     unsupported role; `name` is the message's path in the request."""
     role, content = message.role, message.content or ""
-    if role in HISTORY_ROLES:
-        hint = "Send one question, in messages of the roles system, developer and user"
+    if role in TOOL_ROLES or (role == ASSISTANT and not content):
+        hint = "Send texts, in messages of the roles system, developer, user and assistant"
         raise unsupported(f"{name}.role", f"messages of the role {role!r} are not supported", hint)
-    if role not in PROMPT_ROLES:
+    if role not in (*PROMPT_ROLES, ASSISTANT):
         raise ValueError(role)
     if isinstance(content, str):
-        return [(TEXT, content)]
+        return [(role if role == ASSISTANT else TEXT, content)]
     parts = []
     for part in content:
         kind = str(part["type"])
@@ -577,8 +614,22 @@ def _parts(name: str, message: Message) -> Sequence[tuple[str, str]]:
         text = value["url"] if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise TypeError(kind)
-        parts.append((kind, text))
+        parts.append((role if (role, kind) == (ASSISTANT, TEXT) else kind, text))
     return parts
+
+
+def _prompt_of(parts: Sequence[tuple[str, str]]) -> str:
+    """Return the texts as a prompt: the question, or questions and answers in turn. Raises
+    HttpRefusal unless questions begin and end them."""
+    said = [(kind, text) for kind, text in parts if kind in (TEXT, ASSISTANT) and text]
+    turns = [
+        (kind, "\n".join(text.replace(TURN, " ") for _, text in texts))
+        for kind, texts in itertools.groupby(said, key=lambda part: part[0])
+    ]
+    if turns and {turns[0][0], turns[-1][0]} != {TEXT}:
+        why = "a conversation begins and ends with a message of the user"
+        raise invalid("messages", why, "Send the question that is to be answered last")
+    return TURN.join(text for _, text in turns)
 
 
 def data_in(address: str) -> bytes:

@@ -73,6 +73,16 @@ class DeviceScheduler:
     async def acquire(self, user: DeviceUser) -> int:
         """Wait until the half fits and this process holds the device lock. Return the bytes that
         are granted to the half."""
+        granted = await self.enter(user)
+        try:
+            await self._take_lock()
+        except BaseException:
+            self.release(user)
+            raise
+        return granted
+
+    async def enter(self, user: DeviceUser) -> int:
+        """Do the same without the lock, which a job's own processes take."""
         self._waiting[user] = time.monotonic()
         try:
             self._changed.clear()
@@ -83,11 +93,6 @@ class DeviceScheduler:
         finally:
             del self._waiting[user]
             self._changed.set()
-        try:
-            await self._take_lock()
-        except BaseException:
-            self.release(user)
-            raise
         return granted
 
     def release(self, user: DeviceUser) -> None:

@@ -5,8 +5,6 @@ overload.
 """
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Sequence
@@ -20,6 +18,7 @@ from flows.core.options.serving import LOOPBACK
 from flows.interfaces.serve.refusals import HttpRefusal, json_bytes, unavailable
 from flows.interfaces.serve.same_site import OWN_HOSTS, is_of_other_site
 from flows.interfaces.serve.startup import Service
+from flows.interfaces.serve.tokens import AccessLog, Tokens, sender_of
 
 T = TypeVar("T")
 Headers = Sequence[tuple[bytes, bytes]]
@@ -29,7 +28,8 @@ SCHEMA = "/openapi.json"
 LIMITED = "/v1/"
 ALSO_LIMITED = ("/v1/search",)
 """Paths that use a half with any method."""
-COOKIE = "penstock_session"
+SENDER = "sender"
+"""Field of a request's scope: the name of its token."""
 LOG = logging.getLogger("uvicorn.error")
 CONTENT = (b"content-type", b"content-length")
 SHUTTING_DOWN = ("the server is shutting down", "Ask again in a while")
@@ -48,12 +48,16 @@ SAFE = {
 class Guard:
     """ASGI middleware around an application."""
 
-    def __init__(self, app: ASGIApp, service: Service, token: str) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, tokens: Tokens, log: AccessLog | None = None
+    ) -> None:
+        """Admit requests with one of the tokens, which may change, and log them."""
         self._app = app
         hosts = OWN_HOSTS if service.config.host in LOOPBACK else ["*"]
         self._for_own_hosts = TrustedHostMiddleware(app, hosts, www_redirect=False)
         self._service = service
-        self._token = token
+        self._tokens = tokens
+        self._log = log or AccessLog()
         self._gap = 1.0
         """Moving average of the seconds between two answers."""
         self._last = time.monotonic()
@@ -63,13 +67,13 @@ class Guard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             return
-        began, status, path = time.monotonic(), 500, scope["path"]
+        began, status, path, size = time.monotonic(), 500, scope["path"], 0
         started = complete = False
         plain: Message | None = None
         """The start of a refusal by a library, which is sent as JSON when its text is known."""
 
         async def send_safely(message: Message) -> None:
-            nonlocal status, started, complete, plain
+            nonlocal status, started, complete, plain, size
             if message["type"] == "http.response.start":
                 status = message["status"]
                 given = {name.lower(): value for name, value in message["headers"]}
@@ -85,6 +89,7 @@ class Guard:
                 complete = True
                 return
             started = True
+            size += len(message.get("body", b""))
             await send(message)
             complete = message["type"] == "http.response.body" and not message.get("more_body")
 
@@ -93,7 +98,7 @@ class Guard:
             self._admit(scope, limited=limited)
         except HttpRefusal as why:
             await refuse(why, path, send_safely, closing=not _is_small(scope))
-            self._service.metrics.answered(route_of(scope), status, time.monotonic() - began)
+            self._note(scope, status, size, time.monotonic() - began)
             return
         self._service.busy += limited
         try:
@@ -112,8 +117,14 @@ class Guard:
             if limited:
                 # A batch answers its requests at once, so average the gaps and not the rates.
                 self._gap += 0.05 * (min(1.0, now - self._last) - self._gap)
-                self._last = now
-            self._service.metrics.answered(route_of(scope), status, now - began)
+                self._last = self._service.last_request = now
+            self._note(scope, status, size, time.monotonic() - began)
+
+    def _note(self, scope: Message, status: int, size: int, seconds: float) -> None:
+        """Count and log an answer."""
+        self._service.metrics.answered(route_of(scope), status, seconds)
+        sender, path = scope.get(SENDER, ""), scope.get("raw_path") or scope["path"].encode()
+        self._log.note(sender, scope["method"], path, status, size, seconds)
 
     def _app_for(self, scope: Message) -> ASGIApp:
         """Return the application that answers a request. A client of HTTP/1.0 need not send Host.
@@ -127,8 +138,9 @@ class Guard:
         service, path = self._service, scope["path"]
         if path != "/" and is_of_other_site(headers):
             raise HttpRefusal(403, "request from another site", "Open the page of this server")
-        open_to_all = path in OPEN
-        if self._token and not open_to_all and not self._knows(headers):
+        sender = sender_of(self._tokens, headers)
+        scope[SENDER] = sender or ""
+        if self._tokens and path not in OPEN and sender is None:
             raise HttpRefusal(
                 401,
                 "missing or wrong token",
@@ -152,20 +164,6 @@ class Guard:
             service.metrics.refused.labels("full").inc()
             wait = max(1.0, service.busy * self._gap)
             raise HttpRefusal(429, "too many waiting requests", "Ask again later", min(wait, 60.0))
-
-    def _knows(self, headers: dict[str, str]) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        is_bearer = scheme.lower() == "bearer"
-        if is_bearer and hmac.compare_digest(given.encode("latin-1"), self._token.encode()):
-            return True
-        expected = f"{COOKIE}={session_of(self._token)}".encode()
-        cookies = headers.get("cookie", "").encode("latin-1").split(b";")
-        return any(hmac.compare_digest(cookie.strip(), expected) for cookie in cookies)
-
-
-def session_of(token: str) -> str:
-    """Return the session cookie that stands for a token."""
-    return hashlib.sha256(b"penstock session " + token.encode()).hexdigest()
 
 
 def route_of(scope: Message) -> str:

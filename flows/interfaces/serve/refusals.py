@@ -49,7 +49,7 @@ def without_paths(text: str) -> str:
     return PATH.sub(r"\1", UPLOAD.sub("the file", text))
 
 
-OPENAI = ("/v1/chat/", "/v1/models")
+OPENAI = ("/v1/chat/", "/v1/models", "/v1/embeddings")
 """Paths of OpenAI's API."""
 STATUS = {NO_ROOM: 507, NOT_STORED: 503, NOT_ANSWERED: 503}
 """Kind of failure of an item that is not its own fault → HTTP status."""
@@ -136,6 +136,8 @@ def refusal_of_failure(event: Failed) -> HttpRefusal:
     if event.kind != UNSUPPORTED:
         return bad_request(event.message, event.hint)
     # Of the settings, only the schema depends on the model's tokenizer.
+    if "--schema" not in event.message:
+        return unsupported("messages", event.message, event.hint)
     error = event.message.replace("--schema", "the schema")
     return unsupported("response_format", error, "Describe the form in the prompt")
 

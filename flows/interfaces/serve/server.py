@@ -12,27 +12,24 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from artifacts.disk.paths import text_named
-from artifacts.errors import ModelChanged, UsageError
+from artifacts.errors import ModelChanged, PenstockError
 from artifacts.packages import loop_factory
 from flows.core.console.display import Display
 from flows.core.job.pass_mode import second_change
 from flows.core.machine.launch import DirectLauncher, Launcher
-from flows.core.options.serving import ADDRESS, BatchOptions, NetworkOptions, ServeConfig
+from flows.core.options.serving import ADDRESS, ServeConfig
 from flows.interfaces.serve.app import app_of
 from flows.interfaces.serve.guard import Guard
 from flows.interfaces.serve.half_worker import ModelWatch
 from flows.interfaces.serve.listening import UnsignalledServer, address_of, listening
 from flows.interfaces.serve.startup import DRAIN_SECONDS, Service, open_service
+from flows.interfaces.serve.tokens import AccessLog, Tokens, access_log, read_tokens
 from stages.process.stage_process import Listener
 
-TOKEN_BYTES = 1 << 12
-SHORTEST_TOKEN = 16
-"""Smallest number of characters of a token. Shorter ones can be guessed."""
 BACKLOG = 512
 CONNECTIONS_PER_REQUEST = 4
 """Open connections per request that may be handled at once."""
@@ -54,42 +51,37 @@ def serve(
     make_launcher: Callable[[Listener], Launcher] = DirectLauncher,
 ) -> None:
     """Serve until a signal arrives. Raises PenstockError."""
-    token = token_of(config)
+    tokens = read_tokens(config.token_file)
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = FILES if hard_limit == resource.RLIM_INFINITY else min(FILES, hard_limit)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard_limit))
-    with listening(config.host, config.port) as listener:
+    with (
+        access_log(config.access_log) as log,
+        listening(config.host, config.port) as listener,
+    ):
         sys.setswitchinterval(SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(_serve(config, display, token, listener, make_launcher))
+            runner.run(_serve(config, display, Admission(tokens, log), listener, make_launcher))
 
 
-def token_of(config: NetworkOptions) -> str:
-    """Return the token that requests must send; empty: none. Raises UsageError."""
-    if not config.token_file:
-        return ""
-    path = config.token_file
-    hint = "Give a file with a secret in it"
-    token = text_named(path, "token-file", TOKEN_BYTES, hint).strip()
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or any(c.isspace() for c in token):
-        raise UsageError(
-            f"--token-file {path}: the secret is too short, or not one ASCII word",
-            hint=f"Put a secret of at least {SHORTEST_TOKEN} letters in it: openssl rand -hex 32",
-        )
-    return token
+class Admission(NamedTuple):
+    """Who may send requests, and the log of them."""
+
+    tokens: Tokens
+    log: AccessLog
 
 
 async def _serve(
     config: ServeConfig,
     display: Display,
-    token: str,
+    admission: Admission,
     listener: socket.socket,
     make_launcher: Callable[[Listener], Launcher],
 ) -> None:
     """Serve until a signal arrives. Reopen the service when its model files have changed.
     Raises ModelChanged if they change again before any half was loaded."""
     answering = Answering(config, listener)
-    answering.heed_signals()
+    answering.heed_signals(config.token_file, admission.tokens, display)
     changes = 0
     try:
         while True:
@@ -102,7 +94,8 @@ async def _serve(
                     if (service := await answering.unless_stopped(opening)) is None:
                         return
                     model = service.model
-                    await answering.serve_app(Guard(app_of(service, token), service, token))
+                    app = app_of(service, admission.tokens)
+                    await answering.serve_app(Guard(app, service, *admission))
                     if await answering.wait_for_stop(model.changed):
                         service.drain()
                         display.print_line("shutting down: finishing the requests in progress")
@@ -129,10 +122,21 @@ async def _answered(service: Service) -> None:
                 await asyncio.sleep(0.05)
 
 
+def _read_again(token_file: str, tokens: Tokens, display: Display) -> None:
+    """Replace the tokens by those of their file, unless they cannot be read."""
+    try:
+        read = read_tokens(token_file)
+    except PenstockError as error:
+        return display.print_line(f"the tokens stay as they were: {error}")
+    tokens.clear()
+    tokens.update(read)
+    display.print_line(f"{token_file} was read again")
+
+
 class Answering:
     """The HTTP server of a process, for any service."""
 
-    def __init__(self, config: BatchOptions, listener: socket.socket) -> None:
+    def __init__(self, config: ServeConfig, listener: socket.socket) -> None:
         self._listener = listener
         self._app: ASGIApp | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -151,9 +155,9 @@ class Answering:
         assert self._app is not None
         await self._app(scope, receive, send)
 
-    def heed_signals(self) -> None:
+    def heed_signals(self, token_file: str, tokens: Tokens, display: Display) -> None:
         """Stop at a signal from now on, and leave soon if the service is not open yet: its opening
-        may block this thread and others."""
+        may block this thread and others. With a file of tokens, SIGHUP reads it again."""
         loop = asyncio.get_running_loop()
 
         def stop(*_: object) -> None:
@@ -163,8 +167,13 @@ class Answering:
                 leave.daemon = True
                 leave.start()
 
+        def read_again(*_: object) -> None:
+            loop.call_soon_threadsafe(_read_again, token_file, tokens, display)
+
         for number in STOPPING:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            if number == signal.SIGHUP and token_file:
+                signal.signal(number, read_again)
+            elif signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, stop)
 
     async def unless_stopped(self, work: Coroutine[None, None, ResultT]) -> ResultT | None:

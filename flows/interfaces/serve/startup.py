@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
 
 from artifacts.disk.paths import folder_named
 from artifacts.index.manifest import read_manifest
@@ -45,6 +46,8 @@ from flows.interfaces.serve.half_worker import (
     HalfWorkerSpec,
     ModelWatch,
 )
+from flows.interfaces.serve.job_runner import JobRunner
+from flows.interfaces.serve.jobs import JobFolder
 from flows.interfaces.serve.metrics import Metrics
 from flows.interfaces.serve.record_cache import RecordCacheFlusher, TempStore, temp_folder
 from flows.interfaces.serve.searching import ServedIndex
@@ -75,11 +78,15 @@ class Service:
     labels: Labeller | None = None
     index: ServedIndex | None = None
     captions: Captioning | None = None
+    jobs: JobFolder | None = None
+    job_runner: JobRunner | None = None
     halves: list[HalfWorker] = field(default_factory=list)
     decoders: list[Decoders] = field(default_factory=list)
     model: ModelWatch = field(default_factory=ModelWatch)
     busy: int = 0
     """Number of requests in progress."""
+    last_request: float = 0.0
+    """Time at which the last of them was answered."""
     draining: bool = False
     """Whether it is shutting down."""
     ends: float = 0.0
@@ -94,6 +101,10 @@ class Service:
     def seconds_left(self) -> float:
         """Return the time left for halves to end, at least 0.5 s."""
         return max(0.5, self.ends - time.monotonic())
+
+    def quiet_seconds(self) -> float:
+        """Return the time since the last request, 0 while there is one."""
+        return 0.0 if self.busy else time.monotonic() - self.last_request
 
     @property
     def queued(self) -> int:
@@ -251,6 +262,7 @@ async def open_service(
             building.add_vectors(vectors, labels)
         if captions is not None:
             building.add_captions(captions)
+            building.add_jobs(jobs.folder / "jobs")
         building.warm()
         async with _running(service, building.keeper):
             yield service
@@ -266,9 +278,16 @@ async def _running(service: Service, keeper: RecordCacheFlusher) -> AsyncIterato
     ]
     for decoders in service.decoders:
         decoders.begin()
+    jobs, runner = service.jobs, service.job_runner
+    if runner is not None:
+        background.append(asyncio.create_task(_restarted("the jobs", runner.run)))
     try:
         yield
     finally:
+        if jobs is not None:  # first, because it leaves the device to the halves
+            background[-1].cancel()
+            await asyncio.wait(background[-1:])
+            jobs.close()
         for half in service.halves:
             half.close()
         service.drain()
@@ -408,6 +427,16 @@ class _Building:
         service.captions = captions
         service.temp_store.others.append(job.store.local)
         self._add(encoding, *hearing, decoding)
+
+    def add_jobs(self, folder: Path) -> None:
+        """Add jobs, which caption what is too long for a request."""
+        service, config = self._service, self._service.config
+        place = Path(config.jobs).expanduser().absolute() if config.jobs else folder
+        budget, quiet_seconds = service.budget_bytes, service.quiet_seconds
+        service.jobs = jobs = JobFolder(place, config)
+        model, scheduler = config.caption_model, service.scheduler
+        service.job_runner = JobRunner(jobs, model, scheduler, budget, quiet_seconds)
+        service.temp_store.others.append(place)
 
     def warm(self) -> None:
         """Preload the halves that fit together, in order, before the first request."""

@@ -21,7 +21,7 @@ from flows.outputs.record.recorded_command import COMMAND
 
 # fmt: off
 ALLOWED = frozenset((
-    "sources", "recursive", "extensions", "limit", "sift",
+    "sources", "recursive", "extensions", "limit", "min_age", "sift",
     "model", "revision", "today", "adapter", "language_gguf",
     "precision", "vision_backend", "vision_precision", "language_precision",
     "memory", "gpus", "batch_size", "prepare_workers", "retry_failed", "keep_frames",
@@ -30,6 +30,7 @@ ALLOWED = frozenset((
     "fps", "frames", "max_frames", "max_pixels", "max_video_pixels",
     "deinterlace", "sound", "sound_track",
     "prompt", "prompts", "length", "summary", "summary_prompt",
+    "questions", "question", "decisions", "keep",
     "engine", "slots", "max_new_tokens",
     "sampling", "temperature", "top_p", "top_k", "seed", "repetition_penalty",
     "presence_penalty", "no_repeat_ngram", "avoid", "system", "start_with", "retry_loops",
@@ -163,11 +164,11 @@ def model_name(value: str, roots: Roots) -> str:
     return value
 
 
-def _schema(value: str, roots: Roots) -> str:
-    """Return a JSON Schema as text, or the path of its file."""
+def _json(value: str, roots: Roots) -> str:
+    """Return JSON as text, or the path of its file."""
     if value.lstrip().startswith("{"):
         if len(value) > SCHEMA_BYTES:
-            raise UsageError("--schema is too long", hint="Give a file")
+            raise UsageError("the JSON is too long", hint="Give a file")
         return value
     return _path(value, roots)
 
@@ -183,7 +184,8 @@ def _filter(value: str, _: Roots) -> str:
 _CHECKS: dict[str, Callable[[str, Roots], str]] = {
     **{name: _path for name, d in OPTIONS.items() if d.option.path and d.kind is str},
     "model": model_name,
-    "schema": _schema,
+    "schema": _json,
+    "questions": _json,
     "sift": _filter,
 }
 

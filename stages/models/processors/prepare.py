@@ -91,6 +91,9 @@ def rebuild(
         raise ValueError("rows with images and rows with videos cannot share a batch")
     _refuse_placeholders(processor, [*prompts, system])
     layout = replace(layout_of(processor, channel), system=system)
+    if layout.alone and any(row.count.media > 1 for row in rows):
+        hint = "Send one image, or use another model"
+        raise UsageError("this model takes one image per prompt", hint=hint)
     return restore(processor, layout, rows, prompts)
 
 

@@ -23,6 +23,7 @@ from stages.models.processors.blank_clips import Clip, video_metadata
 from stages.models.processors.known import known
 from stages.models.processors.loading import is_image_output, to_images, without_outer_pair
 from stages.models.processors.placeholders import count_places, token
+from stages.models.profile import TURN
 from stages.models.protocols import Processor
 
 PARTS = "parts"
@@ -68,15 +69,24 @@ def write(
         if system:
             raise without_system()
         placeholders = _placeholders(processor, channel, media, sounds)
-        return form.replace("{media}", placeholders).replace("{prompt}", prompt)
-    question = _question(processor, form, channel, media, prompt, sounds)
-    if not system:
-        return _templated(processor, [question])
-    if not (way := system_form(processor, form)):
-        raise without_system()
-    text = _templated(processor, [_system(way, system), question])
+        whole = prompt.replace(TURN, "\n")
+        return form.replace("{media}", placeholders).replace("{prompt}", whole)
+    asked, *later = prompt.split(TURN)
+    turns = [_question(processor, form, channel, media, asked, sounds)]
+    for at, said in enumerate(later):
+        turns.append(_turn(("assistant", "user")[at % 2], form, said))
+    if system:
+        if not (way := system_form(processor, form)):
+            raise without_system()
+        turns.insert(0, _turn("system", way, system))
+    text = _templated(processor, turns)
     if system.strip() not in text:
         raise without_system()
+    if any(said.strip() not in text for said in later):
+        raise UsageError(
+            "the chat template of this model has no place for earlier answers",
+            hint="Send one question, in messages of the roles system, developer and user",
+        )
     return text
 
 
@@ -115,7 +125,7 @@ def _render_system(processor: Processor, form: str, way: str, system: str) -> st
     """Return a turn with a system text in this form; empty if the template refuses it."""
     question = _question(processor, form, "images", 0, "What?")
     try:
-        return _templated(processor, [_system(way, system), question])
+        return _templated(processor, [_turn("system", way, system), question])
     except Exception:  # a template may refuse a role in any way
         return ""
 
@@ -136,8 +146,8 @@ def _placeholders(processor: Processor, channel: str, media: int, sounds: int) -
     return token(processor, channel.removesuffix("s")) * media + token(processor, "audio") * sounds
 
 
-def _system(way: str, text: str) -> dict[str, Any]:
-    return {"role": "system", "content": [{"type": "text", "text": text}] if way == PARTS else text}
+def _turn(role: str, way: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}] if way == PARTS else text}
 
 
 def _templated(processor: Processor, turns: list[dict[str, Any]]) -> str:

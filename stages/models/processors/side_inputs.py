@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from artifacts.errors import UsageError
 from stages.models.halves.model_class import SOUNDS, USE_SOUND
-from stages.models.halves.records import OUTLINE, SOUND, FeatureRecord, RowCount
+from stages.models.halves.records import (
+    OUTLINE,
+    SOUND,
+    CannotSplit,
+    FeatureRecord,
+    RowCount,
+    merge_blank,
+    merge_rows,
+)
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.input_layout import PROBES, channels_of, layout_of, noise
 from stages.models.processors.known import known
@@ -101,6 +109,47 @@ def side_inputs_keeper(processor: Processor, layout: Layout) -> Keep:
         if same(restored, expected):
             return keep
     raise _unseparable(processor)
+
+
+def side_by_side(rows: Sequence[FeatureRecord]) -> FeatureRecord:
+    """Return the record of one prompt with the images of these rows, in their order. Raises
+    UsageError if the model cannot have them together."""
+    first = rows[0]
+    if len(rows) == 1:
+        return first
+    try:
+        if first.channel != "images" or len({row.joins_with() for row in rows}) > 1:
+            raise ValueError("rows that differ")
+        plain = [name for name in first.side if name not in (SHAPES, OUTLINE)]
+        side = {name: joined([row.side[name] for row in rows]) for name in plain}
+        if SHAPES in first.side:
+            shapes = [replace(row, blank=row.side[SHAPES]) for row in rows]
+            side[SHAPES] = merge_blank(shapes)
+        if OUTLINE in first.side:
+            side[OUTLINE] = _outlines_joined([row.side[OUTLINE] for row in rows])
+        features = merge_rows(rows)
+    except (ValueError, CannotSplit) as error:
+        raise UsageError(
+            "this model takes images of one prompt only in one size",
+            hint="Scale them to the same size, or send one",
+        ) from error
+    counts = [row.count for row in rows]
+    return replace(
+        first,
+        features=features,
+        side=side,
+        replacements=tuple(text for row in rows for text in row.replacements),
+        count=RowCount(tokens=sum(c.tokens for c in counts), media=sum(c.media for c in counts)),
+        blank=merge_blank(rows),
+    )
+
+
+def _outlines_joined(outlines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first, sizes = outlines[0], {tuple(outline["shape"][1:]) for outline in outlines}
+    if len(sizes) > 1:
+        raise ValueError("images of different sizes")
+    times = [time for outline in outlines for time in outline["times"]]
+    return {**first, "shape": [len(times), *first["shape"][1:]], "times": times}
 
 
 def check_outline(processor: Processor, layout: Layout, clip: Clip, row: Prepared) -> None:

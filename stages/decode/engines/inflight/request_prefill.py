@@ -51,7 +51,7 @@ class RequestPrefill:
         options["max_new_tokens"] = generate_kwargs.limit
         if self.prefix is not None:
             prefill, item = self.prefix.prefill_from_prefix, request.item
-            row = prefill(half, f"{item.features}{item.heard}", inputs, features, **options)
+            row = prefill(half, item.media, inputs, features, **options)
         else:
             row = prefill_row(half, inputs, features, **options)
         stopped = partial(generate_kwargs.stopped, self._transformers.processor)

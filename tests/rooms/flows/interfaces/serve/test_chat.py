@@ -18,6 +18,7 @@ from flows.interfaces.serve.captioning import CaptionParams, StreamedText, in_or
 from flows.interfaces.serve.chat import (
     MIN_TEMPERATURE,
     MIN_TOP_P,
+    MOST_PICTURES,
     ChatRequest,
     json_in,
     parse_chat_request,
@@ -26,6 +27,7 @@ from flows.interfaces.serve.record_cache import TempStore, temp_folder
 from flows.interfaces.serve.refusals import HttpRefusal, shown_name, without_paths
 from flows.interfaces.serve.uploads import Upload, kind_of, receive, stored
 from stages.decode.generation import SamplingParams
+from stages.models.profile import TURN
 from stages.process.events import CaptionProgress
 
 LIMIT = 256
@@ -288,8 +290,51 @@ def test_generation_takes_every_value_that_a_request_may_have() -> None:
                 assert (found.temperature, found.seed) == (temperature, seed)
 
 
-@pytest.mark.parametrize("role", ["assistant", "tool", "function"])
-@pytest.mark.parametrize("content", ["It is red.", None, MESSAGES[0]["content"]])
+TALK = ({"role": "assistant", "content": "Red."}, {"role": "user", "content": "Why?"})
+
+
+@pytest.mark.parametrize(
+    ("messages", "turns"),
+    [
+        ([*MESSAGES, *TALK], ["What is it?", "Red.", "Why?"]),
+        ([*MESSAGES, *TALK, *TALK], ["What is it?", "Red.", "Why?", "Red.", "Why?"]),
+        ([{"role": "system", "content": "Be short."}, *MESSAGES], ["Be short.\nWhat is it?"]),
+        ([*MESSAGES, TALK[0], *TALK], ["What is it?", "Red.\nRed.", "Why?"]),
+        (
+            [*MESSAGES, TALK[0], {"role": "user", "content": "a\x1eb"}],
+            ["What is it?", "Red.", "a b"],
+        ),
+    ],
+)
+def test_answers_and_questions_take_turns(messages: list[Any], turns: list[str]) -> None:
+    assert read(messages=messages).prompt.split(TURN) == turns
+
+
+@pytest.mark.parametrize("messages", [[*MESSAGES, TALK[0]], [TALK[0], *MESSAGES]])
+def test_a_conversation_that_does_not_end_with_a_question_is_refused(messages: list[Any]) -> None:
+    why = refused(messages=messages)
+    assert (why.status, why.code, why.param) == (400, "invalid_value", "messages")
+    assert "of the user" in why.error
+
+
+def test_images_are_as_many_as_the_limit() -> None:
+    part = MESSAGES[0]["content"][1]
+    for count in (1, 2, MOST_PICTURES):
+        found = read(messages=[{"role": "user", "content": [part] * count}])
+        assert 1 + len(found.others) == count
+    assert "0 images" in refused(messages=[{"role": "user", "content": "What?"}]).error
+    many = [{"role": "user", "content": [part] * (MOST_PICTURES + 1)}]
+    assert refused(messages=many).param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("role", "content"),
+    [
+        *((role, text) for role in ("tool", "function") for text in ("It is red.", None)),
+        ("assistant", None),
+        ("assistant", ""),
+    ],
+)
 def test_messages_of_earlier_talk_are_refused_by_their_place(role: str, content: Any) -> None:
     texts = [*MESSAGES, {"role": role, "content": content}, {"role": "user", "content": "Why?"}]
     why = refused(messages=texts)

@@ -76,7 +76,7 @@ def service_in(folder: Path) -> Service:
 
 
 def client_of(service: Service) -> TestClient:
-    return TestClient(Guard(app_of(service, ""), service, ""), base_url=BASE)
+    return TestClient(Guard(app_of(service, {}), service, {}), base_url=BASE)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def answered(service: Service, scope: dict[str, Any], *messages: dict[str, Any])
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(app_of(service, ""), service, "")(scope, receive, send))
+    asyncio.run(Guard(app_of(service, {}), service, {})(scope, receive, send))
     start: dict[str, Any] = sent[0]
     return start
 
@@ -192,7 +192,7 @@ def test_a_body_with_a_coding_is_refused_before_it_is_read(tmp_path: Path, codin
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Basic"])
 def test_the_scheme_of_a_token_has_any_case(tmp_path: Path, scheme: str) -> None:
     service, token = service_in(tmp_path), "a secret of some length"
-    client = TestClient(Guard(app_of(service, token), service, token), base_url=BASE)
+    client = TestClient(Guard(app_of(service, {"": token}), service, {"": token}), base_url=BASE)
     found = client.get("/v1/models", headers={"Authorization": f"{scheme} {token}"})
     assert (found.status_code == 401) == (scheme == "Basic")
 
@@ -254,7 +254,7 @@ def test_a_request_for_which_the_end_does_not_wait_is_refused(tmp_path: Path) ->
 
     async def go() -> None:
         scope = {"type": "http", "method": "GET", "path": "/v1/search", "headers": []}
-        guard = Guard(hanging, service_in(tmp_path), "")
+        guard = Guard(hanging, service_in(tmp_path), {})
         answering = asyncio.create_task(guard(scope, cast(Any, None), keep))
         await asyncio.sleep(0)
         answering.cancel()  # as the server does when it has waited
@@ -387,7 +387,7 @@ def test_nothing_names_another_host_or_breaks_the_policy(page: Document) -> None
 def test_the_description_is_valid_and_names_what_requests_may_hold(tmp_path: Path) -> None:
     service = service_in(tmp_path)
     service.captions, service.config = None, ServeConfig(model="demo")
-    described = app_of(service, "").openapi()
+    described = app_of(service, {}).openapi()
     validate(described)
     media = described["paths"]["/v1/embed"]["post"]["requestBody"]["content"]
     assert {"application/octet-stream", "image/jpeg"} <= media.keys()
@@ -427,7 +427,7 @@ def test_every_answer_is_one_that_the_description_has(client: TestClient) -> Non
     for path in set(described["paths"]) - {"/readyz"}:  # which needs a device
         for method in described["paths"][path]:
             for values in ("", "?top=0&since=inf&encoding=x&stream=x&top=x"):
-                real = path.format(hit="0-0", name="gone")
+                real = path.format(hit="0-0", name="gone", job="gone")
                 answer = client.request(method.upper(), real + values, content=picture)
                 if method != "head":  # whose answers have no content
                     follows(described, path, method, answer)

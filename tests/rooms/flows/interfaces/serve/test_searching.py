@@ -94,7 +94,7 @@ def serving(place: Path, captions: Path | None = None) -> TestClient:
         index=ServedIndex(place / "index", maker, captions, str(place / "store")),
         **parts,
     )
-    app: Any = Guard(app_of(service, ""), service, "")
+    app: Any = Guard(app_of(service, {}), service, {})
     return TestClient(app, base_url="http://127.0.0.1:8000")
 
 

@@ -1,0 +1,114 @@
+"""Handles `/v1/jobs`: captions of media that take longer than a request may."""
+
+from typing import Annotated, Literal
+
+from fastapi import Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field
+
+from artifacts.disk.json_shapes import Json
+from flows.interfaces.serve.jobs import UNFINISHED, JobFolder, ServedJob, path_below
+from flows.interfaces.serve.record_cache import TempStore
+from flows.interfaces.serve.refusals import HttpRefusal, bad_request, json_answer, shown_name
+from flows.interfaces.serve.startup import Service
+from flows.interfaces.serve.uploads import upload_of
+
+MOST_ROWS = 1000
+UPLOADED = "upload"
+Words = Annotated[str, Field(pattern=r"\S", max_length=20_000)]
+
+
+class JobParams(BaseModel):
+    """The parameters of a new job: its medium, and options of `penstock caption`."""
+
+    path: str | None = Field(None, description="a file below a --root; without it, the body is it")
+    prompt: Words | None = None
+    system: Words | None = None
+    chunk: float | None = Field(None, gt=0, allow_inf_nan=False, description="seconds per chunk")
+    fps: float | None = Field(None, gt=0, allow_inf_nan=False)
+    frames: int | None = Field(None, ge=1, description="frames per chunk")
+    max_frames: int | None = Field(None, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = None
+    sound: Literal["auto", "on", "off"] | None = None
+    questions: Words | None = Field(None, description="JSON, as in a file of questions")
+
+
+class JobRoutes:
+    """Handles the jobs of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def _queue(self) -> JobFolder:
+        """Return the jobs of the service. Raises HttpRefusal if it has none."""
+        if self._service.jobs is None:
+            hint = "Start it with --caption-model M"
+            raise HttpRefusal(404, "this server has no captioning model", hint)
+        return self._service.jobs
+
+    async def post(self, request: Request, params: Annotated[JobParams, Query()]) -> Response:
+        """Queue a job about a file below a root, or about the image or clip in the body."""
+        queue, config = self._queue(), self._service.config
+        options = params.model_dump(exclude_none=True, exclude={"path"})
+        if params.questions and not params.questions.lstrip().startswith("{"):
+            raise bad_request("invalid questions: not a JSON object", "Send their tables as JSON")
+        path = UPLOADED
+        if params.path is not None:
+            if request.headers.get("content-length", "0") != "0":
+                raise bad_request("the job has a path and a body", "Send one of them")
+            path = path_below(config.root, params.path)
+        source = params.path or UPLOADED
+        job = ServedJob(model=config.caption_model, source=source, path=path, options=options)
+        async with queue.adding(job) as place:
+            if params.path is None:
+                upload = await upload_of(request, config.body_bytes, TempStore(place))
+                named = upload.path.rename(place / f"{UPLOADED}{upload.path.suffix}")
+                job.path, job.source = str(named), named.name
+        return json_answer(shown(job), 202, {"location": f"/v1/jobs/{job.id}"})
+
+    async def every(self) -> Response:
+        """List the jobs, oldest first."""
+        return json_answer({"jobs": [shown(job) for job in self._queue().jobs]})
+
+    async def one(
+        self,
+        job: str,
+        after: Annotated[int, Query(description="rows that are known already", ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 100,
+        rows: Annotated[Literal["captions", "answers"], Query()] = "captions",
+    ) -> Response:
+        """Return a job's state, how much each stage has made, and the rows so far."""
+        queue = self._queue()
+        served = queue.of(job)
+        ended = served.state not in UNFINISHED  # before the rows are read: then they are all
+        made = await queue.rows(served, rows, after, limit)
+        following = after + len(made)
+        is_last = ended and len(made) < limit
+        stages = await queue.stages(served)
+        progress: dict[str, Json] = {"stages": stages, "rows": made, "after": following}
+        return json_answer({**shown(served), **progress, "complete": is_last})
+
+    async def delete(self, job: str) -> Response:
+        """Cancel a job, or remove one that has ended, with its upload and its rows."""
+        queue = self._queue()
+        served = queue.of(job)
+        await queue.delete(served)
+        return json_answer(shown(served))
+
+
+def shown(job: ServedJob) -> dict[str, Json]:
+    """Return a job as JSON."""
+    return {
+        "id": job.id,
+        "object": "job",
+        "state": job.state,
+        "model": shown_name(job.model),
+        "source": job.source,
+        "options": job.options,
+        "created": round(job.created),
+        "ended": round(job.ended) or None,
+        "error": job.error,
+    }

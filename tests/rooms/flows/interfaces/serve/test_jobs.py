@@ -1,0 +1,195 @@
+"""Jobs of a server: which media and options they may name, how many there are, and whose turn the
+device is."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from flows.core.options.serving import ServeConfig
+from flows.interfaces.serve import job_runner
+from flows.interfaces.serve import jobs as served_jobs
+from flows.interfaces.serve.app import app_of
+from flows.interfaces.serve.device_scheduler import DeviceScheduler
+from flows.interfaces.serve.guard import Guard
+from flows.interfaces.serve.job_runner import JobRunner
+from flows.interfaces.serve.jobs import MOST_UNFINISHED, JobFolder, ServedJob
+from flows.interfaces.serve.metrics import Metrics
+from flows.interfaces.serve.record_cache import TempStore
+from flows.interfaces.serve.refusals import HttpRefusal
+from flows.interfaces.serve.startup import Service
+from penstock_demo import CLIPS
+from tests.support.jobs import OPTIONS, rows_of_command, without_source
+from tests.support.serving import a_picture
+
+BASE = "http://127.0.0.1:8000"
+BUDGET = 1 << 30
+
+
+def jobs_in(folder: Path, **options: Any) -> JobFolder:
+    config = ServeConfig(caption_model="demo", store=str(folder / "store"), **options)
+    return JobFolder(folder / "jobs", config)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """A server with the folder `media`, whose jobs wait."""
+    media = tmp_path / "media"
+    (media / ".hidden").mkdir(parents=True)
+    for name in ("a.mp4", "a [1].mp4", ".hidden/a.mp4", "a.txt", "../out.mp4"):
+        (media / name).write_bytes(b"x")
+    (media / "link.mp4").symlink_to("../out.mp4")
+    (media / "folder").symlink_to(tmp_path)
+    (media / "inside.mp4").symlink_to("a.mp4")
+    (media / "odd.mp4").mkdir()
+    scheduler = DeviceScheduler("cpu", BUDGET, print)
+    config = ServeConfig(caption_model="demo", root=(str(media),))
+    service = Service(
+        config=config,
+        metrics=Metrics(),
+        temp_store=TempStore(tmp_path),
+        scheduler=scheduler,
+        budget_bytes=BUDGET,
+    )
+    service.jobs = jobs_in(tmp_path, root=(str(media),))
+    yield TestClient(Guard(app_of(service, {}), service, {}), base_url=BASE)
+    service.jobs.close()
+
+
+REFUSED_PATHS = (
+    *("../out.mp4", "folder/out.mp4", "link.mp4", "/etc/passwd", "x/../a.mp4", "~/a.mp4"),
+    *(".hidden/a.mp4", "", ".", "a.txt", "none.mp4", "odd.mp4", "a.mp4%00", "%ff.mp4", "x" * 5000),
+)
+
+
+@pytest.mark.parametrize("path", REFUSED_PATHS)
+def test_paths_outside_the_roots_are_refused_with_one_error(client: TestClient, path: str) -> None:
+    answer = client.post(f"/v1/jobs?path={path}")
+    assert answer.status_code == (400 if "%ff" in path else 422)
+    refusal = answer.json()
+    assert set(refusal) == {"error", "hint"} and "\n" not in refusal["error"]
+    assert "passwd" not in answer.text and client.get("/v1/jobs").json() == {"jobs": []}
+
+
+@pytest.mark.parametrize("path", ["a.mp4", "a [1].mp4", "inside.mp4", "{media}/a.mp4"])
+def test_paths_below_a_root_are_taken(client: TestClient, path: str, tmp_path: Path) -> None:
+    path = path.format(media=tmp_path / "media")
+    answer = client.post("/v1/jobs", params={"path": path})
+    job = answer.json()
+    assert (answer.status_code, job["state"], job["source"]) == (202, "queued", path)
+    assert client.get(f"/v1/jobs/{job['id']}").json()["rows"] == []
+
+
+REFUSED_OPTIONS = (
+    *({"chunk": "0.01"}, {"chunk": "nan"}, {"frames": "0"}, {"fps": "2", "frames": "2"}),
+    *({"prompt": " "}, {"questions": "/etc/passwd"}, {"questions": "{}"}, {"model": "other"}),
+    *({"trust_remote_code": "1"}, {"store": "/tmp"}, {"out": "/tmp"}, {"sound": "loud"}),
+)
+
+
+@pytest.mark.parametrize("options", REFUSED_OPTIONS)
+def test_options_that_no_job_has_are_refused(client: TestClient, options: dict[str, str]) -> None:
+    answer = client.post("/v1/jobs", params={"path": "a.mp4", **options})
+    assert answer.status_code == 422 and set(answer.json()) == {"error", "hint"}
+    assert client.get("/v1/jobs").json() == {"jobs": []}
+
+
+def test_a_job_has_one_medium(client: TestClient, tmp_path: Path) -> None:
+    assert client.post("/v1/jobs?path=a.mp4", content=a_picture()).status_code == 422
+    assert client.post("/v1/jobs").status_code == 422
+    assert client.post("/v1/jobs", content=b"no medium").status_code == 415
+    assert [*(tmp_path / "jobs").glob("job-*")] == []
+    picture = a_picture()
+    job = client.post("/v1/jobs?prompt=What%3F", content=picture).json()
+    (upload,) = (tmp_path / "jobs" / job["id"]).glob("upload.*")
+    assert upload.read_bytes() == picture and job["options"] == {"prompt": "What?"}
+    assert client.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
+    assert client.get(f"/v1/jobs/{job['id']}").json()["complete"] is True
+    assert client.delete(f"/v1/jobs/{job['id']}").status_code == 200
+    assert client.get(f"/v1/jobs/{job['id']}").status_code == 404
+    assert not upload.exists()
+
+
+def test_jobs_are_as_many_as_the_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for _ in range(MOST_UNFINISHED):
+        names.append(client.post("/v1/jobs?path=a.mp4").json()["id"])
+    answer = client.post("/v1/jobs?path=a.mp4")
+    assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+    monkeypatch.setattr(served_jobs, "MOST_ENDED", 2)
+    for name in names[:4]:
+        client.delete(f"/v1/jobs/{name}")
+    names.append(client.post("/v1/jobs?path=a.mp4").json()["id"])
+    listed = [job["id"] for job in client.get("/v1/jobs").json()["jobs"]]
+    assert listed == names[2:], "the oldest that ended make room"
+
+
+def test_jobs_are_of_one_server_at_a_time(client: TestClient, tmp_path: Path) -> None:
+    job = client.post("/v1/jobs?path=a.mp4").json()["id"]
+    other = jobs_in(tmp_path)
+    with pytest.raises(HttpRefusal, match="run by another server"):
+        other.of(job)
+
+
+class WaitingHalf:
+    """A half that takes the device as soon as it can."""
+
+    name, peak_bytes, idle = "vision", BUDGET, False
+
+    def leave(self) -> None:
+        raise AssertionError("it is never idle")
+
+
+def state_of(job: ServedJob) -> str:
+    return job.state
+
+
+def test_a_half_gets_the_device_from_a_job_that_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = CLIPS / "clip-02.mp4"
+    expected = rows_of_command(clip, tmp_path, **OPTIONS)
+    monkeypatch.setattr(job_runner, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr("flows.interfaces.serve.device_scheduler.TURN_SECONDS", 0.0)
+    starts: list[float] = []
+
+    async def go() -> list[Any]:
+        scheduler = DeviceScheduler("cpu", BUDGET, print)
+        folder = jobs_in(tmp_path)
+        runner = JobRunner(folder, "demo", scheduler, BUDGET, lambda: 1e9)
+        start = runner._start
+
+        async def started(job: ServedJob) -> Any:
+            starts.append(time.monotonic())
+            return await start(job)
+
+        monkeypatch.setattr(runner, "_start", started)
+        job = ServedJob(model="demo", source="it", path=str(clip), options=dict(OPTIONS))
+        async with folder.adding(job):
+            pass
+        working = asyncio.create_task(runner.run())
+        while not starts:
+            await asyncio.sleep(0.05)
+        half = WaitingHalf()
+        await asyncio.wait_for(scheduler.enter(half), 120)
+        assert (state_of(job), len(starts)) == ("in_progress", 1)
+        await asyncio.sleep(1.0)
+        assert len(starts) == 1, "it ran beside a half"
+        scheduler.release(half)
+        while state_of(job) == "in_progress":
+            await asyncio.sleep(0.1)
+        assert (state_of(job), job.error, len(starts)) == ("completed", "", 2)
+        working.cancel()
+        await asyncio.wait([working])
+        folder.close()
+        return await folder.rows(job, "captions", 0, 1000)
+
+    rows = asyncio.run(go())
+    assert without_source(rows) == without_source(expected)
+    kept = json.loads(next((tmp_path / "jobs").glob("*/job.json")).read_text())
+    assert kept["state"] == "completed" and kept["deaths"] == 0
