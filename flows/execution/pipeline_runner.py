@@ -41,6 +41,7 @@ from flows.outputs.captions import (
     summary_inputs,
     text_sampling_params,
 )
+from flows.outputs.chapter_tracks import write_chapters
 from flows.outputs.data_sets import is_stale, write_dataset, write_trainers
 from flows.outputs.existing import output_paths
 from flows.outputs.record.record_writer import RecordWriter
@@ -87,6 +88,7 @@ def make_summaries(job: Job, stages: StageRunner) -> tuple[list[SummaryRow], lis
         with_restarts(make_missing, prepare=lambda error: summaries.refresh())
     finally:
         written = summaries.write()
+        write_chapters(job, written)
         writer.record.summaries = len(written)
     # Videos with the same captions share their texts.
     texts = sum({(row.summary, str(row.chapters)): sum(row.levels) for row in written}.values())

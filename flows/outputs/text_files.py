@@ -403,6 +403,8 @@ class TextFileCounts:
             )
 
 
+CHAPTERS = ".chapters.vtt"
+"""End of the name of a track of chapters, which lies beside texts of captions."""
 NOT_TEXTS = ("logs", DATASET)
 """Folders of `OUT` without text files of media."""
 
@@ -589,7 +591,8 @@ def _is_one_file(path: str, own: Path | None) -> bool:
 def _texts_below(out: Path, form: str) -> Iterator[str]:
     for folder, names, files in os.walk(out):
         names[:] = [name for name in names if name not in NOT_TEXTS]
-        yield from (os.path.join(folder, name) for name in files if name.endswith(f".{form}"))
+        texts = (name for name in files if name.endswith(f".{form}"))
+        yield from (os.path.join(folder, name) for name in texts if not name.endswith(CHAPTERS))
 
 
 def _unlike(pictures: Iterable[Path]) -> Counter[str]:

@@ -327,6 +327,9 @@ def test_texts_without_words_are_noted_and_counted(
     line = summarized(small).result.line()
     assert notes() == [["without words: 1 chapter"], []]
     assert "2 summaries in " in line and f"summaries.jsonl (1 {WORDLESS})" in line
+    first, *cues = (small.out / "long.chapters.vtt").read_text().split("\n\n")
+    assert first == "WEBVTT" and cues[0] == "00:00:00.000 --> 00:00:04.000\n... 12"
+    assert len(cues) == len(summaries(small)[0]["chapters"])
     wordless |= {*range(len(made), len(made) + 2)}
     line = summarized(small, summary_prompt="What is it about?").result.line()
     assert notes() == [["without words: the summary and 1 chapter"]] * 2
