@@ -72,7 +72,7 @@ def run(config: CaptionConfig, stages: Stages) -> int:
 
 def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     # three short clips, or a longer one
-    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 28_200)
+    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 30_000)
     sent: list[int] = []
 
     class Pipe(RunPipe):
@@ -92,7 +92,7 @@ def test_frames_are_cut_ahead(config: CaptionConfig, monkeypatch: pytest.MonkeyP
 def test_each_wave_has_a_process_where_there_are_no_pipes(
     config: CaptionConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 28_200)
+    monkeypatch.setattr(flows.core.plan.store_limit, "MAX_WAVE_BYTES", 30_000)
     monkeypatch.setattr(os, "mkfifo", refuse)
     stages = Stages()
     assert run(config, stages) == 5
