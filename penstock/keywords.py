@@ -198,6 +198,12 @@ class SearchOptions(TypedDict, total=False):
     where: str | None
     moments: bool
     within: str
+    trust_folder: bool
+    ask: str | PathLike[str]
+    questions: str | PathLike[str]
+    label: str
+    least: float
+    refine: bool
     store: str | PathLike[str]
     memory: str | int | None
     captions: str | PathLike[str]

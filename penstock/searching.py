@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Unpack
 
 from artifacts.disk.paths import folder_named
 from artifacts.texts.tables import table_of
+from flows.commands.search.asking import ask_hits
 from flows.commands.search.both import search as search_both
 from flows.commands.search.build import IndexWritten, fill_index
 from flows.commands.search.query import Hit
 from flows.core.console.display import Display
+from flows.core.options.hit_questions import AskHitsOptions
 from flows.core.options.vectors import INDEX, IndexConfig, SearchPlace, SearchQuery
 from penstock.arguments import Progress, Sources, config_for, config_with, display_for, path_of
 from penstock.cells import Shown, ShownCaption
@@ -51,6 +53,8 @@ class Hits(list[Hit]):
             "copy_paths": "texts",
             "caption": "text",
             "caption_time": "numbers",
+            "p": "number",
+            "mass": "number",
         }
         return table_of((hit.to_json() for hit in self), kinds)
 
@@ -72,5 +76,7 @@ def search(
     PenstockError."""
     build = partial(config_with, options=options, known=SearchOptions.__annotations__)
     query, place = build(SearchQuery, what=path_of("what", what)), build(SearchPlace)
+    request = build(AskHitsOptions)
     folder = folder_named(path_of("index", index), "index")
-    return Hits(search_both(folder, query, place, Display(quiet=True)))
+    hits = search_both(folder, query, place, display := Display(quiet=True))
+    return Hits(ask_hits(hits, query.what, request, place.store, display) if request.ask else hits)

@@ -8,6 +8,7 @@ from pathlib import Path
 from artifacts.options import Declared, declared
 from flows.commands.export.options import ExportConfig
 from flows.core.options.commands import CaptionConfig, RebuildConfig
+from flows.core.options.hit_questions import AskHitsOptions
 from flows.core.options.questions import AskConfig
 from flows.core.options.serving import ServeConfig
 from flows.core.options.training import LearnConfig, TuneConfig
@@ -57,7 +58,7 @@ def source() -> str:
     """Return the text of the module."""
     features = [each for each in declared(RebuildConfig) if each.name != "sources"]
     vectors = [each for each in declared(IndexConfig) if each.name != "sources"]
-    search = (*declared(SearchQuery), *declared(SearchPlace))
+    search = (*declared(SearchQuery), *declared(AskHitsOptions), *declared(SearchPlace))
     both = set(map(_line, features)) & set(map(_line, vectors))
     shared = [each for each in features if _line(each) in both]
     captions, labels = declared(CaptionConfig), declared(LabelConfig)

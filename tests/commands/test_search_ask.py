@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import penstock
 from flows.interfaces.cli.main import main
 from tests.support.builders.films import Shown, Truth, what_it_does, which_thing, write_films
 
@@ -70,6 +71,18 @@ def test_what_was_asked_is_read_without_a_half(
     monkeypatch.setattr("flows.execution.stage_loop.StageLoop.start", started)
     label = ("--label", f"{thing} moves left")
     assert asked(place, capsys, thing, what_it_does(thing), *label) == first
+    hits = penstock.search(
+        thing,
+        place.root / "index",
+        store=place.root / "store",
+        ask=place.root / "out",
+        questions=json.dumps(what_it_does(thing)),
+        label=f"{thing} moves left",
+    )
+    assert [(hit.key, hit.p, hit.mass) for hit in hits] == [
+        (hit["key"], hit["p"], hit["mass"]) for hit in first
+    ]
+    assert hits.table().column("p").to_pylist() == [hit["p"] for hit in first]
     other = asked(place, capsys, thing, what_it_does(thing), "--label", f"{thing} stays")
     assert {hit["key"] for hit in other} == {hit["key"] for hit in first}
 
