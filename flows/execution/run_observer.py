@@ -37,7 +37,7 @@ from flows.outputs.folder.owners import take
 from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import history_in, same_work_in
-from flows.outputs.run_status import stages_of
+from flows.outputs.run_status import seconds_left, stages_of
 from flows.outputs.write import failure_of, media_paths_of, write_captions
 from stages import summarize, tune
 from stages.process.events import (
@@ -202,10 +202,18 @@ class RunObserver:
         elif stage == summarize.STAGE.name:
             instead["about"] = total
         worked = partial(self._worked, stage)
+        instead["run_left"] = self._seconds_left if stage in STAGES else None
         loads = self._loads(stage)
         self.display.stage(
             StageStart(name=stage, total=total, done=done, loads=loads, worked=worked, **instead)
         )
+
+    def _seconds_left(self) -> float | None:
+        """Return the seconds that the run has left, as `penstock status` shows them."""
+        if self._writer is None:
+            return None
+        record = self._writer.record
+        return seconds_left(record, stages_of(record, time.time()))
 
     def _worked(self, stage: str) -> float:
         """Return the seconds that a stage worked in this run since the last such call."""

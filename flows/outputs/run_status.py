@@ -14,6 +14,7 @@ from typing import Any
 from artifacts.disk.json_records import json_of
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import duration, size
+from flows.core.console.pace import SLOW_SECONDS, STEADY_ITEMS, STEADY_SECONDS
 from flows.core.pipelines import STAGES
 from flows.outputs.record.product import Product, product_in, run_of
 from flows.outputs.record.rounds import rounds_in, summary_json
@@ -114,6 +115,37 @@ def _stage(
         planned_bytes=planned_bytes,
         now_bytes=_above_baseline(stage, last[2] if on_device else last[1]) if running else 0,
     )
+
+
+def seconds_left(record: RunRecord, stages: Sequence[StageStatus]) -> float | None:
+    """Return the estimated seconds until the last of all stages ends; None if there is nothing to
+    estimate it from, and if nothing is left to make. `stages`: those of the record now.
+
+    A stage counts by its rate in this run, and before that is steady by the plan, which has the
+    rates of earlier runs. Stages that run at the same time count once, by the longest."""
+    if record.state != "running" or record.partitions or not any(s.pending for s in stages):
+        return None
+    one_by_one, at_once = 0.0, 0.0
+    for recorded, stage in zip(record.stages, stages, strict=True):
+        is_planned = record.plan.chunks and STAGES[stage.name].of_media
+        left = stage.seconds_left if _is_steady(recorded, stage) else None
+        left = record.plan.seconds.get(stage.name) if left is None else left
+        if left is None or not (stage.done or stage.pending or is_planned):
+            return None
+        if stage.running:
+            at_once = max(at_once, left)
+        else:
+            one_by_one += left
+    return one_by_one + at_once
+
+
+def _is_steady(recorded: StageRecord, stage: StageStatus) -> bool:
+    """Return whether a stage has made enough for an estimate of the time left, or has ended."""
+    if not (stage.running and stage.pending):
+        return True
+    is_many = recorded.items + recorded.running >= STEADY_ITEMS
+    least = STEADY_SECONDS if is_many else SLOW_SECONDS
+    return stage.rate_last_minute is not None and stage.seconds >= least
 
 
 def _above_baseline(stage: StageRecord, taken: int) -> int:
@@ -233,4 +265,5 @@ def _progress(out: Path, product: Product | None) -> dict[str, Any]:
     values, stages = json_of(record), stages_of(record, time.time())
     pairs = zip(record.stages, stages, strict=True)
     values["stages"] = [{**json_of(stage), **asdict(status)} for stage, status in pairs]
+    values["seconds_left"] = seconds_left(record, stages)
     return {**state, **values, "advice": advice(record)}

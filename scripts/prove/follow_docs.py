@@ -51,7 +51,7 @@ from scripts.run.warm import warm_process
 
 ROWS, COLUMNS = 24, 80
 ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78])")
-WORK_BEGINS = re.compile(r"cutting frames|encoding|captioning|http://127\.")
+WORK_BEGINS = re.compile(r"cutting frames|encoding|captioning|watching every|http://127\.")
 """What is waited for before Ctrl-C is pressed."""
 TOO_LATE = 124
 """Exit code of a command that did not end in time, as of `timeout`."""

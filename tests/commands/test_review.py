@@ -22,7 +22,7 @@ from flows.commands.tune.training_data import examples_in
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.formats import TRAINER_FORMATS
 from flows.outputs.media_rows import OTHER, captioned_media
-from flows.outputs.record.recorded_command import repeated
+from flows.outputs.record.recorded_command import command_of, repeated
 from flows.outputs.run_result import RunResult
 from stages.decode.generation import DecodeItem
 from tests.support.saying import LONG, Saying, lines, make, run, samples
@@ -252,6 +252,15 @@ def test_what_cannot_be_done_is_not_written(config: CaptionConfig, tmp_path: Pat
 def test_the_same_command_writes_files_and_does_nothing_more() -> None:
     words = ["caption", "clips", "--prefect", "--format", "txt", "--retry-failed"]
     assert repeated(words) == ["caption", "clips", "--format", "txt"]
+
+
+def test_a_record_has_no_place_to_report_to() -> None:
+    report = ["--notify", "https://me:pw@host/x", "--metrics-file=a.prom", "--notify=https://host"]
+    words = ["caption", *report, "clips", "--", "--notify", "x"]
+    plain = ["caption", "clips", "--", "--notify", "x"]
+    assert repeated(words) == plain
+    command = command_of(words)
+    assert command is not None and [*command.words] == plain
 
 
 def picture(path: Path, shade: int) -> None:

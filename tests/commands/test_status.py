@@ -26,7 +26,7 @@ from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import FlowRun, State
 from flows.outputs.record.stage_record import TIMELINE_POINTS, coarser
-from flows.outputs.run_status import StageStatus, advice, cells, stages_of
+from flows.outputs.run_status import StageStatus, advice, cells, seconds_left, stages_of
 from stages.export.parity import PARITY, Figures, evaluate_parity
 from stages.process.events import StageOutcome
 from tests.support.browser import Browser
@@ -63,6 +63,47 @@ def test_speed_is_told_of_the_last_minute_and_of_all(writer: RecordWriter) -> No
     stood = encode(writer, 1200.0)
     assert stood.rate_last_minute == 0, "nothing for a minute"
     assert stood.seconds_left == pytest.approx(85 / (5 / 200))  # by all of it
+
+
+def ran(writer: RecordWriter, name: str, items: int, seconds: float, total: int) -> None:
+    """Record that an ended process of a stage has made some of its items."""
+    stage = writer.stage(name)
+    stage.items, stage.seconds, stage.total = items, seconds, total
+
+
+def left(writer: RecordWriter, now: float) -> float | None:
+    return seconds_left(writer.record, stages_of(writer.record, now))
+
+
+def test_the_time_left_is_that_of_all_stages(writer: RecordWriter) -> None:
+    assert left(writer, 1000.0) is None, "the chunks are not known yet"
+    writer.record.plan.chunks = 100
+    writer.record.plan.seconds = {"frames": 10.0, "encode": 50.0, "decode": None}
+    ran(writer, "frames", 100, 8.0, 100)
+    ran(writer, "encode", 40, 20.0, 100)
+    writer.stage("encode").before = 0
+    writer.stage("decode").total = 100
+    assert left(writer, 1000.0) is None, "nobody knows how fast captions are made"
+    writer.record.plan.seconds["decode"] = 70.0
+    assert left(writer, 1000.0) == pytest.approx(60 / (40 / 20) + 70)
+    ran(writer, "decode", 20, 40.0, 100)
+    assert left(writer, 1000.0) == pytest.approx(60 / 2 + 80 / (20 / 40))
+
+
+def test_stages_at_the_same_time_count_once_and_by_the_longest(writer: RecordWriter) -> None:
+    writer.record.plan.chunks = 100
+    ran(writer, "frames", 100, 8.0, 100)
+    for name, rate in (("encode", 2), ("decode", 1)):
+        stage = writer.stage(name)
+        stage.total, stage.before, stage.since = 100, 0, 900.0
+        stage.running, stage.recent = 50 * rate // 2, [(990.0, 50 * rate // 2 - 10 * rate)]
+    assert left(writer, 1000.0) == pytest.approx(max(50 / 2, 75 / 1))
+    writer.record.plan.seconds = {"decode": 300.0}
+    decode = writer.stage("decode")
+    decode.since, decode.running, decode.recent = 998.0, 25, [(998.0, 5)]
+    assert left(writer, 1000.0) == pytest.approx(300), "the plan, until its rate is steady"
+    writer.record.state = "interrupted"
+    assert left(writer, 1000.0) is None
 
 
 def test_files_not_looked_into_are_reckoned_with_by_their_headers(writer: RecordWriter) -> None:
@@ -171,6 +212,18 @@ def status(capsys: pytest.CaptureFixture[str]) -> Status:
         return capsys.readouterr().out
 
     return printed
+
+
+def test_the_time_left_is_printed(writer: RecordWriter, status: Status) -> None:
+    assert "left" not in status(writer).splitlines()[0]
+    assert json.loads(status(writer, "--json"))["seconds_left"] is None
+    writer.record.plan.chunks = 100
+    for name in ("frames", "encode", "decode"):
+        ran(writer, name, 50, 100.0, 100)
+    writer.stage("encode").before = 0
+    line = status(writer).splitlines()[0]
+    assert re.match(r"running for [^,]+, about 5 min 00 s left, process \d+ on ", line)
+    assert json.loads(status(writer, "--json"))["seconds_left"] == pytest.approx(300)
 
 
 def test_failures_have_hints_and_names_steer_no_terminal(

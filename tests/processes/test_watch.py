@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ class Folder:
     @contextmanager
     def watch(self, end: int) -> Iterator["subprocess.Popen[str]"]:
         """Watch the folder until the block ends, then send the signal `end`."""
-        options = ("--model", "demo", "--max-new-tokens", "4", "--store", str(self.store))
+        hook = "http://me:secret@127.0.0.1:9/hook"  # nobody listens
+        options = ["--model", "demo", "--max-new-tokens", "4", "--store", str(self.store)]
+        options += ["--notify", hook]
         words = ("caption", str(self.disk / "disk"), "--out", str(self.out), *options)
         times = ("--every", "0.5s", "--min-age", f"{MIN_AGE}s")
         with self.log.open("a") as log:
@@ -73,6 +75,11 @@ class Folder:
         spaces = stored_namespaces(store, "captions")
         return sum(len(RecordSet(store, "captions", space)) for space in spaces)
 
+    def decoded(self) -> int:
+        """Return the number of captions that all runs into the folder have made."""
+        history = json.loads((self.out / "run.json").read_text())["history"]
+        return sum(run["items"].get("decode", 0) for run in history)
+
 
 def growing(path: Path, seconds: float) -> Callable[[], None]:
     """Write to a picture for some time, and return what waits for its end."""
@@ -90,18 +97,48 @@ def growing(path: Path, seconds: float) -> Callable[[], None]:
     return thread.join
 
 
-@pytest.mark.timeout(900)
+@contextmanager
+def renamed_disk(folder: Path) -> Iterator[Path]:
+    """Put what was in a folder before into its place until the block ends, as a disk is mounted
+    over an empty folder."""
+    place, behind = folder / "disk", folder / "behind"
+    for path in (place, behind):
+        path.mkdir(parents=True, exist_ok=True)
+    place.rmdir()
+    behind.rename(place)
+    yield place
+    place.rename(behind)
+    place.mkdir()
+
+
+def mounted_disk(folder: Path) -> AbstractContextManager[Path]:
+    return odd_disk(folder, Kind())
+
+
+DISKS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
+    "mounted": mounted_disk,
+    "renamed": renamed_disk,
+}
+"""How a disk comes, and goes at the end of the block."""
+
+
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("burst", "seconds"), [(3, 10), pytest.param(125, 60, marks=pytest.mark.slow)]
+    ("burst", "seconds", "second"),
+    [(3, 10, signal.SIGTERM), pytest.param(125, 60, signal.SIGKILL, marks=pytest.mark.slow)],
 )
-def test_watch_captions_every_file_once(tmp_path: Path, burst: int, seconds: float) -> None:
-    folder = Folder(tmp_path)
-    with odd_disk(folder.disk, Kind()) as disk:
+@pytest.mark.parametrize("kind", DISKS)
+def test_watch_captions_every_file_once(
+    tmp_path: Path, burst: int, seconds: float, second: int, kind: str
+) -> None:
+    """`second`: the signal that ends the second of three watches; the others are killed."""
+    folder, comes = Folder(tmp_path), DISKS[kind]
+    with comes(folder.disk) as disk:
         with folder.watch(signal.SIGKILL):
             folder.burst(disk, burst)
             grown = growing(disk / "growing.png", seconds)
             time.sleep(random.uniform(2, 6))
-        with folder.watch(signal.SIGTERM):
+        with folder.watch(second):
             folder.burst(disk, burst)
             time.sleep(random.uniform(2, 6))
         with folder.watch(signal.SIGKILL):
@@ -110,17 +147,20 @@ def test_watch_captions_every_file_once(tmp_path: Path, burst: int, seconds: flo
             size = (disk / "growing.png").stat().st_size
     with folder.watch(signal.SIGINT) as watch:  # the disk is away
         time.sleep(2)
-        with odd_disk(folder.disk, Kind()) as disk:
+        with comes(folder.disk) as disk:
             folder.burst(disk, burst)
             folder.await_rows(3 * burst + 1)
         time.sleep(2)
         assert len(folder.rows()) == 3 * burst + 1
-        with odd_disk(folder.disk, Kind()) as disk:
+        with comes(folder.disk) as disk:
             folder.burst(disk, burst)
             folder.await_rows(4 * burst + 1)
     assert watch.returncode == 4
+    log = folder.log.read_text()
+    assert "--notify http://…@127.0.0.1:9/hook" in log and "secret" not in log
+    assert "warning: --notify: " in log
     paths = Counter(row["media_path"] for row in folder.rows())
     assert paths == dict.fromkeys([*(f"{n:04}.png" for n in range(4 * burst)), "growing.png"], 1)
-    assert folder.captioned() == len(paths)
+    assert folder.captioned() == folder.decoded() == len(paths)
     sizes = {row["media_path"]: row["bytes"] for row in folder.rows("media")}
     assert sizes["growing.png"] == size

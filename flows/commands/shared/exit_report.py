@@ -1,6 +1,7 @@
 """Prints the end of a command: the result of its run, or its error in one line."""
 
 import argparse
+import errno
 import json
 import os
 import platform
@@ -13,10 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+from artifacts.disk.faults import fault_of
 from artifacts.disk.files import encoded
 from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import user_cache
-from artifacts.errors import UsageError, redacted
+from artifacts.errors import PenstockError, UsageError, redacted
+from artifacts.packages import missing_package
 from artifacts.texts.captions import Failure
 from flows.core.console.display import Display, failed_line
 from flows.core.console.lines import print_lines
@@ -63,6 +66,28 @@ def print_result(given: argparse.Namespace, result: CommandEnd, display: Display
     if (rest := len(unprinted) - NAMED_FAILURES) > 0:
         print_lines(f"… and {rest} more in {result.out / 'failures.jsonl'}", to=sys.stderr)
     return not given.quiet
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Print the error in one line, and return the exit code."""
+    if isinstance(error, PenstockError):
+        print_error(str(error))
+        return error.exit_code
+    # Python raises RuntimeError from an interrupt that comes while a class is made.
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
+        print_error("interrupted; finished items are kept")
+        return 4
+    if isinstance(error, OSError) and (
+        error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
+        fault = fault_of(error, Path(str(error.filename or "the store or the output folder")))
+        print_error(str(fault))
+        return fault.exit_code
+    assert isinstance(error, Exception)
+    if missing := missing_package(error, "this command"):
+        print_error(str(missing))
+        return missing.exit_code
+    return report_crash(error)
 
 
 def report_crash(error: BaseException) -> int:

@@ -109,8 +109,17 @@ def add_quiet_options(parser: argparse.ArgumentParser) -> argparse._ActionsConta
     """Add the options that control printing, and return their group."""
     group = parser.add_argument_group("running")
     group.add_argument("--dry-run", action="store_true", help="print what would be done, then exit")
+    _add_monitoring_options(group)
     add_print_options(group)
     return group
+
+
+def _add_monitoring_options(group: argparse._ActionsContainer) -> None:
+    """Add the options that report a run to other programs."""
+    group.add_argument(
+        "--metrics-file", metavar="FILE", help="write Prometheus metrics here during the run"
+    )
+    group.add_argument("--notify", metavar="URL", help="post one JSON to this address at the end")
 
 
 def add_print_options(group: argparse._ActionsContainer) -> None:
@@ -123,6 +132,7 @@ def add_print_options(group: argparse._ActionsContainer) -> None:
 def add_running_options(parser: argparse.ArgumentParser, groups: Groups, dry_run: str) -> None:
     group = group_of(parser, groups, "running")
     group.add_argument("--dry-run", action="store_true", help=dry_run)
+    _add_monitoring_options(group)
     add_print_options(group)
 
 

@@ -25,6 +25,7 @@ from flows.outputs.run_status import (
     cells,
     output_paths,
     run_status,
+    seconds_left,
     stages_of,
 )
 from flows.outputs.run_wording import description_lines
@@ -66,7 +67,7 @@ def other_runs(out: Path) -> list[str]:
 
 
 def lines(record: RunRecord, stages: list[StageStatus]) -> Iterator[str]:
-    yield headline(record)
+    yield headline(record, seconds_left(record, stages))
     if advice(record):
         yield advice(record)
     yield from description_lines(record)
@@ -88,13 +89,14 @@ def lines(record: RunRecord, stages: list[StageStatus]) -> Iterator[str]:
         yield f"… and {rest} more in {record.outputs.get('failures', 'failures.jsonl')}"
 
 
-def headline(record: RunRecord) -> str:
-    """Return one line: the state, its age, and the process."""
+def headline(record: RunRecord, left: float | None) -> str:
+    """Return one line: the state, its age, the seconds that are left, and the process."""
     state, ago = record.state, duration(max(0.0, time.time() - seconds_of(record.updated)))
     if state == "running":
         since = duration(max(0.0, time.time() - seconds_of(record.started)))
         process = f"process {record.pid} on {record.host}"
-        return f"running for {since}, {process}; record written {ago} ago"
+        end = "" if left is None else f", about {duration(left)} left"
+        return f"running for {since}{end}, {process}; record written {ago} ago"
     error = f": {record.error}" if record.error else ""
     if state == "died":
         return f"died: process {record.pid} is gone; record written {ago} ago"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn
 
-from artifacts.errors import UsageError
+from artifacts.errors import UsageError, redacted
 from artifacts.option_texts import parse_duration
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.parser import parse
@@ -66,7 +66,7 @@ def watch_command(given: argparse.Namespace) -> NoReturn:
     from flows.commands.watch.watch import Watch
     from flows.execution.run import stopped_in_order
 
-    command = shlex.join(["penstock", *words])
+    command = redacted(shlex.join(["penstock", *words]))
     print_lines(f"watching every {duration(given.every)}: {command}", to=sys.stderr)
     watch = Watch(words=words, sources=config, every=given.every)
     with stopped_in_order():

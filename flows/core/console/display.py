@@ -64,6 +64,9 @@ class StageStart:
     is an estimate itself; 0: neither."""
     worked: Callable[[], float] = lambda: 0.0
     """Returns the seconds in which its processes worked, once they ended; 0: unknown."""
+    run_left: Callable[[], float | None] | None = None
+    """Returns the estimated seconds that all stages of the run have left, None while that is
+    unknown; None: there is no other stage."""
 
     @property
     def reads_files(self) -> bool:
@@ -155,10 +158,19 @@ class StageProgress:
         if rate := self._pace.rate(now):
             text += f"  {pace(rate)}"
             if self._pace.is_steady(now):
-                text += f"  {about}{duration((total - self.done) / rate)} left"
+                text += f"  {about}{self._time_left((total - self.done) / rate)}"
         for name, (made, _) in [*self._beside.items()]:
             text += f"  {VERBS.get(name, name)} {made}"
         return text
+
+    def _time_left(self, of_stage: float) -> str:
+        """Return the time left of the run, or of the stage alone where that of the run is
+        unknown."""
+        if self.start.run_left is None:
+            return f"{duration(of_stage)} left"
+        if (of_run := self.start.run_left()) is not None:
+            return f"{duration(of_run)} left"
+        return f"{duration(of_stage)} left for this stage"
 
     def _counted(self, items: int, *, is_first: bool = False) -> str:
         """Return a number of items with their noun. `is_first`: they are files, which may have

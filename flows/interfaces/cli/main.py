@@ -3,14 +3,11 @@ line and an exit code.
 """
 
 import argparse
-import errno
 import platform
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from artifacts.errors import EnvironmentFault, PenstockError
-from artifacts.packages import missing_package
+from artifacts.errors import EnvironmentFault
 from flows.commands.shared.parser import module_of, parse, parser
 from flows.core.console.interrupts import repeating_dropped_interrupts
 from stages.process.output_streams import lasting_output
@@ -23,13 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with repeating_dropped_interrupts():
                 code = _main(arguments)
         except (Exception, KeyboardInterrupt) as error:
-            code = _exit_code_of(error)
+            code = exit_code_of(error)
         output.flush()
         if output.error is not None:  # a full disk, not a reader that has ended
             why = f"because standard output cannot be written ({output.error.strerror})"
             hint = "All else is done; send the output elsewhere"
             fault = EnvironmentFault(f"the output is incomplete, {why}", hint=hint)
-            code = code or _exit_code_of(fault)
+            code = code or exit_code_of(fault)
         return code
 
 
@@ -47,30 +44,11 @@ def _main(arguments: Sequence[str] | None) -> int:
     return run(given)
 
 
-def _exit_code_of(error: BaseException) -> int:
+def exit_code_of(error: BaseException) -> int:
     """Print the error in one line, and return the exit code."""
-    from flows.commands.shared.exit_report import print_error, report_crash
+    from flows.commands.shared import exit_report
 
-    if isinstance(error, PenstockError):
-        print_error(str(error))
-        return error.exit_code
-    # Python raises RuntimeError from an interrupt that comes while a class is made.
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
-        print_error("interrupted; finished items are kept")
-        return 4
-    if isinstance(error, OSError) and (
-        error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)
-    ):
-        from artifacts.disk.faults import fault_of
-
-        fault = fault_of(error, Path(str(error.filename or "the store or the output folder")))
-        print_error(str(fault))
-        return fault.exit_code
-    assert isinstance(error, Exception)
-    if missing := missing_package(error, "this command"):
-        print_error(str(missing))
-        return missing.exit_code
-    return report_crash(error)
+    return exit_report.exit_code_of(error)
 
 
 def run(given: argparse.Namespace) -> int:
@@ -78,7 +56,12 @@ def run(given: argparse.Namespace) -> int:
     from flows.interfaces.cli import elsewhere
 
     given.elsewhere = elsewhere
-    code: int = getattr(module_of(given.command), f"{given.command}_command")(given)
+    command = getattr(module_of(given.command), f"{given.command}_command")
+    if "notify" in given and (given.notify or given.metrics_file) and not given.dry_run:
+        from flows.commands.shared.monitoring import monitored
+
+        return monitored(given, command)
+    code: int = command(given)
     return code
 
 

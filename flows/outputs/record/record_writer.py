@@ -5,9 +5,9 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from artifacts.disk.files import write_json
 from artifacts.disk.json_records import json_of
@@ -47,6 +47,10 @@ def remember(words: Sequence[str], job: "Job", writer: "RecordWriter") -> None:
 class RecordWriter:
     """The writer of a run's record, which `penstock status` and users read. Thread-safe."""
 
+    on_begin: ClassVar[Callable[[Path, RunRecord], None] | None] = None
+    """Called with the folder and the record of each run that this process begins; None: by
+    nobody."""
+
     def __init__(self, out: Path, pipeline: Pipeline = CAPTION) -> None:
         """Begin the record."""
         self.path = out / RUN_RECORD
@@ -60,6 +64,8 @@ class RecordWriter:
         self._earlier: list[RunEntry] = []
         """Entries of earlier runs into the folder."""
         self._began = seconds_of(self.record.started)
+        if RecordWriter.on_begin is not None:
+            RecordWriter.on_begin(out, self.record)
 
     def stage(self, name: str) -> StageRecord:
         """Return the record of one stage."""

@@ -1,7 +1,7 @@
 """The command of a run as its record has it, which may be repeated, and changed for that."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from artifacts.errors import redacted
@@ -18,11 +18,14 @@ OMITTED_OPTIONS = (
 )
 """Options left out of a repeated command: they do more than write files, hide its output, drop
 rows, or trust code or files of others, which needs consent each time."""
+OMITTED_VALUES = ("--metrics-file", "--notify")
+"""Options with a value that no record has: where a run is reported is named for each run, and an
+address to post to may be a secret."""
 
 
 def repeated(words: Sequence[str]) -> list[str]:
     """Return the words of a command for another run."""
-    return [word for word in words if word not in OMITTED_OPTIONS]
+    return [word for word in without(words, OMITTED_VALUES) if word not in OMITTED_OPTIONS]
 
 
 def moved_with(path: Path, before: Path, out: Path) -> Path:
@@ -30,18 +33,23 @@ def moved_with(path: Path, before: Path, out: Path) -> Path:
     return out / path.relative_to(before) if path.is_relative_to(before) else path
 
 
-def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
-    """Return the words of a command with other values of these options, which take one each."""
-    kept, rest = list[str](), iter(words[1:])
+def without(words: Sequence[str], options: Collection[str]) -> list[str]:
+    """Return the words of a command without these options, which take one value each."""
+    kept, rest = list(words[:1]), iter(words[1:])
     for word in rest:
         if word == "--":
             kept += [word, *rest]
-        elif word in values:
+        elif word in options:
             next(rest, None)
-        elif word.partition("=")[0] not in values:
+        elif word.partition("=")[0] not in options:
             kept.append(word)
-    given = [word for pair in values.items() for word in pair]
-    return [*words[:1], *given, *kept]
+    return kept
+
+
+def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Return the words of a command with other values of these options, which take one each."""
+    kept, given = without(words, values), [word for pair in values.items() for word in pair]
+    return [*kept[:1], *given, *kept[1:]]
 
 
 def words_of(config: CaptionConfig) -> list[str]:
@@ -61,6 +69,7 @@ def words_of(config: CaptionConfig) -> list[str]:
 
 def command_of(words: Sequence[str]) -> CommandRecord | None:
     """Return words and this folder as a record has them; None if the words hold credentials."""
+    words = without(words, OMITTED_VALUES)
     values = [part for word in words for part in (word, word.partition("=")[2])]
     if not words or any(redacted(value) != value or signed(value) for value in values):
         return None

@@ -88,6 +88,24 @@ def test_a_log_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[-1].startswith("encoding: 38 chunks in ")
 
 
+@pytest.mark.parametrize(
+    ("of_run", "end"), [(7262.0, "2 h 01 min left"), (None, r"[\d.]+ s left for this stage")]
+)
+def test_the_time_left_is_that_of_the_run(
+    of_run: float | None, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.core.console.modes.LINE_SECONDS", 0.0)
+    log = io.StringIO()
+    display = Display(to=log)
+    display.stage(StageStart(name="encode", total=40, done=2, run_left=lambda: of_run))
+    for _ in range(20):
+        time.sleep(0.01)
+        display.on_event("encode", Answered())
+    display.close()
+    lines = log.getvalue().splitlines()
+    assert any(re.fullmatch(rf"encoding \d+/40  [\d.]+/s  {end}", line) for line in lines)
+
+
 def test_items_made_beside_the_stage_before_count_as_made() -> None:
     log = io.StringIO()
     display = Display(to=log)
