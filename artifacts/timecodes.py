@@ -13,6 +13,20 @@ START, TIMECODE, WALL = "start", "timecode", "wall"
 CLOCKS = (START, TIMECODE, WALL)
 """What the times of a track count from: the file's start, its timecode, or midnight."""
 LABEL = re.compile(r"(\d{2}):(\d{2}):(\d{2})([:;.,])(\d{2,3})")
+NTSC_24, NTSC_30, NTSC_60 = (Fraction(1000 * whole, 1001) for whole in (24, 30, 60))
+USUAL_RATES = (
+    NTSC_24,
+    *map(Fraction, (24, 25)),
+    NTSC_30,
+    *map(Fraction, (30, 48, 50)),
+    NTSC_60,
+    Fraction(60),
+)
+"""Frames a second of cameras that write timecode."""
+EXACT, NEAR = Fraction(1, 5000), Fraction(1, 200)
+"""How far a rate as a file states it, and an average over missing frames, may be from the rate."""
+MOST_MISSING = Fraction(3, 2)
+"""A rate so many times larger than the average counts fields, or ticks of a clock."""
 DROPPED_SHARE = Fraction(1, 15)
 """Labels that drop frame leaves out of a minute, as a share of the frames of a second."""
 DAY_MINUTES = 24 * 60
@@ -75,6 +89,25 @@ class Timecode:
         return seconds + frames / round(self.rate)
 
 
+def label_rate(average: Fraction, largest: Fraction) -> Fraction:
+    """Return how many labels a second a film has, of the average number of frames a second, and the
+    rate in which all of its frames can be timed. Labels count a whole number, or a 1001st less. The
+    average is neither where frames are missing or last longer."""
+    for stated in (largest, average):
+        exact = min(_whole_rates(stated), key=lambda rate: abs(rate - stated))
+        is_frames = average * (1 - EXACT) <= exact <= average * MOST_MISSING
+        if is_frames and abs(exact - stated) <= stated * EXACT:
+            return exact
+    nearest = min(USUAL_RATES, key=lambda rate: abs(rate - average))
+    if abs(nearest - average) <= nearest * NEAR:
+        return nearest
+    return next((rate for rate in USUAL_RATES if rate > average), average)
+
+
+def _whole_rates(rate: Fraction) -> tuple[Fraction, ...]:
+    return Fraction(round(rate)), Fraction(1000 * round(rate), 1001)
+
+
 def _dropped(nominal: int) -> int:
     return round(nominal * DROPPED_SHARE)
 
@@ -88,7 +121,8 @@ class RecordingClock:
     rate: str = ""
     """Frames a second as a fraction, such as 30000/1001."""
     recorded: str = ""
-    """When recording began, in ISO 8601; empty: it does not say."""
+    """When recording began, in ISO 8601: by the clock on the wall if the file states its time zone,
+    else in UTC; empty: it does not say."""
 
     def timecode_after(self, seconds: float) -> Timecode | None:
         """Return the timecode so many seconds after the first frame; None: there is none."""
@@ -100,7 +134,7 @@ class RecordingClock:
         """Return the time on the wall so many seconds after the first frame; None: unknown."""
         try:
             return datetime.fromisoformat(self.recorded) + timedelta(seconds=seconds)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
 
     def times(self, clock: str, span: tuple[float, float]) -> tuple[float, float] | None:

@@ -147,4 +147,4 @@ def _stage() -> Any:
 
 def _collator(out: str | Path, processor: Any, end: int | None = None, dtype: Any = None) -> Any:
     plan = trainable_run(out).plan
-    return _stage().FeatureBatches(plan.store, plan.folder, processor, end, dtype)
+    return _stage().FeatureBatches(plan.store, plan.folder, processor, end, dtype, plan.features_as)

@@ -17,20 +17,25 @@ from urllib.parse import quote
 
 from artifacts.errors import EnvironmentFault
 
-FORMAT = 1
+FORMAT = 2
 """Raised when an index of words is built differently for the same lines."""
+FOLDER = "words"
+"""Folder of a store, on this machine, with the indexes of words."""
+SUFFIX = ".sqlite"
 MOST_RANKED = 5000
 """Number of lines that are compared with one another: ranking 200,000 takes 0.2 s."""
 TABLES = """
 CREATE VIRTUAL TABLE text USING fts5(words, content='',
     tokenize="unicode61 remove_diacritics 2 categories 'L* N* Co M*'");
-CREATE TABLE medium (id INTEGER PRIMARY KEY, path INTEGER, file INTEGER, at INTEGER, size INTEGER);
+CREATE TABLE medium (id INTEGER PRIMARY KEY,
+    path INTEGER, content INTEGER, file INTEGER, at INTEGER, size INTEGER);
 CREATE TABLE line (
     id INTEGER PRIMARY KEY, file INTEGER, at INTEGER, size INTEGER, part INTEGER, medium INTEGER);
 CREATE TABLE made (source TEXT);
 """
 INDEXES = """
 CREATE INDEX medium_path ON medium (path);
+CREATE INDEX medium_content ON medium (content);
 CREATE INDEX line_medium ON line (medium);
 INSERT INTO text (text) VALUES ('optimize');
 """
@@ -43,6 +48,8 @@ SPACELESS = (
 ALONE = re.compile(f"[{SPACELESS}]")
 UNSEEN = re.compile("[\0\u00ad\u0591-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u200b-\u200f]")
 """NUL, soft hyphens, characters of no width, and vowel signs of Hebrew and Arabic."""
+STROKES = str.maketrans("đħıłøŧ", "dhilot")
+"""Latin letters whose stroke, or missing dot, Unicode does not take for an accent."""
 UNITS = re.compile(r'"([^"]*)"?(\*?)|(\S+)')
 """A phrase, a prefix, or a word of a query."""
 
@@ -67,6 +74,8 @@ class MediumLine(NamedTuple):
 
     path: int
     """The identity of its path, as an index of vectors has it."""
+    content: int
+    """That of its content; 0: unknown."""
     file: int
     at: int
     size: int
@@ -74,7 +83,7 @@ class MediumLine(NamedTuple):
 
 def words_in(text: str) -> str:
     """Return a text as it is compared."""
-    text = normalize("NFKC", text.encode(errors="replace").decode()).casefold()
+    text = normalize("NFKC", text.encode(errors="replace").decode()).casefold().translate(STROKES)
     return ALONE.sub(r" \g<0> ", UNSEEN.sub("", text))
 
 
@@ -92,6 +101,13 @@ def _phrases(text: str) -> Iterator[str]:
         if any(map(str.isalnum, words)):
             is_prefix = words[-1].isalnum() if star else words[-1] == "*"
             yield f'"{words}"{"*" * is_prefix}'
+
+
+def is_word_index(name: str) -> bool:
+    """Return whether a file of a store is a finished index of words. It may be deleted at any time:
+    the next search makes it again in seconds."""
+    folder, _, rest = name.partition("/")
+    return folder == FOLDER and rest.endswith(SUFFIX) and "/" not in rest
 
 
 class WordIndex:
@@ -120,13 +136,17 @@ class WordIndex:
         sql = f"SELECT {', '.join(TextLine._fields)} FROM ({ranked}) JOIN line USING (id)"
         return [TextLine(*row) for row in self._rows(f"{sql} ORDER BY score, id", query, most)]
 
-    def of_path(self, path: int) -> list[TextLine]:
-        """Return the lines about the medium at a path. Raises EnvironmentFault."""
-        media = "SELECT id FROM medium WHERE path = ?"
+    def about(self, path: int, content: int) -> list[TextLine]:
+        """Return the lines about the medium at a path; if it has none, those about media of the
+        same content. Raises EnvironmentFault."""
+        return self._about("path", path) or (self._about("content", content) if content else [])
+
+    def _about(self, column: str, identity: int) -> list[TextLine]:
+        media = f"SELECT id FROM medium WHERE {column} = ?"
         sql = (
             f"SELECT {', '.join(TextLine._fields)} FROM line WHERE medium IN ({media}) ORDER BY id"
         )
-        return [TextLine(*row) for row in self._rows(sql, _signed(path))]
+        return [TextLine(*row) for row in self._rows(sql, _signed(identity))]
 
     def medium(self, number: int) -> MediumLine:
         """Return where a medium is described. Raises EnvironmentFault."""
@@ -150,8 +170,11 @@ def build(
     """Write an index of words to a new file, which counts when it is given its final name. Raises
     EnvironmentFault if this Python has no FTS5, and sqlite3.Error."""
     with _writing(path) as connection:
-        rows = ((number, _signed(path), *at) for number, (path, *at) in enumerate(media))
-        connection.executemany("INSERT INTO medium VALUES (?, ?, ?, ?, ?)", rows)
+        rows = (
+            (number, _signed(place), _signed(content), *at)
+            for number, (place, content, *at) in enumerate(media)
+        )
+        connection.executemany("INSERT INTO medium VALUES (?, ?, ?, ?, ?, ?)", rows)
         for number, (line, text) in enumerate(lines, 1):
             connection.execute("INSERT INTO line VALUES (?, ?, ?, ?, ?, ?)", (number, *line))
             connection.execute(

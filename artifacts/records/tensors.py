@@ -16,6 +16,7 @@ from artifacts.records.eight_bits import (
     FORMS,
     is_packed,
     pack_vectors,
+    packed_bytes,
     scales_shape,
     unpack_vectors,
 )
@@ -81,6 +82,19 @@ def pack_again(
         return {**node, "v": [[name, again(part, _below(path, name))] for name, part in below]}
 
     return again(meta, ""), b"".join(parts)
+
+
+def restored_bytes(meta: Mapping[str, Any], length: int) -> int:
+    """Return the bytes of the tensors of a tree when features are restored, of so many stored
+    ones."""
+    if meta["is"] in FORMS:
+        *outer, width = map(int, meta["shape"])
+        restored = width * (4 if meta["dtype"] == "float32" else 2)
+        return length + math.prod(outer) * (restored - packed_bytes(width))
+    below = meta.get("v")
+    for part in below if isinstance(below, list) else ():
+        length = restored_bytes(part if isinstance(part, dict) else part[1], length)
+    return length
 
 
 def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview) -> Any:

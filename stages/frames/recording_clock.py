@@ -1,6 +1,5 @@
 """Reads what a video file says of when it was recorded: timecode and time of creation."""
 
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -9,24 +8,36 @@ from av.container import InputContainer
 from av.sidedata.sidedata import Type
 from av.video.stream import VideoStream
 
-from artifacts.timecodes import RecordingClock, Timecode
+from artifacts.timecodes import RecordingClock, Timecode, label_rate
 
-TIMECODE, CREATED = "timecode", "creation_time"
-"""Keys of metadata, in small letters. Timecode is that of the stream, of a track of timecodes, of
-the file, or of the first group of pictures of MPEG-2."""
+TIMECODE = "timecode"
+"""Key of metadata, in small letters: of the stream, of a track of timecodes, or of the file. In
+MPEG-2 the first group of pictures has it."""
+CREATED = ("com.apple.quicktime.creationdate", "creation_time")
+"""Keys of metadata. The first is that of phones, by the clock on the wall with its distance from
+UTC; the second is in UTC."""
 
 
 def clock_of(container: InputContainer, stream: VideoStream, first: VideoFrame) -> RecordingClock:
     """Return the clocks of a file, as far as it states them in a form that can be read."""
-    rate = stream.average_rate or stream.guessed_rate or Fraction(0)
+    average = stream.average_rate or stream.guessed_rate or Fraction(0)
+    rate = label_rate(average, stream.base_rate or average)
     others = [other.metadata for other in container.streams if other.type == "data"]
     places = [stream.metadata, *others, container.metadata]
     stated = [*(_value(place, TIMECODE) for place in places), _of_pictures(first)]
     labels = (label for label in stated if label and Timecode.parse(label, rate))
-    created = (_value(place, CREATED) for place in (container.metadata, stream.metadata))
-    clock = RecordingClock(timecode=next(labels, ""), rate=str(rate))
-    recorded = replace(clock, recorded=next(filter(None, created), ""))
-    return clock if recorded.recorded_after(0) is None else recorded
+    places = [container.metadata, stream.metadata]
+    created = (_value(place, name) for name in CREATED for place in places)
+    return RecordingClock(
+        timecode=next(labels, ""), rate=str(rate), recorded=next(filter(_is_time, created), "")
+    )
+
+
+def _is_time(created: str) -> bool:
+    """Return whether a time can be read, and is later than 1970: before it, time 0 of a clock that
+    was never set, of which containers count seconds from 1904 or 1970."""
+    begun = RecordingClock(recorded=created).recorded_after(0)
+    return begun is not None and begun.year > 1970
 
 
 def _value(metadata: dict[str, str], name: str) -> str:

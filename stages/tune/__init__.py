@@ -110,11 +110,13 @@ class FeatureExportJob:
     """Folder to write to."""
     rows: list[CaptionToExport]
     bytes: int
-    """Bytes of the features."""
+    """Bytes of the features, as they are restored."""
     about: dict[str, Any]
     """What `features.json` says of the run."""
     card: str
     """Text of the data-set card."""
+    form: str = ""
+    """Form in which the run stored features; empty: as computed."""
     max_pixels: int = 0
     max_video_pixels: int = 0
     as_published: bool = False

@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import pad
 
 from artifacts.errors import UsageError
+from artifacts.records.eight_bits import in_form_first
 from artifacts.records.packs import RecordSet, RecordUnion, stored_namespaces
 from artifacts.records.store import open_store
 from artifacts.records.tensors import make_record
@@ -52,11 +53,13 @@ class FeatureBatches:
         processor: Processor,
         end: int | None = None,
         dtype: torch.dtype | None = None,
+        form: str = "",
     ) -> None:
-        """`store` is the URL of the store, `folder` the checkpoint's. `end` is the token after a
-        caption; None: the tokenizer's own, or the checkpoint's if that is another. `dtype` is that
-        of the features in a batch; None: as they are stored."""
-        self._store = store
+        """`store` is the URL of the store, `folder` the checkpoint's, `form` that in which the run
+        stored features. `end` is the token after a caption; None: the tokenizer's own, or the
+        checkpoint's if that is another. `dtype` is that of the features in a batch; None: as they
+        are stored."""
+        self._store, self._form = store, form
         self._processor = processor
         self._ends = _ends(folder, processor)
         self._end = self._ends[0] if end is None else end
@@ -95,7 +98,7 @@ class FeatureBatches:
         """Return the features with a key. Raises DamagedRecord."""
         if self._features is None:
             store = open_store(self._store)
-            names = sorted(stored_namespaces(store, KIND))  # as computed before in a form
+            names = in_form_first(stored_namespaces(store, KIND), self._form)
             self._features = RecordUnion([RecordSet(store, KIND, name) for name in names])
         return read_features(self._features, key)
 

@@ -82,7 +82,7 @@ class DataSetWriter:
             max_video_pixels=job.max_video_pixels,
             as_published=job.as_published,
         )
-        self._batches = FeatureBatches(job.store, job.model, processor)
+        self._batches = FeatureBatches(job.store, job.model, processor, form=job.form)
         self._about = {**job.about, "pad": processor.tokenizer.pad_token_id or 0}
         self._rows, layouts = _written(self._folder)
         self._layouts = {json.dumps(layout): at for at, layout in enumerate(layouts)}

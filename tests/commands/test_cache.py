@@ -18,12 +18,14 @@ from PIL import Image
 
 from artifacts.disk.locks import try_hold
 from artifacts.errors import UsageError
+from artifacts.index.words import FOLDER as WORDS
+from artifacts.index.words import SUFFIX
 from artifacts.records.claims import claims_at
 from artifacts.records.packs import Record, RecordSet, sizes_in, verify
 from artifacts.records.store import FolderStore, prepare_store
 from artifacts.records.stores.local import half_written
 from flows.commands.cache import cache_command
-from flows.commands.cache.clean import collect, holdings
+from flows.commands.cache.clean import clear, collect, holdings
 from flows.commands.cache.rebuild import RebuildOptions, RebuildResult, rebuild
 from flows.core.checkpoint.gguf import COPIES
 from flows.core.console.display import Display
@@ -73,6 +75,31 @@ def test_the_least_recently_used_goes_first_and_what_is_small_goes_last(store: F
         assert not goes.exists() and made.bytes == sizes.pop(goes)
         assert all(path.exists() for path in sizes)
         total -= made.bytes
+
+
+def test_indexes_of_words_go_before_any_pack(store: FolderStore) -> None:
+    features = put(store, "features", FREE, "a", used=1)
+    index = store.local / WORDS / f"{'a' * 32}{SUFFIX}"
+    half_built = index.with_suffix("").with_name(f"{'b' * 32}-x") / "b.sqlite"
+    for path in (index, half_built):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(30_000))
+    size = features.stat().st_size
+    kept = collect(store, size + 30_000, dry_run=False)
+    assert not kept.bytes and index.exists() and not half_built.exists()
+    planned = collect(store, size, dry_run=True)
+    assert planned.packs == {"word indexes": 1} and index.exists()
+    assert collect(store, size, dry_run=False).bytes == 30_000
+    assert features.exists() and not index.exists()
+
+
+def test_clearing_a_store_deletes_its_indexes_of_words(store: FolderStore) -> None:
+    prepare_store(store)
+    index = store.local / WORDS / f"{'a' * 32}{SUFFIX}"
+    index.parent.mkdir()
+    index.write_bytes(b"words of captions")
+    clear(store)
+    assert not index.exists()
 
 
 def test_reading_keeps_a_pack_from_going(store: FolderStore) -> None:

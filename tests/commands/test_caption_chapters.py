@@ -15,7 +15,10 @@ CHAPTERS = ((0.0, 2.5), (2.5, 3.0), (3.0, 6.0), (6.0, 90.0))
 """The last one ends after the file."""
 
 
-def write(path: Path, chapters: tuple[tuple[float, float], ...], seconds: int = 8) -> None:
+def write(
+    path: Path, chapters: tuple[tuple[float, float], ...], seconds: int = 8, begun: int = 0
+) -> None:
+    """A film whose clock shows so many seconds when it begins."""
     with av.open(str(path), "w") as container:
         container.set_chapters(
             [
@@ -33,6 +36,7 @@ def write(path: Path, chapters: tuple[tuple[float, float], ...], seconds: int = 
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         for at in range(10 * seconds):
             frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 2 * at, np.uint8), "rgb24")
+            frame.pts, frame.time_base = 10 * begun + at, Fraction(1, 10)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -67,3 +71,12 @@ def test_chunks_end_with_chapters(tmp_path: Path, suffix: str, capsys: Any) -> N
 def test_chapters_exclude_shots(capsys: Any) -> None:
     assert main(["caption", ".", "--model", "demo", "--chapters", "--shots"]) == 2
     assert "--shots" in capsys.readouterr().err
+
+
+def test_chapters_count_from_the_same_zero_as_the_frames(tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    write(tmp_path / "films" / "clock.mkv", ((103.0, 106.0),), begun=100)
+    write(tmp_path / "films" / "moved.mkv", ((0.0, 3.0), (3.0, 6.0)), begun=100)
+    spans = captioned(tmp_path, "--chapters")
+    for name in ("clock.mkv", "moved.mkv"):
+        assert np.allclose(spans[name], [(0, 3), (3, 6), (6, 8)], atol=0.11), name

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from artifacts.errors import CannotFit, Interrupted
+from artifacts.index.words import FOLDER as WORDS
+from artifacts.index.words import SUFFIX
 from artifacts.option_texts import parse_size
 from artifacts.records.packs import Record, RecordSet, read_header
 from artifacts.records.store import FolderStore, open_store
@@ -342,3 +344,16 @@ def test_features_of_another_model_go_first_unless_a_job_needs_them(config: Capt
     run(limited)
     other.refresh()
     assert len(other) == 0 and features(config)
+
+
+def test_an_index_of_words_takes_no_room_of_a_run_and_goes_when_it_is_needed(
+    config: CaptionConfig,
+) -> None:
+    index = Path(config.store_url) / WORDS / f"{'a' * 32}{SUFFIX}"
+    index.parent.mkdir(parents=True)
+    index.write_bytes(bytes(300_000))
+    roomy = replace(config, max_store=1_600_000)
+    run(roomy)
+    assert index.exists(), "there was room for it"
+    run(replace(config, max_store=200_000, prompt="Second"))
+    assert not index.exists()

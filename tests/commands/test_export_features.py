@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 
 import artifacts.disk.files
+from artifacts.records.eight_bits import INT8_64, form_of
+from artifacts.records.packs import RecordSet, stored_namespaces
+from artifacts.records.store import FolderStore
+from artifacts.records.tensors import name_tensors
+from flows.commands.cache.pack import pack_store
 from flows.commands.export.features import job_of
 from flows.interfaces.cli.main import main
+from stages.decode.protocol import read_features
 from stages.process.job import job_fields
 from stages.tune.feature_export import run
 from tests.support.families import made_once
@@ -75,7 +82,7 @@ def test_a_run_becomes_a_data_set_with_each_chunk_once(
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"{planned.strip()}, in 1 file" and second.endswith("1 of them from before")
     card = (tmp_path / "data" / "README.md").read_text()
-    assert card.startswith('---\nlicense: "cc-by-4.0"\nbase_model: "demo"\n')
+    assert card.startswith('---\nlicense: "cc-by-4.0"\ntags: ')
     assert "# 6 captions" in card and "Features show what the media show" in card
     rows = read_lines(tmp_path / "data" / "index.jsonl")
     lines = read_lines(out / "captions.jsonl")
@@ -123,6 +130,53 @@ def test_a_folder_with_other_content_is_refused(
     assert export("demo", "--to", "nf4", "--out", tmp_path) == 2
     assert "holds other files" in capsys.readouterr().err
     assert contents_of(tmp_path) == before
+
+
+@pytest.mark.parametrize(("form", "replace"), [("", False), (INT8_64, False), ("", True)])
+def test_packed_features_are_exported_as_what_they_are(
+    form: str, replace: bool, tmp_path: Path
+) -> None:
+    out = run_of(tmp_path / "run", "demo")
+    record = json.loads((out / "run.json").read_text())
+    label = f"bf16 as published as {form}" if form else "bf16 as published"
+    record["plan"] |= {"features_as": form, "precision": {"vision": label}}
+    (out / "run.json").write_text(json.dumps(record))
+    store = FolderStore(Path(record["plan"]["store"]))
+    before = job_of(out, tmp_path / "before", "mit", print)[1].bytes
+    pack_store(store, replace=replace, announce=print)
+    job, exported = job_of(out, tmp_path / "data", "mit", print)
+    is_packed = bool(form or replace)
+    assert job.about["precision"] == "bf16 as published" + " as int8-64" * is_packed
+    assert f"({job.about['precision']})" in job.card
+    told_by(run, json.loads(json.dumps(job_fields(job))))
+    shard = tmp_path / "data" / "features-00000.safetensors"
+    with safe_open(shard, "pt") as tensors:
+        held = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+    written = sum(t.nbytes for name, t in held.items() if name.startswith("features-"))
+    assert written <= exported.bytes < 1.05 * written and exported.bytes < 1.05 * before
+    names = stored_namespaces(store, "features")
+    (namespace,) = (name for name in names if bool(form_of(name)) == is_packed)
+    stored = RecordSet(store, "features", namespace)
+    for key in sorted(stored.keys()):
+        _, tensors = name_tensors(read_features(stored, key).features)
+        assert all(torch.equal(held[f"{key}.{name}"], t) for name, t in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("model", "commit", "named"),
+    [("Qwen/Qwen2.5-VL-3B", "66285546", True), ("/home/me/models/mine", None, False)],
+)
+def test_a_card_names_models_of_the_hub_and_no_path(
+    model: str, commit: str | None, named: bool, tmp_path: Path
+) -> None:
+    out = run_of(tmp_path / "run", "demo")
+    record = json.loads((out / "run.json").read_text())
+    record["plan"] |= {"model": model, "commit": commit}
+    (out / "run.json").write_text(json.dumps(record))
+    job, _ = job_of(out, tmp_path / "data", "mit", print)
+    assert (f'\nbase_model: "{model}"\n' in job.card) == named
+    assert job.about["model"] == (model if named else "mine")
+    assert "/home/me" not in job.card + json.dumps(job.about)
 
 
 SHARDS, FILES = 5, 18

@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from artifacts.errors import EnvironmentFault
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.index.manifest import read_manifest
 from artifacts.index.moments import single
 from artifacts.index.search import Query, Searcher
 from artifacts.index.snapshot import open_snapshot
 from flows.commands.search import build as filling
 from flows.commands.search import query
-from flows.commands.search.query import to_hit
+from flows.commands.search.query import is_image_query, to_hit
 from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.interfaces.cli.main import main
 from flows.outputs.folder.run_lock import only_run_in
@@ -415,6 +415,19 @@ def test_senseless_searches_are_told(
     assert search(built, *(word.format(media=built / "media") for word in more)) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_a_word_is_a_text_also_beside_a_folder_or_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dogs").mkdir()
+    (tmp_path / "cats").write_text("a list")
+    (tmp_path / "cat.png").write_bytes(b"")
+    asked = ("dogs", "cats", "a dog. ", "cat.png", "./cats")
+    assert [*map(is_image_query, asked)] == [False, False, False, True, True]
+    with pytest.raises(UsageError, match="no such image"):
+        is_image_query("./dogs")
 
 
 def test_a_wrong_index_is_one_line(

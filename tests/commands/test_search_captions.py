@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,9 @@ def test_command_prints_hits(film: Path, capsys: Printed, tmp_path: Path) -> Non
     ("text", "options", "message"),
     [
         ("!!!", [], "'!!!' has no words"),
+        ("red", ["--not", "*"], "--not '*' has no words"),
+        ("red", ["--not", "cat.jpg"], "cat.jpg: an image is searched by its vector"),
+        ("cat.jpg", [], "cat.jpg: an image is searched by its vector"),
         ("red", ["--in", "vectors"], "there is no index in"),
         ("red", ["--captions", "."], "there are no captions in"),
         ("red", ["--in", "words"], "unknown --in words"),
@@ -287,6 +290,20 @@ def test_a_moment_is_one_hit_with_the_caption_of_its_time(film: Path) -> None:
     (door,) = texts.find(words.query_of("door"), 10)
     assert [hit.caption for hit in both.fuse([moment], [door], 10)] == ["", "a door opens"]
     assert both.with_captions([moment], texts)[0].caption.startswith("a dog barks")
+
+
+def test_a_copy_and_a_path_through_a_link_have_the_captions_of_their_content(film: Path) -> None:
+    texts = RunTexts(film, os.environ["PENSTOCK_STORE"], print)
+    moment = Hit(
+        rank=1, score=0.3, media_path="film.mp4", path="/elsewhere/film.mp4", time=(11.0, 14.0),
+        at=12.0, box=None, key="k", copies=0, copy_paths=(), digest="c",
+    )  # fmt: skip
+    (hit,) = both.fuse([moment], texts.find(words.query_of("dog"), 10), 10)
+    assert (hit.path, hit.time, hit.caption_time) == (moment.path, (11.0, 14.0), (10.0, 20.0))
+    assert both.with_captions([moment], texts)[0].caption.startswith("a dog barks")
+    other = replace(moment, digest="d")
+    assert both.with_captions([other], texts)[0].caption == ""
+    assert len(both.fuse([other], texts.find(words.query_of("dog"), 10), 10)) == 2
 
 
 def test_a_condition_is_met_by_captions_that_are_not_among_the_first(run: Path) -> None:

@@ -5,8 +5,11 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from artifacts.disk.files import delete_unlocked
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
+from artifacts.index.words import FOLDER as WORDS
+from artifacts.index.words import is_word_index
 from artifacts.records.claims import FOLDER as CLAIMS
 from artifacts.records.packs import QUARANTINE, Pack, half_written_in, packs, sizes_in
 from artifacts.records.store import NAME, Store, prepare_store
@@ -100,8 +103,10 @@ class Collection:
 
 
 def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
-    """Delete half-written and damaged files, then least recently used packs, until at most `limit`
-    bytes are left."""
+    """Delete half-written and damaged files. Then, until at most `limit` bytes are left, delete
+    indexes of words, which searches make again without a model, and least recently used packs."""
+    if not dry_run:
+        delete_unlocked(store.local / WORDS, "")  # what killed searches left half-built
     jobs, stored = running_jobs(store), dict(store.stats())
     dead, writing = half_written_in(store)
     sizes = sizes_in(store, stored) | dead
@@ -112,11 +117,13 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
         jobs=[job.description for job in jobs],
     )
     in_use = frozenset[str]().union(*(job.namespaces for job in jobs))
-    for name in [*dead, *_rubbish(store, sizes, in_use)]:
-        made.bytes += sizes[name]
-        made.packs["rubbish"] += 1
-        if not dry_run:
-            _remove(store, name, is_object=name in stored)
+    useless = [*dead, *_rubbish(store, sizes, in_use)]
+    for name in [*useless, *filter(is_word_index, sizes)]:
+        if name in useless or made.after > limit:
+            made.bytes += sizes[name]
+            made.packs["word indexes" if is_word_index(name) else "rubbish"] += 1
+            if not dry_run:
+                _remove(store, name, is_object=name in stored)
     for pack in sorted(
         packs(stored), key=lambda pack: (pack.kind not in LARGE, pack.stat.modified, pack.name)
     ):
@@ -145,7 +152,8 @@ def clear(store: Store) -> tuple[int, int]:
     stored = dict(store.stats())
     dead, _ = half_written_in(store)
     sizes = sizes_in(store, stored) | dead
-    names = [*(pack.name for pack in packs(stored)), *dead, *_rubbish(store, sizes, ())]
+    names = [*(pack.name for pack in packs(stored)), *filter(is_word_index, sizes)]
+    names += [*dead, *_rubbish(store, sizes, ())]
     for name in names:
         _remove(store, name, is_object=name in stored)
     store.delete(NAME)

@@ -2,7 +2,8 @@
 Runs no model: a process of its own writes the shards."""
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import refuse_foreign
 from artifacts.disk.paths import folder_named, user_cache
 from artifacts.errors import UsageError, plain
+from artifacts.records.eight_bits import form_of
 from artifacts.records.keys import hash_file
 from artifacts.records.model_files import small_names
+from artifacts.records.packs import Place
 from artifacts.records.store import open_store
+from artifacts.records.tensors import restored_bytes
 from artifacts.schema import values_of
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
@@ -39,8 +43,7 @@ RULES = {
 """How an encoder's outputs are joined in a batch, as `features.json` explains it."""
 CARD = """---
 license: {license}
-base_model: {model}
-tags: [penstock, vision-features]
+{base}tags: [penstock, vision-features]
 task_categories: [image-text-to-text]
 configs: [{{config_name: default, data_files: index.jsonl}}]
 ---
@@ -146,16 +149,20 @@ def job_of(
     """Return the job for a run's folder, and what it will write. Raises PenstockError."""
     run, examples, features = stored_captions(source, announce)
     plan, keys = run.plan, {example.features for example in examples}
+    places = [features.place(key) for key in keys]
     exported = FeaturesExported(
         out=folder,
         captions=len(examples),
         chunks=len(keys),
-        bytes=sum(features.place(key).length for key in keys),
+        bytes=sum(restored_bytes(place.meta["tree"], place.length) for place in places),
     )
-    about = _about(run, len(examples))
+    # The hub refuses a card whose base model is none of its own, and a path is nobody's business.
+    name = plan.model if plan.commit else Path(plan.model).name
+    about = {**_about(run, len(examples)), "model": name, "precision": _precision(run, places)}
     card = CARD.format(
         license=json.dumps(license_name.strip()),
-        model=json.dumps(plan.model),
+        base=f"base_model: {json.dumps(name)}\n" if plan.commit else "",
+        model=json.dumps(name),
         captions=counted(exported.captions, "caption"),
         chunks=counted(exported.chunks, "chunk"),
         precision=about["precision"],
@@ -170,6 +177,7 @@ def job_of(
         bytes=exported.bytes,
         about=about,
         card=card,
+        form=plan.features_as,
         max_pixels=plan.max_pixels or 0,
         max_video_pixels=plan.max_video_pixels or 0,
         as_published=plan.as_published,
@@ -189,6 +197,19 @@ def _row(example: Example) -> CaptionToExport:
     )
 
 
+def _precision(run: RunRecord, places: Sequence[Place]) -> str:
+    """Return the precision of features, and the form of those that are read in one: `cache pack
+    --replace` leaves no others of a run that stored them as computed."""
+    computed = run.plan.precision.get("vision", "").removesuffix(f" as {run.plan.features_as}")
+    forms = Counter(form_of(place.pack.split("/")[2]) for place in places)
+    packed = " and ".join(
+        f"{form} ({counted(count, 'chunk')})" if len(forms) > 1 else form
+        for form, count in sorted(forms.items())
+        if form
+    )
+    return f"{computed} as {packed}" if packed else computed
+
+
 def _about(run: RunRecord, captions: int) -> dict[str, Any]:
     """Return what `features.json` says of the model and of the run. Raises EnvironmentFault."""
     plan, folder = run.plan, Path(run.plan.folder)
@@ -198,12 +219,10 @@ def _about(run: RunRecord, captions: int) -> dict[str, Any]:
         weights = {path.name: digests.known_of_model(path) for path in folder.glob("*.safetensors")}
     return {
         "form": FORM,
-        "model": plan.model,
         "commit": plan.commit,
         "vision_half": plan.decided_by.get("weights of the vision half"),
         "weights": {name: known.digest for name, known in sorted(weights.items()) if known},
         "processor": files,
-        "precision": plan.precision.get("vision", ""),
         "sampling": values_of(plan.sampling) if plan.sampling else None,
         "transformers": run.versions.get("transformers", ""),
         "captions": captions,

@@ -17,6 +17,7 @@ from artifacts.index.words import query_of
 from flows.commands.search.query import Hit, is_image_query, search_index
 from flows.commands.search.run_texts import RunTexts, TextHit, is_run, overlap
 from flows.core.console.display import Display
+from flows.core.media.media_file import IMAGE_SUFFIXES
 from flows.core.options import vectors
 from flows.core.options.vectors import SearchPlace, SearchQuery
 
@@ -42,6 +43,8 @@ def search(folder: Path, request: SearchQuery, place: SearchPlace, display: Disp
     within = request.within or ("both" if has_vectors else "captions")
     if within == "both" and is_image_query(request.what):
         within = "vectors"  # an image has no words
+    if within == "captions":
+        refuse_images((request.what, *request.without))
     wider = replace(request, top=DEEPER * request.top) if within == "both" else request
     hits = [] if within == "captions" else search_index(folder, wider, place, display)
     texts = RunTexts(run, place.store_url, display.doing)
@@ -66,6 +69,15 @@ def refuse_without_captions(within: str) -> None:
         raise UsageError(f"--in {within}: there are no captions", hint=GIVE_CAPTIONS)
 
 
+def refuse_images(texts: Sequence[str]) -> None:
+    """Raise UsageError for a name of an image among texts whose words are to be searched."""
+    if image := next((t for t in texts if Path(t).suffix.lower() in IMAGE_SUFFIXES), ""):
+        raise UsageError(
+            f"{image}: an image is searched by its vector, and has no words",
+            hint="Give --index DIR, an index of vectors, and no --in captions",
+        )
+
+
 def find_texts(
     texts: RunTexts, request: SearchQuery, within: str, table: Table = INDEX
 ) -> list[TextHit]:
@@ -75,6 +87,9 @@ def find_texts(
         if within == "both":
             return []
         raise UsageError(f"{request.what!r} has no words", hint="Give words, or search in vectors")
+    wordless = [text for text in request.without if not query_of(text)]
+    if wordless and within == "captions":
+        raise UsageError(f"--not {wordless[0]!r} has no words", hint="Give words, or leave it out")
     condition = Condition(request.where, table) if request.where else None
     return texts.find(query, request.top, condition)
 
@@ -82,12 +97,14 @@ def find_texts(
 def fuse(hits: Sequence[Hit], texts: Sequence[TextHit], top: int) -> list[Hit]:
     """Return the hits of vectors and of words as one list, best first. A text about the time of a
     hit is one with it."""
-    of_path: dict[str, list[int]] = defaultdict(list)
+    of_path, of_content = (defaultdict[str, list[int]](list) for _ in range(2))
     for at, text in enumerate(texts):
         of_path[text.path].append(at)
+        of_content[text.medium.content].append(at)
     fused, joined = list[Hit](), set[int]()
     for rank, hit in enumerate(hits, 1):
-        same = [at for at in of_path[hit.path] if overlap(texts[at].time, hit.time)]
+        about = of_path[hit.path] or (of_content[hit.digest] if hit.digest else [])
+        same = [at for at in about if overlap(texts[at].time, hit.time)]
         score = 1 / (CONSTANT + rank) + sum(1 / (CONSTANT + at + 1) for at in same[:1])
         fused.append(_captioned(replace(hit, score=score), texts[same[0]] if same else None))
         joined.update(same)
@@ -101,7 +118,8 @@ def fuse(hits: Sequence[Hit], texts: Sequence[TextHit], top: int) -> list[Hit]:
 def with_captions(hits: Sequence[Hit], texts: RunTexts) -> list[Hit]:
     """Return hits with the captions of their times. Raises EnvironmentFault."""
     return [
-        hit if hit.caption else _captioned(hit, texts.of_moment(hit.path, hit.time)) for hit in hits
+        hit if hit.caption else _captioned(hit, texts.of_moment(hit.path, hit.digest, hit.time))
+        for hit in hits
     ]
 
 

@@ -307,10 +307,12 @@ def _in_numpy(
 
 
 def is_image_query(text: str) -> bool:
-    """Return whether a query names an image file instead of being a text. Raises UsageError for a
-    video, and for a missing image."""
+    """Return whether a query names an image file instead of being a text. A word is a text, also if
+    a folder or file here has that name. Raises UsageError for a video, and for a missing image."""
     path = Path(os.path.expanduser(text))
     suffix = path.suffix.lower()
+    if not suffix and os.sep not in text:
+        return False
     if os.path.isfile(path):
         if suffix in VIDEO_SUFFIXES:
             raise UsageError(

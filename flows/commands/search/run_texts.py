@@ -30,15 +30,21 @@ from artifacts.errors import EnvironmentFault
 from artifacts.index.shard import TEXTS as TEXT_COLUMNS
 from artifacts.index.shard import medium_of
 from artifacts.index.where import Condition, batch_of
-from artifacts.index.words import MOST_RANKED, MediumLine, TextLine, WordIndex, build
+from artifacts.index.words import (
+    FOLDER,
+    MOST_RANKED,
+    SUFFIX,
+    MediumLine,
+    TextLine,
+    WordIndex,
+    build,
+)
 from artifacts.records.store import open_store
 from artifacts.texts.edits import REJECTED
 from artifacts.texts.questions import QuestionAnswer
 from flows.core.media.output_rows import MediaRow
 from flows.outputs.media_rows import RUN_AGAIN
 
-FOLDER = "words"
-"""Folder of the store with the indexes of words, which may be deleted at any time."""
 MEDIA = ("media.jsonl", "labels/media.jsonl", "answers/media.jsonl")
 TEXTS = (
     *("captions.jsonl", "summaries.jsonl", "answers.jsonl", "labels.jsonl"),
@@ -146,6 +152,11 @@ class RunTexts:
                 pass
             except OSError as error:
                 raise unreadable(self.folder / name, error, RUN_AGAIN) from error
+        if max(self._files, default=0) < len(MEDIA):
+            raise EnvironmentFault(
+                f"the captions in {self.folder} are gone",
+                hint="Mount its disk again, or run the same `penstock caption` again",
+            )
         # What was opened stays as it is: who writes a run replaces its files.
         self._source = encoded([[FILES[n], *stamp_of(file)] for n, file in self._files.items()])
         self._index = self._opened(open_store(store).local / FOLDER, on_build)
@@ -184,15 +195,16 @@ class RunTexts:
             return self.find(query, count, condition, -1)  # those that meet it come later
         return [*hits.values()][:count]
 
-    def of_moment(self, path: str, time: Span | None) -> TextHit | None:
-        """Return the first text about a medium at a time. Raises EnvironmentFault."""
-        hits = map(self._hit, self._index.of_path(medium_of(path)))
+    def of_moment(self, path: str, content: str, time: Span | None) -> TextHit | None:
+        """Return the first text about a medium at a time, or about a copy of it, which a path
+        through a link is, too. Raises EnvironmentFault."""
+        hits = map(self._hit, self._index.about(medium_of(path), _content_of(content)))
         return next((hit for hit in hits if overlap(hit.time, time)), None)
 
     def _hit(self, line: TextLine) -> TextHit:
         row = self._row(TextRow, line.file, line.at, line.size)
         start, end, text = row.parts()[line.part]
-        _, file, at, size = self._index.medium(line.medium)
+        _, _, file, at, size = self._index.medium(line.medium)
         medium = self._row(MediaRow, file, at, size) if size else _unknown(row, start == end == 0)
         time = None if medium.kind == "image" else (start, end)
         return TextHit(medium=medium, key=row.features, time=time, text=text)
@@ -222,7 +234,7 @@ class RunTexts:
                 at += len(line)
 
     def _opened(self, place: Path, on_build: Callable[[str], None]) -> WordIndex:
-        path = place / f"{digest_of(os.fspath(self.folder))[:32]}.sqlite"
+        path = place / f"{digest_of(os.fspath(self.folder))[:32]}{SUFFIX}"
         if index := self._usable(path):
             return index
         try:
@@ -260,9 +272,10 @@ class RunTexts:
         for file in range(len(MEDIA)):
             for at, size, row in self._lines(MediaRow, file):
                 numbers[(file, *row.name)] = len(media)
-                media.append(MediumLine(medium_of(row.address or row.path), file, at, size))
+                place, content = medium_of(row.address or row.path), _content_of(row.content)
+                media.append(MediumLine(place, content, file, at, size))
         unknown = len(media)
-        media.append(MediumLine(0, 0, 0, 0))
+        media.append(MediumLine(0, 0, 0, 0, 0))
 
         def lines() -> Iterator[tuple[TextLine, str]]:
             for file, name in enumerate(TEXTS, len(MEDIA)):
@@ -288,6 +301,11 @@ class RunTexts:
 def is_run(folder: Path) -> bool:
     """Return whether a folder is that of a run with texts."""
     return any((folder / name).is_file() for name in TEXTS)
+
+
+def _content_of(digest: str) -> int:
+    """Return the identity of a content; 0: it is unknown."""
+    return medium_of(digest) if digest else 0
 
 
 def overlap(one: Span | None, other: Span | None) -> bool:

@@ -5,10 +5,10 @@ A medium needs room for its frames and features until its captions are made, and
 that stay; vectors stay, because a run writes them all in the end. What the limit leaves beside what
 must stay is the room of one wave: of what the wave has stored, and of what it has yet to make.
 
-Before a wave, packs go until it fits: those that nobody has yet to read, the least recently used
-first, then those that later waves of this run have yet to read, the last wave's first. These waves
-make them again, so a run that was killed needs no more room than before, and neither does another
-prompt.
+Before a wave, files go until it fits: indexes of words, which the next search makes again; then
+packs that nobody has yet to read, the least recently used first; then those that later waves of
+this run have yet to read, the last wave's first. These waves make them again, so a run that was
+killed needs no more room than before, and neither does another prompt.
 
 A medium that needs more than there is room fails by name, and the others are made. A limit that has
 room for none of them is refused.
@@ -21,6 +21,7 @@ from itertools import chain, islice
 from typing import Any
 
 from artifacts.errors import CannotFit
+from artifacts.index.words import is_word_index
 from artifacts.records.packs import Pack, packs, sizes_in
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import rounded_up, size, written
@@ -65,8 +66,9 @@ class StoreLimit:
         read = {kind for stage in job.pipeline for kind in stage.reads}
         self._stays = {*self._kinds} - read
         """Kinds that this run reads in the end."""
-        kept, free = self._look(())
-        self._now = kept.total() + sum(pack.stat.size for pack in free)
+        kept, free, indexes = self._look(())
+        packed = sum(pack.stat.size for pack in free)
+        self._now = kept.total() + packed + sum(indexes.values())
         """Bytes of the store now."""
         needs = {medium: self._needs(medium) for medium in job.media}
         whole = {m: self._stored(m) + going for m, (going, _) in needs.items()}
@@ -156,7 +158,7 @@ class StoreLimit:
     def make_room(self, waves: Sequence[list[Medium]]) -> bool:
         """Delete packs until the first of these waves fits, which are left to be made. Return
         whether the next one fits beside it. Raises CannotFit, EnvironmentFault."""
-        kept, free = self._look(waves[0])
+        kept, free, indexes = self._look(waves[0])
         following = [(at, wave) for at, wave in enumerate(waves)][::-1]
         later = {pack: at for at, wave in following for pack in self._packs_to_read(wave)}
         free.sort(key=lambda pack: later.get(pack.name, math.inf), reverse=True)
@@ -165,6 +167,8 @@ class StoreLimit:
         needed, both = sizes[0], kept.total() + read + sum(sizes) <= self.bytes
         most = self.bytes - (sum(sizes) if both else needed)
         total = kept.total() + sum(pack.stat.size for pack in free)
+        for name in indexes if total + sum(indexes.values()) > most else ():
+            (self._job.store.local / name).unlink(missing_ok=True)
         for pack in free:
             if total <= most:
                 break
@@ -181,9 +185,9 @@ class StoreLimit:
     def _is_too_large(self, medium: Medium) -> bool:
         return medium.digest in self._too_large
 
-    def _look(self, wave: Sequence[Medium]) -> tuple[Counter[str], list[Pack]]:
+    def _look(self, wave: Sequence[Medium]) -> tuple[Counter[str], list[Pack], dict[str, int]]:
         """Return the bytes by kind that must stay in the store while these media are to be made,
-        and the packs that need not, least recently used first."""
+        the packs that need not, least recently used first, and the bytes of indexes of words."""
         store = self._job.store
         stored = dict(store.stats())
         self._ledger.refresh()  # afterwards, so that it has all of these packs
@@ -195,11 +199,13 @@ class StoreLimit:
         large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in kept)
         free = [pack for pack in large if pack.namespace not in elsewhere - own]
         kept_bytes, goes = Counter[str](), {pack.name for pack in free}
-        for name, size_of in sizes_in(store, stored).items():
+        sizes = sizes_in(store, stored)
+        indexes = {name: sizes.pop(name) for name in [*filter(is_word_index, sizes)]}
+        for name, size_of in sizes.items():
             kind, inside, _ = name.partition("/")
             kept_bytes[kind if inside else OTHERS] += 0 if name in goes else size_of
         free.sort(key=lambda pack: (pack.stat.modified, pack.name))
-        return kept_bytes, free
+        return kept_bytes, free, indexes
 
     def _packs_to_read(self, media: Iterable[Medium]) -> set[str]:
         """Return the packs with a record that these media have yet to read."""

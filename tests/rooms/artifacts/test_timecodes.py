@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from artifacts.timecodes import RecordingClock, Timecode
+from artifacts.timecodes import RecordingClock, Timecode, label_rate
 
 FILM, PAL, NTSC, NTSC_60 = (
     Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(60000, 1001)
@@ -51,6 +51,27 @@ def test_drop_frame_follows_the_clock_on_the_wall() -> None:
 
 
 @pytest.mark.parametrize(
+    ("average", "largest", "expected"),
+    [
+        (NTSC, NTSC, NTSC),
+        (Fraction(19001, 317), Fraction(19001, 317), NTSC_60),  # Matroska rounds to milliseconds
+        (Fraction(525990000, 18000983), NTSC, NTSC),  # one frame of 40 is missing
+        (Fraction(24165, 827), Fraction(24165, 827), NTSC),  # the same in Matroska
+        (Fraction(2454, 100), PAL, PAL),
+        (PAL, Fraction(50), PAL),  # interlaced
+        (Fraction(251, 10), Fraction(50), PAL),
+        (Fraction(2999, 100), Fraction(600), Fraction(30)),  # a phone
+        (Fraction(15), Fraction(15), Fraction(15)),
+        (Fraction(0), Fraction(0), Fraction(0)),
+    ],
+)
+def test_labels_count_the_rate_of_the_camera(
+    average: Fraction, largest: Fraction, expected: Fraction
+) -> None:
+    assert label_rate(average, largest) == expected
+
+
+@pytest.mark.parametrize(
     "label", ["", "01:00", "25:00:00:00", "00:00:60:00", "00:00:00:25", "aa:00:00:00"]
 )
 def test_what_is_no_label_is_none(label: str) -> None:
@@ -66,4 +87,5 @@ def test_a_span_by_a_clock() -> None:
     assert clock.times("timecode", (0.5, 2.0)) == (86399.48, 86401.0)
     assert clock.times("wall", (1.0, 2.0)) == (0.5, 1.5)
     assert RecordingClock().times("wall", (0.0, 1.0)) is None
+    assert RecordingClock(recorded="9999-12-31T23:59:59Z").times("wall", (2.0, 3.0)) is None
     assert RecordingClock(recorded="yesterday").times("wall", (0.0, 1.0)) is None

@@ -12,6 +12,7 @@ from artifacts.index.words import MediumLine, TextLine, WordIndex, build, query_
 LINES = {
     "English": "A red-haired woman waits at the café, it's 5 o'clock",
     "German": "Eine Straße in München bei Nacht, Fußgänger überqueren sie",
+    "Polish": "Pies biegnie przez Łódź",
     "Russian": "Красная машина едет мимо ёлки, чайка и зайчик",
     "Arabic": "سَيَّارَةٌ حمراء تقف أمام البيت",
     "Japanese": "東京タワーの前で猫が寝ている",
@@ -29,7 +30,7 @@ def index(tmp_path: Path) -> WordIndex:
 
 def indexed(folder: Path, *texts: str) -> WordIndex:
     lines = ((TextLine(0, at, 1, 0, 0), text) for at, text in enumerate(texts))
-    build(folder / "words", "source", [MediumLine((1 << 63) + 5, 0, 7, 9)], lines)
+    build(folder / "words", "source", [MediumLine((1 << 63) + 5, 8, 0, 7, 9)], lines)
     return WordIndex(folder / "words")
 
 
@@ -49,6 +50,8 @@ def found(index: WordIndex, text: str, *without: str) -> list[str]:
         ("strasse", ["German"]),
         ("MÜNCHEN", ["German"]),
         ("mu\u0308nchen", ["German"]),
+        ("lodz", ["Polish"]),
+        ("łódź", ["Polish"]),
         ("ёлки", ["Russian"]),
         ("МАШИНА", ["Russian"]),
         ("зайчик", ["Russian"]),
@@ -131,10 +134,12 @@ def test_find_best_first(tmp_path: Path) -> None:
     assert [line.at for line in index.find(query_of("cat"), 1)] == [0]
 
 
-def test_of_path(index: WordIndex) -> None:
-    assert [line.at for line in index.of_path((1 << 63) + 5)] == [*range(len(LINES))]
-    assert index.of_path(5) == []
-    assert index.medium(0)[1:] == (0, 7, 9)
+def test_lines_about_a_medium_are_those_of_its_path_or_its_content(index: WordIndex) -> None:
+    every = [*range(len(LINES))]
+    assert [line.at for line in index.about((1 << 63) + 5, 0)] == every
+    assert [line.at for line in index.about(5, 8)] == every
+    assert index.about(5, 9) == [] == index.about(5, 0)
+    assert index.medium(0)[1:] == (8, 0, 7, 9)
 
 
 def test_the_text_is_not_stored(tmp_path: Path) -> None:

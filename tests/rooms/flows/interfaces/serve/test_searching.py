@@ -394,3 +394,15 @@ def test_searches_in_captions_that_are_not_there_are_refused(place: Path, run: P
         answer = serving(place, run).get(f"/v1/search?{query}")
         assert (answer.status_code, error in answer.json()["error"]) == (422, True)
     assert serving(place, run).get("/v1/search?q=!!!").status_code == 200
+
+
+def test_a_server_whose_run_is_away_is_not_ready_until_it_is_back(place: Path, run: Path) -> None:
+    client, before = serving(place, run), {"q": "poppy", "in": "captions"}
+    assert client.get("/v1/search", params=before).json()["hits"]
+    run.rename(place / "away")
+    answer = client.get("/v1/search", params=before)
+    assert answer.status_code == 503 and "run are gone" in answer.json()["error"]
+    assert readiness(client)[0] == 503
+    (place / "away").rename(run)
+    assert readiness(client)[0] == 200
+    assert client.get("/v1/search", params=before).json()["hits"]
