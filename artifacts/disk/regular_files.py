@@ -97,7 +97,8 @@ def read_bytes(path: Path, limit: int, lines: int | None = None) -> bytes:
     with open_regular(path) as file:
         content = file.read(limit + 1) if lines is None else b"".join(islice(file, lines))
     if len(content) > limit:
-        reason = f"it is larger than the limit of {limit >> 20} MiB"
+        shown = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+        reason = f"it is larger than the limit of {shown}"
         raise OSError(errno.EFBIG, reason, os.fspath(path))
     return content
 

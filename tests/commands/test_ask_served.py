@@ -127,7 +127,7 @@ def test_openais_client_gets_log_probabilities(server: Serving, pictures: Path) 
         ({"questions": []}, 422, "questions are no object"),
         ({"questions": {"a": {"text": "?", "labels": ["b"]}}}, 422, "a: 1 labels"),
         ({"questions": {"a": {"text": "{}?", "tags": [*map(str, range(101))]}}}, 422, "101 quest"),
-        ({"more": 1}, 422, "no object with media and questions"),
+        ({"more": 1}, 422, "no object with media and questions alone"),
     ],
 )
 def test_wrong_requests_get_one_error(

@@ -3,7 +3,7 @@
 1. A look lists the files of the sources, and takes those that nobody has written for `--min-age`.
 2. If one of them was not there at the start of the last run, or was written since, the command
    runs. The run itself decides which files are away and which were deleted: a file that is gone
-   starts none.
+   starts none, and one that is back starts one.
 3. A run that fails as a whole is repeated after a pause, which doubles each time up to a bound.
    Items that failed are not tried again: the command's own rules hold for them.
 """
@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from artifacts.disk.mounts import DELETED, MissingFiles, noted_mounts
 from artifacts.errors import PenstockError
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted, first_of
@@ -25,7 +26,7 @@ from flows.core.console.lines import duration, print_lines
 from flows.core.job.young_files import is_young_at
 from flows.core.media.media_file import MediaFile, Selection
 from flows.core.media.sources import find_media
-from flows.core.options.sources import SourceOptions
+from flows.core.options.commands import RunOptions
 
 LONGEST_PAUSE = 600.0
 """Longest pause in seconds after a run that failed."""
@@ -42,16 +43,18 @@ class Watch:
 
     words: Sequence[str]
     """The command with its options."""
-    sources: SourceOptions
-    """Its sources; `min_age` holds."""
+    config: RunOptions
+    """Its sources, of which `min_age` holds, and its output folder."""
     every: float
     """Seconds between two looks."""
     seen: dict[str, State] = field(default_factory=dict)
     """Path or address of a file → its state at the start of the last run."""
     failed: int = 0
     """Number of runs in a row that failed."""
+    mounts: dict[str, str] = field(default_factory=dict)
+    """Mount points of the output folder, with their file systems, after the last run."""
     _unread: str = ""
-    """Line about sources that could not be read."""
+    """Line about what could not be read."""
 
     def look(self) -> float:
         """Run the command if a file is new, and return the seconds until the next look."""
@@ -63,7 +66,8 @@ class Watch:
         print_lines(f"{counted(len(new), 'file')} new or changed ({names})", to=sys.stderr)
         code = run(self.words)
         if code in ENDED:
-            self.seen |= resting
+            self.seen = resting
+            self.mounts = noted_mounts({}, [self.config.out])
             self.failed = 0
             return self.every
         self.failed += 1
@@ -74,20 +78,31 @@ class Watch:
 
     def resting(self) -> dict[str, State]:
         """Return the files of the sources that nobody has written for `min_age`, with their states.
-        What cannot be read is printed once, and looked for again."""
-        selection = Selection(recursive=self.sources.recursive, extensions=self.sources.extensions)
+        There are none while the disk of the output folder is away. What cannot be read is printed
+        once, and looked for again."""
+        selection = Selection(recursive=self.config.recursive, extensions=self.config.extensions)
         media, failures = list[MediaFile](), list[Failure]()
-        try:
-            media, failures = find_media(self.sources.sources, selection)
-            unread = "".join(f"{f.media_path}: {f.message}" for f in failures[:1])
-        except (PenstockError, OSError) as error:
-            unread = f"{error}"
+        if not (unread := self._away()):
+            try:
+                media, failures = find_media(self.config.sources, selection)
+                unread = "".join(f"{f.media_path}: {f.message}" for f in failures[:1])
+            except (PenstockError, OSError) as error:
+                unread = f"{error}"
         if unread and unread != self._unread:
             print_lines(f"waiting for {unread}", to=sys.stderr)
         self._unread = unread
-        now, min_age = time.time(), self.sources.min_age or 0.0
+        now, min_age = time.time(), self.config.min_age or 0.0
         states = ((file.place, state_of(file, now, min_age)) for file in media)
         return {place: state for place, state in states if state is not None}
+
+    def _away(self) -> str:
+        """Return why a run would write beside its output folder, on the disk below its mount point;
+        empty: it would not."""
+        inside = os.path.join(os.path.abspath(self.config.out), "x")
+        absence = MissingFiles(self.mounts).absence_of(inside, ())
+        return (
+            "" if absence is None or absence == DELETED else f"{absence.folder}: {absence.reason}"
+        )
 
 
 def state_of(file: MediaFile, now: float, min_age: float) -> State | None:

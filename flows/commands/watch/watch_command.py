@@ -13,12 +13,11 @@ from artifacts.option_texts import parse_duration
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.parser import parse
 from flows.core.console.lines import duration, print_lines
-from flows.core.options.commands import CaptionConfig
+from flows.core.options.commands import CaptionConfig, RunOptions
 from flows.core.options.questions import AskConfig
-from flows.core.options.sources import SourceOptions
 from flows.core.options.vectors import EmbedConfig, IndexConfig, LabelConfig
 
-CONFIGS: dict[str, type[SourceOptions]] = {
+CONFIGS: dict[str, type[RunOptions]] = {
     "caption": CaptionConfig,
     "label": LabelConfig,
     "embed": EmbedConfig,
@@ -68,13 +67,13 @@ def watch_command(given: argparse.Namespace) -> NoReturn:
 
     command = redacted(shlex.join(["penstock", *words]))
     print_lines(f"watching every {duration(given.every)}: {command}", to=sys.stderr)
-    watch = Watch(words=words, sources=config, every=given.every)
+    watch = Watch(words=words, config=config, every=given.every)
     with stopped_in_order():
         while True:
             time.sleep(watch.look())
 
 
-def watched(words: Sequence[str]) -> tuple[str, SourceOptions]:
+def watched(words: Sequence[str]) -> tuple[str, RunOptions]:
     """Return the name of a command that may be watched, and its configuration. Raises
     UsageError."""
     name = next((n for n in CONFIGS if n.split() == [*words[: len(n.split())]]), "")

@@ -231,7 +231,11 @@ class PromptTokens:
 
         with self._lock:
             try:
-                self._tokenizer = self._tokenizer or Tokenizer.from_file(str(self._path))
+                if self._tokenizer is None:
+                    self._tokenizer = Tokenizer.from_file(str(self._path))
+                    # Some files say to which length texts are cut or filled.
+                    self._tokenizer.no_truncation()
+                    self._tokenizer.no_padding()
                 return [*self._tokenizer.encode(text, add_special_tokens=False).ids]
             except Exception:  # other tokenizer formats are read by the half
                 return []

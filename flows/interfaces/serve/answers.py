@@ -108,7 +108,7 @@ def parse_answers_request(body: bytes) -> AnswersRequest:
     """Parse the body of a request. Raises HttpRefusal."""
     fields = json_in(body)
     if not isinstance(fields, dict) or fields.keys() != {"media", "questions"}:
-        raise bad_request("the body is no object with media and questions", FORM)
+        raise bad_request("the body is no object with media and questions alone", FORM)
     media, questions = fields["media"], fields["questions"]
     if not isinstance(media, str) or not isinstance(questions, dict):
         raise bad_request("media is no text, or questions are no object", FORM)

@@ -5,6 +5,7 @@ statuses and contents of bodies and answers.
 """
 
 import asyncio
+import logging
 import mimetypes
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,29 +15,32 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
-import numpy as np
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from artifacts.disk.faults import is_full
 from artifacts.disk.json_shapes import Json
+from artifacts.errors import EnvironmentFault
 from artifacts.index.shard import IndexRow
+from artifacts.texts.labels import TextVectors
+from flows.core.console.lines import quoted
 from flows.core.options.vectors import SearchQuery
 from flows.interfaces.serve.answers import AnswerRoutes
 from flows.interfaces.serve.caption_routes import CaptionRoutes
 from flows.interfaces.serve.chat import ChatCompletionRequest, ChatRoutes
-from flows.interfaces.serve.embedding import EmbeddedMedium, vectors_json, warnings_of
+from flows.interfaces.serve.embedding import EmbeddedMedium, vectors_json
 from flows.interfaces.serve.guard import LIMITED, SENDER, extra_headers, in_time
 from flows.interfaces.serve.job_routes import JobRoutes
 from flows.interfaces.serve.page import page_of
 from flows.interfaces.serve.refusals import (
     OPENAI,
+    RETRY_SECONDS,
     HttpRefusal,
     IndexedMedia,
     IndexedMedium,
@@ -52,6 +56,7 @@ from flows.interfaces.serve.tokens import COOKIE, Tokens, session_of
 from flows.interfaces.serve.uploads import upload_of
 from flows.outputs.thumbnails import thumbnail
 
+LOG = logging.getLogger(__name__)
 THUMBNAILS_AT_ONCE = 2
 MAX_WHERE = 4000
 """Largest number of characters of a condition: with %-escapes they fit the head of a request."""
@@ -164,19 +169,26 @@ class Routes:
             within=within or "",
         )
         await service.index.check()  # refuse before any computation
-        warnings: dict[str, Json] = {}
+        warnings: list[Json] = []
+        made: list[TextVectors] = []
         if wanted and service.index.within(within) == "captions":
             hits = await service.index.search(None, "texts", [], filters)
         elif wanted:
-            vector, *excluded = await self._timed(request, self._text_vectors(texts))
+            made = await self._timed(request, self._text_vectors(texts))
+            vector, *excluded = [one.vectors[0] for one in made]
             hits = await service.index.search(vector, "texts", excluded, filters)
         else:
-            medium, excluded = await self._embed(request, partial(self._text_vectors, texts))
+            medium, made = await self._embed(request, partial(self._text_vectors, texts))
+            excluded = [one.vectors[0] for one in made]
             hits = await service.index.search(medium.vectors[0][0], "pictures", excluded, filters)
-            warnings = warnings_of(medium.index)
+            warnings = [*medium.index.all_warnings]
         fields: dict[str, Json] = {"index": service.index.folder.name, "rows": service.index.rows}
+        if cut := [text for one in made for text in one.cut]:
+            warnings.append(f"longer than the model reads, and cut: {quoted(cut[0])}")
+        if warnings:
+            fields["warnings"] = warnings
         seconds = round(time.monotonic() - began, 4)
-        return json_answer({"hits": hits, **fields, "seconds": seconds, **warnings})
+        return json_answer({"hits": hits, **fields, "seconds": seconds})
 
     async def media(self, hit: str) -> Response:
         """Return the media file of a hit."""
@@ -267,9 +279,9 @@ class Routes:
         row = await self._service.index.row(hit)
         return row, await self._media.opened(row)
 
-    async def _text_vectors(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+    async def _text_vectors(self, texts: Sequence[str]) -> list[TextVectors]:
         assert self._service.texts is not None
-        return [(await self._service.texts.vectors([[word]])).vectors[0] for word in texts]
+        return [await self._service.texts.vectors([[word]]) for word in texts]
 
     async def _embed(
         self, request: Request, while_running: Callable[[], Awaitable[T]]
@@ -357,6 +369,7 @@ def app_of(service: Service, tokens: Tokens) -> FastAPI:
     app.add_exception_handler(HttpRefusal, _refused)
     app.add_exception_handler(HTTPException, _unknown)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
+    app.add_exception_handler(EnvironmentFault, _fault)
     app.add_exception_handler(Exception, _internal_error)
     return app
 
@@ -424,6 +437,16 @@ async def _invalid_parameter(request: Request, error: Exception) -> Response:
     why = PARAMETER_ERRORS.get(first["type"], first["msg"])
     error = bad_request(f"invalid {name}: {why}", IN_SCHEMA)
     return await _refused(request, error)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """Answer that the machine is at fault, as when a disk is full."""
+    assert isinstance(error, EnvironmentFault)
+    LOG.warning("%s %s: %s", request.method, request.url.path, error)
+    hint = "Ask again later, or have room made on the server"
+    status, hint = (507, hint) if is_full(error) else (503, error.hint)
+    refusal = HttpRefusal(status, error.message, hint, RETRY_SECONDS)
+    return await _refused(request, refusal)
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
@@ -551,7 +574,7 @@ REFUSED = {
     **{f"/v1/{name}/{{hit}}": (404, 422, 503) for name in ("media", "thumbnail")},
     **{f"/v1/{name}": (422,) for name in ("info", "stats")},
     "/v1/session": (422, 429, 503),
-    **{f"/v1/jobs{rest}": (404, 422, 429, 503) for rest in ("", "/{job}")},
+    **{f"/v1/jobs{rest}": (404, 422, 429, 503, 507) for rest in ("", "/{job}")},
 }
 """Path → statuses of its own refusals, besides those of bodies."""
 
@@ -620,7 +643,7 @@ class DescribedApp(FastAPI):
 
 def _answers(path: str, body: Json, method: str) -> dict[str, Json]:
     is_chat = path.startswith(OPENAI)
-    of_body = (408, 413, 400 if is_chat else 415) if body else ()
+    of_body = (408, 413, 507, 400 if is_chat else 415) if body else ()
     statuses = {*ALWAYS, *REFUSED.get(path, ()), *of_body}
     fields = ANSWERS.get(f"{method} {path}") or ANSWERS.get(path)
     content = _content(BINARY, OTHER[path]) if path in OTHER else _content(_schema(fields))

@@ -600,7 +600,8 @@ def _parts(name: str, message: Message) -> Sequence[tuple[str, str]]:
     role, content = message.role, message.content or ""
     if role in TOOL_ROLES or (role == ASSISTANT and not content):
         hint = "Send texts, in messages of the roles system, developer, user and assistant"
-        raise unsupported(f"{name}.role", f"messages of the role {role!r} are not supported", hint)
+        kind = "without a text" if role == ASSISTANT else "of this role"
+        raise unsupported(f"{name}.role", f"{role!r}: messages {kind} are not supported", hint)
     if role not in (*PROMPT_ROLES, ASSISTANT):
         raise ValueError(role)
     if isinstance(content, str):

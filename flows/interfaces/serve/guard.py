@@ -15,10 +15,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Send
 
 from flows.core.options.serving import LOOPBACK
+from flows.interfaces.serve.access_log import AccessLog
 from flows.interfaces.serve.refusals import HttpRefusal, json_bytes, unavailable
 from flows.interfaces.serve.same_site import OWN_HOSTS, is_of_other_site
 from flows.interfaces.serve.startup import Service
-from flows.interfaces.serve.tokens import AccessLog, Tokens, sender_of
+from flows.interfaces.serve.tokens import Tokens, sender_of
 
 T = TypeVar("T")
 Headers = Sequence[tuple[bytes, bytes]]

@@ -4,36 +4,25 @@ from typing import Annotated, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from artifacts.disk.json_shapes import Json
-from flows.interfaces.serve.jobs import UNFINISHED, JobFolder, ServedJob, path_below
+from flows.interfaces.serve.jobs import UNFINISHED, JobFolder, JobSettings, ServedJob, path_below
 from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal, bad_request, json_answer, shown_name
 from flows.interfaces.serve.startup import Service
 from flows.interfaces.serve.uploads import upload_of
 
 MOST_ROWS = 1000
+LAST_ROW = 1 << 53
+"""Largest number that every JSON parser reads exactly."""
 UPLOADED = "upload"
-Words = Annotated[str, Field(pattern=r"\S", max_length=20_000)]
 
 
-class JobParams(BaseModel):
-    """The parameters of a new job: its medium, and options of `penstock caption`."""
+class JobParams(JobSettings):
+    """The parameters of a new job: its medium, and its options."""
 
     path: str | None = Field(None, description="a file below a --root; without it, the body is it")
-    prompt: Words | None = None
-    system: Words | None = None
-    chunk: float | None = Field(None, gt=0, allow_inf_nan=False, description="seconds per chunk")
-    fps: float | None = Field(None, gt=0, allow_inf_nan=False)
-    frames: int | None = Field(None, ge=1, description="frames per chunk")
-    max_frames: int | None = Field(None, ge=1)
-    max_new_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
-    sound: Literal["auto", "on", "off"] | None = None
-    questions: Words | None = Field(None, description="JSON, as in a file of questions")
 
 
 class JobRoutes:
@@ -66,17 +55,19 @@ class JobRoutes:
             if params.path is None:
                 upload = await upload_of(request, config.body_bytes, TempStore(place))
                 named = upload.path.rename(place / f"{UPLOADED}{upload.path.suffix}")
-                job.path, job.source = str(named), named.name
+                job.path = job.source = named.name
         return json_answer(shown(job), 202, {"location": f"/v1/jobs/{job.id}"})
 
     async def every(self) -> Response:
         """List the jobs, oldest first."""
-        return json_answer({"jobs": [shown(job) for job in self._queue().jobs]})
+        return json_answer({"jobs": [shown(job) for job in self._queue().listed()]})
 
     async def one(
         self,
         job: str,
-        after: Annotated[int, Query(description="rows that are known already", ge=0)] = 0,
+        after: Annotated[
+            int, Query(description="rows that are known already", ge=0, le=LAST_ROW)
+        ] = 0,
         limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 100,
         rows: Annotated[Literal["captions", "answers"], Query()] = "captions",
     ) -> Response:

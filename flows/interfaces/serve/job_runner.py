@@ -9,6 +9,7 @@ How it works:
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -18,9 +19,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from artifacts.disk.faults import disk_faults
 from artifacts.disk.locks import try_hold
 from artifacts.disk.regular_files import open_regular
-from artifacts.errors import Interrupted, PenstockError
+from artifacts.errors import EnvironmentFault, Interrupted, PenstockError
 from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.jobs import (
     OUT,
@@ -32,6 +34,8 @@ from flows.interfaces.serve.jobs import (
 )
 from flows.interfaces.serve.refusals import without_paths
 from flows.outputs.record.run_read import load_record
+
+log = logging.getLogger(__name__)
 
 MOST_DEATHS = 3
 """Times that the process of a job may be killed from outside until the job fails."""
@@ -47,6 +51,10 @@ STOP_SECONDS = 60.0
 LEAVE_SECONDS = 10.0
 """The same when the server ends."""
 POLL_SECONDS = 0.25
+CLAIM_SECONDS = 2.0
+"""Time between two looks whether the server that has the jobs has ended."""
+FAULT_SECONDS = 10.0
+"""Time until a job goes on whose state could not be noted, as on a full disk."""
 LOG_BYTES = 4000
 NOT_KEPT = ("frames", "sound")
 """Stages whose results an interrupted run makes again."""
@@ -81,23 +89,33 @@ class JobRunner:
         self._quiet_seconds = quiet_seconds
 
     async def run(self) -> None:
-        """Run the jobs, oldest first, until cancelled."""
+        """Run the jobs, oldest first, until cancelled. While another server has them, wait for its
+        end."""
+        while not await asyncio.to_thread(self._folder.claim):
+            await asyncio.sleep(CLAIM_SECONDS)
         while True:
-            self._folder.changed.clear()
-            job = next((job for job in self._folder.jobs if job.state in UNFINISHED), None)
-            if job is None:
-                await self._folder.changed.wait()
-                continue
-            if job.is_cancelling:  # between two of its turns
-                await self._folder.end(job, "cancelled")
-                continue
-            await self._wait_for_quiet()
-            await self._scheduler.enter(self)
             try:
-                if job.state in (QUEUED, RUNNING):
-                    await self._run(job)
-            finally:
-                self._scheduler.release(self)
+                await self._next()
+            except EnvironmentFault as error:
+                log.warning("the jobs wait: %s", error)
+                await asyncio.sleep(FAULT_SECONDS)
+
+    async def _next(self) -> None:
+        """Give the oldest job a turn, or wait for one. Raises EnvironmentFault."""
+        self._folder.changed.clear()
+        job = next((job for job in self._folder.jobs if job.state in UNFINISHED), None)
+        if job is None:
+            await self._folder.changed.wait()
+            return
+        if job.is_cancelling:  # between two of its turns
+            return await self._folder.end(job, "cancelled")
+        await self._wait_for_quiet()
+        await self._scheduler.enter(self)
+        try:
+            if job.state in (QUEUED, RUNNING):
+                await self._run(job)
+        finally:
+            self._scheduler.release(self)
 
     def leave(self) -> None:
         """Do nothing: `_is_over` ends a turn."""
@@ -109,10 +127,11 @@ class JobRunner:
 
     async def _run(self, job: ServedJob) -> None:
         """Run the command of a job until it ends, or until its turn does."""
+        why = self._folder.why_not(job)
         if job.model != self._model:
-            return await self._folder.end(
-                job, "failed", f"this server no longer serves {job.model}"
-            )
+            why = f"this server no longer serves {job.model}"
+        if why:
+            return await self._folder.end(job, "failed", why)
         job.state = RUNNING
         await self._folder.save(job)
         child, began, interrupted = await self._start(job), time.monotonic(), 0.0
@@ -135,21 +154,16 @@ class JobRunner:
 
     async def _start(self, job: ServedJob) -> Process:
         out = self._folder.place(job) / OUT
-        out.mkdir(exist_ok=True)
-        while (lock := try_hold(out / ".lock")) is None:  # by the command of a killed server
-            await asyncio.sleep(POLL_SECONDS)
-        lock.close()
-        with open(self._folder.place(job) / LOG, "wb") as printed:
-            words = [
-                sys.executable,
-                "-P",
-                "-c",
-                PROGRAM,
-                str(os.getpid()),
-                *self._folder.words(job),
-            ]
+        with disk_faults(out):
+            out.mkdir(exist_ok=True)
+            while (lock := try_hold(out / ".lock")) is None:  # by the command of a killed server
+                await asyncio.sleep(POLL_SECONDS)
+            lock.close()
+            printed = open(self._folder.place(job) / LOG, "wb")  # noqa: SIM115
+        with printed:
+            words = self._folder.words(job)
             return await asyncio.create_subprocess_exec(
-                *words,
+                *(sys.executable, "-P", "-c", PROGRAM, str(os.getpid()), *words),
                 env={**os.environ, "NO_COLOR": "1", "PREFECT_API_URL": ""},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=printed,

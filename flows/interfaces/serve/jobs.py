@@ -16,7 +16,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import write_json
@@ -26,7 +28,7 @@ from artifacts.disk.json_types import Count, Number, Text
 from artifacts.disk.locks import holder, try_hold
 from artifacts.disk.paths import is_utf8
 from artifacts.disk.regular_files import open_regular
-from artifacts.errors import PenstockError, UsageError
+from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.options import declared
 from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.core.options.commands import CaptionConfig
@@ -50,6 +52,7 @@ MOST_UNFINISHED = 100
 MOST_ENDED = 1000
 """Ended jobs that are kept. The oldest ones are removed when more come."""
 RETRY_SECONDS = 30.0
+OUTSIDE = "the path is outside the folders of this server"
 GAP_SECONDS = 0.01
 NAME = re.compile(r"job-[0-9a-f]{16}")
 RECORD, OUT = "job.json", "out"
@@ -57,7 +60,25 @@ OF_THE_SERVER = (
     *("store", "today", "memory", "vision_backend", "prepare_workers", "trust_remote_code"),
 )
 """Options of a server that its jobs have, too."""
-ROWS = {"captions": "captions.jsonl", "answers": "answers.jsonl"}
+ROWS = {"captions": "captions.jsonl", "answers": "answers/answers.jsonl"}
+Words = Annotated[str, Field(pattern=r"\S", max_length=20_000)]
+
+
+class JobSettings(BaseModel):
+    """Options of `penstock caption` that a job may have."""
+
+    prompt: Words | None = None
+    system: Words | None = None
+    chunk: float | None = Field(None, gt=0, allow_inf_nan=False, description="seconds per chunk")
+    fps: float | None = Field(None, gt=0, allow_inf_nan=False)
+    frames: int | None = Field(None, ge=1, description="frames per chunk")
+    max_frames: int | None = Field(None, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = None
+    sound: Literal["auto", "on", "off"] | None = None
+    questions: Words | None = Field(None, description="JSON, as in a file of questions")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,8 +89,9 @@ class ServedJob:
     source: Text
     """The medium as the client named it."""
     path: Text
+    """Its real path; of an upload, the name in the job's folder."""
     options: dict[Text, Any]
-    """Options of `penstock caption`."""
+    """Those of `JobSettings`."""
     id: Text = field(default_factory=lambda: f"job-{secrets.token_hex(8)}")
     created: Number = field(default_factory=time.time)
     ended: Number = 0.0
@@ -88,18 +110,25 @@ def path_below(roots: tuple[str, ...], given: str) -> str:
     """Return the real path of a media file below one of the roots. Raises HttpRefusal for any other
     path, with links followed, and for hidden ones."""
     hint = "Give the path of an image or a video below a --root of this server"
-    reals = [Path(os.path.realpath(root)) for root in roots]
     try:
-        path = Path(os.path.realpath(os.path.join(*reals[:1], given)))
+        path = Path(os.path.realpath(os.path.join(*_reals(roots)[:1], given)))
     except (OSError, ValueError) as error:
         raise bad_request("the path is not valid", hint) from error
-    below = [path.relative_to(root) for root in reals if path.is_relative_to(root)]
-    is_shown = any(not any(part.startswith(".") for part in rest.parts) for rest in below)
-    if not is_shown or ".." in Path(given).parts or not is_utf8(path):
-        raise bad_request("the path is outside the folders of this server", hint)
+    if not _is_shown(path, roots) or ".." in Path(given).parts or not is_utf8(path):
+        raise bad_request(OUTSIDE, hint)
     if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES or not path.is_file():
         raise bad_request("the path is no image or video", hint)
     return str(path)
+
+
+def _reals(roots: tuple[str, ...]) -> list[Path]:
+    return [Path(os.path.realpath(root)) for root in roots]
+
+
+def _is_shown(path: Path, roots: tuple[str, ...]) -> bool:
+    """Return whether a real path is below a root, and no part of it there is hidden."""
+    below = [path.relative_to(root) for root in _reals(roots) if path.is_relative_to(root)]
+    return any(not any(part.startswith(".") for part in rest.parts) for rest in below)
 
 
 class JobFolder:
@@ -113,11 +142,22 @@ class JobFolder:
         self.changed = asyncio.Event()
         """Is set when a job is queued."""
         self._jobs: dict[str, ServedJob] = {}
+        self._lock: IO[str] | None = None
         with disk_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = try_hold(folder / "server.lock")
-        if self._lock is not None:
-            self._jobs = {job.id: job for job in sorted(self._read(), key=lambda job: job.created)}
+        self.claim()
+
+    def claim(self) -> bool:
+        """Return whether the jobs of the folder are this server's, which they become when no other
+        server has them. Raises EnvironmentFault."""
+        if self._lock is None:
+            with disk_faults(self._folder):
+                lock = try_hold(self._folder / "server.lock")
+                if lock is not None:
+                    jobs = sorted(self._read(), key=lambda job: job.created)
+                    self._jobs = {job.id: job for job in jobs}
+            self._lock = lock  # last: requests are refused until the jobs are known
+        return self._lock is not None
 
     def _read(self) -> Iterator[ServedJob]:
         """Yield the jobs of the folder. One that was not acknowledged is deleted."""
@@ -127,12 +167,18 @@ class JobFolder:
                 continue
             try:
                 job = read_json_file(ServedJob, place / RECORD, "Remove its folder")
+                _check_options(job, place)
             except PenstockError as error:
                 log.warning("a job is left out: %s", error)
                 continue
             if job.is_cancelling:
                 job.state = "cancelled"
             yield replace(job, id=place.name)
+
+    def listed(self) -> list[ServedJob]:
+        """Return all jobs for a client, oldest first. Raises HttpRefusal."""
+        self._refuse()
+        return self.jobs
 
     @property
     def jobs(self) -> list[ServedJob]:
@@ -173,7 +219,8 @@ class JobFolder:
         place = self.place(job)
         self._arriving += 1
         try:
-            await asyncio.to_thread(place.mkdir)
+            with disk_faults(self._folder):
+                await asyncio.to_thread(place.mkdir)
             yield place
             await self.save(job)
         except BaseException:
@@ -188,14 +235,20 @@ class JobFolder:
             await self._remove(old)
 
     async def delete(self, job: ServedJob) -> None:
-        """Cancel a job, or remove one that has ended."""
-        if job.state not in UNFINISHED:
-            await self._remove(job)
-        elif job.state == QUEUED:
-            await self.end(job, "cancelled")
-        else:
-            job.state = CANCELLING
-            await self.save(job)
+        """Cancel a job, or remove one that has ended. Raises EnvironmentFault if that cannot be
+        noted; then the job goes on."""
+        before = job.state
+        if before not in UNFINISHED:
+            return await self._remove(job)
+        try:
+            if before == QUEUED:
+                await self.end(job, "cancelled")
+            else:
+                job.state = CANCELLING
+                await self.save(job)
+        except EnvironmentFault:
+            job.state, job.ended = before, 0.0
+            raise
 
     async def _remove(self, job: ServedJob) -> None:
         self._jobs.pop(job.id, None)
@@ -234,7 +287,14 @@ class JobFolder:
             run = await asyncio.to_thread(load_record, self.place(job) / OUT)
         except PenstockError:  # the job has not begun
             return []
-        return [{"name": s.name, "done": s.items + s.running, "total": s.total} for s in run.stages]
+        return [{"name": s.name, "done": s.done, "total": s.total} for s in run.stages]
+
+    def why_not(self, job: ServedJob) -> str:
+        """Return why the medium of a job may not be read, by the roots and links of now; empty: it
+        may be."""
+        place = Path(os.path.realpath(self.place(job)))
+        path = Path(os.path.realpath(place / job.path))
+        return "" if path.parent == place or _is_shown(path, self._config.root) else OUTSIDE
 
     def _values(self, job: ServedJob) -> dict[str, Any]:
         """Return the options of a job's command."""
@@ -244,7 +304,7 @@ class JobFolder:
             **job.options,
             "model": job.model,
             "out": str(self.place(job) / OUT),
-            "sources": (glob.escape(job.path),),
+            "sources": (glob.escape(str(self.place(job) / job.path)),),
         }
         return {name: values[name] for name in values if values[name] not in ("", None, False)}
 
@@ -260,3 +320,13 @@ class JobFolder:
         """Leave the folder to another server."""
         if self._lock is not None:
             self._lock.close()
+
+
+def _check_options(job: ServedJob, place: Path) -> None:
+    """Raise UsageError if a job has options that no client can give: then no server wrote it."""
+    try:
+        JobSettings.model_validate(job.options, strict=True, extra="forbid")
+    except ValidationError as error:
+        name = error.errors()[0]["loc"][0]
+        why = f"{place / RECORD}: no job has the option {name}, or not with this value"
+        raise UsageError(why, hint="Remove its folder") from error

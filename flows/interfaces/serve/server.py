@@ -22,12 +22,13 @@ from flows.core.console.display import Display
 from flows.core.job.pass_mode import second_change
 from flows.core.machine.launch import DirectLauncher, Launcher
 from flows.core.options.serving import ADDRESS, ServeConfig
+from flows.interfaces.serve.access_log import AccessLog, access_log
 from flows.interfaces.serve.app import app_of
 from flows.interfaces.serve.guard import Guard
 from flows.interfaces.serve.half_worker import ModelWatch
 from flows.interfaces.serve.listening import UnsignalledServer, address_of, listening
 from flows.interfaces.serve.startup import DRAIN_SECONDS, Service, open_service
-from flows.interfaces.serve.tokens import AccessLog, Tokens, access_log, read_tokens
+from flows.interfaces.serve.tokens import Tokens, read_tokens
 from stages.process.stage_process import Listener
 
 BACKLOG = 512

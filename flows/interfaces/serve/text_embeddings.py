@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from functools import cached_property
 from typing import Annotated, Literal
 
 import numpy as np
@@ -41,6 +42,11 @@ class EmbeddingRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
+    @cached_property
+    def _tokens(self) -> PromptTokens:
+        assert self._service.job is not None
+        return PromptTokens(self._service.job.model.folder)
+
     async def embed(self, request: Request) -> Response:
         """Return the vectors of texts, each of length 1."""
         texts, job = self._service.texts, self._service.job
@@ -54,6 +60,14 @@ class EmbeddingRoutes:
         words = [asked.input] if isinstance(asked.input, str) else asked.input
         work = asyncio.gather(*(texts.vectors([[text]]) for text in words))
         made = await in_time(request.receive, work, self._service.config.deadline)
+        if long := [at for at, vectors in enumerate(made) if vectors.cut]:
+            raise HttpRefusal(
+                400,
+                f"the text {long[0]} of input has more tokens than {name} reads",
+                "Send a shorter text",
+                code="context_length_exceeded",
+                param="input",
+            )
         if asked.dimensions not in (None, made[0].vectors.shape[1]):
             width = made[0].vectors.shape[1]
             raise invalid("dimensions", f"the model's vectors have {width} dimensions")
@@ -68,7 +82,7 @@ class EmbeddingRoutes:
             }
             for at, vector in enumerate(vectors)
         ]
-        count = await asyncio.to_thread(PromptTokens(job.model.folder).count, "\n".join(words))
+        count = await asyncio.to_thread(lambda: sum(map(self._tokens.count, words)))
         usage = {"prompt_tokens": count, "total_tokens": count}
         return json_answer({"object": "list", "data": rows, "model": name, "usage": usage})
 

@@ -1,17 +1,12 @@
-"""Reads the tokens that requests must send, and logs requests with the names of their tokens."""
+"""Reads the tokens that requests must send, and names the one of a request."""
 
 import hashlib
 import hmac
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import TextIO
-from urllib.parse import quote
+from collections.abc import Mapping
 
 from artifacts.disk.paths import text_named
-from artifacts.errors import EnvironmentFault, UsageError
-from flows.core.machine.versions import now
+from artifacts.errors import UsageError
 
 Tokens = dict[str, str]
 """Name → secret. A secret without a name has an empty one. None: every request is admitted."""
@@ -63,40 +58,3 @@ def sender_of(tokens: Tokens, headers: Mapping[str, str]) -> str | None:
         ):
             return name
     return None
-
-
-class AccessLog:
-    """One line per request: time, name of the token, method, path, status, bytes and milliseconds
-    of the answer. Without a file it writes nothing."""
-
-    def __init__(self, file: TextIO | None = None) -> None:
-        self._file = file
-
-    def note(
-        self, sender: str, method: str, path: bytes, status: int, size: int, seconds: float
-    ) -> None:
-        """Write a line. A full disk costs lines, and no request."""
-        if self._file is None:
-            return
-        route = quote(path.partition(b"?")[0], safe="/%:@!$&'()*+,;=~")
-        with suppress(OSError, ValueError):
-            self._file.write(
-                f"{now()} {sender or '-'} {method} {route} {status} {size} {1000 * seconds:.1f}\n"
-            )
-            self._file.flush()
-
-
-@contextmanager
-def access_log(path: str) -> Iterator[AccessLog]:
-    """Yield the log at a path, which is added to; `-` is standard error. Raises EnvironmentFault
-    if it cannot be opened."""
-    if path in ("", "-"):
-        yield AccessLog(sys.stderr if path else None)
-        return
-    try:
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-    except (OSError, ValueError) as error:
-        why = f"--access-log {path} cannot be written: {error}"
-        raise EnvironmentFault(why, hint="Give a file in a folder that you may write to") from error
-    with file:
-        yield AccessLog(file)

@@ -91,6 +91,12 @@ class StageRecord:
         if not isinstance(self.notes.get("loaded_bytes", 0), int | float):
             raise ValueError("its notes.loaded_bytes is not a number")
 
+    @property
+    def done(self) -> int:
+        """Return the items that this run and those before it made, at most the total."""
+        made = self.before + self.items + self.running
+        return min(made, self.total) if self.total else made
+
     def begin(self, at: float) -> None:
         """Note that a process starts."""
         self.since, self.running, self.recent, self.now, self.device = at, 0, [], [], ""

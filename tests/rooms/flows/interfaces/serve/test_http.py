@@ -46,7 +46,7 @@ class Drawn:
         return EmbeddedMedium(index=index, tasks=(), vectors=(drawn(1),), cached=False)
 
     async def vectors(self, texts: Any) -> Any:
-        return SimpleNamespace(vectors=drawn(1))
+        return SimpleNamespace(vectors=drawn(1), cut=())
 
 
 class OneWord:

@@ -5,6 +5,8 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from flows.interfaces.serve.app import app_of
 from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.guard import Guard
 from flows.interfaces.serve.job_runner import JobRunner
-from flows.interfaces.serve.jobs import MOST_UNFINISHED, JobFolder, ServedJob
+from flows.interfaces.serve.jobs import MOST_UNFINISHED, UNFINISHED, JobFolder, ServedJob
 from flows.interfaces.serve.metrics import Metrics
 from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal
 from flows.interfaces.serve.startup import Service
 from penstock_demo import CLIPS
+from tests.support.disks import small_disk
 from tests.support.jobs import OPTIONS, rows_of_command, without_source
 from tests.support.serving import a_picture
 
@@ -36,8 +39,7 @@ def jobs_in(folder: Path, **options: Any) -> JobFolder:
     return JobFolder(folder / "jobs", config)
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
+def client_in(tmp_path: Path) -> tuple[TestClient, JobFolder]:
     """A server with the folder `media`, whose jobs wait."""
     media = tmp_path / "media"
     (media / ".hidden").mkdir(parents=True)
@@ -57,8 +59,14 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
         budget_bytes=BUDGET,
     )
     service.jobs = jobs_in(tmp_path, root=(str(media),))
-    yield TestClient(Guard(app_of(service, {}), service, {}), base_url=BASE)
-    service.jobs.close()
+    return TestClient(Guard(app_of(service, {}), service, {}), base_url=BASE), service.jobs
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    client, jobs = client_in(tmp_path)
+    yield client
+    jobs.close()
 
 
 REFUSED_PATHS = (
@@ -132,8 +140,104 @@ def test_jobs_are_as_many_as_the_limit(client: TestClient, monkeypatch: pytest.M
 def test_jobs_are_of_one_server_at_a_time(client: TestClient, tmp_path: Path) -> None:
     job = client.post("/v1/jobs?path=a.mp4").json()["id"]
     other = jobs_in(tmp_path)
-    with pytest.raises(HttpRefusal, match="run by another server"):
-        other.of(job)
+    for refused in (lambda: other.of(job), other.listed):
+        with pytest.raises(HttpRefusal, match="run by another server"):
+            refused()
+
+
+def test_a_server_takes_over_the_jobs_when_the_one_before_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_runner, "CLAIM_SECONDS", 0.01)
+
+    async def go() -> None:
+        first, second = jobs_in(tmp_path), jobs_in(tmp_path)
+        job = ServedJob(model="other", source="it", path="none.mp4", options={})
+        async with first.adding(job):
+            pass
+        scheduler = DeviceScheduler("cpu", BUDGET, print)
+        runner = JobRunner(second, "demo", scheduler, BUDGET, lambda: 1e9)
+        working = asyncio.create_task(runner.run())
+        await asyncio.sleep(0.1)
+        with pytest.raises(HttpRefusal, match="run by another server"):
+            second.of(job.id)
+        first.close()
+        async with asyncio.timeout(60):
+            while not second.claim() or state_of(second.of(job.id)) != "failed":
+                await asyncio.sleep(0.01)
+        assert second.of(job.id).error == "this server no longer serves other"
+        working.cancel()
+        await asyncio.wait([working])
+        second.close()
+
+    asyncio.run(go())
+
+
+FOREIGN: tuple[dict[str, Any], ...] = (
+    *({"store": "/tmp/other"}, {"out": "/tmp/other"}, {"trust_remote_code": True}),
+    *({"chunk": "2"}, {"chunk": -1.0}, {"prompt": ["a"]}, {"questions": {}}),
+)
+
+
+@pytest.mark.parametrize("options", FOREIGN)
+def test_a_job_with_options_that_no_client_can_give_is_left_out(
+    options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = ServedJob(model="demo", source="a", path="a.mp4", options={"chunk": 2.0, "seed": 1})
+    foreign = ServedJob(model="demo", source="b", path="b.mp4", options=options)
+    for job in (ours, foreign):
+        (place := tmp_path / "jobs" / job.id).mkdir(parents=True)
+        (place / "job.json").write_text(json.dumps(asdict(job)))
+    folder = jobs_in(tmp_path)
+    assert [job.id for job in folder.jobs] == [ours.id]
+    assert f"no job has the option {next(iter(options))}" in caplog.text
+    folder.close()
+
+
+def test_a_job_reads_its_upload_and_files_below_a_root_of_now(tmp_path: Path) -> None:
+    (root := tmp_path / "root").mkdir()
+    (out := tmp_path / "out.mp4").write_bytes(b"x")
+    (root / "in.mp4").write_bytes(b"x")
+    folder = jobs_in(tmp_path, root=(str(root),))
+    without = jobs_in(tmp_path / "other")
+
+    def why(path: str, jobs: JobFolder = folder) -> str:
+        job = ServedJob(model="demo", source="a", path=path, options={})
+        (place := jobs.place(job)).mkdir(parents=True)
+        (place / "upload.mp4").symlink_to(out)
+        (place / "upload.jpg").write_bytes(b"x")
+        return jobs.why_not(job)
+
+    assert not why(str(root / "in.mp4")) and not why("upload.jpg") and not why("gone.mp4")
+    for path in ("/etc/passwd", str(out), "upload.mp4", "../../out.mp4", "job.json/../../../a"):
+        assert why(path) == served_jobs.OUTSIDE, path
+    assert why(str(root / "in.mp4"), without) == served_jobs.OUTSIDE
+    folder.close()
+    without.close()
+
+
+@pytest.mark.parametrize("after", ["-1", "x", str(1 << 63), "9" * 30])
+def test_rows_after_no_number_are_refused(client: TestClient, after: str) -> None:
+    job = client.post("/v1/jobs?path=a.mp4").json()["id"]
+    assert client.get(f"/v1/jobs/{job}?after={after}").status_code == 422
+    assert client.get(f"/v1/jobs/{job}?after={1 << 53}").json()["rows"] == []
+
+
+def test_a_full_disk_refuses_jobs_and_changes_none(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "jobs", "64k") as disk:
+        client, jobs = client_in(tmp_path)
+        job = client.post("/v1/jobs?path=a.mp4").json()["id"]
+        with open(disk / "fill", "wb") as file, suppress(OSError):
+            file.write(bytes(1 << 20))
+        listed = client.get("/v1/jobs").json()
+        for answer in (client.post("/v1/jobs?path=a.mp4"), client.delete(f"/v1/jobs/{job}")):
+            assert answer.status_code == 507 and set(answer.json()) == {"error", "hint"}
+            assert int(answer.headers["retry-after"]) >= 1
+        assert client.get("/v1/jobs").json() == listed
+        assert [path.name for path in disk.glob("job-*")] == [job]
+        (disk / "fill").unlink()
+        assert client.delete(f"/v1/jobs/{job}").json()["state"] == "cancelled"
+        jobs.close()
 
 
 class WaitingHalf:
@@ -160,7 +264,7 @@ def test_a_half_gets_the_device_from_a_job_that_goes_on_later(
 
     async def go() -> list[Any]:
         scheduler = DeviceScheduler("cpu", BUDGET, print)
-        folder = jobs_in(tmp_path)
+        folder = jobs_in(tmp_path, root=(str(CLIPS),))
         runner = JobRunner(folder, "demo", scheduler, BUDGET, lambda: 1e9)
         start = runner._start
 
@@ -193,3 +297,32 @@ def test_a_half_gets_the_device_from_a_job_that_goes_on_later(
     assert without_source(rows) == without_source(expected)
     kept = json.loads(next((tmp_path / "jobs").glob("*/job.json")).read_text())
     assert kept["state"] == "completed" and kept["deaths"] == 0
+
+
+def test_a_job_with_questions_has_rows_of_captions_and_of_answers(tmp_path: Path) -> None:
+    questions = {"ring": {"text": "Is there a ring?"}, "size": {"text": "How large?", "score": 3}}
+    options = {**OPTIONS, "chunk": 4.0, "questions": json.dumps(questions)}
+
+    async def go() -> list[list[Any]]:
+        folder = jobs_in(tmp_path, root=(str(CLIPS),))
+        scheduler = DeviceScheduler("cpu", BUDGET, print)
+        runner = JobRunner(folder, "demo", scheduler, BUDGET, lambda: 1e9)
+        path = str(CLIPS / "clip-02.mp4")
+        job = ServedJob(model="demo", source="it", path=path, options=options)
+        async with folder.adding(job):
+            pass
+        working = asyncio.create_task(runner.run())
+        while state_of(job) in UNFINISHED:
+            await asyncio.sleep(0.1)
+        assert (state_of(job), job.error) == ("completed", "")
+        working.cancel()
+        await asyncio.wait([working])
+        folder.close()
+        return [await folder.rows(job, kind, 0, 1000) for kind in ("captions", "answers")]
+
+    captions, answers = asyncio.run(go())
+    chunks = [(row["start"], row["end"]) for row in captions]
+    assert chunks == [(row["start"], row["end"]) for row in answers] and len(chunks) == 2
+    for row in answers:
+        assert row["source"] == "it" and set(row["answers"]) == set(questions)
+        assert sum(row["answers"]["size"]["probabilities"].values()) == pytest.approx(1, abs=0.01)

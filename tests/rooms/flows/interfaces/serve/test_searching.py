@@ -73,13 +73,14 @@ def place(built: Path, tmp_path: Path) -> Iterator[Path]:
 
 @dataclass
 class Texts:
-    """Gives each text the same drawn vector."""
+    """Gives each text the same drawn vector, and reads 40 letters of it."""
 
     width: int
 
     async def vectors(self, texts: Any) -> Any:
         drawn = np.random.default_rng(0).standard_normal((1, self.width)).astype(np.float32)
-        return SimpleNamespace(vectors=drawn)
+        cut = tuple(text for group in texts for text in group if len(text) > 40)
+        return SimpleNamespace(vectors=drawn, cut=cut)
 
 
 def serving(place: Path, captions: Path | None = None) -> TestClient:
@@ -274,6 +275,14 @@ def test_what_is_no_range_of_bytes_is_ignored(place: Path) -> None:
         assert (answer.status_code, answer.content == whole) == (200, True), given
     behind = client.get(f"/v1/media/{hit}", headers={"range": f"bytes={len(whole)}-"})
     assert (behind.status_code, behind.headers["content-range"]) == (416, f"bytes */{len(whole)}")
+
+
+def test_words_that_the_model_does_not_read_are_named(place: Path) -> None:
+    client, long = serving(place), "a colour " * 5
+    assert "warnings" not in client.get("/v1/search?q=colour").json()
+    for params in ({"q": long}, {"q": "colour", "not": long}):
+        (warning,) = client.get("/v1/search", params=params).json()["warnings"]
+        assert "longer than the model reads" in warning and "a colour" in warning
 
 
 def test_an_empty_condition_is_refused(place: Path) -> None:

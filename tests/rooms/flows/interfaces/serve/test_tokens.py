@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
-from artifacts.errors import EnvironmentFault, UsageError
-from flows.interfaces.serve.tokens import access_log, read_tokens, sender_of, session_of
+from artifacts.errors import UsageError
+from flows.interfaces.serve.tokens import read_tokens, sender_of, session_of
 from tests.support.pipeline import PENSTOCK
 from tests.support.serving import Serving, serving
 
@@ -61,11 +61,6 @@ def test_a_sender_is_known_by_a_token_or_a_cookie() -> None:
         assert sender_of(tokens, {"authorization": header}) is None
 
 
-def test_a_log_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="access-log"), access_log(str(tmp_path)):
-        pass
-
-
 def status_of(server: Serving, token: str, path: str = "/v1/models?x=secret") -> int:
     return server.ask("GET", path, headers={"Authorization": f"Bearer {token}"}).status
 
@@ -92,8 +87,17 @@ def test_tokens_change_while_a_server_runs_and_each_request_is_logged(tmp_path: 
         with OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=FIRST) as client:
             given = client.embeddings.create(model="demo", input=["a red ring", "a dog"])
             floats = client.embeddings.create(model="demo", input="a dog", encoding_format="float")
+            count = [
+                client.embeddings.create(model="demo", input=texts).usage.total_tokens
+                for texts in (["a red ring"], ["a dog"], ["a red ring", "a dog"])
+            ]
+            with pytest.raises(BadRequestError) as long:
+                client.embeddings.create(model="demo", input=["a dog", "a dog " * 300])
         assert given.data[1].embedding == pytest.approx(floats.data[0].embedding, abs=1e-6)
         assert sum(x * x for x in given.data[0].embedding) == pytest.approx(1.0, abs=1e-3)
+        assert count[1] > 0 and count[0] + count[1] == count[2]
+        assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
+        assert "text 1 of input" in long.value.message
         assert (given.model, [row.index for row in given.data]) == ("demo", [0, 1])
         assert server.is_up() and status_of(server, SECOND) == 200
         assert "tokens stay as they were" in server.log.read_text()
