@@ -174,5 +174,4 @@ def loop_factory() -> "Callable[[], asyncio.AbstractEventLoop]":
         import uvloop
     except ImportError:
         return asyncio.new_event_loop
-    made: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return made
+    return uvloop.new_event_loop

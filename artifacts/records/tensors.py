@@ -9,7 +9,7 @@ builds only these types, so a file cannot run code of its own.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.eight_bits import (
@@ -24,6 +24,9 @@ from artifacts.records.eight_bits import (
 if TYPE_CHECKING:
     import torch
 
+Tree: TypeAlias = "torch.Tensor | str | int | float | Sequence[Tree] | Mapping[str, Tree] | None"
+"""What is stored; an output record is a mapping, too."""
+R = TypeVar("R")
 ALIGNMENT = 64
 """Alignment of tensors in bytes, so that they can be used in place."""
 RECORD_HOMES = ("transformers.",)
@@ -56,7 +59,7 @@ class RecordGone(EnvironmentFault):
     installed version of its package."""
 
 
-def pack_tree(tree: Any, form: str = "") -> tuple[Node, bytes]:
+def pack_tree(tree: Tree, form: str = "") -> tuple[Node, bytes]:
     """Return a JSON description, and the bytes of the tensors in C order, little-endian. With a
     `form` of `eight_bits.FORMS`, the features are stored in it."""
     parts: list[bytes] = []
@@ -104,7 +107,7 @@ def unpack_tree(meta: Mapping[str, Any], buffer: bytes | bytearray | memoryview)
     return _unpack(meta, lambda place: _unpack_tensor(place, whole))
 
 
-def name_tensors(tree: Any) -> tuple[Node, dict[str, "torch.Tensor"]]:
+def name_tensors(tree: Tree) -> tuple[Node, dict[str, "torch.Tensor"]]:
     """Return a JSON description, and the tensors by name. A name is the tensor's path, such as
     `features.image.pooler_output.0`."""
     named: dict[str, torch.Tensor] = {}
@@ -122,7 +125,7 @@ def place_tensors(meta: Mapping[str, Any], named: Mapping[str, "torch.Tensor"]) 
     return _unpack(meta, lambda place: named[place["name"]])
 
 
-def make_record(cls: type[Any], fields: Mapping[str, Any]) -> Any:
+def make_record(cls: type[R], fields: Mapping[str, Any]) -> R:
     """Return an output record with these fields. The others are None, even if its class has no
     default."""
     required = {

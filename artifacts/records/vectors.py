@@ -25,8 +25,7 @@ def vector_record(key: str, vectors: Vectors) -> Record:
 
 def vectors_in(record: Record) -> Vectors:
     shape = (int(record.meta["vectors"]), int(record.meta["width"]))
-    vectors: Vectors = np.frombuffer(record.payload, STORED, math.prod(shape)).reshape(shape)
-    return vectors
+    return np.frombuffer(record.payload, STORED, math.prod(shape)).reshape(shape)
 
 
 def write_npy(path: Path, shape: tuple[int, int], parts: Iterable[Vectors]) -> None:

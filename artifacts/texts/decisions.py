@@ -74,8 +74,7 @@ class DecisionRow:
         return DecisionKey(self.content, self.start, self.end, self.probe)
 
     def to_json(self) -> dict[str, Json]:
-        values: dict[str, Json] = values_of(self)
-        return values
+        return values_of(self)
 
 
 def read_decisions(path: str, questions: Questions) -> list[DecisionRow]:

@@ -15,7 +15,7 @@ How it works:
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -37,7 +37,7 @@ from stages.models.halves.records import FeatureRecord
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.prepare import full_answer_ids
 from stages.models.processors.time_windows import cut_window, joined
-from stages.models.protocols import Half, Processor
+from stages.models.protocols import Half, Processor, Tree
 
 Tokens = tuple[int, ...]
 ROUNDINGS = 2
@@ -142,11 +142,11 @@ class LabelScores:
             self._tokens[labels] = label_tokens(half, self._processor, labels)
         return self._tokens[labels]
 
-    def _inputs(self, half: Half, probe: ProbeInput) -> dict[str, Any]:
+    def _inputs(self, half: Half, probe: ProbeInput) -> dict[str, Tree]:
         return prompts_for(half, self._processor, [probe.row], [probe.prompt], SamplingParams())
 
     def _choose(
-        self, half: Half, probe: ProbeInput, labels: LabelTokens, inputs: Mapping[str, Any]
+        self, half: Half, probe: ProbeInput, labels: LabelTokens, inputs: Mapping[str, Tree]
     ) -> str:
         """Return how this half is run, found with its first probe."""
         # Any tokens show whether the half sees what follows.
@@ -165,7 +165,7 @@ class LabelScores:
         return "prefix" if difference <= ROUNDINGS * tolerance(half.dtype) else "whole"
 
     def _prefilled(
-        self, half: Half, probe: ProbeInput, inputs: Mapping[str, Any]
+        self, half: Half, probe: ProbeInput, inputs: Mapping[str, Tree]
     ) -> PrefilledSequence:
         options = self._prefill_options.options(half, self._processor, probe.row)
         return self._prefix.prefill_from_prefix(
@@ -177,7 +177,7 @@ class LabelScores:
         )
 
     def _after(
-        self, half: Half, probe: ProbeInput, labels: LabelTokens, inputs: Mapping[str, Any]
+        self, half: Half, probe: ProbeInput, labels: LabelTokens, inputs: Mapping[str, Tree]
     ) -> Mapping[Tokens, torch.Tensor]:
         """Return the log probabilities of the token after each beginning of a label."""
         after: dict[Tokens, torch.Tensor] = {}

@@ -13,7 +13,6 @@ How it works:
 from collections.abc import Sequence
 from functools import partial
 from math import isfinite
-from typing import Any
 
 from artifacts.errors import UsageError
 from artifacts.records.claims import WorkClaims, claims_at
@@ -33,12 +32,12 @@ from stages.models.loading import warm as warm
 from stages.models.prefetch import Prefetched, write_behind
 from stages.models.protocols import Half
 from stages.process.events import TOO_LONG, EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 STAGE = "answer"
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Publish the log probabilities, or a failure, of each probe that has neither."""
     AnswerRun(parse_job(AnswerJob, job_fields), report).run()
 

@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.frame_fit import FrameFit
 from artifacts.packages import loop_factory
@@ -60,7 +61,7 @@ from stages.ask.servers import (
 from stages.decode.json_schema import follows, is_cut
 from stages.memory.oom_retry import ItemFault, ItemFaults
 from stages.process.events import SUSPECTED, EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 TICK = Fraction(1, 1000)
 """Seconds of a clip's clock."""
@@ -117,7 +118,7 @@ class BadAnswer(Exception):
 
 def request_body(job: AskJob, item: AskItem, media: bytes) -> bytes:
     """Return the body of a request. `media` are parts of a message, as JSON without brackets."""
-    fields: dict[str, Any] = {"model": job.model, "max_tokens": job.max_new_tokens, **job.sampling}
+    fields: dict[str, Json] = {"model": job.model, "max_tokens": job.max_new_tokens, **job.sampling}
     fields |= {"logprobs": True, "top_logprobs": TOP} if item.labels else {}
     if job.seed is not None:
         digest = hashlib.sha256(f"{job.seed} {item.key}".encode()).digest()
@@ -172,7 +173,7 @@ def _probed(choice: Mapping[str, Any], labels: Sequence[str], keys: EndpointKeys
 
 def _caption(
     value: Mapping[str, Any], text: str, schema: str, keys: EndpointKeys
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Return what the record of a caption says, from a chat completion and its text. Raises
     BadAnswer."""
     choice = value["choices"][0]
@@ -352,13 +353,13 @@ RETRY_HINT = "The same command sends it again; what was answered is kept"
 STORED_HINT = "Change the prompt or the model, or try again with --retry-failed"
 
 
-def warm(_: dict[str, Any]) -> None:
+def warm(_: JobFields) -> None:
     """Import what the first request needs, before the stage's memory is measured."""
     loop_factory()
     Image.preinit()
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Publish a caption or an answer, or a failure, for each item that has neither."""
     job = parse_job(AskJob, job_fields)
     asking = Asking(job, report)

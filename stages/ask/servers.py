@@ -8,10 +8,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import h11
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.remote.endpoints import Endpoint, EndpointKeys
 
@@ -360,7 +360,7 @@ class ModelServers:
         free = [s for s in self._every if s.paused_until <= now and s.in_flight < s.pace.limit]
         return min(free, key=lambda s: (s is last, s.in_flight / s.pace.limit), default=None)
 
-    def notes(self) -> dict[str, Any]:
+    def notes(self) -> dict[str, Json]:
         """Return what is known of the servers, for the run record."""
         every = {server.client.endpoint.url: server for server in self._every}
         return {

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.convert import DTYPES, ConvertJob
@@ -50,7 +51,7 @@ from stages.models.shards.layout import (
     write_checkpoint,
 )
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
 """Keys under which training code stores a model's tensors among other data."""
@@ -346,7 +347,7 @@ class PickledTensor(NamedTuple):
     """Type and shape of what is written, without data."""
 
 
-def run(job: dict[str, Any], report: EventReporter) -> None:
+def run(job: JobFields, report: EventReporter) -> None:
     """Convert the model of a ConvertJob, and report each weight file as an item.
 
     A first note holds the number of `shards` and how many are `there` already. A last one holds the
@@ -367,7 +368,7 @@ def _convert(job: ConvertJob, report: EventReporter) -> None:
     small = _small_files(source, pickles, original, dtype)
     origins = _origins(pickles, original)
     shards = lay_out((_spec(name, o.meta, dtype) for name, o in origins.items()), job.shard_bytes)
-    made_of = {
+    made_of: dict[str, Json] = {
         "weights": digest_of([[pickle.path.name, pickle.digest] for pickle in pickles]),
         "dtype": job.dtype,
         "shard_bytes": job.shard_bytes,

@@ -20,7 +20,7 @@ from stages.models.halves.records import FeatureRecord
 from stages.models.halves.split_route import choose_route
 from stages.models.processors.input_layout import noise
 from stages.models.processors.prepare import drop_end_token, prepare, rebuild
-from stages.models.protocols import Half, Processor
+from stages.models.protocols import Half, Processor, Tree
 from stages.process.exit_diagnosis import out_of_memory
 
 CHUNKED_FIELDS = {"pooler_output", "deepstack_features"}
@@ -139,7 +139,7 @@ def _resized(value: Any, tokens: int) -> Any:
     return taken.unsqueeze(0) if isinstance(value, torch.Tensor) else type(value)([taken])
 
 
-def _within_an_image(half: Half, ids: torch.Tensor, features: Mapping[str, Any]) -> int:
+def _within_an_image(half: Half, ids: torch.Tensor, features: Mapping[str, Tree]) -> int:
     """Return a chunk length that ends inside an image's tokens. Raises ValueError if `generate`
     would not find those tokens."""
     places: list[int] = []

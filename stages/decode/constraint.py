@@ -22,14 +22,15 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import llguidance
 import llguidance.hf
 import numpy as np
 import torch
 from llguidance.numpy import fill_next_token_bitmask_par
-from transformers import LogitsProcessor
+from numpy.typing import NDArray
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from artifacts.errors import UsageError
 from stages.decode.json_schema import grammar_of
@@ -38,6 +39,7 @@ from stages.decode.schema_bounds import BETWEEN, IN_TEXT, JsonPosition, ranks
 from stages.memory.oom_retry import release_memory
 from stages.models.protocols import Half, Processor
 
+Kept = TypeVar("Kept")
 ALL = 0xFF
 """Eight tokens that may all come next."""
 
@@ -45,10 +47,10 @@ ALL = 0xFF
 class Masks(NamedTuple):
     """The masks of some rows."""
 
-    allowed: Any
+    allowed: NDArray[np.uint8]
     """Which tokens may come next, as an array of bytes of shape [rows, bytes], the first token in
     the lowest bit."""
-    closing: Any = None
+    closing: NDArray[np.int64] | None = None
     """Row → the token that comes next if no allowed one has a finite score, of shape [rows]; -1:
     none. None: no row has one."""
     faults: Mapping[int, UsageError] = {}
@@ -76,28 +78,28 @@ class Masks(NamedTuple):
         return masked.scatter(1, closing, torch.where(lost, 0.0, masked.gather(1, closing)))
 
 
-def _on(device: torch.device, array: Any) -> torch.Tensor:
+def _on(device: torch.device, array: NDArray[np.uint8] | NDArray[np.int64]) -> torch.Tensor:
     """Return an array as a tensor on a device. A copy to a GPU waits for nothing there."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-class HostMaskProcessor(LogitsProcessor, ABC):
+class HostMaskProcessor(LogitsProcessor, ABC, Generic[Kept]):
     """A logits processor whose masks the host computes from the tokens of each row."""
 
     def __init__(self) -> None:
         self._prompt_length: int | None = None
         """Number of tokens before the first generated one, known from the first call."""
-        self.rows: list[Any] = []
+        self.rows: list[Kept] = []
         """What each row of a batch keeps from token to token."""
 
     @abstractmethod
-    def new_row(self) -> Any:
+    def new_row(self) -> Kept:
         """Return what a row keeps before its first token."""
 
     @staticmethod
     @abstractmethod
-    def masks_of(rows: Sequence[Any], tokens: Sequence[Sequence[int]], width: int) -> Masks:
+    def masks_of(rows: Sequence[Kept], tokens: Sequence[Sequence[int]], width: int) -> Masks:
         """Return the masks of rows, maybe of several processors, after these generated tokens.
         `width` is the number of scores of a row."""
 
@@ -143,21 +145,21 @@ class Vocabulary:
         self.in_text, self.between = (self._ranked(ranks(first)) for first in (IN_TEXT, BETWEEN))
         release_memory()  # reading needed the same amount again
 
-    def _ranked(self, of_bytes: Sequence[int]) -> Any:
+    def _ranked(self, of_bytes: Sequence[int]) -> NDArray[np.int32]:
         ranked = (of_bytes[b[0]] if len(b) == 1 else LONG + len(b) for b in self.bytes)
         return np.fromiter(ranked, dtype=np.int32, count=len(self.bytes))
 
-    def first_of(self, mask: Any, *, in_text: bool) -> int:
+    def first_of(self, mask: NDArray[np.uint8], *, in_text: bool) -> int:
         """Return the token of a mask that closes an answer first."""
         ranks = self.in_text if in_text else self.between
-        some = self.singles[_bits(mask, self.singles)]
+        some = self.singles[(mask[self.singles >> 3] >> (self.singles & 7) & 1).astype(bool)]
         if not len(some):  # rare, and 20 times as slow
             some = np.flatnonzero(np.unpackbits(mask, bitorder="little")[: len(ranks)])
         return int(some[ranks[some].argmin()])
 
 
 @lru_cache(maxsize=1)
-def vocabulary_of(tokenizer: Any) -> Vocabulary:
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """Return the vocabulary of a tokenizer; a large one takes one or two seconds."""
     return Vocabulary(tokenizer)
 
@@ -168,7 +170,9 @@ for each other; each further lexer learns the states of a grammar anew."""
 
 
 @lru_cache(maxsize=8)
-def _matchers(vocabulary: Vocabulary, schema: str, count: int) -> Iterator[tuple[int, Any]]:
+def _matchers(
+    vocabulary: Vocabulary, schema: str, count: int
+) -> Iterator[tuple[int, llguidance.LLMatcher]]:
     """Return `count` matchers with their numbers, in an endless cycle."""
     grammar = grammar_of(schema)
     made = (llguidance.LLMatcher(vocabulary.tokens, grammar, log_level=0) for _ in range(count))
@@ -176,7 +180,7 @@ def _matchers(vocabulary: Vocabulary, schema: str, count: int) -> Iterator[tuple
 
 
 @lru_cache(maxsize=1)
-def _executor(threads: int) -> Any:
+def _executor(threads: int) -> llguidance.LLExecutor:
     return llguidance.LLExecutor(num_threads=threads)
 
 
@@ -212,7 +216,7 @@ class ConstrainedAnswer:
     def done(self) -> bool:
         return self._position.done
 
-    def restrict(self, allowed: Any, width: int) -> int:
+    def restrict(self, allowed: NDArray[np.uint8], width: int) -> int:
         """Restrict the mask of llguidance, an array of bytes, to the tokens that may come next, and
         return the one that closes the answer first; -1 after its end token, or if there is none."""
         ends = [end for end in self._eos_token_ids if end < width]
@@ -239,22 +243,17 @@ class ConstrainedAnswer:
         )
 
 
-def _set_bits(mask: Any, tokens: Sequence[int]) -> None:
+def _set_bits(mask: NDArray[np.uint8], tokens: Sequence[int]) -> None:
     for token in tokens:
         mask[token >> 3] |= 1 << (token & 7)
 
 
-def _clear_bits(mask: Any, tokens: Sequence[int]) -> None:
+def _clear_bits(mask: NDArray[np.uint8], tokens: Sequence[int]) -> None:
     for token in tokens:
         mask[token >> 3] &= ~(1 << (token & 7)) & ALL
 
 
-def _bits(mask: Any, tokens: Any) -> Any:
-    """Return whether a mask allows each of these tokens."""
-    return (mask[tokens >> 3] >> (tokens & 7) & 1).astype(bool)
-
-
-class SchemaLogitsProcessor(HostMaskProcessor):
+class SchemaLogitsProcessor(HostMaskProcessor[ConstrainedAnswer]):
     """Masks every token that would leave the schema, for each row of a batch. If another processor,
     such as that of --avoid, masked all others, the schema wins."""
 
@@ -266,7 +265,9 @@ class SchemaLogitsProcessor(HostMaskProcessor):
         return ConstrainedAnswer(*self._answer_args)
 
     @staticmethod
-    def masks_of(rows: Sequence[Any], tokens: Sequence[Sequence[int]], width: int) -> Masks:
+    def masks_of(
+        rows: Sequence[ConstrainedAnswer], tokens: Sequence[Sequence[int]], width: int
+    ) -> Masks:
         """Return the masks of answers; llguidance computes several at once."""
         known = rows[0].vocabulary.tokens.vocab_size
         words = np.zeros((len(rows), -(-known // 32)), dtype=np.int32)
@@ -303,7 +304,7 @@ def answer_text(vocabulary: Vocabulary, row: Sequence[int]) -> str:
     return text.decode(errors="replace")
 
 
-def _unfit(tokenizer: Any, why: str) -> UsageError:
+def _unfit(tokenizer: PreTrainedTokenizerBase, why: str) -> UsageError:
     return UsageError(
         f"--schema does not work with {type(tokenizer).__name__}: {why}",
         hint="Leave --schema out, or use another model",
@@ -348,7 +349,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
 class AvoidedPhrases:
     """The phrases that one tokenizer's tokens must not spell."""
 
-    def __init__(self, tokenizer: Any, phrases: Sequence[str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, phrases: Sequence[str]) -> None:
         self.bytes = token_bytes(tokenizer)
         variants = {form for text in phrases for form in (text, text[:1].upper() + text[1:])}
         self._phrases = {
@@ -364,9 +365,9 @@ class AvoidedPhrases:
             token for token, text in enumerate(self.bytes) if some.search(text) and self._in(text)
         }
         """Tokens that hold a phrase behind their first character."""
-        self._allowed: dict[tuple[tuple[bytes, bool], ...], Any] = {}
+        self._allowed: dict[tuple[tuple[bytes, bool], ...], NDArray[np.uint8]] = {}
 
-    def allowed(self, text: bytes) -> Any:
+    def allowed(self, text: bytes) -> NDArray[np.uint8]:
         """Return which tokens may follow a text, one bit each, as an array of bytes. The last bytes
         of the text suffice."""
         text = text[-self.longest - CHARACTER :]
@@ -408,12 +409,12 @@ class AvoidedPhrases:
 
 
 @lru_cache(maxsize=2)
-def avoided(tokenizer: Any, phrases: tuple[str, ...]) -> AvoidedPhrases:
+def avoided(tokenizer: PreTrainedTokenizerBase, phrases: tuple[str, ...]) -> AvoidedPhrases:
     """Return the phrases for a tokenizer; a large one takes a second or two."""
     return AvoidedPhrases(tokenizer, [text.strip() for text in phrases])
 
 
-class AvoidedLogitsProcessor(HostMaskProcessor):
+class AvoidedLogitsProcessor(HostMaskProcessor[tuple[AvoidedPhrases, bytes]]):
     """Refuses every token that would complete a phrase, for each row of a batch."""
 
     def __init__(self, phrases: AvoidedPhrases, start: str) -> None:
@@ -425,7 +426,9 @@ class AvoidedLogitsProcessor(HostMaskProcessor):
         return self._phrases, self._start
 
     @staticmethod
-    def masks_of(rows: Sequence[Any], tokens: Sequence[Sequence[int]], width: int) -> Masks:
+    def masks_of(
+        rows: Sequence[tuple[AvoidedPhrases, bytes]], tokens: Sequence[Sequence[int]], width: int
+    ) -> Masks:
         """Return the masks of rows, each with its phrases and its forced beginning."""
         allowed = np.full((len(rows), -(-width // 8)), ALL, np.uint8)
         for mask, (phrases, start), token_ids in zip(allowed, rows, tokens, strict=True):

@@ -1,9 +1,8 @@
 """Reads from the logits of an answer's first token how probable its tokens and some labels are."""
 
-from typing import Any
-
 import torch
 
+from artifacts.disk.json_shapes import Json
 from stages.decode.generation import RequestSettings
 from stages.models.processors.prepare import full_answer_ids
 from stages.models.protocols import Processor
@@ -14,7 +13,7 @@ LEAST = -9999.0
 
 def first_token_fields(
     processor: Processor, logits: torch.Tensor, settings: RequestSettings
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Return the field of a record for the raw `logits` [vocabulary] of a first token: the most
     probable tokens as text, and the labels of the settings. A label of several tokens is at most as
     probable as its first one, and then the labels are `bounded`."""

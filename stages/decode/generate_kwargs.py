@@ -31,7 +31,7 @@ from stages.decode.generation import (
 from stages.decode.prompts import check_context, context_left, end_ids_of, retry_params, start_ids
 from stages.models.processors.known import known
 from stages.models.processors.loading import tag_ids
-from stages.models.protocols import Half, Processor
+from stages.models.protocols import Half, Processor, Tree
 
 
 class PresencePenalty(LogitsProcessor):
@@ -135,7 +135,7 @@ class GenerateKwargs:
         return GenerateKwargs(own.generation, own.max_new_tokens, own.stop, self._settings, own)
 
     def bounded(
-        self, half: Half, inputs: Mapping[str, Any], items: Items, *, whole: bool
+        self, half: Half, inputs: Mapping[str, Tree], items: Items, *, whole: bool
     ) -> "GenerateKwargs":
         """Return the kwargs with a limit that fits the context. Only a single item without a limit
         of its own gets a lower limit. Raises ContextExceeded if a `whole` caption has to fit and
@@ -212,7 +212,7 @@ class GenerateKwargs:
         before, whole = _decoded(processor, [row[:index], row], self.generation)
         return offset_in(text, before, whole)
 
-    def reasoning(self, processor: Processor, row: Sequence[int], text: str) -> dict[str, Any]:
+    def reasoning(self, processor: Processor, row: Sequence[int], text: str) -> dict[str, int]:
         """Return the fields of a record for tags of reasoning among these new tokens that their
         `text` does not show: where the answer begins, or that it never does."""
         opening, closing = known(processor, "ids of tags", lambda: tag_ids(processor))

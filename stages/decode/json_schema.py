@@ -2,8 +2,9 @@
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.patterns import validator_of
 from artifacts.errors import UsageError
 from artifacts.packages import require
@@ -33,9 +34,9 @@ def canonical(text: str) -> str:
         raise UsageError("--schema is nested too deeply", hint="Ask for less at once") from error
 
 
-def fields_of(answer: str) -> dict[str, Any]:
+def fields_of(answer: str) -> dict[str, Json]:
     """Return the fields of an answer, in the order of generation."""
-    fields: dict[str, Any] = json.loads(answer)
+    fields: dict[str, Json] = json.loads(answer)
     return fields
 
 
@@ -105,11 +106,11 @@ def _cannot_follow(why: str) -> UsageError:
     )
 
 
-def _no_number(name: str) -> Any:
+def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _sorted(node: Any, *, names: bool = False) -> Any:
+def _sorted(node: Json, *, names: bool = False) -> Json:
     """Return a schema with sorted keys; property names keep their order."""
     if isinstance(node, list):
         return [_sorted(child) for child in node]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import NotFinite, UsageError
 from artifacts.records.packs import DamagedRecord, RecordSet, RecordUnion
 from artifacts.records.tensors import unpack_tree
@@ -56,7 +57,7 @@ class CaptionOutput(NamedTuple):
     """Further fields of the record: how sure the model was, where its answer begins."""
 
     @property
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> dict[str, Json]:
         meta = {"caption": self.caption, "tokens": self.tokens, "ended": self.finish_reason}
         return {**meta, **self.fields}
 
@@ -71,7 +72,7 @@ class DecodeEngine(Protocol):
     def __init__(self, job: DecodeJob) -> None:
         """Load the language half and the processor."""
 
-    def load_info(self) -> dict[str, Any]:
+    def load_info(self) -> dict[str, Json]:
         """Return notes about what was loaded."""
 
     def resolve_engine(self, request: DecodeRequest) -> str:

@@ -16,6 +16,7 @@ from itertools import chain
 from pkgutil import resolve_name
 from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, NotFinite, PenstockError, StageDied, UsageError
 from artifacts.records.claims import WorkClaims, claims_at
 from artifacts.records.packs import (
@@ -51,7 +52,7 @@ from stages.models.prefetch import Prefetched, write_behind
 from stages.models.processors.side_inputs import side_by_side
 from stages.process.device import device_model
 from stages.process.events import CUT, TOO_LONG, UNSUPPORTED, CaptionProgress, EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.process.requests import Request, Requests
 
 
@@ -233,7 +234,7 @@ class ClientRun:
         request: DecodeRequest,
         output: CaptionOutput,
         spec: EngineSpec,
-        origin: dict[str, Any],
+        origin: dict[str, Json],
     ) -> None:
         """Publish a caption and send it, or send why there is none."""
         if request.is_withdrawn:  # its caption may be incomplete
@@ -291,7 +292,7 @@ def _ended(request: DecodeRequest, output: CaptionOutput) -> CaptionProgress:
     )
 
 
-def origin_of(spec: EngineSpec, engine: DecodeEngine, job: DecodeJob) -> dict[str, Any]:
+def origin_of(spec: EngineSpec, engine: DecodeEngine, job: DecodeJob) -> dict[str, Json]:
     """Return what each caption's record says about its computation: the engine, and on a GPU the
     rows of a step and the card, because generations of cards may round differently."""
     card = device_model(job.half.device)
@@ -321,7 +322,7 @@ def _find(records: RecordUnion, key: str) -> None:
         records.refresh()
 
 
-def warm(job_fields: dict[str, Any]) -> None:
+def warm(job_fields: JobFields) -> None:
     """Import what the engine and its model need, before the stage's memory is measured."""
     job = parse_job(DecodeJob, {**job_fields, "batches": []})  # without parsing 100,000 items
     for spec in engines_for(job.engine):
@@ -331,7 +332,7 @@ def warm(job_fields: dict[str, Any]) -> None:
     warm_model(job_fields)
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Publish a caption for each item of `batches`, or of those that the job is sent, that has
     neither a caption nor a failure."""
     job = parse_job(DecodeJob, job_fields)
@@ -562,7 +563,7 @@ class BatchRun:
         claims.done(tokens)
 
     def _records(
-        self, fields: dict[str, Any], pairs: Iterable[tuple[DecodeRequest, CaptionOutput]]
+        self, fields: dict[str, Json], pairs: Iterable[tuple[DecodeRequest, CaptionOutput]]
     ) -> list[Record]:
         """Return the records of captions. JSON that was cut has none: it becomes a failure."""
         records, limit = [], self._job.max_new_tokens
@@ -576,7 +577,7 @@ class BatchRun:
         return records
 
     def _record(
-        self, fields: dict[str, Any], request: DecodeRequest, output: CaptionOutput
+        self, fields: dict[str, Json], request: DecodeRequest, output: CaptionOutput
     ) -> Record:
         """Return the record of a caption; that of a retried one says whether it repeats itself."""
         meta = output.meta | fields

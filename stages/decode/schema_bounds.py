@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.patterns import validator_of
 from artifacts.errors import UsageError
 
@@ -61,7 +62,7 @@ class SchemaRoom:
     unknown: dict[str, None] = field(default_factory=dict)
     """Words that are no keywords of JSON Schema, in the order of the schema."""
 
-    def take(self, node: Mapping[str, Any]) -> None:
+    def take(self, node: Mapping[str, Json]) -> None:
         """Count a node without its nested nodes. Raises UsageError above the limit."""
         self.unknown |= dict.fromkeys(word for word in node if word not in KEYWORDS | ANNOTATIONS)
         own = {name: value for name, value in plain(node).items() if name not in WITHIN}
@@ -79,7 +80,7 @@ class SchemaRoom:
 class SchemaPlace:
     """A location in a schema."""
 
-    root: Mapping[str, Any]
+    root: Mapping[str, Json]
     path: str
     """Its property names from the outermost object on, joined with dots."""
     references: tuple[str, ...] = ()
@@ -94,7 +95,7 @@ class SchemaPlace:
         return UsageError(" ".join(f"--schema{where}: {what}".split()), hint=hint)
 
 
-def resolve_ref(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], SchemaPlace]:
+def resolve_ref(node: Json, place: SchemaPlace) -> tuple[Mapping[str, Json], SchemaPlace]:
     """Follow references to a node and its location. Raises UsageError for a refused keyword."""
     while isinstance(node, Mapping) and "$ref" in node:
         reference = node["$ref"]
@@ -124,8 +125,8 @@ def resolve_ref(node: Any, place: SchemaPlace) -> tuple[Mapping[str, Any], Schem
     return node, place
 
 
-def _pointed(reference: str, place: SchemaPlace) -> Any:
-    node: Any = place.root
+def _pointed(reference: str, place: SchemaPlace) -> Json:
+    node: Json = place.root
     for part in reference[1:].split("/")[1:]:
         part = unquote(part).replace("~1", "/").replace("~0", "~")
         if not isinstance(node, Mapping) or part not in node:
@@ -135,20 +136,20 @@ def _pointed(reference: str, place: SchemaPlace) -> Any:
     return node
 
 
-def _check_base(node: Any, place: SchemaPlace) -> None:
+def _check_base(node: Json, place: SchemaPlace) -> None:
     """Raise UsageError for a nested schema with a base of its own: references in it would lead to
     other places."""
     if isinstance(node, Mapping) and isinstance(node.get("$id"), str) and node is not place.root:
         raise place.error("$id is not supported inside of a schema", "Remove it")
 
 
-def _alone(word: str, node: Mapping[str, Any], place: SchemaPlace, hint: str) -> None:
+def _alone(word: str, node: Mapping[str, Json], place: SchemaPlace, hint: str) -> None:
     """Raise UsageError for a keyword that restricts the answer, next to one that stands alone."""
     if more := sorted(plain(node).keys() - {word}):
         raise place.error(f"{more[0]} is not allowed next to {word}", hint)
 
 
-def plain(node: Mapping[str, Any]) -> dict[str, Any]:
+def plain(node: Mapping[str, Json]) -> dict[str, Json]:
     """Return the keywords of a schema that restrict an answer."""
     return {name: value for name, value in node.items() if name in KEYWORDS}
 
@@ -164,19 +165,19 @@ Schema = dict[str, Any]
 """A schema with references expanded, objects closed and numbers bounded."""
 
 
-def closed(root: Mapping[str, Any]) -> Schema:
+def closed(root: Mapping[str, Json]) -> Schema:
     """Return the whole schema as input for the grammar. Raises UsageError."""
     return _object(*_whole(root))
 
 
-def unknown_words(root: Mapping[str, Any]) -> list[str]:
+def unknown_words(root: Mapping[str, Json]) -> list[str]:
     """Return the words of a schema that are no keywords of JSON Schema. Raises UsageError."""
     node, place = _whole(root)
     _object(node, place)
     return [*place.room.unknown]
 
 
-def _whole(root: Mapping[str, Any]) -> tuple[Mapping[str, Any], SchemaPlace]:
+def _whole(root: Mapping[str, Json]) -> tuple[Mapping[str, Json], SchemaPlace]:
     """Return the schema of the whole answer, an object with properties. Raises UsageError."""
     node, place = resolve_ref(root, SchemaPlace(root, ""))
     if other := sorted({"enum", "const", *CHOICES} & node.keys()):
@@ -188,7 +189,7 @@ def _whole(root: Mapping[str, Any]) -> tuple[Mapping[str, Any], SchemaPlace]:
     return node, place
 
 
-def _value(given: Any, place: SchemaPlace) -> Schema:
+def _value(given: Json, place: SchemaPlace) -> Schema:
     node, place = resolve_ref(given, place)
     if "const" in node or "enum" in node:
         return _enumerated(node, place)
@@ -205,7 +206,7 @@ def _value(given: Any, place: SchemaPlace) -> Schema:
     return _TYPES[kind](node, place)
 
 
-def _enumerated(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
+def _enumerated(node: Mapping[str, Json], place: SchemaPlace) -> Schema:
     """Return the schema of those values of `enum` or `const` that other keywords accept."""
     if more := sorted((WITHIN | {"additionalProperties"}) & node.keys()):
         raise place.error(
@@ -224,13 +225,13 @@ def _enumerated(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     return {"enum": values}
 
 
-def _choice(word: str, options: Any, place: SchemaPlace) -> Schema:
+def _choice(word: str, options: Json, place: SchemaPlace) -> Schema:
     if not isinstance(options, list) or not options:
         raise place.error(f"{word} is empty", "List the alternatives")
     return {word: [_value(option, place) for option in options]}
 
 
-def _object(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
+def _object(node: Mapping[str, Json], place: SchemaPlace) -> Schema:
     properties, required = node.get("properties", {}), node.get("required", [])
     if not isinstance(properties, Mapping) or not isinstance(required, list):
         raise place.error("properties must be an object and required a list", "Write {…} and […]")
@@ -249,14 +250,14 @@ def _object(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     }
 
 
-def _array(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
+def _array(node: Mapping[str, Json], place: SchemaPlace) -> Schema:
     if "items" not in node:
         raise place.error("the array has no items", 'Add "items": {"type": "string"}')
     _check_count(node, "minItems", place)
     return _own(node) | {"items": _value(node["items"], place.at("[]"))}
 
 
-def _string(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
+def _string(node: Mapping[str, Json], place: SchemaPlace) -> Schema:
     _check_count(node, "minLength", place)
     if (form := node.get("format")) is not None and form not in FORMATS:
         formats = ", ".join(FORMATS)
@@ -264,7 +265,7 @@ def _string(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     return _own(node)
 
 
-def _number(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
+def _number(node: Mapping[str, Json], place: SchemaPlace) -> Schema:
     low = [name for name in ("minimum", "exclusiveMinimum") if name in node]
     high = [name for name in ("maximum", "exclusiveMaximum") if name in node]
     if node["type"] == "number":
@@ -274,18 +275,19 @@ def _number(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
     elif "multipleOf" in node and not (low and high):
         raise place.error("a multiple without bounds may never be found", "Add minimum and maximum")
     values = [node[name] for name in (*low, *high)]
-    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < len(values):
         raise place.error("a bound is not a number", "Write minimum and maximum as numbers")
-    bounds = {} if low else {"minimum": min([-EXACT, *values])}
-    bounds |= {} if high else {"maximum": max([EXACT, *values])}
+    bounds = {} if low else {"minimum": min([-EXACT, *numbers])}
+    bounds |= {} if high else {"maximum": max([EXACT, *numbers])}
     return _own(node) | bounds
 
 
-def _literal(node: Mapping[str, Any], place: SchemaPlace) -> Schema:
+def _literal(node: Mapping[str, Json], place: SchemaPlace) -> Schema:
     return _own(node)
 
 
-_TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Schema]] = {
+_TYPES: Mapping[str, Callable[[Mapping[str, Json], SchemaPlace], Schema]] = {
     "object": _object,
     "array": _array,
     "string": _string,
@@ -296,12 +298,12 @@ _TYPES: Mapping[str, Callable[[Mapping[str, Any], SchemaPlace], Schema]] = {
 }
 
 
-def _own(node: Mapping[str, Any]) -> Schema:
+def _own(node: Mapping[str, Json]) -> Schema:
     """Return the type of a value, and the keywords that restrict values of that type."""
-    return {n: value for n, value in node.items() if n == "type" or n in OBEYED[node["type"]]}
+    return {n: value for n, value in node.items() if n == "type" or n in OBEYED[str(node["type"])]}
 
 
-def _check_count(node: Mapping[str, Any], name: str, place: SchemaPlace) -> None:
+def _check_count(node: Mapping[str, Json], name: str, place: SchemaPlace) -> None:
     value = node.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise place.error(f"{name} is {value}", "Use a whole number from 0")

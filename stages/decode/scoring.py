@@ -28,7 +28,7 @@ from stages.models.halves.generate import generate
 from stages.models.halves.records import FeatureRecord
 from stages.models.loading import warm as warm
 from stages.models.processors.prepare import answer_ids
-from stages.models.protocols import Half, Processor
+from stages.models.protocols import Half, Processor, Tree
 
 KEEP = "logits_to_keep"
 """Name of the argument that limits the computed logits, in most model classes."""
@@ -47,7 +47,7 @@ class ForcedCaption(NamedTuple):
     params: SamplingParams = SamplingParams()
     """Holds the system prompt and the forced beginning."""
 
-    def inputs(self, half: Half, processor: Processor) -> dict[str, Any]:
+    def inputs(self, half: Half, processor: Processor) -> dict[str, Tree]:
         """Return the inputs of `generate` before these tokens."""
         return prompts_for(half, processor, [self.row], [self.prompt], self.params)
 

@@ -14,7 +14,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -37,7 +36,7 @@ from stages.models.processors.side_inputs import Prepared
 from stages.models.protocols import Half, Processor
 from stages.process.checks import FP16, Verdicts
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 
 def try_fp16(job: EmbedJob, spec: EncodeSpec) -> None:
@@ -82,7 +81,7 @@ def _vectors(source: ModelJob, spec: EncodeSpec, rows: list[Prepared]) -> torch.
     return torch.cat(vectors)
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Publish the missing vectors or failures of all chunks."""
     job = parse_job(EmbedJob, job_fields)
     cut = job.tiles != OFF

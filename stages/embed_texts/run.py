@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import CannotFit, NotFinite, StageDied, UsageError
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
@@ -17,9 +18,9 @@ from stages.models.finite import is_finite, not_finite
 from stages.models.halves.features import logits, max_text_tokens, text_vectors
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.protocols import Half, Processor
+from stages.models.protocols import Half, Processor, Tree
 from stages.process.events import EventReporter, TooLarge
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.process.requests import Requests
 
 PROBES = 6
@@ -30,7 +31,7 @@ dtype, whichever is larger."""
 
 
 def fit_logit_scale(
-    half: Half, inputs: Mapping[str, Any], vectors: torch.Tensor
+    half: Half, inputs: Mapping[str, Tree], vectors: torch.Tensor
 ) -> tuple[float, float]:
     """Return scale and bias of a model: the logit of an image and a text is `scale * cosine +
     bias`. `vectors` are those of the texts in `inputs`.
@@ -84,7 +85,7 @@ class TextReader:
     def inputs(self, texts: Sequence[str], *, padded: bool | None = None) -> dict[str, Any]:
         """Return the half's inputs for these texts. Texts that are too long are truncated."""
         padded = self.padded if padded is None else padded
-        options: dict[str, Any] = {"padding": "max_length" if padded else True}
+        options: dict[str, Json] = {"padding": "max_length" if padded else True}
         if self.max_tokens:
             options |= {"truncation": True, "max_length": self.max_tokens}
         made = self._processor(text=list(texts), return_tensors="pt", **options)
@@ -112,7 +113,7 @@ FIT_TEXTS = 3
 """Number of texts for the fit."""
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Publish one vector per group of texts: the normalized mean of their normalized vectors."""
     job = parse_job(TextsJob, job_fields)
     records = RecordSet(open_store(job.store), "texts", job.namespace)

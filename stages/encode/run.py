@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from artifacts.records.eight_bits import form_of
 from artifacts.records.packs import RecordSet
@@ -16,10 +15,10 @@ from stages.models.processors.prepare import prepare
 from stages.models.processors.side_inputs import Prepared
 from stages.models.protocols import Processor
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Publish the missing feature records or failures of all chunks."""
     job = parse_job(EncodeJob, job_fields)
     spec = EncodeSpec(

@@ -35,7 +35,7 @@ from stages.models.protocols import Half, module_of
 from stages.models.streaming.layers import LayerProvider
 from stages.models.streaming.load import LayerLockstep, streamed_layers
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 OUTSIDE = "outside the layers"
 UNSEEN = "no calibration sample reached it"
@@ -231,7 +231,7 @@ def _outside(half: nn.Module, todo: Collection[str]) -> Iterator[tuple[str, nn.L
             yield path, module
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Quantize the weights of a CalibrateJob. A last note lists the weights that remain to be
     rounded to nearest, with reasons. Raises PenstockError."""
     job = parse_job(CalibrateJob, fields)

@@ -19,7 +19,7 @@ from stages.export.parity import of_each
 from stages.memory.meta_device import tensors
 from stages.models.halves.records import MAIN_FIELDS, FeatureRecord
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 ROWS_PER_CHUNK = 256
 """Evenly chosen rows per chunk that are compared; a video chunk has thousands."""
@@ -27,7 +27,7 @@ NEIGHBOURS, SEARCHED = 10, 600
 """Compared nearest rows, and rows among which they are searched."""
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Compare the records of a FeaturesJob; a note holds the figures. Raises PenstockError."""
     job = parse_job(FeaturesJob, fields)
     store = open_store(job.store)
@@ -76,8 +76,7 @@ def _nearest(rows: torch.Tensor) -> list[list[int]]:
     """Return the numbers of the nearest rows of each row."""
     unit = normalize(rows, dim=-1)
     likeness = (unit @ unit.T).fill_diagonal_(-2)
-    indices: list[list[int]] = likeness.topk(min(NEIGHBOURS, len(rows) - 1)).indices.tolist()
-    return indices
+    return likeness.topk(min(NEIGHBOURS, len(rows) - 1)).indices.tolist()
 
 
 def _rows(kind: str, records: RecordSet, key: str) -> torch.Tensor:

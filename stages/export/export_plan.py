@@ -27,7 +27,7 @@ from stages.models.shards.layout import DTYPES
 from stages.models.stored.layer_names import model_names, stored_settings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,7 +162,7 @@ def _loaded_as(
     return computed if computed.is_floating_point else stored
 
 
-def _dtype_of(config: Any, headers: Collection[Header]) -> torch.dtype:
+def _dtype_of(config: "PreTrainedConfig", headers: Collection[Header]) -> torch.dtype:
     if isinstance(config.dtype, torch.dtype):
         return config.dtype
     types = (DTYPES[header.dtype] for header in headers)

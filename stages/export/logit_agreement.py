@@ -33,10 +33,10 @@ from stages.export.rounding import Rounded, unrounded
 from stages.models.hub.headers import read_places
 from stages.models.loading import ModelJob, facts
 from stages.models.loading import warm as warm
-from stages.models.protocols import Half
+from stages.models.protocols import Half, Processor
 from stages.models.streaming.load import run_calls
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 Read = Callable[[], torch.Tensor]
 
@@ -111,7 +111,7 @@ class LogitAgreement:
         }
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Process the items of a JudgeJob. For a compared half, a last note holds the agreement. Raises
     PenstockError."""
     job = parse_job(JudgeJob, fields)
@@ -146,7 +146,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
             ready[half] = forced_logits_stepwise if ahead else forced_logits
         return run_calls(half, [partial(forced, half, item) for item in items])
 
-    ready: dict[Any, Callable[[Any, Any, ForcedCaption], torch.Tensor]] = {}
+    ready: dict[Half, Callable[[Half, Processor, ForcedCaption], torch.Tensor]] = {}
     for first in range(0, len(left), CAPTIONS_PER_PASS):
         items = left[first : first + CAPTIONS_PER_PASS]
         for item, logits in zip(items, held.call(partial(logits_of_all, items)), strict=True):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -52,7 +52,7 @@ from stages.models.shards.layout import (
 )
 from stages.models.stored.layer_names import model_names
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -191,7 +191,7 @@ MORE_ROOM = (
 )
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Write the checkpoint of a MergeJob, and report each weight file as an item.
 
     A first note holds the number of `shards` and how many are `there` already, a last one the

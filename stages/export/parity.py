@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.disk.json_records import json_of, read_json_file
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.errors import PenstockError
 
@@ -71,8 +72,7 @@ class Figures:
     def measured(self, gate: "ParityThreshold") -> float | None:
         """Return the figure that a threshold is for; None: it was not measured."""
         group = getattr(self, gate.group)
-        figure: float | None = None if group is None else getattr(group, gate.name)
-        return figure
+        return None if group is None else getattr(group, gate.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,7 +174,7 @@ def of_each(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(f"{values[name]:.{DIGITS}g}") for name in ranked}
 
 
-def evaluate_parity(figures: Figures, frames: int, recipe: Mapping[str, Any]) -> Parity:
+def evaluate_parity(figures: Figures, frames: int, recipe: Mapping[str, Json]) -> Parity:
     """Return the verdict on a checkpoint by these figures."""
     measured = [(gate, value) for gate in GATES if (value := figures.measured(gate)) is not None]
     missed = [gate.describe(value) for gate, value in measured if not gate.passes(value)]

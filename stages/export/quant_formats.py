@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from artifacts.disk.files import whole_file
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, UsageError
 from stages.export import BITSANDBYTES, PACKED, ExportJob
 from stages.export.export_plan import ExportPlan, StoredTensor, plan_export
@@ -59,7 +60,7 @@ class _BitsAndBytes:
         """Return why a linear layer's weight cannot be stored in this format; empty if it can."""
         return ""
 
-    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
+    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Json]:
         """Return the `quantization_config` of config.json; `unquantized` are the linear layers that
         are left out."""
         return dict(settings_of(self.kind, dtype, unquantized).to_dict())
@@ -234,8 +235,7 @@ class Packed:
 
     def tensors(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         if self._rounded is not None and (path := self._rounded / name).exists():
-            stored: dict[str, torch.Tensor] = load_file(path)
-            return stored
+            return load_file(path)
         try:
             rounded = round_to_nearest(weight, self.bits, self.group, weight.dtype)
         except CannotRound as error:
@@ -244,7 +244,7 @@ class Packed:
             ) from error
         return tensors(name, rounded, weight.dtype, self.bits)
 
-    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Any]:
+    def settings(self, dtype: torch.dtype, unquantized: Iterable[str]) -> dict[str, Json]:
         return quantization_config(self.bits, self.group, unquantized)
 
     def keep(self, name: str, rounded: Rounded, dtype: torch.dtype) -> None:

@@ -60,7 +60,7 @@ from stages.frames.reader import Reader
 from stages.frames.timeline import SHOWN_SECONDS, VideoPacket, exact_rate, positions, tick_at
 from stages.frames.to_srgb import HIGH_DYNAMIC_RANGE, WIDE
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 OPTIONS = {"crf": "16", "preset": "veryfast", "bf": "0", "g": "48"}
 """Options of the encoder; `g` is the most frames from one keyframe to the next."""
@@ -409,7 +409,7 @@ OTHER_RATE = "another rate than the trainer's"
 QUALITY = 95
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Make each of the job's clips in its folder. A note under its name holds the file, and why it
     is `silent` if its video is not; or the `error`. Raises EnvironmentFault."""
     job = parse_job(CutJob, job_fields)

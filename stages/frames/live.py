@@ -6,7 +6,6 @@ reported and not stored.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from artifacts.disk.faults import is_full
 from artifacts.errors import EnvironmentFault, MediaError
@@ -18,7 +17,7 @@ from stages.frames.job import FramesItem, FramesJob
 from stages.frames.video import Video
 from stages.memory.oom_retry import keep_freed_blocks
 from stages.process.events import NO_ROOM, EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.process.requests import Requests
 
 TOO_LARGE = "too-large"
@@ -29,7 +28,7 @@ NO_MEMORY = "no-memory"
 """Kind of failure of a file that needs more memory than one file may use."""
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Store the frames of each requested medium, and report its index or its failure."""
     cut_requests(parse_job(FramesJob, fields), report)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from artifacts.disk.json_records import read_record
 from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
@@ -28,7 +28,7 @@ from stages.frames.image import read_image
 from stages.frames.job import FramesItem, FramesJob
 from stages.process.events import EventReporter
 from stages.process.host_memory import cores
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.process.requests import Requests
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ PACK_RECORDS = 64
 """Most images that are stored together."""
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Process every medium of the job, and every one that is sent, that is not stored yet.
 
     A medium that cannot be used is recorded as failed, and the others continue. Raises

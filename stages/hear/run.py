@@ -4,7 +4,6 @@ Each sound passes the processor and the audio half alone, so its bytes depend on
 """
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -19,13 +18,13 @@ from stages.models.processors.side_inputs import Prepared, prepare_sound
 from stages.models.processors.sound import sound_rate
 from stages.models.protocols import Processor
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 FULL_SCALE = np.float32(32768)
 """Sample of 16 bits that stands for 1."""
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Publish the missing feature records or failures of all sounds."""
     job = parse_job(EncodingJob, job_fields)
     spec = EncodeSpec(

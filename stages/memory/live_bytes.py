@@ -23,19 +23,22 @@ shapes count, of others the values. Any call that cannot be identified is comput
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import flop_registry
 
+from artifacts.records.tensors import Tree
 from stages.memory.meta_device import CAST, FUSED, META, changed, tensors
 
 FLOAT32_BYTES = 4
 """Bytes of a 32-bit number."""
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,7 +94,7 @@ class MetaMemoryCounter:
         """Rises of the layer that is being measured."""
         self.flops = 0
         """Floating-point operations so far."""
-        self._known: dict[Any, int] = {}
+        self._known: dict[Hashable, int] = {}
         self._held: dict[int, tuple[Any, TensorStorage]] = {}
         self._excluded = {tensor.untyped_storage()._cdata for tensor in tensors(*excluded)}
 
@@ -118,7 +121,7 @@ class MetaMemoryCounter:
         self._in_mlp = False
         self._go_outside(self.bytes, self.bytes_32)
 
-    def measure(self, compute: Callable[[], Any]) -> tuple[Any, MemoryUse]:
+    def measure(self, compute: Callable[[], T]) -> tuple[T, MemoryUse]:
         """Return the result of `compute` and its memory use. Calls are not nested."""
         peak, peak_32, inside, flops = self.peak, self.peak_32, self.inside, self.flops
         outside, outside_32, positions = self.outside, self.outside_32, self.positions
@@ -140,7 +143,7 @@ class MetaMemoryCounter:
         self._rise(use, base, base_32)
         return made, use
 
-    def repeat(self, use: MemoryUse, make: Callable[[], Any]) -> Any:
+    def repeat(self, use: MemoryUse, make: Callable[[], T]) -> T:
         """Return the result of `make`, counted with the memory use of an identical layer."""
         self._rise(use, self.bytes, self.bytes_32)
         before = self.peak, self.peak_32, self.outside, self.outside_32
@@ -158,7 +161,7 @@ class MetaMemoryCounter:
         self.peak_32 = max(self.peak_32, base_32 + use.rise_32)
         self.flops += use.flops
 
-    def hold(self, *values: Any) -> None:
+    def hold(self, *values: Tree) -> None:
         """Count tensors that existed before."""
         for tensor in tensors(*values):
             self._count(tensor)
@@ -271,15 +274,15 @@ class Call:
 class RepeatedLayers:
     """The recorded calls of one model's layers."""
 
-    found: list[tuple[Any, Any]] = field(default_factory=list)
+    found: list[tuple[nn.Module, int]] = field(default_factory=list)
     """The layers, each with the number of its kind."""
-    calls: dict[Any, Call] = field(default_factory=dict)
+    calls: dict[Hashable, Call] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def layers(self, model: nn.Module, live: MetaMemoryCounter) -> Iterator[None]:
         """Within this block, compute the layers of `model` only until their memory use is known."""
         if not self.found:
-            kinds: dict[Any, int] = {}
+            kinds: dict[Hashable, int] = {}
             self.found = [(one, kinds.setdefault(k, len(kinds))) for one, k in _layers(model)]
         for layer, kind in self.found:
             self._replace(layer, kind, layer.forward, live)
@@ -290,7 +293,7 @@ class RepeatedLayers:
                 del layer.__dict__["forward"]
 
     def _replace(
-        self, layer: Any, kind: Any, forward: Callable[..., Any], live: MetaMemoryCounter
+        self, layer: nn.Module, kind: int, forward: Callable[..., Any], live: MetaMemoryCounter
     ) -> None:
         @functools.wraps(forward)
         def answered(*args: Any, **kwargs: Any) -> Any:
@@ -337,7 +340,7 @@ def _repeated(call: Call, place: Any, live: MetaMemoryCounter) -> Any:
         return made
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, Hashable]]:
     """Yield the layers in outermost lists of layers, each with its kind."""
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) >= MIN_LAYERS:
@@ -349,7 +352,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[Any, Any]]:
             yield from _layers(child)
 
 
-def _kind(layer: nn.Module, count: int) -> Any:
+def _kind(layer: nn.Module, count: int) -> Hashable:
     """Return everything that makes a layer compute differently from its neighbour."""
     parts = []
     for name, module in layer.named_modules():

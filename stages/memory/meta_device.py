@@ -7,7 +7,7 @@ zeros.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,8 +15,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from artifacts.records.tensors import Tree
 
-def tensors(*values: Any) -> Iterator[torch.Tensor]:
+
+def tensors(*values: Tree) -> Iterator[torch.Tensor]:
     """Yield all tensors inside these values."""
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -41,7 +43,7 @@ def changed(function: Callable[[Any], Any], value: Any, kind: type[Any] = torch.
 Computed: TypeAlias = Callable[[Any, Any, Any, Any], None]
 META = torch.device("meta")
 IN_PLACE = object()
-OUTLINES: dict[Any, Any] = {}
+OUTLINES: dict[Hashable, Any] = {}
 """Signatures of arguments → signatures of results. Layers repeat, and torch takes five times as
 long."""
 
@@ -54,7 +56,7 @@ class TensorSignature(NamedTuple):
     dtype: torch.dtype
 
 
-def outline(value: Any) -> Any:
+def outline(value: Tree) -> Hashable:
     """Return a hashable signature of everything that decides the output shapes of an operator."""
     if isinstance(value, torch.Tensor):
         return TensorSignature(value.shape, value.stride(), value.dtype)
@@ -127,7 +129,7 @@ class MetaDevice(TorchDispatchMode):
 
 
 @functools.cache
-def _is_composed(func: Any) -> bool:
+def _is_composed(func: torch._ops.OpOverload) -> bool:
     """Return whether an operator decomposes into others on every device."""
     composite = "CompositeImplicitAutograd"
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite))

@@ -24,7 +24,7 @@ GROUP_BYTES = 32 << 20
 """Adapter bytes after which the tensors read so far are put into the half."""
 
 
-def adapted(half: Half, folder: Path, modules: Mapping[str, str]) -> Any:
+def adapted(half: Half, folder: Path, modules: Mapping[str, str]) -> Half:
     """Return the half with an adapter in it. `modules` maps each path in the adapter to that of the
     module. Raises UsageError for values that are not finite, EnvironmentFault if PEFT leaves
     something out."""

@@ -16,8 +16,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.patterns import LITERAL, ends_with
 from artifacts.disk.regular_files import read_text
 from artifacts.errors import EnvironmentFault, UsageError
@@ -35,7 +35,7 @@ LARGEST = 2.0**31
 """Exclusive upper bound of ranks and alphas."""
 
 
-def rank_and_scale(config: Path, settings: Mapping[str, Any], path: str) -> tuple[int, float]:
+def rank_and_scale(config: Path, settings: Mapping[str, Json], path: str) -> tuple[int, float]:
     """Return the rank of one module and the factor of its B x A. Raises UsageError."""
     rank = _of_module(config, settings, path, "r", "rank_pattern")
     alpha = _of_module(config, settings, path, "lora_alpha", "alpha_pattern")
@@ -45,7 +45,7 @@ def rank_and_scale(config: Path, settings: Mapping[str, Any], path: str) -> tupl
 
 
 def _of_module(
-    config: Path, settings: Mapping[str, Any], path: str, name: str, patterns: str
+    config: Path, settings: Mapping[str, Json], path: str, name: str, patterns: str
 ) -> float:
     """Return a setting for a module: the value of the first pattern that matches the end of its
     path, else the general value."""
@@ -187,7 +187,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
     )
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> dict[str, Json]:
     path = folder / ADAPTER_CONFIG
     if not path.exists():
         inside = sorted(file.parent for file in folder.glob(f"*/{ADAPTER_CONFIG}"))
@@ -204,7 +204,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _refuse_more_than_lora(folder: Path, settings: Mapping[str, Any]) -> None:
+def _refuse_more_than_lora(folder: Path, settings: Mapping[str, Json]) -> None:
     """Refuse an adapter that is not a LoRA, or more than one. Raises UsageError."""
     kind = settings.get("peft_type")
     if kind != "LORA":
@@ -237,7 +237,7 @@ def of_another_model(adapter: LoraAdapter, why: str) -> UsageError:
 
 def _low_rank(
     folder: Path,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Json],
     path: str,
     names: Mapping[str, str],
     places: Mapping[str, TensorPlace],
@@ -260,7 +260,7 @@ def _low_rank(
     return LowRank(a=first, b=second, shape=(b[0], a[1]), scale=scale, embedding=embedding)
 
 
-def _check_saved(folder: Path, settings: Mapping[str, Any], whole: Mapping[str, str]) -> None:
+def _check_saved(folder: Path, settings: Mapping[str, Json], whole: Mapping[str, str]) -> None:
     """Refuse an adapter without a module that was trained whole. Raises EnvironmentFault."""
     modules = settings.get("modules_to_save") or []
     if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):

@@ -45,17 +45,17 @@ from stages.models.processors.prepare import (
 )
 from stages.models.processors.processor_calls import TEXT_IDS, joined, text_ids
 from stages.models.processors.side_inputs import Prepared
-from stages.models.protocols import Processor, as_half
+from stages.models.protocols import Processor, Tree, as_half
 from stages.process.exit_diagnosis import out_of_memory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
 NEW_TOKENS = 2
 """Tokens to generate: prefill gives the first one, and a regular decode step the second."""
 
 
-def decoder_of(model: Any) -> Any:
+def decoder_of(model: "PreTrainedModel") -> torch.nn.Module:
     """Return the innermost module that is called once per token."""
     inner = model.get_decoder() if hasattr(model, "get_decoder") else None
     return model if inner is None or inner is model else decoder_of(inner)
@@ -71,9 +71,8 @@ class PromptWatch:
         self.kept: tuple[LayerMemory, ...] = ()
         """Cache memory per row by layer; empty if the layers do not cache all tokens of a row."""
 
-    def of(self, decoder: Any) -> RemovableHandle:
-        hook: RemovableHandle = decoder.register_forward_pre_hook(self._called, with_kwargs=True)
-        return hook
+    def of(self, decoder: torch.nn.Module) -> RemovableHandle:
+        return decoder.register_forward_pre_hook(self._called, with_kwargs=True)
 
     def _called(self, module: Any, args: Any, kwargs: Any) -> None:
         self._calls += 1
@@ -122,7 +121,7 @@ def cache_bytes(cache: Any) -> int:
     return cache_bytes(held)
 
 
-def kept_of(cache: Any) -> tuple[LayerMemory, ...]:
+def kept_of(cache: "Cache") -> tuple[LayerMemory, ...]:
     """Return what a cache's layers hold per row, with equal layers counted together. Return nothing
     for an unknown kind of cache, or if its layers saw different numbers of tokens."""
     layers = [_layer_memory(layer) for layer in getattr(cache, "layers", None) or ()]
@@ -180,7 +179,7 @@ def watch_layers(skeleton: "PreTrainedModel", live: MetaMemoryCounter) -> Iterat
         yield peaks
 
 
-def _mlps(model: Any) -> Iterator[torch.nn.Module]:
+def _mlps(model: "PreTrainedModel") -> Iterator[torch.nn.Module]:
     """Yield modules of linear layers that widen and narrow again, without other modules that have
     weights."""
     for module in model.modules():
@@ -434,7 +433,7 @@ def _decoder_inputs(
 ) -> dict[tuple[int, int], dict[str, Any]]:
     """Return (rows, tokens) → decoder inputs."""
 
-    def inputs_of(*message: int) -> dict[str, Any]:
+    def inputs_of(*message: int) -> dict[str, Tree]:
         prompts = [PROMPT * count for count in message]
         return drop_end_token(skeleton, rebuild(processor, [row] * len(message), prompts))
 
@@ -468,6 +467,6 @@ def _units(row: Prepared) -> int:
     return sum(bytes_of(v) for n, v in row.inputs.items() if is_image_output(n)) // PIXEL_BYTES
 
 
-def _tokens(inputs: dict[str, Any]) -> int:
+def _tokens(inputs: Mapping[str, Tree]) -> int:
     """Return the tokens per row; 1 for a decoder without prompt, which has a start token."""
     return int(text_ids(inputs).shape[1]) if set(TEXT_IDS) & set(inputs) else 1

@@ -74,7 +74,7 @@ from stages.models.stored.layouts import StoredLayer
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
 from stages.process.exit_diagnosis import out_of_memory
-from stages.process.job import gc_frozen, parse_job
+from stages.process.job import JobFields, gc_frozen, parse_job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -267,7 +267,7 @@ def default_sampling(processor: Processor) -> SamplingProfile:
     )
 
 
-Load = Callable[[], Any]
+Load = Callable[[], Processor]
 """Loads the checkpoint's processor; each call makes a new one."""
 logger = logging.getLogger(__name__)
 
@@ -477,12 +477,12 @@ def _profile(
     )
 
 
-def warm(job_fields: dict[str, Any]) -> None:
+def warm(job_fields: JobFields) -> None:
     """Import what every model needs, so that it does not count as memory of describing."""
     import_transformers()
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Describe the job's model and send the result as the note `profile`."""
     job = parse_job(DescribeJob, job_fields)
     try:
@@ -504,7 +504,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     report.note(profile=profile.to_json())
 
 
-def run_gguf(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run_gguf(job_fields: JobFields, report: EventReporter) -> None:
     """Compare a user's GGUF file with the checkpoint, and send what it is as the note `file`."""
     from stages.models.gguf.llama_context import kind_of
     from stages.models.gguf.user_file import check_tokens, compared, expected_shapes

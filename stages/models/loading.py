@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.schema import HalfName, Part
 from stages.memory.cuda_graphs import is_switched_off
@@ -37,13 +38,13 @@ from stages.models.precision.quantize import (
 )
 from stages.models.precision.weights import attention_of, for_half, stored_modules
 from stages.models.processors.loading import load_processor
-from stages.models.protocols import Half
+from stages.models.protocols import Half, Processor
 from stages.models.stored.layer_names import model_names, stored_settings
 from stages.models.stored.layers import FORM
 from stages.models.streaming.layers import load_pinned
 from stages.models.streaming.load import load_in_turn, load_streamed
 from stages.process.deferred_imports import STAYS, import_asking_cuda, import_transformers
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +71,7 @@ class ModelJob(HalfJob):
     def of(cls, half: HalfJob) -> "ModelJob":
         return cls(**{field.name: getattr(half, field.name) for field in fields(HalfJob)})
 
-    def processor(self) -> Any:
+    def processor(self) -> Processor:
         """Return the processor. Raises ModelChanged if its files differ from those planned with."""
         with self.files.compared():
             folder = resolve_model(Path(self.model), self.revision)
@@ -100,14 +101,14 @@ class ModelJob(HalfJob):
             _loaded.append((self, part, half))
         return half
 
-    def _load(self, keep: Part, extra_modules: Iterable[str]) -> Any:
+    def _load(self, keep: Part, extra_modules: Iterable[str]) -> Half:
         began = time.monotonic()
         with trim_freed_blocks():
             half = self.load(keep, extra_modules)
         half.__dict__[LOAD_SECONDS] = round(time.monotonic() - began, 3)
         return half
 
-    def load(self, keep: Part, extra_modules: Iterable[str] = ()) -> Any:
+    def load(self, keep: Part, extra_modules: Iterable[str] = ()) -> Half:
         """Load that part on its device, with its adapter. Raises EnvironmentFault if the result
         does not have the requested precision."""
         if not self.adapter:
@@ -119,7 +120,7 @@ class ModelJob(HalfJob):
             )
         return adapted(self._load_unadapted(keep, extra_modules), Path(self.adapter), self.adapted)
 
-    def _load_unadapted(self, keep: Part, extra_modules: Iterable[str]) -> Any:
+    def _load_unadapted(self, keep: Part, extra_modules: Iterable[str]) -> Half:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
@@ -178,7 +179,7 @@ class ModelJob(HalfJob):
 
     def _with_stored(
         self, folder: Path, keep: Part, extra_modules: Iterable[str], options: dict[str, Any]
-    ) -> Any:
+    ) -> Half:
         """Load the half of a checkpoint that another program than bitsandbytes quantized. Raises
         UsageError if another precision was requested."""
         if self.precision in KINDS:
@@ -197,7 +198,7 @@ class ModelJob(HalfJob):
         extra_modules: Iterable[str],
         options: dict[str, Any],
         like: torch.Tensor,
-    ) -> Any:
+    ) -> Half:
         from stages.models.graphs.onnx_encoder import load_with_graphs
         from stages.models.graphs.sessions import providers_for
 
@@ -209,7 +210,7 @@ class ModelJob(HalfJob):
 
     def _with_gguf(
         self, folder: Path, config: Any, skeleton: "PreTrainedModel", extra_modules: Iterable[str]
-    ) -> Any:
+    ) -> Half:
         """Load the half with its decoder in llama.cpp. The rest of it computes in 32 bit."""
         from stages.models.gguf.half import load_with_gguf
         from stages.models.gguf.user_file import fitted
@@ -224,10 +225,11 @@ class ModelJob(HalfJob):
             lambda paths: load(without=paths),
             on_gpu=self.device.startswith("cuda"),
         )
-        half.get_decoder().context.reserve(self.gguf_tokens)
+        decoder: Any = half.get_decoder()
+        decoder.context.reserve(self.gguf_tokens)
         return half
 
-    def _checked(self, half: Half, keep: Part, extra_modules: Iterable[str]) -> Any:
+    def _checked(self, half: Half, keep: Part, extra_modules: Iterable[str]) -> Half:
         """Apply the job's MLP chunking and group windows, after checking that the half computes the
         attention that is part of its cache key. Extra modules of the other half may use another
         implementation. Raises EnvironmentFault."""
@@ -249,11 +251,11 @@ class ModelJob(HalfJob):
 
 _loaded: list[tuple[ModelJob, Part, ReloadableHalf]] = []
 """The half that this process keeps for its next stage."""
-_ready: dict[tuple[Path, bool], Any] = {}
+_ready: dict[tuple[Path, bool], Processor] = {}
 """Processors that `warm` loaded before their job started."""
 
 
-def warm(job: dict[str, Any]) -> None:
+def warm(job: JobFields) -> None:
     """Import what the half of a job needs and load its processor. Both happen before the stage's
     memory use is counted: a plan contains neither."""
     warm_source(ModelJob.of(parse_job(HalfJob, job["half"])))
@@ -305,7 +307,7 @@ def _tensors(folder: Path) -> Iterator[tuple[Path, str]]:
             yield from ((path, name) for name in file.keys())  # noqa: SIM118
 
 
-def facts(half: Half) -> dict[str, Any]:
+def facts(half: Half) -> dict[str, Json]:
     """Return facts about a loaded half for the run's record."""
     quantized = count(half)
     plain = sum(

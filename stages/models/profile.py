@@ -6,9 +6,10 @@ The module imports no library.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 from artifacts.frame_fit import FrameFit
 from artifacts.schema import MediaKind, Modality, Part, Route
 from stages.models.footprint import BatchCost, RowMemory
@@ -262,13 +263,13 @@ class ModelProfile:
         """Return whether the model can see only one frame of a chunk of video."""
         return self.images_per_prompt == 1 and "video" not in self.modalities
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return the profile as JSON values, each part under its own name."""
         fields = asdict(self)
         return {**fields, **fields.pop("parts")}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ModelProfile":
+    def from_json(cls, value: Mapping[str, Json]) -> "ModelProfile":
         """Return the profile of these JSON values. Raises TypeError."""
         parts = {part: value[part] for part in get_args(Part) if part in value}
         rest = {name: one for name, one in value.items() if name not in parts}

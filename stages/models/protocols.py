@@ -5,7 +5,9 @@ used.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from artifacts.records.tensors import Tree as Tree
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,10 @@ class Half(Protocol):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any]
     ) -> None: ...
+
+
+ModelOrHalf: TypeAlias = "Half | PreTrainedModel"
+"""A half, or a model that is not divided, such as a skeleton."""
 
 
 def module_of(half: Half) -> "nn.Module":

@@ -31,7 +31,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from artifacts.errors import CannotFit, PenstockError
 from artifacts.packages import missing_package
@@ -40,7 +40,7 @@ from stages.process.deferred_imports import defer
 from stages.process.device import hold_device
 from stages.process.events import WAITS_FOR_DEVICE, EventReporter, StageEnded, StageError
 from stages.process.exit_diagnosis import first_line, oom_message
-from stages.process.job import gc_frozen, read_job, value_in
+from stages.process.job import JobFields, ProcessJob, gc_frozen, read_job, value_in
 from stages.process.memory import ProcessMemory, Sampler, anonymous_bytes
 from stages.process.output_streams import lasting_output
 
@@ -91,7 +91,7 @@ def main(job: str, parent: str, events: str) -> int:
         return run_job(read_job(int(job)), ParentInfo(int(parent)), int(events))
 
 
-def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
+def run_job(job: ProcessJob, origin: ParentInfo, events: int) -> int:
     """Run the stage of a job and report on the events descriptor. Return the exit status."""
     if origin.parent:
         die_with(origin.parent)
@@ -99,7 +99,7 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     journal = Path(job["journal"]) if job["journal"] else None
     report = EventReporter(events, journal, job["device"])
     # A stage without a device runs no model, so it need not wait for the lock.
-    runs_on = "" if job["beside"] else value_in(job["arguments"], "device") or ""
+    runs_on = "" if job["beside"] else str(value_in(job["arguments"], "device") or "")
     has_waited = False
 
     def on_wait(holder: str) -> None:
@@ -121,7 +121,7 @@ def run_job(job: dict[str, Any], origin: ParentInfo, events: int) -> int:
     return code
 
 
-def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
+def work(job: ProcessJob, report: EventReporter, origin: ParentInfo) -> int:
     """Run the stage, with its device locked, and return the exit status."""
     started = time.monotonic() - origin.seconds
     code = 0
@@ -142,7 +142,7 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
             with gc_frozen():
                 entry = load_entry(job["entry"], job["arguments"])
                 gc.freeze()  # exclude these objects from later collections, too
-            dtype = value_in(job["arguments"], "dtype") or ""
+            dtype = str(value_in(job["arguments"], "dtype") or "")
             memory_limit.enforce(job["device"], (job["budget"] or {"bytes": 0})["bytes"], dtype)
             report.note(loaded_bytes=anonymous_bytes(), import_seconds=time.monotonic() - started)
             entry(job["arguments"], report)
@@ -164,16 +164,14 @@ def work(job: dict[str, Any], report: EventReporter, origin: ParentInfo) -> int:
     return code
 
 
-def load_entry(
-    name: str, arguments: dict[str, Any]
-) -> Callable[[dict[str, Any], EventReporter], None]:
+def load_entry(name: str, arguments: JobFields) -> Callable[[JobFields, EventReporter], None]:
     """Return the stage's function from `package.module:function`. If the module has a function
     `warm`, that is called first. It imports what the job will need, so that these imports do not
     count towards the stage's memory."""
     defer()
     module_name, _, function = name.partition(":")
     module = importlib.import_module(module_name)
-    loaded: Callable[[dict[str, Any], EventReporter], None] = getattr(module, function)
+    loaded: Callable[[JobFields, EventReporter], None] = getattr(module, function)
     if warm := getattr(module, "warm", None):
         warm(arguments)
     return loaded

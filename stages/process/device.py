@@ -17,12 +17,14 @@ The module also names the GPUs of this machine that Penstock cannot use, from wh
 Exclusive use of a device is given by a kernel lock that is released when its holder dies.
 """
 
+import ctypes
 import functools
 import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from types import ModuleType
+from typing import IO, TypeAlias, TypeVar
 
 from artifacts.disk.locks import hold
 from artifacts.errors import EnvironmentFault
@@ -35,6 +37,8 @@ NO_DRIVER = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
 USE_CPU_HINT = f"`{VISIBLE}= penstock …` uses the CPU instead"
 
 Answer = TypeVar("Answer")
+GpuHandle: TypeAlias = "ctypes._Pointer[ctypes.Structure]"
+"""NVML's handle of a GPU, or of a MIG device."""
 
 
 def visible_entries() -> list[str] | None:
@@ -50,7 +54,7 @@ def visible_entries() -> list[str] | None:
     return entries
 
 
-def handle_of(device: str) -> Any:
+def handle_of(device: str) -> "GpuHandle | None":
     """Return NVML's handle of a GPU; None for the CPU or if there is no GPU."""
     if not device.startswith("cuda"):
         return None
@@ -62,7 +66,7 @@ def handle_of(device: str) -> Any:
 
 
 @functools.cache  # called twenty times per second
-def found(name: str, *, named: bool) -> Any:
+def found(name: str, *, named: bool) -> "GpuHandle | None":
     """Return the GPU that an entry names; if the user `named` it, a missing one is an error."""
     if not _driver_answers():
         if named:
@@ -79,11 +83,12 @@ def found(name: str, *, named: bool) -> Any:
     raise _unknown(name, f"the driver knows {known or 'none'}")
 
 
-def _numbered(nvml: Any, number: int) -> Any:
+def _numbered(nvml: ModuleType, number: int) -> "GpuHandle | None":
     """Return the card with that number; None if there is none. Raises EnvironmentFault if the
     driver cannot reach it."""
     try:
-        return nvml.nvmlDeviceGetHandleByIndex(number)
+        card: GpuHandle = nvml.nvmlDeviceGetHandleByIndex(number)
+        return card
     except (nvml.NVMLError_InvalidArgument, nvml.NVMLError_NotFound):
         return None
     except nvml.NVMLError as error:
@@ -93,7 +98,7 @@ def _numbered(nvml: Any, number: int) -> Any:
         ) from error
 
 
-def _called(nvml: Any, name: str) -> list[Any]:
+def _called(nvml: ModuleType, name: str) -> list[GpuHandle]:
     """Return the cards and MIG devices whose uuid begins with `name`, as CUDA does."""
     cards = [card for _, card in cards_of(nvml)]
     parts = [part for card in cards for part in parts_of(nvml, card)]
@@ -125,7 +130,7 @@ def _driver_answers() -> bool:
     return True
 
 
-def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
+def cards_of(nvml: ModuleType) -> Iterator[tuple[int, GpuHandle]]:
     """Yield the number and handle of each reachable card, in PCI bus order."""
     for number in range(_nvml_query(nvml, 0, nvml.nvmlDeviceGetCount)):
         card = _nvml_query(nvml, None, nvml.nvmlDeviceGetHandleByIndex, number)
@@ -133,7 +138,7 @@ def cards_of(nvml: Any) -> Iterator[tuple[int, Any]]:
             yield number, card
 
 
-def parts_of(nvml: Any, card: Any) -> Iterator[Any]:
+def parts_of(nvml: ModuleType, card: GpuHandle) -> Iterator[GpuHandle]:
     """Yield the MIG devices of a card; none for a MIG device or an undivided card."""
     if not _nvml_query(nvml, (0, 0), nvml.nvmlDeviceGetMigMode, card)[0]:
         return
@@ -147,12 +152,12 @@ def _message_of(error: Exception) -> str:
     return str(error).rstrip(".")
 
 
-def uuid_of(nvml: Any, gpu: Any) -> str:
+def uuid_of(nvml: ModuleType, gpu: GpuHandle) -> str:
     return str(_nvml_query(nvml, "", nvml.nvmlDeviceGetUUID, gpu))
 
 
 def _nvml_query(
-    nvml: Any, otherwise: Answer, function: Callable[..., Answer], *given: Any
+    nvml: ModuleType, otherwise: Answer, function: Callable[..., Answer], *given: "GpuHandle | int"
 ) -> Answer:
     """Return NVML's answer, or `otherwise` if the call fails."""
     try:
@@ -196,7 +201,7 @@ def device_used_bytes(device: str) -> int:
 def device_free_bytes(device: str) -> tuple[int, int]:
     """Return the (free, total) memory of a GPU; zeros for the CPU or if unknown."""
 
-    def query(nvml: Any, gpu: Any) -> tuple[int, int]:
+    def query(nvml: ModuleType, gpu: GpuHandle) -> tuple[int, int]:
         memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
         return int(memory.free), int(memory.total)
 
@@ -207,7 +212,7 @@ def device_holders(device: str) -> dict[int, int]:
     """Return process id → bytes held on the device, as far as the driver reports them. In a
     container the ids are those of the host."""
 
-    def query(nvml: Any, gpu: Any) -> dict[int, int]:
+    def query(nvml: ModuleType, gpu: GpuHandle) -> dict[int, int]:
         running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
         return {process.pid: int(process.usedGpuMemory or 0) for process in running}
 
@@ -227,7 +232,7 @@ def device_model(device: str) -> str:
 def device_capability(device: str) -> tuple[int, int]:
     """Return the compute capability of a GPU, such as (8, 6); (0, 0) for the CPU or if unknown."""
 
-    def query(nvml: Any, gpu: Any) -> tuple[int, int]:
+    def query(nvml: ModuleType, gpu: GpuHandle) -> tuple[int, int]:
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(gpu)
         return int(major), int(minor)
 
@@ -242,7 +247,7 @@ def driver_version(device: str) -> str:
 def other_devices(device: str) -> list[tuple[int, str, int]]:
     """Return number, name and bytes of other visible cards; none if the user has chosen one."""
 
-    def query(nvml: Any, gpu: Any) -> list[tuple[int, str, int]]:
+    def query(nvml: ModuleType, gpu: GpuHandle) -> list[tuple[int, str, int]]:
         if visible_entries() is not None:
             return []  # the user has chosen a GPU
         ours = uuid_of(nvml, gpu)
@@ -268,7 +273,9 @@ def on_wsl() -> bool:
         return False
 
 
-def _query(device: str, query: Callable[[Any, Any], Answer], unknown: Answer) -> Answer:
+def _query(
+    device: str, query: Callable[[ModuleType, GpuHandle], Answer], unknown: Answer
+) -> Answer:
     """Return the driver's answer to one query, or `unknown`."""
     gpu = handle_of(device)
     if gpu is None:

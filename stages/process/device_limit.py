@@ -18,7 +18,7 @@ from stages.process.device import (
     device_uuid,
 )
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 CONTEXT_BYTES = 512 << 20
 """Memory that the driver takes for a process (context and loaded kernels), used until it is
@@ -126,12 +126,12 @@ class ProbeJob:
     """`cuda:N`."""
 
 
-def warm(job_fields: dict[str, Any]) -> None:
+def warm(job_fields: JobFields) -> None:
     """Import torch before memory is counted."""
     import torch  # noqa: F401
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Test the job's GPU and send a note `gpu`. Raises torch's errors, and EnvironmentFault if
     torch uses another GPU than the driver reports."""
     import torch

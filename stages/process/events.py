@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from artifacts.disk.faults import fault_of, is_full, removed_fault
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.regular_files import open_below
 from artifacts.schema import MediaIndex
 
@@ -216,8 +217,7 @@ def event_of(line: str) -> Event | None:
     try:
         values = json.loads(line)
         kind = EVENT_CLASSES[values.pop("event")]
-        event: Event = StageNotes(values) if kind is StageNotes else read_record(kind, values)
-        return event
+        return StageNotes(values) if kind is StageNotes else read_record(kind, values)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -334,7 +334,7 @@ class EventReporter:
     def warning(self, text: str) -> None:
         self.send(Warned(text=text))
 
-    def note(self, **values: Any) -> None:
+    def note(self, **values: Json) -> None:
         """Report facts about the stage for `run.json`, such as the attention implementation."""
         self.send(StageNotes(values))
 

@@ -38,7 +38,7 @@ from typing import Any
 
 from stages.process.child import ParentInfo, load_entry, run_job
 from stages.process.deferred_imports import STAYS, has_used_cuda, importing_for_forks
-from stages.process.job import gc_frozen, read_job, value_in
+from stages.process.job import ProcessJob, gc_frozen, read_job, value_in
 from stages.process.output_streams import lasting_output
 
 MESSAGE_BYTES = 1 << 16
@@ -91,7 +91,7 @@ class Server:
             os.close(events)
 
     def _fork_child(
-        self, since: float, job: dict[str, Any], log: int, events: int, answer: socket.socket
+        self, since: float, job: ProcessJob, log: int, events: int, answer: socket.socket
     ) -> None:
         """Fork and report the child, which was requested at the time `since`."""
         server, seconds = os.getpid(), cpu_seconds()
@@ -111,7 +111,7 @@ class Server:
 
     def _run_child(
         self,
-        job: dict[str, Any],
+        job: ProcessJob,
         origin: ParentInfo,
         log: int,
         events: int,
@@ -138,7 +138,7 @@ class Server:
         finally:
             os._exit(code)
 
-    def _run_here(self, job: dict[str, Any], log: int, events: int, answer: socket.socket) -> None:
+    def _run_here(self, job: ProcessJob, log: int, events: int, answer: socket.socket) -> None:
         """Run the stage in this process. Its handle is a pipe that is closed when it has ended."""
         STAYS[0] = True
         ended, running = os.pipe()
@@ -166,7 +166,7 @@ class Server:
         answer.close()
 
 
-def warm(job: dict[str, Any]) -> None:
+def warm(job: ProcessJob) -> None:
     """Import what a job needs. Errors are ignored here; the stage itself will report them."""
     arguments = job["arguments"]
     with gc_frozen():

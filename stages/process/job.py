@@ -13,9 +13,10 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypedDict, TypeVar
 
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 
 
 @contextlib.contextmanager
@@ -33,6 +34,20 @@ def gc_frozen() -> Iterator[None]:
 
 
 J = TypeVar("J")
+JobFields: TypeAlias = Mapping[str, Json]
+"""Fields of a job by name."""
+
+
+class ProcessJob(TypedDict):
+    """What a process is to do."""
+
+    name: str
+    entry: str
+    arguments: JobFields
+    device: str
+    journal: str | None
+    beside: bool
+    budget: Mapping[str, int] | None
 
 
 def job_fields(job: Any) -> dict[str, Any]:
@@ -42,33 +57,34 @@ def job_fields(job: Any) -> dict[str, Any]:
     return {n: job_fields(value) if is_dataclass(value) else value for n, value in values.items()}
 
 
-def job_descriptor(job: dict[str, Any]) -> int:
+def job_descriptor(job: ProcessJob) -> int:
     descriptor = os.memfd_create("penstock-job")
     with os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(json.dumps(job).encode())  # three times as fast as json.dump
     return descriptor
 
 
-def read_job(descriptor: int) -> dict[str, Any]:
+def read_job(descriptor: int) -> ProcessJob:
     """Return the job behind a descriptor, and close it. Another process may have read it before and
     moved the shared position."""
     with os.fdopen(descriptor, "rb") as file, gc_frozen():
         file.seek(0)
-        job: dict[str, Any] = json.load(file)
+        job: ProcessJob = json.load(file)
     return job
 
 
-def value_in(arguments: dict[str, Any], name: str) -> Any:
+def value_in(arguments: JobFields, name: str) -> Json:
     """Return a field of a job, or of the `half` in it; None without it."""
-    return {**arguments, **arguments.get("half", {})}.get(name)
+    half = arguments.get("half")
+    return (half if isinstance(half, Mapping) and name in half else arguments).get(name)
 
 
-def parse_job(kind: type[J], values: Mapping[str, Any]) -> J:
+def parse_job(kind: type[J], values: Json) -> J:
     """Return a job of class `kind`. Raises TypeError as `read_record` does."""
     with gc_frozen():  # none of the 100,000 items is garbage
         return read_record(kind, values)
 
 
-def items_of(kind: type[J], values: Sequence[Any]) -> list[J]:
+def items_of(kind: type[J], values: Sequence[Json]) -> list[J]:
     """Return items of a class, each given as the list of its values. Raises TypeError."""
     return read_record(list[kind], values)  # type: ignore[valid-type]

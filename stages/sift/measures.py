@@ -187,8 +187,7 @@ def _lost(values: NDArray[np.int16], axis: int) -> float:
 def _means(values: NDArray[Any], count: int) -> Points:
     """Return the means of `count` x `count` areas."""
     rows, columns = (area_weights(length, count) for length in values.shape)
-    means: Points = rows @ (values.astype(np.float32) @ columns.T)
-    return means
+    return rows @ (values.astype(np.float32) @ columns.T)
 
 
 def thumb_of(grey: Grey) -> Grey:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifacts.disk.json_shapes import Json
 from artifacts.frame_fit import FrameFit
 from artifacts.records.claims import POLL_SECONDS, WorkClaims, claims_at
 from artifacts.records.keys import item_key
@@ -30,7 +30,7 @@ from stages.frames.media_opening import no_frames
 from stages.frames.reader import Reader
 from stages.process.events import EventReporter
 from stages.process.host_memory import cores
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.sift import SiftJob
 from stages.sift.measures import (
     BLACK_SHARE,
@@ -86,7 +86,7 @@ class SampledVideo:
     def __exit__(self, *exc: object) -> None:
         self._reader.close()
 
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> dict[str, Json]:
         """Return what is known of the whole video."""
         height, width = self._shown
         return {
@@ -168,7 +168,7 @@ class _Part:
         )
 
 
-def joined(parts: Sequence[Marked], meta: dict[str, Any], path: Path) -> Marked:
+def joined(parts: Sequence[Marked], meta: dict[str, Json], path: Path) -> Marked:
     """Return the parts of a video as one. Raises MediaError if no sample could be decoded."""
     if not any(len(part.series) for part in parts):
         raise no_frames(path)
@@ -192,7 +192,7 @@ PACK_RECORDS = 64
 """Most images that are stored together."""
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Mark every medium of the job that has no marks yet.
 
     A medium that cannot be used is recorded as failed, and the others continue. Raises
@@ -293,7 +293,7 @@ def image_marks(path: Path) -> Marked:
     look = look_of(grey, points, None if bilevel else coloured)
     row = row_of(0.0, grey, look.thumb, None)
     row[SERIES.index("sharpness")] = sharpness(points)
-    meta: dict[str, Any] = {"kind": "image", "bilevel": bilevel, "seconds": 0.0}
+    meta: dict[str, Json] = {"kind": "image", "bilevel": bilevel, "seconds": 0.0}
     meta |= {"width": index.width, "height": index.height, "bars": bars_of(grey)}
     return Marked(
         meta={**meta, "faults": len({TRUNCATED, WRONG_SUMS} & {*index.warnings})},

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import compress
 from operator import not_
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from stages.frames.frame_recorder import Watchdog, failing
 from stages.frames.job import FramesItem
 from stages.frames.live import cut_requests
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.sound import SILENCES, STAGE, LiveSoundJob, SoundItem, SoundJob, sound_key
 from stages.sound.track import NO_SOUND, SILENT, ChunkSound, notes_of, sound_of_chunks
 
@@ -38,7 +37,7 @@ COUNTED = (NO_SOUND, SILENT)
 """Notes that are ordinary, so their files are counted by whoever reads the records."""
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Store the sound of every chunk of the job that is not stored yet.
 
     A medium that cannot be used is recorded as failed, and the others continue. Raises
@@ -61,7 +60,7 @@ def run(fields: dict[str, Any], report: EventReporter) -> None:
                 time.sleep(POLL_SECONDS)
 
 
-def run_live(fields: dict[str, Any], report: EventReporter) -> None:
+def run_live(fields: JobFields, report: EventReporter) -> None:
     """Store frames and sound of each requested medium, and report its index or its failure. A fault
     in a file is reported to the caller and not stored, as by the frames stage."""
     job = parse_job(LiveSoundJob, fields)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import open_store
@@ -29,9 +30,9 @@ from stages.models.processors.input_layout import layout_of
 from stages.models.processors.placeholders import placeholder_tokens
 from stages.models.processors.prepare import channel_of, opens_reasoning, text_inputs
 from stages.models.processors.processor_calls import text_ids
-from stages.models.protocols import Half, Processor
+from stages.models.protocols import Half, Processor, Tree
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.summarize import (
     ANSWERS,
     CHAPTER,
@@ -173,7 +174,7 @@ class Summarizer:
     def _prompt(self, group_texts: Sequence[TimedText], question: str) -> str:
         return "\n".join([question, "", *(text.line for text in group_texts)])
 
-    def _inputs(self, prompt: str, length: int = 0) -> dict[str, Any]:
+    def _inputs(self, prompt: str, length: int = 0) -> dict[str, Tree]:
         system = self._generation.system
         return text_inputs(self._processor, self._half, prompt, system, length=length)
 
@@ -234,7 +235,7 @@ class Summarizer:
                 )
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Publish the missing summaries. Each summary node is published as soon as it is generated."""
     job = parse_job(SummaryJob, job_fields)
     store = open_store(job.store)
@@ -267,7 +268,7 @@ def run(job_fields: dict[str, Any], report: EventReporter) -> None:
     faults.close()
 
 
-def _meta(made: Summary | SummaryNode) -> dict[str, Any]:
+def _meta(made: Summary | SummaryNode) -> dict[str, Json]:
     """Return the fields of a record; those about reasoning only where there is some."""
     reasoning = ("reasoning", "reasons")
     return {n: value for n, value in made._asdict().items() if value or n not in reasoning}

@@ -13,7 +13,6 @@ How it works:
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ from stages.models.graphs.sessions import ONNX, open_session, providers_for
 from stages.models.prefetch import Prefetched, write_behind
 from stages.process.events import EventReporter
 from stages.process.host_memory import cores
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.tag import FLOOR, PictureInput, TagJob
 
 FILTERS = {
@@ -210,6 +209,6 @@ class Tagging:
         self._claims.done(rows)
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Publish the missing probabilities or failures of all chunks."""
     Tagging(parse_job(TagJob, fields), report).run()

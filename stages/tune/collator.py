@@ -31,7 +31,7 @@ from stages.models.processors.prepare import (
     rebuild,
     without_last,
 )
-from stages.models.protocols import Half, Processor
+from stages.models.protocols import Half, Processor, Tree
 from stages.tune.training import IGNORED, end_token_of, make_example
 
 KIND = "features"
@@ -69,7 +69,7 @@ class FeatureBatches:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_features": None}  # each worker opens the store itself
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tree]:
         """Return a batch of these rows. Raises UsageError, and DamagedRecord for features that are
         gone."""
         if any("features" not in row or "caption" not in row for row in rows):
@@ -88,7 +88,7 @@ class FeatureBatches:
         batch[FEATURES] = self.outputs(records)
         return batch
 
-    def outputs(self, records: Sequence[FeatureRecord]) -> dict[str, Any]:
+    def outputs(self, records: Sequence[FeatureRecord]) -> dict[str, Tree]:
         """Return the encoder's output records of these rows by modality. Raises UsageError if they
         cannot be joined."""
         modalities = dict.fromkeys(name for record in records for name in record.features)
@@ -155,7 +155,7 @@ def likeliest_end(
     return end_token_of(half, processor, examples)
 
 
-def _ends(folder: str, processor: Any) -> list[int]:
+def _ends(folder: str, processor: Processor) -> list[int]:
     """Return the tokens that end the texts of a model, the tokenizer's own first."""
     from transformers import GenerationConfig
 

@@ -31,7 +31,7 @@ from stages.models.shards.layout import (
     write_shard,
 )
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.tune import ABOUT, CARD, INDEX, LOADER, FeatureExportJob
 from stages.tune.collator import FeatureBatches
 
@@ -55,7 +55,7 @@ class ExportedChunk(NamedTuple):
         return sum(tensor.size + HEADER_BYTES for tensor in self.tensors)
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Write the missing shards of a data set, and report each. A first note has the expected
     number of `shards`, and of those that are `there`; a last one the number of `files`. Raises
     PenstockError."""

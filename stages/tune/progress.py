@@ -16,6 +16,7 @@ from torch import nn
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import whole_file
+from artifacts.disk.json_shapes import Json
 from stages.tune import CHECKPOINT
 
 BEST = "best"
@@ -43,7 +44,7 @@ class TrainingProgress:
         """Return the step of the lowest held-out loss; 0 without held-out examples."""
         return min(self.held_out, key=lambda pair: pair[1], default=(0, 0.0))[0]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         return {
             "step": self.step,
             "losses": self.losses,
@@ -55,7 +56,7 @@ class TrainingProgress:
 
 def save_checkpoint(
     folder: Path,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, Json],
     progress: TrainingProgress,
     trained: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
@@ -81,7 +82,7 @@ def save_checkpoint(
 
 def resume(
     folder: Path,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, Json],
     trained: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> TrainingProgress | None:

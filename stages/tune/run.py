@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from artifacts.disk.files import sweep, write_json
 from artifacts.disk.json_records import json_of
+from artifacts.disk.json_shapes import Json
 from artifacts.records.packs import RecordSet, RecordUnion
 from artifacts.records.store import open_store
 from stages.decode.engines.transformers import generate_rows
@@ -26,7 +26,7 @@ from stages.models.loading import warm as warm_model
 from stages.models.protocols import Half, Processor
 from stages.process.deferred_imports import import_asking_cuda
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 from stages.process.memory import anonymous_bytes
 from stages.tune import EACH, RECORD, SCORE, TuneItem, TuneJob
 from stages.tune.adapter import add_adapter, load_adapter_weights, write_adapter
@@ -99,7 +99,7 @@ def score(
     examples: Sequence[TrainingExample],
     rows: int,
     max_new_tokens: int,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Return the scores of the half on these captions: loss per token, share of exact captions,
     share of common words, samples, and the loss, tokens and exactness of each caption."""
     captions = captions_of(half, processor, examples, rows, max_new_tokens)
@@ -215,13 +215,13 @@ SEEDS = 1 << 20
 """Distance of the seeds of two trainings, in steps."""
 
 
-def warm(fields: dict[str, Any]) -> None:
+def warm(fields: JobFields) -> None:
     """Import what training needs before memory is counted."""
     import_asking_cuda("peft")
     warm_model(fields)
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Train the adapter of a TuneJob, or resume its training, and write it. Without training
     examples, score the half."""
     job = parse_job(TuneJob, fields)

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import AutoModel
 
 import penstock_demo
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from flows.commands.export import EXPORTED_VECTORS
 from flows.commands.export.options import ExportConfig
@@ -202,7 +203,12 @@ def test_a_dry_run_refuses_a_folder_that_the_command_refuses(
     store, out = described(tmp_path / "store"), tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("{}")
-    recipe = {"source": ["a digest"], "kind": kind, "parts": ["language"], "group": 0}
+    recipe: dict[str, Json] = {
+        "source": ["a digest"],
+        "kind": kind,
+        "parts": ["language"],
+        "group": 0,
+    }
     recipe |= {"calibrated": False, "samples": SAMPLES}
     if kind:
         verdict = evaluate_parity(Figures(), SAMPLES, recipe)

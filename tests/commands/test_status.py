@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 
 from artifacts.disk.files import write_json
 from artifacts.disk.json_records import typed
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import CannotFit, Interrupted
 from artifacts.texts.captions import Failure
 from flows.commands.export.result import export_in
@@ -299,7 +300,12 @@ FEATURES: dict[str, Any] = {
     "neighbours": 0.97,
 } | {"rows": 700, "chunks": 2, "cosine": 0.9999, "centred_mean": 0.993, "centred_least": 0.9}
 MISSED = "lowest centred cosine of features 0.9"
-RECIPE = {"kind": "nf4", "parts": ["vision", "language"], "group": 0, "source": ["x"]}
+RECIPE: Mapping[str, Json] = {
+    "kind": "nf4",
+    "parts": ["vision", "language"],
+    "group": 0,
+    "source": ["x"],
+}
 EVIL = "</script><script>document.title='run'</script>"
 
 

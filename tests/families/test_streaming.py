@@ -242,7 +242,7 @@ def test_a_checkpoint_of_one_file_is_never_mapped(monkeypatch: pytest.MonkeyPatc
 
 def test_only_layers_wait_and_their_bytes_are_told() -> None:
     job = ModelJob(model=str(checkpoint("qwen2_5_vl")), offload=True)
-    half = job.load("language")
+    half: Any = job.load("language")
     layers = sum(w.nbytes for w in half.model.language_model.layers.parameters())
     assert offloaded_bytes(half) == layers == facts(half)["bytes_fetched_a_pass"]
     assert half.device == torch.device("cpu")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from artifacts.disk.json_records import read_record, typed
-from artifacts.disk.json_shapes import ShapeError
+from artifacts.disk.json_shapes import Json, ShapeError
 from artifacts.disk.json_types import Count, Number
 from artifacts.disk.stamps import ModelFileStamp, Stamp
 from artifacts.errors import UsageError
@@ -178,9 +178,15 @@ def test_an_item_is_the_list_of_its_fields_in_order(kind: Any) -> None:
 
 
 def test_a_hundred_thousand_items_are_read_in_a_moment() -> None:
-    batches = [[["k" * 64, "f" * 64, "prompt", "", "", False, False, "video"]] * 10] * 10_000
+    batches: Json = [[["k" * 64, "f" * 64, "prompt", "", "", False, False, "video"]] * 10] * 10_000
     half = {"model": "m"}
-    messages = {"half": half, "store": "", "features_namespace": "", "namespace": "", "engine": ""}
+    messages: dict[str, Json] = {
+        "half": half,
+        "store": "",
+        "features_namespace": "",
+        "namespace": "",
+        "engine": "",
+    }
     started = time.process_time()
     job = parse_job(DecodeJob, {**messages, "max_new_tokens": 1, "batches": batches})
     assert time.process_time() - started < 2.0  # it takes 0.1 s

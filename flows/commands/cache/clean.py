@@ -63,7 +63,7 @@ def holdings(store: Store, stored: Mapping[str, ObjectStat] | None = None) -> li
     return sorted(contents, key=lambda h: (h.settings.get("model", "~"), -h.used, h.kind))
 
 
-def sampling_text(sampling: Mapping[str, Any]) -> str:
+def sampling_text(sampling: Mapping[str, Json]) -> str:
     """Return a text such as `30 s, 1 fps, 32 frames at most`."""
     longest = "whole files" if sampling.get("whole") else f"{sampling['chunk_seconds']:g} s"
     pieces = f"shots up to {longest}" if sampling["shots"] else longest

@@ -200,8 +200,7 @@ def _places() -> Points:
     for share in np.arange(LEAST_SHARE, 1, SHARE_STEP):
         for start in np.arange(0, 1 - share, PLACE_STEP):
             crops.append((start + share * middles) * DETAIL_SIDE - 0.5)
-    places: Points = np.clip(np.array(crops, np.float32), 0, DETAIL_SIDE - 1.001)
-    return places
+    return np.clip(np.array(crops, np.float32), 0, DETAIL_SIDE - 1.001)
 
 
 Stored = Sequence[Look]
@@ -265,8 +264,7 @@ def pairs_of(items: Sequence[Fingerprint], *, mirrored: bool) -> Pairs:
 def _images(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
     looks = [item.looks[0] for item in items]
     pairs = _candidates(looks, mirrored)
-    confirmed: Pairs = pairs[_confirmed(looks, pairs, mirrored)]
-    return confirmed
+    return pairs[_confirmed(looks, pairs, mirrored)]
 
 
 def _videos(items: Sequence[Fingerprint], mirrored: bool) -> Pairs:
@@ -319,8 +317,7 @@ def hashes(thumbs: Thumbs, share: float = 1.0) -> NDArray[np.uint64]:
     ways = (np.cos(waves) @ area_weights(SIDE, FINE, (1 - share) / 2, share)).astype(np.float32)
     coefficients = (ways @ thumbs @ ways.T).reshape(len(thumbs), FREQUENCIES**2)
     bits = coefficients > np.median(coefficients, axis=1, keepdims=True)
-    packed: NDArray[np.uint64] = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
-    return packed
+    return np.packbits(bits, axis=1).view(np.uint64)[:, 0]
 
 
 def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]:

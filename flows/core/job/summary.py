@@ -6,9 +6,9 @@ Another note describes how the model's context limits the frames of a chunk.
 
 import math
 from collections import Counter
-from typing import Any
 
 from artifacts.digests import digest_of
+from artifacts.disk.json_shapes import Json
 from artifacts.schema import Part, values_of
 from artifacts.wording import counted, reasons
 from flows.core.checkpoint.models import Model
@@ -77,7 +77,7 @@ def decided_by(job: Job) -> dict[str, str]:
     """Return what decides the records of a job, in words, and a short form of its value."""
     model, config = job.model, job.config
     question, prompts = config.groups.question, config.groups.prompts
-    values: dict[str, Any] = {
+    values: dict[str, Json] = {
         "the model": model.name,
         **{f"weights of the {part} half": digest for part, digest in model.digests.items()},
         **{f"precision of the {part} half": kind for part, kind in model.precision().items()},

@@ -6,9 +6,9 @@ A namespace is a digest of everything that determines a stage's output.
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
 
 from artifacts.digests import digest_of, digests_by_number
+from artifacts.disk.json_shapes import Json
 from artifacts.frame_fit import FrameFit
 from artifacts.records.eight_bits import namespace_in
 from artifacts.records.packs import RecordSet
@@ -148,10 +148,10 @@ def variant_of(
     fits = [values_of(model.fit(kind)) for kind in ("video", "image")]
     of: dict[str, str] = {}
     for stage in pipeline:
-        by: list[Any] = [of[kind] for kind in stage.reads if kind in of]
+        by: list[Json] = [of[kind] for kind in stage.reads if kind in of]
         by += _part_fields(stage, model, settings) if by else []
         limit = text_fields if stage.uses_token_limit else []
-        cut: list[Any] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
+        cut: list[Json] = [vectors.tiles, model.fit("image").edge] if stage.supports_tiles else []
         cut += [BATCHES] if stage.part == "vision" and model.in_batches else []
         if stage is sound.STAGE:
             assert model.profile.hearing is not None
@@ -178,7 +178,7 @@ def variant_of(
     )
 
 
-def _text_fields(params: SamplingParams, model: Model) -> list[Any]:
+def _text_fields(params: SamplingParams, model: Model) -> list[Json]:
     """Return what decides a caption besides its limit."""
     blank = model.profile.answer_blank if params.start_with else ""
     return [*params.key_fields, *([blank] if blank else [])]
@@ -193,7 +193,7 @@ def one_shot_namespace(stage: StageSpec, model: Model, settings: PartSettings) -
 
 def _part_fields(
     stage: StageSpec, model: Model, settings: Mapping[Part, PartSettings]
-) -> list[Any]:
+) -> list[Json]:
     if not stage.part:
         return model.served.key_fields if model.served else []
     pixels = [model.profile.max_pixels, model.profile.max_video_pixels]
@@ -201,7 +201,7 @@ def _part_fields(
     return [model.digests[stage.part], *settings[stage.part].key_fields, *limit]
 
 
-def _namespace(stage: StageSpec, by: Sequence[Any]) -> str:
+def _namespace(stage: StageSpec, by: Sequence[Json]) -> str:
     return digest_of([stage.writes, stage.output_version, *by])
 
 

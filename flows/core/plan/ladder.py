@@ -26,10 +26,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from artifacts.digests import digest_of
 from artifacts.disk.json_records import read_record
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import CannotFit, EnvironmentFault
 from artifacts.records.packs import Record, record_sets_of
 from artifacts.records.store import Store
@@ -132,7 +132,7 @@ class Remembered:
     """The stored rungs of a run's stages. `about` holds, per stage, everything that determines its
     memory use: the device, the half, and the size of a chunk."""
 
-    def __init__(self, store: Store, about: Mapping[str, Any], budget: int) -> None:
+    def __init__(self, store: Store, about: Mapping[str, Json], budget: int) -> None:
         namespaces = [digest_of(["rungs", OUTPUT_VERSION, s, of]) for s, of in about.items()]
         opened = record_sets_of(store, *((KIND, namespace) for namespace in namespaces))
         self._record_sets = dict(zip(about, opened, strict=True))
@@ -156,7 +156,7 @@ class Remembered:
             k for k in before if k != key and record_set.meta(k)["budget"] <= self._budget
         )
 
-    def _metas(self, stage: str) -> dict[str, dict[str, Any]]:
+    def _metas(self, stage: str) -> dict[str, dict[str, Json]]:
         """Return the stored results of a stage that still apply, by key."""
         record_set = self._record_sets[stage]
         metas = {key: record_set.meta(key) for key in sorted(record_set.keys())}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import CannotFit
 from artifacts.records.store import open_store, prepare_store
 from artifacts.texts.captions import Failure
@@ -60,14 +60,14 @@ def ladder_of(job: Job, on_move: OnMove) -> Ladder:
     )
 
 
-def _about(job: Job, stage: StageSpec) -> list[Any]:
+def _about(job: Job, stage: StageSpec) -> list[Json]:
     """Return everything that determines a stage's memory use, for the key of stored rungs.
 
     It includes all settings that the part may run in: a ladder with fewer settings may end where
     one with more would continue.
     """
     model, cut = job.model, job.ledger.variant[job.pipeline[0].writes]
-    about: list[Any] = [device_uuid(job.device), cut]
+    about: list[Json] = [device_uuid(job.device), cut]
     if stage.part:
         key_fields = [settings.key_fields for settings in model.settings[stage.part]]
         about += [model.digests[stage.part], key_fields]

@@ -151,8 +151,7 @@ class PrefectRunning:
         return self._process.outcome if self._process else StageOutcome(name=self._call.name)
 
     def wait(self) -> StageOutcome:
-        outcome: StageOutcome = self._future.result()
-        return outcome
+        return self._future.result()
 
     def wait_for_exit(self, seconds: float) -> bool:
         return bool(futures.wait([self._future.wrapped_future], seconds).done)

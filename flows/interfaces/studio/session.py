@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from starlette.responses import Response
 
@@ -116,7 +115,7 @@ class RecordedCommand:
         self._config_of(words)
         return [*words[:1], *self.trusted, *words[1:]]
 
-    def following(self, command: str, values: Mapping[str, Any]) -> list[str]:
+    def following(self, command: str, values: Mapping[str, Json]) -> list[str]:
         """Return the words that export or tune this run's model, with these values. Raises
         UsageError."""
         config = self._config
@@ -125,7 +124,7 @@ class RecordedCommand:
         values = {"model": config.model, **values, **own}
         return words_of(values, [f"--store={config.store_url}"], command)
 
-    def _given(self, names: Iterable[str]) -> dict[str, Any]:
+    def _given(self, names: Iterable[str]) -> dict[str, Json]:
         """Return the values of these options that are not their defaults, as the page has them."""
         changed = {}
         for name in names:

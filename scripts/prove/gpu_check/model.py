@@ -209,7 +209,7 @@ def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
     """How fast the layers of streamed halves are copied, and what that costs."""
     import torch
 
-    from stages.models.loading import facts
+    from stages.models.halves.generate import offloaded_bytes
     from stages.models.streaming.load import run_calls
 
     bench = Bench(str(folder), setting.device, "auto")
@@ -219,12 +219,12 @@ def streamed(setting: Setting, folder: Path) -> Iterator[Row]:
         run_calls(half, [lambda: bench.encode(half)])
         torch.cuda.synchronize()
 
-    seconds, fetched = timed(call), int(facts(half)["bytes_fetched_a_pass"])
+    seconds, fetched = timed(call), offloaded_bytes(half)
     found = f"{fetched / seconds / 1e9:.2f} GB/s, {mib(fetched)} and {1000 * seconds:.0f} ms a pass"
     yield message_of("layers of a streamed encoder", found, seconds=seconds, bytes=fetched)
     del half
     half = bench.half("language", offload=True)
-    fetched = int(facts(half)["bytes_fetched_a_pass"])
+    fetched = offloaded_bytes(half)
     with torch.inference_mode():
         seconds = _seconds_per_token(bench, half, *LAYERED_TOKENS)
     found = f"{fetched / seconds / 1e9:.2f} GB/s, {mib(fetched)}, {1000 * seconds:.0f} ms a token"

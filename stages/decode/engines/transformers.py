@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Ended
 from stages.decode.chunked_prefill import PrefillOptions
@@ -30,7 +31,7 @@ from stages.models.loading import ModelJob, facts
 from stages.models.processors.input_layout import layout_of
 from stages.models.processors.prepare import opens_reasoning
 from stages.models.processors.processor_calls import TEXT_IDS
-from stages.models.protocols import Half, Processor
+from stages.models.protocols import Half, Processor, Tree
 
 
 class TransformersEngine:
@@ -46,7 +47,7 @@ class TransformersEngine:
         self.half = source.load_reloadable("language")
         """The half. Other engines use the processor, the settings and the half for prefill, too."""
 
-    def load_info(self) -> dict[str, Any]:
+    def load_info(self) -> dict[str, Json]:
         return facts(self.half.model)
 
     def resolve_engine(self, request: DecodeRequest) -> str:
@@ -67,7 +68,7 @@ class TransformersEngine:
 
         return self.half.call(check)
 
-    def opened(self, request: DecodeRequest) -> dict[str, Any]:
+    def opened(self, request: DecodeRequest) -> dict[str, Json]:
         """Return the field of a record that says whether its prompt ends inside of reasoning; none
         for a chat template without such tags."""
         system = self.generate_kwargs.of(request.item).generation.system
@@ -192,7 +193,7 @@ def run_generate(
     half: Half,
     processor: Processor,
     inputs: Mapping[str, Any],
-    features: Mapping[str, Any],
+    features: Mapping[str, Tree],
     generate_kwargs: GenerateKwargs,
     **options: Any,
 ) -> Iterator[CaptionOutput]:
@@ -221,7 +222,7 @@ def run_generate(
     every = zip(texts, lengths, read, stopped, confidences, rows, strict=True)
     for at, (text, (tokens, ended), count, was_stopped, confidence, row) in enumerate(every):
         output = CaptionOutput(text, tokens, ended, int(count), was_stopped)
-        fields = generate_kwargs.reasoning(processor, row[:tokens], text)
+        fields: dict[str, Json] = {**generate_kwargs.reasoning(processor, row[:tokens], text)}
         is_finite: bool | None = None if ended == "length" and not text else True
         if confidence is not None:
             is_finite = confidence.is_finite
@@ -234,8 +235,8 @@ def run_generate(
 
 def _generate_watched(
     half: Half,
-    inputs: Mapping[str, Any],
-    features: Mapping[str, Any],
+    inputs: Mapping[str, Tree],
+    features: Mapping[str, Tree],
     options: Mapping[str, Any],
     watch: LogitsWatch,
 ) -> torch.Tensor:

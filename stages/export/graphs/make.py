@@ -53,7 +53,7 @@ from stages.models.processors.loading import takes_videos
 from stages.models.processors.prepare import prepare
 from stages.models.processors.processor_calls import joined
 from stages.models.processors.side_inputs import Prepared
-from stages.models.protocols import Half, Processor, module_of
+from stages.models.protocols import Half, Processor, Tree, module_of
 from stages.process.exit_diagnosis import out_of_memory
 
 PROMPTS = ("describe ", "describe what is seen here in one sentence ", "what is that? ")
@@ -86,7 +86,7 @@ class Trial:
 
     name: str
     """Description of the input for the user."""
-    run: Callable[[Any], Any]
+    run: Callable[[Half], Any]
     """Runs a half and returns its output."""
 
 
@@ -137,7 +137,7 @@ def _prepared(processor: Processor, clip: Clip, dual: bool, prompt: str) -> Prep
     return prepare_images(processor, clip) if dual else prepare(processor, clip, prompt)
 
 
-def _run_images(rows: Sequence[Prepared]) -> Callable[[Any], Any]:
+def _run_images(rows: Sequence[Prepared]) -> Callable[[Half], Any]:
     inputs = {name: joined([row.inputs[name] for row in rows]) for name in rows[0].inputs}
     return lambda half: encode(half, inputs)
 
@@ -255,7 +255,7 @@ class Traced(NamedTuple):
     """Tensor names in the order of the outputs of the graph."""
 
 
-def trace(encoder: Any, given: Mapping[str, Any], packed: bool, varying: Varying) -> Traced:
+def trace(encoder: Any, given: Mapping[str, Tree], packed: bool, varying: Varying) -> Traced:
     """Return the graph of an encoder's call, with variable lengths for the axes in `varying`.
     Raises errors of torch and transformers for unsupported operations."""
     from transformers.exporters.configs import OnnxConfig
@@ -293,7 +293,7 @@ def _of_any_length(varying: Varying) -> Iterator[None]:
             return {key: lengths(part, f"{name}.{key}") for key, part in value.items()}
         return None
 
-    def shapes(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def shapes(inputs: Mapping[str, Tree]) -> dict[str, Any]:
         return {name: lengths(value, name) for name, value in inputs.items()}
 
     with patch_attribute(exporter_dynamo, "get_auto_dynamic_shapes", lambda _: shapes):

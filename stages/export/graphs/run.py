@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from artifacts.disk.faults import fault_of
 from artifacts.disk.files import whole_file, write_json
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import sync_folder
 from artifacts.disk.regular_files import open_regular
 from artifacts.packages import require_extra
@@ -36,19 +36,19 @@ from stages.models.published import stating_as_published
 from stages.models.shards.layout import claimed, keeping_files, write_rest
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 MAKING = "making"
 """Temporary folder of graphs until all are made."""
 
 
-def warm(fields: dict[str, Any]) -> None:
+def warm(fields: JobFields) -> None:
     """Import what making graphs needs before memory is counted."""
     import_transformers()
     require_extra("export", "making graphs")
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Write the checkpoint of a GraphJob, and report each of its halves as an item. A note holds,
     for each half, the number of `graphs` and their difference from the encoders. Raises
     PenstockError."""
@@ -121,7 +121,7 @@ def _half(
 
     texts = _vectors(held, processor) if part == "language" else None
     encoders, furthest = held.call(make)
-    near: dict[str, Any] = {}
+    near: dict[str, Json] = {}
     if texts is not None:
         near = nearness(texts, _vectors(held, processor), [("texts", len(texts))])
     return HalfGraphs(
@@ -145,14 +145,14 @@ def _vectors(held: ReloadableHalf, processor: Processor) -> torch.Tensor:
     return held.call(vectors)
 
 
-def _summary_note(folder: Path) -> dict[str, Any]:
+def _summary_note(folder: Path) -> dict[str, Json]:
     """Return the note about the graphs of a checkpoint: counts, sizes, differences, and the figures
     of its text half."""
     manifest = read_manifest(folder)
     assert manifest is not None
     text_half = manifest.halves.get("language")
     figures = {"texts": text_half.nearness} if text_half else {}
-    graphs_of = {
+    graphs_of: dict[str, Json] = {
         half: {
             "towers": [tower.path for tower in graphs.towers],
             "graphs": sum(len(tower.graphs) for tower in graphs.towers),

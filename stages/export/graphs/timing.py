@@ -3,26 +3,25 @@
 import time
 from dataclasses import replace
 from itertools import chain, repeat
-from typing import Any
 
 from stages.export import TimingJob
 from stages.export.graphs.make import trials
 from stages.models.loading import ModelJob
 from stages.process.deferred_imports import import_transformers
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 SECONDS, ROUNDS = 3.0, 3
 """Least seconds, and runs, for each backend; the fastest run counts."""
 
 
-def warm(fields: dict[str, Any]) -> None:
+def warm(fields: JobFields) -> None:
     """Import what both backends need before memory is counted."""
     import_transformers()
     import onnxruntime  # noqa: F401
 
 
-def run(fields: dict[str, Any], report: EventReporter) -> None:
+def run(fields: JobFields, report: EventReporter) -> None:
     """Time both backends of a TimingJob and send a note `seconds` with `torch` and `graphs`. Raises
     PenstockError."""
     job = parse_job(TimingJob, fields)

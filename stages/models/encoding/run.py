@@ -60,6 +60,7 @@ from stages.models.prefetch import PREFETCH_BATCHES, Prefetched, write_behind
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.loading import UNPAIRED
 from stages.models.processors.side_inputs import Prepared
+from stages.models.protocols import Half, Processor
 from stages.process.checks import Verdicts
 from stages.process.events import EventReporter
 from stages.process.host_memory import cores
@@ -234,7 +235,7 @@ class EncodeSpec:
     """Half that computes it."""
     inputs: str = "frames"
     """Kind of the records that it reads."""
-    read: Callable[[RecordSet, Any, EncodeItem], Prepared | Refusal]
+    read: Callable[[RecordSet, Processor, EncodeItem], Prepared | Refusal]
     """Reads a chunk: frames, processor and item → encoder input, or the reason for a refusal."""
     record: Callable[[str, FeatureRecord], Record]
     """Key and features of a chunk → the stored record."""
@@ -244,7 +245,7 @@ class EncodeSpec:
     """Whether a client's record is published in a pack of its own, for another process to find."""
     reads_text: bool = True
     """Whether `read` calls the tokenizer."""
-    encode: Callable[[Any, Sequence[Sequence[Prepared]]], list[list[FeatureRecord]]] = (
+    encode: Callable[[Half, Sequence[Sequence[Prepared]]], list[list[FeatureRecord]]] = (
         encode_batches
     )
     """Half and batches → the features of each chunk."""
@@ -519,7 +520,7 @@ def _is_finite(row: FeatureRecord) -> bool:
 
 
 def _encoded_in_passes(
-    model: Any, spec: EncodeSpec, checks: PassChecks, chunks: Sequence[tuple[int, Prepared]]
+    model: Half, spec: EncodeSpec, checks: PassChecks, chunks: Sequence[tuple[int, Prepared]]
 ) -> list[FeatureRecord]:
     """Return the features of chunks, given with the rows of their passes."""
     inputs = [[PassRow(prepared=p, rows=rows) for p in spec.divide(row)] for rows, row in chunks]

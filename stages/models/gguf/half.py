@@ -32,10 +32,11 @@ from stages.models.gguf.llama_context import READER, Floats, GgufContext, Ints
 from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.gguf.masks import blocks_of
 from stages.models.halves.absent import MissingModule
+from stages.models.protocols import Half
 from stages.models.published import FIELD
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 WIDTH, HEADS, INNER, WORDS, TOKENS = 32, 2, 64, 8, 5
 EXPECTED = (
@@ -316,12 +317,12 @@ class GgufDecoder(MissingModule):
 
 def load_with_gguf(
     file: Path,
-    config: Any,
+    config: "PreTrainedConfig",
     skeleton: "PreTrainedModel",
-    load: Callable[[Sequence[str]], Any],
+    load: Callable[[Sequence[str]], Half],
     *,
     on_gpu: bool = False,
-) -> Any:
+) -> Half:
     """Return a language half whose decoder and output head run in llama.cpp. `load` loads the half
     without the modules at these paths. Raises PenstockError."""
     check()
@@ -329,8 +330,9 @@ def load_with_gguf(
     half = load([decoder, head])
     mapping = mapping_of(config, str(file))
     context = GgufContext(file, torch.get_num_threads(), on_gpu)
-    made = GgufDecoder(half.get_submodule(decoder), decoder, mapping, context)
-    half.set_submodule(decoder, made)
+    absent = half.get_submodule(decoder)
+    assert isinstance(absent, MissingModule)
+    half.set_submodule(decoder, GgufDecoder(absent, decoder, mapping, context))
     half.set_submodule(head, GgufHead(context.words))
     return half
 

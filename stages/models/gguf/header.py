@@ -28,6 +28,7 @@ from functools import cache
 from importlib import import_module
 from io import BufferedReader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from artifacts.disk.regular_files import open_regular
@@ -312,7 +313,7 @@ _log: list[str] = []
 
 
 @cache
-def library() -> Any:
+def library() -> ModuleType:
     """Return the binding's module. Raises EnvironmentFault if none is installed, or if its library
     has another interface."""
     # A crash inside must not start a debugger, and no variable may replace the library.
@@ -332,7 +333,7 @@ def library() -> Any:
     return binding
 
 
-def _probe(binding: Any) -> None:
+def _probe(binding: ModuleType) -> None:
     """Compare the sizes of structures. Raises EnvironmentFault."""
     if platform.machine() != "x86_64":
         return  # elsewhere a structure is not returned through a pointer that can be given
@@ -357,7 +358,7 @@ def _bytes_written(library_: ctypes.CDLL, function: str) -> int:
     return last
 
 
-def without_tokenizer(api: Any, header: GgufHeader) -> Any:
+def without_tokenizer(api: ModuleType, header: GgufHeader) -> Any:
     """Return the metadata by which llama.cpp does not read the tokenizer of a file: Penstock's own
     is used, a large one takes seconds, and a damaged one could do harm."""
     overrides = (api.llama_model_kv_override * 3)()  # the last, without a name, ends the list
@@ -370,7 +371,7 @@ def without_tokenizer(api: Any, header: GgufHeader) -> Any:
 
 
 @cache
-def _keep_line(binding: Any) -> Any:
+def _keep_line(binding: ModuleType) -> Any:
     """Return the callback that keeps the last warnings and errors of the log."""
 
     @binding.llama_log_callback  # type: ignore[untyped-decorator]

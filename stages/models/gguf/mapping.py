@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from artifacts.errors import UsageError
@@ -77,7 +78,7 @@ class TextMapping:
     """How a text decoder is written as GGUF."""
 
     made: GgufArchitecture
-    config: Any
+    config: PreTrainedConfig
     """The configuration of the text decoder."""
     deepstack: int = 0
     """Layers that get image features of their own."""
@@ -207,7 +208,7 @@ class TextMapping:
         return weight.squeeze(1) if path.endswith("conv.conv.weight") else weight
 
 
-def mapping_of(config: Any, name: str) -> TextMapping:
+def mapping_of(config: PreTrainedConfig, name: str) -> TextMapping:
     """Return the mapping of a model's text decoder. Raises UsageError for a model that is not
     mapped; `name` is what the user called it."""
     text = config.get_text_config(decoder=True)
@@ -229,13 +230,13 @@ def mapping_of(config: Any, name: str) -> TextMapping:
     )
 
 
-def _rope_of(text: Any) -> Mapping[str, Any]:
+def _rope_of(text: PreTrainedConfig) -> Mapping[str, Any]:
     given = text.rope_parameters or {}
     rope: Mapping[str, Any] = given.get("full_attention", given)
     return rope
 
 
-def _unmapped(text: Any, made: GgufArchitecture) -> str:
+def _unmapped(text: PreTrainedConfig, made: GgufArchitecture) -> str:
     """Return what of a text configuration is not mapped; empty if all is."""
     rope = _rope_of(text)
     near = (text.rope_parameters or {}).get("sliding_attention", {})
@@ -257,7 +258,7 @@ def _unmapped(text: Any, made: GgufArchitecture) -> str:
     return _gemma_unmapped(text) if made is GEMMA3 else ""
 
 
-def _gemma_unmapped(text: Any) -> str:
+def _gemma_unmapped(text: PreTrainedConfig) -> str:
     large = text.num_hidden_layers == GEMMA_LARGE
     size = text.hidden_size // text.num_attention_heads if large else text.head_dim
     if text.query_pre_attn_scalar != size:

@@ -45,7 +45,7 @@ from stages.models.gguf.mapping import TextMapping, mapping_of
 from stages.models.shards.layout import check_free
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 EQUIVALENT = {"qwen2vl": "paddleocr", "mistral3": "llama"}
 """Architecture of a file → the one as which it is loaded: the same computation."""
@@ -76,7 +76,7 @@ Stored = Mapping[str, tuple[Path, str]]
 
 
 def compared(
-    file: Path, config: Any, skeleton: "PreTrainedModel", stored: Stored
+    file: Path, config: "PreTrainedConfig", skeleton: "PreTrainedModel", stored: Stored
 ) -> tuple[GgufHeader, TextMapping]:
     """Compare a file with a checkpoint, of whose weights those in `stored` are local. Return its
     header, and how the checkpoint's decoder is mapped. Raises UsageError."""
@@ -259,7 +259,7 @@ BLOCK_BYTES = 16 << 20
 
 
 def fitted(
-    file: Path, config: Any, skeleton: "PreTrainedModel", stored: Stored, copy: Path
+    file: Path, config: "PreTrainedConfig", skeleton: "PreTrainedModel", stored: Stored, copy: Path
 ) -> Path:
     """Compare a user's file as `compared` does. Return the file that llama.cpp loads: that one, or
     a `copy` that is made if it is not there. Raises UsageError, EnvironmentFault."""

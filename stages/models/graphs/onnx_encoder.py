@@ -41,7 +41,7 @@ from torch import nn
 from torch.utils.dlpack import from_dlpack
 
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
-from artifacts.records.tensors import place_tensors
+from artifacts.records.tensors import Tree, place_tensors
 from artifacts.schema import HalfName
 from stages.memory.meta_device import changed
 from stages.models.graphs import FOLDER
@@ -49,6 +49,7 @@ from stages.models.graphs.manifest import Graph, GraphEncoder, HalfGraphs, read_
 from stages.models.graphs.sessions import CPU, Providers, open_session
 from stages.models.halves.absent import MissingModule, MissingWeight
 from stages.models.halves.model_class import one_line
+from stages.models.protocols import Half
 from stages.process.exit_diagnosis import out_of_memory
 
 NAME = "flash_packed"
@@ -181,13 +182,13 @@ class GraphInputs(NamedTuple):
     """Arguments that are not tensors. They are fixed in a graph."""
 
 
-def is_packed(encoder: nn.Module, given: Mapping[str, Any]) -> bool:
+def is_packed(encoder: nn.Module, given: Mapping[str, Tree]) -> bool:
     """Return whether an encoder takes all images in one row and accepts segment lengths."""
     with attending_packed(encoder):
         return LONGEST[0] in prepared(encoder, given)
 
 
-def prepared(encoder: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+def prepared(encoder: nn.Module, given: Mapping[str, Tree]) -> dict[str, Tree]:
     """Return the arguments of a call with all values that are derived from them. `encoder` may be a
     skeleton: its weights are not used."""
     from transformers.exporters.utils import precompute_export_inputs
@@ -198,7 +199,7 @@ def prepared(encoder: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if value is not None}
 
 
-def graph_inputs(encoder: nn.Module, given: Mapping[str, Any], packed: bool) -> GraphInputs:
+def graph_inputs(encoder: nn.Module, given: Mapping[str, Tree], packed: bool) -> GraphInputs:
     """Return the inputs of an encoder's graph for a call."""
     with attending_packed(encoder) if packed else contextlib.nullcontext():
         inputs = prepared(encoder, given)
@@ -476,8 +477,8 @@ def load_with_graphs(
     half: HalfName,
     providers: Providers,
     like: torch.Tensor,
-    load: Callable[[Sequence[str]], Any],
-) -> Any:
+    load: Callable[[Sequence[str]], Half],
+) -> Half:
     """Return a half with graphs in place of its encoders, which `load` leaves out. The rest of the
     half computes in the type and on the device of `like`. Raises PenstockError."""
     graphs = graphs_of(model, half)
@@ -489,6 +490,7 @@ def load_with_graphs(
     }
     for encoder in graphs.towers:
         absent = loaded.get_submodule(encoder.path)
+        assert isinstance(absent, MissingModule)
         runs = [sessions[graph.file] for graph in encoder.graphs]
         loaded.set_submodule(encoder.path, OnnxEncoder(absent, encoder, runs, like))
     return loaded

@@ -42,6 +42,7 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.schema import HalfName, Part
 from artifacts.wording import counted, first_of
@@ -126,7 +127,7 @@ def group_windows(half: Half) -> int:
     return len(modules)
 
 
-def has_windows(cls: type[Any]) -> bool:
+def has_windows(cls: type[nn.Module]) -> bool:
     """Return whether a class of modules has the loop over windows."""
     return "cu_seqlens" in cls.forward.__code__.co_varnames and names_in(cls.forward) >= LOOP
 
@@ -212,7 +213,7 @@ class StoredWindows:
         self._stored = {n: e for v in verdicts.of(WINDOWS, {}) for n, e in v.outcome.items()}
         EQUAL.update(self._stored)
 
-    def keep(self, half: Half) -> dict[str, Any]:
+    def keep(self, half: Half) -> dict[str, Json]:
         """Store new results. Return which windows of this half are computed with one call per
         length, and which one by one because the bits would differ."""
         if new := {name: equal for name, equal in EQUAL.items() if name not in self._stored}:
@@ -242,7 +243,7 @@ def called_in(function: Any) -> set[str]:
 
 
 def reached(
-    cls: type[Any],
+    cls: type[nn.Module],
     start: Iterable[str],
     read: Callable[[Any], set[str]],
     beyond: Iterable[str] = (),
@@ -397,7 +398,7 @@ def _named(model: nn.Module, owner: str, methods: Iterable[str]) -> set[str]:
     return {_join(owner, name) for name in _unit_names(owned) if name in named}
 
 
-def cut(model: Any, paths: list[str]) -> None:
+def cut(model: nn.Module, paths: list[str]) -> None:
     """Replace the modules and parameters at `paths` by stand-ins and remove weight ties to them."""
     for path in paths:
         parent_path, _, name = path.rpartition(".")
@@ -405,8 +406,8 @@ def cut(model: Any, paths: list[str]) -> None:
         if name in parent._parameters:
             delattr(parent, name)
             setattr(parent, name, MissingWeight(path))
-        elif parent._modules.get(name) is not None:
-            setattr(parent, name, MissingModule(parent._modules[name], path))
+        elif (part := parent._modules.get(name)) is not None:
+            setattr(parent, name, MissingModule(part, path))
     for path, module in model.named_modules():
         if isinstance(ties := getattr(module, "all_tied_weights_keys", None), dict):
             module.all_tied_weights_keys = {

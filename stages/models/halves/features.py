@@ -13,7 +13,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -34,7 +34,10 @@ from stages.models.halves.recorded import (
 )
 from stages.models.halves.records import FeatureRecord, merge_blank, merge_rows
 from stages.models.halves.split_route import AUDIO, encoders
-from stages.models.protocols import Half, Processor, module_of
+from stages.models.protocols import Half, Processor, Tree, module_of
+
+if TYPE_CHECKING:
+    from transformers.utils.generic import ModelOutput
 
 UNREAD = (
     "last_hidden_state",
@@ -55,7 +58,7 @@ class Features(dict[str, Any]):
 
     def __init__(
         self,
-        outputs: Mapping[str, Any],
+        outputs: Mapping[str, Tree],
         needs: Iterable[str] = (),
         blank: Mapping[str, Sequence[int]] | None = None,
         *,
@@ -166,7 +169,7 @@ def _record(output: Any, function: Any) -> Any:
     )
 
 
-def lean(record: Any) -> Any:
+def lean(record: "ModelOutput") -> "ModelOutput":
     """Return the output record without the fields that the language half never reads."""
     if record.get("pooler_output") is None and record.get(LEVELS) is None:
         return record
@@ -174,7 +177,7 @@ def lean(record: Any) -> Any:
     return make_record(type(record), read)
 
 
-def once(record: Any) -> Any:
+def once(record: "ModelOutput") -> "ModelOutput":
     """Return the output record of sound without hidden states, and without a `pooler_output` that
     equals `last_hidden_state`: some language halves read the one, some the other."""
     fields = {n: v for n, v in record.items() if n not in ("hidden_states", "attentions")}
@@ -184,7 +187,7 @@ def once(record: Any) -> Any:
     return make_record(type(record), fields)
 
 
-def twice(record: Any) -> Any:
+def twice(record: "ModelOutput") -> "ModelOutput":
     """Return the record with the field that `once` left out."""
     last = record.get("last_hidden_state")
     if last is None or record.get("pooler_output") is not None:
@@ -210,7 +213,7 @@ def count_heard(record: Any) -> int | None:
     return count_tokens(twice(record)) if mask is None else int(mask.sum())
 
 
-def refuse_other_count(half: Half, record: Any, tokens: int) -> None:
+def refuse_other_count(half: Half, record: "ModelOutput", tokens: int) -> None:
     """Refuse an output record of one sound with another number of features than the prompt has
     places: transformers cuts what is too much without an error. Raises UsageError."""
     if (count := count_heard(record)) not in (None, tokens):
@@ -269,7 +272,7 @@ def max_text_tokens(processor: Processor, half: Half) -> int:
     return min(limits, default=0)
 
 
-def one_each(made: Any, half: Half, count: int) -> torch.Tensor:
+def one_each(made: "torch.Tensor | ModelOutput", half: Half, count: int) -> torch.Tensor:
     """Return the vectors in an output record. Raises UsageError unless there are `count` vectors,
     one per image or text."""
     vectors = made if isinstance(made, torch.Tensor) else getattr(made, "pooler_output", None)
@@ -282,7 +285,7 @@ def one_each(made: Any, half: Half, count: int) -> torch.Tensor:
     )
 
 
-def logits(half: Half, inputs: Mapping[str, Any], vectors: torch.Tensor) -> torch.Tensor:
+def logits(half: Half, inputs: Mapping[str, Tree], vectors: torch.Tensor) -> torch.Tensor:
     """Return the model's logits, one row per image and one column per text. `half` is the text
     half, `inputs` belong to the texts, `vectors` to the images."""
     model = _handing_over(half, moved(vectors, half.device, half.dtype))
@@ -294,19 +297,19 @@ def logits(half: Half, inputs: Mapping[str, Any], vectors: torch.Tensor) -> torc
     return per_image
 
 
-def _texts(half: Half, method: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _texts(half: Half, method: str, inputs: Mapping[str, Tree]) -> dict[str, Tree]:
     """Return the inputs of texts that a method of the half takes."""
     taken = inspect.signature(getattr(type(half), method)).parameters
     return {n: moved(v, half.device) for n, v in inputs.items() if n in taken and not is_pixels(n)}
 
 
-def _handing_over(half: Half, vectors: torch.Tensor) -> Any:
+def _handing_over(half: Half, vectors: torch.Tensor) -> nn.Module:
     """Return a copy of the text half with the same weights, and stand-ins for the missing
     modules."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     class Encoder(nn.Module):
-        def forward(self, *_: Any, **__: Any) -> Any:
+        def forward(self, *_: Tree, **__: Tree) -> BaseModelOutputWithPooling:
             states = vectors[:, None]
             return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=vectors)
 

@@ -41,7 +41,7 @@ from stages.models.halves.features import (
 from stages.models.halves.model_class import SOUNDS, USE_SOUND
 from stages.models.halves.records import RowCount, merge, split
 from stages.models.halves.split_route import AUDIO, MODALITIES, choose_route
-from stages.models.protocols import Half, module_of
+from stages.models.protocols import Half, Tree, module_of
 
 UNDIVIDED = "pixels"
 """Key of the pixels among the features, for a model that runs whole."""
@@ -76,7 +76,7 @@ def generate(
 
 
 def forward(
-    half: Half, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+    half: Half, inputs: Mapping[str, Tree], features: Mapping[str, Tree], **options: Any
 ) -> Any:
     """Return the output of one forward pass for the inputs of `generate`, with gradients enabled.
     Raises UsageError if features or inputs are missing."""
@@ -86,8 +86,8 @@ def forward(
 def _delivered(
     method: str,
     half: Half,
-    inputs: Mapping[str, Any],
-    features: Mapping[str, Any],
+    inputs: Mapping[str, Tree],
+    features: Mapping[str, Tree],
     options: Mapping[str, Any],
     on_host: bool = False,
 ) -> Any:
@@ -156,14 +156,14 @@ def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tenso
     return tokens[:, 1:]
 
 
-def prompt_in(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+def prompt_in(model: Half, inputs: Mapping[str, Any]) -> torch.Tensor | None:
     """Return the tokens with which the output of `model` may begin; not those of an encoder."""
     encodes = model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder
     return inputs.get("decoder_input_ids" if encodes else "input_ids")
 
 
 def _by_protocol(
-    half: Half, method: str, text: Any, features: Mapping[str, Any], options: Any
+    half: Half, method: str, text: Any, features: Mapping[str, Tree], options: Any
 ) -> Any:
     seen = {modality: record for modality, record in features.items() if modality != AUDIO}
     given: dict[str, Any] = {"mm_encoder_outputs": _copies(half, seen)} if seen else {}
@@ -174,14 +174,13 @@ def _by_protocol(
         return _of(half, method)(**text, **given, **options)
 
 
-def _of(model: Any, method: str) -> Callable[..., Any]:
+def _of(model: Half, method: str) -> Callable[..., Any]:
     """Return a method of a model. For a forward pass it is the model itself, so that hooks run."""
-    function: Callable[..., Any] = model if method == FORWARD else getattr(model, method)
-    return function
+    return model if method == FORWARD else getattr(model, method)
 
 
 def _by_replay(
-    half: Half, method: str, text: Any, features: Mapping[str, Any], options: Any
+    half: Half, method: str, text: Any, features: Mapping[str, Tree], options: Any
 ) -> Any:
     """Pass pixels without storage to the model, and make its own methods return the features."""
     blank = _blank(half, features, lambda name: True)
@@ -190,7 +189,7 @@ def _by_replay(
 
 
 def _blank(
-    half: Half, features: Mapping[str, Any], wanted: Callable[[str], bool]
+    half: Half, features: Mapping[str, Tree], wanted: Callable[[str], bool]
 ) -> dict[str, torch.Tensor]:
     """Return pixels and sound without storage, as far as `wanted`."""
     shapes = getattr(features, "blank", {})
@@ -219,7 +218,7 @@ def _replayed(half: Half, features: Mapping[str, Any], modalities: Iterable[str]
 
 @contextmanager
 def _answering(
-    half: Half, outputs: Mapping[str, Any], features: Mapping[str, Any]
+    half: Half, outputs: Mapping[str, Tree], features: Mapping[str, Tree]
 ) -> Iterator[set[str]]:
     """Make the owner's methods return `outputs`, which are of `features`. Yield the set of
     requested modalities."""
@@ -260,7 +259,7 @@ def _repeated(record: Any, tokens: Sequence[int], times: int) -> Any:
 
 
 def _by_splice(
-    half: Half, method: str, text: Any, features: Mapping[str, Any], options: Any
+    half: Half, method: str, text: Any, features: Mapping[str, Tree], options: Any
 ) -> Any:
     """Put features into the embeddings at the placeholders, and let the reader generate from
     them."""
@@ -288,7 +287,7 @@ def _jointly(half: Half, method: str, text: Any, features: Mapping[str, Any], op
     return _of(half, method)(**text, **pixels, **options)
 
 
-DELIVER: dict[Route, Callable[[Any, str, Any, Mapping[str, Any], Any], Any]] = {
+DELIVER: dict[Route, Callable[[Half, str, Any, Mapping[str, Any], Any], Any]] = {
     "protocol": _by_protocol,
     "replay": _by_replay,
     "splice": _by_splice,
@@ -305,7 +304,7 @@ def _copies(half: Half, features: Mapping[str, Any]) -> dict[str, Any]:
     return {m: twice(record) if m == AUDIO else record for m, record in copies.items()}
 
 
-def _check_placeholders(half: Half, text: Any, features: Mapping[str, Any]) -> None:
+def _check_placeholders(half: Half, text: Any, features: Mapping[str, Tree]) -> None:
     """Refuse features that do not match the placeholders; they would give wrong text without an
     error. Raises UsageError."""
     ids = text["input_ids"]
@@ -362,7 +361,7 @@ def dispatching(receive: Callable[..., Any]) -> Iterator[None]:
     stock = library.dispatch_model
 
     @functools.wraps(stock)
-    def given(model: Any, *, offload_index: Any, **options: Any) -> Any:
+    def given(model: Half, *, offload_index: Any, **options: Any) -> Any:
         for entry in (offload_index or {}).values():
             # The loader may have received links, which are deleted when it returns.
             entry["safetensors_file"] = os.path.realpath(entry["safetensors_file"])

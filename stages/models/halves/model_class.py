@@ -5,7 +5,7 @@ with the user's permission.
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from stages.models.halves.own_code import asks_for_trust, needs_trust
 from stages.models.hub.checkpoint import is_original
 from stages.models.hub.unsupported import refuse_unsupported
 from stages.models.in_tree.registry import native_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def config_and_class(
@@ -37,13 +40,13 @@ def config_and_class(
         raise library_needs(str(folder), error) from error
 
 
-def skeleton_of(config: Any, cls: type[Any]) -> Any:
+def skeleton_of(config: "PreTrainedConfig", cls: "type[PreTrainedModel]") -> "PreTrainedModel":
     """Build the whole model without storage."""
     with torch.device("meta"), with_packages(cls):
         return cls(config)
 
 
-def load_config(folder: Path, trusted: bool) -> Any:
+def load_config(folder: Path, trusted: bool) -> "PreTrainedConfig":
     """Load the model's configuration. Raises UsageError for an invalid one, and for remote code
     that is not trusted."""
     from huggingface_hub.errors import StrictDataclassError
@@ -67,7 +70,7 @@ def load_config(folder: Path, trusted: bool) -> Any:
         ) from error
 
 
-def thinker_of(config: Any) -> Any:
+def thinker_of(config: "PreTrainedConfig") -> "PreTrainedConfig":
     """Return the configuration of what sees, hears and writes: of an Omni model it is the thinker,
     without the talker. Other configurations are returned unchanged."""
     from transformers import PreTrainedConfig
@@ -82,7 +85,7 @@ def thinker_of(config: Any) -> Any:
     return thinker
 
 
-def model_class(config: Any, folder: Path, trusted: bool) -> type[Any]:
+def model_class(config: "PreTrainedConfig", folder: Path, trusted: bool) -> "type[PreTrainedModel]":
     """Return the model class for this configuration: a captioner, or a dual encoder. If both exist,
     the configuration's `architectures` decide."""
     remote = getattr(config, "auto_map", None) or {}
@@ -125,7 +128,7 @@ def _refuse_contradiction(config: Any, classes: list[type[Any]], folder: Path) -
         )
 
 
-def _stock_classes(config: Any) -> list[type[Any]]:
+def _stock_classes(config: "PreTrainedConfig") -> "list[type[PreTrainedModel]]":
     """Return transformers' own classes for a configuration, the captioning one first."""
     from transformers.models.auto import modeling_auto as auto
 
@@ -138,7 +141,7 @@ def _stock_classes(config: Any) -> list[type[Any]]:
 
 
 @contextlib.contextmanager
-def with_packages(cls: type[Any]) -> Iterator[None]:
+def with_packages(cls: "type[PreTrainedModel]") -> Iterator[None]:
     """Turn the error about a missing package into one line. Errors about attention pass through:
     the caller that selected it reports them."""
     try:

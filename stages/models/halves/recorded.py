@@ -27,7 +27,7 @@ might round otherwise.
 
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial, wraps
 from hashlib import sha256
 from typing import Any, Final
@@ -176,8 +176,8 @@ class PassRecorder:
     """Of the process."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[Any, None] = OrderedDict()
-        self._known: OrderedDict[Any, _Recording] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._known: OrderedDict[Hashable, _Recording] = OrderedDict()
 
     def call(self, function: Callable[..., Any], shape: Any, inputs: Mapping[str, Any]) -> Any:
         """Return the output record of `function` for inputs on the device."""
@@ -244,7 +244,7 @@ class PassRecorder:
         return {"recorded": counts, **({"recorded_reason": cls.reason} if cls.reason else {})}
 
 
-def shape_of(inputs: Mapping[str, Any]) -> Any:
+def shape_of(inputs: Mapping[str, Any]) -> Hashable:
     """Return what decides which kernels run on inputs in host memory: shapes and types, and the
     numbers of all that are no pixels. None if an input is no tensor."""
     if not all(isinstance(value, torch.Tensor) for value in inputs.values()):
@@ -252,7 +252,7 @@ def shape_of(inputs: Mapping[str, Any]) -> Any:
     return tuple((name, _shape(value)) for name, value in sorted(inputs.items()))
 
 
-def _shape(value: torch.Tensor) -> Any:
+def _shape(value: torch.Tensor) -> Hashable:
     numbers = b"" if value.is_floating_point() else value.cpu().contiguous().numpy().tobytes()
     return tuple(value.shape), value.dtype, sha256(numbers).digest()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from artifacts.records.tensors import make_record
+from artifacts.records.tensors import Tree, make_record
 
 Rule = Any
 """`"cat" | "join" | "same" | "whole" | {"each": [Rule]} | {"fields": {name: Rule}}`; JSON holds
@@ -63,7 +63,7 @@ class FeatureRecord:
     heard: "FeatureRecord | None" = None
     """The record of the row's sound, which is stored as a record of its own."""
 
-    def to_tree(self) -> dict[str, Any]:
+    def to_tree(self) -> dict[str, Tree]:
         return {
             "features": self.features,
             "rules": json.dumps(self.rules),
@@ -135,7 +135,7 @@ def merge(records: Sequence[Any], rule: Rule) -> Any:
     return type(first)(merge(p, r) for p, r in zip(parts, rule["each"], strict=True))
 
 
-def merge_rows(rows: Sequence[FeatureRecord]) -> dict[str, Any]:
+def merge_rows(rows: Sequence[FeatureRecord]) -> dict[str, Tree]:
     """Return modality → output record of several rows with equal `joins_with`."""
     rules = rows[0].rules
     return {m: merge([row.features[m] for row in rows], rule) for m, rule in rules.items()}

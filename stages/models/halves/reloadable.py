@@ -10,6 +10,7 @@ from stages.memory.oom_retry import release_memory
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.boundary import extra_module_of
 from stages.models.halves.model_class import skeleton_of
+from stages.models.protocols import Half
 
 Result = TypeVar("Result")
 
@@ -20,7 +21,7 @@ class ReloadableHalf:
     def __init__(
         self,
         keep: Part,
-        load: Callable[[tuple[str, ...]], Any],
+        load: Callable[[tuple[str, ...]], Half],
         extra_modules: Iterable[str] = (),
         files: ModelFiles | None = None,
         *,
@@ -49,7 +50,7 @@ class ReloadableHalf:
         if self._reads_files:
             self._files.check()
 
-    def call(self, function: Callable[[Any], Result]) -> Result:
+    def call(self, function: Callable[[Half], Result]) -> Result:
         """Return the result of `function` for the half. Reload the half as often as an extra module
         is missing. Raises ModelChanged."""
         while True:

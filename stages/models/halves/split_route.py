@@ -27,6 +27,7 @@ from stages.models.halves.boundary import (
     reader_path,
     refuse_no_vectors,
 )
+from stages.models.protocols import ModelOrHalf
 
 MODALITIES = ("image", "video")
 AUDIO = "audio"
@@ -94,17 +95,17 @@ def encoders(model: Any, part: HalfName = "vision") -> Iterator[Encoder]:
             yield Encoder(modality=modality, function=function, names=taken)
 
 
-def depends_on_prompt(model: Any) -> bool:
+def depends_on_prompt(model: ModelOrHalf) -> bool:
     """Return whether features depend on the prompt's tokens, so that another prompt needs other
     features."""
     return any(name.endswith("input_ids") for e in encoders(model) for name in e.names)
 
 
-def takes_outputs(model: Any) -> bool:
+def takes_outputs(model: ModelOrHalf) -> bool:
     return _reads(model.forward, ["mm_encoder_outputs"])
 
 
-def overrides_generate(model: Any) -> bool:
+def overrides_generate(model: ModelOrHalf) -> bool:
     from transformers import GenerationMixin
 
     return getattr(type(model), "generate", None) is not GenerationMixin.generate
@@ -123,7 +124,7 @@ def refuse(cls: Any) -> None:
         )
 
 
-def _sees_videos_as_images(model: Any, owner: Any) -> bool:
+def _sees_videos_as_images(model: ModelOrHalf, owner: Any) -> bool:
     """Return whether the model's own `forward` passes videos to its method for images, and reads
     the result as a video's."""
     own = _reads(model.forward, AS_IMAGES) and takes_outputs(model)

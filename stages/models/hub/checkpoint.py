@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.regular_files import open_regular, read_text
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.model_files import ALONG
@@ -153,7 +154,7 @@ def refuse_impossible(folder: Path, tensors: int | None = None) -> None:
         left += [(name, child) for child in value] if isinstance(value, list) else ()
 
 
-def class_names(config: Mapping[str, Any]) -> list[str]:
+def class_names(config: Mapping[str, Json]) -> list[str]:
     """Return the classes that a config.json names."""
     named = config.get("architectures")
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
@@ -242,7 +243,7 @@ def refuse_original(name: str, folder: Path) -> None:
     )
 
 
-def _class_of(config: dict[str, Any]) -> str:
+def _class_of(config: dict[str, Json]) -> str:
     """Return the class of the original code that a configuration names; empty for others."""
     classes = class_names(config)
     if class_name := next(filter(CLASS.fullmatch, classes), ""):

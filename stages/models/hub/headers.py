@@ -100,7 +100,7 @@ def local_headers(folder: Path, names: Iterable[str]) -> list[Header]:
     return [header for name in sorted(names) for header in _read_header(folder / name)]
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a local file. Raises EnvironmentFault for an incomplete one."""
     with _read(path) as (_, _, entries):
         return dict(entries.get("__metadata__") or {})

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from artifacts.packages import require_extra
 from stages.models.hub.checkpoint import read_config
@@ -87,7 +88,7 @@ UNREAD: Mapping[str, Callable[[str, Settings], bool]] = {
 are of this form. The first that fits is named."""
 
 
-def settings_in(config: Mapping[str, Any]) -> Settings | None:
+def settings_in(config: Mapping[str, Json]) -> Settings | None:
     """Return the quantization settings of a config.json, or of its text model; None for others."""
     parts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
     stated = [part.get("quantization_config") for part in parts]

@@ -26,6 +26,7 @@ from stages.models.stored.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
 KINDS = ("int8", "nf4")
 """Quantizations that can be applied while a checkpoint is loaded."""
@@ -77,7 +78,7 @@ def plan(
     )
 
 
-def quantizable(skeleton: "PreTrainedModel", keep: Part) -> dict[str, Any]:
+def quantizable(skeleton: "PreTrainedModel", keep: Part) -> "dict[str, nn.Linear | Conv1D]":
     """Return path → module of the layers that quantization of one half covers. For a model that
     runs whole, these are the layers of its decoder."""
     converted = _converted(skeleton, _spared(skeleton))
@@ -219,14 +220,14 @@ def _spared(skeleton: "PreTrainedModel") -> list[str]:
     return [*_exactly(paths), *(skeleton._keep_in_fp32_modules or ())]
 
 
-def _converted(skeleton: "PreTrainedModel", spared: list[str]) -> dict[str, Any]:
+def _converted(skeleton: "PreTrainedModel", spared: list[str]) -> "dict[str, nn.Linear | Conv1D]":
     from transformers.quantizers.quantizers_utils import should_convert_module
 
     linears = linears_of(skeleton).items()
     return {path: module for path, module in linears if should_convert_module(path, spared)}
 
 
-def linears_of(skeleton: nn.Module) -> dict[str, Any]:
+def linears_of(skeleton: nn.Module) -> "dict[str, nn.Linear | Conv1D]":
     """Return the modules for which bitsandbytes has a quantized class."""
     from transformers.pytorch_utils import Conv1D
 

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from artifacts.disk.json_shapes import Json
 from artifacts.schema import Part
 from stages.models.halves.boundary import absent_paths, within
 from stages.models.hub.headers import Header
+from stages.models.protocols import ModelOrHalf
 from stages.models.stored.layer_names import model_names
 from stages.models.stored.layouts import BITSANDBYTES, StoredLayer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def attention_of(model: Any, keep: Part = "whole") -> str:
+def attention_of(model: ModelOrHalf, keep: Part = "whole") -> str:
     """Return the attention implementations in a model, or in one half: usually one, else several
     joined by `+`."""
     return "+".join(sorted({str(p.config._attn_implementation) for p in _kept(model, keep)}))
@@ -30,16 +32,16 @@ def supports_flash(skeleton: "PreTrainedModel", keep: Part) -> bool:
     return all(part._supports_flash_attn for part in _kept(skeleton, keep))
 
 
-def for_half(skeleton: "PreTrainedModel", keep: Part, implementation: str) -> dict[str, Any]:
+def for_half(skeleton: "PreTrainedModel", keep: Part, implementation: str) -> dict[str, Json]:
     """Return the `attn_implementation` argument that selects it for one half and leaves the other
     half its default. A class that does not support it refuses to be built."""
     kept = {id(part.config) for part in _kept(skeleton, keep)}
     return _choices(skeleton.config, kept, implementation)
 
 
-def _choices(config: Any, kept: set[int], implementation: str) -> dict[str, Any]:
+def _choices(config: "PreTrainedConfig", kept: set[int], implementation: str) -> dict[str, Json]:
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
-    choices: dict[str, Any] = {
+    choices: dict[str, Json] = {
         name: _choices(part, kept, implementation)
         for name, part in parts.items()
         if part is not None
@@ -47,7 +49,7 @@ def _choices(config: Any, kept: set[int], implementation: str) -> dict[str, Any]
     return {**choices, "": implementation} if id(config) in kept else choices
 
 
-def _kept(model: Any, keep: Part) -> list[Any]:
+def _kept(model: Any, keep: Part) -> "list[PreTrainedModel]":
     from transformers import PreTrainedModel
 
     absent = absent_paths(model, keep)

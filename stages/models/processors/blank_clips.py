@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from artifacts.schema import MediaKind
 
@@ -12,14 +13,14 @@ from artifacts.schema import MediaKind
 class Clip:
     """One chunk as read from disk."""
 
-    frames: np.ndarray[Any, np.dtype[np.uint8]]
+    frames: NDArray[np.uint8]
     """Shape (frames, height, width, 3), RGB."""
     times: tuple[float, ...]
     """Time of each frame in seconds from the chunk's start."""
     seconds: float
     """Length of the chunk in seconds; 0 for an image."""
     kind: MediaKind
-    sound: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    sound: NDArray[np.float32] | None = None
     """Mono samples from -1 to 1 at the processor's rate, shape (samples,); None: no sound."""
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class Clip:
         return cls(frames=frames, times=tuple(outline["times"]), **rest)
 
 
-def clip_of(kind: MediaKind, frames: np.ndarray[Any, np.dtype[np.uint8]]) -> Clip:
+def clip_of(kind: MediaKind, frames: NDArray[np.uint8]) -> Clip:
     """Make a clip of these frames, one per second."""
     times = tuple(float(second) for second in range(len(frames)))
     return Clip(frames=frames, times=times, seconds=float(len(frames)), kind=kind)

@@ -22,10 +22,9 @@ built.
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ from stages.models.processors.processor_calls import (
     text_ids,
     write,
 )
-from stages.models.protocols import Processor
+from stages.models.protocols import Processor, Tree
 from stages.process.exit_diagnosis import out_of_memory
 
 PROBES = ("Describe.", "What happens in this video?")
@@ -158,7 +157,7 @@ def _candidates(processor: Processor, channel: str) -> Iterator[Layout]:
             )
 
 
-def _check(processor: Processor, layout: Layout, outputs: dict[str, Any]) -> None:
+def _check(processor: Processor, layout: Layout, outputs: Mapping[str, Tree]) -> None:
     """Raise ValueError unless the outputs are two complete rows with images and prompts."""
     if not any(is_image_output(name) for name in outputs):
         raise ValueError("the outputs contain no images")
@@ -172,7 +171,7 @@ def _check(processor: Processor, layout: Layout, outputs: dict[str, Any]) -> Non
         raise ValueError("the output text has no place for an image")
 
 
-def _with_placeholders(processor: Processor, layout: Layout, outputs: dict[str, Any]) -> Layout:
+def _with_placeholders(processor: Processor, layout: Layout, outputs: Mapping[str, Tree]) -> Layout:
     """Return the layout with written-out image placeholders if its output is the same. Processors
     that insert placeholders themselves may log a warning each time."""
     spelled = replace(layout, form=WITH_PLACEHOLDERS)

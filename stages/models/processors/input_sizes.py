@@ -57,7 +57,7 @@ class Probe:
     """The same for smaller square images, smallest first."""
 
 
-Way = Callable[[Any, Clip], Prepared]
+Way = Callable[[Processor, Clip], Prepared]
 """A function that runs a processor on a clip."""
 
 

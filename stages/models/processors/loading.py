@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
+from numpy.typing import NDArray
 
 from artifacts.errors import PenstockError, UsageError
 from artifacts.packages import library_needs
@@ -26,7 +27,7 @@ from stages.models.published import OUTER_PAIR, change_of, published_bounds, run
 from stages.process.exit_diagnosis import out_of_memory
 
 
-def to_images(frames: np.ndarray[Any, np.dtype[np.uint8]]) -> list[Any]:
+def to_images(frames: NDArray[np.uint8]) -> list[Any]:
     from PIL import Image
 
     return [Image.fromarray(frame) for frame in frames]

@@ -49,7 +49,7 @@ from stages.models.processors.side_inputs import (
     restore,
     side_inputs_keeper,
 )
-from stages.models.protocols import Processor
+from stages.models.protocols import ModelOrHalf, Processor, Tree
 from stages.process.exit_diagnosis import out_of_memory
 
 TOKENIZED = ("input_ids", "attention_mask")
@@ -97,7 +97,7 @@ def rebuild(
     return restore(processor, layout, rows, prompts)
 
 
-def continues_prompt(processor: Processor, model: Any) -> bool:
+def continues_prompt(processor: Processor, model: ModelOrHalf) -> bool:
     """Return whether the text is only the prompt, which may be empty, and a decoder continues it.
     Of a model with a text encoder, only `DECODED` goes to the decoder."""
     layout = layout_of(processor, channel_of(processor, "image"))
@@ -129,7 +129,7 @@ def opens_reasoning(
     return bool(ends_inside(text.rpartition(prompt.strip())[2] if prompt.strip() else text))
 
 
-def drop_end_token(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def drop_end_token(model: ModelOrHalf, inputs: dict[str, Tree]) -> dict[str, Tree]:
     """Return the inputs without the end token that some tokenizers add to a prompt.
 
     Those tokenizers were made for encoders; a decoder generates nothing after an end token. A model
@@ -172,8 +172,8 @@ def _refuse_placeholders(processor: Processor, prompts: Sequence[str]) -> None:
 
 
 def text_inputs(
-    processor: Processor, model: Any, prompt: str, system: str = "", *, length: int = 0
-) -> dict[str, Any]:
+    processor: Processor, model: ModelOrHalf, prompt: str, system: str = "", *, length: int = 0
+) -> dict[str, Tree]:
     """Return the inputs [1, tokens] of a model's `generate` for a turn without media, padded on the
     left to `length` tokens. The tokenizer reads the turn, because many processors take no text
     without an image. Raises UsageError if there is no place for a `system` text."""

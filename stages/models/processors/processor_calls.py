@@ -12,19 +12,20 @@ found separately in the same way.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from stages.models.processors.blank_clips import Clip, video_metadata
 from stages.models.processors.known import known
 from stages.models.processors.loading import is_image_output, to_images, without_outer_pair
 from stages.models.processors.placeholders import count_places, token
 from stages.models.profile import TURN
-from stages.models.protocols import Processor
+from stages.models.protocols import Processor, Tree
 
 PARTS = "parts"
 """The chat template receives a list of images and text."""
@@ -146,7 +147,7 @@ def _placeholders(processor: Processor, channel: str, media: int, sounds: int) -
     return token(processor, channel.removesuffix("s")) * media + token(processor, "audio") * sounds
 
 
-def _turn(role: str, way: str, text: str) -> dict[str, Any]:
+def _turn(role: str, way: str, text: str) -> dict[str, Json]:
     return {"role": role, "content": [{"type": "text", "text": text}] if way == PARTS else text}
 
 
@@ -281,12 +282,12 @@ def same(outputs: Any, expected: Any) -> bool:
     return repr(outputs) == repr(expected)
 
 
-def places(processor: Processor, outputs: dict[str, Any], media: int) -> int:
+def places(processor: Processor, outputs: Mapping[str, Tree], media: int) -> int:
     """Return how many features belong in the first row of a processor's outputs."""
     return count_places(processor, text_ids(outputs)[0].tolist(), media)
 
 
-def text_ids(outputs: dict[str, Any]) -> torch.Tensor:
+def text_ids(outputs: Mapping[str, Tree]) -> torch.Tensor:
     """Return the tokens of the text, one row per prompt. Raises ValueError if there are none."""
     name = next((name for name in TEXT_IDS if name in outputs), None)
     if name is None:

@@ -10,7 +10,7 @@ with images is used:
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +58,7 @@ from stages.models.processors.sound import (
     sound_rate,
 )
 from stages.models.profile import HearingProfile
-from stages.models.protocols import Processor
+from stages.models.protocols import Processor, Tree
 from stages.process.exit_diagnosis import out_of_memory
 
 HOOKS = {"images": "_process_images", "videos": "_process_videos"}
@@ -91,7 +91,7 @@ class Prepared:
 
 Row = Prepared | FeatureRecord
 """What is kept of a row's media for its prompt."""
-Keep = Callable[[Any, Layout, Clip, str], Prepared]
+Keep = Callable[[Processor, Layout, Clip, str], Prepared]
 
 
 def side_inputs_keeper(processor: Processor, layout: Layout) -> Keep:
@@ -262,7 +262,7 @@ def _answers(
     return row, returned
 
 
-def without_images(outputs: dict[str, Any]) -> dict[str, Any]:
+def without_images(outputs: Mapping[str, Tree]) -> dict[str, Tree]:
     return {name: value for name, value in outputs.items() if not is_image_output(name)}
 
 
@@ -272,7 +272,7 @@ def _nothing(shapes: list[list[int]]) -> torch.Tensor:
     return torch.zeros(()).expand(sum(shape[0] for shape in shapes), *rest)
 
 
-def _image_outputs(outputs: dict[str, Any]) -> dict[str, Any]:
+def _image_outputs(outputs: Mapping[str, Tree]) -> dict[str, Tree]:
     """Return the outputs without those that have one number per text token."""
     shape = text_ids(outputs).shape
     return {

@@ -8,7 +8,7 @@ two lengths.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from stages.models.processors.processor_calls import (
     run,
     text_ids,
 )
-from stages.models.protocols import Processor
+from stages.models.protocols import Processor, Tree
 from stages.process.exit_diagnosis import out_of_memory
 
 HOOK = "_process_audio"
@@ -91,7 +91,7 @@ def sound_noise(processor: Processor, seconds: float) -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(0, 0.1, count).astype(np.float32)
 
 
-def sound_places(processor: Processor, outputs: dict[str, Any]) -> int:
+def sound_places(processor: Processor, outputs: Mapping[str, Tree]) -> int:
     """Return how many features of sound belong in the rows of a processor's outputs."""
     ids = text_ids(outputs)
     return int(torch.isin(ids, torch.tensor(sorted(declared_ids(processor, (AUDIO,))))).sum())

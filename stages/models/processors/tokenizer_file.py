@@ -7,14 +7,14 @@ from typing import Any
 from artifacts.errors import EnvironmentFault
 from stages.models.half_job import TokenizerJob
 from stages.process.events import EventReporter
-from stages.process.job import parse_job
+from stages.process.job import JobFields, parse_job
 
 CLIP_MARK = "<|startoftext|>"
 """Mark of CLIP's tokenizer, whose folder seldom names its class."""
 CONFIG = "tokenizer_config.json"
 
 
-def run(job_fields: dict[str, Any], report: EventReporter) -> None:
+def run(job_fields: JobFields, report: EventReporter) -> None:
     """Write the tokenizer of a folder. Raises EnvironmentFault."""
     from transformers import AutoTokenizer, CLIPTokenizer
 

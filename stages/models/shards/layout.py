@@ -23,12 +23,13 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import read_kept, refuse_foreign, sweep, whole_file, write_json
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.locks import try_lock
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
@@ -83,7 +84,7 @@ class WeightShard:
 
     def header(self) -> bytes:
         """Return the header bytes that precede the tensors."""
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        entries: dict[str, Json] = {"__metadata__": {"format": "pt"}}
         at = 0
         for name, dtype, shape in self.tensors:
             end = at + math.prod(shape) * dtype.itemsize
@@ -114,7 +115,7 @@ def lay_out(tensors: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> li
     ]
 
 
-def index_of(shards: Sequence[WeightShard]) -> dict[str, Any]:
+def index_of(shards: Sequence[WeightShard]) -> dict[str, dict[str, int | str]]:
     """Return the content of `model.safetensors.index.json` for these files."""
     return {
         "metadata": {"total_size": sum(shard.data_bytes for shard in shards)},
@@ -134,7 +135,7 @@ Contents = Callable[[TensorSpec], Iterable[torch.Tensor]]
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, made_of: Mapping[str, Any]) -> Iterator[None]:
+def claimed(folder: Path, made_of: Mapping[str, Json]) -> Iterator[None]:
     """Lock a folder for a checkpoint whose source `made_of` describes.
 
     The folder must be new, empty, or begun from the same source. Raises UsageError for any other,
@@ -257,8 +258,7 @@ def write_rest(folder: Path, shards: Sequence[WeightShard], small: Mapping[str, 
 
 
 def _bytes(piece: torch.Tensor) -> memoryview:
-    view: memoryview = piece.reshape(-1).view(torch.uint8).numpy().data
-    return view
+    return piece.reshape(-1).view(torch.uint8).numpy().data
 
 
 def tensor_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

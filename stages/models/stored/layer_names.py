@@ -1,18 +1,19 @@
 """Finds the quantized layers of a checkpoint."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from stages.models.hub.headers import Header
 from stages.models.hub.quantized import settings_in
 from stages.models.stored.layouts import Places, StoredLayer, recognized
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def stored_settings(config: Any) -> dict[str, Any] | None:
+def stored_settings(config: "PreTrainedConfig") -> dict[str, Json] | None:
     """Return the settings of a checkpoint that was saved quantized; None for others."""
     settings = settings_in(config.to_dict())
     return None if settings is None else dict(settings)

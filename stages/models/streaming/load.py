@@ -277,7 +277,7 @@ def load_streamed(
     places = placement(skeleton, keep, extra_modules, device, away="disk")
     index: dict[str, Mapping[str, str]] = {}
 
-    def receive(model: Any, *, offload_index: Index, **_: Any) -> None:
+    def receive(model: "PreTrainedModel", *, offload_index: Index, **_: Any) -> None:
         index.update(offload_index)
 
     with contextlib.ExitStack() as undo:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from artifacts.disk.json_shapes import Json
 from artifacts.errors import UsageError
 from stages.decode.engines import AUTO, engines_for
 from stages.decode.engines.inflight.recorded import recorder_for
@@ -48,7 +49,7 @@ class InflightEngine:
         self._scheduler: InflightScheduler | None = None
         self._on_partial: OnPartial | None = None
 
-    def load_info(self) -> dict[str, Any]:
+    def load_info(self) -> dict[str, Json]:
         return self._transformers.load_info()
 
     def resolve_engine(self, request: DecodeRequest) -> str:

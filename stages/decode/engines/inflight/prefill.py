@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from transformers import masking_utils
+from transformers import Cache, PreTrainedModel, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -34,7 +34,7 @@ from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.models.halves.features import Features, moved, placeholder_ids
 from stages.models.halves.generate import generate
 from stages.models.halves.split_route import AUDIO, MODALITIES, choose_route
-from stages.models.protocols import Half
+from stages.models.protocols import Half, Tree
 
 SDPA = "sdpa"
 """Name of the attention that takes part; others copy."""
@@ -55,7 +55,7 @@ def noted_keys() -> Iterator[list[StorageWeakRef]]:
         yield seen
 
 
-def direct_layers(cache: Any, seen: Sequence[StorageWeakRef]) -> tuple[bool, ...]:
+def direct_layers(cache: Cache, seen: Sequence[StorageWeakRef]) -> tuple[bool, ...]:
     """Return for each layer of a cache whether attention received its keys; nothing for a cache
     without layers, which has no slots."""
     noted = {ref.cdata for ref in seen}  # a weak reference keeps its number from being used again
@@ -178,7 +178,7 @@ class PrefilledSequence:
 
 
 def prefill_row(
-    half: Half, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+    half: Half, inputs: Mapping[str, Tree], features: Mapping[str, Tree], **options: Any
 ) -> PrefilledSequence:
     """Prefill one prompt. Raises UnsupportedCacheError if `generate` works differently."""
     read: list[PrefilledSequence] = []
@@ -211,7 +211,7 @@ def prefill_row(
 
 
 @contextmanager
-def _placeholders_on_host(model: Any, ids: torch.Tensor) -> Iterator[None]:
+def _placeholders_on_host(model: PreTrainedModel, ids: torch.Tensor) -> Iterator[None]:
     """Make the models inside a model find and count the placeholders of a prompt in `ids`, which
     are in host memory. On the device, each check would wait for the work that is queued there."""
 
@@ -237,13 +237,13 @@ def _placeholders_on_host(model: Any, ids: torch.Tensor) -> Iterator[None]:
 
 
 def positions_of(
-    half: Half, inputs: Mapping[str, Any], features: Mapping[str, Any]
+    half: Half, inputs: Mapping[str, Tree], features: Mapping[str, Tree]
 ) -> torch.Tensor:
     """Return the positions of a prompt's tokens as `generate` counts them, of shape [..., 1,
     tokens]. Raises UnsupportedCacheError if `generate` of the half does not count them."""
     seen_positions: list[torch.Tensor | None] = []
 
-    def note(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def note(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         seen_positions.append(kwargs.get("position_ids"))
         return input_ids
 
@@ -257,7 +257,7 @@ def positions_of(
     return seen_positions[0]
 
 
-def _refuse(model: Any, stopping_criteria: Any, kwargs: Mapping[str, Any]) -> None:
+def _refuse(model: PreTrainedModel, stopping_criteria: Any, kwargs: Mapping[str, Any]) -> None:
     """Raise UnsupportedCacheError for anything that cannot be done sequence by sequence."""
     if kwargs.get("position_ids") is None and not model.config.is_encoder_decoder:
         raise UnsupportedCacheError("generate passes it no token positions")
@@ -330,7 +330,7 @@ class SharedPrefix:
     def __init__(self) -> None:
         self._of = ""
         self._ids: list[int] = []
-        self._cache: Any = None
+        self._cache: Cache | None = None
 
     def prefill_from_prefix(
         self,

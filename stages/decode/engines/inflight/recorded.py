@@ -190,14 +190,14 @@ class RecordedPool(SlotPool):
             for states, index, state, copied in copies:
                 states[index] = state.copy_(copied)
 
-    def _contained(self) -> list[Any]:
+    def _contained(self) -> list[int | float | str]:
         """Return what a recording of a step contains: the addresses of all tensors besides weights,
         the numbers that Python reads, and which module has the weights."""
         cross = self._cross_attention
         owners: list[Any] = [self, self._slot_cache, *self._slot_cache.cache.layers]
         owners += [] if cross is None else [cross, *cross.cache.layers]
         values = (value for owner in owners for value in vars(owner).values())
-        contents: list[Any] = [id(self.model)]
+        contents: list[int | float | str] = [id(self.model)]
         for value in values:
             for one in value.values() if isinstance(value, dict) else (value,):
                 if torch.is_tensor(one):

@@ -129,7 +129,9 @@ class Rows:
                 scores = processor(self.ids, scores)
         return scores
 
-    def _masked(self, at: int, processor: HostMaskProcessor, scores: torch.Tensor) -> torch.Tensor:
+    def _masked(
+        self, at: int, processor: HostMaskProcessor[Any], scores: torch.Tensor
+    ) -> torch.Tensor:
         """Apply the masks of each row. A row that cannot go on ends; its token is discarded."""
         rows = [row for row, rules in self.members.items() if rules.fault is None]
         if not rows:

@@ -57,7 +57,7 @@ from stages.models.gguf import ROWS as GGUF_ROWS
 from stages.models.half_job import HalfJob
 from stages.models.halves.absent import NeedsWeights
 from stages.models.halves.generate import generate, new_tokens, prompt_in
-from stages.models.protocols import Half
+from stages.models.protocols import Half, Tree
 from stages.process.checks import ROWS, Verdicts
 from stages.process.exit_diagnosis import out_of_memory
 
@@ -109,7 +109,7 @@ class Reference(NamedTuple):
 
 
 def reference_of(
-    half: Half, inputs: Mapping[str, Any], features: Mapping[str, Any], **options: Any
+    half: Half, inputs: Mapping[str, Tree], features: Mapping[str, Tree], **options: Any
 ) -> Reference:
     """Return the first tokens and logits of `generate`."""
     lengths = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1}

@@ -44,7 +44,7 @@ def test_only_what_is_position_wise_goes_in_pieces() -> None:
     assert chunk_position_wise(half, 3) == layers
     taken = [path for path, module in half.named_modules() if "forward" in module.__dict__]
     assert all(path.endswith("mlp") for path in taken) and len(taken) == layers
-    mlp = half.get_submodule(taken[0])
+    mlp: Any = half.get_submodule(taken[0])
     seen: list[int] = []
     mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-2]))
     with torch.inference_mode():

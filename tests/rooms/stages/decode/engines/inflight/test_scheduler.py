@@ -230,14 +230,14 @@ def test_the_plan_counts_what_selection_takes(setting: str) -> None:
     assert taken + logits.nbytes == pytest.approx(planned, rel=0.1)
 
 
-class Stuck(HostMaskProcessor):
+class Stuck(HostMaskProcessor[None]):
     """Cannot go on after a token."""
 
     def new_row(self) -> None:
         return None
 
     @staticmethod
-    def masks_of(rows: Sequence[Any], tokens: Sequence[Sequence[int]], width: int) -> Masks:
+    def masks_of(rows: Sequence[None], tokens: Sequence[Sequence[int]], width: int) -> Masks:
         faults = {at: UsageError("stuck", hint="") for at, row in enumerate(tokens) if 3 in row}
         allowed = torch.full((len(rows), width // 8), 0xFF, dtype=torch.uint8).numpy()
         return Masks(allowed=allowed, faults=faults)
