@@ -27,6 +27,8 @@ from artifacts.errors import EnvironmentFault, UsageError
 
 HALF = ".penstock-"
 """Prefix of the names of unfinished files."""
+METRICS = ".prom"
+"""Suffix of files of `--metrics-file`. They may lie in any folder of outputs."""
 OURS = f"{HALF}made"
 """A file that marks a folder of generated media. Sources above the folder skip it."""
 SERVER_FOLDERS = frozenset(
@@ -192,7 +194,7 @@ def delete_unlocked(place: Path, prefix: str) -> None:
 
 def refuse_foreign(folder: Path, own: Collection[str], records: Sequence[str]) -> None:
     """Raise UsageError for a folder with foreign content. A folder is our own if one of the files
-    `records` is in it, or if it has no entries besides `own`."""
+    `records` is in it, or if it has no entries besides `own` and metrics."""
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -204,7 +206,8 @@ def refuse_foreign(folder: Path, own: Collection[str], records: Sequence[str]) -
         ) from error
     except OSError:  # the run will report it
         return
-    others = [name for name in names if name not in own and not name.startswith(HALF)]
+    is_ours = (name in own or name.startswith(HALF) or name.endswith(METRICS) for name in names)
+    others = [name for name, ours in zip(names, is_ours, strict=True) if not ours]
     if others and not any((folder / record).is_file() for record in records):
         shown = min(others, key=lambda name: (name.startswith("."), name))
         raise UsageError(f"{folder} holds other files ({shown})", hint="Give a new folder")

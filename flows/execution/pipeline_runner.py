@@ -69,10 +69,13 @@ Write = Callable[[bool], Mapping[MediaFile, int] | None]
 The argument is True when all are made."""
 
 
-def make_summaries(job: Job, stages: StageRunner) -> tuple[list[SummaryRow], list[Failure]]:
-    """Make the missing summaries of a job and write all summaries. Return the rows, and a failure
-    for each video that has no summary. If a stage raises an error, this function writes the stored
-    summaries before it raises that error. Raises PenstockError."""
+def make_summaries(
+    job: Job, stages: StageRunner
+) -> tuple[list[SummaryRow], list[Failure], list[str]]:
+    """Make the missing summaries of a job and write all summaries. Return the rows, a failure for
+    each video that has no summary, and the names of tracks that users wrote or edited. If a stage
+    raises an error, this function writes the stored summaries before it raises that error. Raises
+    PenstockError."""
     writer, summaries = stages.loop.writer, Summaries(job)
     if job.config.retry_failed:
         summaries.forget_failures()
@@ -88,12 +91,12 @@ def make_summaries(job: Job, stages: StageRunner) -> tuple[list[SummaryRow], lis
         with_restarts(make_missing, prepare=lambda error: summaries.refresh())
     finally:
         written = summaries.write()
-        write_chapters(job, written)
+        kept = write_chapters(job, written)
         writer.record.summaries = len(written)
     # Videos with the same captions share their texts.
     texts = sum({(row.summary, str(row.chapters)): sum(row.levels) for row in written}.values())
     writer.expect(summarize.STAGE.name, texts, texts)
-    return written, list(summaries.failures())
+    return written, list(summaries.failures()), kept
 
 
 def _some_missing(job: Job, summaries: Summaries) -> Iterator[SummaryInput]:
@@ -216,8 +219,13 @@ class PipelineRunner:
 
     def _summarize(self, result: RunResult) -> None:
         """Make the summaries. Videos that cannot be summarized are added to the failures."""
-        rows, failures = make_summaries(self._job, self.stages)
+        rows, failures, kept = make_summaries(self._job, self.stages)
         result.summaries = len(rows)
+        if kept:
+            result.warnings.append(
+                f"kept {counted(len(kept), 'track')} of chapters that users wrote or edited "
+                f"({first_of(kept)}); --overwrite replaces them"
+            )
         texts = ((row.summary, *(chapter["text"] for chapter in row.chapters)) for row in rows)
         result.empty_summaries = sum(not all(map(has_words, parts)) for parts in texts)
         if failures:

@@ -405,6 +405,8 @@ class TextFileCounts:
 
 CHAPTERS = ".chapters.vtt"
 """End of the name of a track of chapters, which lies beside texts of captions."""
+TRACK = "chapters"
+"""Format under which runs record a track of chapters."""
 NOT_TEXTS = ("logs", DATASET)
 """Folders of `OUT` without text files of media."""
 
@@ -499,6 +501,11 @@ class _Writer:
     def _update(self, path: Path, of: About, text: bytes) -> bool:
         """Update one file by the rule for existing files. Return whether it holds `text` now."""
         replaces = self._job.config.groups.outputs.replaces
+        if path.name.endswith(CHAPTERS):
+            # A track may have had the name before the medium was there.
+            digest = digest_at(path, LARGEST_TEXT)
+            if self._own.has(TRACK, digest, (one_name(path),)):
+                path.unlink()
         return self._own.update(path, text, self.texts.form, of, replace=replaces)
 
     def count_outdated(self, captions_of: CaptionsOf, present: Set[str]) -> int:

@@ -225,7 +225,7 @@ NO_TEXTS = {
     "store", "root", "jobs", "captions",  # folders
     "language_gguf",  # binary
     "calibrate", "file",  # sources of another command
-    "html", "to", "access_log", "vtt",  # written
+    "html", "to", "access_log", "vtt", "metrics_file",  # written
     "extensions", "what", "where", "names", "beside", "existing", "gone", "copy",  # no file's text
 }  # fmt: skip
 SAVED: dict[str, Callable[[str], bytes]] = {

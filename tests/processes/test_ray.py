@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import penstock
 import penstock_demo
@@ -18,6 +19,9 @@ from tests.support.pipeline import PENSTOCK
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'penstock[ray]'")
 SECONDS = 240
+
+
+COUNTS = ("penstock_run_files", "penstock_run_rows", "penstock_run_items_done")
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +80,22 @@ def test_vectors_and_labels_are_those_of_the_plain_command(
     nodes: Nodes, tmp_path: Path, command: str, words: tuple[str, ...]
 ) -> None:
     sources = clips(tmp_path, 2)
-    made = []
+    made, counts = [], []
     for name, more in (("plain", ()), ("many", ("--ray", nodes.address))):
         out = tmp_path / name
         places = ["--out", str(out), "--store", f"{out}-store", *more]
+        places += ["--metrics-file", str(out / "penstock.prom")]
         line = [*PENSTOCK, command, str(sources), "--model", "demo", *words, *places]
         done = completed(line, env=nodes.environment(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         file = "embeddings.npy" if command == "embed" else "labels.jsonl"
         made.append((out / file).read_bytes())
+        families = text_string_to_metric_families((out / "penstock.prom").read_text())
+        samples = [s for family in families for s in family.samples if s.name in COUNTS]
+        counts.append([(s.name, s.labels.get("stage"), s.value) for s in samples])
     assert made[0] == made[1]
+    assert counts[0] == counts[1]
+    assert all(number for name, _, number in counts[0] if name != "penstock_run_rows")
 
 
 RAY_DATA = """

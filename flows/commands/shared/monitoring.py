@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts.disk.files import encoded, whole_file
+from artifacts.disk.files import METRICS, encoded, whole_file
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError, UsageError, redacted
 from artifacts.packages import require
@@ -26,6 +26,7 @@ from flows.core.options.vectors import PARENT
 from flows.execution.run import stopped_in_order
 from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.recorded_command import command_of
+from flows.outputs.record.run_read import load_record
 from flows.outputs.record.run_record import RunRecord, State
 from flows.outputs.run_metrics import metrics_text
 from flows.outputs.run_status import stages_of
@@ -75,6 +76,8 @@ class Monitor:
     """Why the command raised an error; empty: it did not."""
     record: RunRecord | None = None
     """The record of the run that the command began last; None before the first."""
+    folder: Path = Path()
+    """Folder of that run."""
     over: threading.Event = field(default_factory=threading.Event)
     _writer: threading.Thread | None = None
     """Writes the metrics file until it is `over`."""
@@ -83,11 +86,12 @@ class Monitor:
     def of(cls, given: argparse.Namespace) -> "Monitor":
         """Return the monitor of a command. Raises UsageError."""
         words = command_of(given.words)
+        name = [given.command, *filter(None, [getattr(given, "action", None)])]
         out = getattr(given, "out", None) or getattr(given, "index", None) or PARENT
         file = given.metrics_file
         return cls(
-            command=given.command,
-            line=_utf8(shlex.join(["penstock", *(words.words if words else [given.command])])),
+            command=" ".join(name),
+            line=_utf8(shlex.join(["penstock", *(words.words if words else name)])),
             out=os.path.abspath(os.path.expanduser(out)),
             metrics_file=Path(file).expanduser().absolute() if file else None,
             url=checked_url(given.notify) if given.notify else "",
@@ -105,11 +109,18 @@ class Monitor:
         """Take the record of a run that begins, unless it is in another folder: a search of an
         index has its run in a temporary one."""
         if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.out)):
-            self.record = record
+            self.record, self.folder = record, folder
+
+    def current(self) -> RunRecord | None:
+        """Return the record as it is now. Of a run in partitions, other processes write it."""
+        if self.record is not None and self.record.partitions is not None:
+            with suppress(PenstockError):
+                return load_record(self.folder)
+        return self.record
 
     def begin(self) -> None:
         """Write the metrics file, and again and again from now on. Raises UsageError for a file
-        that holds something else, EnvironmentFault."""
+        with another suffix or content, EnvironmentFault."""
         if (path := self.metrics_file) is not None:
             require("--metrics-file", "prometheus_client", extra="serve")
             refuse_other_file(path)
@@ -133,13 +144,13 @@ class Monitor:
             try:
                 self._write(self.metrics_file)
             except EnvironmentFault as error:
-                print_lines(f"warning: --metrics-file: {error}", to=sys.stderr)
+                print_lines(f"warning: --metrics-file: {error.message}", to=sys.stderr)
         if self.url and (why := post(self.url, self.notice())):
             print_lines(f"warning: --notify: {why}; the run is not affected", to=sys.stderr)
 
     def notice(self) -> dict[str, Json]:
         """Return what is posted at the end."""
-        record = self.record
+        record = self.current()
         counts: dict[str, Json] = {}
         if record is not None:
             stages = stages_of(record, self.ended)
@@ -173,20 +184,24 @@ class Monitor:
         if self.ended:
             times |= {"end_time_seconds": self.ended, "exit_code": self.exit_code}
         labels = {"command": self.command, "out": _utf8(self.out)}
-        text = metrics_text(self.record, labels, self.state, times)
+        text = metrics_text(self.current(), labels, self.state, times)
         with whole_file(path) as file:
             file.write(text)
 
 
 def refuse_other_file(path: Path) -> None:
-    """Raise UsageError for a file that is there and holds no metrics of a run."""
+    """Raise UsageError for a file with another suffix, which node_exporter would not read and an
+    output may have, and for one that is there and holds no metrics of a run."""
+    if path.suffix != METRICS:
+        hint = f"node_exporter reads no other; give one such as penstock{METRICS}"
+        raise UsageError(f"--metrics-file {path} does not end in {METRICS}", hint=hint)
     head = HEAD
     with suppress(OSError):  # writing reports it
         if path.is_file():
             with path.open("rb") as file:
                 head = file.read(len(HEAD)) or HEAD
     if head != HEAD:
-        hint = "Give a new file, such as penstock.prom"
+        hint = f"Give a new file, such as penstock{METRICS}"
         raise UsageError(f"--metrics-file {path} holds something else", hint=hint)
 
 
@@ -202,6 +217,7 @@ def checked_url(url: str) -> str:
     try:
         parts = URL(url)
         is_web = parts.scheme in ("http", "https") and bool(parts.host)
+        is_web = is_web and (parts.port or 1) < 1 << 16
     except InvalidURL:
         is_web = False
     if not is_web:
@@ -227,7 +243,7 @@ def post(url: str, notice: dict[str, Json]) -> str:
             ) as answer:
                 code = answer.status_code
                 whys.append("" if answer.is_success else f"the server answered {code}")
-        except (httpx2.HTTPError, OSError, ValueError) as error:
+        except Exception as error:  # also of a proxy in the environment: an address, a package
             whys.append(redacted(f"{error}" or type(error).__name__))
 
     # The timeouts of the client begin anew with each byte, and it has none for names.

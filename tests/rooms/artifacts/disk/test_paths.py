@@ -106,7 +106,9 @@ def test_a_user_without_a_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
     assert "XDG_CACHE_HOME" in raised.value.hint
 
 
-@pytest.mark.parametrize("name", ["training.json", "README.md", "onnx/mine.txt", ".git/config"])
+@pytest.mark.parametrize(
+    "name", ["training.json", "README.md", "a.prom.txt", "onnx/mine.txt", ".git/config"]
+)
 def test_an_export_refuses_a_folder_with_files_of_somebody_else(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
@@ -124,6 +126,8 @@ def test_an_export_goes_on_in_a_folder_of_its_own(tmp_path: Path, name: str) -> 
 
 def test_a_folder_that_is_new_or_empty_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
     refuse_foreign(tmp_path / "new", (), ())
+    refuse_foreign(tmp_path, (), ())
+    (tmp_path / "penstock.prom").write_text("")  # of a --metrics-file
     refuse_foreign(tmp_path, (), ())
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="is not a folder"):

@@ -155,7 +155,10 @@ def test_a_failed_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_notification_that_fails_is_one_line(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     words = ["sift", str(pictures), "--out", str(tmp_path / "out"), "--quiet"]
     (pictures / "torn.png").unlink()
@@ -177,6 +180,9 @@ def test_a_notification_that_fails_is_one_line(
                 assert len(posted) == 1
         assert visits == []
     assert "refused" in warning(url)  # nobody listens there any more
+    for proxy, why in (("me:pass@x:abc", "Invalid port"), ("junk://me:pass@x", "scheme")):
+        monkeypatch.setenv("http_proxy", proxy)
+        assert why in warning("http://host.invalid/hooks")
 
 
 def test_a_server_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +205,11 @@ def test_a_server_that_never_answers_is_not_waited_for(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://a/b", "http://", "me:pw@host", "file:///x", "http://me:pw@host:x/", "http://[::"]
+    "url",
+    [
+        *("ftp://a/b", "http://", "me:pw@host", "file:///x", "http://me:pw@host:x/", "http://[::"),
+        "http://me:pw@host:65536/",
+    ],
 )
 def test_another_address_is_refused_before_the_run_and_not_printed(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -216,9 +226,41 @@ def test_a_file_that_holds_something_else_is_not_replaced(pictures: Path, tmp_pa
     before = picture.read_bytes()
     assert main([*words, str(picture)]) == 2
     assert picture.read_bytes() == before
-    assert main([*words, str(pictures)]) == 5
+    picture.rename(named := pictures / "0.prom")
+    assert main([*words, str(named)]) == 2
+    assert named.read_bytes() == before
+    named.rename(picture)
+    (folder := pictures / "folder.prom").mkdir()
+    assert main([*words, str(folder)]) == 5
+    for name in ("new", ".lock", "out/run.json", "out/marks.jsonl"):  # node_exporter reads none
+        assert main([*words, str(tmp_path / name)]) == 2
+        assert not (tmp_path / name).exists()
     assert main([*words, str(picture / "x.prom")]) == 5
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_metrics_may_lie_in_the_first_output(pictures: Path, tmp_path: Path) -> None:
+    out, captions = tmp_path / "out", tmp_path / "captions"
+    (pictures / "torn.png").unlink()
+    report = ["--quiet", "--metrics-file", str(out / "penstock.prom")]
+    words = ["index", "build", str(pictures), "--model", "demo", "--out", str(out)]
+    assert main([*words, *report]) == 0
+    report[-1] = str(out / "add.prom")
+    assert main(["index", "add", str(pictures), "--index", str(out), *report]) == 0
+    assert main(["index", "verify", "--index", str(out)]) == 0
+    # Two files of one index state no metric twice: node_exporter would answer with an error.
+    texts = [path.read_text() for path in sorted(out.glob("*.prom"))]
+    families = (family for text in texts for family in text_string_to_metric_families(text))
+    samples = [(s.name, *s.labels.items()) for family in families for s in family.samples]
+    assert len(texts) == 2 and len({*samples}) == len(samples)
+
+    assert main(["caption", str(pictures), "--model", "demo", "--out", str(captions)]) == 0
+    data, out = captions / "captions.jsonl", tmp_path / "adapter"
+    report[-1] = str(out / "penstock.prom")
+    words = ["tune", str(data), "--model", "demo", "--out", str(out), "--steps", "1"]
+    assert main([*words, *report]) == 0
+    assert metrics(out / "penstock.prom")["state"]["done"] == 1
 
 
 def test_no_configuration_of_a_run_has_them(tmp_path: Path) -> None:
