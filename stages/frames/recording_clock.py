@@ -20,8 +20,8 @@ UTC; the second is in UTC."""
 
 def clock_of(container: InputContainer, stream: VideoStream, first: VideoFrame) -> RecordingClock:
     """Return the clocks of a file, as far as it states them in a form that can be read."""
-    average = stream.average_rate or stream.guessed_rate or Fraction(0)
-    rate = label_rate(average, stream.base_rate or average)
+    average = _exact(stream.average_rate or stream.guessed_rate)
+    rate = label_rate(average, _exact(stream.base_rate) or average)
     others = [other.metadata for other in container.streams if other.type == "data"]
     places = [stream.metadata, *others, container.metadata]
     stated = [*(_value(place, TIMECODE) for place in places), _of_pictures(first)]
@@ -31,6 +31,11 @@ def clock_of(container: InputContainer, stream: VideoStream, first: VideoFrame) 
     return RecordingClock(
         timecode=next(labels, ""), rate=str(rate), recorded=next(filter(_is_time, created), "")
     )
+
+
+def _exact(rate: Fraction | None) -> Fraction:
+    """Return a rate as a fraction: PyAV 19 has a class of its own, which cannot be rounded."""
+    return Fraction(rate.numerator, rate.denominator) if rate else Fraction(0)
 
 
 def _is_time(created: str) -> bool:
@@ -48,8 +53,7 @@ def _of_pictures(frame: VideoFrame) -> str:
     """Return the label in the header of a group of pictures: 25 bits of MPEG-2 (ISO 13818-2,
     6.3.8); empty: there is none."""
     every: Any = frame.side_data
-    data = next((one for one in every if one.type == Type.GOP_TIMECODE), None)
-    if data is None:
+    if (data := every.get(Type.GOP_TIMECODE)) is None:
         return ""
     bits = int.from_bytes(bytes(data)[:8], "little")
     hours, minutes, seconds, pictures = bits >> 19 & 31, bits >> 13 & 63, bits >> 6 & 63, bits & 63

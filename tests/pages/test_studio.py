@@ -404,7 +404,9 @@ def test_a_person_chooses_the_best_copy_and_takes_back_what_was_left_out(
     kept = [row["media_path"] for row in read_lines(studio.out / "sift/kept.jsonl")]
     assert kept == ["one copy.jpg", "soft.png"]
     click('[aria-label="Undo: one copy.jpg"]')
+    browser.wait(f"{runs.replace('return ', 'return !')}.includes('chosen as the best')")
     click('[aria-label="Choose as best: one.png"]')
+    browser.wait(f"{runs}.includes('chosen as the best')")
     click('[data-act$="go on"]')
     browser.wait(f"{runs}.includes('a copy of one.png')", seconds=LONG)
     every_look(browser)

@@ -30,7 +30,7 @@ from tests.support.serving import Serving, serving
 AT_ONCE = 200
 MOST = 100
 FPS = 4
-MOMENTS = (1.0, 12.0)
+EARLY_AND_LATE, AT_WORK = (1.0, 12.0), (4.0, 7.0)
 """Seconds after which a server is killed: a job begins after about 3, and works after about 8."""
 MOST_GROWN = 64 << 20
 """Bytes by which the memory of a server may grow that 200 uploads of a MiB are sent to."""
@@ -64,11 +64,14 @@ def is_command(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("kills", "seconds"),
-    [(3, 60), pytest.param(20, 400, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+    ("kills", "seconds", "moments"),
+    [
+        (1, 10, AT_WORK),
+        pytest.param(20, 400, EARLY_AND_LATE, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
 )
 def test_a_server_killed_at_random_moments_makes_the_rows_of_the_command(
-    kills: int, seconds: int, tmp_path: Path
+    kills: int, seconds: int, moments: tuple[float, float], tmp_path: Path
 ) -> None:
     (tmp_path / "media").mkdir()
     ticks, rate = range(FPS * seconds), Fraction(1, FPS)
@@ -81,7 +84,7 @@ def test_a_server_killed_at_random_moments_makes_the_rows_of_the_command(
             if not number:
                 job = post(server, path="long.mp4", **OPTIONS)["id"]
             assert job_of(server, job)["state"] in ("queued", "in_progress", "completed")
-            time.sleep(draw.uniform(*MOMENTS))
+            time.sleep(draw.uniform(*moments))
             known = job_of(server, job, limit=1000)["rows"]
             assert without_source(known) == without_source(expected)[: len(known)]
             os.kill(server.process.pid, signal.SIGKILL)

@@ -124,12 +124,14 @@ DISKS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("burst", "seconds", "second"),
-    [(3, 10, signal.SIGTERM), pytest.param(125, 60, signal.SIGKILL, marks=pytest.mark.slow)],
+    ("kind", "burst", "seconds", "second"),
+    [
+        ("renamed", 3, 4, signal.SIGTERM),
+        *(pytest.param(kind, 125, 60, signal.SIGKILL, marks=pytest.mark.slow) for kind in DISKS),
+    ],
 )
-@pytest.mark.parametrize("kind", DISKS)
 def test_watch_captions_every_file_once(
-    tmp_path: Path, burst: int, seconds: float, second: int, kind: str
+    tmp_path: Path, kind: str, burst: int, seconds: float, second: int
 ) -> None:
     """`second`: the signal that ends the second of three watches; the others are killed."""
     folder, comes = Folder(tmp_path), DISKS[kind]
@@ -137,10 +139,10 @@ def test_watch_captions_every_file_once(
         with folder.watch(signal.SIGKILL):
             folder.burst(disk, burst)
             grown = growing(disk / "growing.png", seconds)
-            time.sleep(random.uniform(2, 6))
+            time.sleep(random.uniform(1, 4))
         with folder.watch(second):
             folder.burst(disk, burst)
-            time.sleep(random.uniform(2, 6))
+            time.sleep(random.uniform(1, 4))
         with folder.watch(signal.SIGKILL):
             folder.await_rows(2 * burst)
             grown()

@@ -81,7 +81,7 @@ def is_like(found: Any, printed: Any) -> bool:
 
 @pytest.mark.slow
 def test_what_the_page_prints_runs_and_answers_as_printed(tmp_path: Path) -> None:
-    setting_up, label, asking, questions = blocks("sh")
+    setting_up, label, asking, jobs, questions = blocks("sh")
     *before, serve = setting_up.splitlines()
     shell = Shell(tmp_path)
     shell.run("\n".join(before))
@@ -97,6 +97,8 @@ def test_what_the_page_prints_runs_and_answers_as_printed(tmp_path: Path) -> Non
             assert is_like(found, json.loads(printed)), json.dumps(found)
         (row,) = json.loads(shell.run(questions))["rows"]
         assert row["answers"].keys() == {"ring", "quality"}
+        job = json.loads(shell.run("\n".join(jobs.splitlines()[1:3])))
+        assert (job["source"], job["options"]) == ("upload.mp4", {"chunk": 2.0})
         (streamed,) = [answer for line, answer in answers.items() if "stream=1" in line]
         assert streamed.count("data: ") > 1 and '"done": true' in streamed.splitlines()[-2]
         assert (tmp_path / "thumbnail.jpg").read_bytes().startswith(b"\xff\xd8\xff")
