@@ -206,8 +206,8 @@ def refuse_foreign(folder: Path, own: Collection[str], records: Sequence[str]) -
         ) from error
     except OSError:  # the run will report it
         return
-    is_ours = (name in own or name.startswith(HALF) or name.endswith(METRICS) for name in names)
-    others = [name for name, ours in zip(names, is_ours, strict=True) if not ours]
+    unfinished_or_metrics = {n for n in names if n.startswith(HALF) or n.endswith(METRICS)}
+    others = [name for name in names if name not in own and name not in unfinished_or_metrics]
     if others and not any((folder / record).is_file() for record in records):
         shown = min(others, key=lambda name: (name.startswith("."), name))
         raise UsageError(f"{folder} holds other files ({shown})", hint="Give a new folder")

@@ -91,12 +91,12 @@ def make_summaries(
         with_restarts(make_missing, prepare=lambda error: summaries.refresh())
     finally:
         written = summaries.write()
-        kept = write_chapters(job, written)
+        kept_tracks = write_chapters(job, written)
         writer.record.summaries = len(written)
     # Videos with the same captions share their texts.
     texts = sum({(row.summary, str(row.chapters)): sum(row.levels) for row in written}.values())
     writer.expect(summarize.STAGE.name, texts, texts)
-    return written, list(summaries.failures()), kept
+    return written, list(summaries.failures()), kept_tracks
 
 
 def _some_missing(job: Job, summaries: Summaries) -> Iterator[SummaryInput]:
@@ -219,12 +219,12 @@ class PipelineRunner:
 
     def _summarize(self, result: RunResult) -> None:
         """Make the summaries. Videos that cannot be summarized are added to the failures."""
-        rows, failures, kept = make_summaries(self._job, self.stages)
+        rows, failures, kept_tracks = make_summaries(self._job, self.stages)
         result.summaries = len(rows)
-        if kept:
+        if kept_tracks:
             result.warnings.append(
-                f"kept {counted(len(kept), 'track')} of chapters that users wrote or edited "
-                f"({first_of(kept)}); --overwrite replaces them"
+                f"kept {counted(len(kept_tracks), 'track')} of chapters that users wrote or edited "
+                f"({first_of(kept_tracks)}); --overwrite replaces them"
             )
         texts = ((row.summary, *(chapter["text"] for chapter in row.chapters)) for row in rows)
         result.empty_summaries = sum(not all(map(has_words, parts)) for parts in texts)

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 
-from flows.outputs.record.run_record import RunRecord, State
+from flows.outputs.record.run_record import ENDED, RunRecord, State
 from flows.outputs.run_status import StageStatus, seconds_left, stages_of
 from flows.outputs.run_wording import written
 
-STATES: tuple[State, ...] = ("running", "done", "failed", "interrupted")
+STATES: tuple[State, ...] = ("running", *sorted(ENDED))
 OF_RUN: Mapping[str, tuple[str, Callable[[RunRecord], float]]] = {
     "files": ("files of the run", lambda record: record.media.total),
     "files_failed": ("files that failed", lambda record: record.media.failed),

@@ -83,7 +83,7 @@ def _stage(
     made = stage.items + stage.running
     about *= STAGES[stage.name].of_media
     total = max(stage.total, about)
-    done = min(stage.before + made, total) if total else stage.before + made
+    done = stage.done_of(total)
     lost = stage.failed if STAGES[stage.name].can_reject_items else 0
     pending = max(0, total - done - lost)
     seconds = stage.seconds

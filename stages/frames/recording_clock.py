@@ -39,8 +39,8 @@ def _exact(rate: Fraction | None) -> Fraction:
 
 
 def _is_time(created: str) -> bool:
-    """Return whether a time can be read, and is later than 1970: before it, time 0 of a clock that
-    was never set, of which containers count seconds from 1904 or 1970."""
+    """Return whether a time can be read, and is later than 1970. A camera whose clock was never set
+    writes 0, and containers count seconds from 1904 or 1970."""
     begun = RecordingClock(recorded=created).recorded_after(0)
     return begun is not None and begun.year > 1970
 

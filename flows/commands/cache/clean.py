@@ -117,11 +117,12 @@ def collect(store: Store, limit: int, *, dry_run: bool) -> Collection:
         jobs=[job.description for job in jobs],
     )
     in_use = frozenset[str]().union(*(job.namespaces for job in jobs))
-    useless = [*dead, *_rubbish(store, sizes, in_use)]
-    for name in [*useless, *filter(is_word_index, sizes)]:
+    useless = dict.fromkeys([*dead, *_rubbish(store, sizes, in_use)], "rubbish")
+    indexes = dict.fromkeys(filter(is_word_index, sizes), "word indexes")
+    for name, kind in (useless | indexes).items():
         if name in useless or made.after > limit:
             made.bytes += sizes[name]
-            made.packs["word indexes" if is_word_index(name) else "rubbish"] += 1
+            made.packs[kind] += 1
             if not dry_run:
                 _remove(store, name, is_object=name in stored)
     for pack in sorted(

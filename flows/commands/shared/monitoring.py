@@ -36,7 +36,6 @@ METRICS_SECONDS = 10.0
 """Seconds between two writes of the metrics file."""
 POST_SECONDS = 10.0
 """Longest time that a notification may take."""
-INTERRUPTED = 4
 HEAD = b"# HELP penstock_run_"
 """Begin of every metrics file."""
 
@@ -103,7 +102,7 @@ class Monitor:
             return "running"
         if not (self.error and self.exit_code):
             return "done"
-        return "interrupted" if self.exit_code == INTERRUPTED else "failed"
+        return "interrupted" if self.exit_code == Interrupted.exit_code else "failed"
 
     def note(self, folder: Path, record: RunRecord) -> None:
         """Take the record of a run that begins, unless it is in another folder: a search of an

@@ -44,7 +44,7 @@ class Watch:
     words: Sequence[str]
     """The command with its options."""
     config: RunOptions
-    """Its sources, of which `min_age` holds, and its output folder."""
+    """Its options: the sources, `min_age` and the output folder."""
     every: float
     """Seconds between two looks."""
     seen: dict[str, State] = field(default_factory=dict)

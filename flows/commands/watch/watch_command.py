@@ -29,20 +29,13 @@ EXAMPLE = "penstock watch -- caption VIDEOS/ --model MODEL --out OUT"
 
 
 def add_watch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--every",
-        metavar="TIME",
-        type=partial(parse_duration, option="--every"),
-        default=60.0,
-        help="look for files this often [60s]",
-    )
-    parser.add_argument(
-        "--min-age",
-        metavar="TIME",
-        type=partial(parse_duration, option="--min-age"),
-        default=120.0,
-        help="take files that nobody has written for this long [2m]",
-    )
+    times = {
+        "--every": (60.0, "look for files this often [60s]"),
+        "--min-age": (120.0, "take files that nobody has written for this long [2m]"),
+    }
+    for flag, (default, text) in times.items():
+        kind = partial(parse_duration, option=flag)
+        parser.add_argument(flag, metavar="TIME", type=kind, default=default, help=text)
     parser.add_argument(
         "run",
         metavar="-- COMMAND",
@@ -78,9 +71,9 @@ def watched(words: Sequence[str]) -> tuple[str, RunOptions]:
     UsageError."""
     name = next((n for n in CONFIGS if n.split() == [*words[: len(n.split())]]), "")
     if not name:
-        given = f"`{' '.join(words[:2])}`" if words else "no command"
+        command = f"`{' '.join(words[:2])}`" if words else "no command"
         hint = f"Write one of {', '.join(CONFIGS)} after --: {EXAMPLE}"
-        raise UsageError(f"watch cannot run {given}", hint=hint)
+        raise UsageError(f"watch cannot run {command}", hint=hint)
     inner = parse(words)
     if inner.dry_run:
         raise UsageError("watch cannot run a command with --dry-run", hint="Leave it out")

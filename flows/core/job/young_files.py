@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.paths import folder_named
@@ -58,13 +58,15 @@ def files_by_age(files: Iterable[MediaFile], min_age: float | None, out: str) ->
     young."""
     by_age = FilesByAge(resting=[], young=[], min_age=min_age or 0.0)
     now, read = time.time(), set[tuple[str, int | None, int | None]]()
+    if not min_age:
+        return replace(by_age, resting=[*files])
     with suppress(PenstockError):
         rows = read_jsonl_file(MediaRow, folder_named(out, "out") / "media.jsonl", "")
-        read = {(row.path, row.bytes, row.modified) for row in (rows if min_age else ()) if row.url}
+        read = {(row.path, row.bytes, row.modified) for row in rows if row.url}
     for file in files:
         is_young = False
         with suppress(OSError):  # the run says what is wrong with it
-            if min_age and file.remote is None:
+            if file.remote is None:
                 stat = os.stat(file.path)
                 is_read = (file.place, stat.st_size, stat.st_mtime_ns) in read
                 is_young = not is_read and is_young_at(now, min_age, stat)

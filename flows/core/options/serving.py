@@ -154,7 +154,7 @@ class NetworkOptions(OptionGroup):
     ] = 8000
     """Port to listen on; 0: any free port."""
     token_file: Annotated[
-        str, Option("tokens, one of which every request sends", NETWORK, "F", path=True)
+        str, Option("tokens: every request sends one", NETWORK, "F", path=True)
     ] = ""
     """File with a token that every request must send, or with a name and a token on each line."""
     access_log: Annotated[

@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from urllib.parse import quote
 
 from artifacts.errors import EnvironmentFault
@@ -67,10 +66,3 @@ def _opened(path: str) -> int:
     file = os.open(path, flags | os.O_NONBLOCK, 0o666)
     os.set_blocking(file, True)
     return file
-
-
-@contextmanager
-def access_log(path: str) -> Iterator[AccessLog]:
-    """Yield the log at a path. Raises EnvironmentFault if it cannot be opened."""
-    with closing(AccessLog(path)) as log:
-        yield log

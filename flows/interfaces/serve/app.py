@@ -37,6 +37,7 @@ from flows.interfaces.serve.chat import ChatCompletionRequest, ChatRoutes
 from flows.interfaces.serve.embedding import EmbeddedMedium, vectors_json
 from flows.interfaces.serve.guard import LIMITED, SENDER, extra_headers, in_time
 from flows.interfaces.serve.job_routes import JobRoutes
+from flows.interfaces.serve.jobs import State
 from flows.interfaces.serve.page import page_of
 from flows.interfaces.serve.refusals import (
     OPENAI,
@@ -170,20 +171,20 @@ class Routes:
         )
         await service.index.check()  # refuse before any computation
         warnings: list[Json] = []
-        made: list[TextVectors] = []
+        of_texts: list[TextVectors] = []
         if wanted and service.index.within(within) == "captions":
             hits = await service.index.search(None, "texts", [], filters)
         elif wanted:
-            made = await self._timed(request, self._text_vectors(texts))
-            vector, *excluded = [one.vectors[0] for one in made]
+            of_texts = await self._timed(request, self._text_vectors(texts))
+            vector, *excluded = [one.vectors[0] for one in of_texts]
             hits = await service.index.search(vector, "texts", excluded, filters)
         else:
-            medium, made = await self._embed(request, partial(self._text_vectors, texts))
-            excluded = [one.vectors[0] for one in made]
+            medium, of_texts = await self._embed(request, partial(self._text_vectors, texts))
+            excluded = [one.vectors[0] for one in of_texts]
             hits = await service.index.search(medium.vectors[0][0], "pictures", excluded, filters)
             warnings = [*medium.index.all_warnings]
         fields: dict[str, Json] = {"index": service.index.folder.name, "rows": service.index.rows}
-        if cut := [text for one in made for text in one.cut]:
+        if cut := [text for one in of_texts for text in one.cut]:
             warnings.append(f"longer than the model reads, and cut: {quoted(cut[0])}")
         if warnings:
             fields["warnings"] = warnings
@@ -491,7 +492,7 @@ HIT = {
 }  # fmt: skip
 JOB = {
     "id": str, "object": Literal["job"],
-    "state": Literal["queued", "in_progress", "cancelling", "completed", "failed", "cancelled"],
+    "state": State,
     "model": str, "source": str, "options": dict[str, Any], "created": Count,
     "ended": (Count, None), "error": str,
 }  # fmt: skip

@@ -75,11 +75,11 @@ class JobRoutes:
         queue = self._queue()
         served = queue.of(job)
         ended = served.state not in UNFINISHED  # before the rows are read: then they are all
-        made = await queue.rows(served, rows, after, limit)
-        following = after + len(made)
-        is_last = ended and len(made) < limit
+        page = await queue.rows(served, rows, after, limit)
+        following = after + len(page)
+        is_last = ended and len(page) < limit
         stages = await queue.stages(served)
-        progress: dict[str, Json] = {"stages": stages, "rows": made, "after": following}
+        progress: dict[str, Json] = {"stages": stages, "rows": page, "after": following}
         return json_answer({**shown(served), **progress, "complete": is_last})
 
     async def delete(self, job: str) -> Response:

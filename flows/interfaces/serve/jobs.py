@@ -287,7 +287,7 @@ class JobFolder:
             run = await asyncio.to_thread(load_record, self.place(job) / OUT)
         except PenstockError:  # the job has not begun
             return []
-        return [{"name": s.name, "done": s.done, "total": s.total} for s in run.stages]
+        return [{"name": s.name, "done": s.done_of(s.total), "total": s.total} for s in run.stages]
 
     def why_not(self, job: ServedJob) -> str:
         """Return why the medium of a job may not be read, by the roots and links of now; empty: it
@@ -312,8 +312,8 @@ class JobFolder:
         """Return the command of a job."""
         values = self._values(job)
         sources = values.pop("sources")
-        given = [d for d in declared(CaptionConfig) if d.name in values]
-        words = [word for option in given for word in option.words(values[option.name])]
+        options = [d for d in declared(CaptionConfig) if d.name in values]
+        words = [word for option in options for word in option.words(values[option.name])]
         return ["caption", "--quiet", *words, "--", *sources]
 
     def close(self) -> None:

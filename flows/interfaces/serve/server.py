@@ -22,7 +22,7 @@ from flows.core.console.display import Display
 from flows.core.job.pass_mode import second_change
 from flows.core.machine.launch import DirectLauncher, Launcher
 from flows.core.options.serving import ADDRESS, ServeConfig
-from flows.interfaces.serve.access_log import AccessLog, access_log
+from flows.interfaces.serve.access_log import AccessLog
 from flows.interfaces.serve.app import app_of
 from flows.interfaces.serve.guard import Guard
 from flows.interfaces.serve.half_worker import ModelWatch
@@ -57,7 +57,7 @@ def serve(
     files = FILES if hard_limit == resource.RLIM_INFINITY else min(FILES, hard_limit)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard_limit))
     with (
-        access_log(config.access_log) as log,
+        contextlib.closing(AccessLog(config.access_log)) as log,
         listening(config.host, config.port) as listener,
     ):
         sys.setswitchinterval(SWITCH_SECONDS)

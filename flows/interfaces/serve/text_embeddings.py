@@ -59,8 +59,8 @@ class EmbeddingRoutes:
             raise no_model(asked.model or "")
         words = [asked.input] if isinstance(asked.input, str) else asked.input
         work = asyncio.gather(*(texts.vectors([[text]]) for text in words))
-        made = await in_time(request.receive, work, self._service.config.deadline)
-        if long := [at for at, vectors in enumerate(made) if vectors.cut]:
+        embedded = await in_time(request.receive, work, self._service.config.deadline)
+        if long := [at for at, vectors in enumerate(embedded) if vectors.cut]:
             raise HttpRefusal(
                 400,
                 f"the text {long[0]} of input has more tokens than {name} reads",
@@ -68,10 +68,10 @@ class EmbeddingRoutes:
                 code="context_length_exceeded",
                 param="input",
             )
-        if asked.dimensions not in (None, made[0].vectors.shape[1]):
-            width = made[0].vectors.shape[1]
+        if asked.dimensions not in (None, embedded[0].vectors.shape[1]):
+            width = embedded[0].vectors.shape[1]
             raise invalid("dimensions", f"the model's vectors have {width} dimensions")
-        vectors = [one.vectors[0] / np.linalg.norm(one.vectors[0]) for one in made]
+        vectors = [one.vectors[0] / np.linalg.norm(one.vectors[0]) for one in embedded]
         rows: list[Json] = [
             {
                 "object": "embedding",

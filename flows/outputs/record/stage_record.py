@@ -91,11 +91,11 @@ class StageRecord:
         if not isinstance(self.notes.get("loaded_bytes", 0), int | float):
             raise ValueError("its notes.loaded_bytes is not a number")
 
-    @property
-    def done(self) -> int:
-        """Return the items that this run and those before it made, at most the total."""
-        made = self.before + self.items + self.running
-        return min(made, self.total) if self.total else made
+    def done_of(self, total: int) -> int:
+        """Return the items that this run and those before it made, at most `total`; 0: it is not
+        known."""
+        done = self.before + self.items + self.running
+        return min(done, total) if total else done
 
     def begin(self, at: float) -> None:
         """Note that a process starts."""

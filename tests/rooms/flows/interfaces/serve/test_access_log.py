@@ -2,16 +2,17 @@
 
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from artifacts.errors import EnvironmentFault
-from flows.interfaces.serve.access_log import AccessLog, access_log
+from flows.interfaces.serve.access_log import AccessLog
 
 
 def test_a_log_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match="access-log"), access_log(str(tmp_path)):
+    with pytest.raises(EnvironmentFault, match="access-log"), closing(AccessLog(str(tmp_path))):
         pass
 
 
@@ -26,7 +27,7 @@ def paths_in(log: Path) -> list[str]:
 def test_a_rotated_log_goes_on_at_its_path(tmp_path: Path) -> None:
     (folder := tmp_path / "logs").mkdir()
     path, rotated = folder / "a.log", tmp_path / "a.log.1"
-    with access_log(str(path)) as log:
+    with closing(AccessLog(str(path))) as log:
         note(log, "/1")
         path.rename(rotated)
         note(log, "/2")
@@ -53,16 +54,16 @@ def test_a_rotated_log_goes_on_at_its_path(tmp_path: Path) -> None:
 
 
 def test_a_log_on_a_full_device_costs_lines_and_no_error() -> None:
-    with access_log("/dev/full") as log:
+    with closing(AccessLog("/dev/full")) as log:
         note(log, "/1")
 
 
 def test_a_fifo_without_a_reader_is_refused_and_one_with_a_reader_taken(tmp_path: Path) -> None:
     os.mkfifo(path := tmp_path / "fifo")
-    with pytest.raises(EnvironmentFault, match="access-log"), access_log(str(path)):
+    with pytest.raises(EnvironmentFault, match="access-log"), closing(AccessLog(str(path))):
         pass
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with access_log(str(path)) as log:
+    with closing(AccessLog(str(path))) as log:
         note(log, "/1")
         assert os.read(reader, 1000).split()[3] == b"/1"
     os.close(reader)
