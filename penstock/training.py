@@ -10,12 +10,15 @@ that calls `model(**batch)`.
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from flows.commands.export.features import FeaturesExported
 from flows.commands.export.features import export_features as run_export
 from flows.commands.tune.stored_captions import stored_captions, trainable_run
 from penstock.arguments import Progress, display_for, path_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
 
 __all__ = [
     "CaptionToTrain",
@@ -60,20 +63,19 @@ def captions(out: str | Path, announce: Callable[[str], None] = print) -> list[C
     ]
 
 
-def language_half(out: str | Path, **options: Any) -> Any:
+def language_half(out: str | Path, **options: Any) -> "PreTrainedModel":
     """Load the language half of a run's model. No weight of the vision tower is read. `options` are
     those of `from_pretrained`, such as `dtype` and `device_map`. Raises UsageError."""
-    load = import_module("stages.models").load_half  # torch, by name as in penstock/__init__
+    # It imports torch: by name, as in penstock/__init__.
+    load: Callable[..., PreTrainedModel] = import_module("stages.models").load_half
     return load(trainable_run(out).plan.folder, "language", **options)
 
 
-def processor_of(out: str | Path, *, trust_remote_code: bool = False) -> Any:
+def processor_of(out: str | Path, *, trust_remote_code: bool = False) -> "ProcessorMixin":
     """Load the processor of a run with its limits of pixels, which decide how many placeholders a
     picture has. Raises UsageError."""
-    plan, load = (
-        trainable_run(out).plan,
-        import_module("stages.models.processors.loading").load_processor,
-    )
+    plan, loading = trainable_run(out).plan, import_module("stages.models.processors.loading")
+    load: Callable[..., ProcessorMixin] = loading.load_processor
     return load(
         Path(plan.folder),
         trust_remote_code,
@@ -83,13 +85,13 @@ def processor_of(out: str | Path, *, trust_remote_code: bool = False) -> Any:
     )
 
 
-def lora_targets(half: Any) -> list[str]:
+def lora_targets(half: "PreTrainedModel") -> list[str]:
     """Return the full paths of the linear layers of a half, for `LoraConfig(target_modules=…)`. By
     the ends of names, an adapter would also land on the vision tower of the whole model."""
     return sorted(import_module("stages.tune.adapter").linear_paths(half))
 
 
-def end_token(out: str | Path, half: Any, processor: Any) -> int:
+def end_token(out: str | Path, half: "PreTrainedModel", processor: "ProcessorMixin") -> int:
     """Return the end token of captions as `penstock tune` does: if the half stops at several, the
     one that it finds most likely after some captions of the run."""
     rows = captions(out, lambda _: None)[:EXAMPLES]
@@ -116,7 +118,12 @@ class FeatureCollator:
     """Makes a batch of rows, as `captions` returns them."""
 
     def __init__(
-        self, out: str | Path, processor: Any, *, end: int | None = None, dtype: Any = None
+        self,
+        out: str | Path,
+        processor: "ProcessorMixin",
+        *,
+        end: int | None = None,
+        dtype: Any = None,
     ) -> None:
         """`end` is the token after a caption; None: the tokenizer's own, or the checkpoint's if
         that is another. `dtype` is the torch.dtype of the features in a batch; None: as they are
@@ -145,6 +152,8 @@ def _stage() -> Any:
     return import_module("stages.tune.collator")
 
 
-def _collator(out: str | Path, processor: Any, end: int | None = None, dtype: Any = None) -> Any:
+def _collator(
+    out: str | Path, processor: "ProcessorMixin", end: int | None = None, dtype: Any = None
+) -> Any:
     plan = trainable_run(out).plan
     return _stage().FeatureBatches(plan.store, plan.folder, processor, end, dtype, plan.features_as)

@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, cast, get_type_hints, is_typeddict
+from typing import Any, cast, is_typeddict
 from unittest.mock import patch
 
 from starlette.routing import Route
@@ -144,7 +144,7 @@ def results_of(functions: Iterable[Any]) -> dict[str, type]:
     """Return the classes of ours that functions return, and that have no public name."""
     classes: dict[str, type] = {}
     for function in functions:
-        gives = get_type_hints(function).get("return")
+        gives = inspect.get_annotations(function).get("return")  # a text: of transformers
         for kind in (gives, *getattr(gives, "__args__", ())):
             if is_ours(kind) and kind.__name__ not in penstock.__all__:
                 classes[kind.__name__] = kind

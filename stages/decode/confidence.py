@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from stages.models.protocols import Half
+
 PIECE_BYTES = (1 << 20, 32 << 20)
 """Log-probabilities are computed for rows of at most this many bytes at once: on a CPU so that they
 stay in its cache, on a GPU so that they take little memory beside the logits."""
@@ -125,7 +127,7 @@ class LogitsWatch:
         self._scores: list[torch.Tensor] = []
 
     def sample(
-        self, model: Any, input_ids: torch.Tensor, logits_processor: Any, **kwargs: Any
+        self, model: Half, input_ids: torch.Tensor, logits_processor: list[Any], **kwargs: Any
     ) -> Any:
         """Decode as `generate` does; its argument `custom_generate`."""
         logits_processor.insert(0, self)

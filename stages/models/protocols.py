@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from artifacts.records.tensors import Tree as Tree
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
     from transformers import PreTrainedModel
@@ -22,6 +24,10 @@ class Half(Protocol):
     generation_config: Any
     peft_config: dict[str, Any]
     """Name → configuration of an adapter that PEFT has put into it."""
+    hf_device_map: dict[str, Any]
+    """Module → place, of a half that accelerate has distributed."""
+    input_modalities: tuple[str, ...]
+    main_input_name: str
 
     @property
     def device(self) -> "torch.device": ...
@@ -29,11 +35,26 @@ class Half(Protocol):
     @property
     def dtype(self) -> "torch.dtype": ...
 
+    @property
+    def base_model(self) -> "nn.Module": ...
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def forward(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def generate(self, **kwargs: Any) -> Any: ...
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]: ...
+
+    def get_experts_implementation(self) -> dict[str, str]: ...
+
+    def set_experts_implementation(self, experts_implementation: dict[str, str]) -> None: ...
+
+    def _get_dtype_plan(self, dtype: "torch.dtype") -> "dict[str, torch.dtype]": ...
+
+    def _prefill(self, *args: Any) -> Any: ...
+
+    def _sample(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def get_decoder(self) -> "nn.Module": ...
 
@@ -44,6 +65,10 @@ class Half(Protocol):
     def get_submodule(self, target: str) -> "nn.Module": ...
 
     def set_submodule(self, target: str, module: "nn.Module") -> None: ...
+
+    def state_dict(self) -> "dict[str, torch.Tensor]": ...
+
+    def num_parameters(self) -> int: ...
 
     def modules(self) -> "Iterator[nn.Module]": ...
 
@@ -68,8 +93,8 @@ ModelOrHalf: TypeAlias = "Half | PreTrainedModel"
 """A half, or a model that is not divided, such as a skeleton."""
 
 
-def module_of(half: Half) -> "nn.Module":
-    """Return a half as the module that functions of torch and of PEFT take."""
+def module_of(half: ModelOrHalf) -> "nn.Module":
+    """Return a half or a model as the module that functions of torch and of PEFT take."""
     from torch import nn
 
     assert isinstance(half, nn.Module)
@@ -93,10 +118,13 @@ class Processor(Protocol):
     video_processor: Any
     _audio_processor: Any
     video_token: str
+    video_token_id: int
     vision_start_token: str
     vision_end_token: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def save_pretrained(self, save_directory: "str | Path", /) -> Any: ...
 
     def replace_video_token(self, video_inputs: Any, video_idx: int, **kwargs: Any) -> str: ...
 

@@ -32,6 +32,7 @@ from stages.models.profile import ModelProfile
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 TABLE = "published_facts.json"
 
@@ -256,23 +257,21 @@ def place_behind(
     return moved, torch.tensor(deltas, device=positions.device).unsqueeze(1)
 
 
-def apply_published_positions(model: Any, folder: Path, as_published: bool | None) -> Any:
-    """Return a loaded model that computes position ids the way its checkpoint is run:
-    `as_published`, or by the rule if None. In-tree models are already loaded that way."""
+def apply_published_positions(model: "nn.Module", folder: Path, as_published: bool | None) -> None:
+    """Make a loaded model compute position ids the way its checkpoint is run: `as_published`, or by
+    the rule if None. In-tree models are already loaded that way."""
     change = change_of(folder)
-    if change is None or not change.positions:
-        return model
-    return with_positions_behind(model) if runs_as_published(folder, as_published) else model
+    if change is not None and change.positions and runs_as_published(folder, as_published):
+        place_text_behind_media(model)
 
 
-def with_positions_behind(model: Any) -> Any:
-    """Make a loaded model place the text after a medium behind it, and return the model. A model
-    without `get_rope_index` is unchanged."""
+def place_text_behind_media(model: "nn.Module") -> None:
+    """Make a loaded model place the text after a medium behind it. A model without
+    `get_rope_index` is unchanged."""
     for module in model.modules():
         count = getattr(type(module), METHOD, None)
         if count is not None:
             setattr(module, METHOD, _behind(getattr(module, METHOD)))
-    return model
 
 
 def _behind(count: Callable[..., Any]) -> Callable[..., Any]:

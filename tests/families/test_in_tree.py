@@ -205,7 +205,7 @@ def test_rotary_frequencies_are_exact_or_as_the_files_keep_them(tmp_path: Path) 
     kept = load_file(folder / "model.safetensors")["model.layers.0.self_attn.rotary_emb.inv_freq"]
     found = {}
     for rounded in (False, True):
-        half = load_half(folder, "language", dtype=torch.float32, as_published=rounded)
+        half: Any = load_half(folder, "language", dtype=torch.float32, as_published=rounded)
         found[rounded] = half.model.language_model.rotary_emb.inv_freq
     exact = 1.0 / (500000 ** (torch.arange(0, 16, 2).float() / 16))
     assert torch.equal(found[False], exact)

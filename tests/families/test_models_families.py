@@ -155,7 +155,7 @@ def test_a_half_asked_for_the_other_names_what_it_lacks_fails(tmp_path: Path) ->
 
 def test_several_vectors_of_a_picture_fail(tmp_path: Path) -> None:
     dual_encoders.tiny("clip").save_pretrained(tmp_path)
-    half = load_half(tmp_path, "vision")
+    half: Any = load_half(tmp_path, "vision")
     half.visual_projection = torch.nn.Unflatten(1, (4, 8))
     with pytest.raises(UsageError, match=r"shape \[3, 4, 8\] for 3 inputs, not one each"):
         image_vectors(half, dual_encoders.pictures("clip"))

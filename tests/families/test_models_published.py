@@ -87,7 +87,7 @@ def test_an_older_qwen_places_the_question_behind_a_long_video(tmp_path: Path) -
     grid = {"video_grid_thw": torch.tensor([[15, 2, 2]])}
     found = {}
     for way, as_published in (("rule", None), ("stock", False)):
-        half = load_half(folder, "language", as_published=as_published)
+        half: Any = load_half(folder, "language", as_published=as_published)
         count = half.model.get_rope_index
         found[way], _ = count(ids, types, **grid, second_per_grid_ts=torch.tensor([2.0]))
     assert found["stock"][0, 0, 30] < found["stock"][0, 0, 15:30].max()

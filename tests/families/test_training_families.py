@@ -164,7 +164,7 @@ def check(folder: Path, family: str, kind: str, lora: bool) -> None:
     for name, parameter in whole.named_parameters():
         parameter.requires_grad_(name in names)
     assert 0 < len(names) < len(dict(whole.named_parameters())), "the tower is not there"
-    models = [half, whole]
+    models: list[Any] = [half, whole]
     if lora:
         config = peft.LoraConfig(r=4, target_modules=lora_targets(half), task_type="CAUSAL_LM")
         models = []

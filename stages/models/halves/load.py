@@ -26,6 +26,7 @@ from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.hub.transfer import PICKLES
 from stages.models.in_tree.registry import native_of
+from stages.models.protocols import Half, as_half, module_of
 from stages.models.published import apply_published_positions
 from stages.models.stored.layer_names import stored_layers, stored_settings
 from stages.models.stored.layers import StoredWeights, note_form, pack_linears, packable
@@ -69,7 +70,7 @@ def load_half(
     extra_modules: Iterable[str] | None = None,
     without: Iterable[str] = (),
     **options: Any,
-) -> Any:
+) -> Half:
     """Load one half of the model at `path` (a folder or hub id), or the whole, in eval mode.
 
     `extra_modules` are paths of modules in the other half that this half needs too. With None, they
@@ -115,12 +116,12 @@ def load_half(
         del model, loading_info
         return load_half(path, keep, **given)
     if missing:
-        named = "model" if keep == "whole" else f"{keep} half"
-        raise lacks_tensors(str(folder), named, missing)
+        raise lacks_tensors(str(folder), "model" if keep == "whole" else f"{keep} half", missing)
     if note:
         model.__dict__[NOTE] = note
     _cast_and_note(model, config, stored)
-    return apply_published_positions(model.eval(), folder, as_published)
+    apply_published_positions(module_of(model), folder, as_published)
+    return as_half(model.eval())
 
 
 def _refuse_no_part(keep: str) -> None:
@@ -167,15 +168,15 @@ def _stored_weights(
     )
 
 
-def _cast_and_note(model: Any, config: Any, stored: StoredWeights | None) -> None:
+def _cast_and_note(model: Half, config: Any, stored: StoredWeights | None) -> None:
     """Cast what a quantized model has in full, and note the form of `stored` weights in it."""
     if getattr(config, "quantization_config", None) is not None:
         _cast_unquantized(model)
     if stored is not None:
-        note_form(model, stored)
+        note_form(module_of(model), stored)
 
 
-def _cast_unquantized(model: Any) -> None:
+def _cast_unquantized(model: Half) -> None:
     """Cast what is not quantized to the model's dtype. Of a checkpoint saved by bitsandbytes, the
     loader casts every bias but leaves each `.weight` in its stored dtype, and torch refuses such
     mixtures: a model stored in bf16 would fail on a device without bf16."""

@@ -27,7 +27,7 @@ from stages.models.halves.boundary import (
     reader_path,
     refuse_no_vectors,
 )
-from stages.models.protocols import ModelOrHalf
+from stages.models.protocols import ModelOrHalf, module_of
 
 MODALITIES = ("image", "video")
 AUDIO = "audio"
@@ -55,11 +55,11 @@ class Encoder:
     """Input of the model → the method's argument name."""
 
 
-def choose_route(model: Any) -> RouteChoice:
+def choose_route(model: ModelOrHalf) -> RouteChoice:
     """Choose the split strategy of `model`, which may be a skeleton. Raises UsageError for a model
     that neither captions images nor makes vectors of them."""
     name = type(model).__name__
-    if makes_vectors(class_of(model)):
+    if makes_vectors(class_of(module_of(model))):
         return RouteChoice(route="dual", why=f"{name} makes vectors of pictures and of texts")
     refuse(type(model))
     if not any(True for _ in encoders(model)):
@@ -71,17 +71,17 @@ def choose_route(model: Any) -> RouteChoice:
         return RouteChoice(route="protocol", why=f"generate of {name} takes mm_encoder_outputs")
     if _asks_for_features(model):
         return RouteChoice(route="replay", why=f"generate of {name} asks get_*_features")
-    if not stock and "masked_scatter" in names_in(type(model).generate) and _reader(model):
+    if not stock and "masked_scatter" in names_in(_generate_of(model)) and _reader(model):
         return RouteChoice(route="splice", why=f"{name} scatters features into the embeddings")
     return RouteChoice(
         route="joint", why=f"{name} joins pixels and text where nothing can come between"
     )
 
 
-def encoders(model: Any, part: HalfName = "vision") -> Iterator[Encoder]:
+def encoders(model: ModelOrHalf, part: HalfName = "vision") -> Iterator[Encoder]:
     """Yield the methods that run the vision half or the audio half. They are those of the base
     model, which `generate` uses, or else those of the module that owns them."""
-    if (owner := owner_path(model)) is None:
+    if (owner := owner_path(module_of(model))) is None:
         return
     modules = (model.base_model, model.get_submodule(owner))
     seen = [modality for modality in MODALITIES if modality in model.input_modalities]
@@ -108,7 +108,11 @@ def takes_outputs(model: ModelOrHalf) -> bool:
 def overrides_generate(model: ModelOrHalf) -> bool:
     from transformers import GenerationMixin
 
-    return getattr(type(model), "generate", None) is not GenerationMixin.generate
+    return _generate_of(model) is not GenerationMixin.generate
+
+
+def _generate_of(model: ModelOrHalf) -> Any:
+    return getattr(type(model), "generate", None)
 
 
 def refuse(cls: Any) -> None:
@@ -139,21 +143,21 @@ def _reads(function: Any, names: Iterable[str]) -> bool:
     return set(names) <= inspect.signature(function).parameters.keys()
 
 
-def _asks_for_features(model: Any) -> bool:
+def _asks_for_features(model: ModelOrHalf) -> bool:
     """Return whether the code that `generate` runs calls `get_*_features`."""
     feature_methods = {f"get_{modality}_features" for modality in MODALITIES}
     if overrides_generate(model):
-        names = names_in(type(model).generate)
+        names = names_in(_generate_of(model))
         if not names & {*feature_methods, "super"}:
             return False
         if names & feature_methods or takes_outputs(model):
             return True
-    owner = model.get_submodule(owner_path(model) or "")
+    owner = model.get_submodule(owner_path(module_of(model)) or "")
     return any(feature_methods & names_in(type(module).forward) for module in (model, owner))
 
 
-def _reader(model: Any) -> nn.Module | None:
+def _reader(model: ModelOrHalf) -> nn.Module | None:
     """Return the module that reads features, if it can generate by itself."""
-    path = reader_path(model, owner_path(model) or "")
+    path = reader_path(module_of(model), owner_path(module_of(model)) or "")
     reader = None if path is None else model.get_submodule(path)
     return reader if reader is not None and hasattr(type(reader), "generate") else None

@@ -5,7 +5,7 @@ It is consulted before transformers. Such a checkpoint's config.json may state n
 another model, whose missing weights transformers would then initialize at random.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,6 +13,7 @@ from typing import Any
 
 from artifacts.errors import UsageError
 from stages.models.hub.checkpoint import class_names, read_config
+from stages.models.protocols import Processor
 
 CONFIG_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """Errors raised for a configuration with invalid values."""
@@ -53,9 +54,10 @@ class InTreeFamily:
         cls: type[Any] = resolve_name(self.model)
         return cls
 
-    def load_processor(self, folder: Path) -> Any:
+    def load_processor(self, folder: Path) -> Processor:
         """Load the processor. Raises OSError or ValueError if a required file is missing."""
-        return resolve_name(self.processor)(folder)
+        load: Callable[[Path], Processor] = resolve_name(self.processor)
+        return load(folder)
 
 
 COGVLM2 = "stages.models.in_tree.cogvlm2"

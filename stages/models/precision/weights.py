@@ -5,7 +5,7 @@ implementation that the classes of one half support.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from artifacts.disk.json_shapes import Json
 from artifacts.schema import Part
 from stages.models.halves.boundary import absent_paths, within
 from stages.models.hub.headers import Header
-from stages.models.protocols import ModelOrHalf
+from stages.models.protocols import ModelOrHalf, module_of
 from stages.models.stored.layer_names import model_names
 from stages.models.stored.layouts import BITSANDBYTES, StoredLayer
 
@@ -49,10 +49,10 @@ def _choices(config: "PreTrainedConfig", kept: set[int], implementation: str) ->
     return {**choices, "": implementation} if id(config) in kept else choices
 
 
-def _kept(model: Any, keep: Part) -> "list[PreTrainedModel]":
+def _kept(model: ModelOrHalf, keep: Part) -> "list[PreTrainedModel]":
     from transformers import PreTrainedModel
 
-    absent = absent_paths(model, keep)
+    absent = absent_paths(module_of(model), keep)
     return [
         module
         for path, module in model.named_modules()

@@ -55,7 +55,7 @@ def load_processor(
     max_video_pixels: int = 0,
     as_published: bool | None = False,
     today: str = "",
-) -> Any:
+) -> Processor:
     """Load the checkpoint's processor. Its templates write `today`, YYYY-MM-DD, as today's date.
 
     For a model that `generates` it pads on the left, else as in training. Each image and frame is

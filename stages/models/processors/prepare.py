@@ -109,7 +109,7 @@ def continues_prompt(processor: Processor, model: ModelOrHalf) -> bool:
     return text_ids(outputs).shape[1] > 0
 
 
-def encodes_pictures_alone(model: Any) -> bool:
+def encodes_pictures_alone(model: ModelOrHalf) -> bool:
     """Return whether the encoder of an encoder-decoder model takes no text."""
     if model.main_input_name != "pixel_values":
         return False

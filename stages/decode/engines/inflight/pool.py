@@ -51,10 +51,9 @@ from stages.decode.engines.inflight.cache_layers import (
 )
 from stages.decode.engines.inflight.pool_shape import PoolShape, columns_for
 from stages.decode.engines.inflight.prefill import PrefilledSequence, attention_of_slots
+from stages.models.protocols import Half
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from stages.decode.engines.inflight.gguf_pool import GgufPool
 
 
@@ -143,7 +142,7 @@ class SlotCache:
         self._rings = torch.arange(rings[0].columns, device=self._lengths.device)
 
 
-def _chunk(model: "PreTrainedModel") -> int:
+def _chunk(model: Half) -> int:
     """Return the chunk size of chunked attention in tokens, or 0 without it."""
     text = model.config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
@@ -304,7 +303,7 @@ def pays_for_rows(sequence: PrefilledSequence) -> bool:
 
 
 @contextmanager
-def _experts_row_by_row(model: "PreTrainedModel") -> Iterator[None]:
+def _experts_row_by_row(model: Half) -> Iterator[None]:
     """Compute mixture-of-experts layers row by row, as `generate` does on a GPU after the prompt.
     Rounding of grouped products depends on the number of rows per expert."""
     before = model.get_experts_implementation()

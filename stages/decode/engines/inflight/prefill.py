@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from transformers import Cache, PreTrainedModel, masking_utils
+from transformers import Cache, LogitsProcessorList, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -140,7 +140,7 @@ class EncoderOutput:
 class PrefilledSequence:
     """A sequence after prefill."""
 
-    model: Any
+    model: Half
     """Module that computes the next token: the half, or the decoder inside it."""
     cache: Any
     """KV cache of the prompt, or of the forced beginning of a caption."""
@@ -156,7 +156,7 @@ class PrefilledSequence:
     """Other arguments of the model at every token."""
     ids: torch.Tensor
     """The prompt as logits processors see it, of shape [1, tokens]."""
-    processors: Any
+    processors: LogitsProcessorList
     """The logits processors, in order."""
     eos_token_ids: frozenset[int]
     """Tokens that end the caption."""
@@ -185,9 +185,9 @@ def prefill_row(
 
     # These argument names separate what `generate` uses itself from what it passes to the model.
     def park(
-        model: Any,
+        model: Half,
         input_ids: torch.Tensor,
-        logits_processor: Any,
+        logits_processor: LogitsProcessorList,
         stopping_criteria: Any,
         generation_config: Any,
         **kwargs: Any,
@@ -211,7 +211,7 @@ def prefill_row(
 
 
 @contextmanager
-def _placeholders_on_host(model: PreTrainedModel, ids: torch.Tensor) -> Iterator[None]:
+def _placeholders_on_host(model: Half, ids: torch.Tensor) -> Iterator[None]:
     """Make the models inside a model find and count the placeholders of a prompt in `ids`, which
     are in host memory. On the device, each check would wait for the work that is queued there."""
 
@@ -243,7 +243,7 @@ def positions_of(
     tokens]. Raises UnsupportedCacheError if `generate` of the half does not count them."""
     seen_positions: list[torch.Tensor | None] = []
 
-    def note(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def note(model: Half, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         seen_positions.append(kwargs.get("position_ids"))
         return input_ids
 
@@ -257,7 +257,7 @@ def positions_of(
     return seen_positions[0]
 
 
-def _refuse(model: PreTrainedModel, stopping_criteria: Any, kwargs: Mapping[str, Any]) -> None:
+def _refuse(model: Half, stopping_criteria: Any, kwargs: Mapping[str, Any]) -> None:
     """Raise UnsupportedCacheError for anything that cannot be done sequence by sequence."""
     if kwargs.get("position_ids") is None and not model.config.is_encoder_decoder:
         raise UnsupportedCacheError("generate passes it no token positions")
@@ -270,7 +270,12 @@ def _refuse(model: PreTrainedModel, stopping_criteria: Any, kwargs: Mapping[str,
 
 
 def _prefilled(
-    model: Any, ids: torch.Tensor, processors: Any, generation_config: Any, kwargs: Any, output: Any
+    model: Half,
+    ids: torch.Tensor,
+    processors: LogitsProcessorList,
+    generation_config: Any,
+    kwargs: Any,
+    output: Any,
 ) -> PrefilledSequence:
     cache = output.past_key_values
     eos_token_ids = generation_config._eos_token_tensor
@@ -294,13 +299,13 @@ def _prefilled(
     )
 
 
-def _decoder_fields(model: Any, cache: Any, ids: torch.Tensor, kwargs: Any) -> dict[str, Any]:
+def _decoder_fields(model: Half, cache: Any, ids: torch.Tensor, kwargs: Any) -> dict[str, Any]:
     """Return the fields that are specific to decoder-only models."""
     position = kwargs["position_ids"][..., -1:] + 1
     return {"cache": cache, "position": position, "positions_name": "position_ids"}
 
 
-def _encoder_fields(model: Any, cache: Any, ids: torch.Tensor, kwargs: Any) -> dict[str, Any]:
+def _encoder_fields(model: Half, cache: Any, ids: torch.Tensor, kwargs: Any) -> dict[str, Any]:
     """Return the same fields for an encoder-decoder, whose decoder has prefilled the beginning."""
     hidden, mask = kwargs["encoder_outputs"][0], kwargs.get("attention_mask")
     seen = torch.ones(hidden.shape[:2], dtype=torch.long, device=ids.device)

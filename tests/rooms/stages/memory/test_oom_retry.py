@@ -322,9 +322,6 @@ class Breaking:
     def __init__(self) -> None:
         self.tokens = 0
 
-    def __len__(self) -> int:
-        return 1
-
     def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         self.tokens += 1
         if self.tokens == 3:
@@ -336,13 +333,15 @@ class Breaking:
 def test_a_row_that_raises_at_a_step_of_its_slots_fails_alone() -> None:
     from dataclasses import replace
 
+    from transformers import LogitsProcessorList
+
     model, items = rows_of_variant("llava")
     faults = Faults(0)
 
     def read(requests: DecodeRequest) -> PrefilledSequence:
         at = int(requests.item.key)
         row = prefill_row(model, *items[at], max_new_tokens=6)
-        return replace(row, processors=Breaking()) if at == 1 else row
+        return replace(row, processors=LogitsProcessorList([Breaking()])) if at == 1 else row
 
     def text(*which: int) -> dict[str, list[int]]:
         row: Any = None

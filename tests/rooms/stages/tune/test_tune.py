@@ -101,7 +101,7 @@ def test_an_adapter_captions_as_recorded(tmp_path: Path) -> None:
 
 
 def demo_layers() -> dict[str, tuple[int, ...]]:
-    half = load_half(source_of("demo"), "language", dtype=torch.float32)
+    half: Any = load_half(source_of("demo"), "language", dtype=torch.float32)
     return {path: tuple(half.get_submodule(path).weight.shape) for path in linear_paths(half)}
 
 

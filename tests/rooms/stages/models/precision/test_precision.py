@@ -210,7 +210,7 @@ def saved_by_peft(source: Path, folder: Path) -> Any:
     """An adapter that PEFT made, as after some steps, and the model with it."""
     from peft import LoraConfig, get_peft_model
 
-    half = load_half(source, "language", dtype=torch.float32)
+    half: Any = load_half(source, "language", dtype=torch.float32)
     path = f"(.*language_model.*({'|'.join(TARGETS)}))"
     messages: dict[str, Any] = {"r": 4, "lora_alpha": 6, "use_rslora": True}
     config = LoraConfig(target_modules=path, rank_pattern={TWICE: 8}, **messages)
