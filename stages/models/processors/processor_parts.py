@@ -41,7 +41,7 @@ class DecoderTextProcessor(VisionTextDualEncoderProcessor):
         return outputs
 
 
-def assemble_processor(folder: Path, trusted: bool) -> Any:
+def assemble_processor(folder: Path, trusted: bool) -> Processor:
     """Load the processor that transformers finds for a folder, completed from the folder's other
     files. Raises what transformers raises."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
@@ -51,7 +51,8 @@ def assemble_processor(folder: Path, trusted: bool) -> Any:
     if not isinstance(processor, ProcessorMixin):
         parts = (AutoImageProcessor, AutoTokenizer)
         join: Any = DecoderTextProcessor
-        return join(*(part.from_pretrained(folder, **options) for part in parts))
+        processor = join(*(part.from_pretrained(folder, **options) for part in parts))
+        return processor
     _set_image_tokens(processor, folder, trusted)
     return processor
 

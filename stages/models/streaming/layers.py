@@ -44,6 +44,7 @@ from stages.models.halves.load import load_half
 from stages.models.halves.placement import placement
 from stages.models.halves.ranged_reads import NOTE, read_into
 from stages.models.hub.headers import TensorPlace
+from stages.models.protocols import Half
 from stages.models.shards.layout import DTYPES
 from stages.process.exit_diagnosis import first_line
 from stages.process.host_memory import cores
@@ -351,7 +352,7 @@ def load_pinned(
     extra_modules: tuple[str, ...],
     device: str,
     options: dict[str, Any],
-) -> Any:
+) -> Half:
     """Load what `load_half` gives with these options, with the layers in pinned host memory. Raises
     CannotFit for a model without layers, or whose layers share modules."""
     places = placement(skeleton, keep, extra_modules, device, away="cpu")

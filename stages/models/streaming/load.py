@@ -270,7 +270,7 @@ def load_streamed(
     device: str,
     options: dict[str, Any],
     buffers: int = 2,
-) -> Any:
+) -> Half:
     """Load a half as `load_half` does, without the weights of its layers. On a CPU they are read
     into one or two `buffers`. Raises CannotFit for a model whose layers cannot be fetched one by
     one."""
@@ -307,7 +307,7 @@ def load_in_turn(
     extra_modules: tuple[str, ...],
     device: str,
     options: dict[str, Any],
-) -> Any:
+) -> Half:
     """Load a half as `load_streamed` does, each of whose calls crosses the layers alone."""
     # A second buffer would take the memory of a layer, which is what a half read like this lacks.
     half = load_streamed(path, skeleton, keep, extra_modules, device, options, buffers=1)

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from transformers.generation.logits_process import (
+    LogitsProcessor,
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
@@ -77,7 +78,7 @@ class RowRules:
 
     def __init__(
         self,
-        processors: Iterable[Any] = (),
+        processors: Iterable[LogitsProcessor] = (),
         *,
         may_fail: bool = False,
         fault: UsageError | None = None,
@@ -112,12 +113,16 @@ class Rows:
     generated: Callable[[int], Sequence[int]]
     """Function that returns the generated tokens of a slot, which are on the host."""
 
-    def scores_of(self, shared: Sequence[Any], scores: torch.Tensor) -> torch.Tensor:
+    def scores_of(self, shared: Sequence[LogitsProcessor], scores: torch.Tensor) -> torch.Tensor:
         """Return processed scores [rows, vocabulary]; `shared` are the processors of one member."""
         for at, processor in enumerate(shared):
             if isinstance(processor, SeededSampler):
                 drawn = {row: rules.processors[at] for row, rules in self.members.items()}
-                generators = {row: one.generators(scores.device)[0] for row, one in drawn.items()}
+                generators = {
+                    row: sampler.generators(scores.device)[0]
+                    for row, sampler in drawn.items()
+                    if isinstance(sampler, SeededSampler)  # all are: members have equal settings
+                }
                 scores = sampled_only(scores, generators)
             elif isinstance(processor, HostMaskProcessor):
                 scores = self._masked(at, processor, scores)
@@ -158,7 +163,7 @@ class Rows:
 class RowGroup:
     """The rows with the same settings."""
 
-    processors: Sequence[Any]
+    processors: Sequence[LogitsProcessor]
     mask: torch.Tensor
     """Which rows of a step belong to it, of shape [rows]."""
     members: dict[int, RowRules] = field(default_factory=dict)
