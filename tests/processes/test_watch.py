@@ -124,45 +124,44 @@ DISKS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("kind", "burst", "seconds", "second"),
+    ("kind", "burst", "seconds", "kills"),
     [
-        ("renamed", 3, 4, signal.SIGTERM),
-        *(pytest.param(kind, 125, 60, signal.SIGKILL, marks=pytest.mark.slow) for kind in DISKS),
+        ("renamed", 3, 2, 0),
+        *(pytest.param(kind, 125, 60, 2, marks=pytest.mark.slow) for kind in DISKS),
     ],
 )
 def test_watch_captions_every_file_once(
-    tmp_path: Path, kind: str, burst: int, seconds: float, second: int
+    tmp_path: Path, kind: str, burst: int, seconds: float, kills: int
 ) -> None:
-    """`second`: the signal that ends the second of three watches; the others are killed."""
+    """`kills`: number of watches that are killed at random moments, before one that is killed
+    after it has captioned."""
     folder, comes = Folder(tmp_path), DISKS[kind]
     with comes(folder.disk) as disk:
+        grown = growing(disk / "growing.png", seconds)
+        for _ in range(kills):
+            with folder.watch(signal.SIGKILL):
+                folder.burst(disk, burst)
+                time.sleep(random.uniform(1, 4))
         with folder.watch(signal.SIGKILL):
             folder.burst(disk, burst)
-            grown = growing(disk / "growing.png", seconds)
-            time.sleep(random.uniform(1, 4))
-        with folder.watch(second):
-            folder.burst(disk, burst)
-            time.sleep(random.uniform(1, 4))
-        with folder.watch(signal.SIGKILL):
-            folder.await_rows(2 * burst)
+            folder.await_rows((kills + 1) * burst)
             grown()
             size = (disk / "growing.png").stat().st_size
     with folder.watch(signal.SIGINT) as watch:  # the disk is away
-        time.sleep(2)
-        with comes(folder.disk) as disk:
-            folder.burst(disk, burst)
-            folder.await_rows(3 * burst + 1)
-        time.sleep(2)
-        assert len(folder.rows()) == 3 * burst + 1
-        with comes(folder.disk) as disk:
-            folder.burst(disk, burst)
-            folder.await_rows(4 * burst + 1)
+        time.sleep(1)
+        for bursts in (kills + 2, kills + 3):
+            with comes(folder.disk) as disk:
+                folder.burst(disk, burst)
+                folder.await_rows(bursts * burst + 1)
+            time.sleep(1)
+            assert len(folder.rows()) == bursts * burst + 1
     assert watch.returncode == 4
     log = folder.log.read_text()
     assert "--notify http://…@127.0.0.1:9/hook" in log and "secret" not in log
     assert "warning: --notify: " in log
     paths = Counter(row["media_path"] for row in folder.rows())
-    assert paths == dict.fromkeys([*(f"{n:04}.png" for n in range(4 * burst)), "growing.png"], 1)
+    pictures = [f"{number:04}.png" for number in range(bursts * burst)]
+    assert paths == dict.fromkeys([*pictures, "growing.png"], 1)
     assert folder.captioned() == folder.decoded() == len(paths)
     sizes = {row["media_path"]: row["bytes"] for row in folder.rows("media")}
     assert sizes["growing.png"] == size
