@@ -38,9 +38,11 @@ def open_media(
     # torchvision 0.24 sets a level when it is imported. PyAV then waits for the GIL to log, while
     # the thread that frees a decoder holds it and waits for the decoder's threads, for good.
     av.logging.set_level(None)
-    given = open_arguments(av.__version__, mode=mode, format=format, options=dict(options or {}))
+    arguments = open_arguments(
+        av.__version__, mode=mode, format=format, options=dict(options or {})
+    )
     place = os.fspath(path.absolute()) if isinstance(path, Path) else path
-    opened: InputContainer | OutputContainer = av.open(place, **given)
+    opened: InputContainer | OutputContainer = av.open(place, **arguments)
     return opened
 
 

@@ -145,8 +145,8 @@ def check(config: "DataclassInstance") -> None:
         low, high = option.least, option.most
         if not (low is None or low <= value < float("inf")) or not (high is None or value <= high):
             raise UsageError(f"invalid {spec.flag} {written}", hint=f"Give {_range(option)}")
-        given = value if isinstance(value, tuple) else (value,)
-        if unknown := [str(one) for one in given if option.values and one not in option.values]:
+        choices = value if isinstance(value, tuple) else (value,)
+        if unknown := [str(one) for one in choices if option.values and one not in option.values]:
             names = ", ".join(str(one) for one in option.values if one != "")
             shown = ",".join(unknown)
             message = f"unknown {spec.flag} {shown}" if shown else f"{spec.flag} is empty"

@@ -80,8 +80,8 @@ def rebuild(
 ) -> RebuildResult:
     """Encode what of the sources has no features. `name` and `dry_run` are as with the command
     `penstock cache rebuild`. Raises PenstockError."""
-    given = {"name": name, "dry_run": dry_run}
-    request = RebuildOptions(**checked(RebuildOptions, given))
+    values = {"name": name, "dry_run": dry_run}
+    request = RebuildOptions(**checked(RebuildOptions, values))
     config = config_for(sources, options, RebuildConfig, FeatureOptions.__annotations__)
     return run(config, request, display_for(progress))
 
@@ -126,8 +126,8 @@ def check(
         fix=fix,
         trust=trust_folder,
     )
-    values = {one.model.label: one.values for one in checked}
-    return Printed(values, [*lines, *(line for one in checked for line in lines_of(one))])
+    values = {check.model.label: check.values for check in checked}
+    return Printed(values, [*lines, *(line for check in checked for line in lines_of(check))])
 
 
 def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = "") -> Path:
@@ -188,11 +188,11 @@ def convert(
     """Write a model's pickled weights as safetensors into a new folder, as `penstock convert`.
     Raises PenstockError."""
     read = folder_named(path_of("source", source), "source")
-    made = folder_named(path_of("folder", folder), "folder")
+    target = folder_named(path_of("folder", folder), "folder")
     checked(ConvertJob, {"dtype": dtype})
     if dtype not in ("", *DTYPES):
         raise UsageError(f"dtype {dtype} is not known", hint=f"Choose from {', '.join(DTYPES)}")
-    job = ConvertJob(source=str(read), folder=str(made), dtype=dtype)
+    job = ConvertJob(source=str(read), folder=str(target), dtype=dtype)
     return run_convert(job, display_for(progress))
 
 
@@ -211,7 +211,7 @@ def load_half(
     are found in the model's classes. `without` are paths of this half to leave out. `options` are
     those of `from_pretrained`. Raises PenstockError.
     """
-    given = path_of("path", path, GIVE_MODEL)
-    folder = demo_folder() if given == DEMO_MODEL else given
+    source = path_of("path", path, GIVE_MODEL)
+    folder = demo_folder() if source == DEMO_MODEL else source
     load = import_module("stages.models").load_half  # torch, by name as in penstock/__init__
     return load(folder, keep, extra_modules=extra_modules, without=without, **options)

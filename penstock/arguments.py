@@ -70,10 +70,12 @@ def checked(kind: type["DataclassInstance"], given: Mapping[str, Any]) -> dict[s
 
 def sources_of(given: Any) -> tuple[str, ...]:
     """Return sources as texts. Raises UsageError for what names no file."""
-    one = isinstance(given, str | PathLike)
-    if not one and (isinstance(given, bytes | Mapping) or not isinstance(given, Iterable)):
+    is_one = isinstance(given, str | PathLike)
+    if not is_one and (isinstance(given, bytes | Mapping) or not isinstance(given, Iterable)):
         raise odd("sources", given, ONE_SOURCE)
-    return tuple(path_of("a source", source, ONE_SOURCE) for source in ([given] if one else given))
+    return tuple(
+        path_of("a source", source, ONE_SOURCE) for source in ([given] if is_one else given)
+    )
 
 
 def path_of(name: str, given: Any, hint: str = "Give a path") -> str:
@@ -183,9 +185,9 @@ def config_for(
 
 def anchored(config: C) -> C:
     """Return a configuration whose folders do not depend on the working directory of later."""
-    given = {name: getattr(config, name, "") for name in ("out", "store")}
+    paths = {name: getattr(config, name, "") for name in ("out", "store")}
     local: dict[str, Any] = {
-        n: path for n, path in given.items() if path and path[0] != "~" and "://" not in path
+        n: path for n, path in paths.items() if path and path[0] != "~" and "://" not in path
     }
     return replace(config, **{name: os.path.abspath(path) for name, path in local.items()})
 
@@ -200,8 +202,8 @@ def config_with(kind: type[K], options: Mapping[str, Any], known: Iterable[str],
             hint="Options are those of the command: --max-new-tokens 64 is max_new_tokens=64",
         )
     own = {declaration.name for declaration in declared(kind)}
-    given = {name: value for name, value in {**fixed, **options}.items() if name in own}
+    values = {name: value for name, value in {**fixed, **options}.items() if name in own}
     for declaration in declared(kind):
-        if declaration.is_required and declaration.name not in given:
+        if declaration.is_required and declaration.name not in values:
             raise UsageError(f"{declaration.name} is missing", hint=f"Give {declaration.name}=")
-    return kind(**checked(kind, given))
+    return kind(**checked(kind, values))

@@ -79,8 +79,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 def replace_file(half: str | Path, path: Path) -> None:
     """Give a finished file its final name: each file of a user's folder gets it here. Raises
     OSError; NotAFile if a device, a FIFO, a socket or an open stream is there."""
-    if kept := irreplaceable_kind(path):
-        raise NotAFile(errno.EINVAL, f"it is {kept}, and is not replaced", os.fspath(path))
+    if kind := irreplaceable_kind(path):
+        raise NotAFile(errno.EINVAL, f"it is {kind}, and is not replaced", os.fspath(path))
     os.replace(half, path)
 
 

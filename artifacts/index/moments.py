@@ -39,9 +39,9 @@ def moments(searcher: Searcher, query: Query, count: int) -> list[Moment]:
     wanted = count
     while True:
         hits = searcher.find(query, wanted)
-        made = _joined(searcher, query, hits, count)
-        if len(made) >= count or len(hits.positions) < wanted:
-            return made
+        joined = _joined(searcher, query, hits, count)
+        if len(joined) >= count or len(hits.positions) < wanted:
+            return joined
         wanted *= WIDER
 
 
@@ -56,7 +56,7 @@ def single(searcher: Searcher, hits: Found) -> list[Moment]:
 
 
 def _joined(searcher: Searcher, query: Query, hits: Found, count: int) -> list[Moment]:
-    made: list[Moment] = []
+    moments_joined: list[Moment] = []
     media: dict[str, _Frames] = {}
     taken: set[int] = set()
     for position, score in zip(hits.positions.tolist(), hits.scores.tolist(), strict=True):
@@ -69,10 +69,10 @@ def _joined(searcher: Searcher, query: Query, hits: Found, count: int) -> list[M
                 media[row.path] = _Frames(searcher, query, row.path)
             start, end, joined = media[row.path].around(row.time, score)
             taken.update(joined)
-        made.append(Moment(position=position, row=row, score=score, start=start, end=end))
-        if len(made) == count:
+        moments_joined.append(Moment(position=position, row=row, score=score, start=start, end=end))
+        if len(moments_joined) == count:
             break
-    return made
+    return moments_joined
 
 
 class _Frames:

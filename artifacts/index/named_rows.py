@@ -66,9 +66,9 @@ def _rows_of(
             values = pc.replace_substring_regex(values, r"[^/]*\z", "")
             of = {value: _above(value, spelled) for value in values.unique().to_pylist()}
         wanted = pa.array([value for value, ours in of.items() if ours], pa.string())
-        here = slice(start, start + len(batch))
-        rows = pc.is_in(values, wanted).to_numpy(zero_copy_only=False) & live[here]
-        selected[here] = rows
+        block = slice(start, start + len(batch))
+        rows = pc.is_in(values, wanted).to_numpy(zero_copy_only=False) & live[block]
+        selected[block] = rows
         pairs = (cells.filter(rows).to_pylist() for cells in (values, batch.column("path")))
         for value, path in zip(*pairs, strict=True):
             for paths in (paths_of.setdefault(name, []) for name in of[value]):

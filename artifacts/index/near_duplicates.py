@@ -60,8 +60,8 @@ class Pairs:
 
     def among(self, items: Numbers) -> Near:
         nodes = np.full(int(self.contents.max(initial=-1)) + 1, -1)
-        here = self.contents[items[::-1]]
-        nodes[here] = np.arange(len(items))[::-1]  # the first of each content is written last
+        contents = self.contents[items[::-1]]
+        nodes[contents] = np.arange(len(items))[::-1]  # the first of each content is written last
         pairs = nodes[self.pairs]
         return nodes[self.contents[items]], pairs[(pairs >= 0).all(axis=1)], len(items)
 
@@ -151,10 +151,10 @@ class _Comparison:
         self._threshold = threshold
         self._scales, seen = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.int64)
         for start in range(0, len(vectors), BLOCK_ROWS):
-            here = slice(start, start + BLOCK_ROWS)
-            block = np.asarray(vectors[here])
-            seen[here] = [hash(row.tobytes()) for row in block]
-            self._scales[here] = _scales(_wide(block))
+            shown = slice(start, start + BLOCK_ROWS)
+            block = np.asarray(vectors[shown])
+            seen[shown] = [hash(row.tobytes()) for row in block]
+            self._scales[shown] = _scales(_wide(block))
         _, first, same = np.unique(seen, return_index=True, return_inverse=True)
         self._firsts = np.where(self._scales > 0, first[same], np.arange(len(vectors)))
         self._distinct = np.sort(first[self._scales[first] > 0])
@@ -234,8 +234,8 @@ class _Comparison:
         index, probes = self._trained()
         nearest = np.empty((len(rows), probes), np.int32)
         for start in range(0, len(rows), BLOCK_ROWS):
-            here = slice(start, start + BLOCK_ROWS)
-            nearest[here] = index.search(self._centred(rows[here]), probes)[1]
+            block = slice(start, start + BLOCK_ROWS)
+            nearest[block] = index.search(self._centred(rows[block]), probes)[1]
         order = np.argsort(nearest, axis=None, kind="stable")
         ends = np.cumsum(np.bincount(nearest.ravel(), minlength=index.ntotal))
         yield from ((part, probes) for part in np.split(order, ends[:-1]))

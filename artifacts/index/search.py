@@ -190,8 +190,8 @@ class Searcher:
         wanted = _halves(vectors)
         scores = np.empty((len(vectors), len(positions)), np.float32)
         for start in range(0, len(positions), BATCH_ROWS):
-            here = slice(start, start + BATCH_ROWS)
-            scores[:, here] = _cosines(wanted, self.snapshot.halves(positions[here]))
+            block = slice(start, start + BATCH_ROWS)
+            scores[:, block] = _cosines(wanted, self.snapshot.halves(positions[block]))
         return scores
 
     def scan(self, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -308,14 +308,14 @@ def differences(bits: Words, query: Words) -> NDArray[np.uint16]:
     counts = np.zeros(rows, np.uint16)
     for start in range(0, rows, BLOCK_ROWS):
         end = min(rows, start + BLOCK_ROWS)
-        here, total = slice(0, end - start), counts[start:end]
+        block, total = slice(0, end - start), counts[start:end]
         for first in range(0, words, WORDS_PER_BYTE):
-            group[here] = 0
+            group[block] = 0
             for word in range(first, min(words, first + WORDS_PER_BYTE)):
-                np.bitwise_xor(bits[word, start:end], query[word], out=differing[here])
-                np.bitwise_count(differing[here], out=ones[here])
-                np.add(group[here], ones[here], out=group[here])
-            total += group[here]
+                np.bitwise_xor(bits[word, start:end], query[word], out=differing[block])
+                np.bitwise_count(differing[block], out=ones[block])
+                np.add(group[block], ones[block], out=group[block])
+            total += group[block]
     return counts
 
 

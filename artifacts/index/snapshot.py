@@ -57,9 +57,9 @@ class Snapshot:
 
     def live(self) -> Kept:
         """Return which rows were not removed."""
-        kept = np.ones(self.rows, np.bool_)
-        kept[self.deleted] = False
-        return kept
+        is_live = np.ones(self.rows, np.bool_)
+        is_live[self.deleted] = False
+        return is_live
 
     def identities_at(self, plane: int, positions: Positions) -> NDArray[np.uint64]:
         """Return the identities of the rows at these positions."""
@@ -212,8 +212,8 @@ def paths_of(folder: Path) -> Iterator[str]:
     snapshot = open_snapshot(folder, bits=False)
     live, seen = snapshot.live(), set[str]()
     for start, batch in snapshot.batches(["path"]):
-        kept = live[start : start + len(batch)]
-        for path in batch.column("path").filter(kept).unique().to_pylist():
+        is_live = live[start : start + len(batch)]
+        for path in batch.column("path").filter(is_live).unique().to_pylist():
             if path not in seen:
                 seen.add(path)
                 yield text_stored(path)

@@ -94,11 +94,11 @@ def recall_of(
 ) -> SearchMethod:
     """Return the shortest way by which these queries find enough; where none does, the best that
     was tried, without candidates."""
-    kept = searcher.distinct(searcher.snapshot.live())
-    if int(kept.sum()) < FEW_ROWS:
+    live_rows = searcher.distinct(searcher.snapshot.live())
+    if int(live_rows.sum()) < FEW_ROWS:
         return EXACT
     limits = [  # the score of the last of the nearest rows of each query
-        float(np.partition(scores[kept], -NEAREST)[-NEAREST])
+        float(np.partition(scores[live_rows], -NEAREST)[-NEAREST])
         for start in range(0, len(queries), TOGETHER)
         for scores in searcher.scan(queries[start : start + TOGETHER])
     ]
@@ -126,6 +126,8 @@ def _share(searcher: Searcher, query: Query, method: SearchMethod, limit: float)
 
 def _sampled(searcher: Searcher) -> list[NDArray[np.float32]]:
     """Return vectors of rows spread over all of the index, the same each time."""
-    kept = np.flatnonzero(searcher.distinct(searcher.snapshot.live()))
-    chosen = kept[np.linspace(0, len(kept) - 1, min(QUERIES, len(kept))).astype(np.int64)]
+    live_rows = np.flatnonzero(searcher.distinct(searcher.snapshot.live()))
+    chosen = live_rows[
+        np.linspace(0, len(live_rows) - 1, min(QUERIES, len(live_rows))).astype(np.int64)
+    ]
     return list(searcher.snapshot.vectors(chosen))

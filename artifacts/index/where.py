@@ -181,9 +181,9 @@ class Condition:
     def _takes(self, word: str) -> bool:
         """Go on if this is the next word."""
         token = ("word" if word in WORDS else "sign", word)
-        there = self._at < len(self._tokens) and self._tokens[self._at] == token
-        self._at += there
-        return there
+        is_next = self._at < len(self._tokens) and self._tokens[self._at] == token
+        self._at += is_next
+        return is_next
 
     def _must(self, word: str) -> None:
         if not self._takes(word):
@@ -222,10 +222,10 @@ def values_shown(row: Mapping[str, Json], columns: Container[str]) -> str:
 def matching(snapshot: Snapshot, condition: Condition) -> Kept:
     """Return which rows meet a condition, removed ones among them. Raises EnvironmentFault for a
     damaged file."""
-    kept = np.zeros(snapshot.rows, np.bool_)
+    is_match = np.zeros(snapshot.rows, np.bool_)
     for start, batch in snapshot.batches(sorted(condition.columns)):
-        kept[start : start + len(batch)] = condition.of(batch)
-    return kept
+        is_match[start : start + len(batch)] = condition.of(batch)
+    return is_match
 
 
 def _tokens(text: str, table: Table) -> list[tuple[str, str]]:
@@ -280,8 +280,8 @@ def _is_in(column: str, values: list[Literal]) -> Test:
     def test(batch: "RecordBatch") -> Mask:
         import pyarrow as pa
 
-        there = _values(batch, column, *values)
-        mask = _call("is_in", there, pa.array(values, there.type))
-        return _call("if_else", there.is_valid(), mask, None)
+        values_there = _values(batch, column, *values)
+        mask = _call("is_in", values_there, pa.array(values, values_there.type))
+        return _call("if_else", values_there.is_valid(), mask, None)
 
     return test

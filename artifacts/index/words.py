@@ -91,8 +91,8 @@ def query_of(text: str, without: Iterable[str] = ()) -> str:
     """Return the FTS5 query for lines that have all words, `prefixes*` and "phrases" of a text, and
     none of the texts `without`. It is empty if the text has no words. Nothing else of FTS5's syntax
     is obeyed."""
-    wanted, *unwanted = (" AND ".join(_phrases(one)) for one in (text, *without))
-    return wanted and " NOT ".join([f"({wanted})", *(f"({one})" for one in unwanted if one)])
+    wanted, *unwanted = (" AND ".join(_phrases(query)) for query in (text, *without))
+    return wanted and " NOT ".join([f"({wanted})", *(f"({query})" for query in unwanted if query)])
 
 
 def _phrases(text: str) -> Iterator[str]:

@@ -98,15 +98,15 @@ class IndexWriter:
 
     def remove(self, positions: Positions) -> int:
         """Note that the rows at these positions are removed; returns how many were there."""
-        there = self.snapshot().deleted
-        gone = np.union1d(there, positions).astype("<i8")
-        if len(gone) == len(there):
+        deleted = self.snapshot().deleted
+        gone = np.union1d(deleted, positions).astype("<i8")
+        if len(gone) == len(deleted):
             return 0
         path = self.folder / file_name("deleted", self.next_number())
         with whole_file(path) as file:
             file.write(gone.tobytes())
         self.publish(replace(self.manifest, deleted=described(path), deleted_rows=len(gone)))
-        return len(gone) - len(there)
+        return len(gone) - len(deleted)
 
     def known(self) -> NDArray[np.uint64]:
         """Return the identities of the rows that are there, ascending."""
@@ -254,19 +254,21 @@ def compact(writer: IndexWriter) -> Compacted:
     before = writer.manifest
     snapshot = writer.snapshot()
     mean = np.array(before.means.get("pictures", ()), np.float32)
-    kept = snapshot.live()
-    whole = [
-        s.rows >= SHARD_ROWS and bool(kept[s.start : s.start + s.rows].all())
+    is_live = snapshot.live()
+    full_shards = [
+        s.rows >= SHARD_ROWS and bool(is_live[s.start : s.start + s.rows].all())
         for s in snapshot.shards
     ]
-    if all(whole) or (len(whole) == 1 and not before.deleted_rows):
-        return Compacted(rows_dropped=0, shards_before=len(whole), shards=len(whole), bytes_freed=0)
+    if all(full_shards) or (len(full_shards) == 1 and not before.deleted_rows):
+        return Compacted(
+            rows_dropped=0, shards_before=len(full_shards), shards=len(full_shards), bytes_freed=0
+        )
     shards: list[IndexShard] = []
-    for is_whole, run in _runs(snapshot, whole):
+    for is_whole, run in _runs(snapshot, full_shards):
         if is_whole:
             shards += [before.shards[number] for number in run]
             continue
-        batches = _kept_of([snapshot.shards[number] for number in run], kept)
+        batches = _kept_of([snapshot.shards[number] for number in run], is_live)
         for first in batches:
             shard, _ = write_shard(
                 writer.folder, writer.next_number(), one_shard(first, batches), mean
@@ -276,7 +278,7 @@ def compact(writer: IndexWriter) -> Compacted:
     sizes = [sum(file.bytes for file in manifest.files()) for manifest in (before, writer.manifest)]
     return Compacted(
         rows_dropped=before.deleted_rows,
-        shards_before=len(whole),
+        shards_before=len(full_shards),
         shards=len(shards),
         bytes_freed=sizes[0] - sizes[1],
     )

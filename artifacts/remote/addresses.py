@@ -55,9 +55,11 @@ def unsigned(address: str) -> str:
     before, _, query = address.partition("#")[0].partition("?")
     rest = before.partition("://")[2]
     host, slash, path = rest.partition("/")
-    kept = "&".join(part for part in query.split("&") if part and not SIGNATURE.match(part))
+    unsigned_query = "&".join(
+        part for part in query.split("&") if part and not SIGNATURE.match(part)
+    )
     shown = f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
-    return f"{shown}?{kept}" if kept else shown
+    return f"{shown}?{unsigned_query}" if unsigned_query else shown
 
 
 def signed(text: str) -> bool:

@@ -15,9 +15,9 @@ OnProgress = Callable[[int], None]
 
 def run_detached(function: Callable[[Item], Result], item: Item) -> "Future[Result]":
     """Run a function on a thread that is not joined, and return its future."""
-    made: Future[Result] = Future()
-    threading.Thread(target=_do, args=(function, item, made), name="aside", daemon=True).start()
-    return made
+    future: Future[Result] = Future()
+    threading.Thread(target=_do, args=(function, item, future), name="aside", daemon=True).start()
+    return future
 
 
 def map_prefetched(

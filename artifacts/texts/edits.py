@@ -261,13 +261,13 @@ def unused_note(edits: Sequence[tuple[str, Edit]], media: Container[str]) -> str
     *first, last = [counted(kinds[kind], kind) for kind in KINDS.values() if kinds[kind]]
     again = len({path for path, edit in edits if edit.review == REJECTED and path in media})
     which = "rejected medium is" if again == 1 else "rejected media are"
-    there = f": {again:,} {which} in the data sets again"
+    effect = f": {again:,} {which} in the data sets again"
     belong, they, do, them = (
         ("belongs", "It", "does", "it") if len(edits) == 1 else ("belong", "They", "do", "them")
     )
     return (
         f"{', '.join(first)}{' and ' * bool(first)}{last} in {EDITS} {belong} to another prompt, "
-        f"model, sampling or file. {they} {do} not apply here{there * bool(again)}. The same run "
+        f"model, sampling or file. {they} {do} not apply here{effect * bool(again)}. The same run "
         f"as before brings {them} back"
     )
 
@@ -413,18 +413,18 @@ class EditJournal:
 
     def _cut(self, size: int) -> None:
         """Truncate a line that a crash tore, after its bytes were kept in a file beside."""
-        kept = size
-        while kept and os.pread(self._file, 1, kept - 1) != b"\n":
-            kept -= 1
-        if kept == size:
+        length = size
+        while length and os.pread(self._file, 1, length - 1) != b"\n":
+            length -= 1
+        if length == size:
             return
         with disk_faults(self._folder / TORN):
             beside = open_below(self._folder / TORN, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             with os.fdopen(beside, "wb") as torn:
-                torn.write(os.pread(self._file, size - kept, kept) + b"\n")
+                torn.write(os.pread(self._file, size - length, length) + b"\n")
                 torn.flush()
                 os.fsync(beside)
-            os.ftruncate(self._file, kept)
+            os.ftruncate(self._file, length)
 
 
 class ReviewedRow(TypedDict):
@@ -540,8 +540,8 @@ class StoredEdits:
 
     def is_writable(self) -> bool:
         """Return whether this user may add edits."""
-        there = next(filter(Path.exists, (self.path, *self.path.parents)))
-        return os.access(there, os.W_OK)
+        existing = next(filter(Path.exists, (self.path, *self.path.parents)))
+        return os.access(existing, os.W_OK)
 
     def take_in(self, edits: Edits) -> int:
         """Add a journal's actions that the store does not have yet, and return their number. Raises
@@ -571,9 +571,9 @@ class StoredEdits:
         with open_regular(self.path) as file:
             file.seek(self._read[1])
             added = file.read()
-        whole = added[: added.rfind(b"\n") + 1]
-        self._read = (inode, self._read[1] + len(whole))
-        return len(whole), whole.split(b"\n")
+        whole_lines = added[: added.rfind(b"\n") + 1]
+        self._read = (inode, self._read[1] + len(whole_lines))
+        return len(whole_lines), whole_lines.split(b"\n")
 
     def _take(self, size: int, lines: list[bytes]) -> None:
         if not size:

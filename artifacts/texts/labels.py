@@ -87,12 +87,12 @@ def spans_of(frames: Sequence[tuple[float, Sequence[str]]], end: float) -> Itera
     is the video's end. Spans without labels are left out."""
     first = 0
     for at in range(1, len(frames) + 1):
-        start, given = frames[first]
-        if at < len(frames) and sorted(frames[at][1]) == sorted(given):
+        start, labels = frames[first]
+        if at < len(frames) and sorted(frames[at][1]) == sorted(labels):
             continue
         until = frames[at][0] if at < len(frames) else end
-        if given:
-            yield Span(start=start, end=max(until, start), labels=tuple(sorted(given)))
+        if labels:
+            yield Span(start=start, end=max(until, start), labels=tuple(sorted(labels)))
         first = at
 
 
@@ -131,7 +131,7 @@ def _pieces(labels: Sequence[str], rows: Iterable[Sized]) -> Iterator[str]:
         yield (",\n" if number > 1 else "") + encoded(image)
         for scored in (one for one in row.labels if one["passed"]):
             left, top, right, bottom = scored["box"] or [0, 0, wide, high]
-            made: Json = {
+            piece: Json = {
                 "id": len(annotations) + 1,
                 "image_id": number,
                 "category_id": numbers[scored["label"]],
@@ -140,7 +140,7 @@ def _pieces(labels: Sequence[str], rows: Iterable[Sized]) -> Iterator[str]:
                 "score": scored["score"],
                 "iscrowd": 0,
             }
-            annotations.append(encoded(made, ensure_ascii=True))
+            annotations.append(encoded(piece, ensure_ascii=True))
     yield '\n],\n"annotations": [\n' + ",\n".join(annotations) + "\n]}\n"
 
 

@@ -353,8 +353,8 @@ def _answer(
     probes = [_mean([by.of(scores[at]) for scores, by in pairs]) for at in range(len(chunks[0]))]
     if question.type == "tags":
         tags = {tag: _rounded(p[0]) for tag, p in zip(question.labels, probes, strict=True)}
-        given = tuple(tag for tag, p in tags.items() if p >= question.threshold)
-        return QuestionAnswer(type="tags", tags=given, probabilities=tags, mass=mass)
+        passed = tuple(tag for tag, p in tags.items() if p >= question.threshold)
+        return QuestionAnswer(type="tags", tags=passed, probabilities=tags, mass=mass)
     shares = dict(zip(question.labels, probes[0], strict=True))
     best = max(shares, key=lambda label: shares[label])
     if question.type == "yes-no":

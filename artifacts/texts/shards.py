@@ -150,9 +150,9 @@ def kept_shards(folder: Path, digests: Sequence[str]) -> list[Shard]:
     at = 0
     for number, shard in enumerate(read_index(folder)):
         beyond = at + shard.samples
-        whole = shard.full or beyond == len(digests)
+        is_whole = shard.full or beyond == len(digests)
         same = shard.digest == digest_of(list(digests[at:beyond]))
-        if not (whole and same and shard.name == _name(number) and _is_there(folder, shard)):
+        if not (is_whole and same and shard.name == _name(number) and _is_there(folder, shard)):
             break
         kept.append(shard)
         at = beyond
@@ -172,8 +172,8 @@ def clips_in(folder: Path) -> dict[str, Media]:
     """Return the key of each clip in the shards of a folder, and in those that stopped runs left →
     its bytes there. Raises EnvironmentFault."""
     clips: dict[str, Media] = {}
-    there = (folder / shard.name for shard in read_index(folder) if _is_there(folder, shard))
-    for path in (*there, *_left(folder)):
+    paths = (folder / shard.name for shard in read_index(folder) if _is_there(folder, shard))
+    for path in (*paths, *_left(folder)):
         members: dict[str, tarfile.TarInfo] = {}
         with (
             contextlib.suppress(OSError, ValueError, tarfile.TarError, LookupError, TypeError),

@@ -444,9 +444,11 @@ def _musubi_frames(rate: float, setup: TrainerSetup) -> str:
     model = setup.model
     is_faster = rate >= (MUSUBI_RATE if model is None else model.fps)
     source = f"source_fps = {float(rate_text(rate))}\n" if rate and is_faster else ""
-    whole = "" if model is None else f'frame_extraction = "full"\nmax_frames = {model.frames}\n'
+    full_extraction = (
+        "" if model is None else f'frame_extraction = "full"\nmax_frames = {model.frames}\n'
+    )
     clips = f'target_frames = [{setup.clip_frames}]\nframe_extraction = "head"\n'
-    return source + (whole or (clips if setup.clip_frames else FRAMES))
+    return source + (full_extraction or (clips if setup.clip_frames else FRAMES))
 
 
 MUSUBI = TrainerForm(

@@ -92,14 +92,14 @@ def purposes() -> dict[str, tuple[Pipeline, ...]]:
 def product_of(pipeline: Iterable[StageSpec]) -> str:
     """Return the record kind that these stages make from files in the end."""
     stages = tuple(pipeline)
-    made = next((s.writes for s in reversed(stages) if s.writes and s.of_media), "")
-    return LABELS if stages in (LABEL, TAG) else made
+    kind = next((s.writes for s in reversed(stages) if s.writes and s.of_media), "")
+    return LABELS if stages in (LABEL, TAG) else kind
 
 
 def with_extras(pipelines: Iterable[Pipeline], *, summary: bool) -> tuple[Pipeline, ...]:
     """Return these pipelines; with `summary`, those that make captions also make summaries."""
-    made = SUMMARY if summary else CAPTION
-    return tuple(made if pipeline == CAPTION else pipeline for pipeline in pipelines)
+    product = SUMMARY if summary else CAPTION
+    return tuple(product if pipeline == CAPTION else pipeline for pipeline in pipelines)
 
 
 def with_hearing(pipeline: Pipeline) -> Pipeline:

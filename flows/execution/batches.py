@@ -34,23 +34,23 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
     """Return the next work of a stage: the missing items that share one variant. Return None when
     nothing is missing."""
     ledger, batch_size = job.ledger, job.config.batch_size
-    made = stage.writes
-    tasks = [t for t in ledger.tasks(wave) if made in t.keys and not ledger.has_failed(t)]
+    kind = stage.writes
+    tasks = [t for t in ledger.tasks(wave) if kind in t.keys and not ledger.has_failed(t)]
     incomplete = [t for t in tasks if not ledger.has(t, stage)]
     if not incomplete:
         return None
-    total = len({t[made] for t in tasks})
+    total = len({t[kind] for t in tasks})
     if stage.prompted:
         position = min(
             (t.chunk.index for t in incomplete if t.medium.uses_previous_caption), default=0
         )
         tasks, incomplete = _at_position(tasks, position), _at_position(incomplete, position)
-    missing, first = {t[made] for t in incomplete}, incomplete[0].variant
+    missing, first = {t[kind] for t in incomplete}, incomplete[0].variant
     # Chunks without sound pass the earlier stages with those that have it.
     same_question = [
         variant
         for variant in ledger.variants
-        if variant.same_but_engine(first) or variant.of.get(made) == first[made]
+        if variant.same_but_engine(first) or variant.of.get(kind) == first[kind]
     ]
     # All tasks get the keys of one variant, so that batches equal those of an uninterrupted run
     # whichever engine made the captions.
@@ -61,7 +61,7 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
     ]
     lengths = lengths_of(ledger, together, stage) if stage.prompted else {}
     pieces = (
-        cut(batches_by_length(together, made, lengths, batch_size), rung.batch)
+        cut(batches_by_length(together, kind, lengths, batch_size), rung.batch)
         if stage.prompted
         else encode_batches_of(job, stage, together, rung)
     )
@@ -74,9 +74,9 @@ def next_work(job: Job, stage: StageSpec, wave: Sequence[Medium], rung: Rung) ->
             # Where bytes depend on the batch, finished chunks stay in it, so that they equal those
             # of an uninterrupted run. Those of an earlier command are left out if their frames are
             # gone.
-            [t for t in batch if t[made] in missing or (ledger.can_make(t, stage) and not alone)]
+            [t for t in batch if t[kind] in missing or (ledger.can_make(t, stage) and not alone)]
             for batch in pieces
-            if any(t[made] in missing for t in batch)
+            if any(t[kind] in missing for t in batch)
         ],
         total=total,
         missing=len(missing),

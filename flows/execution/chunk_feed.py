@@ -99,8 +99,8 @@ class ChunkFeed:
             RecordSet(job.store, kind, kinds[kind], look=False)
             for kind in ("media", self._cut, self._reads)
         )
-        made = [spec.writes for spec in job.pipeline[1:] if spec.of_media and spec.writes]
-        self._some_made = any(job.ledger[kind].keys() for kind in made)
+        writes = [spec.writes for spec in job.pipeline[1:] if spec.of_media and spec.writes]
+        self._some_made = any(job.ledger[kind].keys() for kind in writes)
         self._prompted = stage.writes in self.variant.prompted
         self._left: dict[tuple[str, str], Medium] = {}
         """Media with chunks that were not found yet."""

@@ -248,8 +248,10 @@ class PipelineRunner:
         for form in trainers.forms:
             count = trainers.captions[form]
             of_all = "" if count == result.written.captions else f" ({counted(count, 'caption')})"
-            kept = f" with {edited_text(names)}" if (names := trainers.edited.get(form)) else ""
-            result.written.others.append(f"{form}/{of_all}{kept}")
+            edits_note = (
+                f" with {edited_text(names)}" if (names := trainers.edited.get(form)) else ""
+            )
+            result.written.others.append(f"{form}/{of_all}{edits_note}")
         result.written.user_texts |= trainers.user_texts
         updated = {*trainers.forms, *trainers.edited}
         result.written.earlier = [n for n in result.written.earlier if n not in updated]
@@ -439,15 +441,15 @@ class PipelineRunner:
         by_digest = {medium.digest: medium for medium in media}.values()
         for stage in self._job.pipeline:
             of_stage = [t for t in tasks if stage != last or not ledger.has_failed(t)]
-            made = keys_of(of_stage, stage.writes)
-            left = [t for t in of_stage if not ledger.has(t, stage)]
+            keys = keys_of(of_stage, stage.writes)
+            tasks_left = [t for t in of_stage if not ledger.has(t, stage)]
             if stage == first:
-                left = [t for t in left if not ledger.has_failed(t)]
-                made |= keys_of(
+                tasks_left = [t for t in tasks_left if not ledger.has_failed(t)]
+                keys |= keys_of(
                     chain.from_iterable(map(ledger.begun_tasks, by_digest)), stage.writes
                 )
-            done = made - keys_of(left, stage.writes)
-            self.writer.expect(stage.name, len(made), len(done))
+            done = keys - keys_of(tasks_left, stage.writes)
+            self.writer.expect(stage.name, len(keys), len(done))
         self.writer.record.media.warned = warned_files(self._job)
         self.writer.record.media.open = sum(
             ledger.media_index(m) is None and ledger.failure(m) is None for m in media

@@ -187,6 +187,6 @@ def prepared(
 def refuse_file(folder: Path) -> None:
     """Check that no file is in the way of an output folder. This runs before a model is read or
     downloaded. Raises EnvironmentFault."""
-    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if not there.is_dir():
+    existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not existing.is_dir():
         raise fault_of(NotADirectoryError(errno.ENOTDIR, ""), folder)

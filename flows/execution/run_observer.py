@@ -56,8 +56,8 @@ def hold_lease(job: Job) -> Iterator[Lease]:
     """Hold a lease on the namespaces that the job needs, and store notes about them. Other
     processes then delete none of these records. Raises EnvironmentFault, also if the work of a
     stage cannot be claimed."""
-    made = [job.ledger[stage.writes].record_sets[0] for stage in job.pipeline[1:]]
-    refuse_unclaimable(job.store, [job.ledger.records.media, *made])
+    record_sets = [job.ledger[stage.writes].record_sets[0] for stage in job.pipeline[1:]]
+    refuse_unclaimable(job.store, [job.ledger.records.media, *record_sets])
     namespaces = [namespace for variant in job.ledger.variants for namespace in variant.of.values()]
     namespaces += one_shot_namespaces(job)
     media = (medium.digest for medium in job.media)
@@ -83,9 +83,9 @@ class LiveCaptions:
         if began < self._write_at or self._writer.is_gone:
             return
         ledger.refresh()
-        made = len(ledger["captions"].keys())
-        if made != self._made:
-            self._made = made
+        captions = len(ledger["captions"].keys())
+        if captions != self._made:
+            self._made = captions
             with contextlib.suppress(EnvironmentFault):  # a full disk, which the stage reports
                 written = write_captions(self._job)
                 self._writer.record.captions = sum(written.values())
@@ -107,8 +107,8 @@ def launcher_for(job: Job, launcher: Launcher, warn: Callable[[str], None]) -> L
 def job_keys(job: Job) -> list[str]:
     """Return a key for each content and prompt of a job, which covers all variants that it
     accepts."""
-    made = job.pipeline[-1].writes
-    variants = sorted({variant.of.get(made, "") for variant in job.ledger.variants})
+    kind = job.pipeline[-1].writes
+    variants = sorted({variant.of.get(kind, "") for variant in job.ledger.variants})
     of_prompt = cache(lambda prompt: digest_of([variants, prompt])[:16])
     return [f"{medium.digest[:16]}-{of_prompt(medium.prompt)}" for medium in job.media]
 
@@ -174,12 +174,12 @@ class RunObserver:
         began = time.monotonic()
         if stage not in SHOWN_STAGES or began < self._look_up_at.get(stage, 0.0):
             return
-        made = STAGES[stage].writes
+        kind = STAGES[stage].writes
         if event.media:
             of_item = (medium.path for medium in job.media if medium.digest == event.media)
         else:
             tasks = job.ledger.tasks(job.media)
-            of_item = (task.medium.path for task in tasks if task.keys.get(made) == event.keys[-1])
+            of_item = (task.medium.path for task in tasks if task.keys.get(kind) == event.keys[-1])
         writer.note_latest(stage, next(of_item, ""))
         now = time.monotonic()
         self._look_up_at[stage] = now + max(1.0, LOOK_UP_SHARE * (now - began))

@@ -134,8 +134,8 @@ class StageCallBuilder:
         """Return the call that handles about so many chunks, which `pipes` deliver to a process on
         each of these devices while others are made. `share`: bytes of the device that it may take
         beside another process; 0: it has the device for itself."""
-        given: dict[str, Any] = {"fallback_batch": fallback_batch, "fed": chunks}
-        request = JobRequest(stage=stage, rung=rung, variant=variant, **given)
+        changes: dict[str, Any] = {"fallback_batch": fallback_batch, "fed": chunks}
+        request = JobRequest(stage=stage, rung=rung, variant=variant, **changes)
         fed = self._make(request)
         calls = [
             on_device(self._call(stage, replace(fed, requests=str(pipe))), device)
@@ -168,9 +168,9 @@ class StageCallBuilder:
         variant."""
         stage, settings = STAGES[rung.stage], settings_on(self.job.model, rung)
         assert stage.part is not None and settings is not None
-        made = (features_of["features"], {**features_of.precision, stage.part: settings.label})
+        answering = (features_of["features"], {**features_of.precision, stage.part: settings.label})
         variants = self.job.ledger.variants
-        variant = next(v for v in variants if (v["features"], v.precision) == made)
+        variant = next(v for v in variants if (v["features"], v.precision) == answering)
         job = self._make(JobRequest(stage=stage, rung=rung, variant=variant))
         return self._call(stage, replace(job, batches=[[item] for item in items]))
 
@@ -309,7 +309,7 @@ def _encode_form(calls: StageCallBuilder, request: JobRequest) -> Any:
 
 
 def _sound_job(calls: StageCallBuilder, request: JobRequest) -> SoundJob:
-    job, made = calls.job, request.stage.writes
+    job, kind = calls.job, request.stage.writes
     hearing, chunks = job.model.profile.hearing, dict[str, list[Task]]()
     assert hearing is not None
     for task in (task for batch in request.batches for task in batch):
@@ -319,7 +319,7 @@ def _sound_job(calls: StageCallBuilder, request: JobRequest) -> SoundJob:
             path=(medium := tasks[0].medium).path,
             digest=medium.digest,
             chunks=sorted(
-                (SoundChunk(t[made], t.chunk.start, t.chunk.end) for t in tasks),
+                (SoundChunk(t[kind], t.chunk.start, t.chunk.end) for t in tasks),
                 key=attrgetter("start"),
             ),
             stamp=medium.stamp,
@@ -328,7 +328,7 @@ def _sound_job(calls: StageCallBuilder, request: JobRequest) -> SoundJob:
     ]
     return SoundJob(
         store=job.store.url,
-        namespace=request.variant[made],
+        namespace=request.variant[kind],
         rate=hearing.rate,
         track=job.config.groups.sound.sound_track or 0,
         media=media,
@@ -356,7 +356,7 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
     job, stage, rung, variant = calls.job, request.stage, request.rung, request.variant
     settings = settings_on(job.model, rung)
     assert settings is not None
-    made = DecodeJob(
+    decode_job = DecodeJob(
         half=calls.half(stage, rung),
         store=job.store.url,
         features_namespace=variant["features"],
@@ -377,18 +377,18 @@ def _decode_job(calls: StageCallBuilder, request: JobRequest) -> DecodeJob:
         other = job.ledger.variants.other_engine(unheard)
         silent = {OWN: unheard, **({FALLBACK: other} if other else {})}
         return replace(
-            made,
+            decode_job,
             for_clients=True,
             fallback_namespace=request.stores.fallback_namespace,
             unheard_namespaces={maker: v[stage.writes] for maker, v in silent.items()},
             slots=rung.batch if rung.in_slots else 0,
-            other_features=sorted(answering - {made.features_namespace}),
+            other_features=sorted(answering - {decode_job.features_namespace}),
         )
     is_last = stage is job.pipeline[-1]
     other = job.ledger.variants.other_engine(variant) if is_last else None
     tasks = [task for batch in request.batches for task in batch]
     return replace(
-        made,
+        decode_job,
         batches=[
             [calls.decode_item(stage, task, other) for task in batch] for batch in request.batches
         ],

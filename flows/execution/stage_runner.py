@@ -208,7 +208,7 @@ class StageRunner:
         if not suspects or isinstance(error, CannotFit | Killed):
             return False
         self._look_again(attempt.outcome)
-        ledger, made = self._job.ledger, stage.writes
+        ledger, kind = self._job.ledger, stage.writes
         for medium in suspects:
             tasks = [task for task in ledger.tasks([medium]) if not ledger.has(task, stage)]
             try:
@@ -217,7 +217,7 @@ class StageRunner:
             except StageDied as again:
                 if not is_crash(again):
                     raise
-                failed = [Record(key=task[made], meta=CRASHED) for task in tasks]
+                failed = [Record(key=task[kind], meta=CRASHED) for task in tasks]
                 ledger.records.refused[stage.name].publish(failed)
                 ledger.refresh()
         return True

@@ -135,10 +135,10 @@ def unanswered(job: Job, job_file: JobFile) -> Iterator[Task]:
 
 
 def _shown_of(job: Job, job_file: JobFile) -> Iterator[tuple[Task, StoredCaption, "_Shown | None"]]:
-    made = job.ledger["captions"]
+    captions = job.ledger["captions"]
     for task in job.ledger.tasks([job_file.medium]):
-        if task["captions"] in made:
-            stored = made.meta(task["captions"])
+        if task["captions"] in captions:
+            stored = captions.meta(task["captions"])
             yield task, stored, _shown(job, job_file.file, task, stored)
 
 
@@ -504,9 +504,9 @@ def summary_inputs(job: Job) -> Iterator[SummaryInput]:
         tasks = job.ledger.tasks([medium])
         lost = sum(job.ledger.has_failed(task) for task in tasks)
         lost += sum(1 for _ in unanswered(job, group[0]))
-        kept = [*unrejected(captions)]
-        if kept and len(captions) >= len(tasks) - lost:
-            texts = [(caption.start, caption.end, caption.caption) for caption in kept]
+        not_rejected = [*unrejected(captions)]
+        if not_rejected and len(captions) >= len(tasks) - lost:
+            texts = [(caption.start, caption.end, caption.caption) for caption in not_rejected]
             yield SummaryInput(file=file, digest=medium.digest, texts=texts, lost=lost)
 
 

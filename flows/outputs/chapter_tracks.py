@@ -41,7 +41,7 @@ def write_chapters(job: Job, rows: Iterable[SummaryRow]) -> list[str]:
     EnvironmentFault."""
     own = GeneratedFiles(job.store, out=job.out)
     stems = text_stems(job, beside=False)
-    paths, kept = track_paths(stems), list[str]()
+    paths, others = track_paths(stems), list[str]()
     files = {
         (f.file.media_path, f.file.source): (f, stem)
         for f, stem in reversed([*zip(job.files, stems, strict=True)])
@@ -54,5 +54,5 @@ def write_chapters(job: Job, rows: Iterable[SummaryRow]) -> list[str]:
         content = "".join(vtt_lines(cues)).encode("utf-8", errors="replace")
         replaces = job.config.groups.outputs.replaces
         if not own.update(path, content, TRACK, of, replace=replaces):
-            kept.append(path.name)
-    return kept
+            others.append(path.name)
+    return others

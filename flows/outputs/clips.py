@@ -72,7 +72,7 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
     replace captions."""
     copies: Counter[tuple[str, str, str]] = Counter()
     user_texts = user_texts or UserTexts(job)
-    made = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
+    cut = MADE[media_mode(job.out, job.config)][not job.sampling.deinterlace]
     timed = timing(job.sampling.clip_frames, job.sampling.clip_fps)
     track = job.config.groups.sound.sound_track or 0
     sound = sounding(track) * clips_sound(job.out, job.config)
@@ -83,7 +83,7 @@ def sample_sources(job: Job, user_texts: UserTexts | None = None) -> Iterator[li
             if captions:
                 alike = (job_file.file.media_path, job_file.medium.digest, job_file.medium.prompt)
                 copies[alike] += 1
-                of_kind = made + (timed + sound) * (job_file.medium.kind == "video")
+                of_kind = cut + (timed + sound) * (job_file.medium.kind == "video")
                 items += _items_of(job, job_file, captions, copies[alike], of_kind)
         yield items
 
@@ -95,7 +95,7 @@ def _items_of(
     index = job.ledger.media_index(medium)
     assert index is not None
     numbers = {chunk.start: chunk.index for chunk in index.chunks}
-    whole = captions[0].start == index.start and captions[0].end > index.end - SAME_SECONDS
+    is_whole = captions[0].start == index.start and captions[0].end > index.end - SAME_SECONDS
     return [
         SampleSource(
             sample=Sample(
@@ -107,7 +107,7 @@ def _items_of(
             ),
             file=of.file.path,
             kind=medium.kind,
-            whole=whole,
+            whole=is_whole,
             damaged=bool(index.all_warnings),
             stamp=None if of.away else medium.stamp,
             away=of.away,
@@ -291,8 +291,8 @@ class Cutter:
                     results.setdefault(item.sample.clip, {"error": error.message})
         except Killed:
             results = dict(process.outcome.notes)
-            made = any(item.sample.clip in results for item in items)
-            self._kills = 0 if made else self._kills + 1
+            is_cut = any(item.sample.clip in results for item in items)
+            self._kills = 0 if is_cut else self._kills + 1
             if self._kills > MAX_RESTARTS:
                 raise
         return {i.sample.clip: results[i.sample.clip] for i in items if i.sample.clip in results}
@@ -484,18 +484,18 @@ class Clips:
 
     def _cut_batch(self, batch: Sequence[SampleSource], copied: Collection[str]) -> None:
         """Cut a batch of clips and give them their final names. Raises PenstockError."""
-        made = self._cutter(batch, copied)
+        clips = self._cutter(batch, copied)
         with disk_faults(self.folder):
             for key in (item.sample.clip for item in batch):
                 about: dict[str, Json] = {}
                 if (differs := self._cutter.differs.get(key)) is not None:
                     about = {"plain": not differs, "why": differs}
                 silent = self._cutter.silent.get(key)
-                if key not in made:
+                if key not in clips:
                     why = self._cutter.why.get(key, "")
                     self._index[key] = {"plain": True} if about else {"error": why}
                     continue
-                media = made[key]
+                media = clips[key]
                 stamp = stamp_of(media.path)
                 self._index[key] = {
                     **about,
@@ -505,14 +505,14 @@ class Clips:
                 }
             write_json(self.folder / INDEX, {"clips": self._index})
             write_text(self.folder / OURS, ())
-            for media in made.values():
+            for media in clips.values():
                 replace_file(media.path, self.folder / media.path.name)
 
 
 def _key_of_other_sound(item: SampleSource) -> str:
     """Return the key of the same clip with sound if it has none, else without."""
-    made = item.sample.made
-    other = made.partition(SOUNDING)[0] if SOUNDING in made else made + SOUNDING
+    source = item.sample.made
+    other = source.partition(SOUNDING)[0] if SOUNDING in source else source + SOUNDING
     return replace(item.sample, made=other).clip
 
 

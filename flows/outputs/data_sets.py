@@ -100,9 +100,9 @@ def write_dataset(
             if item.whole
         }
         keys = {item.sample.clip for item in rest}
-        known = {key: clips.find(key) or stored.get(key) for key in keys}
+        clips_by_key = {key: clips.find(key) or stored.get(key) for key in keys}
         copies: dict[str, tuple[str, int]] = {}
-        shards = write_shards(folder, shards, _samples(rest, cutter, known, plain, copies))
+        shards = write_shards(folder, shards, _samples(rest, cutter, clips_by_key, plain, copies))
         fresh = (item for item in rest if exact and item.whole and item.sample.clip not in stored)
         notes += clips.note_on_files(fresh, copies)
         notes += [silent_note(cutter.silent)] if cutter.silent else []
@@ -168,14 +168,14 @@ def _samples(
             elif plain.get(key) or cutter.differs.get(key) == "":
                 try:
                     with open_local(item.file) as path:
-                        whole = Media(
+                        medium = Media(
                             path=path,
                             suffix=media_suffix(item.file.name),
                             start=item.sample.row.start,
                             stamp=item.stamp,
                             clip=key,
                         )
-                        yield item.sample, whole
+                        yield item.sample, medium
                 except MediaError as error:
                     cutter.refused.append(f"{item.file.name}: {error.message}")
                     yield item.sample, None

@@ -95,8 +95,8 @@ def own_marker(
     proof = proof_by(store, PURPOSE)
     for _ in range(TRIES):
         marker = read_marker(out, proof)
-        there = [out / name for name in files if os.path.lexists(out / name)]
-        if marker is None or all(digest_at(path) in marker.digests for path in there):
+        existing = [out / name for name in files if os.path.lexists(out / name)]
+        if marker is None or all(digest_at(path) in marker.digests for path in existing):
             return marker
     return None
 
@@ -149,9 +149,9 @@ def content_of(path: Path) -> str:
 def keep_media(out: Path, data_set: str) -> None:
     """Keep the media of a data set in its folder: it is not written again by every run, and
     `media.jsonl` is. Raises EnvironmentFault."""
-    kept, digest = out / data_set / DATA_SET_MEDIA, digest_at(out / MEDIA)
-    if digest and digest != digest_at(kept):
-        with open_regular(out / MEDIA) as media, whole_file(kept) as file:
+    saved, digest = out / data_set / DATA_SET_MEDIA, digest_at(out / MEDIA)
+    if digest and digest != digest_at(saved):
+        with open_regular(out / MEDIA) as media, whole_file(saved) as file:
             shutil.copyfileobj(media, file)
 
 

@@ -57,8 +57,8 @@ class RunEnd:
         failed = f", {count} of {files} failed" if count else ""
         listed = LISTED_WARNINGS.get(kind, "")
         warned = f", {self.warned} of {files} with warnings{listed}" if self.warned else ""
-        kept = f"; away, --replace drops its rows: {first_of(away)}" if away else ""
-        return f"{failed}{warned}{kept}"
+        away_note = f"; away, --replace drops its rows: {first_of(away)}" if away else ""
+        return f"{failed}{warned}{away_note}"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -80,7 +80,7 @@ def _stage(
     """`noun`: what chunks of this run are called."""
     counts = STAGES[stage.name].counts
     running = now is not None and bool(stage.since)
-    made = stage.items + stage.running
+    begun = stage.items + stage.running
     about *= STAGES[stage.name].of_media
     total = max(stage.total, about)
     done = stage.done_of(total)
@@ -89,8 +89,8 @@ def _stage(
     seconds = stage.seconds
     if running and now is not None:
         seconds += max(0.0, now - stage.since)
-    rate = made / seconds if made and seconds >= SHORTEST_SECONDS else None
-    lately = _recent_rate(stage, made, now) if running and now is not None else None
+    rate = begun / seconds if begun and seconds >= SHORTEST_SECONDS else None
+    lately = _recent_rate(stage, begun, now) if running and now is not None else None
     speed = lately or rate
     on_device = bool(stage.peak_device_bytes)
     peak = stage.peak_device_bytes if on_device else stage.peak_host_bytes
@@ -128,14 +128,14 @@ def seconds_left(record: RunRecord, stages: Sequence[StageStatus]) -> float | No
     one_by_one, at_once = 0.0, 0.0
     for recorded, stage in zip(record.stages, stages, strict=True):
         is_planned = record.plan.chunks and STAGES[stage.name].of_media
-        left = stage.seconds_left if _is_steady(recorded, stage) else None
-        left = record.plan.seconds.get(stage.name) if left is None else left
-        if left is None or not (stage.done or stage.pending or is_planned):
+        seconds = stage.seconds_left if _is_steady(recorded, stage) else None
+        seconds = record.plan.seconds.get(stage.name) if seconds is None else seconds
+        if seconds is None or not (stage.done or stage.pending or is_planned):
             return None
         if stage.running:
-            at_once = max(at_once, left)
+            at_once = max(at_once, seconds)
         else:
-            one_by_one += left
+            one_by_one += seconds
     return one_by_one + at_once
 
 
@@ -195,9 +195,9 @@ COLUMNS = (
 def cells(stage: StageStatus) -> tuple[str, ...]:
     """Return one stage as table cells, one text per column."""
     lately = "-" if stage.rate_last_minute is None else f"{stage.rate_last_minute:.2f}/s"
-    left = "-"
+    time_left = "-"
     if stage.pending:
-        left = "unknown" if stage.seconds_left is None else duration(stage.seconds_left)
+        time_left = "unknown" if stage.seconds_left is None else duration(stage.seconds_left)
     peak = f"{size(stage.peak_host_bytes)} host" if stage.peak_host_bytes else "-"
     if stage.peak_device_bytes:
         peak += f", {size(stage.peak_device_bytes)} GPU"
@@ -213,7 +213,7 @@ def cells(stage: StageStatus) -> tuple[str, ...]:
         "-" if unknown else ("~" if stage.about and stage.pending else "") + str(stage.pending),
         lately,
         "-" if stage.rate is None else f"{stage.rate:.2f}/s",
-        left,
+        time_left,
         duration(stage.seconds) if stage.seconds else "-",
         peak,
     )

@@ -259,25 +259,27 @@ class UserTexts:
         """Return the captions of one file that users did not reject, with user-written text instead
         if there is one. `first`: whether they belong to the file's first prompt. A text file
         without a prompt name belongs to that prompt."""
-        kept, config, file = [*unrejected(captions)], self._job.config, job_file.file
-        self._rejected += len(captions) - len(kept)
+        not_rejected, config, file = [*unrejected(captions)], self._job.config, job_file.file
+        self._rejected += len(captions) - len(not_rejected)
         prompt = file.prompt or config.groups.question.prompt or ""
         # A text that the prompt includes is part of the question, not an answer.
-        if not kept or config.groups.outputs.replaces or TAGS in prompt:
-            return kept
+        if not not_rejected or config.groups.outputs.replaces or TAGS in prompt:
+            return not_rejected
         places = self._places(job_file, first=first)
         handwritten = self._texts.of(places, job_file.medium.digest, file.place)
         if handwritten is None:
-            return kept
+            return not_rejected
         place, text = handwritten
         self._media_of[self._spelled(str(place))][file.path.name] = None
         if (lines := split_by_chunk(text, len(captions))) is not None:  # the rejected ones, too
             pairs = [*zip(captions, lines, strict=True)]
         else:
-            lines = split_by_chunk(text, len(kept)) or [text.strip()] * len(kept)
-            pairs = [*zip(kept, lines, strict=True)]
+            lines = split_by_chunk(text, len(not_rejected)) or [text.strip()] * len(not_rejected)
+            pairs = [*zip(not_rejected, lines, strict=True)]
         texts = [_with_text(c, text) for c, text in pairs if c.review != REJECTED]
-        if any(c.original and c.caption != t.caption for c, t in zip(kept, texts, strict=True)):
+        if any(
+            c.original and c.caption != t.caption for c, t in zip(not_rejected, texts, strict=True)
+        ):
             self._corrected[place] = None
         if any(config.groups.text.trigger not in c.caption for c in texts):
             self._without_trigger[place] = None
@@ -543,14 +545,14 @@ class _Writer:
             if captions is None:
                 yield path, of, None, []
                 continue
-            kept = [*unrejected(captions)]
-            timed = on_clock(job, medium, kept) if self.texts.form in CUES else kept
+            not_rejected = [*unrejected(captions)]
+            timed = on_clock(job, medium, not_rejected) if self.texts.form in CUES else not_rejected
             text = "".join(WRITERS[self.texts.form](timed)).encode("utf-8", errors="replace")
             if medium.kind == "image" and self.texts.beside and self.texts.form == "txt":
                 sha256 = hashlib.sha256(text).hexdigest()
                 if not self._own.has(self.texts.form, sha256, of):
                     self._described[file.path] = None
-            yield path, of, text, kept
+            yield path, of, text, not_rejected
 
     def _is_plain(self, path: Path, file: MediaFile) -> bool:
         """Return whether a text next to media has the name that trainers expect, and its medium is

@@ -75,9 +75,9 @@ def write_vectors(job: Job) -> VectorsWritten:
     """Write all stored vectors, in source order. Raises EnvironmentFault."""
     from artifacts.records.vectors import vectors_in, write_npy
 
-    made = list(vector_tasks(job))
-    kept = job.ledger["embeddings"]
-    metas = [kept.meta(task["embeddings"]) for _, task in made]
+    tasks = list(vector_tasks(job))
+    embeddings = job.ledger["embeddings"]
+    metas = [embeddings.meta(task["embeddings"]) for _, task in tasks]
     written = VectorsWritten(
         out=job.out,
         files=job.requested,
@@ -85,14 +85,16 @@ def write_vectors(job: Job) -> VectorsWritten:
         width=next((meta["width"] for meta in metas), job.model.profile.feature_width),
         failures=failures_of(job),
         warned=warned_files(job),
-        chunks=Counter(file for file, _ in made),
+        chunks=Counter(file for file, _ in tasks),
     )
-    parts: Iterator[Vectors] = (vectors_in(kept.read(task["embeddings"])) for _, task in made)
+    parts: Iterator[Vectors] = (
+        vectors_in(embeddings.read(task["embeddings"])) for _, task in tasks
+    )
     write_npy(job.out / ARRAY, (written.vectors, written.width), parts)
-    write_parquet(job.out / ROWS, _rows(job, made), KINDS)
+    write_parquet(job.out / ROWS, _rows(job, tasks), KINDS)
     write_jsonl(job.out / "failures.jsonl", written.failures)
     rows = Counter[MediaFile]()
-    for (file, _), meta in zip(made, metas, strict=True):
+    for (file, _), meta in zip(tasks, metas, strict=True):
         rows[file] += meta["vectors"]
     lines = (media_line(f.file, rows[f.file], f.medium) for f in job.files)
     write_proved(job.out, {MEDIA: lines}, job.store.url)
@@ -108,9 +110,9 @@ def vector_tasks(job: Job) -> Iterator[FileTask]:
 def file_tasks(job: Job, job_file: JobFile) -> Iterator[FileTask]:
     """Yield one file with each of its chunks that has stored vectors, or what else the job's last
     stage over media makes."""
-    kept = job.ledger[made := job.pipeline[-1].writes]
+    records = job.ledger[kind := job.pipeline[-1].writes]
     for task in job.ledger.tasks([job_file.medium]):
-        if task[made] in kept:
+        if task[kind] in records:
             yield job_file.file, task
 
 

@@ -46,10 +46,10 @@ def failures_of(job: Job) -> list[Failure]:
     failures = list(job.failures)
     for job_file in job.files:
         file, medium = job_file.file, job_file.medium
-        known = job.ledger.failure(medium) or job.ledger.refusal(medium)
-        if known is not None and known["kind"] != AWAY:  # its folder has failed
-            stage = known.get("stage", job.pipeline[0].name)
-            failures.append(file_failure(file, stage, known, known.get("start", 0.0)))
+        failure = job.ledger.failure(medium) or job.ledger.refusal(medium)
+        if failure is not None and failure["kind"] != AWAY:  # its folder has failed
+            stage = failure.get("stage", job.pipeline[0].name)
+            failures.append(file_failure(file, stage, failure, failure.get("start", 0.0)))
         of_prompt = f" (prompt {file.name})" if file.name else ""
         why = {**ALL_REASONING, "message": ALL_REASONING["message"] + of_prompt}
         failures += [
@@ -108,7 +108,7 @@ def media_paths_of(job: Job) -> dict[str, str]:
 
 def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) -> dict[str, str]:
     """Return the failure event of a medium, or of a chunk's features, with the file's path."""
-    key, made = event.media, STAGES[stage].writes
+    key, kind = event.media, STAGES[stage].writes
     if STAGES[stage] is not job.pipeline[0]:
         tasks = job.ledger.tasks(job.media)
         chunks = (
@@ -116,7 +116,7 @@ def failure_of(job: Job, names: Mapping[str, str], stage: str, event: Failed) ->
             for task in chain(
                 tasks, (other for own in tasks for other in job.ledger.equivalent_tasks(own))
             )
-            if task.keys.get(made) == key
+            if task.keys.get(kind) == key
         )
         key = next((task.medium.digest for task in chunks), key)
     return {
@@ -242,8 +242,10 @@ def write_outputs(job: Job, *, last: bool) -> OutputCounts:
             counts.earlier.append(form)
     if unused := job.edits.unused():
         paths = {path for path, _ in unused}
-        kept = {c.media_path for c in chain(*captions_by_file(job)) if c.review != REJECTED} & paths
-        counts.unused_edits = unused_note(unused, kept)
+        captioned = {
+            c.media_path for c in chain(*captions_by_file(job)) if c.review != REJECTED
+        } & paths
+        counts.unused_edits = unused_note(unused, captioned)
     else:
         counts.unused_edits = job.edits.rejected_elsewhere(_chunks_here(job))
     return counts

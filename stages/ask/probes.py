@@ -29,7 +29,9 @@ def label_scores(choice: Mapping[str, Any], labels: Sequence[str]) -> LabelReadi
     probable one counts. Raises LookupError or TypeError for a choice without log probabilities,
     and ValueError for one whose log probabilities are no numbers up to 0."""
     first = choice["logprobs"]["content"][0]
-    tokens = [(str(one["token"]).lstrip(BLANKS), one["logprob"]) for one in first["top_logprobs"]]
+    tokens = [
+        (str(token["token"]).lstrip(BLANKS), token["logprob"]) for token in first["top_logprobs"]
+    ]
     if not tokens:
         raise LookupError("no tokens")
     for _, score in tokens:

@@ -198,12 +198,12 @@ def _caption(
         raise BadAnswer("cut", why)
     if schema and not follows(schema, text):
         raise BadAnswer("schema", f"the answer does not follow the schema{cut}")
-    known = ended in STOPPED + CUT
+    is_known = ended in STOPPED + CUT
     return {
         "caption": text if schema else CONTROL.sub("", text).strip(),
         "tokens": count,
         "ended": "length" if ended in CUT else "stop",
-        **({} if known else {"reason": keys.cleaned(reason) or "none"}),
+        **({} if is_known else {"reason": keys.cleaned(reason) or "none"}),
     }
 
 
@@ -272,8 +272,8 @@ def clip(images: Sequence[Image.Image], times: Sequence[float]) -> bytes:
 
     from artifacts.containers import open_media
 
-    made, last = io.BytesIO(), -1
-    with open_media(made, "w", format="mp4") as container:
+    file, last = io.BytesIO(), -1
+    with open_media(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=1 / TICK, options=ENCODER)
         stream.width, stream.height, stream.pix_fmt = *images[0].size, "yuv420p"
         stream.time_base = stream.codec_context.time_base = TICK
@@ -283,13 +283,13 @@ def clip(images: Sequence[Image.Image], times: Sequence[float]) -> bytes:
             frame.pts, frame.time_base = last, TICK
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return made.getvalue()
+    return file.getvalue()
 
 
 def _jpeg(image: Image.Image) -> bytes:
-    made = io.BytesIO()
-    image.save(made, "JPEG", quality=QUALITY)
-    return made.getvalue()
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
 
 
 def _resized(frame: NDArray[np.uint8], height: int, width: int) -> Image.Image:
@@ -399,8 +399,8 @@ class Asking:
         self._answered = self._unanswered = 0
 
     def missing(self, items: Chunk) -> Chunk:
-        made, failed = self._made_before, self._failures
-        return [i for i in items if i.key not in made and i.key not in failed]
+        done, failed = self._made_before, self._failures
+        return [i for i in items if i.key not in done and i.key not in failed]
 
     def _work(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, bytes]]:
         """Yield the missing items of each chunk that this process claims, and its media."""
@@ -568,9 +568,9 @@ class Asking:
             await self._flush()
 
     async def _flush(self) -> None:
-        made, failed, self._made, self._failed = self._made, self._failed, [], []
-        if made or failed:
-            publish = partial(self._publish, made, failed)
+        done, failed, self._made, self._failed = self._made, self._failed, [], []
+        if done or failed:
+            publish = partial(self._publish, done, failed)
             # Shielded: a cancelled write would lose what it has not begun to store.
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, publish))
 

@@ -101,12 +101,14 @@ def chunked_prefill_matches(half: Half, inputs: Mapping[str, Any], features: Fea
         cut: dict[str, Any] = {
             "prefill_chunk_size": _within_an_image(half, inputs["input_ids"], features)
         }
-        whole, chunked = (generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut))
+        undivided, chunked = (
+            generate(half, inputs, features, **o, **_ONE_TOKEN) for o in ({}, cut)
+        )
     except Exception as error:  # a model family may raise any error on unsupported input
         if out_of_memory(error) or isinstance(error, NeedsWeights):
             raise
         return False
-    return relative_difference(_computed(whole), _computed(chunked)) <= tolerance(half.dtype)
+    return relative_difference(_computed(undivided), _computed(chunked)) <= tolerance(half.dtype)
 
 
 _ONE_TOKEN: dict[str, Any] = {
@@ -119,13 +121,13 @@ _ONE_TOKEN: dict[str, Any] = {
 def _like(features: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     """Return feature records of the same structure with `tokens` rows. Raises ValueError for
     records that `generate` does not split."""
-    made = {}
+    parts = {}
     for modality, record in features.items():
         if not set(record) <= CHUNKED_FIELDS or record.get("pooler_output") is None:
             raise ValueError("the features have fields that generate would drop")
         fields = {name: _resized(value, tokens) for name, value in record.items()}
-        made[modality] = make_record(type(record), fields)
-    return made
+        parts[modality] = make_record(type(record), fields)
+    return parts
 
 
 def _resized(value: Any, tokens: int) -> Any:

@@ -175,8 +175,8 @@ def _matchers(
 ) -> Iterator[tuple[int, llguidance.LLMatcher]]:
     """Return `count` matchers with their numbers, in an endless cycle."""
     grammar = grammar_of(schema)
-    made = (llguidance.LLMatcher(vocabulary.tokens, grammar, log_level=0) for _ in range(count))
-    return cycle(enumerate(made))
+    matchers = (llguidance.LLMatcher(vocabulary.tokens, grammar, log_level=0) for _ in range(count))
+    return cycle(enumerate(matchers))
 
 
 @lru_cache(maxsize=1)

@@ -142,10 +142,10 @@ class GenerateKwargs:
         does not, or if there is no room for a first token."""
         free = len(items) == 1 and items[0].to_context and not self.generation.schema
         check_context(half, inputs, self.limit, whole=whole and not free)
-        left = context_left(half, inputs) if free else None
-        if left is None or left >= self.limit:
+        room = context_left(half, inputs) if free else None
+        if room is None or room >= self.limit:
             return self
-        return GenerateKwargs(self.generation, left, self._stop, self._settings, self.request)
+        return GenerateKwargs(self.generation, room, self._stop, self._settings, self.request)
 
     def options(self, half: Half, processor: Processor, items: Items) -> dict[str, Any]:
         """Return the keyword arguments of `generate` for these items, in order."""
@@ -257,8 +257,10 @@ class SeededSampler(LogitsProcessor):
 
     def generators(self, device: torch.device) -> Sequence[torch.Generator]:
         if not self._generators:
-            made = (torch.Generator(device=device) for _ in self._seeds)
-            self._generators = [g.manual_seed(s) for g, s in zip(made, self._seeds, strict=True)]
+            generators_of_rows = (torch.Generator(device=device) for _ in self._seeds)
+            self._generators = [
+                g.manual_seed(s) for g, s in zip(generators_of_rows, self._seeds, strict=True)
+            ]
         return self._generators
 
 

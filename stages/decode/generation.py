@@ -110,8 +110,8 @@ class SamplingParams(OptionGroup):
         """Return whether tokens may be sampled. Settings of a checkpoint may ask for that."""
         if self.temperature == 0:
             return False
-        given = any(getattr(self, name) is not None for name in SAMPLING_FIELDS)
-        return given or self.sampling == CHECKPOINT
+        is_any = any(getattr(self, name) is not None for name in SAMPLING_FIELDS)
+        return is_any or self.sampling == CHECKPOINT
 
     @property
     def non_defaults(self) -> dict[str, Any]:

@@ -26,8 +26,8 @@ def check_context(
 ) -> None:
     """Raise ContextExceeded if the prompt and `new_tokens` more tokens exceed the context. Without
     `whole`, raise it only if there is no room for one more token."""
-    left = context_left(half, inputs)
-    if left is not None and (new_tokens if whole else 1) > left:
+    room = context_left(half, inputs)
+    if room is not None and (new_tokens if whole else 1) > room:
         context, read = context_tokens(half.config), int(inputs["input_ids"].shape[1])
         raise ContextExceeded(
             f"the prompt is too long: the model's context is {context:,} tokens, prompt and images "

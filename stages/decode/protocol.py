@@ -121,8 +121,8 @@ def by_chunk(batches: Sequence[Batch]) -> list[Batch]:
     by_features: dict[str, Batch] = {}
     for item in (item for batch in batches for item in batch):
         by_features.setdefault(item.features, []).append(item)
-    whole = [item for items in by_features.values() for item in items]
-    return rebatch([whole], max(map(len, batches), default=0))
+    ordered = [item for items in by_features.values() for item in items]
+    return rebatch([ordered], max(map(len, batches), default=0))
 
 
 def longest_first(batches: Sequence[Batch], previous_lengths: Mapping[str, int]) -> list[Batch]:

@@ -202,13 +202,13 @@ class ClientRun:
             del batches
             name, raised = resolve_engine(engine, map(_shorten_prompt, requests), faults)
             if name is not None:
-                return name, [[one for one in requests if one.item.key not in raised]]
+                return name, [[request for request in requests if request.item.key not in raised]]
         return None, []
 
     def _read(self, batches: list[list[Request[DecodeItem]]]) -> list[DecodeRequest]:
         """Return requests with their features. A failure is reported for one whose features are
         gone or damaged."""
-        return [read for batch in batches for one in batch for read in self._read_one(one)]
+        return [read for batch in batches for request in batch for read in self._read_one(request)]
 
     def _read_one(self, work: Request[DecodeItem]) -> Iterator[DecodeRequest]:
         item = work.item
@@ -444,8 +444,8 @@ class BatchRun:
         for batches in sent:
             self._features.refresh()
             self._heard.refresh()
-            self._carried = {one.item.key: one for batch in batches for one in batch}
-            items = [[one.item for one in batch] for batch in batches]
+            self._carried = {request.item.key: request for batch in batches for request in batch}
+            items = [[request.item for request in batch] for batch in batches]
             del batches  # a kept reference would keep its requests alive
             yield items
 
@@ -486,10 +486,10 @@ class BatchRun:
         self._missing |= {key for batch in batches for key in answers.missing(batch)}
         if spec.depends_on_batch:
             return batches
-        left = [[item for item in batch if self._is_missing(item)] for batch in batches]
+        missing = [[item for item in batch if self._is_missing(item)] for batch in batches]
         # So that processes on equal devices can share even a single batch, about evenly.
-        left = rebatch(left, -(-job.share.items // CLAIMS_PER_SHARE))
-        batches = longest_first(left, job.previous_lengths)
+        missing = rebatch(missing, -(-job.share.items // CLAIMS_PER_SHARE))
+        batches = longest_first(missing, job.previous_lengths)
         return by_chunk(batches) if spec.by_chunk or spec.gguf else batches
 
     def _is_missing(self, item: DecodeItem) -> bool:

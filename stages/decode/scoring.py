@@ -92,8 +92,8 @@ def forced_logits_stepwise(
     features = Features.of([row])
     options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
     options["logits_processor"] = [_Dictated(ids[0].tolist())]
-    made: Any = generate(half, inputs, features, max_new_tokens=ids.shape[1] + 1, **options)
-    return torch.stack(made.logits, dim=1)[0].float().cpu()
+    generated: Any = generate(half, inputs, features, max_new_tokens=ids.shape[1] + 1, **options)
+    return torch.stack(generated.logits, dim=1)[0].float().cpu()
 
 
 def is_bidirectional(half: Half, processor: Processor, caption: ForcedCaption) -> bool:

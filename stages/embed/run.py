@@ -127,11 +127,11 @@ def encode_parts(
     """Encode like `encode_batches`, but at most `max_parts` images of a row per pass."""
     rows = [row for batch in batches for row in batch]
     pieces = [_pieces(row, max_parts) for row in rows]
-    made = iter(encode_batches(half, [[piece] for row_pieces in pieces for piece in row_pieces]))
-    whole = iter(
-        [_joined(row, [next(made)[0] for _ in f]) for row, f in zip(rows, pieces, strict=True)]
+    encoded = iter(encode_batches(half, [[piece] for row_pieces in pieces for piece in row_pieces]))
+    whole_pictures = iter(
+        [_joined(row, [next(encoded)[0] for _ in f]) for row, f in zip(rows, pieces, strict=True)]
     )
-    return [[next(whole) for _ in batch] for batch in batches]
+    return [[next(whole_pictures) for _ in batch] for batch in batches]
 
 
 def _pieces(row: Prepared, max_parts: int) -> list[Prepared]:

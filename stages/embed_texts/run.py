@@ -46,8 +46,8 @@ def fit_logit_scale(
     scores = logits(half, inputs, probes).double().cpu()
     if not is_finite(scores):
         raise NotFinite("the scores of texts are NaN or infinite")
-    given = probes.to(half.dtype).double()
-    cosines = torch.cosine_similarity(given[:, None], texts[None], dim=2).flatten()
+    queries = probes.to(half.dtype).double()
+    cosines = torch.cosine_similarity(queries[:, None], texts[None], dim=2).flatten()
     table = torch.stack([cosines, torch.ones_like(cosines)], dim=1)
     values = scores.flatten()
     fitted = torch.linalg.lstsq(table, values[:, None]).solution[:, 0]
@@ -88,15 +88,15 @@ class TextReader:
         options: dict[str, Json] = {"padding": "max_length" if padded else True}
         if self.max_tokens:
             options |= {"truncation": True, "max_length": self.max_tokens}
-        made = self._processor(text=list(texts), return_tensors="pt", **options)
-        return {name: value for name, value in made.items() if value is not None}
+        tokenized = self._processor(text=list(texts), return_tensors="pt", **options)
+        return {name: value for name, value in tokenized.items() if value is not None}
 
     def cut(self, texts: Sequence[str]) -> list[int]:
         """Return the indexes of texts that are longer than the half's limit."""
         if not self.max_tokens:
             return []
-        whole = self._processor.tokenizer(list(texts), truncation=False)["input_ids"]
-        return [at for at, ids in enumerate(whole) if len(ids) > self.max_tokens]
+        untruncated = self._processor.tokenizer(list(texts), truncation=False)["input_ids"]
+        return [at for at, ids in enumerate(untruncated) if len(ids) > self.max_tokens]
 
     def _depends_on_padding(self, half: Half) -> bool:
         if not self.max_tokens:
@@ -154,13 +154,13 @@ class _TextEncoder:
         texts = [text for group in groups for text in group]
         faults = ItemFaults(STAGE, _refuse, min(len(texts), self._batch))
         oom_retry = OomRetry(self._report, lambda: self._compute(texts[:1]), faults)
-        made = [
+        parts = [
             vectors
             for batch in split_batch(texts, self._batch)
             for _, vectors in oom_retry.run_batch(batch, str, self._compute)
         ]
         faults.close()
-        if sum(map(len, made)) < len(texts):
+        if sum(map(len, parts)) < len(texts):
             raise CannotFit("a text does not fit into memory", hint="Shorten it; raise --memory")
         inputs = self._reader.inputs(texts[:FIT_TEXTS])
         try:
@@ -170,18 +170,18 @@ class _TextEncoder:
         except NotFinite as error:
             fault = not_finite(self._job)
             raise StageDied(fault.message, hint=fault.hint) from error
-        vectors = mean_directions(torch.cat(made), list(map(len, groups)))
+        vectors = mean_directions(torch.cat(parts), list(map(len, groups)))
         record = vector_record(key, vectors.numpy())
         cut = {"cut": self._reader.cut(texts), "tokens": self._reader.max_tokens}
         return replace(record, meta={**record.meta, "scale": scale, "bias": bias, **cut})
 
     def _compute(self, some: Sequence[str]) -> torch.Tensor:
-        made: torch.Tensor = self._half.call(
+        vectors: torch.Tensor = self._half.call(
             lambda model: text_vectors(model, self._reader.inputs(some))
         )
-        if not is_finite(made):
+        if not is_finite(vectors):
             raise not_finite(self._job)
-        return made.float().cpu()
+        return vectors.float().cpu()
 
 
 def _refuse(text: str, fault: ItemFault) -> None:

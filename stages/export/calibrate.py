@@ -194,15 +194,15 @@ class _HessianCollector:
         statistics, to which the first of them adds."""
         if number not in self._open:
             return
-        given: torch.Tensor = args[0] if args else kwargs["input"]
+        states: torch.Tensor = args[0] if args else kwargs["input"]
         self._given = [entry for entry in self._given if entry[0]() is not None]
-        same = next((stats for ref, stats in self._given if ref() is given), None)
+        same = next((stats for ref, stats in self._given if ref() is states), None)
         own = self._sums.get(path)
         if own is None:
-            own = self._sums[path] = same or self._new(path, given)
+            own = self._sums[path] = same or self._new(path, states)
         if own.owner == path:
-            own.add(given)
-            self._given.append((weakref.ref(given), own))
+            own.add(states)
+            self._given.append((weakref.ref(states), own))
         if own.owner == path or own is same:
             self._calls[path] += 1
 

@@ -155,9 +155,9 @@ def _loaded_as(
     stored = DTYPES[header.dtype]
     if path is None or not stored.is_floating_point:
         return stored
-    for pattern, kept in skeleton._get_dtype_plan(dtype).items():
+    for pattern, plan_dtype in skeleton._get_dtype_plan(dtype).items():
         if re.search(pattern.replace("*", ".*"), path):
-            return kept if isinstance(kept, torch.dtype) else stored
+            return plan_dtype if isinstance(plan_dtype, torch.dtype) else stored
     computed: torch.dtype = place.dtype
     return computed if computed.is_floating_point else stored
 

@@ -117,9 +117,9 @@ def run(fields: JobFields, report: EventReporter) -> None:
     job = parse_job(JudgeJob, fields)
     store, folder = open_store(job.store), Path(job.folder)
     features = RecordSet(store, "features", job.features_namespace)
-    left = [m for m in job.members if job.compared or not (folder / m.key).exists()]
-    report.total(len(left))
-    if not left:
+    members = [m for m in job.members if job.compared or not (folder / m.key).exists()]
+    report.total(len(members))
+    if not members:
         return
     source = ModelJob.of(replace(job.half, lockstep=True))
     processor, held, agreement = (
@@ -147,8 +147,8 @@ def run(fields: JobFields, report: EventReporter) -> None:
         return run_calls(half, [partial(forced, half, item) for item in items])
 
     ready: dict[Half, Callable[[Half, Processor, ForcedCaption], torch.Tensor]] = {}
-    for first in range(0, len(left), CAPTIONS_PER_PASS):
-        items = left[first : first + CAPTIONS_PER_PASS]
+    for first in range(0, len(members), CAPTIONS_PER_PASS):
+        items = members[first : first + CAPTIONS_PER_PASS]
         for item, logits in zip(items, held.call(partial(logits_of_all, items)), strict=True):
             path = folder / item.key
             if job.compared:

@@ -250,9 +250,9 @@ class Packed:
     def keep(self, name: str, rounded: Rounded, dtype: torch.dtype) -> None:
         """Write a quantized weight into the folder. Raises EnvironmentFault."""
         assert self._rounded is not None
-        made = tensors(name, rounded, dtype, self.bits)
+        stored = tensors(name, rounded, dtype, self.bits)
         with whole_file(self._rounded / name) as file:
-            file.write(save({key: value.cpu() for key, value in made.items()}))
+            file.write(save({key: value.cpu() for key, value in stored.items()}))
 
 
 QuantFormat = Nf4 | Int8 | Packed
@@ -287,20 +287,22 @@ def write_file(
 ) -> None:
     """Write one file. It appears only if `confirm` raises nothing. Raises EnvironmentFault."""
     stored = {tensor.name: tensor for tensor in plan.tensors}
-    made: dict[str, torch.Tensor] = {}
+    tensors_of_file: dict[str, torch.Tensor] = {}
     for spec in file.tensors:
         tensor = stored[spec.name]
         weight = read_tensor(tensor)
         if not tensor.module:
-            made[spec.name] = weight
+            tensors_of_file[spec.name] = weight
             continue
-        made.update(
+        tensors_of_file.update(
             form.tensors(spec.name, weight.mT.contiguous() if tensor.transposed else weight)
         )
-    specs = [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in made.items()]
+    specs = [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in tensors_of_file.items()]
     widest_first = sorted(specs, key=lambda tensor_spec: -tensor_spec.dtype.itemsize)
     exact = WeightShard(name=file.name, tensors=tuple(widest_first))
-    write_shard(folder, exact, lambda tensor_spec: tensor_chunks(made[tensor_spec.name]), confirm)
+    write_shard(
+        folder, exact, lambda tensor_spec: tensor_chunks(tensors_of_file[tensor_spec.name]), confirm
+    )
 
 
 def read_tensor(tensor: StoredTensor) -> torch.Tensor:
@@ -338,14 +340,14 @@ def export(job: ExportJob, report: EventReporter) -> None:
     small = small_files(source)
     files = files_of(plan, form, job.shard_bytes)
     with claimed(folder, {**job.recipe, "shard_bytes": job.shard_bytes}):
-        left = [file for file in files if not is_made(folder, file, plan, form)]
-        report.total(len(left))
-        report.note(files=len(files), there=len(files) - len(left), modules=len(plan.modules))
-        if not left and (folder / CONFIG).exists():
+        files_left = [file for file in files if not is_made(folder, file, plan, form)]
+        report.total(len(files_left))
+        report.note(files=len(files), there=len(files) - len(files_left), modules=len(plan.modules))
+        if not files_left and (folder / CONFIG).exists():
             return
-        check_room(folder, left, MORE_ROOM)
+        check_room(folder, files_left, MORE_ROOM)
         with keeping_files():
-            for file in left:
+            for file in files_left:
                 write_file(folder, file, plan, form, job.files.check)
                 report.answered(file.name, label=file.name)
             small[CONFIG] = stating_as_published(

@@ -89,8 +89,8 @@ def sound_of(
     path: Path, container: InputContainer, timeline: Timeline, track: int = 0
 ) -> Sound | None:
     """Return the sound of a video; None without such a track."""
-    there = len(container.streams.audio) >= max(1, track)
-    return Sound(path, container, timeline, track) if there else None
+    has_track = len(container.streams.audio) >= max(1, track)
+    return Sound(path, container, timeline, track) if has_track else None
 
 
 def part_of(
@@ -246,8 +246,8 @@ class SoundPart:
         for _, at, _, frames in self._decoded():
             for frame in frames:
                 frame.pts = None
-                for made in resampler.resample(frame):
-                    samples = cast(NDArray[np.float32], made.to_ndarray())
+                for resampled in resampler.resample(frame):
+                    samples = cast(NDArray[np.float32], resampled.to_ndarray())
                     yield at, samples
                     at += samples.shape[1]
 

@@ -321,8 +321,10 @@ def _clip(path: Path, *, sounds: bool) -> Iterator[OutputContainer]:
     """Open a clip for writing. Its sound, if it `sounds`, has an edit list, and its pictures have
     none. Raises OSError."""
     options = {} if sounds else {"use_editlist": "0"}
-    with open_media(half := path.with_suffix(".half"), "w", format="mp4", options=options) as made:
-        yield made
+    with open_media(
+        half := path.with_suffix(".half"), "w", format="mp4", options=options
+    ) as container:
+        yield container
     if sounds:
         drop_edit_list(half)
     os.replace(half, path)  # a finished clip of a killed run is taken over
@@ -396,12 +398,12 @@ def _tags(frame: VideoFrame) -> tuple[int, int]:
 
 def _cropped(frame: VideoFrame, height: int, width: int) -> VideoFrame:
     """Return a 4:2:0 frame without its last row or column, where their number is odd."""
-    made = VideoFrame(width, height, "yuv420p")
-    for plane, source in zip(made.planes, frame.planes, strict=True):
+    cropped = VideoFrame(width, height, "yuv420p")
+    for plane, source in zip(cropped.planes, frame.planes, strict=True):
         rows = np.frombuffer(cast(Any, source), np.uint8).reshape(-1, source.line_size)
         out = np.frombuffer(cast(Any, plane), np.uint8).reshape(-1, plane.line_size)
         out[: plane.height, : plane.width] = rows[: plane.height, : plane.width]
-    return made
+    return cropped
 
 
 DAMAGED, OTHER_TRACK = "damaged", "another sound track first"
@@ -424,11 +426,11 @@ def run(job_fields: JobFields, report: EventReporter) -> None:
             ):
                 for at, cut in enumerate(cuts):
                     try:
-                        made = source.make(at, folder / cut.name)
+                        cut_note = source.make(at, folder / cut.name)
                         check_unchanged(Path(path), cut.stamp)
                     except Exception as error:
-                        made = _failure(error, path, folder)
-                    report.note(**{cut.name: made})
+                        cut_note = _failure(error, path, folder)
+                    report.note(**{cut.name: cut_note})
                     report.answered(cut.name, label=source.path.name)
         except Exception as error:  # PyAV lets an IndexError or UnicodeDecodeError through as well
             failure = _failure(error, path, folder)
@@ -463,8 +465,8 @@ class _Source:
         why = (self._exact.differs() or DAMAGED * cut.damaged or other) if cut.whole else ""
         if cut.whole and not why and not cut.copied:
             return {"plain": True}
-        made = self._exact.cut(at, to, retimed=cut.retimed)
-        return {**made, "why": why, "plain": not why} if cut.whole else made
+        clip = self._exact.cut(at, to, retimed=cut.retimed)
+        return {**clip, "why": why, "plain": not why} if cut.whole else clip
 
     def close(self) -> None:
         if self._exact is not None:
@@ -480,14 +482,14 @@ def copy_picture(path: Path, to: Path, damaged: bool, *, always: bool) -> dict[s
         return outcome
     _, chunk = read_image(path)
     image, lossless = Image.fromarray(chunk.pixels[0]), is_lossless(path)
-    made = to.with_name(f"{to.name}.{'png' if lossless else 'jpg'}")
-    half = made.with_suffix(".half")
+    copy = to.with_name(f"{to.name}.{'png' if lossless else 'jpg'}")
+    half = copy.with_suffix(".half")
     if lossless:
         image.save(half, "PNG", compress_level=4)
     else:
         image.save(half, "JPEG", quality=QUALITY, subsampling="4:4:4")
-    half.replace(made)  # a finished copy of a killed run is taken over
-    return {**outcome, "file": made.name}
+    half.replace(copy)  # a finished copy of a killed run is taken over
+    return {**outcome, "file": copy.name}
 
 
 def _failure(error: Exception, path: str, folder: Path) -> dict[str, str]:

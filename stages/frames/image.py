@@ -131,11 +131,11 @@ def read_image(
             with open_regular(path) as file:
                 height, width, pixels, notes = _decode(path, file, formats, fit, max_pixels)
         except OSError as error:
-            whole = path.read_bytes()
-            if error.errno is not None or not whole.startswith(JPEG_START):
+            content = path.read_bytes()
+            if error.errno is not None or not content.startswith(JPEG_START):
                 raise
             # With an end marker appended, libjpeg fills the missing part with grey.
-            repaired = io.BytesIO(whole + JPEG_END)
+            repaired = io.BytesIO(content + JPEG_END)
             height, width, pixels, _ = _decode(path, repaired, formats, fit, max_pixels)
             notes = (TRUNCATED,)
     except Image.DecompressionBombError as error:

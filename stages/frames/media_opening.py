@@ -318,19 +318,19 @@ class PacketTimes:
             end = max(end, min(last, end + self._ahead) if self._resets else last)
         odd = np.empty(len(pts), dtype=np.bool_)
         for first in range(0, len(pts), BLOCK):
-            here = slice(first, first + BLOCK)
-            later = np.full(len(pts[here]), end)
+            block = slice(first, first + BLOCK)
+            later = np.full(len(pts[block]), end)
             reached = dts[first + REORDER_PACKETS : first + REORDER_PACKETS + len(later)]
             later[: len(reached)] = reached
-            odd[here] = (pts[here] > later + bound) | (pts[here] < dts[here] - bound)
+            odd[block] = (pts[block] > later + bound) | (pts[block] < dts[block] - bound)
         # If most are odd, the decoding clock is wrong instead.
         if not odd.any() or 2 * odd.sum() > len(odd):
             return frozenset()
         out = frozenset(ordinals[odd].tolist())
         self.pts = array("q", pts[~odd].tolist())
         self.last = (max(self.pts), self.last[1])
-        kept = [key for key in zip(*self.keys, strict=True) if key[2] not in out]
-        pts_, dts_, ordinals_ = zip(*kept, strict=True) if kept else ((), (), ())
+        keys_kept = [key for key in zip(*self.keys, strict=True) if key[2] not in out]
+        pts_, dts_, ordinals_ = zip(*keys_kept, strict=True) if keys_kept else ((), (), ())
         self.keys = (array("q", pts_), array("q", dts_), array("q", ordinals_))
         return out
 

@@ -37,9 +37,9 @@ def drop_edit_list(path: Path) -> None:
 def boxes(file: BinaryIO, end: int, containers: Mapping[bytes, int]) -> Iterator[tuple[bytes, int]]:
     """Yield the name of each box up to a place in the file, and the place of its content.
     `containers`: name of a box that holds others → bytes before the first of them."""
-    left = [(0, end)]  # not a recursion: a damaged file may hold a thousand in each other
-    while left:
-        begin, end = left.pop()
+    unread = [(0, end)]  # not a recursion: a damaged file may hold a thousand in each other
+    while unread:
+        begin, end = unread.pop()
         file.seek(begin)
         head = file.read(2 * HEADER_BYTES)
         if begin + HEADER_BYTES > end or len(head) < HEADER_BYTES:
@@ -52,9 +52,9 @@ def boxes(file: BinaryIO, end: int, containers: Mapping[bytes, int]) -> Iterator
         if size < content - begin:
             continue
         yield name, content
-        left.append((begin + size, end))
+        unread.append((begin + size, end))
         if name in containers:
-            left.append((content + containers[name], min(end, begin + size)))
+            unread.append((content + containers[name], min(end, begin + size)))
 
 
 def _read(file: BinaryIO, at: int, count: int) -> bytes:

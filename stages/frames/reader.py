@@ -356,13 +356,13 @@ def deinterlaced(
         if after is None:
             graph.push(None)
         for _ in range(len(fed) - (after is not None)):
-            whole = graph.vpull()
+            frame_out = graph.vpull()
     except av.error.FFmpegError as error:
         if isinstance(error, MemoryError):
             raise
         return frame
-    whole.pts, whole.time_base = frame.pts, clock
-    return whole
+    frame_out.pts, frame_out.time_base = frame.pts, clock
+    return frame_out
 
 
 def _alike(one: VideoFrame, other: VideoFrame) -> bool:
@@ -434,8 +434,8 @@ class Reader:
         if self._needs_neighbours:
             pts, self._around = self.timeline.pts, {}
             next_to = np.searchsorted(pts, ticks)[:, None] + np.arange(-1, 2)
-            known = pts[next_to.clip(0, len(pts) - 1)]
-            ticks = array("q", np.union1d(known, ticks).tolist())
+            times = pts[next_to.clip(0, len(pts) - 1)]
+            ticks = array("q", np.union1d(times, ticks).tolist())
         if self._requested:
             self._forget()
             self._group = None

@@ -175,17 +175,17 @@ class Cutting:
 
     def _cut_chunks(self, medium: FramesItem, video: "Video") -> None:
         plans = self._plans(medium, video)
-        known, missing = self._split(medium, video, plans)
+        chunks_there, missing = self._split(medium, video, plans)
         for chunk in video.chunks(missing, self._job.fit_video):
             self._store(medium, chunk)
-            known[chunk.index.index] = chunk.index
+            chunks_there[chunk.index.index] = chunk.index
             # Otherwise two chunks would be in memory while the next one is decoded.
             del chunk
             if self.stop.is_set():
                 return
         tried = {plan.index for plan in missing}
-        if all(plan.index in known or plan.index in tried for plan in plans):
-            self._end(medium, video, known)
+        if all(plan.index in chunks_there or plan.index in tried for plan in plans):
+            self._end(medium, video, chunks_there)
         else:  # frames of other chunks were deleted, and are not needed again
             self._answer([medium.digest])
 
@@ -213,15 +213,15 @@ class Cutting:
         sets = self.record_sets
         stored = takewhile(lambda at: sets.key(medium, at) in sets.frames, count())
         done = [self._known(medium, video, at) for at in stored]
-        known = {chunk.index: chunk for chunk in done}
+        by_index = {chunk.index: chunk for chunk in done}
         for chunk in video.shots(self._job.sampling, self._job.fit_video, after=done):
             self._set_item_count(medium, chunk.index.index + 1 - len(done))
             self._store(medium, chunk)
-            known[chunk.index.index] = chunk.index
+            by_index[chunk.index.index] = chunk.index
             del chunk
             if self.stop.is_set():
                 return
-        self._end(medium, video, known)
+        self._end(medium, video, by_index)
 
     def _set_item_count(self, medium: FramesItem, items: int) -> None:
         """Set the number of items of a medium, and report the new total."""
@@ -257,16 +257,16 @@ class Cutting:
         self, medium: FramesItem, video: "Video", plans: Sequence["ChunkPlan"]
     ) -> tuple[dict[int, ChunkIndex], list["ChunkPlan"]]:
         """Return stored chunks by index, recalled in `video`, and the plans of missing ones."""
-        known: dict[int, ChunkIndex] = {}
+        by_index: dict[int, ChunkIndex] = {}
         missing = []
         chosen = None if medium.chunk_indexes is None else frozenset(medium.chunk_indexes)
         for plan in plans:
             if self.record_sets.key(medium, plan.index) in self.record_sets.frames:
-                known[plan.index] = self._known(medium, video, plan.index)
+                by_index[plan.index] = self._known(medium, video, plan.index)
             elif chosen is None or plan.index in chosen:
                 missing.append(plan)
         self._set_item_count(medium, len(missing))
-        return known, missing
+        return by_index, missing
 
     def _known(self, medium: FramesItem, video: "Video", at: int) -> ChunkIndex:
         """Return a stored chunk, and recall it in `video`."""

@@ -107,11 +107,11 @@ class FrameDescriptor:
         padded[..., SPREAD + BINS :] = padded[..., SPREAD + BINS - 1 : SPREAD + BINS]
         spread = padded[..., SPREAD:] - padded[..., :-SPREAD]
         spread /= np.maximum(padded[..., -1:] * SPREAD, 1)
-        whole = counts[0].sum(axis=0)
+        histogram = counts[0].sum(axis=0)
         return FrameFeatures(
             blocks=spread,
-            brightness=float(whole @ LEVELS) / planes[0].size,
-            is_black=bool(whole[BLACK:].sum() <= (1 - BLACK_SHARE) * planes[0].size),
+            brightness=float(histogram @ LEVELS) / planes[0].size,
+            is_black=bool(histogram[BLACK:].sum() <= (1 - BLACK_SHARE) * planes[0].size),
         )
 
     def _planes(self, frame: VideoFrame) -> list[NDArray[np.uint8]]:
@@ -196,17 +196,17 @@ class CutFinder:
         return self._stays(at) if self._stands_out(at) else self._fades_in(at)
 
     def _stands_out(self, at: int) -> bool:
-        here = self._seen[at]
+        frame = self._seen[at]
         around = [
             other.step
             for i, other in enumerate(self._seen)
-            if i not in (0, at) and abs(other.seconds - here.seconds) <= NEAR_SECONDS
+            if i not in (0, at) and abs(other.seconds - frame.seconds) <= NEAR_SECONDS
         ]
         usual = math.fsum(around) / max(1, len(around))
-        if here.step < MIN_DISTANCE + MOTION_FACTOR * usual:
+        if frame.step < MIN_DISTANCE + MOTION_FACTOR * usual:
             return False
         # In most blocks, and not only where an object has appeared or disappeared.
-        changes = _changes(self._seen[at - 1].features, here.features)
+        changes = _changes(self._seen[at - 1].features, frame.features)
         return float(np.median(changes, axis=1).max()) >= MIN_BLOCK_CHANGE
 
     def _stays(self, at: int) -> bool:

@@ -136,10 +136,10 @@ class Timeline:
         """
         if self.announced_seconds is None or self.counted:
             return self
-        left = self.announced_seconds - self.since_first(int(self.pts[-1]))
-        if left <= 0 or self.duration - self.announced_seconds <= SHORT_SECONDS:
+        seconds_left = self.announced_seconds - self.since_first(int(self.pts[-1]))
+        if seconds_left <= 0 or self.duration - self.announced_seconds <= SHORT_SECONDS:
             return self
-        return replace(self, last_ticks=max(1, round(left / self.time_base)))
+        return replace(self, last_ticks=max(1, round(seconds_left / self.time_base)))
 
     def starting_at(self, ticks: int) -> "Timeline":
         """Return the timeline without the frames before the first decodable one."""
@@ -194,10 +194,10 @@ class ChunkPlan:
 
 def chunk_count(duration: float, frame_count: int, chunk_seconds: float) -> int:
     """Return how many chunks cover `duration` seconds; a last sliver is not a separate chunk."""
-    whole = max(1, math.ceil((duration - ROUNDING_SECONDS) / chunk_seconds))
+    chunks = max(1, math.ceil((duration - ROUNDING_SECONDS) / chunk_seconds))
     sliver = min(SLIVER_FRAMES * duration / frame_count, chunk_seconds / 2)
-    rest = duration - (whole - 1) * chunk_seconds
-    return whole - 1 if whole > 1 and rest <= sliver else whole
+    rest = duration - (chunks - 1) * chunk_seconds
+    return chunks - 1 if chunks > 1 and rest <= sliver else chunks
 
 
 def constant_rate(timeline: Timeline, stream: VideoStream) -> Fraction | None:

@@ -65,9 +65,9 @@ class Video:
             return plan_chunks(timeline, sampling, borders)
         shots = parts_between(timeline, borders)
         if sampling.shots:
-            one = Sampling(chunk_seconds=WHOLE_SECONDS, shots=True, frames=1, max_frames=1)
+            one_frame = Sampling(chunk_seconds=WHOLE_SECONDS, shots=True, frames=1, max_frames=1)
             converter = FrameConverter(self._reader.first_frame, (1, 1))
-            cutter = ShotCutter(self._reader, one, converter)
+            cutter = ShotCutter(self._reader, one_frame, converter)
             shots = [(s.plan.start, s.plan.end) for s in cutter.shots(0, timeline.offset)]
             self._reader.passed_over = False
         return plan_clips(timeline, sampling, self._reader.rate, shots)

@@ -128,7 +128,7 @@ class MetaMemoryCounter:
         base, base_32 = self.bytes, self.bytes_32
         self._base, self._rises = base, []
         self.reset_peak()
-        made = compute()
+        computed = compute()
         rises = (*self._rises, (self.peak - base, -1))
         use = MemoryUse(
             rises=rises,
@@ -141,7 +141,7 @@ class MetaMemoryCounter:
         self.peak, self.peak_32, self.inside, self.flops = peak, peak_32, inside, flops
         self._base, self._rises = 0, []
         self._rise(use, base, base_32)
-        return made, use
+        return computed, use
 
     def repeat(self, use: MemoryUse, make: Callable[[], T]) -> T:
         """Return the result of `make`, counted with the memory use of an identical layer."""
@@ -305,9 +305,9 @@ class RepeatedLayers:
         caches: list[Any] = []
         try:
             with _disable_current_modes():
-                given = _known((compute.args, compute.keywords), caches)
+                inputs = _known((compute.args, compute.keywords), caches)
                 place = _place(layer, caches)
-                key = (kind, given, _known(vars(place), []) if place is not None else None)
+                key = (kind, inputs, _known(vars(place), []) if place is not None else None)
         except UnidentifiedValue:
             return compute()
         known = self.calls.get(key)
@@ -315,19 +315,19 @@ class RepeatedLayers:
             return live.repeat(known.use, lambda: _repeated(known, place, live))
         held = _sizes(vars(place)) if place is not None else (0, 0)
         before = live.bytes - held[0], live.bytes_32 - held[1]
-        made, use = live.measure(compute)
+        outputs, use = live.measure(compute)
         with _disable_current_modes(), contextlib.suppress(UnidentifiedValue):
             after = vars(place) if place is not None else {}
-            if given != _known((compute.args, compute.keywords), []):
+            if inputs != _known((compute.args, compute.keywords), []):
                 raise UnidentifiedValue
-            grown = [a + b for a, b in zip(_sizes(made), _sizes(after), strict=True)]
+            grown = [a + b for a, b in zip(_sizes(outputs), _sizes(after), strict=True)]
             if grown != [live.bytes - before[0], live.bytes_32 - before[1]]:
                 raise UnidentifiedValue  # it holds other tensors, or returns its input
-            call = Call(use=use, made=_form(made), place=_form(after))
+            call = Call(use=use, made=_form(outputs), place=_form(after))
             same = known is not None and (known.use, known.made) == (call.use, call.made)
             call.confirmed = same and repr(known and known.place) == repr(call.place)
             self.calls[key] = call
-        return made
+        return outputs
 
 
 def _repeated(call: Call, place: Any, live: MetaMemoryCounter) -> Any:
@@ -335,9 +335,9 @@ def _repeated(call: Call, place: Any, live: MetaMemoryCounter) -> Any:
         if place is not None:
             vars(place).update(_made(call.place))
             live.hold(*vars(place).values())
-        made = _made(call.made)
-        live.hold(made)
-        return made
+        outputs = _made(call.made)
+        live.hold(outputs)
+        return outputs
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, Hashable]]:
@@ -428,15 +428,15 @@ def _made(form: Any) -> Any:
 
 
 def _empty(form: Form) -> torch.Tensor:
-    whole = torch.empty(form.numbers, dtype=form.dtype, device=META)
-    return whole.as_strided(form.shape, form.stride, form.offset)
+    storage = torch.empty(form.numbers, dtype=form.dtype, device=META)
+    return storage.as_strided(form.shape, form.stride, form.offset)
 
 
 def _sizes(value: Any) -> tuple[int, int]:
     """Return the bytes of the tensors inside a value, as they are and in 32 bit."""
-    size = whole = 0
+    size = size_32 = 0
     for tensor in tensors(value):
         held = tensor.untyped_storage().nbytes()
         size += held
-        whole += _size_32(tensor, held)
-    return size, whole
+        size_32 += _size_32(tensor, held)
+    return size, size_32

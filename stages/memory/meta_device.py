@@ -161,9 +161,9 @@ def _make(func: Any, args: Any, kwargs: Any) -> Any:
     """Create a tensor from numbers. A large floating-point tensor gets no data."""
     if torch.device(kwargs.get("device") or "cpu") != META:
         return func(*args, **kwargs)
-    made = func(*args, **kwargs)
-    if made.is_floating_point() and made.numel() > SMALL:
-        return made
+    created = func(*args, **kwargs)
+    if created.is_floating_point() and created.numel() > SMALL:
+        return created
     return func(*args, **{**kwargs, "device": "cpu"})
 
 
@@ -198,17 +198,17 @@ def _mixed(func: Any, args: Any, kwargs: Any) -> Any:
     if schema.is_mutable and not isinstance(out, list | tuple):
         OUTLINES[key] = IN_PLACE if schema.arguments[0].is_write else None
         return args[0] if schema.arguments[0].is_write else out
-    made = list(tensors(out))
-    given = {t.untyped_storage()._cdata for t in tensors(args, kwargs) if t.is_meta}
-    if key is not None and not any(t.untyped_storage()._cdata in given for t in made):
+    outputs = list(tensors(out))
+    storages = {t.untyped_storage()._cdata for t in tensors(args, kwargs) if t.is_meta}
+    if key is not None and not any(t.untyped_storage()._cdata in storages for t in outputs):
         OUTLINES[key] = outline(out)
     return changed(_with_data, out)
 
 
 def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
-    made = func(*args, **{**kwargs, "device": META})
-    if made.is_floating_point() and made.numel() > SMALL:
-        return made
+    shaped = func(*args, **{**kwargs, "device": META})
+    if shaped.is_floating_point() and shaped.numel() > SMALL:
+        return shaped
     like = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
     return func(like, *args[1:], **{**kwargs, "device": "cpu"})
 
@@ -272,8 +272,8 @@ def _fused(
     """Select fused attention, without the matrix of all weights, if the shapes allow it."""
     fits = query.ndim == 4 and query.shape[-1] == key.shape[-1] == value.shape[-1]
     if not (fits and query.is_meta):
-        given = (query, key, value, attn_mask, dropout_p, is_causal)
-        return MATH_ATTENTION, given, {"scale": scale, "enable_gqa": enable_gqa}
+        arguments = (query, key, value, attn_mask, dropout_p, is_causal)
+        return MATH_ATTENTION, arguments, {"scale": scale, "enable_gqa": enable_gqa}
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=META)
     return FUSED, (query, key, value, 0.0, is_causal), {"attn_mask": attn_mask, "scale": scale}

@@ -243,15 +243,17 @@ class OomRetry:
             some = cut[:count]
             if cut[count:]:
                 waiting.append(cut[count:])
-            one = len(some) == 1
-            made, message, fault = ([], None, None) if one else try_items(partial(compute, some))
-            if one or fault is not None:
+            is_one = len(some) == 1
+            results, message, fault = (
+                ([], None, None) if is_one else try_items(partial(compute, some))
+            )
+            if is_one or fault is not None:
                 for batch in some:
                     yield from self.run_batch(batch, key, lambda piece: compute([piece])[0])
                 continue
             if message is None:
                 self.note_success()
-                yield from zip(some, made.pop(), strict=True)
+                yield from zip(some, results.pop(), strict=True)
                 continue
             largest, failed = max(map(len, some)), sum(map(len, some))
             self._size, self._block = next_sizes(largest, failed)
@@ -274,7 +276,7 @@ class OomRetry:
             if 0 < self._size < len(piece):
                 waiting += split_batch(piece, self._size)[::-1]
                 continue
-            made, message, fault = try_items(partial(compute, piece))
+            results, message, fault = try_items(partial(compute, piece))
             if fault is not None:
                 if len(piece) > 1:
                     waiting += split_batch(piece, 1)[::-1]
@@ -283,7 +285,7 @@ class OomRetry:
                 continue
             if message is None:
                 self.note_success()
-                yield piece, made.pop()
+                yield piece, results.pop()
                 continue
             if len(piece) > 1:
                 self._size = smaller(len(piece))

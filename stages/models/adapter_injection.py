@@ -44,14 +44,14 @@ def adapted(half: Half, folder: Path, modules: Mapping[str, str]) -> Half:
     inject_adapter_in_model(config, module_of(half), NAME)
     # Cast before the values are set; otherwise they would be rounded to the half's dtype.
     cast_adapter_dtype(module_of(half), NAME)
-    left = {name for name, _ in half.named_parameters() if ".lora_" in name}
+    missing = {name for name, _ in half.named_parameters() if ".lora_" in name}
     for tensors in _in_groups(adapter, modules):
         result: Any = set_peft_model_state_dict(half, tensors, NAME)
-        left ^= {f"{name.removesuffix('.weight')}.{NAME}.weight" for name in tensors}
-        left |= {*result.unexpected_keys}
-    if left:
+        missing ^= {f"{name.removesuffix('.weight')}.{NAME}.weight" for name in tensors}
+        missing |= {*result.unexpected_keys}
+    if missing:
         raise EnvironmentFault(
-            f"PEFT finds no place for {len(left)} tensors of {folder}, such as {min(left)}",
+            f"PEFT finds no place for {len(missing)} tensors of {folder}, such as {min(missing)}",
             hint=MERGE_FIRST,
         )
     for path, of in adapter.low_rank.items():

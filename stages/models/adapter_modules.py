@@ -160,28 +160,28 @@ def read_adapter(folder: Path) -> LoraAdapter:
     metadata = read_metadata(path)
     stated = metadata.get(FIELD)
     matrices: dict[str, dict[str, str]] = {}
-    whole: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for name, place in places.items():
         bare = WRAPPERS.sub("", name.removeprefix(PREFIX))
         match = LOW_RANK.fullmatch(bare)
         if place.dtype not in FLOATS or ("lora_" in bare and match is None):
             raise _more_than_lora(folder, f"holds {name} ({place.dtype})")
         if match is None:
-            whole[bare] = name
+            modules[bare] = name
         else:
             side = (match["embedding"] or "") + match["side"]
             matrices.setdefault(match["path"], {})[side] = name
     low_rank = {p: _low_rank(folder, settings, p, of, places) for p, of in matrices.items()}
-    if not (low_rank or whole):
+    if not (low_rank or modules):
         raise UsageError(f"{path} contains no tensors", hint=COPY_HINT)
-    _check_saved(folder, settings, whole)
+    _check_saved(folder, settings, modules)
     return LoraAdapter(
         folder=folder,
         base=str(settings.get("base_model_name_or_path") or ""),
         transposed=bool(settings.get("fan_in_fan_out")),
         places=places,
         low_rank=low_rank,
-        whole=whole,
+        whole=modules,
         as_published=None if stated is None else stated == AS_PUBLISHED,
         base_digest=metadata.get(BASE, ""),
     )

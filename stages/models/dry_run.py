@@ -238,14 +238,14 @@ def text_costs(
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         live = MetaMemoryCounter(_weights(skeleton))
         with on_meta_device(live.computed), repeated.layers(skeleton, live):
-            made = text_vectors(as_half(skeleton), without_data(inputs))
+            vectors = text_vectors(as_half(skeleton), without_data(inputs))
         yield BatchCost(
             kind="image",
             rows=rows,
             units=length,
             peak_bytes=live.peak,
             peak_bytes_32=live.peak_32,
-            kept_bytes=made.nbytes,
+            kept_bytes=vectors.nbytes,
             flops=live.flops,
         )
 
@@ -398,8 +398,8 @@ def _encoders(
 def _stored_width(kind: MediaKind, row: Prepared, encoded: Iterable[BatchCost]) -> float:
     """Return the numbers that are stored for each placeholder of a row alone; 0 if unknown."""
     units = _units(row)
-    kept = (c.kept_bytes for c in encoded if (c.kind, c.rows, c.units) == (kind, 1, units))
-    return next(kept, 0) / ITEM_BYTES / row.count.tokens if row.count.tokens else 0.0
+    widths = (c.kept_bytes for c in encoded if (c.kind, c.rows, c.units) == (kind, 1, units))
+    return next(widths, 0) / ITEM_BYTES / row.count.tokens if row.count.tokens else 0.0
 
 
 def _decoders(
@@ -442,8 +442,11 @@ def _decoder_inputs(
     some, many = (max(1, round(tokens / per_word)) for tokens in TOKENS)
     # Rows of different lengths, because the mask of a padded batch needs memory.
     batches = [(WORD_COUNTS[0],), (some,), (many,), (some, WORD_COUNTS[0]), (many, some)]
-    made = [inputs_of(*message) for message in batches]
-    return {(len(w), _tokens(i)): i for w, i in reversed(list(zip(batches, made, strict=True)))}
+    inputs_of_prompts = [inputs_of(*message) for message in batches]
+    return {
+        (len(w), _tokens(i)): i
+        for w, i in reversed(list(zip(batches, inputs_of_prompts, strict=True)))
+    }
 
 
 def _features(

@@ -200,10 +200,10 @@ def undivided(skeleton: "PreTrainedModel", headers: list[Header]) -> dict[Part, 
     nothing = PartProfile(shards=(), tensors=(), parameters=0, stored_bytes=0)
     layers, weights = _stored(skeleton, headers)
     _refuse_other_tensors(skeleton, headers, weights)
-    whole = _part_profile(skeleton, "whole", weights, layers)
+    profile = _part_profile(skeleton, "whole", weights, layers)
     return {
         "vision": nothing,
-        "language": replace(whole, adaptable=tuple(_adaptable(skeleton, weights))),
+        "language": replace(profile, adaptable=tuple(_adaptable(skeleton, weights))),
     }
 
 

@@ -91,17 +91,22 @@ def _structure(folder: Path, state: str, define: Callable[[], Structure]) -> lis
     """Return the cached structure for files in this state. If there is none, make and store it."""
     name = f"{digest_of(str(folder))[:16]}.json"
     cached = read_kept(machine_cache() / "imports" / name, FORMAT) or {}
-    made = cached.get("structure")
-    if cached.get("state") == state and cached.get("digest") == digest_of(made):
-        return list(made or ())
-    made = [
+    structure = cached.get("structure")
+    if cached.get("state") == state and cached.get("digest") == digest_of(structure):
+        return list(structure or ())
+    structure = [
         [sorted(needed), {module: sorted(names) for module, names in modules.items()}]
         for needed, modules in define().items()
     ]
     with contextlib.suppress(PenstockError):  # a full disk
-        cached = {"format": FORMAT, "state": state, "digest": digest_of(made), "structure": made}
+        cached = {
+            "format": FORMAT,
+            "state": state,
+            "digest": digest_of(structure),
+            "structure": structure,
+        }
         write_json(machine_cache() / "imports" / name, cached)
-    return made
+    return structure
 
 
 def _files(folder: Path | str) -> Iterator[list[str | int]]:
@@ -281,8 +286,8 @@ def _install_lazy(name: str) -> None:
 def _spec_of(name: str) -> ModuleSpec | None:
     """Return the specification of a module without importing its parents; None: not installed."""
     path, spec = None, None
-    for whole in itertools.accumulate(name.split("."), "{}.{}".format):
-        if (spec := PathFinder.find_spec(whole, path)) is None:
+    for parent in itertools.accumulate(name.split("."), "{}.{}".format):
+        if (spec := PathFinder.find_spec(parent, path)) is None:
             return None
         path = spec.submodule_search_locations
     return spec

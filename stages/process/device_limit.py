@@ -73,11 +73,11 @@ def limit_device(device: str, budget: int, dtype: str) -> DeviceLimit:
 
 def context_bytes(device: str, dtype: str) -> int:
     """Create this process's GPU context and return the memory that the driver takes for it."""
-    pid, before, there = os.getpid(), device_used_bytes(device), device_holders(device)
+    pid, before, holders = os.getpid(), device_used_bytes(device), device_holders(device)
     reserved = warm_up(device, dtype)
     risen = device_used_bytes(device) - before - reserved
     listed = device_holders(device).get(pid, 0) - reserved
-    if pid not in there and 0 < listed < risen - SLACK_BYTES:
+    if pid not in holders and 0 < listed < risen - SLACK_BYTES:
         return listed  # another process, such as a resident half, allocated meanwhile
     # In a container the driver may list this process id for a process of the host. The listed
     # figure is then wrong.

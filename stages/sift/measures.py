@@ -282,9 +282,9 @@ def _moved(now: Points, then: Points) -> Points:
         block = area_weights(size, FLOW_BLOCKS // times)
         a, b, c, p, q = block @ (points[[0, 1, 0, 0, 1]] * points[[0, 1, 1, 2, 2]]) @ block.T
         a, b = a + FLOW_NOISE, b + FLOW_NOISE
-        here = np.stack([b * p - c * q, a * q - c * p]) / ((a * b - c * c) * size)
-        here = here.repeat(times, 1).repeat(times, 2)
-        moved = np.where(np.hypot(*moved) * size <= 2, here, moved)
+        places = np.stack([b * p - c * q, a * q - c * p]) / ((a * b - c * c) * size)
+        places = places.repeat(times, 1).repeat(times, 2)
+        moved = np.where(np.hypot(*moved) * size <= 2, places, moved)
     return moved
 
 

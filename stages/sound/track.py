@@ -120,10 +120,10 @@ class MonoResampler:
             yield from self._zeros(self.rate)
             yield from self._mixed()
             self.at += steps * self._step
-            left = steps * self._out_step
-            while left:
-                yield self._next(np.zeros(min(left, BLOCK), np.float32))
-                left -= min(left, BLOCK)
+            samples_left = steps * self._out_step
+            while samples_left:
+                yield self._next(np.zeros(min(samples_left, BLOCK), np.float32))
+                samples_left -= min(samples_left, BLOCK)
             count -= self.rate + steps * self._step
         yield from self._zeros(count)
 

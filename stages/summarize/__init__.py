@@ -35,8 +35,8 @@ class TimedText(NamedTuple):
 
 def clock(seconds: float) -> str:
     """Return a time as `05:30`, or `1:05:30` from an hour on."""
-    whole = int(seconds)
-    hours, rest = divmod(whole, HOUR)
+    total = int(seconds)
+    hours, rest = divmod(total, HOUR)
     minutes, left = divmod(rest, MINUTE)
     return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes:02d}:{left:02d}"
 

@@ -118,17 +118,17 @@ class Summarizer:
             cut += shortened
             groups = self._group(timed)
             last = len(groups) == 1
-            made, nodes = [], []
+            summaries, nodes = [], []
             for group in groups:
                 group_texts = timed[group.start : group.stop]
                 node = get_node(*self._node_of(group_texts, last=last))
                 nodes.append(node)
                 text = self._text_of(node)
                 unfinished = unfinished or text is None
-                made.append(TimedText(group_texts[0].start, group_texts[-1].end, text or ""))
+                summaries.append(TimedText(group_texts[0].start, group_texts[-1].end, text or ""))
             tokens += sum(node.tokens for node in nodes)
             levels.append([len(group) for group in groups])
-            chapters, timed = chapters or made, made
+            chapters, timed = chapters or summaries, summaries
             if last:
                 break
         return Summary(
@@ -202,8 +202,8 @@ class Summarizer:
                 text = text.replace(word, "")
             short = timed_text._replace(text=text)
             while (over := len(self._ids(f"{short.line}\n")) - self._room // 2) > 0 and short.text:
-                kept = self._ids(short.text)[: -over or None]
-                short = short._replace(text=self._decoded(kept, short.text))
+                ids = self._ids(short.text)[: -over or None]
+                short = short._replace(text=self._decoded(ids, short.text))
             cut += short.text != text
             fitted.append(short)
         return fitted, cut

@@ -116,12 +116,12 @@ class TagGraph:
                 f"{'x'.join(map(str, made.shape))} numbers for {job.rows} pictures",
                 hint="Name the tag file of this graph, or another output",
             )
-        given: Probabilities = made[: len(squares)].astype(np.float32)
+        probabilities: Probabilities = made[: len(squares)].astype(np.float32)
         if job.taken.activation == "sigmoid":
             with np.errstate(over="ignore"):
-                given = np.reciprocal(1 + np.exp(-given))
-            return given
-        numbers = given[~np.isnan(given)]
+                probabilities = np.reciprocal(1 + np.exp(-probabilities))
+            return probabilities
+        numbers = probabilities[~np.isnan(probabilities)]
         low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
         if low < -ROUNDING or high > 1 + ROUNDING:
             raise UsageError(
@@ -129,7 +129,7 @@ class TagGraph:
                 f"{low:.3g} to {high:.3g}, which are no probabilities",
                 hint='Set activation = "sigmoid" if these are logits, or index to another output',
             )
-        return given.clip(0, 1)
+        return probabilities.clip(0, 1)
 
 
 class Tagging:

@@ -237,8 +237,8 @@ class BucketStore:
         body, listed = self._bucket.get(name, offset, length)
         self._known[name] = listed = _plain(listed)
         if offset == 0:
-            whole = len(body) == listed.size
-            self._copies.add(name, listed.version + ("" if whole else HEAD), body)
+            is_whole = len(body) == listed.size
+            self._copies.add(name, listed.version + ("" if is_whole else HEAD), body)
         return body
 
     def headers(self, names: Sequence[str], extent: Extent) -> Iterator[tuple[str, bytes]]:

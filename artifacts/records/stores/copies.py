@@ -76,17 +76,17 @@ class CopyRoom:
         with contextlib.suppress(OSError):
             disk = shutil.disk_usage(self._folder)
             limit = disk.total // SHARE if self._limit is None else self._limit
-            there = sorted(self._list_copies())
-            left = sum(size for _, size, _ in there) + coming
-            limit = min(limit, left - coming + disk.free - SPARE_BYTES)
-            if left <= limit:
+            copies = sorted(self._list_copies())
+            total = sum(size for _, size, _ in copies) + coming
+            limit = min(limit, total - coming + disk.free - SPARE_BYTES)
+            if total <= limit:
                 return
-            for _, size, path in there:
-                if left <= limit * KEEP:
+            for _, size, path in copies:
+                if total <= limit * KEEP:
                     return
                 with contextlib.suppress(OSError):
                     self._remove(path)
-                    left -= size
+                    total -= size
 
 
 class Copies:
@@ -104,8 +104,8 @@ class Copies:
         path = self._path(name, version)
         try:
             with open(path, "rb") as file:
-                there = os.fstat(file.fileno()).st_size - offset
-                want = max(0, there if length is None else min(length, there))
+                available = os.fstat(file.fileno()).st_size - offset
+                want = max(0, available if length is None else min(length, available))
                 file.seek(offset)
                 content = file.read(want)
             with contextlib.suppress(OSError):

@@ -130,8 +130,8 @@ class FolderStore:
         sweep_left_behind(self._root)
 
     def free_bytes(self) -> int:
-        there = next(filter(Path.exists, (self._root, *self._root.parents)))
-        return shutil.disk_usage(there).free
+        existing = next(filter(Path.exists, (self._root, *self._root.parents)))
+        return shutil.disk_usage(existing).free
 
     def _is_part(self, entry: os.DirEntry[str]) -> bool:
         """Return whether a folder is one of the store; round in circles, a link would lead for

@@ -17,10 +17,10 @@ def convert_command(given: argparse.Namespace) -> int:
     source, folder = folder_named(given.source, "source"), folder_named(given.folder, "folder")
     job = ConvertJob(source=str(source), folder=str(folder), dtype=given.dtype)
     result = convert(job, Display())
-    there = f", {result.there} of them from before" if result.there else ""
+    before = f", {result.there} of them from before" if result.there else ""
     print_lines(
         f"{folder}: {counted(result.tensors, 'tensor')}, {size(result.data_bytes)}, "
-        f"in {counted(result.shards, 'file')}{there}; use it with --model {folder}"
+        f"in {counted(result.shards, 'file')}{before}; use it with --model {folder}"
     )
     return 0
 

@@ -79,10 +79,10 @@ def memory_of_comparing(
 def rungs_of_judging(model: Model, config: RunOptions, device: str, stage: str) -> list[Rung]:
     """Return the rungs for one prompt in the best precision: all layers loaded, or loaded one by
     one, which does not change results."""
-    whole = Rung(stage=stage, batch=1, precision=model.best("language").precision)
+    rung = Rung(stage=stage, batch=1, precision=model.best("language").precision)
     in_few_bits = model.profile.language.stored_as or model.profile.route == "joint"
     resident = in_few_bits or config.groups.adapter.adapter  # PEFT replaces layers
-    return [whole] if resident else [whole, replace(whole, offload=True)]
+    return [rung] if resident else [rung, replace(rung, offload=True)]
 
 
 def memory_of_judging(

@@ -64,7 +64,7 @@ def samples_of(
     """Return chunks that have all records of the original model, spread over the media. Raises
     UsageError if there are fewer than `min_count`."""
     last = job.pipeline[-1]
-    kept = job.ledger[last.writes]
+    records = job.ledger[last.writes]
     kinds = [kind for kind in ("features", last.writes) if kind in job.ledger.variant.of]
     tasks = [
         task
@@ -86,7 +86,7 @@ def samples_of(
     step = max(1, len(tasks) // max_count)
     captions = last.uses_token_limit
     return [
-        ExportSample(task, kept.meta(task[last.writes])["caption"] if captions else "")
+        ExportSample(task, records.meta(task[last.writes])["caption"] if captions else "")
         for task in tasks[::step][:max_count]
     ]
 

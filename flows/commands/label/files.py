@@ -156,8 +156,8 @@ class LabelsWritten(RunEnd):
 
     def to_json(self) -> dict[str, Json]:
         names = ("pictures", "labelled", "given", "labels")
-        made = {name: getattr(self, name) for name in names}
-        return self.outcome({**made, "warnings": list(self.notes())})
+        fields_by_name = {name: getattr(self, name) for name in names}
+        return self.outcome({**fields_by_name, "warnings": list(self.notes())})
 
     def row(self) -> dict[str, Json]:
         counts = {"files": self.files, "pictures": self.pictures, "labelled": self.labelled}

@@ -360,9 +360,9 @@ def _tagged_chunks(
     job: Job, context: LabelContext, tags: TagsOfGraph, chunks: Iterator[FileTask]
 ) -> Iterator[LabelledChunk]:
     """Yield the tags of chunks, one by one: a chunk may have a million probabilities."""
-    kept = job.ledger[STAGE.writes]
+    records = job.ledger[STAGE.writes]
     for file, task in chunks:
-        scores = probabilities_in(kept.read(task[STAGE.writes]))[:, tags.places]
+        scores = probabilities_in(records.read(task[STAGE.writes]))[:, tags.places]
         passed, zeros = context.rules.passed(scores), np.zeros(scores.shape, np.intp)
         part = Pooled(best=scores, whole=scores, at=zeros)
         index = index_of(job, task)

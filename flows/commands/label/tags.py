@@ -71,8 +71,8 @@ def tag_spans(context: LabelContext, chunks: Sequence[LabelledChunk]) -> Iterato
     probable first. Tags of single frames come and go."""
     for chunk in chunks:
         mean = chunk.scores.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
-        given = np.flatnonzero(context.rules.passed(mean)[0])
-        ranked = given[np.argsort(-mean[0, given], kind="stable")]
+        passed = np.flatnonzero(context.rules.passed(mean)[0])
+        ranked = passed[np.argsort(-mean[0, passed], kind="stable")]
         tags = tuple(dict.fromkeys(context.described[at][0] for at in ranked.tolist()))
         if tags:
             yield Span(start=chunk.task.chunk.start, end=chunk.task.chunk.end, labels=tags)

@@ -108,7 +108,9 @@ class Learned:
         if not self.round.accepted:
             return f"{line}{inexact}"
         changed = counted(self.round.captions, "caption")
-        kept = f"all decisions kept in {self.out}, {self.round.carried} of them under new words"
-        return f"{line}, {self.round.changed} of {changed} changed, {kept}{inexact}"
+        kept_note = (
+            f"all decisions kept in {self.out}, {self.round.carried} of them under new words"
+        )
+        return f"{line}, {self.round.changed} of {changed} changed, {kept_note}{inexact}"
 
     __repr__ = line

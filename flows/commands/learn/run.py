@@ -388,13 +388,13 @@ def preview(
     check_training_packages(config)
     out = folder_named(config.out, "out")
     run, rounds = own_rounds(config, run, out)
-    left = left_round(out, rounds)
-    round_ = left or choose(config, run, out, rounds, dry=True)
+    unfinished = left_round(out, rounds)
+    round_ = unfinished or choose(config, run, out, rounds, dry=True)
     if round_ is None:
         return [f"nothing new to learn since round {rounds[-1].round}"], None, []
     folder = round_folder(out, round_.round) / ADAPTER / RUN
     tuning = run.tuning(config, folder, caption_tokens(round_))
-    return _lines(round_, is_begun=left is not None), tuning, to_train_on(round_.examples)
+    return _lines(round_, is_begun=unfinished is not None), tuning, to_train_on(round_.examples)
 
 
 def _lines(round_: Round, *, is_begun: bool) -> list[str]:

@@ -121,9 +121,9 @@ def add_labels(media: Iterable[PageMedium], labelled: Iterable[PageMedium]) -> N
 
 def _medium(entry: MediaRow, lines: Sequence[LabelRow], folder: Path) -> PageMedium:
     medium, still = shown_medium(entry, folder), all(line.time is None for line in lines)
-    given = [scored for line in lines for scored in line.given]
-    medium["labels"] = [[one.label, one.score, one.box] for one in given] if still else []
-    rows = [(0.0, 0.0, ", ".join(one.label for one in given))] if still else _stretches(lines)
+    labels = [scored for line in lines for scored in line.given]
+    medium["labels"] = [[one.label, one.score, one.box] for one in labels] if still else []
+    rows = [(0.0, 0.0, ", ".join(one.label for one in labels))] if still else _stretches(lines)
     medium["captions"] = [[*stretch, 0] for stretch in rows]
     return medium
 

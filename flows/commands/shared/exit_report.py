@@ -94,10 +94,10 @@ def report_crash(error: BaseException) -> int:
     """Print an unexpected error, write its traceback to a file, and return the exit code."""
     message = " ".join(f"{type(error).__name__}: {error}".split())[:SHOWN]
     try:
-        kept = f"its traceback is in {_write_traceback(error)}; report it with that file"
+        place = f"its traceback is in {_write_traceback(error)}; report it with that file"
     except Exception:  # print the error even if nothing can be written
-        kept = "its traceback could not be written; report the error with the command"
-    print_error(f"unexpected error: {redacted(message)}; {kept}")
+        place = "its traceback could not be written; report the error with the command"
+    print_error(f"unexpected error: {redacted(message)}; {place}")
     return CRASHED
 
 

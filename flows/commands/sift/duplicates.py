@@ -78,9 +78,9 @@ def _by_bands(ones: Hashes, others: Hashes, distance: int) -> Iterator[Pairs]:
         for bits in turned:
             wanted = own ^ bits
             for start in range(0, len(ones), BLOCK):  # with the others of their bucket
-                here = wanted[start : start + BLOCK]
-                low, count = bounds[here], bounds[here + 1] - bounds[here]
-                one = np.repeat(np.arange(start, start + len(here)), count)
+                block = wanted[start : start + BLOCK]
+                low, count = bounds[block], bounds[block + 1] - bounds[block]
+                one = np.repeat(np.arange(start, start + len(block)), count)
                 offset = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count)
                 other = order[np.repeat(low, count) + offset]
                 near = np.bitwise_count(ones[one] ^ others[other]) <= distance
@@ -334,13 +334,13 @@ def _confirmed(looks: Stored, pairs: Pairs, mirrored: bool) -> NDArray[np.bool_]
         left = np.flatnonzero(~(alike | turned) | is_plain)
         for whole, cropped in ((one, other), (other, one)):
             parts[left] |= _is_part(cropped.at(left), whole.at(left))
-        here = same | turned | parts
-        for at in np.flatnonzero(is_plain & here):
+        is_pair = same | turned | parts
+        for at in np.flatnonzero(is_plain & is_pair):
             a, b = (looks[number] for number in part[at])
-            here[at] = same_detail(a, b, cropped=bool(parts[at])) or bool(
+            is_pair[at] = same_detail(a, b, cropped=bool(parts[at])) or bool(
                 turned[at] and same_detail(a, b, mirrored=True)
             )
-        confirmed[start : start + BATCH] = here
+        confirmed[start : start + BATCH] = is_pair
     return confirmed
 
 

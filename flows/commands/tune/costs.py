@@ -56,7 +56,7 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     for settings in free_settings(model, config, "language"):
         if settings.kv or (candidates and settings.precision != FOUR_BIT):
             continue
-        whole = Rung(
+        rung = Rung(
             stage=stage,
             batch=1,
             precision=settings.precision,
@@ -65,9 +65,9 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
             recompute=options.recompute,
             optimizer=options.optimizer,
         )
-        candidates += [replace(whole, batch=size) for size in sizes(config.batch_size)]
+        candidates += [replace(rung, batch=size) for size in sizes(config.batch_size)]
         if not options.scored_only:
-            recomputed = replace(whole, recompute=True)
+            recomputed = replace(rung, recompute=True)
             candidates.append(recomputed)
             if is_installed(QUANTIZER):
                 candidates.append(replace(recomputed, optimizer=ADAMW8))

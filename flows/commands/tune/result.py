@@ -175,8 +175,8 @@ class TrainingFound:
 
 def training_in(out: Path) -> TrainingFound | None:
     """Return the training in a folder; None for any other folder. Raises EnvironmentFault."""
-    run, made = out / RUN, (out / RECORD).is_file()
+    run, is_finished = out / RUN, (out / RECORD).is_file()
     begun = (run / RUN_RECORD).is_file() and (run / "logs" / f"{STAGE.name}.log").exists()
-    if (out / RUN_RECORD).exists() or not (made or begun):
+    if (out / RUN_RECORD).exists() or not (is_finished or begun):
         return None
-    return TrainingFound(run=run, tuned=tuned_in(out) if made else None)
+    return TrainingFound(run=run, tuned=tuned_in(out) if is_finished else None)

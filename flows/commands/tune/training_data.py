@@ -429,20 +429,24 @@ def _reviewed(
             f"{path.name} lacks corrections from {path.with_name(EDITS)}",
             hint=how_to_write(path.parent),
         )
-    left = [(at, row) for at, row in rows if row.get("review") != REJECTED]
-    if rows and not left:
+    not_rejected = [(at, row) for at, row in rows if row.get("review") != REJECTED]
+    if rows and not not_rejected:
         raise UsageError(f"{path}: every caption was rejected", hint="Accept or correct some")
     origins = Origins()
     contents = origins.contents(origins.run_of(path.parent))
-    examples = made = [_example(row, at, path, contents, origins) for at, row in left]
+    examples = read_examples = [
+        _example(row, at, path, contents, origins) for at, row in not_rejected
+    ]
     if store is not None:
-        examples = with_handwritten_texts(made, rows, path, store, announce)
+        examples = with_handwritten_texts(read_examples, rows, path, store, announce)
     # A corrected caption has the model's as `original`.
-    accepted = [row.get("review") == ACCEPTED or bool(row.get("original")) for _, row in left]
+    accepted = [
+        row.get("review") == ACCEPTED or bool(row.get("original")) for _, row in not_rejected
+    ]
     if any(accepted):
-        by_hand = [one is not other for one, other in zip(examples, made, strict=True)]
-        kept = zip(examples, accepted, by_hand, strict=True)
-        examples = [e for e, is_accepted, is_by_hand in kept if is_accepted or is_by_hand]
+        by_hand = [one is not other for one, other in zip(examples, read_examples, strict=True)]
+        reviewed = zip(examples, accepted, by_hand, strict=True)
+        examples = [e for e, is_accepted, is_by_hand in reviewed if is_accepted or is_by_hand]
     if len(examples) < len(rows):
         which = "accepted" if any(accepted) else "not rejected"
         announce(f"training on {len(examples):,} of {counted(len(rows), 'caption')}: those {which}")
@@ -475,9 +479,9 @@ def _media_with_texts(
     records, of_folder = None if store is None else TextRecords(store), cache(fixed_text_of)
     origins, others, bare = Origins(), list[str](), list[str]()
     for path in sorted(folder.rglob("*")):
-        known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-        texts = [t for t in text_paths(path) if known and t.is_file() and not is_blank(t)]
-        is_shown = known and not any(map(is_hidden, path.relative_to(folder).parts))
+        is_medium = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        texts = [t for t in text_paths(path) if is_medium and t.is_file() and not is_blank(t)]
+        is_shown = is_medium and not any(map(is_hidden, path.relative_to(folder).parts))
         bare += [path.name] * (is_shown and not texts and path.is_file())
         for beside in texts:
             if why := link_out(beside, folder):
@@ -625,10 +629,12 @@ def split(
     if share and len(order) > 1:
         count = min(max(1, count), len(order) - 1)
     held = set(order[:count])
-    kept = [example for example, medium in zip(examples, media, strict=True) if medium not in held]
-    if not kept:
+    training = [
+        example for example, medium in zip(examples, media, strict=True) if medium not in held
+    ]
+    if not training:
         raise UsageError(
             f"too few captions ({len(examples)}): none is left to train on",
             hint="Give more captions, or --validate 0",
         )
-    return kept, [e for e, medium in zip(examples, media, strict=True) if medium in held]
+    return training, [e for e, medium in zip(examples, media, strict=True) if medium in held]

@@ -159,8 +159,8 @@ class StageProgress:
             text += f"  {pace(rate)}"
             if self._pace.is_steady(now):
                 text += f"  {about}{self._time_left((total - self.done) / rate)}"
-        for name, (made, _) in [*self._beside.items()]:
-            text += f"  {VERBS.get(name, name)} {made}"
+        for name, (done, _) in [*self._beside.items()]:
+            text += f"  {VERBS.get(name, name)} {done}"
         return text
 
     def _time_left(self, of_stage: float) -> str:
@@ -248,8 +248,8 @@ class Display:
         """Begin a stage."""
         with self._lock:
             self.close()
-            made, since = self._beside.pop(start.name, (0, time.monotonic()))
-            stage = self._stage = StageProgress(start, made, since, self._beside)
+            done, since = self._beside.pop(start.name, (0, time.monotonic()))
+            stage = self._stage = StageProgress(start, done, since, self._beside)
             self._mode.show(stage.step())
             event = {"stage": start.name, "total": start.total, "done": stage.done}
             self._mode.event({"event": "stage", **event})
@@ -283,8 +283,8 @@ class Display:
             for _ in event.keys:
                 self._mode.event({"event": "item", "stage": name, "label": event.label})
             if (stage := self._named(name)) is None:
-                made, since = self._beside.get(name, (0, time.monotonic()))
-                self._beside[name] = made + len(event.keys), since
+                done, since = self._beside.get(name, (0, time.monotonic()))
+                self._beside[name] = done + len(event.keys), since
                 return
             stage.count(len(event.keys))
             self._mode.advance(stage.step())

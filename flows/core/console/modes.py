@@ -354,10 +354,10 @@ def progress_on(to: IO[str]) -> "Progress":
         markup=False,
         emoji=False,
     )
-    whole = Column(no_wrap=True, overflow="ellipsis")
+    column = Column(no_wrap=True, overflow="ellipsis")
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False, table_column=whole),
+        TextColumn("{task.description}", markup=False, table_column=column),
         BarColumn(bar_width=None),
         ComputedColumn(table_column=Column(no_wrap=True)),
         console=console,

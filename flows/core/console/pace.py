@@ -61,8 +61,8 @@ class Pace:
 
     def is_steady(self, now: float) -> bool:
         """Return whether enough was made for an estimate of the time left."""
-        seconds, made = now - self._begun, self._groups[-1].made if self._groups else 0
-        return seconds >= (STEADY_SECONDS if made >= STEADY_ITEMS else SLOW_SECONDS)
+        seconds, done = now - self._begun, self._groups[-1].made if self._groups else 0
+        return seconds >= (STEADY_SECONDS if done >= STEADY_ITEMS else SLOW_SECONDS)
 
     def _complete(self, newest: ItemGroup) -> float:
         """Return the rate up to the end of a group. The first group includes warm-up, so it is left

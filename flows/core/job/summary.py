@@ -248,8 +248,8 @@ def _context(job: Job) -> str:
     effect of a known context depends on the length of the files."""
     videos = any(f.medium.kind == "video" for f in job.files)
     note = context_note(job.model, job.config) if videos else ""
-    known = job.model.profile.context_tokens > 0
-    return ("" if known else note) if note else _unseen(job)
+    is_known = job.model.profile.context_tokens > 0
+    return ("" if is_known else note) if note else _unseen(job)
 
 
 def _as_published(job: Job) -> str:

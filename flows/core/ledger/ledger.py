@@ -169,10 +169,10 @@ class Ledger:
     def has(self, task: Task, stage: StageSpec) -> bool:
         """Return whether a task no longer needs a stage. Either the stage's record exists, or those
         of all stages that read it; it may then be deleted."""
-        made = stage.writes
-        if made not in task.keys or task[made] in self[made]:
+        kind = stage.writes
+        if kind not in task.keys or task[kind] in self[kind]:
             return True
-        readers = [reader for reader in self.stages_of(task) if made in reader.reads]
+        readers = [reader for reader in self.stages_of(task) if kind in reader.reads]
         return bool(readers) and all(self.has(task, reader) for reader in readers)
 
     def is_done(self, task: Task) -> bool:
@@ -223,10 +223,10 @@ class Ledger:
     def _caption(self, task: Task) -> str | None:
         """Return the caption of a chunk, for the prompt of the next one. Return an empty string for
         a failed chunk, and None while the caption is unknown."""
-        made = self[self.pipeline[-1].writes]
+        captions = self[self.pipeline[-1].writes]
         key = task[self.pipeline[-1].writes]
-        if not task.awaits_previous and key in made:
-            return answer_of(made.meta(key), opened=self._opens_reasoning) or ""
+        if not task.awaits_previous and key in captions:
+            return answer_of(captions.meta(key), opened=self._opens_reasoning) or ""
         return "" if not task.awaits_previous and self.has_failed(task) else None
 
     def _task(self, medium: Medium, chunk: ChunkIndex, previous: str | None) -> Task:
@@ -306,10 +306,10 @@ def waves_of(
 ) -> list[list[Medium]]:
     """Divide the media into waves of these `lengths`, or as an earlier run recorded: always with
     `as_recorded`, else if they are about as many. The first division is recorded if `records`."""
-    key, made = digest_of([[m.digest, m.prompt] for m in media]), ledger.records.waves
-    if records and key not in made:
-        made.publish([Record(key=key, meta={"lengths": list(lengths)})])
-    recorded: Sequence[int] = made.meta(key)["lengths"] if key in made else lengths
+    key, waves = digest_of([[m.digest, m.prompt] for m in media]), ledger.records.waves
+    if records and key not in waves:
+        waves.publish([Record(key=key, meta={"lengths": list(lengths)})])
+    recorded: Sequence[int] = waves.meta(key)["lengths"] if key in waves else lengths
     few, many = sorted((len(recorded), len(lengths)))
     left = iter(media)
     chosen = recorded if as_recorded or many <= MOST_RATIO * few else lengths
@@ -372,13 +372,13 @@ def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) ->
         for key in sorted(ledger.records.waves.keys() - prompts.keys())
     )
     others = [meta["asked"] for meta in known if "asked" in meta][:MAX_OTHER_PROMPTS]
-    made, lengths = ledger[stage.writes], {}
+    records, lengths = ledger[stage.writes], {}
     for task in tasks if others else ():
         for prompt in others:
             medium = replace(task.medium, prompt=prompt)
             key = task_of(medium, task.whole, task.variant, task.previous)[stage.writes]
-            if key in made:
-                lengths[task[stage.writes]] = int(made.meta(key)["tokens"])
+            if key in records:
+                lengths[task[stage.writes]] = int(records.meta(key)["tokens"])
                 break
     return lengths
 
@@ -403,11 +403,11 @@ def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None
     """Download the files of these parts, unless they are local. Raises PenstockError."""
     if not parts:
         return
-    whole = model.shards(parts) == model.shards(model.profile.parts)
+    is_whole = model.shards(parts) == model.shards(model.profile.parts)
     fetch(
         model.checkpoint,
         model.shards(parts),
-        what="" if whole else f"the {next(iter(parts))} half of ",
+        what="" if is_whole else f"the {next(iter(parts))} half of ",
         announce=display.print_line,
         progress=display.fetched,
     )

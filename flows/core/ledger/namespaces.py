@@ -96,8 +96,8 @@ class Variants(tuple[Variant, ...]):
     def unheard(self, own: Variant) -> Variant:
         """Return the variant that makes captions without sound, and otherwise as this one."""
         precision = {p: of for p, of in own.precision.items() if p != hear.STAGE.part}
-        made = (precision, own.engine)
-        return next(v for v in self if not v.hears and (v.precision, v.engine) == made)
+        wanted = (precision, own.engine)
+        return next(v for v in self if not v.hears and (v.precision, v.engine) == wanted)
 
     def answering(self, own: Variant) -> list[Variant]:
         """Return a variant, then those that differ from it at most in the engine and in how inputs

@@ -290,8 +290,8 @@ def _live_notes_on(job_leases: "BucketLeases", but: str) -> Iterator[Mapping[str
         if name == but:
             continue
         note = read_note(job_leases.read(name))
-        here = note["system"] and note["system"] == system()
-        if age > LEASE_SECONDS or (here and not is_alive(note["pid"])):
+        is_here = note["system"] and note["system"] == system()
+        if age > LEASE_SECONDS or (is_here and not is_alive(note["pid"])):
             job_leases.expire(name)
         elif note["namespaces"]:
             yield note

@@ -233,9 +233,9 @@ def _folders(
     """Yield the folder and those below it that are not hidden, in order, each with all that it
     holds. A folder that a link leads back to is entered once."""
     entered = set()
-    left = [""]
-    while left:  # not os.walk, which recurses for each subfolder
-        relative = left.pop()
+    folders_left = [""]
+    while folders_left:  # not os.walk, which recurses for each subfolder
+        relative = folders_left.pop()
         place = os.path.join(folder, relative)
         try:
             stat = os.stat(place)
@@ -255,7 +255,7 @@ def _folders(
                 unread(FileNotFoundError(errno.ENOENT, LEADS_NOWHERE, link.path))
         yield relative, members
         folders = [e.name for e in reversed(members) if not is_hidden(e.name) and is_folder(e)]
-        left += (os.path.join(relative, name) for name in folders)
+        folders_left += (os.path.join(relative, name) for name in folders)
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:

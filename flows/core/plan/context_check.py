@@ -195,10 +195,10 @@ def _size_notes(
     width). Prompt and answer only affect the suggested number of pixels."""
     profile = model.beside_sound(config)
     bound = frame_bound(profile, config)
-    known = [(bound.of(size), count, size) for count, size in chunks] if bound else []
+    sizes = [(bound.of(size), count, size) for count, size in chunks] if bound else []
     cut = [
         (max_frames, count, size)
-        for max_frames, count, size in known
+        for max_frames, count, size in sizes
         if max_frames and max_frames < count
     ]
     if not cut:
@@ -207,12 +207,12 @@ def _size_notes(
     context = f"its context of {model.profile.context_tokens:,} tokens"
     context += " beside the sound" if profile != model.profile else ""
     hint = "shorter chunks (--chunk) show more"
-    left = (
+    room = (
         profile.context_tokens
         - text_token_count(model, config, count, prompt)
         - config.groups.engine.max_new_tokens
     )
-    frame_tokens = min(frame_room(profile), left) / encoder_frames(profile, "video", count)
+    frame_tokens = min(frame_room(profile), room) / encoder_frames(profile, "video", count)
     if pixels := _fitting_pixels(profile, (height, width), frame_tokens):
         hint = f"--max-pixels {pixels} shows them all"
     frames = f"{counted(max_frames, 'frame')} of {width}x{height}"

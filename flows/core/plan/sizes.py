@@ -182,8 +182,8 @@ def tile_count(job: Job, medium: Medium, stored: tuple[int, int]) -> int:
 
 def _encoded(job: Job, medium: Medium) -> bool:
     """Return whether all features of a medium are stored, so that it needs no frames on disk."""
-    tasks, made = job.ledger.tasks([medium]), encoder_of(job.pipeline).writes
-    return bool(tasks) and all(task[made] in job.ledger[made] for task in tasks)
+    tasks, kind = job.ledger.tasks([medium]), encoder_of(job.pipeline).writes
+    return bool(tasks) and all(task[kind] in job.ledger[kind] for task in tasks)
 
 
 def frame_counts(

@@ -66,19 +66,19 @@ class StoreLimit:
         read = {kind for stage in job.pipeline for kind in stage.reads}
         self._stays = {*self._kinds} - read
         """Kinds that this run reads in the end."""
-        kept, free, indexes = self._look(())
+        bytes_by_kind, free, indexes = self._look(())
         packed = sum(pack.stat.size for pack in free)
-        self._now = kept.total() + packed + sum(indexes.values())
+        self._now = bytes_by_kind.total() + packed + sum(indexes.values())
         """Bytes of the store now."""
         needs = {medium: self._needs(medium) for medium in job.media}
-        whole = {m: self._stored(m) + going for m, (going, _) in needs.items()}
-        there = kept.total()
+        needed = {m: self._stored(m) + going for m, (going, _) in needs.items()}
+        stored = bytes_by_kind.total()
         # What does not fit alone is not made, so that its small records take no room of the others.
-        alone = {m.digest for m, of in whole.items() if of and there + needs[m][1] + of > limit}
-        self._staying = there + sum(n for m, (_, n) in needs.items() if m.digest not in alone)
+        alone = {m.digest for m, of in needed.items() if of and stored + needs[m][1] + of > limit}
+        self._staying = stored + sum(n for m, (_, n) in needs.items() if m.digest not in alone)
         """Bytes that stay until the run ends."""
-        kept[TO_BE_MADE] += sum(stays for _, stays in needs.values())
-        self._base = kept
+        bytes_by_kind[TO_BE_MADE] += sum(stays for _, stays in needs.values())
+        self._base = bytes_by_kind
         """The same by kind, if all media are made."""
         self.room = max(1, limit - self._staying)
         """Bytes of a wave beside them."""
@@ -86,12 +86,12 @@ class StoreLimit:
         """Maximum bytes of a wave of several media: the next one is cut beside it."""
         self._too_large = {
             m.digest: of
-            for m, of in whole.items()
+            for m, of in needed.items()
             if of and (m.digest in alone or self._staying + of > limit)
         }
         """Content digest of what needs more than there is room → its bytes until it is done."""
         fitting = [medium for medium in job.media if not self._is_too_large(medium)]
-        self._fits_any = any(whole[medium] for medium in fitting)
+        self._fits_any = any(needed[medium] for medium in fitting)
         stored: dict[tuple[str, str], int] = {}
         for medium in fitting:
             stored |= self._keys_to_read(medium)
@@ -122,9 +122,9 @@ class StoreLimit:
         text = f"at most {size(self.bytes)}, {size(self._now)} stored now"
         if not (largest := max((sum(map(self._whole, wave)) for wave in waves), default=0)):
             return f"{text}; nothing is left to encode, and nothing is deleted"
-        kept = size(self._staying)
+        kept_bytes = size(self._staying)
         goes = "; what others no longer need goes first" if self.is_short else ""
-        return f"{text}; {kept} stay, and a wave takes up to {size(largest)} beside it{goes}"
+        return f"{text}; {kept_bytes} stay, and a wave takes up to {size(largest)} beside it{goes}"
 
     def notes(self) -> list[str]:
         """Return notes on what the limit costs, if it costs anything."""
@@ -158,28 +158,28 @@ class StoreLimit:
     def make_room(self, waves: Sequence[list[Medium]]) -> bool:
         """Delete packs until the first of these waves fits, which are left to be made. Return
         whether the next one fits beside it. Raises CannotFit, EnvironmentFault."""
-        kept, free, indexes = self._look(waves[0])
+        bytes_by_kind, free, indexes = self._look(waves[0])
         following = [(at, wave) for at, wave in enumerate(waves)][::-1]
         later = {pack: at for at, wave in following for pack in self._packs_to_read(wave)}
         free.sort(key=lambda pack: later.get(pack.name, math.inf), reverse=True)
         sizes = [sum(sum(self._needs(medium)) for medium in wave) for wave in waves[:2]]
         read = sum(pack.stat.size for pack in free if pack.name in later)
-        needed, both = sizes[0], kept.total() + read + sum(sizes) <= self.bytes
+        needed, both = sizes[0], bytes_by_kind.total() + read + sum(sizes) <= self.bytes
         most = self.bytes - (sum(sizes) if both else needed)
-        total = kept.total() + sum(pack.stat.size for pack in free)
+        total = bytes_by_kind.total() + sum(pack.stat.size for pack in free)
         for name in indexes if total + sum(indexes.values()) > most else ():
             (self._job.store.local / name).unlink(missing_ok=True)
         for pack in free:
             if total <= most:
                 break
             if pack.is_used_again(self._job.store):
-                kept[pack.kind] += pack.stat.size
+                bytes_by_kind[pack.kind] += pack.stat.size
             else:
                 self._job.store.delete(pack.name)
                 total -= pack.stat.size
         self._ledger.refresh()
         if total + needed > self.bytes:
-            raise self._too_small(kept, needed)
+            raise self._too_small(bytes_by_kind, needed)
         return both and total <= most
 
     def _is_too_large(self, medium: Medium) -> bool:
@@ -195,8 +195,8 @@ class StoreLimit:
             *(job.namespaces for job in others_of(self._job, self._lease))
         )
         own = namespaces_of(self._job)
-        kept = self._packs_to_read(wave) | self._packs_of_run(elsewhere)
-        large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in kept)
+        names = self._packs_to_read(wave) | self._packs_of_run(elsewhere)
+        large = (pack for pack in packs(stored) if pack.kind in LARGE and pack.name not in names)
         free = [pack for pack in large if pack.namespace not in elsewhere - own]
         kept_bytes, goes = Counter[str](), {pack.name for pack in free}
         sizes = sizes_in(store, stored)
@@ -231,8 +231,8 @@ class StoreLimit:
         """Return the kinds of a chunk's records that are yet to be read to make its last one."""
         if self._ledger.has_failed(task):
             return frozenset()
-        left = [s for s in self._ledger.stages_of(task) if not self._ledger.has(task, s)]
-        return {kind for stage in left for kind in stage.reads if kind in task.keys}
+        stages = [s for s in self._ledger.stages_of(task) if not self._ledger.has(task, s)]
+        return {kind for stage in stages for kind in stage.reads if kind in task.keys}
 
     def _keys_to_read(self, medium: Medium) -> dict[tuple[str, str], int]:
         """Return the bytes of the stored records that a medium has yet to read, by kind and key:

@@ -203,9 +203,9 @@ def overhead_terms(
         measured = conditions.context_bytes != CONTEXT_BYTES
         reason = Reason.CONTEXT_MEASURED if measured else Reason.CONTEXT
         yield Term.of("context", conditions.context_bytes, reason)
-    here = on_host(conditions.device)
-    yield replace(prefetch, part=here)
-    yield Term.of(here, libraries, Reason.LIBRARIES)
+    host_part = on_host(conditions.device)
+    yield replace(prefetch, part=host_part)
+    yield Term.of(host_part, libraries, Reason.LIBRARIES)
 
 
 def prefetch_of(workload: Workload, rows: int, batch_bytes: int, contents: str) -> Term:

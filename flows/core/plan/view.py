@@ -82,7 +82,7 @@ def figures(plan: Plan) -> dict[str, Any]:
 
 def _job_figures(plan: Plan, job: Job) -> dict[str, Any]:
     expected = plan.expected
-    known = job.ledger.tasks(job.media)
+    tasks = job.ledger.tasks(job.media)
     waves, line = planned_waves(job, expected, plan.limit)
     frames = {
         (m.digest, m.prompt): e.frame_bytes
@@ -107,8 +107,8 @@ def _job_figures(plan: Plan, job: Job) -> dict[str, Any]:
         "chunks": sum(e.chunks for e in expected if not e.reuses_features),
         "frames": sum(e.frames for e in expected),
         "frame_bytes_at_once": max(of_frames, default=0),
-        "feature_bytes": (kept := sum(e.feature_bytes for e in expected)),
-        "packed_feature_bytes": _packed(job.model, kept),
+        "feature_bytes": (feature_bytes := sum(e.feature_bytes for e in expected)),
+        "packed_feature_bytes": _packed(job.model, feature_bytes),
         "waves": len(waves),
         "in_waves": line,
         "max_store": plan.limit.line(waves) if plan.limit else "",
@@ -116,7 +116,7 @@ def _job_figures(plan: Plan, job: Job) -> dict[str, Any]:
         "clip_bytes": round(clips * CLIP_BYTES),
         "weights_read": job.model.read,
         "done": {
-            stage.writes: len(keys_of(known, stage.writes) & job.ledger[stage.writes].keys())
+            stage.writes: len(keys_of(tasks, stage.writes) & job.ledger[stage.writes].keys())
             for stage in job.pipeline[1:]
         },
     }
@@ -207,8 +207,8 @@ def memory_lines(plan: Plan) -> Iterator[str]:
     budget = plan.budget
     rows = [_row(stage, choice.chosen) for stage, choice in plan.stage_plans.items()]
     is_small = budget.bytes < GIB / 10
-    given = gib(budget.bytes) if is_small else f"{budget.bytes / GIB:.2f}"
-    rows.append(("allowed", *[""] * len(ON_DEVICE), given, ""))
+    budget_text = gib(budget.bytes) if is_small else f"{budget.bytes / GIB:.2f}"
+    rows.append(("allowed", *[""] * len(ON_DEVICE), budget_text, ""))
     yield from table_lines(COLUMNS, rows, right=COLUMNS[1:-1], indent=2)
     yield f"limit       {_limit_why(plan)}"
     if shares := plan.together:

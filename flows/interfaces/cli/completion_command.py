@@ -22,15 +22,15 @@ def completion_command(given: argparse.Namespace) -> int:
     """Print the script of a shell, and return 0."""
     from artifacts.disk.paths import machine_cache
 
-    kept, head = machine_cache() / f"completion.{given.shell}", f"# {_state()}\n"
-    script = _read(kept)
+    cached, head = machine_cache() / f"completion.{given.shell}", f"# {_state()}\n"
+    script = _read(cached)
     if not script.startswith(head):
         import shtab
 
         from flows.commands.shared.parser import parser
 
         script = head + shtab.complete(parser(), given.shell)
-        _keep(kept, script)
+        _keep(cached, script)
     print(script.removeprefix(head))
     return 0
 

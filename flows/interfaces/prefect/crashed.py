@@ -110,7 +110,7 @@ def close_crashed(flow_run: UUID) -> None:
 def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: datetime) -> int:
     """Close what runs of these flows left open that ended before a given time. Return the number of
     task runs."""
-    left = client.read_task_runs(
+    task_runs = client.read_task_runs(
         flow_filter=FlowFilter.model_validate({"name": {"any_": flows}}),
         flow_run_filter=FlowRunFilter.model_validate(
             {"state": {"type": {"any_": TERMINAL_STATES}}, "end_time": {"before_": before}}
@@ -118,8 +118,8 @@ def close_ended(client: SyncPrefectClient, flows: Sequence[str], before: datetim
         task_run_filter=UNFINISHED,
         limit=MAX_TASK_RUNS,
     )
-    close(client, left)
-    return len(left)
+    close(client, task_runs)
+    return len(task_runs)
 
 
 def tasks_of(client: SyncPrefectClient, flow_runs: Sequence[UUID]) -> list[TaskRun]:

@@ -259,14 +259,14 @@ CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 def named_after_work() -> str:
     """Return the name of the flow run that is going on: what it does, with which media and into
     which folder, unless somebody has named it, as `--flow-run-name` does."""
-    given = str(flow_run.name or "")
+    current = str(flow_run.name or "")
     parameters = flow_run.parameters or {}
     config = parameters.get("config") or parameters.get("caption") or {}
     field = config.get if isinstance(config, dict) else partial(getattr, config)
     out, sources, data, model = (field(n, None) for n in ("out", "sources", "data", "model"))
     media = [str(source) for source in sources or [data] if source]
-    if not GENERATED.fullmatch(given) or not (media or out or model):
-        return given
+    if not GENERATED.fullmatch(current) or not (media or out or model):
+        return current
     parts = [str(flow_run.flow_name or "").partition("-")[0], ", ".join(media[:SHOWN])]
     parts += [f"and {len(media) - SHOWN} more"] if len(media) > SHOWN else []
     parts += [f"into {out}"] if out else [f"with {model}"] if model else []

@@ -87,10 +87,10 @@ def is_own_server(url: str) -> bool:
     try:
         server = json.loads(_record_of(url).read_bytes())
         runs = server["start"] == start_of(server["pid"]) != ""
-        here = server["address"] == urlsplit(url).netloc
+        is_same = server["address"] == urlsplit(url).netloc
     except (OSError, ValueError, LookupError, TypeError):
         return False
-    return runs and here and _listeners(urlsplit(url).port) == {os.geteuid()}
+    return runs and is_same and _listeners(urlsplit(url).port) == {os.geteuid()}
 
 
 def _record_of(url: str) -> Path:

@@ -93,9 +93,9 @@ class Progress:
             update_progress_artifact(self._artifact, percent)
             return
         key = f"penstock-{self._stage.replace('_', '-')}"  # Prefect accepts only dashes in keys
-        made = create_progress_artifact(percent, key=key, description=self._stage)
-        assert isinstance(made, UUID)  # it is a coroutine only for async callers
-        self._artifact = made
+        artifact = create_progress_artifact(percent, key=key, description=self._stage)
+        assert isinstance(artifact, UUID)  # it is a coroutine only for async callers
+        self._artifact = artifact
 
 
 class RunLog(io.StringIO):
@@ -136,8 +136,10 @@ def page(
         lines[MAX_FAILURES:] = [f"{rest} more: Read failures.jsonl"]
     report = ""
     if out is not None:
-        there = out / REPORT
-        written = there if there.is_file() else f"penstock report {shlex.quote(str(out))}"
+        report_file = out / REPORT
+        written = (
+            report_file if report_file.is_file() else f"penstock report {shlex.quote(str(out))}"
+        )
         report = plain(f"HTML report: {written}")
     parts = [
         plain(line),

@@ -196,9 +196,9 @@ def compared_versions() -> dict[str, str]:
 def check_node(config: RunOptions, terms: Terms) -> None:
     """Check that this node has the driver's packages, output folder and store. Raises UsageError,
     EnvironmentFault, OSError."""
-    node, here = socket.gethostname(), compared_versions()
-    for name in sorted({*here, *terms.versions}):
-        if (own := here.get(name, "none")) != (other := terms.versions.get(name, "none")):
+    node, versions = socket.gethostname(), compared_versions()
+    for name in sorted({*versions, *terms.versions}):
+        if (own := versions.get(name, "none")) != (other := terms.versions.get(name, "none")):
             raise UsageError(
                 f"{name} is {own} on {node}, and {other} where the run was started",
                 hint="Install the same versions on every node",
@@ -278,8 +278,8 @@ def _run(config: RunOptions, terms: Terms) -> TaskEnd:
         if not terms.partition:
             raise
         return {}  # the last task names the files
-    made = {stage.name: stage.items for stage in (writer.record.stages if writer else ())}
-    return {"result": replace(result, failures=[], chunks=None), "stages": made}
+    items = {stage.name: stage.items for stage in (writer.record.stages if writer else ())}
+    return {"result": replace(result, failures=[], chunks=None), "stages": items}
 
 
 def _partition_of(config: RunOptions, terms: Terms) -> RunOptions:

@@ -209,14 +209,14 @@ def run_task(config: RunOptions, terms: Terms) -> TaskEnd:
 def _silent_library() -> Iterator[None]:
     """Discard what is written to the standard error: Ray's library prints the same warning each
     second while it tries to connect."""
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _check_reachable(address: str) -> None:
@@ -391,13 +391,13 @@ def run_on_cluster(
 def gpus_of_a_task(config: RunOptions) -> int | None:
     """Return how many GPUs each task takes; None: one, if the cluster has any. Raises UsageError
     for a list, since Ray selects the GPUs of a task."""
-    given = config.groups.gpus.gpus
-    if given is not None and "," in given:
+    gpus = config.groups.gpus.gpus
+    if gpus is not None and "," in gpus:
         raise UsageError(
-            f"--gpus {given} names GPUs, and Ray selects those of a task",
+            f"--gpus {gpus} names GPUs, and Ray selects those of a task",
             hint="Give the number of GPUs of a task",
         )
-    return None if given in (None, ALL_GPUS) else int(given or 1)
+    return None if gpus in (None, ALL_GPUS) else int(gpus or 1)
 
 
 class Driver:

@@ -149,8 +149,8 @@ def _answers(
             p = (answer.probabilities or {}).get(probe.tag)
             raw = (answer.raw_probabilities or {}).get(probe.tag)
         if p is not None:
-            given = YES_NO[p < THRESHOLD] if probe.tag else answer.answer
-            shown = {"row": at, "p": p, "raw": raw, "margin": answer.margin, "answer": given}
+            answer_text = YES_NO[p < THRESHOLD] if probe.tag else answer.answer
+            shown = {"row": at, "p": p, "raw": raw, "margin": answer.margin, "answer": answer_text}
             shown["decided"] = labels.get(answers.key(at, probe))
             yield {name: value for name, value in shown.items() if value is not None}
 
@@ -171,10 +171,10 @@ class AnswersRoutes:
     def _current(self) -> FolderAnswers:
         """Return the answers as they are on the disk now. Raises UsageError, EnvironmentFault."""
         with self._lock:
-            known = self._read
-            if known is None or known.revision != str(stamp_of(known.out / ANSWERS)):
-                known = self._read = answers_in(self._studio.out)
-            return known
+            answers = self._read
+            if answers is None or answers.revision != str(stamp_of(answers.out / ANSWERS)):
+                answers = self._read = answers_in(self._studio.out)
+            return answers
 
     async def rows(self, _: Request) -> Response:
         """Return all chunks and questions."""
@@ -188,8 +188,8 @@ class AnswersRoutes:
             answers = self._current()
             if at >= len(answers.probes):
                 raise EditRefused("there is no such question: reload the page")
-            kept, _ = kept_decisions(answers.out, self._belief(answers).proof(DECISION))
-            shown = [*_answers(answers, answers.probes[at], labels_of(kept))]
+            decisions, _ = kept_decisions(answers.out, self._belief(answers).proof(DECISION))
+            shown = [*_answers(answers, answers.probes[at], labels_of(decisions))]
             return {"revision": answers.revision, "answers": shown}
 
         return json_answer(await asyncio.to_thread(shown))
@@ -210,8 +210,8 @@ class AnswersRoutes:
 
     async def decide(self, request: Request) -> Response:
         """Keep what a person decided on an answer."""
-        given = await json_of(request)
-        await asyncio.to_thread(self._decide, given)
+        body = await json_of(request)
+        await asyncio.to_thread(self._decide, body)
         return json_answer({})
 
     def _decide(self, given: dict[str, Json]) -> None:

@@ -54,8 +54,8 @@ def sets_in(out: Path, captions: int, chunks: Counter[str]) -> list[dict[str, Js
             samples = samples_in(out / form, form)
         except PenstockError as error:
             problem = f"cannot be read: {error.message}"
-        empty = [one.path.name for one in samples if not any(map(str.strip, one.captions))]
-        missing = [one.path.name for one in samples if not one.path.is_file()]
+        empty = [sample.path.name for sample in samples if not any(map(str.strip, sample.captions))]
+        missing = [sample.path.name for sample in samples if not sample.path.is_file()]
         findings.append(
             {
                 "format": form,
@@ -136,8 +136,8 @@ class CaptionsRoutes:
 
     async def _queued(self, request: Request, queue: Queue) -> Response:
         """Answer which run `queue` put into the queue, from a run's captions and what was sent."""
-        captions, given = self._captions(request), await json_of(request)
-        run = await asyncio.to_thread(queue, captions, given)
+        captions, body = self._captions(request), await json_of(request)
+        run = await asyncio.to_thread(queue, captions, body)
         return json_answer({"id": run.id, "line": line_of(run.words)})
 
     def _again(self, captions: RunCaptions, given: dict[str, Json]) -> QueuedRun:
@@ -221,10 +221,10 @@ class CaptionsRoutes:
 
         def findings() -> list[dict[str, Json]]:
             edits, rows = captions.reviewed.edits(), captions.reviewed.folder.rows
-            kept = [key for key in rows if edits.get(key, UNTOUCHED).review != REJECTED]
-            paths = captions.paths(kept) if kept else {}
+            not_rejected = [key for key in rows if edits.get(key, UNTOUCHED).review != REJECTED]
+            paths = captions.paths(not_rejected) if not_rejected else {}
             chunks = {(path or rows[key]["media_path"], at) for key, (path, at, _) in paths.items()}
-            return sets_in(captions.out, len(kept), Counter(path for path, _ in chunks))
+            return sets_in(captions.out, len(not_rejected), Counter(path for path, _ in chunks))
 
         return json_answer({"sets": await asyncio.to_thread(findings)})
 

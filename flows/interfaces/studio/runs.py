@@ -127,7 +127,7 @@ async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[st
     """Return the plan of a `caption` command, made by `penstock plan`. When the caller is
     cancelled, that command ends. Raises UsageError with what it says of a command that it
     refuses."""
-    made = await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         *program(["plan", "--json", *words[1:]]),
         cwd=folder,
         env={**os.environ, "NO_COLOR": "1"},
@@ -137,7 +137,7 @@ async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[st
         start_new_session=True,
     )
     try:
-        out, errors = await asyncio.wait_for(made.communicate(), seconds)
+        out, errors = await asyncio.wait_for(process.communicate(), seconds)
         plan: dict[str, Any] = json.loads(out)
     except TimeoutError as error:
         raise UsageError(
@@ -147,9 +147,9 @@ async def plan_of(words: Sequence[str], folder: Path, seconds: float) -> dict[st
         lines = errors.decode(errors="replace").strip().splitlines()
         raise UsageError(lines[-1] if lines else "the plan failed") from None
     finally:
-        if made.returncode is None:
+        if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):  # it ended just now
-                os.killpg(made.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
     return plan
 
 
@@ -493,12 +493,14 @@ def search_lines(run: QueuedRun) -> list[str]:
         return []
     at = run.words.index("--")
     options, sources = run.words[:at], run.words[at + 1 :]
-    kept = [word for word in options if word in KEPT_BY_SEARCH or word.startswith("--store=")]
-    model = [] if f"--model={DEMO_MODEL}" in kept else [f"--model={SEARCH_MODEL}"]
+    options_kept = [
+        word for word in options if word in KEPT_BY_SEARCH or word.startswith("--store=")
+    ]
+    model = [] if f"--model={DEMO_MODEL}" in options_kept else [f"--model={SEARCH_MODEL}"]
     if any(word.startswith("--sift=") for word in options):
         sources = [os.path.join(run.out, PLACE, KEPT_FILE)]
     index = os.path.join(run.out, "index")
-    build = ["index", "build", *kept, *model, f"--out={index}", "--", *sources]
+    build = ["index", "build", *options_kept, *model, f"--out={index}", "--", *sources]
     return [line_of(build), line_of(["search", "a dog in the snow", f"--index={index}"])]
 
 

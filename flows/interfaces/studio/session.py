@@ -83,10 +83,10 @@ class RecordedCommand:
         config = self._config_of(self._recorded)
         named = getattr(config, "adapter", None)
         before, adapter = self.folder / str(getattr(config, "out", "")), self.folder / str(named)
-        here = moved_with(adapter, before, self._out)
-        if not named or here == adapter:
+        moved = moved_with(adapter, before, self._out)
+        if not named or moved == adapter:
             return self._recorded
-        return with_values(self._recorded, {"--adapter": str(here)})
+        return with_values(self._recorded, {"--adapter": str(moved)})
 
     @cached_property
     def _config(self) -> RunOptions:
@@ -189,14 +189,14 @@ class Thumbnails:
 
     async def answer(self, path: Path | None, time: float | None) -> Response:
         """Return the answer to a page that asks for a thumbnail; AT_ONCE are made at a time."""
-        made = None
+        picture = None
         if path is not None:
             async with self._drawing:
-                made = await asyncio.to_thread(self.get, path, time)
-        if made is None:
+                picture = await asyncio.to_thread(self.get, path, time)
+        if picture is None:
             return json_answer({"error": "no thumbnail of this file"}, 404)
-        kept = {"cache-control": "private, max-age=600"}
-        return Response(made, media_type="image/jpeg", headers=kept)
+        headers = {"cache-control": "private, max-age=600"}
+        return Response(picture, media_type="image/jpeg", headers=headers)
 
     def get(self, path: Path, time: float | None) -> bytes | None:
         """Return the JPEG of an image, or of a video at a time; None if none can be made."""
@@ -217,10 +217,10 @@ class Thumbnails:
                 return bytes(records.read(key).payload)
         except PenstockError:
             pass  # damaged: made again
-        made = thumbnail(path, time)
-        if made is not None:
-            self._keep(key, made)
-        return made
+        picture = thumbnail(path, time)
+        if picture is not None:
+            self._keep(key, picture)
+        return picture
 
     def _keep(self, key: str, made: bytes) -> None:
         with self._lock:
@@ -235,17 +235,17 @@ class Thumbnails:
     def flush(self) -> None:
         """Store the thumbnails that were made since the last time."""
         with self._lock:
-            made, records = dict(self._waiting), self._records
-        if not made or records is None:
+            pictures, records = dict(self._waiting), self._records
+        if not pictures or records is None:
             return
         with contextlib.suppress(PenstockError, OSError):  # a full disk: they are made again
             prepare_store(records.store)
-            records.publish([Record(key=key, payload=jpeg) for key, jpeg in made.items()])
+            records.publish([Record(key=key, payload=jpeg) for key, jpeg in pictures.items()])
             known = records.keys()
             if sum(records.place(key).length for key in known) > LIMIT_BYTES:
                 shrink(records)
         with self._lock:
-            for key in made:
+            for key in pictures:
                 self._waiting.pop(key, None)
 
 

@@ -228,16 +228,16 @@ class StartRoutes:
 
     async def small(self, request: Request) -> Response:
         """Return a thumbnail of an image or a video below the roots."""
-        given = request.query_params.get("path", "")
-        path = await asyncio.to_thread(self._studio.roots.medium, given)
+        requested = request.query_params.get("path", "")
+        path = await asyncio.to_thread(self._studio.roots.medium, requested)
         time = None if kind_of(path.name) == "image" else THUMBNAIL_SECONDS
         return await self._studio.thumbnails.answer(path, time)
 
     async def model(self, request: Request) -> Response:
         """Return how many bytes of a model have to be downloaded before it runs, or why it cannot
         be had; nothing is downloaded."""
-        given = request.query_params.get("name", "")
-        name = await asyncio.to_thread(model_name, given, self._studio.roots)
+        requested = request.query_params.get("name", "")
+        name = await asyncio.to_thread(model_name, requested, self._studio.roots)
         own = name == DEMO_MODEL or name.startswith(SERVED) or os.path.isabs(name)
         try:
             size = 0 if own else await asyncio.to_thread(download_bytes, name, HUB_SECONDS)
@@ -252,8 +252,8 @@ class StartRoutes:
         return json_answer({"path": str(place), "folder": str(folder)})
 
     async def keep_preset(self, request: Request) -> Response:
-        given = await json_of(request)
-        await asyncio.to_thread(keep_preset, given.get("name"), given.get("text"))
+        preset = await json_of(request)
+        await asyncio.to_thread(keep_preset, preset.get("name"), preset.get("text"))
         return json_answer({"prompts": await asyncio.to_thread(presets)})
 
     async def _words(self, request: Request) -> tuple[dict[str, Any], list[str]]:
@@ -312,9 +312,9 @@ class StartRoutes:
         """Put a run that marks the chosen files into the queue."""
         values, _ = await self._words(request)
         out, keep = values["out"], {"keep": values["sift"]} if "sift" in values else {}
-        kept = {name: values[name] for name in SIFTED if name in values}
+        sifted = {name: values[name] for name in SIFTED if name in values}
         place = os.path.join(out, PLACE)
-        words = words_of({**kept, **keep, "out": place}, self._studio.fixed, "sift")
+        words = words_of({**sifted, **keep, "out": place}, self._studio.fixed, "sift")
         folder = str(self._studio.folder)
         run = QueuedRun(kind="sift", out=place, words=words, folder=folder, of=out)
         await asyncio.to_thread(self._studio.queue.add, run)
@@ -327,9 +327,9 @@ class StartRoutes:
 
     async def choose(self, request: Request) -> Response:
         """Note what a person decided of a file that a sift run marked."""
-        given = await json_of(request)
+        body = await json_of(request)
         out = Path(self._studio.queue.of(request.path_params["id"]).out)
-        words = str(given.get("path", "")), str(given.get("choice", ""))
+        words = str(body.get("path", "")), str(body.get("choice", ""))
         return json_answer(await asyncio.to_thread(choose, out, *words))
 
     async def runs(self, _: Request) -> Response:

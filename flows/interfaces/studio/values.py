@@ -90,8 +90,13 @@ def words_of(
     config = CONFIGS[command]
     options = {d.name: d for d in declared(config)}
     built = config(**{name: _parsed(options[name], value) for name, value in values.items()})
-    given = [(options[name], value) for name, value in values.items()]
-    words = [word for d, value in given if not d.option.positional for word in d.words(value)]
+    options_with_values = [(options[name], value) for name, value in values.items()]
+    words = [
+        word
+        for d, value in options_with_values
+        if not d.option.positional
+        for word in d.words(value)
+    ]
     if isinstance(built, SourceOptions):
         built.check_sources()
         return [command, *fixed, *words, "--", *values["sources"]]
@@ -140,10 +145,10 @@ def _parsed(option: Declared, value: Any) -> Any:
 def _server(number: Json) -> dict[str, Json]:
     """Return the address of that number, which the owner of this machine listed. Raises
     Refused."""
-    known = listed()
-    if type(number) is not int or not 0 <= number < len(known):
+    servers = listed()
+    if type(number) is not int or not 0 <= number < len(servers):
         raise Refused("there is no such server", hint="Reload the page")
-    server = known[number]
+    server = servers[number]
     is_open = server.scheme == "http" and not server.is_local
     return {"endpoint": (server.url,), **({"insecure_endpoint": True} if is_open else {})}
 
@@ -154,8 +159,8 @@ def _path(value: str, roots: Roots) -> str:
 
 def model_name(value: str, roots: Roots) -> str:
     """Return a hub id, or the folder of a model below a root."""
-    there = os.path.lexists(os.path.join(roots.folders[0], value)) and value != "demo"
-    if there or value.startswith(("/", ".", "~")):
+    is_there = os.path.lexists(os.path.join(roots.folders[0], value)) and value != "demo"
+    if is_there or value.startswith(("/", ".", "~")):
         return _path(value, roots)
     if value.startswith(SERVED):
         return value  # the command refuses it without a server

@@ -152,14 +152,14 @@ def _lost(config: RunOptions, out: Path) -> list[str]:
         for place, rows in _media_of(path)
         if (rows or tables) and not is_named(place)
     )
-    there = [place for place in held if is_address(place) or os.path.exists(place)]
-    media, failures = find_media(config.sources, selection) if there else ([], [])
+    existing = [place for place in held if is_address(place) or os.path.exists(place)]
+    media, failures = find_media(config.sources, selection) if existing else ([], [])
     if not media:  # the run will fail, and write nothing
         return []
     real = RealPaths()
     named = {file.place if file.remote else real.of(file.path) for file in media}
     named.update(failure.media_path for failure in failures)
-    return [p for p in there if (p if is_address(p) else real.of(p)) not in named]
+    return [p for p in existing if (p if is_address(p) else real.of(p)) not in named]
 
 
 def _named_by(config: RunOptions, selection: Selection) -> Callable[[str], bool]:

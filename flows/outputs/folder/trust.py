@@ -154,8 +154,10 @@ def _unproved(out: Path, belief: Belief, uses: Collection[str]) -> Iterator[tupl
     if OUTPUTS in uses and stated is not None:
         yield OUTPUTS, f"replace what `penstock {printable(stated.command)}` of another user wrote"
     if COMMANDS in uses and stated is not None and stated.words[:1] == (COMMAND,):
-        there = "" if stated.folder == os.getcwd() else f"cd {shlex.quote(stated.folder)} && "
-        line = f"{there}penstock {shlex.join(repeated(stated.words))}"
+        change_folder = (
+            "" if stated.folder == os.getcwd() else f"cd {shlex.quote(stated.folder)} && "
+        )
+        line = f"{change_folder}penstock {shlex.join(repeated(stated.words))}"
         yield COMMANDS, f"let Write and Learn run: {printable(line)}"
 
 

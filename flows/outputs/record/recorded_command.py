@@ -35,15 +35,15 @@ def moved_with(path: Path, before: Path, out: Path) -> Path:
 
 def without(words: Sequence[str], options: Collection[str]) -> list[str]:
     """Return the words of a command without these options, which take one value each."""
-    kept, rest = list(words[:1]), iter(words[1:])
+    words_kept, rest = list(words[:1]), iter(words[1:])
     for word in rest:
         if word == "--":
-            kept += [word, *rest]
+            words_kept += [word, *rest]
         elif word in options:
             next(rest, None)
         elif word.partition("=")[0] not in options:
-            kept.append(word)
-    return kept
+            words_kept.append(word)
+    return words_kept
 
 
 def with_values(words: Sequence[str], values: Mapping[str, str]) -> list[str]:

@@ -100,9 +100,9 @@ class Round:
         for name, kind in KINDS.items():
             if name not in self.settings:
                 raise ValueError(f"it has no setting {name}")
-            given, noun = self.settings[name], "text" if kind is str else "number"
-            is_kind = isinstance(given, str if kind is str else (int, float))
-            if given is not None and (not is_kind or isinstance(given, bool)):
+            setting, noun = self.settings[name], "text" if kind is str else "number"
+            is_kind = isinstance(setting, str if kind is str else (int, float))
+            if setting is not None and (not is_kind or isinstance(setting, bool)):
                 raise ValueError(f"its setting {name} is not a {noun}")
 
     @property
@@ -220,7 +220,7 @@ def verdict(round_: Round) -> str:
 def summary_json(rounds: Sequence[Round]) -> Iterator[dict[str, Json]]:
     """Yield each round without its examples, for programs."""
     for round_ in rounds:
-        kept = ("round", "phase", "started", "enough", "accepted", "lower", "captions", "changed")
+        names = ("round", "phase", "started", "enough", "accepted", "lower", "captions", "changed")
         named = {"before": round_.before, "after": round_.after}
         scores = {
             name: {"loss": loss_of(round_.corrections(of)), "exact": exact(of)}
@@ -229,4 +229,4 @@ def summary_json(rounds: Sequence[Round]) -> Iterator[dict[str, Json]]:
         }
         counts = {"examples": len(round_.examples), "held_out": len(round_.held_out)}
         counts |= {"held_out_media": round_.media_held, "weak_test": round_.is_weak}
-        yield {**{name: getattr(round_, name) for name in kept}, **counts, **scores}
+        yield {**{name: getattr(round_, name) for name in names}, **counts, **scores}

@@ -42,8 +42,8 @@ def load_record(out: Path) -> RunRecord:
     for file in out.glob("*.json*"):  # an archive may hold links to outputs of other runs
         refuse_links(file)
     record = read_json_file(RunRecord, path, "Run the command again")
-    here = record.host in ("", socket.gethostname())
-    if record.state == "running" and here and not is_alive(record.pid):
+    is_here = record.host in ("", socket.gethostname())
+    if record.state == "running" and is_here and not is_alive(record.pid):
         record.state = "died"
         _count_published(out, record)
     return record
@@ -53,13 +53,13 @@ def _count_published(out: Path, record: RunRecord) -> None:
     """Count what the stages of a killed run published after its record was last written."""
     began = seconds_of(record.started)
     for stage in record.stages:
-        made = 0
+        published = 0
         for journal in out.glob(f"logs/{stage.name}[.-]*items.jsonl"):
             refuse_links(journal)
             with journal.open(encoding="utf-8", errors="replace") as lines:
                 times = filter(None, map(PUBLISHED.match, lines))
-                made += sum(float(match[1]) >= began for match in times)
-        stage.running = max(stage.running, made - stage.items)
+                published += sum(float(match[1]) >= began for match in times)
+        stage.running = max(stage.running, published - stage.items)
 
 
 def same_work_in(out: Path, keys: Iterable[str]) -> bool:

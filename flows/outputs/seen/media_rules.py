@@ -91,8 +91,8 @@ def _of_time(
 ) -> Iterator[Fault]:
     """Yield what a trainer leaves out of a video, or plays at another speed."""
     count, rate = sample.frames, sample.rate
-    spans, whole = settings.spans(count, rate, model), count / rate
-    sample.measures["unseen seconds"] = whole
+    spans, duration = settings.spans(count, rate, model), count / rate
+    sample.measures["unseen seconds"] = duration
     if not spans:
         text = f"{count:,} frames at {rate:.4g} per second are too few: it is left out"
         yield Fault(rule="never trained", text=text)
@@ -100,12 +100,14 @@ def _of_time(
     seen, last = 0.0, 0.0
     for start, end, _ in sorted(spans):
         seen, last = seen + max(0.0, end - max(start, last)), max(last, end)
-    sample.measures["unseen seconds"] = max(0.0, whole - seen)
+    sample.measures["unseen seconds"] = max(0.0, duration - seen)
     if max(taken.frames for taken in spans) == 1:
         text = f"of {count:,} frames only the first one is trained, as a picture"
         yield Fault(rule="one frame", text=text)
-    elif seen < SEEN * whole:
-        text = f"the caption is about {whole:.1f} s, and {seen:.1f} s are trained, to {last:.1f} s"
+    elif seen < SEEN * duration:
+        text = (
+            f"the caption is about {duration:.1f} s, and {seen:.1f} s are trained, to {last:.1f} s"
+        )
         yield Fault(rule="unseen seconds", text=text)
     if isinstance(settings, MusubiSettings) and model.fps:
         yield from _of_rate(rate, settings.source_fps, model)

@@ -221,9 +221,9 @@ def samples_with_texts(out: Path) -> Iterator[TrainedSample]:
     places = [beside, inside] if is_beside else [inside, beside]
     texts = next((files for files in places if any(map(Path.is_file, files.values()))), {})
     for medium, captions in media if texts else ():
-        kept = [row.caption for row in captions if row.review != REJECTED]
+        accepted = [row.caption for row in captions if row.review != REJECTED]
         path, text = Path(medium.path), texts[medium.name]
-        sample = TrainedSample(path=path, kind=medium.kind, captions=tuple(kept))
+        sample = TrainedSample(path=path, kind=medium.kind, captions=tuple(accepted))
         if len(captions) < 2:  # texts of several chunks or prompts have names of their own
             try:
                 sample.captions = (read_text(text, BYTES).rstrip("\n"),)

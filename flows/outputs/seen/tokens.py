@@ -177,14 +177,14 @@ def reading(tokenizer: "Tokenizer", limit: TextLimit, caption: str) -> ReadCapti
     """Return how a text encoder reads a caption. A review asks again after each edit."""
     text = mended(caption, limit) if is_mended(limit) else caption
     prefix, suffix = limit.template.prefix, limit.template.suffix
-    whole = prefix + text + suffix
-    spans = tokenizer.encode(whole, add_special_tokens=False).offsets
+    affixed = prefix + text + suffix
+    spans = tokenizer.encode(affixed, add_special_tokens=False).offsets
     fitting = limit.tokens - tokenizer.num_special_tokens_to_add(is_pair=False)
     tokens = (limit.template.tokens and len(spans) - limit.template.tokens) or len(spans)
     if len(spans) <= fitting:
         return ReadCaption(tokens, None)
     begin, end = spans[fitting][0], len(prefix) + len(text)
-    words = whole[max(begin, len(prefix)) : end].strip()
+    words = affixed[max(begin, len(prefix)) : end].strip()
     counts = f"{tokens:,} tokens, and {limit.encoder} reads {limit.left:,}"
     if limit.above == ERROR:
         why = f"{counts}: the trainer ends with an error"

@@ -83,8 +83,8 @@ def slot_terms(load: SlotLoad) -> Iterator[SlotTerm]:
     shape, sequences = load.gguf, ROWS + 1
     number = WIDE if shape.exact else NARROW
     # llama.cpp keeps all tokens of layers with a sliding window, too, so that they can be copied.
-    kept = tuple(replace(kind, window=0) for kind in load.memory.kept)
-    memory = replace(load.memory, kept=kept)
+    layers = tuple(replace(kind, window=0) for kind in load.memory.kept)
+    memory = replace(load.memory, kept=layers)
     columns = -(-(load.tokens + load.new_tokens) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     cache = memory.bytes(columns, number)
     why = f"{counted(sequences, 'sequence')} x {columns:,} tokens x {cache / columns:,.0f} bytes"

@@ -206,8 +206,8 @@ def run_generate(
     measured = request if request and request.measures else None
     watch = LogitsWatch(keeps_first=measured is not None)
     options["max_new_tokens"] = generate_kwargs.limit
-    made = _generate_watched(half, inputs, features, options, watch)
-    new = new_tokens(made, prompt_in(half, inputs)).cpu()
+    generated = _generate_watched(half, inputs, features, options, watch)
+    new = new_tokens(generated, prompt_in(half, inputs)).cpu()
     rows = new.tolist()
     ids = next((inputs[name] for name in TEXT_IDS if name in inputs), new[:, :0])
     read = inputs.get("attention_mask", torch.ones_like(ids)).sum(-1).tolist()

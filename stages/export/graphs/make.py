@@ -154,7 +154,7 @@ def difference(reference: Any, other: Any) -> float:
     """Return the largest difference of one half's features from another's, relative to the largest
     number. It is infinite for other shapes or NaN."""
     first, second = list(_of(reference)), list(_of(other))
-    if [one.shape for one in first] != [one.shape for one in second]:
+    if [tensor.shape for tensor in first] != [tensor.shape for tensor in second]:
         return float("inf")
     pairs = zip(first, second, strict=True)
     apart = [float((a - b).abs().max() / (a.abs().max() + 1e-9)) for a, b in pairs if a.numel()]
@@ -204,10 +204,10 @@ def quantize_graph(path: Path, out: Path) -> int:
 
     graph = onnx.load(str(path))
     # The exporter describes constants twice; the quantizer takes the second one for a product.
-    known = {constant.name for constant in graph.graph.initializer}
-    kept = [value for value in graph.graph.value_info if value.name not in known]
+    initializers = {constant.name for constant in graph.graph.initializer}
+    values_kept = [value for value in graph.graph.value_info if value.name not in initializers]
     del graph.graph.value_info[:]
-    graph.graph.value_info.extend(kept)
+    graph.graph.value_info.extend(values_kept)
     graph.metadata_props.add(key=WEIGHT_BITS, value="7")
     quantize_dynamic(
         graph,
@@ -221,8 +221,8 @@ def quantize_graph(path: Path, out: Path) -> int:
         extra_options={"MatMulConstBOnly": True},
         use_external_data_format=True,
     )
-    made = onnx.load(str(out), load_external_data=False)
-    count = sum(node.op_type in IN_8_BIT for node in made.graph.node)
+    quantized = onnx.load(str(out), load_external_data=False)
+    count = sum(node.op_type in IN_8_BIT for node in quantized.graph.node)
     if not count:
         raise UsageError(
             f"{path.stem} has no product that can be quantized to 8 bit",
@@ -358,12 +358,15 @@ def _graph_requests(half: Half, calls: Sequence[EncoderCall]) -> list[_GraphRequ
     for call in calls:
         encoder = half.get_submodule(call.path)
         row = packed.setdefault(call.path, is_packed(encoder, call.given))
-        given = graph_inputs(encoder, call.given, row)
-        axes = {name: value.ndim for name, value in given.tensors.items()}
-        kind = kinds.setdefault(f"{call.path} {sorted(axes.items())} {given.fixed}", [])
-        kind.append(given)
-        grouped.append((call, row, given, kind))
-    return [_GraphRequest(call, row, given, _varying(kind)) for call, row, given, kind in grouped]
+        graph_arguments = graph_inputs(encoder, call.given, row)
+        axes = {name: value.ndim for name, value in graph_arguments.tensors.items()}
+        kind = kinds.setdefault(f"{call.path} {sorted(axes.items())} {graph_arguments.fixed}", [])
+        kind.append(graph_arguments)
+        grouped.append((call, row, graph_arguments, kind))
+    return [
+        _GraphRequest(call, row, graph_arguments, _varying(kind))
+        for call, row, graph_arguments, kind in grouped
+    ]
 
 
 def _varying(kind: Sequence[GraphInputs]) -> Varying:
@@ -386,8 +389,8 @@ def _add_graph(
     """Make the graph of a call, unless an existing graph accepts it."""
     path = request.call.path
     encoder = half.get_submodule(path)
-    known = made.get(path)
-    if known and any(fits(graph, request.inputs) for graph in known.graphs):
+    described_graph = made.get(path)
+    if described_graph and any(fits(graph, request.inputs) for graph in described_graph.graphs):
         return
     number = sum(len(encoder.graphs) for encoder in made.values())
     graph = _graph(encoder, request, folder / f"{part}-{number}.onnx", precision)
@@ -396,7 +399,7 @@ def _add_graph(
         class_name=type(encoder).__name__,
         parameters=sum(weight.numel() for weight in encoder.parameters()),
         packed=request.packed,
-        graphs=(*(known.graphs if known else ()), graph),
+        graphs=(*(described_graph.graphs if described_graph else ()), graph),
     )
 
 
@@ -406,19 +409,21 @@ def _graph(encoder: nn.Module, request: _GraphRequest, path: Path, precision: st
         value.name: [length if isinstance(length, int) else 0 for length in value.shape]
         for value in traced.program.graph.inputs
     }
-    known = described(encoder, traced.call.tensors)
+    described_inputs = described(encoder, traced.call.tensors)
     meanings = {
-        name: known[tensor] for name in inputs if (tensor := name.removeprefix("input.")) in known
+        name: described_inputs[tensor]
+        for name in inputs
+        if (tensor := name.removeprefix("input.")) in described_inputs
     }
     traced.program.metadata_props[INPUTS] = json.dumps(meanings, sort_keys=True)
     quantized = 0
     if precision == "int8":
-        whole = path.parent / "whole" / path.name
-        whole.parent.mkdir(exist_ok=True)
-        save_graph(traced.program, whole)
+        whole_graph = path.parent / "whole" / path.name
+        whole_graph.parent.mkdir(exist_ok=True)
+        save_graph(traced.program, whole_graph)
         traced = traced._replace(program=None)  # otherwise its weights would be in memory twice
-        quantized = quantize_graph(whole, path)
-        shutil.rmtree(whole.parent)
+        quantized = quantize_graph(whole_graph, path)
+        shutil.rmtree(whole_graph.parent)
     else:
         save_graph(traced.program, path)
     return Graph(

@@ -67,8 +67,8 @@ def encode_batches(
 
     def encoded(groups: list[Group]) -> list[tuple[Group, list[FeatureRecord] | None]]:
         rows = [[batches[at][index] for index in indexes] for at, indexes in groups]
-        made = run_calls(half, [partial(_encode_together, half, some, part) for some in rows])
-        return list(zip(groups, made, strict=True))
+        features = run_calls(half, [partial(_encode_together, half, some, part) for some in rows])
+        return list(zip(groups, features, strict=True))
 
     groups = _groups if part == "vision" else _alone
     together = encoded([(at, members) for at, b in enumerate(batches) for members in groups(b)])
@@ -191,9 +191,9 @@ def encode_passes(half: Half, rows: Sequence[PassRow], checks: PassChecks) -> li
     """Return the feature record of each row, in order. Raises HalfChecked."""
     rows = [checks.decided(half, row) for row in rows]
     passes = list(_passes(rows))
-    whole = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
+    filled = [_filled([rows[at].prepared for at in some], rows[some[0]].rows) for some in passes]
     by_row: dict[int, FeatureRecord] = {}
-    for some, records in zip(passes, encode_batches(half, whole), strict=True):
+    for some, records in zip(passes, encode_batches(half, filled), strict=True):
         by_row.update(zip(some, records, strict=False))
     return [by_row[at] for at in range(len(rows))]
 

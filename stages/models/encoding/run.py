@@ -180,8 +180,8 @@ class Readers(Generic[Item, Made]):
     def finish(self, item: Item, begun: "Future[Outcome[Made]]") -> Made:
         """Return the prepared item. One that ran out of memory is tried again, alone. Raises what
         `prepare` raised."""
-        made, message = begun.result()
-        return self.alone(item) if message is not None else made.pop()
+        records, message = begun.result()
+        return self.alone(item) if message is not None else records.pop()
 
     def alone(self, item: Item) -> Made:
         """Prepare an item on this thread while no other one is prepared, and from now on prepare
@@ -347,8 +347,8 @@ class EncodeRun:
     ) -> None:
         """Encode chunks whose reading has begun. Nothing of them is held after it."""
         if items := self._read(begun):
-            for _, made in oom_retry.run_block(items, self._job.block, _key, compute):
-                self._later(made)
+            for _, outputs in oom_retry.run_block(items, self._job.block, _key, compute):
+                self._later(outputs)
 
     def _first(self) -> int:
         """Return the size of the first batch, which is not known of a job that is sent its work; 0
@@ -391,21 +391,21 @@ class EncodeRun:
 
     def _find_inputs(self, batch: list[ItemRequest]) -> list[ItemRequest]:
         """Return the requests of a client whose inputs are there, and refuse the others."""
-        for one in batch:  # each file is a pack
-            self._frames.look_up_pack([one.item.frames])
+        for pair in batch:  # each file is a pack
+            self._frames.look_up_pack([pair.item.frames])
         hint = "Send the request again: its frames are read again"
-        for one in batch:
-            if one.item.frames not in self._frames:
+        for pair in batch:
+            if pair.item.frames not in self._frames:
                 missing = f"the {self._spec.inputs} are missing"
-                self._report.failure(one.item.key, "gone", missing, hint)
-        return [one for one in batch if one.item.frames in self._frames]
+                self._report.failure(pair.item.key, "gone", missing, hint)
+        return [pair for pair in batch if pair.item.frames in self._frames]
 
     def _claim(self, batch: list[ItemRequest]) -> list[ItemRequest]:
         """Return the batch; nothing of it if another process has or makes its records."""
         assert self._claims is not None
-        if self._claims.take(partial(self._missing_keys, [[one.item for one in batch]])):
+        if self._claims.take(partial(self._missing_keys, [[reading.item for reading in batch]])):
             return batch
-        self._report.returned(one.item.key for one in batch)
+        self._report.returned(reading.item.key for reading in batch)
         return []
 
     def _reader_count(self) -> int:
@@ -492,15 +492,15 @@ def _encoded(
     features of finite numbers; chunks without are refused beside others."""
     rows = [[row for _, row in batch if isinstance(row, Prepared)] for batch in batches]
     if half is None:
-        made = [[undivided(row) for row in some] for some in rows]
+        encoded = [[undivided(row) for row in some] for some in rows]
     elif checks is not None:
         pass_rows = [
             (m.item.rows, row) for b in batches for m, row in b if isinstance(row, Prepared)
         ]
-        made = [half.call(lambda model: _encoded_in_passes(model, spec, checks, pass_rows))]
+        encoded = [half.call(lambda model: _encoded_in_passes(model, spec, checks, pass_rows))]
     else:
-        made = half.call(lambda model: spec.encode(model, rows))
-    records = [record for of_batch in made for record in of_batch]
+        encoded = half.call(lambda model: spec.encode(model, rows))
+    records = [record for of_batch in encoded for record in of_batch]
     finite = [half is None or _is_finite(record) for record in records]
     if records and not any(finite):
         raise not_finite(job, spec.part)
@@ -524,8 +524,8 @@ def _encoded_in_passes(
 ) -> list[FeatureRecord]:
     """Return the features of chunks, given with the rows of their passes."""
     inputs = [[PassRow(prepared=p, rows=rows) for p in spec.divide(row)] for rows, row in chunks]
-    made = iter(encode_passes(model, [row for some in inputs for row in some], checks))
+    encoded = iter(encode_passes(model, [row for some in inputs for row in some], checks))
     return [
-        spec.unite(row, list(islice(made, len(some))))
+        spec.unite(row, list(islice(encoded, len(some))))
         for (_, row), some in zip(chunks, inputs, strict=True)
     ]

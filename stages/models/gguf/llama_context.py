@@ -67,14 +67,14 @@ class _Read(NamedTuple):
     def shared(self, other: "_Read") -> tuple[int, int]:
         """Return the number of first pieces that are equal in both, and that of their tokens. The
         other's last is not counted, because its logits are needed."""
-        count = kept = 0
+        count = length = 0
         for mine, its in zip(self.pieces, other.pieces[:-1], strict=False):
             at, to, _ = mine
             same = mine == its and np.array_equal(self.rows[at:to], other.rows[at:to])
             if not (same and np.array_equal(self.positions[:, at:to], other.positions[:, at:to])):
                 break
-            count, kept = count + 1, to
-        return count, kept
+            count, length = count + 1, to
+        return count, length
 
 
 class GgufContext:
@@ -122,12 +122,12 @@ class GgufContext:
             return
         self.piece = max(self.piece, piece)
         columns = -(-max(tokens, self.columns) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
-        kept = {seq: self.state(seq) for seq, length in enumerate(self.lengths) if length}
+        states = {seq: self.state(seq) for seq, length in enumerate(self.lengths) if length}
         lengths = list(self.lengths)
         self.close_context()
         self._context = self._make(columns)
         self.columns = columns
-        for seq, state in kept.items():
+        for seq, state in states.items():
             self.restore(seq, state, lengths[seq])
 
     def _make(self, columns: int) -> Any:
@@ -147,10 +147,10 @@ class GgufContext:
         parameters.swa_full = True
         parameters.no_perf = True
         last_words()
-        made = api.llama_init_from_model(self._model, parameters)
-        if not made:
+        context = api.llama_init_from_model(self._model, parameters)
+        if not context:
             raise MemoryError(f"no room for {columns:,} tokens a sequence: {last_words()}")
-        return made
+        return context
 
     def read(self, rows: Floats, positions: Ints, after: int = 0, blocks: Blocks = ()) -> Floats:
         """Read a prompt, or its continuation `after` so many tokens, and return the logits of its
@@ -176,17 +176,17 @@ class GgufContext:
     def _keep_shared(self, new: "_Read") -> int:
         """Empty the reader but for first pieces of another prompt, and return their number."""
         before = self._before
-        count, kept = before.shared(new) if before else (0, 0)
-        if before and kept and kept < self.lengths[READER]:
+        count, length = before.shared(new) if before else (0, 0)
+        if before and length and length < self.lengths[READER]:
             times, memory = before.positions[0], self._api.llama_get_memory(self._context)
             # llama.cpp removes by time. Other layers than those of attention keep no earlier state.
-            falls = times[:kept].max() >= times[kept:].min()
-            if falls or not self._api.llama_memory_seq_rm(memory, READER, int(times[kept]), -1):
-                kept = 0
-        if not kept:
+            falls = times[:length].max() >= times[length:].min()
+            if falls or not self._api.llama_memory_seq_rm(memory, READER, int(times[length]), -1):
+                length = 0
+        if not length:
             self.clear(READER)
             return 0
-        self.lengths[READER] = kept
+        self.lengths[READER] = length
         return count
 
     def step(self, rows: Floats, positions: Ints, active: Iterable[int]) -> Floats:

@@ -212,27 +212,27 @@ def mapping_of(config: PreTrainedConfig, name: str) -> TextMapping:
     """Return the mapping of a model's text decoder. Raises UsageError for a model that is not
     mapped; `name` is what the user called it."""
     text = config.get_text_config(decoder=True)
-    made = ARCHITECTURES.get(text.model_type)
-    if config.model_type not in FAMILIES or made is None:
+    mapping = ARCHITECTURES.get(text.model_type)
+    if config.model_type not in FAMILIES or mapping is None:
         why = f"{config.model_type} with a {text.model_type} decoder"
     else:
-        why = _unmapped(text, made)
-    if why or made is None:
+        why = _unmapped(text, mapping)
+    if why or mapping is None:
         raise UsageError(
             f"{name} is not mapped to GGUF: {why}",
             hint="Leave --language-gguf out, or choose a model that docs/gguf.md lists",
         )
     seen = getattr(config, "vision_config", None)
     return TextMapping(
-        made=made,
+        made=mapping,
         config=text,
         deepstack=len(getattr(seen, "deepstack_visual_indexes", None) or ()),
     )
 
 
 def _rope_of(text: PreTrainedConfig) -> Mapping[str, Any]:
-    given = text.rope_parameters or {}
-    rope: Mapping[str, Any] = given.get("full_attention", given)
+    parameters = text.rope_parameters or {}
+    rope: Mapping[str, Any] = parameters.get("full_attention", parameters)
     return rope
 
 
@@ -240,8 +240,8 @@ def _unmapped(text: PreTrainedConfig, made: GgufArchitecture) -> str:
     """Return what of a text configuration is not mapped; empty if all is."""
     rope = _rope_of(text)
     near = (text.rope_parameters or {}).get("sliding_attention", {})
-    for layer_rope, known in ((rope, made.ropes), (near, ("default",))):
-        if layer_rope.get("rope_type", "default") not in known:
+    for layer_rope, supported in ((rope, made.ropes), (near, ("default",))):
+        if layer_rope.get("rope_type", "default") not in supported:
             return f"its rotary positions are scaled ({layer_rope['rope_type']})"
     if rope.get("partial_rotary_factor", 1.0) != 1.0 and not made.partial:
         return "only a part of its heads is rotated"

@@ -90,10 +90,11 @@ def _check_file(header: GgufHeader, skeleton: "PreTrainedModel", mapping: TextMa
     """Compare metadata and tensors with those that the checkpoint's decoder has. Raises
     UsageError."""
     stated, own = header.architecture, mapping.architecture
-    known = [own, *(name for name, same in EQUIVALENT.items() if same == own)]
-    if stated not in known:
+    architectures = [own, *(name for name, same in EQUIVALENT.items() if same == own)]
+    if stated not in architectures:
         raise unfit(
-            header, f"its architecture is {stated or 'not stated'}, and not {' or '.join(known)}"
+            header,
+            f"its architecture is {stated or 'not stated'}, and not {' or '.join(architectures)}",
         )
     if header.values.get("split.count", 0) not in (0, 1):  # merged parts state 0
         raise unfit(header, "it is a part of a split file", "Merge the parts: llama-gguf-split")
@@ -302,10 +303,10 @@ def _write(path: Path, header: GgufHeader, mapping: TextMapping, rows: int) -> N
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    with path.open("ab") as made, header.path.open("rb") as source:
-        made.write(bytes(-made.tell() % header.alignment))
+    with path.open("ab") as target, header.path.open("rb") as source:
+        target.write(bytes(-target.tell() % header.alignment))
         source.seek(header.data_start)
-        shutil.copyfileobj(source, made, BLOCK_BYTES)
-        made.flush()
-        os.fsync(made.fileno())
+        shutil.copyfileobj(source, target, BLOCK_BYTES)
+        target.flush()
+        os.fsync(target.fileno())
     read_header(path)

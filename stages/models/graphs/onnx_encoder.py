@@ -92,16 +92,16 @@ def packed_attention(
         max_length_q = int((cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).max())
     longest = max_length_q.shape[0] if isinstance(max_length_q, torch.Tensor) else max_length_q
     index = index_of(cu_seq_lens_q, longest)
-    count, here = query.shape[2], index >= 0
+    count, is_valid = query.shape[2], index >= 0
     rows = [part[0].transpose(0, 1)[index.clamp(0)] for part in (query, key, value)]
     first, second, third = (row.transpose(1, 2) for row in rows)
-    mask = here[:, None, None, :]
+    mask = is_valid[:, None, None, :]
     made = attend(first, second, third, attn_mask=mask, scale=scaling)
     flat = made.transpose(1, 2).reshape(-1, made.shape[1], made.shape[3])
     # Filler goes to an extra place behind the row, which is cut off.
-    back = torch.where(here, index, count).reshape(-1)
-    whole = torch.zeros(count + 1, *flat.shape[1:], dtype=flat.dtype, device=flat.device)
-    return whole.index_put((back,), flat)[None, :count], None
+    back = torch.where(is_valid, index, count).reshape(-1)
+    padded = torch.zeros(count + 1, *flat.shape[1:], dtype=flat.dtype, device=flat.device)
+    return padded.index_put((back,), flat)[None, :count], None
 
 
 def pack(inputs: MutableMapping[str, Any]) -> None:
@@ -257,16 +257,16 @@ def encoder_calls(half: nn.Module, function: Callable[[], Any]) -> tuple[Any, li
     models: dict[str, nn.Module] = {
         path: m for path, m in weighed.items() if isinstance(m, PreTrainedModel)
     }
-    made, calls = _watched(models, function)
-    return (made, calls) if calls else _watched(weighed, function)
+    outputs, calls = _watched(models, function)
+    return (outputs, calls) if calls else _watched(weighed, function)
 
 
 def bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(type(module).forward)
-    given = dict(signature.bind_partial(module, *args, **kwargs).arguments)
+    arguments = dict(signature.bind_partial(module, *args, **kwargs).arguments)
     more = [n for n, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
-    extra = {} if not more else given.pop(more[0], {})
-    return {**dict(list(given.items())[1:]), **extra}
+    extra = {} if not more else arguments.pop(more[0], {})
+    return {**dict(list(arguments.items())[1:]), **extra}
 
 
 def _watched(
@@ -278,8 +278,8 @@ def _watched(
     def enter(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal depth
         if not depth:
-            given = {n: copied(v) for n, v in bound(module, args, kwargs).items()}
-            calls.append(EncoderCall(path=path, given=given))
+            arguments = {n: copied(v) for n, v in bound(module, args, kwargs).items()}
+            calls.append(EncoderCall(path=path, given=arguments))
         depth += 1
 
     def leave(*_: Any) -> None:
@@ -402,13 +402,15 @@ class OnnxEncoder(MissingModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the encoder's output. Raises UsageError for a call that no graph was made for."""
         encoder, skeleton, like = self._encoder, self.skeleton, self.__dict__["_like"]
-        given = graph_inputs(skeleton, bound(skeleton, args, kwargs), encoder.packed)
-        graph, run = self._graph_for(given)
-        tensors = {name: given.tensors[name.removeprefix("input.")] for name in graph.inputs}
+        graph_arguments = graph_inputs(skeleton, bound(skeleton, args, kwargs), encoder.packed)
+        graph, run = self._graph_for(graph_arguments)
+        tensors = {
+            name: graph_arguments.tensors[name.removeprefix("input.")] for name in graph.inputs
+        }
         with torch.inference_mode():
             outputs = self._compute(run, tensors)
-            made = [out.to(like) if out.is_floating_point() else out for out in outputs]
-        return place_tensors(graph.output, dict(zip(graph.names, made, strict=True)))
+            cast_outputs = [out.to(like) if out.is_floating_point() else out for out in outputs]
+        return place_tensors(graph.output, dict(zip(graph.names, cast_outputs, strict=True)))
 
     def _graph_for(self, given: GraphInputs) -> tuple[Graph, Run]:
         for graph, run in zip(self._encoder.graphs, self._runs, strict=True):

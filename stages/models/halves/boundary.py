@@ -167,17 +167,19 @@ def _attention(
     if cu_seq_lens_q is None:
         return attend(*states), None
     windows = windows_of(cu_seq_lens_q)
-    known = [EQUAL.get(_name(module, g, query), g.windows == 1 or None) for g in windows.groups]
-    if attention_mask is not None or len(query) != 1 or False in known:
+    verdicts = [EQUAL.get(_name(module, g, query), g.windows == 1 or None) for g in windows.groups]
+    if attention_mask is not None or len(query) != 1 or False in verdicts:
         return _loop(attend, states, windows), None
-    if None not in known:
+    if None not in verdicts:
         return _in_order(windows, [_together(attend, states, g) for g in windows.groups]), None
-    made = _loop(attend, states, windows)
+    attended = _loop(attend, states, windows)
     for group in (g for g in windows.groups if g.windows > 1):
-        expected = made[0] if group.places is None else made[0].index_select(0, group.places)
+        expected = (
+            attended[0] if group.places is None else attended[0].index_select(0, group.places)
+        )
         same = same_bits(expected, _together(attend, states, group))
         EQUAL[_name(module, group, query)] = same
-    return made, None
+    return attended, None
 
 
 def _name(module: Any, group: WindowGroup, query: torch.Tensor) -> str:

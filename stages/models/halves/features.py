@@ -249,15 +249,15 @@ LONGEST = 1 << 16
 
 def image_vectors(half: Half, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return one vector per image from the model's own method, not normalized."""
-    made = encode(half, inputs)
-    return one_each(made["image"], half, len(next(v for n, v in inputs.items() if is_pixels(n))))
+    vectors = encode(half, inputs)
+    return one_each(vectors["image"], half, len(next(v for n, v in inputs.items() if is_pixels(n))))
 
 
 def text_vectors(half: Half, inputs: Mapping[str, Any]) -> torch.Tensor:
     """Return one vector per text from the model's own method, not normalized."""
     with torch.inference_mode():
-        made = getattr(half, TEXT_METHOD)(**_texts(half, TEXT_METHOD, inputs))
-    return one_each(made, half, len(inputs["input_ids"]))
+        vectors = getattr(half, TEXT_METHOD)(**_texts(half, TEXT_METHOD, inputs))
+    return one_each(vectors, half, len(inputs["input_ids"]))
 
 
 def max_text_tokens(processor: Processor, half: Half) -> int:
@@ -292,8 +292,8 @@ def logits(half: Half, inputs: Mapping[str, Tree], vectors: torch.Tensor) -> tor
     taken = inspect.signature(type(half).forward).parameters
     blank = {n: torch.zeros(s, device=half.device) for n, s in BLANK.items() if n in taken}
     with torch.inference_mode():
-        made = model(**blank, **_texts(half, "forward", inputs), return_dict=True)
-    per_image: torch.Tensor = made.logits_per_image
+        outputs_of_model = model(**blank, **_texts(half, "forward", inputs), return_dict=True)
+    per_image: torch.Tensor = outputs_of_model.logits_per_image
     return per_image
 
 

@@ -147,11 +147,11 @@ def new_tokens(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tenso
     length = 0 if prompt is None else prompt.shape[1]
     if prompt is None or not length:
         return tokens[:, 1:]
-    given = prompt.to(tokens.device)
+    prompt_there = prompt.to(tokens.device)
     for start in (0, 1):
-        if torch.equal(tokens[:, start : start + length], given):
+        if torch.equal(tokens[:, start : start + length], prompt_there):
             return tokens[:, start + length :]
-    if length > 2 and torch.equal(tokens[:, 1 : length - 1], given[:, 1:-1]):
+    if length > 2 and torch.equal(tokens[:, 1 : length - 1], prompt_there[:, 1:-1]):
         return tokens[:, length - 1 :]
     return tokens[:, 1:]
 
@@ -166,12 +166,12 @@ def _by_protocol(
     half: Half, method: str, text: Any, features: Mapping[str, Tree], options: Any
 ) -> Any:
     seen = {modality: record for modality, record in features.items() if modality != AUDIO}
-    given: dict[str, Any] = {"mm_encoder_outputs": _copies(half, seen)} if seen else {}
+    replaced: dict[str, Any] = {"mm_encoder_outputs": _copies(half, seen)} if seen else {}
     if AUDIO not in features:
-        return _of(half, method)(**text, **given, **options)
-    given |= _blank(half, features, lambda name: name in SOUNDS)
+        return _of(half, method)(**text, **replaced, **options)
+    replaced |= _blank(half, features, lambda name: name in SOUNDS)
     with _replayed(half, features, (AUDIO,)):
-        return _of(half, method)(**text, **given, **options)
+        return _of(half, method)(**text, **replaced, **options)
 
 
 def _of(model: Half, method: str) -> Callable[..., Any]:
@@ -276,10 +276,10 @@ def _by_splice(
         vectors = [r.pooler_output.flatten(0, -2) for r in _copies(half, features).values()]
         seen = torch.cat(vectors).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(standing.unsqueeze(-1), seen)
-    given = {"inputs_embeds": embeddings, "attention_mask": text["attention_mask"]}
+    arguments = {"inputs_embeds": embeddings, "attention_mask": text["attention_mask"]}
     if not reader.config.is_encoder_decoder and method == GENERATE:
-        given["input_ids"] = ids
-    return _of(reader, method)(**given, **options)
+        arguments["input_ids"] = ids
+    return _of(reader, method)(**arguments, **options)
 
 
 def _jointly(half: Half, method: str, text: Any, features: Mapping[str, Any], options: Any) -> Any:
@@ -324,9 +324,9 @@ def _check_placeholders(half: Half, text: Any, features: Mapping[str, Tree]) -> 
     expected = getattr(features, "heard_tokens", None)
     if AUDIO not in features or (expected is not None and sounds != expected):
         raise _mismatch(sum(sounds), sum(expected or ()), OF_SOUND)
-    made = count_heard(features[AUDIO])
-    if expected is None and made is not None and sum(sounds) != made:
-        raise _mismatch(sum(sounds), made, OF_SOUND)
+    heard = count_heard(features[AUDIO])
+    if expected is None and heard is not None and sum(sounds) != heard:
+        raise _mismatch(sum(sounds), heard, OF_SOUND)
 
 
 def _mismatch(standing: int, held: int, kind: str = "placeholders") -> UsageError:

@@ -41,8 +41,8 @@ def present_weights(folder: Path) -> Iterator[Path]:
     if not absent or not (folder / INDEX).exists():
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="penstock-weights-") as made:
-        view = Path(made)
+    with tempfile.TemporaryDirectory(prefix="penstock-weights-") as temporary:
+        view = Path(temporary)
         for path in folder.iterdir():
             if path.name not in {INDEX, *absent}:
                 (view / path.name).symlink_to(path.resolve())
@@ -262,8 +262,8 @@ def half_class(
         cut(self, paths)
         if stored is not None:
             pack_linears(self, stored)
-        known = set(self._keys_to_ignore_on_load_unexpected or ())
-        self._keys_to_ignore_on_load_unexpected = known | _patterns(self.base_model_prefix, paths)
+        ignored = set(self._keys_to_ignore_on_load_unexpected or ())
+        self._keys_to_ignore_on_load_unexpected = ignored | _patterns(self.base_model_prefix, paths)
 
     own = {"__init__": __init__, "__module__": cls.__module__, CUT: cls}
     return type(cls.__name__, (cls,), own)

@@ -41,8 +41,8 @@ def _first_weights(skeleton: "PreTrainedModel", absent: Collection[str]) -> Iter
     for path, module in skeleton.named_modules():
         if hasattr(type(module), "device"):
             names = (f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters())
-            here = (n for n in names if not any(f"{n}.".startswith(f"{p}.") for p in absent))
-            yield from itertools.islice(here, 1)
+            present = (n for n in names if not any(f"{n}.".startswith(f"{p}.") for p in absent))
+            yield from itertools.islice(present, 1)
 
 
 def _place(

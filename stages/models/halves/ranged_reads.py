@@ -201,11 +201,11 @@ class PinnedReader:
         before any computation with it."""
         place = source.place
         stored = DTYPES[place.dtype]
-        made = torch.empty(place.shape, dtype=dtype or stored, device=device)
-        step = max(1, self._size // max(stored.itemsize, made.dtype.itemsize))
-        for at, to in enumerate(made.reshape(-1).split(step)):
+        tensor = torch.empty(place.shape, dtype=dtype or stored, device=device)
+        step = max(1, self._size // max(stored.itemsize, tensor.dtype.itemsize))
+        for at, to in enumerate(tensor.reshape(-1).split(step)):
             self._fill(to, stored, source.path, place.start + at * step * stored.itemsize)
-        return made
+        return tensor
 
     def _fill(self, to: torch.Tensor, stored: torch.dtype, path: Path, start: int) -> None:
         buffer = self._free.get()

@@ -61,11 +61,11 @@ class HostGrid(torch.Tensor):
 
     @staticmethod
     def __new__(cls, host: torch.Tensor, device: torch.device) -> "HostGrid":
-        made: HostGrid = torch.Tensor._make_wrapper_subclass(
+        grid: HostGrid = torch.Tensor._make_wrapper_subclass(
             cls, host.shape, strides=host.stride(), dtype=host.dtype, device=device
         )
-        made.host = host
-        return made
+        grid.host = host
+        return grid
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -142,8 +142,8 @@ def _computed_on_host(function: Callable[..., Any]) -> Callable[..., Any]:
     def compute(grid: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(grid, HostGrid):
             return function(grid, *args, **kwargs)
-        made = function(grid.host, *changed(_in_host_memory, args), **kwargs)
-        return changed(lambda host: HostGrid(host, grid.device), made)
+        computed = function(grid.host, *changed(_in_host_memory, args), **kwargs)
+        return changed(lambda host: HostGrid(host, grid.device), computed)
 
     return compute
 
@@ -360,9 +360,9 @@ def _decisive(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor] | None:
     if name.startswith((*READS, *SHAPED)):
         return list(tensors(args, kwargs))
     if name.startswith(INDEXING):
-        given = list(tensors(args[1]))
-        apart = any(one.dtype in MASKS or one.device != args[0].device for one in given)
-        return given if apart else None
+        tensors_given = list(tensors(args[1]))
+        apart = any(one.dtype in MASKS or one.device != args[0].device for one in tensors_given)
+        return tensors_given if apart else None
     copied = name.startswith("aten._to_copy") and kwargs.get("device", args[0].device)
     return [args[0]] if copied and copied != args[0].device else None
 

@@ -209,15 +209,15 @@ def _groups(
     if not all(isinstance(part, torch.Tensor) and part.ndim > 1 for part in parts):
         return None
     groups: list[list[torch.Tensor]] = []
-    left = list(parts)
+    parts_left = list(parts)
     for row in rows:
         group: list[torch.Tensor] = []
-        while left and sum(map(_tokens, group)) < row.tokens:
-            group.append(left.pop(0))
+        while parts_left and sum(map(_tokens, group)) < row.tokens:
+            group.append(parts_left.pop(0))
         if sum(map(_tokens, group)) != row.tokens:
             return None
         groups.append(group)
-    return None if left else groups
+    return None if parts_left else groups
 
 
 def _tokens(tensor: torch.Tensor) -> int:

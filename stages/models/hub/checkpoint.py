@@ -135,9 +135,9 @@ def refuse_impossible(folder: Path, tensors: int | None = None) -> None:
     """Refuse a config.json with a value that no checkpoint has, or more layers than the `tensors`
     of its weights, because a library would build all of them. Raises UsageError."""
     most = MOST_LAYERS if tensors is None else min(tensors, MOST_LAYERS)
-    left: list[tuple[str, Any]] = [("", read_config(folder))]
-    while left:
-        name, value = left.pop()
+    values_left: list[tuple[str, Any]] = [("", read_config(folder))]
+    while values_left:
+        name, value = values_left.pop()
         limit = most if LAYERS.search(name) else MOST_LAYERS if EXPERTS.search(name) else None
         why = ""
         if name == "model_type" and not isinstance(value, str | None):
@@ -150,8 +150,8 @@ def refuse_impossible(folder: Path, tensors: int | None = None) -> None:
                 f"{folder}/{CONFIG} cannot be used: {name} is {str(value)[:40]}, {why}",
                 hint="Download the checkpoint again, or choose another",
             )
-        left += value.items() if isinstance(value, dict) else ()
-        left += [(name, child) for child in value] if isinstance(value, list) else ()
+        values_left += value.items() if isinstance(value, dict) else ()
+        values_left += [(name, child) for child in value] if isinstance(value, list) else ()
 
 
 def class_names(config: Mapping[str, Json]) -> list[str]:

@@ -125,14 +125,14 @@ def check_stored(config: Any, kinds: Collection[str], *, plain: bool = False) ->
 def check(half: Half, planned: Quantization) -> None:
     """Check that exactly the planned modules are quantized. Raises EnvironmentFault if not."""
     absent = [path for path, module in half.named_modules() if isinstance(module, MissingModule)]
-    here = [path for path in planned.modules if not any(within(path, a) for a in absent)]
+    modules = [path for path in planned.modules if not any(within(path, a) for a in absent)]
     counts = count(half)
-    expected = Counter({planned.kind: len(here)}) if planned.kind else Counter[str]()
+    expected = Counter({planned.kind: len(modules)}) if planned.kind else Counter[str]()
     if counts == expected:
         return
     got = ", ".join(f"{number} in {kind}" for kind, number in sorted(counts.items())) or "none"
     raise EnvironmentFault(
-        f"planned {len(here)} modules in {planned.kind or 'no quantization'}, found {got}",
+        f"planned {len(modules)} modules in {planned.kind or 'no quantization'}, found {got}",
         hint="Check that config.json and the weights belong to one checkpoint, or leave out "
         "--precision; if they do, this is an error in Penstock: please report it",
     )

@@ -35,8 +35,8 @@ def supports_flash(skeleton: "PreTrainedModel", keep: Part) -> bool:
 def for_half(skeleton: "PreTrainedModel", keep: Part, implementation: str) -> dict[str, Json]:
     """Return the `attn_implementation` argument that selects it for one half and leaves the other
     half its default. A class that does not support it refuses to be built."""
-    kept = {id(part.config) for part in _kept(skeleton, keep)}
-    return _choices(skeleton.config, kept, implementation)
+    configs = {id(part.config) for part in _kept(skeleton, keep)}
+    return _choices(skeleton.config, configs, implementation)
 
 
 def _choices(config: "PreTrainedConfig", kept: set[int], implementation: str) -> dict[str, Json]:

@@ -58,15 +58,15 @@ def prepare_parts(
 ) -> Prepared:
     """Run the processor on parts of an image, a few at a time. Each box is left, top, right, bottom
     in pixels."""
-    frame, made = clip.frames[0], []
+    frame, prepared = clip.frames[0], []
     for at in range(0, len(boxes), PARTS_AT_ONCE):
         some = boxes[at : at + PARTS_AT_ONCE]
         parts = [frame[top:bottom, left:right] for left, top, right, bottom in some]
         images = [_of_bounded_size(part) for part in parts]
-        made.append(_prepared(processor(images=images, return_tensors="pt"), len(some)))
-    inputs = {name: torch.cat([m.inputs[name] for m in made]) for name in made[0].inputs}
+        prepared.append(_prepared(processor(images=images, return_tensors="pt"), len(some)))
+    inputs = {name: torch.cat([m.inputs[name] for m in prepared]) for name in prepared[0].inputs}
     count = RowCount(tokens=len(boxes), media=len(boxes))
-    return replace(made[0], inputs=inputs, count=count)
+    return replace(prepared[0], inputs=inputs, count=count)
 
 
 def _of_bounded_size(part: NDArray[np.uint8]) -> Any:
@@ -88,9 +88,9 @@ def _of_bounded_size(part: NDArray[np.uint8]) -> Any:
 
 
 def _prepared(outputs: Any, count: int) -> Prepared:
-    made = dict(outputs)
+    inputs_of_picture = dict(outputs)
     return Prepared(
-        inputs={name: value for name, value in made.items() if value is not None},
+        inputs={name: value for name, value in inputs_of_picture.items() if value is not None},
         channel="images",
         side={},
         replacements=(),

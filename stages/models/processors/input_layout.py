@@ -201,10 +201,10 @@ def _with_rate(processor: Processor, layout: Layout) -> Layout:
 
 def _takes_one_image(processor: Processor, layout: Layout) -> bool:
     """Return whether a prompt has no place for a second image."""
-    one = noise("images")
-    two = replace(one, frames=np.concatenate([one.frames] * 2), times=(0.0, 0.0))
+    one_image = noise("images")
+    two = replace(one_image, frames=np.concatenate([one_image.frames] * 2), times=(0.0, 0.0))
     try:
-        outputs = [run(processor, layout, [clip], PROBES[:1]) for clip in (one, two)]
+        outputs = [run(processor, layout, [clip], PROBES[:1]) for clip in (one_image, two)]
         counts = [places(processor, tensors, media) for media, tensors in enumerate(outputs, 1)]
     except Exception as error:  # the processor may fail in any way
         if out_of_memory(error):

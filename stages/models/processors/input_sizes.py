@@ -81,8 +81,8 @@ def probe(processor: Processor, kind: MediaKind, way: Way = prepare) -> Probe:
         smaller = tuple(_seen(processor, square, way) for square in squares)
         wait = resized(processor, clip, wait=True, way=way)[1]
         for long_edge in LONG_EDGES:
-            if made := _made(processor, kind, long_edge, wait, way):
-                fit = FrameFit(long_edges=_steps(made))
+            if sizes := _made(processor, kind, long_edge, wait, way):
+                fit = FrameFit(long_edges=_steps(sizes))
                 alike = _comes_out_alike(processor, kind, long_edge, fit, way)
                 fit = fit if alike else FrameFit()
                 return Probe(fit=fit, tokens=tokens, pixel_bytes=size, smaller=smaller)
@@ -126,8 +126,8 @@ def _comes_out_alike(
     cut tiles out of the frame as it is, and a smaller frame has fewer."""
     for aspect in (COMMON[0], 1.0):
         clip = black(processor, kind, aspect, long_edge)
-        count, *whole = clip.frames.shape[:3]
-        fitted = np.zeros((count, *fit.size(*whole), 3), np.uint8)
+        count, *size = clip.frames.shape[:3]
+        fitted = np.zeros((count, *fit.size(*size), 3), np.uint8)
         small = replace(clip, frames=fitted)
         if _outcome(processor, clip, way) != _outcome(processor, small, way):
             return False

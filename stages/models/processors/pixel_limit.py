@@ -48,11 +48,11 @@ def own_sizes(processor: Processor) -> None:
     """Move the sizes that the processor would give its parts in each call into the parts. So
     `size` of a part is what applies, and a limit that is set there has an effect."""
     for name in ("images", "videos"):
-        given = dict(getattr(processor, option := f"{name}_kwargs", {}))
+        own = dict(getattr(processor, option := f"{name}_kwargs", {}))
         part = getattr(processor, f"{name.removesuffix('s')}_processor", None)
-        if part is not None and (size := given.pop("size", None)):
+        if part is not None and (size := own.pop("size", None)):
             part.size = type(part.size)(**size)
-            setattr(processor, option, given)
+            setattr(processor, option, own)
 
 
 def min_pixels_of(processor: Processor) -> int:
@@ -122,10 +122,10 @@ def _side(part: Any) -> int:
 
 def _limit_video(part: Any, limits: PixelLimits) -> None:
     bounds = replace(_bounds(part), per_video=limits.video)
-    known = limits.frames
-    if known is not None and limits_frames(bounds, known):
-        _set(part, known.most * bounds.times, known.least * bounds.times)
-        bounds = replace(bounds, per_video=limits.video or known.per_video)
+    frames = limits.frames
+    if frames is not None and limits_frames(bounds, frames):
+        _set(part, frames.most * bounds.times, frames.least * bounds.times)
+        bounds = replace(bounds, per_video=limits.video or frames.per_video)
     if not bounds.times:
         bounds = replace(bounds, per_frame=limits.image, beyond=bool(limits.video))
     elif limits.image:
@@ -200,8 +200,8 @@ def _limit_each(part: Any, bounds: PixelBounds) -> None:
         video = next(v for v in (*args, *kwargs.values()) if hasattr(v, "shape"))
         own = replace(bounds, least=size.shortest_edge, most=size.longest_edge)
         least, most = own.edges(int(video.shape[1]))
-        kept = type(size)(shortest_edge=least, longest_edge=most)
-        return cls.resize(self, *args, size=kept, **kwargs)
+        resized = type(size)(shortest_edge=least, longest_edge=most)
+        return cls.resize(self, *args, size=resized, **kwargs)
 
     more = {"resize": wraps(cls.resize)(resize), "__module__": cls.__module__, BOUNDS: bounds}
     part.__class__ = type(cls.__name__, (cls,), more)

@@ -181,8 +181,8 @@ def text_inputs(
     text = write(processor, layout.form, layout.channel, 0, prompt, system).lstrip("\n")
     begins = {"add_special_tokens": False} if begins_itself(processor, layout, text) else {}
     filling = {"padding": "max_length", "max_length": length} if length else {}
-    made = processor.tokenizer([text], return_tensors="pt", **filling, **begins)
-    return drop_end_token(model, dict(made))
+    tokenized = processor.tokenizer([text], return_tensors="pt", **filling, **begins)
+    return drop_end_token(model, dict(tokenized))
 
 
 FEW, MORE = 2, 6
@@ -229,9 +229,11 @@ def answer_ids(processor: Processor, text: str) -> list[int]:
     of the prompt."""
     prompt, blank = known(processor, "blank before answers", lambda: _before_answer(processor))
     if blank and text:
-        begins, whole = (_ids(processor, string) for string in (prompt, f"{prompt}{blank}{text}"))
-        if whole[: len(begins)] == begins:
-            return whole[len(begins) :]
+        begins, with_answer = (
+            _ids(processor, string) for string in (prompt, f"{prompt}{blank}{text}")
+        )
+        if with_answer[: len(begins)] == begins:
+            return with_answer[len(begins) :]
     return _ids(processor, text)
 
 
@@ -262,10 +264,10 @@ def _before_answer(processor: Processor) -> tuple[str, str]:
             {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
             for role, text in (("user", QUESTION), ("assistant", ANSWER))
         ]
-        given = {"tokenize": False}
+        options = {"tokenize": False}
         try:
-            prompt = writer.apply_chat_template(turns[:1], add_generation_prompt=True, **given)
-            before, answer, _ = writer.apply_chat_template(turns, **given).partition(ANSWER)
+            prompt = writer.apply_chat_template(turns[:1], add_generation_prompt=True, **options)
+            before, answer, _ = writer.apply_chat_template(turns, **options).partition(ANSWER)
         except Exception:  # no template, or one that refuses this form in any way
             continue
         if answer and before.startswith(prompt):

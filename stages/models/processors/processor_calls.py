@@ -70,8 +70,8 @@ def write(
         if system:
             raise without_system()
         placeholders = _placeholders(processor, channel, media, sounds)
-        whole = prompt.replace(TURN, "\n")
-        return form.replace("{media}", placeholders).replace("{prompt}", whole)
+        joined = prompt.replace(TURN, "\n")
+        return form.replace("{media}", placeholders).replace("{prompt}", joined)
     asked, *later = prompt.split(TURN)
     turns = [_question(processor, form, channel, media, asked, sounds)]
     for at, said in enumerate(later):
@@ -228,8 +228,8 @@ def run(
     if begins_itself(processor, layout, texts[0]):
         options["add_special_tokens"] = False
     media = rows if layout.nested else list(itertools.chain.from_iterable(rows))
-    given = {"text": texts, layout.argument: media, **({"audio": sounds} if sounds else {})}
-    outputs = dict(processor(**given, return_tensors="pt", padding=True, **options))
+    arguments = {"text": texts, layout.argument: media, **({"audio": sounds} if sounds else {})}
+    outputs = dict(processor(**arguments, return_tensors="pt", padding=True, **options))
     outputs.pop(TIMES, None)
     return outputs
 

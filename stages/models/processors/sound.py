@@ -127,13 +127,13 @@ def remembered(
 ) -> Iterator[list[tuple[dict[str, Any], list[str]]]]:
     """Yield a list that gets what a method of the processor returns inside the block: outputs, and
     the text in place of each placeholder. The method is called with these options, too."""
-    kept: list[tuple[dict[str, Any], list[str]]] = []
+    calls: list[tuple[dict[str, Any], list[str]]] = []
     compute = getattr(processor, hook)
 
     def remember(*args: Any, **kwargs: Any) -> Any:
         returned, replacements = compute(*args, **kwargs, **options)
-        kept.append((dict(returned), [*replacements]))
+        calls.append((dict(returned), [*replacements]))
         return returned, replacements
 
     with answering(processor, hook, remember):
-        yield kept
+        yield calls

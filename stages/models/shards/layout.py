@@ -170,8 +170,8 @@ def is_written(folder: Path, shard: WeightShard) -> bool:
     header = shard.header()
     try:
         with open_regular(folder / shard.name) as file:
-            whole = os.fstat(file.fileno()).st_size == len(header) + shard.data_bytes
-            return whole and file.read(len(header)) == header
+            is_complete = os.fstat(file.fileno()).st_size == len(header) + shard.data_bytes
+            return is_complete and file.read(len(header)) == header
     except OSError:
         return False
 
@@ -210,13 +210,13 @@ def write_checkpoint(
     A note states the number of `shards` before, and how many are already `there`. `more_room` is
     the hint if they do not fit on the disk. `confirm` raises if a file must not be published.
     Raises EnvironmentFault."""
-    left = [shard for shard in shards if not is_written(folder, shard)]
-    report.note(shards=len(shards), there=len(shards) - len(left))
+    missing = [shard for shard in shards if not is_written(folder, shard)]
+    report.note(shards=len(shards), there=len(shards) - len(missing))
     if is_complete(folder, shards):
         return
-    check_room(folder, left, more_room)
+    check_room(folder, missing, more_room)
     with keeping_files():
-        for shard in left:
+        for shard in missing:
             write_shard(folder, shard, contents, confirm)
             report.answered(shard.name, label=shard.name)
         write_rest(folder, shards, small)

@@ -213,25 +213,25 @@ def unpack(
     computed where they go, which moves less than half of the bytes: codes and their differences
     from zeros are exact in 16 bit, and a product is rounded once. A kernel does it in one pass
     where it writes the same bits."""
-    made = torch.empty(layer.rows, layer.columns, dtype=dtype, device=held.codes.device)
-    on_cpu = made.device.type == "cpu"
+    weights = torch.empty(layer.rows, layer.columns, dtype=dtype, device=held.codes.device)
+    on_cpu = weights.device.type == "cpu"
     in_place = not on_cpu and stated == dtype != torch.float32
     if in_place and _kernel_agrees(layer, held, dtype):
-        write_by_kernel(layer, held, made)
-        return made
+        write_by_kernel(layer, held, weights)
+        return weights
     step = (CPU_BYTES if on_cpu else GPU_BYTES) // (4 * layer.columns)
     if in_place and layer.layout != "fp4":
         step *= 8  # what is beside the result has half a byte a code
     step = max(1, min(max(step, CPU_ROWS * on_cpu), layer.rows))
     if not in_place:
-        work = torch.empty(step, layer.columns, dtype=torch.float32, device=made.device)
+        work = torch.empty(step, layer.columns, dtype=torch.float32, device=weights.device)
     for at in range(0, layer.rows, step):
-        into = made[at : at + step]
+        into = weights[at : at + step]
         rows = into if in_place else work[: len(into)]
         write_by_operators(layer, held, at, rows)
         if not in_place:
             into.copy_(rows if stated in (dtype, torch.float32) else rows.to(stated))
-    return made
+    return weights
 
 
 def _kernel_agrees(layer: StoredLayer, held: Codes, dtype: torch.dtype) -> bool:

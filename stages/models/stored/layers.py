@@ -81,9 +81,11 @@ class StoredWeights:
     def names(self, shard: str, names: Iterable[str]) -> list[str]:
         """Return the names that the loader sees in a file with these tensors."""
         hidden = {part.name for layer in self.layers.values() for part in layer.parts.values()}
-        here = [layer for layer in self.layers.values() if layer.main.shard == shard]
-        made = [f"{layer.stem}.{local}" for layer in here for local in self._locals(layer)]
-        return [name for name in names if name not in hidden] + made
+        layers = [layer for layer in self.layers.values() if layer.main.shard == shard]
+        names_of_parts = [
+            f"{layer.stem}.{local}" for layer in layers for local in self._locals(layer)
+        ]
+        return [name for name in names if name not in hidden] + names_of_parts
 
     def _locals(self, layer: StoredLayer) -> Collection[str]:
         return PackedLinear.tensors(layer) if layer.name in self.packed else ("weight",)

@@ -518,8 +518,8 @@ def _in_groups(layer: StoredLayer, count: int) -> StoredLayer:
     """Return the layer with so many scales for each row. Raises UsageError if they are not as many
     as config.json states."""
     size, columns = layer.scheme.group, layer.columns
-    whole = count > 0 and columns % count == 0
-    if not size and whole and (count == 1 or (columns // count).bit_count() == 1):
+    is_whole = count > 0 and columns % count == 0
+    if not size and is_whole and (count == 1 or (columns // count).bit_count() == 1):
         size = columns // count  # another size would be a guess: the last group may be short
     size = columns if size == -1 else min(size, columns)
     if size < 1 or math.ceil(columns / size) != count:
@@ -540,8 +540,8 @@ def _words(layer: StoredLayer) -> StoredLayer:
     if is_awq and rows % 8:
         raise layer.unreadable(f"its {rows} rows do not fill words of eight codes")
     groups = scales.shape[0] if scales.shape else 0
-    whole = (columns, rows // 8) if is_awq else (columns * bits // 32, rows)
-    layer.expect("qweight", ("I32",), whole)
+    shape = (columns, rows // 8) if is_awq else (columns * bits // 32, rows)
+    layer.expect("qweight", ("I32",), shape)
     layer.expect("scales", FLOATS, (groups, rows))
     layer.expect("qzeros", ("I32",), (groups, math.ceil(rows * bits / 32)))
     has_index = layer.scheme.has_index and not is_awq

@@ -285,8 +285,8 @@ def load_streamed(
         folder = str(undo.enter_context(own_folder(Path(tempfile.gettempdir()), FOLDER)))
         # Leave out the hooks that would fetch a layer at each call.
         with dispatching(receive):
-            given = {**options, "device_map": places, "offload_folder": folder}
-            half = load_half(path, keep, extra_modules=extra_modules, **given)
+            load_options = {**options, "device_map": places, "offload_folder": folder}
+            half = load_half(path, keep, extra_modules=extra_modules, **load_options)
         try:
             layers = StreamedLayers(half, waiting(places), index, device, buffers)
         except NotInFiles as error:

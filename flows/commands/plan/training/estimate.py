@@ -99,14 +99,14 @@ def adapted_layer_bytes(
     scores = scores_bytes(transformer, tokens, fused=fused, item_bytes=item_bytes)
     # The activation function keeps its input; a gate keeps both factors of the product.
     seen = query if fused or item_bytes == ADAPTED else 0  # attention output
-    made = query + seen + 2 * key + (3 if transformer.is_gated else 1) * inside
+    outputs = query + seen + 2 * key + (3 if transformer.is_gated else 1) * inside
     inputs = (
         2 * width + inside
         if item_bytes == ADAPTED
         else sum(columns for _, columns in transformer.matrices)
     )
     adapters = inputs + rank * len(transformer.matrices)
-    return norms + scores + item_bytes * made + ADAPTED * adapters
+    return norms + scores + item_bytes * outputs + ADAPTED * adapters
 
 
 def lora_parameters(transformer: Transformer, rank: int) -> int:
@@ -241,19 +241,19 @@ def _computing(
     rows = training.batch * training.length
     size_text = f"{training.batch} x {training.length:,} tokens"
     if training.method == "full":
-        kept = layer_bytes(text, training.length)
+        layer_activations = layer_bytes(text, training.length)
     else:
-        kept = lora_layer_bytes(text, training.length, RANK)
+        layer_activations = lora_layer_bytes(text, training.length, RANK)
     logits = sum(LOGITS) * architecture.vocabulary * rows
     # Gradients inside one layer take as much as its activations.
     inside = pass_bytes(text, 1, rows, HALF)
     if training.checkpointing:
         bytes_kept = HALF * text.width * text.layers * rows
         why = f"{size_text} x {text.layers} layers x {HALF * text.width:,} bytes, their inputs"
-        recomputed = rows * kept + inside
+        recomputed = rows * layer_activations + inside
     else:
-        bytes_kept = kept * text.layers * rows
-        why = f"{size_text} x {text.layers} layers x {kept:,} bytes"
+        bytes_kept = layer_activations * text.layers * rows
+        why = f"{size_text} x {text.layers} layers x {layer_activations:,} bytes"
         recomputed = inside
     yield TrainTerm(
         part="activations", bytes=bytes_kept, why=why, source=KORTHIKANTI, moment="backward"

@@ -83,8 +83,8 @@ def supports_slots(half: PartProfile, settings: PartSettings) -> bool:
     if layers is None:
         return True
     windows = {kind.window for kind in kept if kind.window}
-    known = all(kind.kind in layers for kind in kept)
-    return known and len(windows) < 2 and any(kind.token_bytes for kind in kept)
+    is_supported = all(kind.kind in layers for kind in kept)
+    return is_supported and len(windows) < 2 and any(kind.token_bytes for kind in kept)
 
 
 def decode_rungs(

@@ -53,16 +53,16 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     """Return the rungs: smaller batches, MLP chunks, streamed layers, quantized weights."""
     half, settings = model.profile.vision, free_settings(model, config, "vision")
     # Quantized weights cannot be streamed, a joint model's pixels need none, a graph is one unit.
-    whole = model.profile.route != "joint" and not settings[0].graph
+    is_split = model.profile.route != "joint" and not settings[0].graph
     plain = not half.stored_as and settings[0].precision not in QUANTIZED
     candidates = encode_rungs(
         config.batch_size,
         [s.precision for s in settings],
-        streamed=whole and plain and half.layers > 1,
-        weights=whole,
+        streamed=is_split and plain and half.layers > 1,
+        weights=is_split,
         stage=stage,
     )
-    return with_packed(half, candidates) if whole else candidates
+    return with_packed(half, candidates) if is_split else candidates
 
 
 def encode_rungs(
@@ -128,8 +128,8 @@ def memory(
         waiting = math.ceil(batches_per_block(rung, workload, rows) * passes.count) - 1
         terms += waiting_terms(waiting if rung.block else 0, single, at_once, costs, device)
         if passes.count > 1 and not rung.block:
-            kept = (passes.count - 1) * costs.kept_bytes
-            terms.append(Term.of("activation", kept, Reason.OTHER_PASSES))
+            kept_bytes = (passes.count - 1) * costs.kept_bytes
+            terms.append(Term.of("activation", kept_bytes, Reason.OTHER_PASSES))
         terms += attention_terms(half, settings, single, at_once, single.units, device)
         # Patches are not counted, but each is multiplied with all layer weights.
         tokens = math.ceil(costs.flops / (2 * max(1, half.linear_parameters)))

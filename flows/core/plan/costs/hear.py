@@ -37,8 +37,8 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
     settings = settings_as_run(model.best("audio"), half, rung)
     seconds, item_bytes = workload.sound_seconds, BYTES.get(model.best("audio").dtype, 4)
     numbers = math.ceil(seconds * SPECTRUM_NUMBERS)
-    kept = FEATURE_BYTES * workload.sound_tokens * model.profile.feature_width
-    costs = encoder_by_dimensions(half, item_bytes, 1, numbers, kept)
+    feature_bytes = FEATURE_BYTES * workload.sound_tokens * model.profile.feature_width
+    costs = encoder_by_dimensions(half, item_bytes, 1, numbers, feature_bytes)
     terms = list(weights(half, settings, rung, device))
     terms.append(Term.of("activation", costs.peak_bytes, Reason.SOUND, seconds=seconds))
     ahead = Term.of("workspace", 3 * rung.batch * 4 * numbers, Reason.SPECTRA, batch=rung.batch)

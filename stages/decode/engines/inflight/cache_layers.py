@@ -33,8 +33,8 @@ def fill(target: torch.Tensor, part: torch.Tensor) -> None:
 def widened(part: torch.Tensor, columns: int) -> torch.Tensor:
     """Return the tensor as [..., columns, width], padded with zeros."""
     target = part.new_zeros(*part.shape[:-2], columns, part.shape[-1])
-    kept = min(columns, part.shape[-2])
-    target[..., :kept, :] = part[..., :kept, :]
+    columns_kept = min(columns, part.shape[-2])
+    target[..., :columns_kept, :] = part[..., :columns_kept, :]
     return target
 
 
@@ -126,8 +126,8 @@ class RingLayer(SlotLayer):
         super().__init__(template, replace(shape, columns=columns), lengths)
 
     def put(self, slot: int, sequence: Any, tokens: int) -> None:
-        kept = sequence.keys.shape[-2]
-        where = torch.arange(tokens - kept, tokens, device=sequence.keys.device) % self.columns
+        columns = sequence.keys.shape[-2]
+        where = torch.arange(tokens - columns, tokens, device=sequence.keys.device) % self.columns
         for target, source in ((self.keys, sequence.keys), (self.values, sequence.values)):
             target[slot] = 0
             target[slot, :, where] = source[0]

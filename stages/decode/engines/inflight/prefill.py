@@ -216,8 +216,8 @@ def _placeholders_on_host(model: Half, ids: torch.Tensor) -> Iterator[None]:
     are in host memory. On the device, each check would wait for the work that is queued there."""
 
     def masks(own: Any, input_ids: Any, inputs_embeds: Any, *features: Any, **named: Any) -> Any:
-        whole = input_ids is not None and input_ids.shape == ids.shape
-        if not whole or inputs_embeds is None or ids.device == inputs_embeds.device:
+        is_whole = input_ids is not None and input_ids.shape == ids.shape
+        if not is_whole or inputs_embeds is None or ids.device == inputs_embeds.device:
             return own(input_ids, inputs_embeds, *features, **named)
         as_shape = torch.empty((), dtype=inputs_embeds.dtype).expand(inputs_embeds.shape)
         return moved(own(ids, as_shape, *features, **named), inputs_embeds.device)
@@ -362,8 +362,8 @@ class SharedPrefix:
             self._of, self._ids = chunk_key, ids
         cache = copy.deepcopy(self._cache)
         rest = Features({}, features.needs, already_read=True)
-        whole = {**inputs, "position_ids": positions}
-        return prefill_row(half, whole, rest, past_key_values=cache, **options)
+        with_positions = {**inputs, "position_ids": positions}
+        return prefill_row(half, with_positions, rest, past_key_values=cache, **options)
 
     def forget(self) -> None:
         """Free the cached prefix."""

@@ -60,9 +60,9 @@ class StepRecorder:
         # One pool of memory for all: what a step makes is read before the next is replayed.
         memory = next((other.pool() for other in self._graphs), None)
         with recording(memory) as graph:
-            made = compute()
+            computed = compute()
         self._graphs.add(graph)
-        return graph, made
+        return graph, computed
 
 
 def recorder_for(half: HalfJob) -> StepRecorder | None:

@@ -86,13 +86,15 @@ class RowRules:
         """`may_fail`: whether an error of a processor ends this sequence alone."""
         self.processors = [*processors]
         self.settings: Hashable = tuple(
-            (type(one), SETTINGS.get(type(one), lambda _: None)(one)) for one in self.processors
+            (type(processor), SETTINGS.get(type(processor), lambda _: None)(processor))
+            for processor in self.processors
         )
         self.may_fail = may_fail
         self.fault = fault
         """The error for settings that cannot be applied."""
         self.masked = [
-            one.new_row() if isinstance(one, HostMaskProcessor) else None for one in self.processors
+            processor.new_row() if isinstance(processor, HostMaskProcessor) else None
+            for processor in self.processors
         ]
         """What each processor with masks keeps of this row."""
         self.slot = -1
@@ -143,8 +145,8 @@ class Rows:
             return scores
         members = [self.members[row] for row in rows]
         tokens = [self.generated(rules.slot) for rules in members]
-        kept = [rules.masked[at] for rules in members]
-        masks: Masks = processor.masks_of(kept, tokens, scores.shape[1])
+        states = [rules.masked[at] for rules in members]
+        masks: Masks = processor.masks_of(states, tokens, scores.shape[1])
         for place, fault in masks.faults.items():
             if not members[place].may_fail:
                 raise fault
@@ -225,14 +227,16 @@ class TokenSelection:
         """Return the next token of each row, of shape [rows]. `logits` are of shape [rows,
         vocabulary] and stay as they are. `generated` returns the generated tokens of a slot."""
         tokens = likeliest(logits)
-        whole = logits.device.type != "cpu" if self._whole is None else self._whole
+        is_whole = logits.device.type != "cpu" if self._whole is None else self._whole
         for group in self._groups.values():
             slots = [*group.members]
-            ids, new = self._ids if whole else self._ids[:, slots]
-            members = group.members if whole else dict(enumerate(group.members.values()))
+            ids, new = self._ids if is_whole else self._ids[:, slots]
+            members = group.members if is_whole else dict(enumerate(group.members.values()))
             rows = Rows(members=members, ids=ids, new=new, generated=generated)
-            best = likeliest(rows.scores_of(group.processors, logits if whole else logits[slots]))
-            if whole:
+            best = likeliest(
+                rows.scores_of(group.processors, logits if is_whole else logits[slots])
+            )
+            if is_whole:
                 tokens = torch.where(group.mask, best, tokens)
             else:
                 tokens[slots] = best
@@ -370,8 +374,8 @@ class PendingTokens:
         if self._read is None:
             if self._copied is not None:
                 self._copied.synchronize()
-            made = zip(self._states, self._tokens.tolist(), self._scores.tolist(), strict=True)
-            self._read = [(state, *one) for state, *one in made if state is not None]
+            steps = zip(self._states, self._tokens.tolist(), self._scores.tolist(), strict=True)
+            self._read = [(state, *one) for state, *one in steps if state is not None]
         return self._read
 
 
@@ -463,8 +467,8 @@ class InflightScheduler:
 
     def _run_isolated(self, request: DecodeRequest) -> Iterator[SequenceState]:
         key, retry = request.item.key, self._oom_retry
-        made = retry.run_batch([request], lambda _: key, lambda _: self.run_alone(request))
-        for _, state in made:
+        attempts = retry.run_batch([request], lambda _: key, lambda _: self.run_alone(request))
+        for _, state in attempts:
             if not request.is_withdrawn:
                 yield state
 

@@ -47,10 +47,10 @@ def attend(
     """Return the output of a module's attention, of shape [rows, tokens, heads, width]."""
     name = module.config._attn_implementation
     function = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
-    made: torch.Tensor = function(
+    attended: torch.Tensor = function(
         module, query, key, value, mask, dropout=0.0, scaling=module.scaling, **options
     )[0]
-    return made
+    return attended
 
 
 class PatchEmbedding(nn.Module):
@@ -176,10 +176,10 @@ def positions_of(
 ) -> torch.Tensor:
     """Return the position of each token, [rows, tokens]. All patches of an image share one; the
     tokens at its ends have their own. `standing` marks the placeholders."""
-    there = torch.ones_like(standing) if attention_mask is None else attention_mask.bool()
-    seen = standing & there
+    is_attended = torch.ones_like(standing) if attention_mask is None else attention_mask.bool()
+    seen = standing & is_attended
     patches = seen & ~_first(seen) & ~_last(seen)
-    steps = (there & ~patches) | _first(patches)
+    steps = (is_attended & ~patches) | _first(patches)
     return (steps.long().cumsum(-1) - 1).clamp(min=0)
 
 
@@ -235,10 +235,10 @@ def routed(
     if seen is None:
         return language(hidden)
     text = language(hidden[~seen])
-    made = text.new_empty((*hidden.shape[:-1], text.shape[-1]))
-    made[~seen] = text
-    made[seen] = vision(hidden[seen])
-    return made
+    outputs = text.new_empty((*hidden.shape[:-1], text.shape[-1]))
+    outputs[~seen] = text
+    outputs[seen] = vision(hidden[seen])
+    return outputs
 
 
 class ExpertAttention(nn.Module):
@@ -440,8 +440,8 @@ def _filled(embeddings: Any, standing: torch.Tensor, outputs: Mapping[str, Any])
     places = int(standing.sum())
     if places != len(features):
         raise ValueError(f"the prompt has {places} placeholders for {len(features)} features")
-    made: torch.Tensor = embeddings.masked_scatter(standing.unsqueeze(-1), features)
-    return made
+    filled: torch.Tensor = embeddings.masked_scatter(standing.unsqueeze(-1), features)
+    return filled
 
 
 def _seen(standing: torch.Tensor, past: int) -> torch.Tensor | None:

@@ -73,9 +73,11 @@ class CogVLM2VideoProcessor(BaseVideoProcessor):
     """Side length in pixels of the model's input."""
 
     def preprocess(self, videos: Any, **_: Any) -> BatchFeature:
-        made = [of_video(video, self.side) for video in make_batched_videos(videos)]
-        counts = torch.tensor([len(frames) for frames in made])
-        return BatchFeature({"pixel_values_videos": torch.cat(made), "video_frame_counts": counts})
+        videos_resized = [of_video(video, self.side) for video in make_batched_videos(videos)]
+        counts = torch.tensor([len(frames) for frames in videos_resized])
+        return BatchFeature(
+            {"pixel_values_videos": torch.cat(videos_resized), "video_frame_counts": counts}
+        )
 
 
 class CogVLM2VideoChat(ProcessorMixin):

@@ -103,16 +103,16 @@ def _corrected(published: Mapping[str, Any], names: Collection[str]) -> dict[str
         encoder.pop("model_type", None)  # CLIP's own
     _, behind = ENCODERS.get(vision.get("hidden_size", 0), (0, False))
     vision.setdefault("post_layernorm", behind)
-    made: dict[str, Any] = {"vision_config": vision, "text_config": text}
+    corrected: dict[str, Any] = {"vision_config": vision, "text_config": text}
     if names:
         vision |= {f"{part}_bias": f"{LAYER}self_attn.{part}_proj.bias" in names for part in "qkv"}
         vision["use_rms_norm"] = f"{LAYER}layer_norm1.bias" not in names
-        made["projection_bias"] = "visual_projection.bias" in names
-        made["scale_is_stored"] = "logit_scale" in names
-    kept = {
+        corrected["projection_bias"] = "visual_projection.bias" in names
+        corrected["scale_is_stored"] = "logit_scale" in names
+    others = {
         name: value for name, value in published.items() if name not in ("auto_map", "model_type")
     }
-    return {**kept, **made, "model_type": EvaCLIPConfig.model_type}
+    return {**others, **corrected, "model_type": EvaCLIPConfig.model_type}
 
 
 def names_in(folder: Path) -> set[str]:

@@ -31,8 +31,8 @@ from stages.models.in_tree.evaclip.config import (
 
 def norm_of(config: EvaCLIPVisionConfig) -> nn.Module:
     """Make one of the vision encoder's norms."""
-    made = LlamaRMSNorm if config.use_rms_norm else nn.LayerNorm
-    return made(config.hidden_size, eps=config.layer_norm_eps)
+    norm_class = LlamaRMSNorm if config.use_rms_norm else nn.LayerNorm
+    return norm_class(config.hidden_size, eps=config.layer_norm_eps)
 
 
 class EvaCLIPVisionEmbeddings(CLIPVisionEmbeddings):
