@@ -25,10 +25,9 @@ INTERRUPTED = 4
 def main() -> int:
     """Run the command; returns its exit code."""
     open_closed_streams()
-    if (
-        os.getpid() == 1
-    ):  # the kernel drops signals without a handler for a container's first process
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if os.getpid() == 1:  # the kernel drops signals without a handler
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         use_utf8()
@@ -37,6 +36,8 @@ def main() -> int:
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing but the interpreter is left to end
+        if signal.getsignal(signal.SIGTERM) is signal.default_int_handler:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run() -> int:

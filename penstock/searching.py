@@ -5,6 +5,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Unpack
 
 from artifacts.disk.paths import folder_named
+from artifacts.errors import UsageError
 from artifacts.texts.tables import table_of
 from flows.commands.search.asking import ask_hits
 from flows.commands.search.both import search as search_both
@@ -74,6 +75,9 @@ def search(
 ) -> Hits:
     """Return what an index holds that is like a text or an image file, as `penstock search`. Raises
     PenstockError."""
+    if options.get("ask") == "":
+        hint = "Give the output folder of captions of the same media, or leave it out"
+        raise UsageError("ask is empty", hint=hint)
     build = partial(config_with, options=options, known=SearchOptions.__annotations__)
     query, place = build(SearchQuery, what=path_of("what", what)), build(SearchPlace)
     request = build(AskHitsOptions)

@@ -253,7 +253,7 @@ def routes() -> Iterator[str]:
     for path, operations in described.items():
         for method, operation in operations.items():
             asks = [each["name"] for each in operation.get("parameters", ())]
-            answers = names(ANSWERS.get(path, ()))
+            answers = names(ANSWERS.get(f"{method} {path}", ANSWERS.get(path, ())))
             rows.append((f"`{method.upper()} {path}`", names(asks), answers))
     yield "## Routes of `penstock serve`"
     yield (

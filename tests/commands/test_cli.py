@@ -13,7 +13,7 @@ import pytest
 import penstock_demo
 from artifacts.disk.paths import user_cache
 from flows.commands.caption import caption_command as caption_command
-from flows.commands.caption.caption_command import first_captions
+from flows.commands.caption.caption_command import first_captions, first_rows
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.parser import parse
 from flows.core.console.display import Display
@@ -53,6 +53,7 @@ def test_sources_stand_anywhere_and_lists_are_split_at_commas() -> None:
     config = config_of(parse(["caption", *words]), CaptionConfig)
     assert config.sources == ("a.mp4", "b.mp4", "--out.mp4") and config.format == ("txt", "vtt")
     assert parse(["caption", "--", "a.mp4", "--out.mp4"]).sources == ["a.mp4", "--out.mp4"]
+    assert parse(["search", "--index", "INDEX", "--", "-word"]).what == "-word"
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,8 @@ def test_an_error_that_can_be_kept_nowhere_is_still_told(
 
 
 def row(name: str, caption: str, **more: str) -> str:
-    return json.dumps({"media_path": name, "caption": caption, **more}, ensure_ascii=False) + "\n"
+    fields = {"media_path": name, "source": "videos", "start": 0, "end": 1, "caption": caption}
+    return json.dumps({**fields, **more}, ensure_ascii=False) + "\n"
 
 
 @pytest.fixture
@@ -360,6 +362,12 @@ def test_first_captions_fit_a_terminal(
     assert lines[1].endswith("…") and "b.mp4: " in lines[1]
     if columns > 60:
         assert lines[0] == "  a.mp4: A red circle \\u001b[31mmoves\\u202e up."
+
+
+def test_captions_of_an_earlier_run_are_not_shown_again(out: Path) -> None:
+    earlier = first_rows(out)
+    assert first_captions(out, earlier[:2])[0] == "  a.mp4: A second chunk."
+    assert first_captions(out, earlier) == []
 
 
 @pytest.mark.parametrize("text", ["", "{"])

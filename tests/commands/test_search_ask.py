@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import penstock
+from artifacts.errors import UsageError
 from flows.interfaces.cli.main import main
 from tests.support.builders.films import Shown, Truth, what_it_does, which_thing, write_films
 
@@ -122,6 +123,8 @@ def test_a_question_that_says_nothing_of_the_text_is_refused(
 def test_options_without_ask_are_refused(capsys: Any) -> None:
     assert main(["search", "x", "--least", "0.5"]) == 2
     assert "--least needs --ask" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="ask is empty"):
+        penstock.search("x", ask="")
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from flows.core.media.media_file import Selection
 from flows.core.media.sources import find_media
 from flows.core.options.vectors import SiftConfig
 from flows.interfaces.cli.main import main
+from flows.outputs.run_status import run_status
 from stages.sift.measures import NO_LOOK, SIDE
 from stages.sift.run import image_marks
 from tests.support.builders.planted import (
@@ -317,6 +318,8 @@ def test_unreadable_files_are_listed_and_the_exit_code_says_so(tmp_path: Path) -
     (failed,) = read_lines(tmp_path / "out" / "failures.jsonl")
     assert failed["media_path"] == "b.mp4"
     assert main(words) == 1 and items_of(tmp_path / "out") == 0
+    (status,) = run_status(tmp_path / "out")["stages"]
+    assert (status["done"], status["failed"], status["pending"]) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("keep", ["width > 9", "width > 9999"])

@@ -124,7 +124,7 @@ def test_two_hundred_jobs_at_once_are_taken_or_refused_and_none_is_lost(tmp_path
         server.process.wait()
     assert grown < MOST_GROWN, grown
     with server_in(tmp_path, 1) as server:
-        listed = json.loads(server.ask("GET", "/v1/jobs").body)["jobs"]
+        listed = json.loads(server.ask("GET", "/v1/jobs?limit=100").body)["data"]
         assert {*taken} == {job["id"] for job in listed}
         job = wait_for(server, taken[0])  # its picture is none
         assert (job["state"], job["rows"]) == ("failed", []) and job["error"]

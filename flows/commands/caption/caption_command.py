@@ -1,18 +1,19 @@
 """Implements `penstock caption`, with or without Prefect, and prints the result."""
 
 import argparse
-import json
 import os
 import shlex
 import sys
-from contextlib import closing, suppress
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.paths import folder_named
+from artifacts.errors import EnvironmentFault
 from artifacts.records.store import open_store
 from artifacts.texts.edits import REJECTED
 from flows.commands.plan.plan_command import show
@@ -21,25 +22,32 @@ from flows.commands.shared.exit_report import print_result
 from flows.commands.shared.options import add_caption_options, add_quiet_options, add_ray_option
 from flows.core.console.display import READING, Display
 from flows.core.console.lines import escaped, print_lines, shortened, terminal_width
+from flows.core.media.output_rows import CaptionRow
 from flows.core.options.commands import CaptionConfig
 
 SHOWN = 3
-"""Number of media whose first caption is printed."""
+"""Number of media of which a new caption is printed."""
 SEARCHED = 100
 """Lines of `captions.jsonl` that are searched for them."""
 
 
-def first_captions(out: Path) -> list[str]:
-    """Return one line for each of the first media: its name and its first caption that was not
-    rejected, cut at the terminal's width."""
+def first_rows(out: Path) -> list[CaptionRow]:
+    """Return the first rows of `captions.jsonl`; none if it cannot be read."""
+    try:
+        return read_jsonl_file(CaptionRow, out / "captions.jsonl", "", max_lines=SEARCHED)
+    except EnvironmentFault:
+        return []
+
+
+def first_captions(out: Path, earlier: Iterable[CaptionRow] = ()) -> list[str]:
+    """Return one line for each of the first media with captions that are not `earlier` ones: its
+    name and its first caption that was not rejected, cut at the terminal's width."""
+    seen = {(row.media_path, row.caption) for row in earlier}
     captions: dict[str, str] = {}
-    with (
-        suppress(OSError, ValueError),
-        open(out / "captions.jsonl", encoding="utf-8") as file,
-    ):
-        for row in map(json.loads, islice(file, SEARCHED)):
-            if row.get("review") != REJECTED and len(captions) < SHOWN:
-                captions.setdefault(row["media_path"], row["caption"])
+    for row in first_rows(out):
+        is_new = (row.media_path, row.caption) not in seen
+        if is_new and row.review != REJECTED and len(captions) < SHOWN:
+            captions.setdefault(row.media_path, row.caption)
     width = terminal_width(sys.stdout)
     return [_line(path, caption, width) for path, caption in captions.items()]
 
@@ -66,6 +74,7 @@ def caption_command(given: argparse.Namespace) -> int:
     # The run itself notes what it leaves out.
     trust = config.trust_folder or is_trusted(out, config.store, uses, notes=False)
     config = replace(config, trust_folder=trust)
+    earlier = first_rows(out)
     result: RunResult
     with closing(display):
         if given.ray:
@@ -86,7 +95,7 @@ def caption_command(given: argparse.Namespace) -> int:
             result = caption(config, display, on_begin=partial(remember, given.words))
     if print_result(given, result, display):
         print_lines(*(f"note: {warning}" for warning in result.warnings), to=sys.stderr)
-        print_lines(*first_captions(result.out))
+        print_lines(*first_captions(result.out, earlier))
         report = f"; view them with `penstock report {shlex.quote(str(result.out))}`"
         print_lines(f"{result.line()}{report if result.captions else ''}")
     return result.exit_code

@@ -43,6 +43,8 @@ def export_command(given: argparse.Namespace) -> int:
             check = partial(refuse_other_checkpoint, config)
             return show(captioning, *pipelines, as_json=given.json, check=check)
         result = export(captioning, config, display)
+    if not result.accepted:
+        given.missed = f"quality limit missed: {'; '.join(result.parity.missed)}"
     if print_result(given, result, display) or not (given.json or result.accepted):
         _print_result(result, graphs=config.graphs)
     return result.exit_code

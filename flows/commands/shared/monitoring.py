@@ -48,6 +48,7 @@ def monitored(given: argparse.Namespace, command: Callable[[argparse.Namespace],
     try:
         with stopped_in_order():  # also before and after what it does itself
             code = command(given)
+        monitor.error = getattr(given, "missed", "")
     except (Exception, KeyboardInterrupt) as error:
         is_ours = isinstance(error, PenstockError)
         monitor.error = str(error) if is_ours else redacted(f"{type(error).__name__}: {error}")
@@ -72,7 +73,7 @@ class Monitor:
     """When the command ended; 0: not yet."""
     exit_code: int = 0
     error: str = ""
-    """Why the command raised an error; empty: it did not."""
+    """Why the command raised an error or missed its quality limit; empty: it did neither."""
     record: RunRecord | None = None
     """The record of the run that the command began last; None before the first."""
     folder: Path = Path()

@@ -132,15 +132,15 @@ def program(words: Sequence[str]) -> list[str]:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     top = parser(next((word for word in words if not word.startswith("-")), ""))
-    # Everything after `--` is a source. argparse would take it for unknown options if sources stand
-    # before the options.
-    end = words.index("--") if "--" in words else len(words)
-    given, rest = top.parse_known_args(words[:end])
+    given, rest = top.parse_known_args(words)
     if "sources" not in given:
-        given, rest = top.parse_known_args(words)
         if rest:
             top.of_command(given.command).unknown(rest)
         return given
+    # Everything after `--` is a source. argparse takes it for unknown options if sources stand
+    # before the options.
+    end = words.index("--") if "--" in words else len(words)
+    given, rest = top.parse_known_args(words[:end])
     if any(word.startswith("-") for word in rest):
         top.of_command(given.command).unknown(rest)
     given.sources += [*rest, *words[end + 1 :]]

@@ -383,14 +383,14 @@ def _marked(
         before = 0
         while True:
             missing = _missing(job, media.values())
-            done = len(media) - len(missing)
-            writer.expect(stage.STAGE.name, len(media), done)
+            done = sum(digest in job.marks for digest in media)
+            name, total = stage.STAGE.name, done + len(missing)  # without those that failed
+            writer.expect(name, total, done)
             if len(missing) in (0, before):  # the rest cannot be marked in this run
                 display.close()
                 return _collected(job, display)
-            writer.begin(stage.STAGE.name)
-            worked = partial(getattr, writer.stage(stage.STAGE.name), "seconds")
-            name, total = stage.STAGE.name, len(media)
+            writer.begin(name)
+            worked = partial(getattr, writer.stage(name), "seconds")
             display.stage(StageStart(name=name, total=total, done=done, worked=worked))
             _run(job, missing, launcher, writer, out)
             before = len(missing)

@@ -72,10 +72,10 @@ class StoreLimit:
         """Bytes of the store now."""
         needs = {medium: self._needs(medium) for medium in job.media}
         needed = {m: self._stored(m) + going for m, (going, _) in needs.items()}
-        stored = bytes_by_kind.total()
+        now = bytes_by_kind.total()
         # What does not fit alone is not made, so that its small records take no room of the others.
-        alone = {m.digest for m, of in needed.items() if of and stored + needs[m][1] + of > limit}
-        self._staying = stored + sum(n for m, (_, n) in needs.items() if m.digest not in alone)
+        alone = {m.digest for m, of in needed.items() if of and now + needs[m][1] + of > limit}
+        self._staying = now + sum(n for m, (_, n) in needs.items() if m.digest not in alone)
         """Bytes that stay until the run ends."""
         bytes_by_kind[TO_BE_MADE] += sum(stays for _, stays in needs.values())
         self._base = bytes_by_kind

@@ -540,10 +540,13 @@ ANSWERS: Mapping[str, Any] = {
     },
     "/v1/models": {"object": Literal["list"], "data": [MODEL]},
     "/v1/models/{name}": MODEL,
-    "/v1/jobs": {"jobs": [JOB]},
+    "/v1/jobs": {
+        "object": Literal["list"], "data": [JOB], "first_id": (str, None), "last_id": (str, None),
+        "has_more": bool,
+    },
     "post /v1/jobs": JOB,
     "/v1/jobs/{job}": {
-        **JOB, "stages?": [{"name": str, "done": Count, "total": Count}],
+        **JOB, "stages?": [{"name": str, "done": Count, "failed": Count, "total": Count}],
         "rows?": [dict[str, Any]], "after?": Count, "complete?": bool
     },
     "/v1/info": {

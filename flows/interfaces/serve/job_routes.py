@@ -14,6 +14,7 @@ from flows.interfaces.serve.startup import Service
 from flows.interfaces.serve.uploads import upload_of
 
 MOST_ROWS = 1000
+MOST_LISTED = 100
 LAST_ROW = 1 << 53
 """Largest number that every JSON parser reads exactly."""
 UPLOADED = "upload"
@@ -58,9 +59,21 @@ class JobRoutes:
                 job.path = job.source = named.name
         return json_answer(shown(job), 202, {"location": f"/v1/jobs/{job.id}"})
 
-    async def every(self) -> Response:
-        """List the jobs, oldest first."""
-        return json_answer({"jobs": [shown(job) for job in self._queue().listed()]})
+    async def every(
+        self,
+        after: Annotated[str | None, Query(description="id of the last job that is known")] = None,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
+    ) -> Response:
+        """List the jobs, oldest first, as OpenAI's lists are."""
+        queue = self._queue()
+        jobs = queue.listed()
+        if after is not None:
+            jobs = jobs[jobs.index(queue.of(after)) + 1 :]
+        page = [shown(job) for job in jobs[:limit]]
+        first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
+        ends: dict[str, Json] = {"first_id": first, "last_id": last}
+        more = len(jobs) > limit
+        return json_answer({"object": "list", "data": page, **ends, "has_more": more})
 
     async def one(
         self,

@@ -32,7 +32,7 @@ from flows.interfaces.serve.jobs import (
     JobFolder,
     ServedJob,
 )
-from flows.interfaces.serve.refusals import without_paths
+from flows.interfaces.serve.refusals import shown_name, without_paths
 from flows.outputs.record.run_read import load_record
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,8 @@ class JobRunner:
         """Run the command of a job until it ends, or until its turn does."""
         why = self._folder.why_not(job)
         if job.model != self._model:
-            why = f"this server no longer serves {job.model}"
+            why = f"this server no longer serves {shown_name(job.model)}, the job's model: post "
+            why += f"the job again for {shown_name(self._model)}"
         if why:
             return await self._folder.end(job, "failed", why)
         job.state = RUNNING
@@ -183,15 +184,17 @@ class JobRunner:
 
     async def _note(self, job: ServedJob, code: int | None) -> None:
         """Note how the command of a job ended. One that was killed from outside runs again."""
-        said = await asyncio.to_thread(_last_line, self._folder.place(job) / LOG)
+        line = await asyncio.to_thread(_last_line, self._folder.place(job) / LOG)
         if code == 0 or (code == 1 and await self._folder.rows(job, "captions", 0, 1)):
-            return await self._folder.end(job, "completed", said if code else "")
+            return await self._folder.end(job, "completed", line if code else "")
         if code is None or code < 0 or code == Interrupted.exit_code:
             job.deaths += 1
-            said = said or "its process was killed, by a user or for lack of memory"
+            line = line or "its process was killed, by a user or for lack of memory"
             if job.deaths < MOST_DEATHS:
                 return await self._folder.save(job)
-        await self._folder.end(job, "failed", said or f"the command ended with code {code}")
+        line = line or f"the command ended with code {code}"
+        rows = await asyncio.to_thread(_written, self._folder.place(job) / OUT)
+        await self._folder.end(job, "failed", f"{line}; rows made before: {rows}" if rows else line)
 
 
 async def _ended(child: Process) -> None:
@@ -213,6 +216,14 @@ def _has_made(out: Path, pid: int) -> bool:
         return False
     made = [stage.items + stage.running for stage in run.stages if stage.name not in NOT_KEPT]
     return run.pid == pid and any(made)
+
+
+def _written(out: Path) -> int:
+    """Return the number of rows that a run wrote."""
+    try:
+        return load_record(out).captions
+    except PenstockError:
+        return 0
 
 
 def _last_line(path: Path) -> str:

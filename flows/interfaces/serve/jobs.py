@@ -282,12 +282,15 @@ class JobFolder:
         return rows
 
     async def stages(self, job: ServedJob) -> list[Json]:
-        """Return what each stage of a job has made, and of how much."""
+        """Return what each stage of a job has made, of how much, and how many items failed."""
         try:
             run = await asyncio.to_thread(load_record, self.place(job) / OUT)
         except PenstockError:  # the job has not begun
             return []
-        return [{"name": s.name, "done": s.done_of(s.total), "total": s.total} for s in run.stages]
+        return [
+            {"name": s.name, "done": s.done_of(s.total), "failed": s.failed, "total": s.total}
+            for s in run.stages
+        ]
 
     def why_not(self, job: ServedJob) -> str:
         """Return why the medium of a job may not be read, by the roots and links of now; empty: it

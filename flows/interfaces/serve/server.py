@@ -38,7 +38,7 @@ FILES = 1 << 16
 """Limit of open files, if the system allows it. Each connection is one."""
 GARBAGE = 20_000
 """Allocated objects that trigger a garbage collection. A request leaves few."""
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 LEAVE_SECONDS = 2.0
 """Seconds in which a server that was stopped before its models were open may end by itself."""
 ResultT = TypeVar("ResultT")
@@ -124,7 +124,9 @@ async def _answered(service: Service) -> None:
 
 
 def _read_again(token_file: str, tokens: Tokens, display: Display) -> None:
-    """Replace the tokens by those of their file, unless they cannot be read."""
+    """Replace the tokens by those of their file, unless they cannot be read, or there is none."""
+    if not token_file:
+        return display.print_line("SIGHUP: without --token-file there is nothing to read again")
     try:
         read = read_tokens(token_file)
     except PenstockError as error:
@@ -158,8 +160,9 @@ class Answering:
 
     def heed_signals(self, token_file: str, tokens: Tokens, display: Display) -> None:
         """Stop at a signal from now on, and leave soon if the service is not open yet: its opening
-        may block this thread and others. With a file of tokens, SIGHUP reads it again."""
-        loop = asyncio.get_running_loop()
+        may block this thread and others. SIGHUP reads the file of tokens again, unless it comes
+        because the terminal was closed."""
+        loop, on_terminal = asyncio.get_running_loop(), os.isatty(0)
 
         def stop(*_: object) -> None:
             loop.call_soon_threadsafe(self._stopping.set)
@@ -169,12 +172,13 @@ class Answering:
                 leave.start()
 
         def read_again(*_: object) -> None:
+            if on_terminal and not os.isatty(0):
+                return stop()
             loop.call_soon_threadsafe(_read_again, token_file, tokens, display)
 
+        signal.signal(signal.SIGHUP, read_again)
         for number in STOPPING:
-            if number == signal.SIGHUP and token_file:
-                signal.signal(number, read_again)
-            elif signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, stop)
 
     async def unless_stopped(self, work: Coroutine[None, None, ResultT]) -> ResultT | None:

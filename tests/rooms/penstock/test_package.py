@@ -66,13 +66,14 @@ def test_nothing_heavy_is_imported_for_the_names() -> None:
 IN_A_CLASS = "type('C', (), {'n': type('N', (), {'__set_name__': interrupted})()})"
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("call", ["interrupted()", IN_A_CLASS])
-def test_an_interruption_while_options_are_imported_is_one_line(call: str) -> None:
+def test_an_interruption_while_options_are_imported_is_one_line(call: str, number: str) -> None:
     code = f"""
 import os, signal, sys
 import flows.interfaces.cli.main as cli
 from penstock.start import main
-def interrupted(*_): os.kill(os.getpid(), signal.SIGINT)
+def interrupted(*_): os.kill(os.getpid(), signal.{number})
 def parse(_): {call}
 cli.parse = parse
 sys.exit(main())

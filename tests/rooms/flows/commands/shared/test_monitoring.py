@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from artifacts.disk.files import UMASK
 from flows.commands.export.options import ExportConfig
+from flows.commands.export.result import Exported
 from flows.commands.shared import monitoring
 from flows.commands.shared.parser import parse
 from flows.core.options.commands import CaptionConfig
@@ -29,6 +30,7 @@ from flows.interfaces.cli.main import main
 from flows.interfaces.studio.roots import Refused, Roots
 from flows.interfaces.studio.values import checked
 from flows.outputs.record.record_writer import RecordWriter
+from stages.export.parity import Parity
 from tests.support.commands import begun
 from tests.support.loopback import QuietHandler, served, visited_port
 from tests.support.pipeline import PENSTOCK
@@ -152,6 +154,21 @@ def test_a_failed_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert line == f"penstock: {notice['error']}" and "none" in line
     numbers = metrics(file)
     assert numbers["state"]["failed"] == 1 and numbers["exit_code"] == {"": code}
+
+
+def test_an_export_that_misses_its_quality_limit_has_failed(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = ("share of the same tokens 0.5 (≥ 0.99)",)
+    parity = Parity(recipe={}, frames=3, gates={}, passed=False, missed=why)
+    missed = Exported(out=tmp_path, parity=parity, accepted=False)
+    monkeypatch.setattr("flows.commands.export.run.export", lambda *_: missed)
+    words = ["export", "demo", "--to", "nf4", "--calibrate", str(pictures), "--out"]
+    with hook() as (url, posted):
+        assert main([*words, str(tmp_path / "out"), "--notify", url]) == 1
+    ((_, _, notice),) = posted
+    assert (notice["state"], notice["exit_code"]) == ("failed", 1)
+    assert notice["error"] == f"quality limit missed: {why[0]}"
 
 
 def test_a_notification_that_fails_is_one_line(

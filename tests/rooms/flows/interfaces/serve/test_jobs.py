@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fastapi.testclient import TestClient
@@ -25,6 +25,7 @@ from flows.interfaces.serve.metrics import Metrics
 from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal
 from flows.interfaces.serve.startup import Service
+from flows.outputs.record.record_writer import RecordWriter
 from penstock_demo import CLIPS
 from tests.support.disks import small_disk
 from tests.support.jobs import OPTIONS
@@ -81,7 +82,7 @@ def test_paths_outside_the_roots_are_refused_with_one_error(client: TestClient, 
     assert answer.status_code == (400 if "%ff" in path else 422)
     refusal = answer.json()
     assert set(refusal) == {"error", "hint"} and "\n" not in refusal["error"]
-    assert "passwd" not in answer.text and client.get("/v1/jobs").json() == {"jobs": []}
+    assert "passwd" not in answer.text and client.get("/v1/jobs").json()["data"] == []
 
 
 @pytest.mark.parametrize("path", ["a.mp4", "a [1].mp4", "inside.mp4", "{media}/a.mp4"])
@@ -104,7 +105,7 @@ REFUSED_OPTIONS = (
 def test_options_that_no_job_has_are_refused(client: TestClient, options: dict[str, str]) -> None:
     answer = client.post("/v1/jobs", params={"path": "a.mp4", **options})
     assert answer.status_code == 422 and set(answer.json()) == {"error", "hint"}
-    assert client.get("/v1/jobs").json() == {"jobs": []}
+    assert client.get("/v1/jobs").json()["data"] == []
 
 
 def test_a_job_has_one_medium(client: TestClient, tmp_path: Path) -> None:
@@ -133,8 +134,18 @@ def test_jobs_are_as_many_as_the_limit(client: TestClient, monkeypatch: pytest.M
     for name in names[:4]:
         client.delete(f"/v1/jobs/{name}")
     names.append(client.post("/v1/jobs?path=a.mp4").json()["id"])
-    listed = [job["id"] for job in client.get("/v1/jobs").json()["jobs"]]
-    assert listed == names[2:], "the oldest that ended make room"
+    listed, page = list[str](), {"has_more": True, "last_id": names[2]}
+    while page["has_more"]:
+        page = client.get(f"/v1/jobs?limit=40&after={page['last_id']}").json()
+        listed += [job["id"] for job in page["data"]]
+        assert (page["first_id"], page["last_id"]) == (page["data"][0]["id"], listed[-1])
+    assert listed == names[3:], "the oldest that ended make room"
+    assert client.get("/v1/jobs").json()["first_id"] == names[2]
+    assert client.get(f"/v1/jobs?after={names[0]}").status_code == 404, "it made room"
+    end = client.get(f"/v1/jobs?after={names[-1]}").json()
+    assert end == {
+        "object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False
+    }  # fmt: skip
 
 
 def test_jobs_are_of_one_server_at_a_time(client: TestClient, tmp_path: Path) -> None:
@@ -165,7 +176,8 @@ def test_a_server_takes_over_the_jobs_when_the_one_before_it_has_ended(
         async with asyncio.timeout(60):
             while not second.claim() or state_of(second.of(job.id)) != "failed":
                 await asyncio.sleep(0.01)
-        assert second.of(job.id).error == "this server no longer serves other"
+        why = "this server no longer serves other, the job's model: post the job again for demo"
+        assert second.of(job.id).error == why
         working.cancel()
         await asyncio.wait([working])
         second.close()
@@ -238,6 +250,26 @@ def test_a_full_disk_refuses_jobs_and_changes_none(tmp_path: Path) -> None:
         (disk / "fill").unlink()
         assert client.delete(f"/v1/jobs/{job}").json()["state"] == "cancelled"
         jobs.close()
+
+
+def test_a_job_that_failed_says_how_many_rows_it_made(tmp_path: Path) -> None:
+    folder = jobs_in(tmp_path)
+    runner = JobRunner(folder, "demo", DeviceScheduler("cpu", BUDGET, print), BUDGET, lambda: 1e9)
+    job = ServedJob(model="demo", source="it", path="it.mp4", options={})
+    out = folder.place(job) / served_jobs.OUT
+    out.mkdir(parents=True)
+    writer = RecordWriter(out)
+    asyncio.run(runner._note(job, 5))
+    assert (job.state, job.error) == ("failed", "the command ended with code 5")
+    (out.parent / job_runner.LOG).write_text("penstock: the disk is full\n")
+    writer.record.captions = 3
+    writer.stage("decode").failed = 1
+    writer.finish("failed")
+    asyncio.run(runner._note(job, 5))
+    assert job.error == "penstock: the disk is full; rows made before: 3"
+    stages = {stage["name"]: stage for stage in cast(list[Any], asyncio.run(folder.stages(job)))}
+    assert stages["decode"]["failed"] == 1
+    folder.close()
 
 
 class WaitingHalf:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -58,18 +59,31 @@ server.serve(ServeConfig(model="any", port=0), Display())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_models_are_opened_ends_the_server(number: int) -> None:
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_signal_or_a_closed_terminal_while_models_are_opened_ends_the_server(
+    is_closed: bool,
+) -> None:
+    """SIGHUP ends it only once the terminal is closed."""
     command = [sys.executable, "-c", STARTING]
-    starting = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert starting.stdout is not None
-    with starting.stdout:
+    screen, terminal = pty.openpty()
+    pipe = subprocess.PIPE
+    starting = subprocess.Popen(
+        command, cwd=ROOT, stdin=terminal, stdout=pipe, stderr=pipe, text=True
+    )
+    os.close(terminal)
+    assert starting.stdout is not None and starting.stderr is not None
+    with starting.stdout, starting.stderr:
         assert starting.stdout.readline() == "opening\n"
-        time.sleep(0.5)
-        starting.send_signal(number)
+        starting.send_signal(signal.SIGHUP)
+        assert "nothing to read again" in starting.stderr.readline()
+        if is_closed:
+            os.close(screen)
+        starting.send_signal(signal.SIGHUP if is_closed else signal.SIGTERM)
         began = time.monotonic()
         assert starting.wait(60) == 0, "it was killed, or did not end in order"
     assert time.monotonic() - began < 5
+    if not is_closed:
+        os.close(screen)
 
 
 def test_an_upload_that_does_not_fit_is_507(tmp_path: Path) -> None:
