@@ -1,10 +1,11 @@
 """Kills stage processes of real runs at random moments, and the runs themselves; the same command
 then ends with the captions of an undisturbed run, and has made nothing twice.
 
-    python -m scripts.prove.kills [NUMBER] [--seed SEED]
+    python -m scripts.prove.kills [NUMBER] [--seed SEED] [--only KIND]
 
-The runs are of the demo's clips and model, in one wave, in many, under --max-store and as vectors,
-and of a tiny model that hears. A key that stands twice in the journals of a folder was made twice.
+The runs are of the demo's clips and model, in one wave, in many, under --max-store, as vectors and
+as answers, and of a tiny model that hears. A key that stands twice in the journals of a folder was
+made twice.
 """
 
 import argparse
@@ -35,7 +36,8 @@ from flows.interfaces.cli.main import main
 sys.exit(main())
 """
 ONE_WAVE, SMALL_WAVE = 1 << 36, 1 << 19
-OUTPUTS = ("captions.jsonl", "embeddings.npy")
+OUTPUTS = ("captions.jsonl", "embeddings.npy", "answers.jsonl")
+QUESTIONS = ("--question", "red=Is there a red thing?", "--question", "moves=Does it move left?")
 RUN = "run"
 """Victim that is the run itself."""
 SECONDS = 300.0
@@ -81,6 +83,11 @@ def cases_in(folder: Path) -> list[Case]:
             name="vectors",
             arguments=("embed", str(folder / "clips"), "--model", "demo"),
             stages=("frames", "embed"),
+        ),
+        Case(
+            name="answers",
+            arguments=("ask", str(folder / "clips"), "--model", "demo", *QUESTIONS),
+            stages=("frames", "encode", "answer"),
         ),
         Case(
             name="sound",
@@ -149,11 +156,12 @@ def trial(case: Case, folder: Path, expected: dict[str, bytes], chance: random.R
     return victim if hit else ""
 
 
-def prove(number: int, seed: int) -> None:
-    """Kill so many processes. Prints how many of each kind. Raises CheckFailed."""
+def prove(number: int, seed: int, only: str) -> None:
+    """Kill so many processes, of the kind `only` if there is one. Prints how many of each kind.
+    Raises CheckFailed."""
     chance, kills = random.Random(seed), Counter[str]()
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
-    cases = cases_in(folder)
+    cases = [case for case in cases_in(folder) if only in ("", case.name)]
     expected = {}
     for case in cases:
         (whole := folder / case.name).mkdir()
@@ -176,9 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("number", type=int, nargs="?", default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="")
     given = parser.parse_args(arguments)
     good = f"{given.number} kills: the same outputs, and nothing made twice"
-    return checked(lambda: prove(given.number, given.seed), good)
+    return checked(lambda: prove(given.number, given.seed, given.only), good)
 
 
 if __name__ == "__main__":
