@@ -52,20 +52,28 @@ def check_start(config: RunOptions, pipeline: Pipeline, command: str) -> None:
 
 class BackgroundRun(Iterator[Row], Generic[Row, End]):
     """A running job, and an iterator over its records. An error that ended the run is raised after
-    the last record. Leaving the `with` block or calling `close()` stops an unfinished run in order;
-    the same call resumes it."""
+    the last record; another loop gives all records again. Leaving the `with` block or calling
+    `close()` stops an unfinished run in order; the same call resumes it."""
 
     def __init__(self, out: str, display: Display) -> None:
         self._out = out
         self._display = display
         self._result: End | None = None
         self._error: BaseException | None = None
+        self._is_over = False
+        """Whether all records were given."""
         self._launcher = StoppableLauncher()
         self._began = time.monotonic()
         self._ended = threading.Event()
         """Set at the end of the run. An interrupted `Thread.join` counts the thread as ended, up to
         Python 3.12; ipykernel then closes its socket, and the next progress line fails."""
         threading.Thread(target=self._work, name="penstock", daemon=True).start()
+
+    def __iter__(self) -> Self:
+        if self._is_over:
+            self._is_over = False
+            self._begin_again()
+        return self
 
     def __enter__(self) -> Self:
         return self
@@ -132,6 +140,10 @@ class BackgroundRun(Iterator[Row], Generic[Row, End]):
         """Run the job and return its result."""
         raise NotImplementedError
 
+    def _begin_again(self) -> None:
+        """Give all records once more, of a run that has ended."""
+        raise NotImplementedError
+
     def _finish(self) -> None:
         """Called on the thread when the run has ended, in whatever way."""
 
@@ -170,7 +182,14 @@ class FinishedRecords(BackgroundRun[Row, End]):
     def __next__(self) -> Row:
         if self._records is None:
             self._records = self._read(self.result())
-        return next(self._records)
+        try:
+            return next(self._records)
+        except StopIteration:
+            self._is_over = True
+            raise
+
+    def _begin_again(self) -> None:
+        self._records = None
 
     def table(self) -> "Table":
         return self._table(self.result())

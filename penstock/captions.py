@@ -80,6 +80,7 @@ class Captions(BackgroundRun[Caption, RunResult]):
             return row
         self._rows.put(None)
         self.result()
+        self._is_over = True
         raise StopIteration
 
     def __repr__(self) -> str:
@@ -128,6 +129,12 @@ class Captions(BackgroundRun[Caption, RunResult]):
 
     def _finish(self) -> None:
         self._rows.put(None)
+
+    def _begin_again(self) -> None:
+        self._rows.get()  # the end
+        self._given.clear()
+        self._give_rest()
+        self._finish()
 
     def _begin(self, job: Job, writer: RecordWriter) -> None:
         remember(words_of(self._config), job, writer)

@@ -56,6 +56,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         handle, half = tempfile.mkstemp(dir=path.parent, prefix=HALF)
         try:
             with os.fdopen(handle, "wb") as file:
+                try_lock(handle)  # so that no other process sweeps it
                 with contextlib.suppress(OSError):  # a disk without permissions
                     os.fchmod(file.fileno(), 0o666 & ~UMASK)
                 yield file
@@ -140,10 +141,15 @@ def read_kept(path: Path, form: int) -> dict[str, Any] | None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete unfinished files of killed processes. Only one process may write to the folder."""
+    """Delete unfinished files of killed processes, whose locks are free. No link below a guarded
+    folder is followed."""
     for path in folder.glob(f"{HALF}*"):
         if path.is_file() and path.name != OURS:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError, EnvironmentFault):
+                refuse_links(path)
+                with path.open("r+b") as file:
+                    if lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                        path.unlink()
 
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -93,8 +93,7 @@ def make_summaries(
         written = summaries.write()
         kept_tracks = write_chapters(job, written)
         writer.record.summaries = len(written)
-    # Videos with the same captions share their texts.
-    texts = sum({(row.summary, str(row.chapters)): sum(row.levels) for row in written}.values())
+    texts = summaries.count_texts()
     writer.expect(summarize.STAGE.name, texts, texts)
     return written, list(summaries.failures()), kept_tracks
 
@@ -338,7 +337,7 @@ class PipelineRunner:
 
     def _run_waves(self, write: Write) -> None:
         """Make the items that are missing. Outputs are written between waves."""
-        job = self._job
+        job, plan = self._job, self.writer.record.plan
         stages = stages_with_work(job.ledger, job.media)
         bound = job.ledger.variant.bound or loses_frames(job.model, job.config)
         limit = None
@@ -349,10 +348,10 @@ class PipelineRunner:
                 stages = list(job.pipeline[1:])
             for note in [*context_notes(job, expected), *(limit.notes() if limit else [])]:
                 self._announce(note)
-                self.writer.record.plan.notes.append(note)
+                plan.notes.append(note)
         if not stages:  # finished work is not estimated again
             self.stages.delete_consumed(job.media)
-            self.writer.record.plan.chunks = len(job.ledger.tasks(job.media))
+            plan.chunks = len(job.ledger.tasks(job.media)) // plan.prompts
             return
         for stage in (spec for spec in job.pipeline[1:] if spec not in stages):
             self._announce(f"{stage.verb}: nothing to do, all of it is stored")
@@ -363,12 +362,12 @@ class PipelineRunner:
         waves, line = planned_waves(job, expected, limit, records=True)
         if line:
             self._announce(line)
-            self.writer.record.plan.in_waves = line
+            plan.in_waves = line
         self.stages.plan(stages, expected, self._announce)
         # All parts that this run needs, so that an unreachable hub is found now and not after hours
         # of work.
         self.stages.loop.fetch(parts_of(stages))
-        self.writer.record.plan.chunks = sum(e.chunks for e in expected)
+        plan.chunks = sum(e.chunks for e in expected) // plan.prompts
         self.writer.fails(failures_of(job))  # of earlier runs
         self._throttle(self._record_progress)
         for number, wave in enumerate(waves):

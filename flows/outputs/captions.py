@@ -601,6 +601,17 @@ class Summaries:
                     warnings=tuple(_warnings(video, meta)),
                 )
 
+    def count_texts(self) -> int:
+        """Return the number of stored chapters and summaries. Videos with the same captions share
+        theirs."""
+        stored = {
+            tuple(video.texts): meta["levels"]
+            for video in summary_inputs(self._job)
+            for _, meta in filter(None, [self._find(video, self._records)])
+            if not meta.get("reasons")
+        }
+        return sum(len(level) for levels in stored.values() for level in levels)
+
     def write(self) -> list[SummaryRow]:
         """Write the stored summaries, and return them. Raises EnvironmentFault."""
         rows = list(self._rows())

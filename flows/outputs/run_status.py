@@ -71,7 +71,16 @@ def stages_of(record: RunRecord, now: float) -> list[StageStatus]:
     peaks = {planned.stage: planned.peak_bytes for planned in record.plan.memory.stages}
     at = now if record.state == "running" else None
     noun = record.plan.counts
-    return [_stage(stage, about, at, peaks.get(stage.name, 0), noun) for stage in record.stages]
+    return [
+        _stage(
+            stage,
+            about * (record.plan.prompts if STAGES[stage.name].prompted else 1),
+            at,
+            peaks.get(stage.name, 0),
+            noun,
+        )
+        for stage in record.stages
+    ]
 
 
 def _stage(

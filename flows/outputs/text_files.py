@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from artifacts.digests import digest_of
+from artifacts.disk.files import sweep
 from artifacts.disk.names import SUFFIXES, Naming, file_stems, one_name
 from artifacts.errors import MediaError
 from artifacts.texts.affixes import FixedText
@@ -431,7 +432,10 @@ def write_texts(job: Job, own: GeneratedFiles, captions_of: CaptionsOf) -> list[
             continue
         sole = SoleMedia(Naming("" if beside else job.out))
         stems = text_stems(job, beside, sole)
-        present = _texts_in({os.path.dirname(stem) for stem in stems}) if beside else set[str]()
+        folders = {os.path.dirname(stem) for stem in stems}
+        for folder in folders:
+            sweep(Path(folder))
+        present = _texts_in(folders) if beside else set[str]()
         for form in WRITERS:
             writer = _Writer(job, own, TextFileCounts(form=form, beside=beside), stems, sole)
             if form in formats or (not beside and form in earlier):

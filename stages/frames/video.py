@@ -129,6 +129,8 @@ class Video:
         """
         timeline = self._reader.timeline
         warnings = list(timeline.all_warnings())
+        if self._reader.decoder.container.format.name.endswith("_pipe"):
+            warnings.append("it is a picture under the name of a video, and is read as one frame")
         first = self._reader.first_frame
         if first.color_primaries == BT2020 and first.color_trc in UNSTATED:
             warnings.append(UNSTATED_BT2020)

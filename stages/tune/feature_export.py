@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import encoded, write_json, write_text
+from artifacts.records.keys import hash_file
 from artifacts.records.tensors import name_tensors
 from stages.models.processors.loading import load_processor
 from stages.models.shards.layout import (
@@ -84,7 +85,7 @@ class DataSetWriter:
         )
         self._batches = FeatureBatches(job.store, job.model, processor, form=job.form)
         self._about = {**job.about, "pad": processor.tokenizer.pad_token_id or 0}
-        self._rows, layouts = _written(self._folder)
+        self._rows, layouts, self._digests = _written(self._folder)
         self._layouts = {json.dumps(layout): at for at, layout in enumerate(layouts)}
         self._stored = lru_cache(maxsize=1)(self._features)
 
@@ -139,6 +140,7 @@ class DataSetWriter:
 
         tensors = sorted((t for c in chunks for t in c.tensors), key=lambda t: -t.dtype.itemsize)
         write_shard(self._folder, WeightShard(name=name, tensors=tuple(tensors)), contents)
+        self._digests[name] = hash_file(self._folder / name)
         self._rows += [{**row, "file": name} for chunk in chunks for row in chunk.rows]
         self._rows.sort(key=lambda row: str(row["row"]))
         self._write_index()
@@ -148,7 +150,8 @@ class DataSetWriter:
 
     def _write_index(self) -> None:
         layouts = [json.loads(layout) for layout in self._layouts]
-        write_json(self._folder / ABOUT, {**self._about, "layouts": layouts})
+        about = {**self._about, "sha256": self._digests, "layouts": layouts}
+        write_json(self._folder / ABOUT, about)
         write_text(self._folder / INDEX, (f"{encoded(row)}\n" for row in self._rows))
 
 
@@ -165,16 +168,19 @@ def _grouped(chunks: Iterable[ExportedChunk], most: int) -> Iterator[list[Export
         yield group
 
 
-def _written(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of an unfinished export whose shards are whole, and the layouts of rows."""
+def _written(
+    folder: Path,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
+    """Return the rows of an unfinished export whose shards are whole, the layouts of rows, and the
+    digests of shards."""
     try:
         with (folder / INDEX).open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
-        layouts = json.loads((folder / ABOUT).read_text("utf-8"))["layouts"]
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
     except FileNotFoundError:
-        return [], []
+        return [], [], {}
     whole = {name: _is_whole(folder / name) for name in {row["file"] for row in rows}}
-    return [row for row in rows if whole[row["file"]]], layouts
+    return [row for row in rows if whole[row["file"]]], about["layouts"], about["sha256"]
 
 
 def _is_whole(shard: Path) -> bool:

@@ -7,6 +7,7 @@ safetensors and transformers.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -52,6 +53,13 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} is cut or missing: copy or export it again") from error
         return {"inputs": inputs, "outputs": outputs, "rules": layout["rules"]}
+
+    def verify(self) -> None:
+        """Read all shards. Raises ValueError for one whose bytes are not those of the export."""
+        for name, digest in self.about["sha256"].items():
+            with (self.folder / name).open("rb") as shard:
+                if hashlib.file_digest(shard, "sha256").hexdigest() != digest:
+                    raise ValueError(f"{shard.name} is damaged: copy or export it again")
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a batch of rows, which are padded on the right. Raises ValueError if their

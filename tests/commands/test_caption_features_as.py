@@ -14,6 +14,7 @@ from artifacts.records.eight_bits import INT8_64, form_of
 from artifacts.records.packs import RecordSet, read_header, stored_namespaces
 from artifacts.records.store import FolderStore
 from benchmarks import features_as
+from flows.commands.cache.clean import holdings
 from flows.commands.cache.pack import pack_store
 from flows.core.ledger.namespaces import notes
 from flows.interfaces.cli.main import main
@@ -156,6 +157,8 @@ def test_packing_that_is_cut_short_goes_on(place: Place, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RecordSet, "publish", cut)
         pack_store(FolderStore(place.store), replace=True, announce=lambda _: None)
+    held = holdings(FolderStore(place.store))
+    assert all(holding.settings for holding in held if holding.kind == "features")
     assert len(features(place.store, "")) == CLIPS, "no original goes before all are copied"
     pack_store(FolderStore(place.store), replace=True, announce=lambda _: None)
     assert features(place.store, "") == {}

@@ -24,7 +24,7 @@ from tests.support.checkpoints import whole_checkpoint
 from tests.support.families import checkpoint
 from tests.support.inside import run_inside
 from tests.support.long_context import with_context
-from tests.support.media import write_numbered, write_video
+from tests.support.media import picture, write_numbered, write_video
 from tests.support.pipeline import Place, read_lines
 from tests.support.saying import LONG, ODD, Saying, lines, make, run, samples
 
@@ -334,6 +334,24 @@ def test_texts_without_words_are_noted_and_counted(
     line = summarized(small, summary_prompt="What is it about?").result.line()
     assert notes() == [["without words: the summary and 1 chapter"]] * 2
     assert f"(2 {WORDLESS})" in line
+
+
+def test_equal_summaries_of_other_captions_count_each(
+    small: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generated(*inputs: Any, **options: Any) -> list[Any]:
+        (output,) = run_generate(*inputs, **options)
+        return [output._replace(caption="a ball rolls")]
+
+    monkeypatch.setattr("stages.summarize.run.run_generate", generated)
+    (small.clips / "long.mp4").unlink()
+    write_video(
+        small.clips / "other.mp4", ticks=range(20), draw=lambda n, w, h: 255 - picture(n, w, h)
+    )
+    summarized(small)
+    captions = [row["caption"] for row in small.captions() if row["media_path"].endswith("mp4")]
+    assert len({*captions}) == len(summaries(small)) == 2
+    assert small.stages()["summarize"]["total"] == 2
 
 
 @pytest.mark.slow

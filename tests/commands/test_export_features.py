@@ -25,6 +25,7 @@ from flows.interfaces.cli.main import main
 from stages.decode.protocol import read_features
 from stages.process.job import job_fields
 from stages.tune.feature_export import run
+from stages.tune.load_features import FeatureDataset
 from tests.support.families import made_once
 from tests.support.pipeline import ROOT, read_lines
 from tests.support.trainable_runs import run_of
@@ -36,6 +37,7 @@ import json, os, signal, sys
 import artifacts.disk.files as files
 from stages.process.events import EventReporter
 from stages.tune.feature_export import run
+from stages.tune.load_features import FeatureDataset
 
 replace, left = files.replace_file, int(sys.argv[2])
 
@@ -221,6 +223,17 @@ def test_a_shard_that_was_cut_is_written_again(out: Path, tmp_path: Path) -> Non
     shard.write_bytes(shard.read_bytes()[:-1])
     told_by(run, fields_of(out, tmp_path))
     assert contents_of(tmp_path) == expected
+
+
+def test_the_loader_names_the_shard_in_which_a_bit_flipped(out: Path, tmp_path: Path) -> None:
+    told_by(run, fields_of(out, tmp_path))
+    FeatureDataset(tmp_path).verify()
+    shard = tmp_path / "features-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"features-00002\.safetensors is damaged"):
+        FeatureDataset(tmp_path).verify()
 
 
 @pytest.mark.slow

@@ -207,8 +207,10 @@ def test_a_trainer_judges_texts_without_a_data_set(out: Path, trainer: str) -> N
         folder, edits = captions.folder, captions.edits()
         told = seen_in(out, folder, edits, Trained(trainers=(trainer,)), "empty or lines")
         found = {folder.rows[key]["media_path"] for key in cast(list[str], told["keys"])}
+        of_media = seen_in(out, folder, edits, Trained(trainers=(trainer,)), "cropped > 1 or small")
         with pytest.raises(UsageError, match="does not say what is trained on it"):
             seen_in(out, folder, edits, Trained(), "empty")
+    assert "no data set" not in f"{told['notes']}" and "no data set" in f"{of_media['notes']}"
     assert found == {"d.png"} | ({"deep/c.png"} if trainer.startswith("one") else set())
 
 

@@ -115,6 +115,12 @@ def test_files_not_looked_into_are_reckoned_with_by_their_headers(writer: Record
         assert (stood.pending, stood.about) == found
 
 
+def test_only_what_depends_on_the_prompt_is_expected_once_per_prompt(tmp_path: Path) -> None:
+    record = RecordWriter(tmp_path).record
+    record.plan.chunks, record.plan.prompts, record.media.open = 500, 2, 7
+    assert [s.pending for s in stages_of(record, time.time())] == [500, 500, 1000]
+
+
 def test_texts_of_videos_are_not_reckoned_in_chunks(tmp_path: Path) -> None:
     made = RecordWriter(tmp_path, SUMMARY)
     made.record.plan.chunks, made.record.media.open = 500, 7

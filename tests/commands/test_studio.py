@@ -620,6 +620,11 @@ def test_an_adapter_in_a_moved_folder_is_that_of_the_folder(
     assert [c.adapter for c in commands_in(moved)] == [str(tmp_path / found)] * 2
 
 
+def test_the_command_of_a_moved_folder_names_the_folder(tmp_path: Path) -> None:
+    moved = moved_run(tmp_path)
+    assert read(RecordedCommand(moved, read).words).out == str(moved)
+
+
 def test_second_answers_to_two_prompts_are_told_apart(tmp_path: Path) -> None:
     texts = {"a": "A ball.", "b": "A box."}
     lines = [

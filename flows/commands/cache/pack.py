@@ -1,9 +1,9 @@
 """Copies the features of a store into 8 bits, without the model that made them.
 
-1. Each pack of features as computed becomes a pack of the same records in the form, with the bytes
+1. The settings of the namespace are noted.
+2. Each pack of features as computed becomes a pack of the same records in the form, with the bytes
    that encoding with `--features-as` would have written. What exists is not made again, so a killed
-   command continues.
-2. Refusals of chunks are copied, and the settings of the namespace are noted.
+   command continues. Then refusals of chunks are copied.
 3. Only with `replace` do the originals go, pack by pack, after the copies were read and checked.
 
 Records keep their keys, so decisions and answers, which name features by key, stay with their
@@ -74,9 +74,10 @@ def pack_store(store: Store, *, replace: bool, announce: Callable[[str], None]) 
                 packed=RecordSet(store, kind, namespace_in(INT8_64, namespace)),
                 note=note,
             )
+            _note(store, namespace, note)  # before a kill may leave copies without a name
             copied += _copy(packing)
             if packing.computed.keys() & packing.packed.keys():
-                _note(store, namespace, note)
+                _copy_refusals(store, namespace)
                 packings.append(packing)
                 announce(packing.line())
         if not packings:
@@ -127,11 +128,16 @@ def _packed(record: Record) -> Record | None:
 
 
 def _note(store: Store, namespace: str, note: Mapping[str, Any]) -> None:
-    """Note the settings of a namespace, and copy the refusals of its chunks."""
-    target = namespace_in(INT8_64, namespace)
+    """Note the settings of a namespace in 8 bits."""
     if note:
+        target = namespace_in(INT8_64, namespace)
         precision = f"{note['precision']} as {INT8_64}"
         notes(store).publish([Record(key=target, meta={**note, "precision": precision})])
+
+
+def _copy_refusals(store: Store, namespace: str) -> None:
+    """Copy the refusals of the chunks of a namespace."""
+    target = namespace_in(INT8_64, namespace)
     refused = RecordSet(store, "failures", namespace)
     RecordSet(store, "failures", target).publish([*map(refused.read, sorted(refused.keys()))])
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from artifacts.digests import digest_of
-from artifacts.disk.files import json_text, write_text
+from artifacts.disk.files import json_text, sweep, write_text
 from artifacts.disk.json_shapes import Json
 from artifacts.disk.names import one_name
 from artifacts.disk.regular_files import irreplaceable_kind, link_out, read_bytes, user_text
@@ -240,6 +240,8 @@ def write_texts(captions: ReviewedCaptions) -> str:
             texts[at] = path, words + "\n" * content.endswith(b"\n")
             coming = hashlib.sha256(texts[at][1].encode()).hexdigest()
             rows[at] = replace(medium, digests=[*medium.digests, coming]), [line]
+    for folder in {out, *(path.parent for path, _ in texts.values())}:
+        sweep(folder)
     _write_rows(out, rows, marker.store)
     written = 0
     try:

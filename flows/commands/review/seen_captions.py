@@ -33,6 +33,11 @@ RULES = (
     *("one frame", "never trained", "wrong rate"),
 )
 """Rules that a filter may name."""
+OF_SETTINGS = (
+    *("cropped", "enlarged", "unseen seconds", "small"),
+    *("one frame", "never trained", "wrong rate"),
+)
+"""Those that follow from the settings in a data set."""
 ANY, ALL = "any", "all"
 """Filters: captions that lose anything, and all captions."""
 NO_TRAINER = "Write files with a trainer, such as kohya:sdxl, or start the review with --trainer"
@@ -68,6 +73,12 @@ def seen_in(
         are_meant, unknown = _meant(checked.samples, wanted)
         if "tokens" in unknown and (limit := main_limit(limits_of(model.trainer, model.name))):
             notes.append(f"tokens cannot be counted: {missing_note(limit.tokenizer)}")
+        has_settings = any(sample.settings is not None for sample in checked.samples)
+        if not has_settings and any(rule in wanted.lower() for rule in OF_SETTINGS):
+            notes.append(
+                f"nothing is found by {', '.join(OF_SETTINGS)} for {model.label}: no data set of "
+                "this folder states its settings"
+            )
         for (key, sample), is_meant in zip(pairs, are_meant, strict=True):
             keys |= {key: None} if is_meant else {}
             _add(lost.setdefault(key, {}), sample, model.label if len(models) > 1 else "")

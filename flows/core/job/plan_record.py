@@ -202,6 +202,8 @@ class PlanRecord:
     """Expected seconds of each stage; None: unknown."""
     chunks: Count = 0
     """Expected chunks; 0: unknown."""
+    prompts: Count = 1
+    """Prompts of each chunk."""
     in_waves: Text = ""
     """How many waves the run takes, and why; empty: one."""
 

@@ -139,6 +139,7 @@ def summary(job: Job) -> PlanRecord:
         ),
         store=job.store.url,
         media=len(job.by_file),
+        prompts=max(1, len(job.files) // max(1, len(job.by_file))),
         counts=noun_of(job),
         decided_by=decided_by(job),
         halves={str(part): half for part, half in halves(job.model).items()},

@@ -198,8 +198,11 @@ def frame_counts(
 
 def _frame_counts(sampling: Sampling, seconds: float) -> Sequence[int]:
     longest = min(sampling.chunk_seconds, SHOT_SECONDS if sampling.shots else math.inf)
-    counts = []
-    for index in range(max(1, math.ceil(seconds / longest))):
+    counts, chunks = [], max(1, math.ceil(seconds / longest))
+    if sampling.clip_frames:  # what is left is in no chunk, or in one that overlaps
+        whole = math.floor(seconds / longest + 1e-6)
+        chunks = chunks if whole and sampling.clip_overlap else whole
+    for index in range(chunks):
         length = min(longest, max(0.0, seconds - index * longest))
         count = sampling.frames or max(
             sampling.min_frames, math.ceil(length * (sampling.fps or 1.0))

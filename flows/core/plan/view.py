@@ -183,7 +183,7 @@ def verdict(plan: Plan) -> Iterator[str]:
         yield f"instead     {plan.refusal.hint}"
         return
     if not plan.stage_plans:
-        yield "nothing to compute: none of the media can be read"
+        yield "nothing to compute: no medium can be read and is long enough"
         return
     uncertain = [stage for stage, choice in plan.stage_plans.items() if not choice.fits]
     largest = max((c.chosen for c in plan.stage_plans.values()), key=lambda e: e.peak_bytes)

@@ -13,6 +13,7 @@ from pathlib import Path
 from artifacts.disk.faults import disk_faults, read_fault
 from artifacts.disk.files import HALF, are_equal, is_hidden
 from artifacts.disk.json_shapes import Json
+from artifacts.disk.locks import try_lock
 from artifacts.disk.names import file_name, numbered
 from artifacts.disk.paths import rename_noreplace
 from artifacts.disk.regular_files import refuse_links
@@ -219,6 +220,7 @@ class _HalfFile:
             folder.mkdir(parents=True, exist_ok=True)
             self._before = sum(e.stat().st_size for e in os.scandir(folder) if e.is_file())
             handle, self._path = tempfile.mkstemp(dir=folder, prefix=HALF)
+        try_lock(handle)  # so that no run sweeps it
         self._file = os.fdopen(handle, "wb")
 
     def add(self, piece: bytes) -> None:

@@ -79,14 +79,17 @@ class RecordedCommand:
 
     @cached_property
     def words(self) -> list[str]:
-        """Words that repeat the command. An adapter in the folder is found where that is now."""
+        """Words that repeat the command into the folder, and find an adapter in it, where that is
+        now."""
         config = self._config_of(self._recorded)
         named = getattr(config, "adapter", None)
         before, adapter = self.folder / str(getattr(config, "out", "")), self.folder / str(named)
-        moved = moved_with(adapter, before, self._out)
-        if not named or moved == adapter:
-            return self._recorded
-        return with_values(self._recorded, {"--adapter": str(moved)})
+        moved, values = moved_with(adapter, before, self._out), dict[str, str]()
+        if named and moved != adapter:
+            values["--adapter"] = str(moved)
+        if os.path.realpath(before) != os.path.realpath(self._out):
+            values["--out"] = str(self._out)
+        return with_values(self._recorded, values) if values else self._recorded
 
     @cached_property
     def _config(self) -> RunOptions:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.disk.faults import disk_faults
+from artifacts.disk.files import sweep
 from artifacts.disk.locks import holder, try_hold
 from artifacts.disk.regular_files import guard, refuse_links
 from artifacts.errors import UsageError
@@ -26,4 +27,5 @@ def only_run_in(out: Path, doing: str, another: str) -> Iterator[None]:
             hint=f"Wait for it, watch it with `penstock status {out}`, or {another}",
         )
     with lock:
+        sweep(out)
         yield

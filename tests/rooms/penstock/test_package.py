@@ -108,6 +108,8 @@ def test_captions_come_as_they_are_made_and_stand_in_the_file(here: Path) -> Non
         found = [(row.media_path, row.start, row.caption) for row in captions]
     written = rows_of(here / "out" / "captions.jsonl", "media_path", "start", "caption")
     assert sorted(found) == sorted(written) and len(found) > CLIP_COUNT
+    for _ in range(2):
+        assert [(row.media_path, row.start, row.caption) for row in captions] == written
     assert captions.result().exit_code == 0
     table = captions.table()
     assert table.column("caption").to_pylist() == [caption for _, _, caption in written]
@@ -190,6 +192,7 @@ def test_labels_are_those_of_the_file_made_now_or_before(here: Path) -> None:
         expected = rows_of(here / "l" / "labels.jsonl", "media_path", "time", "top")
         assert len(expected) > CLIP_COUNT
         assert [(row.media_path, row.time, row.top) for row in found] == expected
+        assert list(running) == found
         table = running.table().to_pylist()
         assert [(row["media_path"], row["time"], row["top"]) for row in table] == expected
         assert [row["given"] for row in table] == [

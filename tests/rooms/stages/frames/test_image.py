@@ -145,6 +145,7 @@ def test_a_picture_named_as_a_video_is_a_video_of_one_frame(tmp_path: Path) -> N
     with Video(tmp_path / "a.mp4") as video:
         plan = video.plan(Sampling(chunk_seconds=9, fps=1, max_frames=9))
         (chunk,) = video.chunks(plan, FrameFit())
+        assert "a picture under the name of a video" in video.warnings()[0]
     np.testing.assert_array_equal(chunk.pixels[0], picture(3))
 
 

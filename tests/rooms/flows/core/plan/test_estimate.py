@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.schema import Sampling
 from flows.core.checkpoint.precision import PartSettings
 from flows.core.options import store as by_option
 from flows.core.plan import terms as by
 from flows.core.plan.costs.encode import PROCESSOR_BYTES
 from flows.core.plan.half import by_dry_runs
 from flows.core.plan.ladder import Rung
+from flows.core.plan.sizes import frame_counts
 from flows.core.plan.stage_estimate import StageEstimate, Term
 from flows.core.plan.terms import attention_terms, power_of_two
 from stages.models.half_job import PINNED_LOAD_BYTES
@@ -38,6 +40,17 @@ def test_a_7b_decoder_of_eight_rows_takes_what_paper_says() -> None:
     assert found.bytes_of("workspace") == pytest.approx(back + by.GPU_WORKSPACE_BYTES, abs=2)
     parts = found.bytes_of("weight") + found.bytes_of("activation") + found.bytes_of("kv")
     assert found.peak_bytes == parts + found.bytes_of("workspace") + found.bytes_of("context")
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(("seconds", "clips", "rest"), [(0.9, 0, 0), (2.0, 2, 0), (2.5, 2, 1)])
+def test_what_is_left_of_a_file_is_a_clip_only_where_clips_overlap(
+    seconds: float, clips: int, rest: int, overlap: bool
+) -> None:
+    sampling = Sampling(
+        chunk_seconds=1, fps=2, max_frames=9, clip_frames=16, clip_fps=16, clip_overlap=overlap
+    )
+    assert len(frame_counts(sampling, seconds)) == clips + rest * overlap
 
 
 def test_a_batch_is_no_larger_than_the_job() -> None:
