@@ -13,7 +13,8 @@ import torch
 
 from artifacts.errors import CannotFit, UsageError
 from artifacts.records.tensors import make_record
-from stages.models.halves.absent import NeedsWeights, chunk_position_wise
+from stages.models.halves.absent import NeedsWeights
+from stages.models.halves.chunked_mlps import chunk_position_wise
 from stages.models.halves.features import Features, count_tokens
 from stages.models.halves.generate import UNDIVIDED, generate, offloaded_bytes
 from stages.models.halves.records import FeatureRecord

@@ -19,8 +19,8 @@ from stages.memory.cuda_graphs import is_switched_off
 from stages.memory.oom_retry import trim_freed_blocks
 from stages.models.adapter_injection import adapted, adapted_modules
 from stages.models.half_job import HalfJob
-from stages.models.halves.absent import chunk_position_wise
 from stages.models.halves.boundary import group_windows
+from stages.models.halves.chunked_mlps import chunk_position_wise
 from stages.models.halves.generate import offloaded_bytes
 from stages.models.halves.load import load_half
 from stages.models.halves.model_class import config_and_class, one_line, skeleton_of

@@ -64,7 +64,7 @@ class Store(Protocol):
 
     @property
     def job_leases(self) -> "BucketLeases | None":
-        """Return where running jobs of all machines are noted; None where they are in `near`."""
+        """Return where running jobs of all machines are noted; None: in `machine_folder`."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return the bytes of an object from `offset`, at most `length` of them. Raises

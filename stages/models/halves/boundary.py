@@ -328,7 +328,7 @@ CUT = "_cut_from"
 
 def absent_paths(model: nn.Module, keep: Part, extra_modules: Iterable[str] = ()) -> list[str]:
     """Return the paths of the modules and parameters that the kept part leaves out, outermost only.
-    `pieces` of the other half are kept as well."""
+    `extra_modules` of the other half are kept as well."""
     if keep == "whole":
         return []
     left_out = _absent_paths(model, keep)

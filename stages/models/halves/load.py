@@ -249,9 +249,9 @@ def half_class(
     without: tuple[str, ...] = (),
     stored: StoredWeights | None = None,
 ) -> type[Any]:
-    """Make a subclass of `cls` that leaves out the other half when it is built. It keeps `pieces`
-    (None: the modules that the half calls), and also leaves out the paths `without`. Layers that
-    `stored` keeps packed are replaced by packed ones."""
+    """Make a subclass of `cls` that leaves out the other half when it is built. It keeps
+    `extra_modules` (None: the modules that the half calls), and also leaves out the paths
+    `without`. Layers that `stored` keeps packed are replaced by packed ones."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, config, *args, **kwargs)

@@ -12,7 +12,7 @@ from artifacts.schema import HalfName
 from penstock_demo import CHECKPOINT
 from stages.decode.chunked_prefill import PrefillOptions, chunked_prefill_matches
 from stages.models.halves import generate as offload
-from stages.models.halves.absent import chunk_position_wise
+from stages.models.halves.chunked_mlps import chunk_position_wise
 from stages.models.halves.features import Features, encode
 from stages.models.halves.generate import generate
 from stages.models.halves.reloadable import ReloadableHalf

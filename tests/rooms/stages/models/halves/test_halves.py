@@ -95,8 +95,9 @@ def test_using_the_absent_half_names_the_piece() -> None:
         vision.get_input_embeddings().weight.sum()
     with pytest.raises(NeedsWeights, match=r"model\.image_newline"):
         torch.cat([torch.zeros(32), language.model.image_newline])
-    with pytest.raises(NeedsWeights, match="image_newline"):
+    with pytest.raises(NeedsWeights, match="image_newline") as refused:
         _ = language.model.image_newline[None]
+    assert 'extra_modules=["model.image_newline"]' in refused.value.hint
     assert vision.model.language_model.config.hidden_size == 32
 
 
