@@ -11,7 +11,7 @@ import torch
 from artifacts.errors import UsageError
 from artifacts.texts.captions import Ended
 from stages.decode.generation import SamplingParams
-from stages.models.footprint import context_tokens
+from stages.models.context_length import context_tokens
 from stages.models.processors.prepare import DECODED, answer_ids, drop_end_token, rebuild
 from stages.models.processors.side_inputs import Row
 from stages.models.protocols import Half, Processor

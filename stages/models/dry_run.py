@@ -20,7 +20,9 @@ from torch.utils.hooks import RemovableHandle
 from artifacts.schema import MediaKind, Part, Route
 from stages.memory.live_bytes import FLOAT32_BYTES, MetaMemoryCounter, RepeatedLayers
 from stages.memory.meta_device import give_data, on_meta_device, tensors, without_data
-from stages.models.footprint import ITEM_BYTES, BatchCost, LayerMemory, RowMemory, context_tokens
+from stages.models.cache_memory import LayerMemory, RowMemory
+from stages.models.context_length import context_tokens
+from stages.models.footprint import ITEM_BYTES, BatchCost
 from stages.models.halves.features import (
     Features,
     encode,

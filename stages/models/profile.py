@@ -12,7 +12,8 @@ from artifacts.disk.json_records import read_record
 from artifacts.disk.json_shapes import Json
 from artifacts.frame_fit import FrameFit
 from artifacts.schema import MediaKind, Modality, Part, Route
-from stages.models.footprint import BatchCost, RowMemory
+from stages.models.cache_memory import RowMemory
+from stages.models.footprint import BatchCost
 from stages.models.pixel_bounds import PixelBounds
 
 OUTPUT_VERSION = 40

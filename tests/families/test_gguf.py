@@ -21,7 +21,7 @@ from artifacts.errors import MissingPackage, UsageError
 from artifacts.packages import require_extra
 from stages.decode.engines import ENGINES, accepted_by, engines_for, gguf_engine
 from stages.decode.engines.slot_load import RESERVE_BYTES, SlotLoad, compute_bytes, slot_terms
-from stages.models.footprint import LayerMemory, RowMemory
+from stages.models.cache_memory import LayerMemory, RowMemory
 from stages.models.gguf import FAMILIES as MAPPED
 from stages.models.gguf import PIECE_TOKENS, ROWS, GgufShape
 from stages.models.gguf import header as library

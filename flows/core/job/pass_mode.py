@@ -17,7 +17,7 @@ from artifacts.errors import HalfChecked, ModelChanged
 from artifacts.records.store import Store
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
-from stages.models.footprint import at_size
+from stages.models.footprint import FittedCosts, Size
 from stages.models.graphs.sessions import TENSORRT
 from stages.process.checks import PASSES, Verdicts
 
@@ -102,8 +102,8 @@ def _images_per_row(model: Model, device: str) -> int:
         or seen - {profile.image_pixel_bytes, profile.frame_pixel_bytes}
     ):
         return 0
-    units = profile.image_pixel_bytes // 4
-    flops = at_size(half.batch_costs, lambda w: w.flops, kind="image", rows=1, units=units)
+    size = Size("image", 1, profile.image_pixel_bytes // 4)
+    flops = FittedCosts(half.batch_costs).figure(size, lambda cost: cost.flops)
     tokens = flops / (2 * max(1, half.linear_parameters))
     limit = CPU_TOKENS if device == "cpu" else GPU_TOKENS
     return int(limit // max(1, tokens))

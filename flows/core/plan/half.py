@@ -5,7 +5,6 @@ dimensions. Also selects the settings and rungs of a half. Imports no model libr
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from artifacts.schema import Part
 from flows.core.checkpoint.models import Model
@@ -13,7 +12,7 @@ from flows.core.checkpoint.precision import BYTES, DTYPES, PartSettings, weight_
 from flows.core.options.commands import RunOptions
 from flows.core.plan.ladder import MLP_CHUNKS, Rung
 from flows.core.plan.workloads import Workload
-from stages.models.footprint import ITEM_BYTES, BatchCost, at_size, kept_bytes, peak_bytes
+from stages.models.footprint import ITEM_BYTES, BatchCost, FittedCosts, Size
 from stages.models.profile import ModelProfile, PartProfile
 
 FEW_SLOTS = 8
@@ -124,24 +123,15 @@ def by_dry_runs(
 ) -> BatchEstimate:
     """Return what a batch of `rows` with `units` each takes. `item_bytes`: bytes per number. `new`:
     tokens that a decoder generates. `batch_costs` must not be empty."""
-    of_batch = partial(at_size, batch_costs, kind=kind, rows=rows, units=units)
-    wide = item_bytes > ITEM_BYTES
+    costs, size, wide = FittedCosts(batch_costs), Size(kind, rows, units), item_bytes > ITEM_BYTES
     return BatchEstimate(
-        peak_bytes=peak_bytes(
-            batch_costs,
-            kind=kind,
-            rows=rows,
-            units=units,
-            item_bytes=item_bytes,
-            new_tokens=new,
-            mlp_chunk=mlp_chunk,
+        peak_bytes=costs.peak(size, item_bytes=item_bytes, new_tokens=new, mlp_chunk=mlp_chunk),
+        kept_bytes=costs.kept(Size(kind, rows, units + new), item_bytes),
+        waiting_bytes=costs.figure(
+            size, lambda cost: cost.waiting_bytes_32 if wide else cost.waiting_bytes
         ),
-        kept_bytes=kept_bytes(
-            batch_costs, kind=kind, rows=rows, units=units + new, item_bytes=item_bytes
-        ),
-        waiting_bytes=of_batch(lambda w: w.waiting_bytes_32 if wide else w.waiting_bytes),
-        flops=of_batch(lambda w: w.flops),
-        step_flops=of_batch(lambda w: w.step_flops),
+        flops=costs.figure(size, lambda cost: cost.flops),
+        step_flops=costs.figure(size, lambda cost: cost.step_flops),
         known=True,
     )
 

@@ -16,7 +16,7 @@ from flows.core.plan.ladder import Rung
 from flows.core.plan.stage_estimate import Conditions, Purpose, Reason, Term
 from flows.core.plan.workloads import COPIES, PIXEL_BYTES, Workload
 from stages.memory.oom_retry import items_per_block
-from stages.models.footprint import at_size
+from stages.models.footprint import FittedCosts, Size
 from stages.models.half_job import PINNED_LOAD_BYTES
 from stages.models.prefetch import PREFETCH_BATCHES
 from stages.models.profile import PartProfile
@@ -253,15 +253,15 @@ def attention_terms(
 ) -> Iterator[Term]:
     """Yield attention memory that a dry run does not count, for graphs and on a GPU. A dry run
     counts that of a CPU's fused kernel."""
-    size = partial(at_size, half.batch_costs, kind=workload.kind, rows=rows, units=units)
+    figure = partial(FittedCosts(half.batch_costs).figure, Size(workload.kind, rows, units))
     if settings.graph:
-        yield Term.of("workspace", size(lambda w: w.scores_bytes), Reason.SCORES_OF_GRAPH)
+        yield Term.of("workspace", figure(lambda cost: cost.scores_bytes), Reason.SCORES_OF_GRAPH)
     elif not device.startswith("cuda"):
         return
     elif settings.dtype == "bfloat16" and no_bfloat16(device):
         capability = "{}.{}".format(*device_capability(device))
-        scores = size(lambda w: w.scores_bytes)
+        scores = figure(lambda cost: cost.scores_bytes)
         yield Term.of("workspace", scores, Reason.SCORES, capability=capability)
-    elif masks := size(lambda w: w.mask_bytes):
+    elif masks := figure(lambda cost: cost.mask_bytes):
         # A fused kernel needs numbers instead of booleans, and rows of a multiple of 16 numbers.
         yield Term.of("workspace", masks, Reason.MASKS)

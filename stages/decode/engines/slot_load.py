@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from artifacts.wording import counted
 from stages.decode.engines import EngineSpec
-from stages.models.footprint import RowMemory
+from stages.models.cache_memory import RowMemory
 from stages.models.gguf import COLUMN_MULTIPLE, PIECE_TOKENS, ROWS, GgufShape
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from artifacts.wording import counted
 from stages.decode.engines import GPU_SLOTS
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
-from stages.models.footprint import RowMemory
+from stages.models.cache_memory import RowMemory
 
 COLUMN_MULTIPLE = 64
 """Columns are a multiple of this, so that vectors of a kernel end with the columns."""

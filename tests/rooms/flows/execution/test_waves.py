@@ -45,8 +45,8 @@ from flows.execution.run_pipe import RunPipe
 from flows.outputs.write import OutputCounts, write_outputs
 from stages.decode.generation import DecodeItem
 from stages.frames.video import Video
+from stages.models.cache_memory import LayerMemory, RowMemory
 from stages.models.encoding import EncodeItem
-from stages.models.footprint import LayerMemory, RowMemory
 from stages.process.events import StageOutcome
 from stages.process.job import job_fields
 from stages.process.requests import BEGUN, Make, Message, read_messages

@@ -19,7 +19,7 @@ from stages.decode.engines import ENGINES, EngineSpec
 from stages.decode.engines.inflight.pool import SLOT_LAYERS
 from stages.decode.engines.inflight.pool_shape import GRAPH_BYTES, PoolShape, step_bytes
 from stages.decode.engines.slot_load import SlotLoad, SlotTerm
-from stages.models.footprint import LayerMemory, RowMemory
+from stages.models.cache_memory import LayerMemory, RowMemory
 from tests.support.by_hand import GIB, KV_PER_TOKEN, LAYERS, PROFILE, budget, images, model
 
 FULL = LayerMemory(kind="DynamicLayer", layers=LAYERS, token_bytes=KV_PER_TOKEN // LAYERS)

@@ -28,7 +28,7 @@ from stages.decode.engines.inflight.pool_shape import selection_bytes
 from stages.decode.engines.inflight.scheduler import RowRules, TokenSelection
 from stages.decode.engines.slot_load import score_bytes
 from stages.decode.generate_kwargs import PresencePenalty, SeededSampler
-from stages.models.footprint import RowMemory
+from stages.models.cache_memory import RowMemory
 from stages.models.processors.loading import load_processor
 from tests.support.clips import Lowered
 from tests.support.host_reads import DeviceWaits, device_waits
