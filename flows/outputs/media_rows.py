@@ -1,29 +1,23 @@
-"""Lists each medium of a run with its captions, read from the run's JSON lines, and embeds
-thumbnails.
-"""
+"""Lists each medium of a run with its captions, read from the run's JSON lines."""
 
 import itertools
 import operator
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
-from urllib.parse import quote, unquote_to_bytes
+from typing import Any, Generic, NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
+from urllib.parse import quote
 
 from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.disk.stamps import stamp_of
 from artifacts.records.keys import content_key, hash_file
-from artifacts.texts.captions import CONFIDENCE
 from artifacts.wording import counted
 from flows.core.media.media_file import kind_of, writable
 from flows.core.media.output_rows import CaptionRow, FailureRow, MediaRow
-from flows.outputs.thumbnails import data_address
-from stages.process.host_memory import cores
 
 RUN_AGAIN = "Run the same `penstock caption` again, which rewrites it"
 MOST_WARNINGS = 10
@@ -52,7 +46,25 @@ class ShownSummary:
     warnings: list[Text] = field(default_factory=list)
 
 
-class PageMedium(TypedDict):
+class PageCaption(NamedTuple):
+    """A caption, or a stretch with its labels, as a report gets it."""
+
+    start: float
+    end: float
+    text: str
+    tokens: int = 0
+    is_cut: bool = False
+    logprob: float | None = None
+    margin: float | None = None
+    margin_at: int | None = None
+    decided: Sequence[str] = ()
+    """What a person did with it: nothing, or one or two words."""
+
+
+CaptionT = TypeVar("CaptionT")
+
+
+class PageMedium(TypedDict, Generic[CaptionT]):
     """A medium as a page gets it."""
 
     name: str
@@ -64,7 +76,7 @@ class PageMedium(TypedDict):
     """Why it cannot be shown; empty: it can."""
     prompt: str
     warnings: list[str]
-    captions: list[Any]
+    captions: list[CaptionT]
     summary: NotRequired[Json]
     small: NotRequired[str]
     """Address of a thumbnail with its data."""
@@ -79,16 +91,14 @@ class PageMedium(TypedDict):
 
 def captioned_media(
     out: Path, folder: Path, summaries: Sequence[ShownSummary] = ()
-) -> tuple[list[PageMedium], Counter[str]]:
+) -> tuple[list[PageMedium[PageCaption]], Counter[str]]:
     """Return the media of a run into `out`, in source order, for a page in `folder`, and how many
     captions are corrected, accepted and rejected. `summaries`: rows of `summaries.jsonl`.
 
-    Each has `name`, `kind`, `url` relative to the folder (None: unknown), `gone`, `prompt` and
-    `captions`. A caption is (start, end, text, tokens, whether it was cut, the fields of
-    CONFIDENCE, what a person did with it). A summarized one has `summary`: its `text`, the (start,
-    text) of each of its `chapters`, and `warnings`. Raises EnvironmentFault.
+    A summarized one has `summary`: its `text`, the (start, text) of each of its `chapters`, and
+    `warnings`. Raises EnvironmentFault.
     """
-    media, edited = list[PageMedium](), Counter[str]()
+    media, edited = list[PageMedium[PageCaption]](), Counter[str]()
     rows_of = {_name(row): row for row in summaries}
     for entry, rows in media_with_captions(out):
         edited["corrected"] += sum(bool(row.original) for row in rows)
@@ -101,36 +111,6 @@ def captioned_media(
                 "warnings": summary.warnings,
             }
     return media, edited
-
-
-EMBEDDED_BYTES = 20_000_000
-"""Most characters of all thumbnails in a page. Media that come later have links only."""
-SIDE = 240
-"""Pixels of the longer side of a thumbnail."""
-TOGETHER = 64
-"""Thumbnails that are made between two looks at the limit."""
-
-
-def embed_thumbnails(media: list[PageMedium], folder: Path) -> None:
-    """Add `small`, the address of a thumbnail with its data, to the first media of a page in
-    `folder`: of a video, the middle of its first caption."""
-
-    def small(medium: PageMedium) -> str:
-        (start, end, *_), *_ = medium["captions"] or [(0.0, 0.0)]
-        middle = None if medium["kind"] == "image" else (start + max(start, end)) / 2
-        return data_address(
-            folder / os.fsdecode(unquote_to_bytes(medium["url"] or "")), middle, SIDE
-        )
-
-    left, here = EMBEDDED_BYTES, [medium for medium in media if not medium["gone"]]
-    with ThreadPoolExecutor(cores()) as pool:
-        for at in range(0, len(here), TOGETHER):
-            if left <= 0:
-                break
-            some = here[at : at + TOGETHER]
-            for medium, address in zip(some, pool.map(small, some), strict=True):
-                left -= len(address)
-                medium["small"] = address if left >= 0 else ""
 
 
 def media_with_captions(out: Path) -> Iterator[tuple[MediaRow, list[CaptionRow]]]:
@@ -175,12 +155,12 @@ def media_with_lines(
             yield entry, list(itertools.islice(rows, count))
         return
     # A running command may be writing media.jsonl now.
-    known = {entry.name: entry for entry in entries}
+    entry_by_name = {entry.name: entry for entry in entries}
     for name, group in itertools.groupby(lines, _name):
         rows_of = list(group)
         source, path = name
         yield (
-            known.get(name)
+            entry_by_name.get(name)
             or MediaRow(
                 media_path=path, source=source, kind=kind_of(path), url="", captions=len(rows_of)
             ),
@@ -203,7 +183,7 @@ def is_other(entry: MediaRow, *, reads: bool = True) -> bool:
         return False
 
 
-def shown_medium(entry: MediaRow, folder: Path, *, reads: bool = True) -> PageMedium:
+def shown_medium(entry: MediaRow, folder: Path, *, reads: bool = True) -> PageMedium[Any]:
     """Return the page's entry of a medium, without captions. `reads` is as in `is_other`."""
     path = entry.path
     url = quote(os.fsencode(os.path.relpath(path, folder))) if path else None
@@ -221,12 +201,15 @@ def shown_medium(entry: MediaRow, folder: Path, *, reads: bool = True) -> PageMe
     }
 
 
-def _decided(row: CaptionRow) -> list[str]:
-    """Return what a person did with a caption: nothing, or one or two words."""
-    return [*(["corrected"] if row.original else []), *filter(None, [row.review])]
+def _caption(row: CaptionRow) -> PageCaption:
+    return PageCaption(
+        *(row.start, row.end, row.named(row.caption), row.tokens, row.is_cut),
+        *(row.logprob, row.margin, row.margin_at),
+        decided=[*(["corrected"] if row.original else []), *filter(None, [row.review])],
+    )
 
 
-def _medium(entry: MediaRow, rows: list[CaptionRow], folder: Path) -> PageMedium:
+def _medium(entry: MediaRow, rows: list[CaptionRow], folder: Path) -> PageMedium[PageCaption]:
     warnings = list(dict.fromkeys(text for row in rows for text in row.warnings))
     if (more := len(warnings) - MOST_WARNINGS) > 0:
         warnings[MOST_WARNINGS:] = [f"{more} more in captions.jsonl"]
@@ -236,12 +219,5 @@ def _medium(entry: MediaRow, rows: list[CaptionRow], folder: Path) -> PageMedium
         **shown_medium(entry, folder),
         "prompt": " · ".join(dict.fromkeys(row.named(row.prompt) for row in rows)),
         "warnings": warnings,
-        "captions": [
-            [
-                *(row.start, row.end, row.named(row.caption), row.tokens, row.is_cut),
-                *(getattr(row, name) for name in CONFIDENCE),
-                _decided(row),
-            ]
-            for row in rows
-        ],
+        "captions": [*map(_caption, rows)],
     }

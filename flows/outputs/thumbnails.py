@@ -1,17 +1,21 @@
-"""Makes thumbnails of media for pages."""
+"""Makes thumbnails of media for pages, and embeds them."""
 
 import base64
 import contextlib
 import io
+import os
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
 
 from artifacts.disk.stamps import Stamp, stamp_of
 from artifacts.frame_fit import FrameFit
 from artifacts.remote.media_cache import open_local
+from stages.process.host_memory import cores
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from numpy.typing import NDArray
 
+    from flows.outputs.media_rows import PageCaption, PageMedium
     from stages.frames.timeline import Timeline
 
 SIDE = 320
@@ -56,6 +61,36 @@ def data_address(source: str | Path, time: float | None, side: int = SIDE) -> st
     """Return the same as a `data:` address; empty if the source cannot be read."""
     small = thumbnail(source, time, side)
     return "" if small is None else "data:image/jpeg;base64," + base64.b64encode(small).decode()
+
+
+EMBEDDED_BYTES = 20_000_000
+"""Most characters of all thumbnails in a page. Media that come later have links only."""
+EMBEDDED_SIDE = 240
+"""Pixels of the longer side of one of them."""
+TOGETHER = 64
+"""Thumbnails that are made between two looks at the limit."""
+
+
+def embed_thumbnails(media: "list[PageMedium[PageCaption]]", folder: Path) -> None:
+    """Add `small`, the address of a thumbnail with its data, to the first media of a page in
+    `folder`: of a video, the middle of its first caption."""
+
+    def small(medium: "PageMedium[PageCaption]") -> str:
+        start, end = next(((row.start, row.end) for row in medium["captions"]), (0.0, 0.0))
+        middle = None if medium["kind"] == "image" else (start + max(start, end)) / 2
+        return data_address(
+            folder / os.fsdecode(unquote_to_bytes(medium["url"] or "")), middle, EMBEDDED_SIDE
+        )
+
+    remaining_bytes, present = EMBEDDED_BYTES, [medium for medium in media if not medium["gone"]]
+    with ThreadPoolExecutor(cores()) as pool:
+        for at in range(0, len(present), TOGETHER):
+            if remaining_bytes <= 0:
+                break
+            batch = present[at : at + TOGETHER]
+            for medium, address in zip(batch, pool.map(small, batch), strict=True):
+                remaining_bytes -= len(address)
+                medium["small"] = address if remaining_bytes >= 0 else ""
 
 
 def _frame(path: Path, time: float, fit: FrameFit) -> "NDArray[np.uint8]":

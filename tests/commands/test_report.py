@@ -19,6 +19,7 @@ from flows.commands.report.sections import SHEET
 from flows.core.job.plan_record import MemoryPlan, PlannedStage, RungRecord
 from flows.core.pages.document import as_json
 from flows.interfaces.cli.main import main
+from flows.outputs.media_rows import PageCaption
 from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import load_record
 from flows.outputs.record.stage_record import SPANS
@@ -101,7 +102,7 @@ def test_thumbnails_embedded_have_a_limit(tmp_path: Path, monkeypatch: pytest.Mo
     every = [medium["small"] for medium in written(tmp_path / "out")["media"]]
     content = base64.b64decode(every[0].removeprefix("data:image/jpeg;base64,"))
     assert Image.open(io.BytesIO(content)).size == (240, 180) and len(set(map(len, every))) == 1
-    monkeypatch.setattr("flows.outputs.media_rows.EMBEDDED_BYTES", 2 * len(every[0]))
+    monkeypatch.setattr("flows.outputs.thumbnails.EMBEDDED_BYTES", 2 * len(every[0]))
     media = written(tmp_path / "out")["media"]
     assert [medium["small"] for medium in media] == [*every[:2], ""]
     assert main(["report", str(tmp_path / "out")]) == 0
@@ -281,7 +282,7 @@ def test_a_video_has_a_line_for_each_stretch_with_the_same_labels(tmp_path: Path
     rows = [labelled(film, scored(name), time=float(at)) for at, name in enumerate(given)]
     write_labels(tmp_path, [(film, rows)])
     (medium,) = facts(tmp_path, tmp_path)["media"]
-    assert medium["captions"] == [[0.0, 2.0, "cat", 0], [2.0, 4.0, "sky", 0]]
+    assert medium["captions"] == [PageCaption(0.0, 2.0, "cat"), PageCaption(2.0, 4.0, "sky")]
 
 
 def test_the_page_shows_the_first_of_very_many_and_reads_no_more(tmp_path: Path) -> None:

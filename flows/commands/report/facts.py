@@ -48,10 +48,10 @@ from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, MARKS_FILE, refuse
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.media_rows import (
     RUN_AGAIN,
+    PageCaption,
     PageMedium,
     ShownSummary,
     captioned_media,
-    embed_thumbnails,
     failed_media,
 )
 from flows.outputs.record.product import product_in
@@ -62,7 +62,7 @@ from flows.outputs.record.stage_record import Point, StageRecord
 from flows.outputs.run_status import COLUMNS, StageStatus, advice, cells, output_paths, stages_of
 from flows.outputs.run_wording import kind_of, made_text, written
 from flows.outputs.seen.check import lines_on
-from flows.outputs.thumbnails import data_address
+from flows.outputs.thumbnails import data_address, embed_thumbnails
 
 MORE = ("planned time", "CPU time", "processes", "tokens generated", "attention")
 MIN_SHARE_BYTES = 100_000_000
@@ -525,10 +525,10 @@ def facts(out: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def _tokens(media: Sequence[PageMedium], summaries: Sequence[ShownSummary]) -> int:
+def _tokens(media: Sequence[PageMedium[PageCaption]], summaries: Sequence[ShownSummary]) -> int:
     """Return the tokens of captions and summaries; 0 of labels, which have none."""
-    texts = sum(caption[3] for medium in media for caption in medium["captions"])
-    return int(texts + sum(row.tokens for row in summaries))
+    texts = sum(caption.tokens for medium in media for caption in medium["captions"])
+    return texts + sum(row.tokens for row in summaries)
 
 
 def _totals(record: RunRecord, seconds: float, runs: Sequence[RunEntry], tokens: int) -> Rows:

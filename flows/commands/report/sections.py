@@ -17,7 +17,7 @@ from flows.commands.label.files import LINES, REPORT
 from flows.core.media.output_rows import MediaRow
 from flows.core.options.formats import MEDIA
 from flows.core.pipelines import LABELS
-from flows.outputs.media_rows import PageMedium, media_with_lines, shown_medium
+from flows.outputs.media_rows import PageCaption, PageMedium, media_with_lines, shown_medium
 from flows.outputs.record.rounds import COLUMNS as ROUND_COLUMNS
 from flows.outputs.record.rounds import Round, exact, loss_of
 from flows.outputs.record.rounds import cells as round_cells
@@ -90,7 +90,7 @@ def label_counts(out: Path) -> dict[str, Json] | None:
     return json_of(replace(report, labels=by_count))
 
 
-def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[PageMedium]:
+def labelled_media(out: Path, folder: Path, files: int = SHEET) -> list[PageMedium[PageCaption]]:
     """Return the first `files` media of a run into `out`, as a page in `folder` needs them: as of
     captions, with `labels`, each of them (name, score, box in pixels or None). Raises
     EnvironmentFault."""
@@ -110,31 +110,36 @@ def label_run_below(out: Path) -> Path | None:
     return below if (below / LINES).exists() and kind_of(load_record(below)) == LABELS else None
 
 
-def add_labels(media: Iterable[PageMedium], labelled: Iterable[PageMedium]) -> None:
+def add_labels(
+    media: Iterable[PageMedium[PageCaption]], labelled: Iterable[PageMedium[PageCaption]]
+) -> None:
     """Add to captioned media their labels: `labels` of an image, `spans` of a video."""
     by_path = {medium["path"]: medium for medium in labelled}
     for medium in media:
         if (other := by_path.get(medium["path"])) is not None:
-            spans = [[start, text] for start, _, text, _ in other["captions"] if text]
+            spans: Json = [[row.start, row.text] for row in other["captions"] if row.text]
             medium |= {"labels": other["labels"]} if medium["kind"] == "image" else {"spans": spans}
 
 
-def _medium(entry: MediaRow, lines: Sequence[LabelRow], folder: Path) -> PageMedium:
-    medium, still = shown_medium(entry, folder), all(line.time is None for line in lines)
-    labels = [scored for line in lines for scored in line.given]
-    medium["labels"] = [[one.label, one.score, one.box] for one in labels] if still else []
-    rows = [(0.0, 0.0, ", ".join(one.label for one in labels))] if still else _stretches(lines)
-    medium["captions"] = [[*stretch, 0] for stretch in rows]
-    return medium
+def _medium(entry: MediaRow, lines: Sequence[LabelRow], folder: Path) -> PageMedium[PageCaption]:
+    medium: PageMedium[PageCaption] = shown_medium(entry, folder)
+    if any(line.time is not None for line in lines):
+        return {**medium, "labels": [], "captions": _stretches(lines)}
+    labels = [label for line in lines for label in line.given]
+    text = ", ".join(label.label for label in labels)
+    rows = [[label.label, label.score, label.box] for label in labels]
+    return {**medium, "labels": rows, "captions": [PageCaption(0.0, 0.0, text)]}
 
 
-def _stretches(lines: Sequence[LabelRow]) -> list[tuple[float, float, str]]:
+def _stretches(lines: Sequence[LabelRow]) -> list[PageCaption]:
     """Return the spans of a video with their labels. The end of the video is unknown: the last
     frame counts as long as the one before it."""
     frames = [(line.time or 0.0, [one.label for one in line.given]) for line in lines]
     last = frames[-1][0]
     end = last + (last - frames[-2][0] if len(frames) > 1 else 1.0)
-    return [(span.start, span.end, ", ".join(span.labels)) for span in spans_of(frames, end)]
+    return [
+        PageCaption(span.start, span.end, ", ".join(span.labels)) for span in spans_of(frames, end)
+    ]
 
 
 ROUNDS_LINE = (

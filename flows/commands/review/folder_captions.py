@@ -124,9 +124,9 @@ class FolderCaptions:
                 raise EditRefused("the caption does not follow the run's JSON Schema")
         return given
 
-    def _medium(self, place: MediaRow, lines: list[CaptionRow]) -> PageMedium:
+    def _medium(self, place: MediaRow, lines: list[CaptionRow]) -> PageMedium[ReviewedRow]:
         # As on a page in the run's folder; the server looks up the file by its number.
-        medium = shown_medium(place, self._out, reads=False)
+        medium: PageMedium[ReviewedRow] = shown_medium(place, self._out, reads=False)
         if place.address:  # it is fetched when viewed
             medium["gone"] = ""
         path = place.path
