@@ -40,7 +40,7 @@ from stages.models.hub.checkpoint import (
     small_files,
     weight_map,
 )
-from stages.models.hub.transfer import PICKLES
+from stages.models.hub.errors import PICKLES
 from stages.models.in_tree.registry import ORIGINALS
 from stages.models.shards.layout import (
     DTYPE_NAMES,

@@ -54,7 +54,7 @@ from flows.core.ledger.tasks import Medium, Task, task_of, unique
 from flows.core.pipelines import Pipeline
 from stages import sound
 from stages.decode.engines import ENGINES
-from stages.models.hub.transfer import fetch
+from stages.models.hub.fetch import fetch
 from stages.process.stage_spec import StageSpec
 from stages.sound import sound_key
 

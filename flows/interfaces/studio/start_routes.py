@@ -40,8 +40,8 @@ from flows.interfaces.studio.session import UPLOADS, Studio
 from flows.interfaces.studio.values import checked, line_of, model_name, table, words_of
 from flows.outputs.record.run_record import RUN_RECORD
 from stages.export import KINDS
+from stages.models.hub.errors import cache_folder
 from stages.models.hub.resolve import download_bytes
-from stages.models.hub.transfer import cache_folder
 
 DEEPEST = 2
 """Folders below a root in which models and adapters are looked for."""

@@ -20,11 +20,11 @@ from stages.models.halves.boundary import CUT, absent_paths, cut, modules_called
 from stages.models.halves.model_class import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
 from stages.models.hub.checkpoint import INDEX, SINGLE, weight_names
+from stages.models.hub.errors import PICKLES
 from stages.models.hub.foreign_folders import without_weights
 from stages.models.hub.headers import local_headers
 from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
-from stages.models.hub.transfer import PICKLES
 from stages.models.in_tree.registry import native_of
 from stages.models.protocols import Half, as_half, module_of
 from stages.models.published import apply_published_positions

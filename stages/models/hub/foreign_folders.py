@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 
 from artifacts.errors import UsageError
-from stages.models.hub.transfer import PICKLES, to_convert
+from stages.models.hub.errors import PICKLES, to_convert
 
 SAME = "Give the same model in transformers' layout, with config.json and model.safetensors"
 ADAPTER = "Give the base model with --model, and this one with --adapter"

@@ -21,7 +21,7 @@ from stages.models.hub.checkpoint import (
     incomplete_file,
     weight_names,
 )
-from stages.models.hub.transfer import hub_errors, refuse_offline
+from stages.models.hub.errors import hub_errors, refuse_offline
 
 AT_ONCE = 8
 """Headers requested from the hub at a time."""

@@ -21,19 +21,12 @@ from stages.models.hub.checkpoint import (
     refuse_original,
     weight_names,
 )
+from stages.models.hub.errors import cache_folder, hub_errors, not_a_folder, shown, size_of
+from stages.models.hub.fetch import check_space, fetch
 from stages.models.hub.folder_files import refuse_damaged
 from stages.models.hub.foreign_folders import ADAPTER, foreign, without_weights
 from stages.models.hub.quantized import refuse_unread
-from stages.models.hub.transfer import (
-    Announce,
-    cache_folder,
-    check_space,
-    fetch,
-    hub_errors,
-    not_a_folder,
-    shown,
-    size_of,
-)
+from stages.models.hub.transfer import Announce
 
 PREFIX = "models--"
 """Prefix of model folders in the hub's cache."""

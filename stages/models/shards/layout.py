@@ -34,7 +34,7 @@ from artifacts.disk.locks import try_lock
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, ModelChanged, UsageError
 from stages.models.hub.checkpoint import CONFIG, INDEX, SINGLE
-from stages.models.hub.transfer import shown, size_of
+from stages.models.hub.errors import shown, size_of
 from stages.models.shards import NOTE, SHARD_BYTES
 from stages.process.events import EventReporter
 

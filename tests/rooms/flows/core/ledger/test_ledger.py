@@ -25,8 +25,8 @@ from flows.execution.batches import batches_by_length, batches_by_shape
 from flows.interfaces.cli.main import main
 from stages.models import describe, load_half
 from stages.models.hub import transfer
+from stages.models.hub.fetch import fetch
 from stages.models.hub.resolve import find_model
-from stages.models.hub.transfer import fetch
 from tests.support.commands import completed
 from tests.support.hub import COMMIT, Hub, client, serve, use_cache
 from tests.support.pipeline import PENSTOCK, ROOT, read_lines

@@ -18,8 +18,8 @@ from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.records.keys import ContentDigests, hash_file
 from stages.models.hub import transfer
 from stages.models.hub.checkpoint import WeightFile
+from stages.models.hub.fetch import fetch
 from stages.models.hub.resolve import fetch_rest, find_model
-from stages.models.hub.transfer import fetch
 from tests.support.hub import STALLED, Hub, Repository, client, serve, use_cache
 from tests.support.pipeline import ROOT
 
