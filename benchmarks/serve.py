@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from stages.process.fork_client import child_environment
+from stages.process.child_environment import child_environment
 from stages.process.host_memory import cpu_line
 from tests.support.builders.card_time import PICTURE_SECONDS, SIDE, START_SECONDS
 from tests.support.builders.common import MIB, cells, heads, in_fresh_process, soft_jpegs

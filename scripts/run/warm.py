@@ -28,7 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.process.fork_client import ASK_NVML, WAIT_POLICY, child_environment
+from stages.process.child_environment import WAIT_POLICY, child_environment
+from stages.process.fork_client import ASK_NVML
 
 PLACE = "WARM_PROCESS"
 """Environment variable: the address of the warm process."""

@@ -30,6 +30,8 @@ from artifacts.disk.regular_files import open_below, refuse_links
 from artifacts.errors import Killed
 from artifacts.packages import require
 from artifacts.records.model_files import ModelFiles
+from stages.process.child_environment import ROOT, child_environment
+from stages.process.cpu_limit import limit_cpu_time
 from stages.process.device import device_free_bytes, device_holders, device_used_bytes, on_wsl
 from stages.process.events import (
     Answered,
@@ -48,14 +50,7 @@ from stages.process.events import (
     event_of,
 )
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, log_tail
-from stages.process.fork_client import (
-    ROOT,
-    ForkServer,
-    Process,
-    StayingProcess,
-    child_environment,
-    limit_cpu_time,
-)
+from stages.process.fork_client import ForkServer, Process, StayingProcess
 from stages.process.host_memory import oom_kills
 from stages.process.job import job_descriptor, job_fields
 from stages.process.memory import add_point
@@ -195,8 +190,9 @@ class StageProcess:
             os.close(document)
         self._reader = threading.Thread(target=self._read, args=(read_end,), daemon=True)
         self._reader.start()
-        seconds = settings.seconds
-        self._cpu_limit = limit_cpu_time(self._process, seconds) if seconds else None
+        self._cpu_limit = None
+        if seconds := settings.seconds:
+            self._cpu_limit = limit_cpu_time(self.pid, self._process.send_signal, seconds)
 
     @property
     def pid(self) -> int:

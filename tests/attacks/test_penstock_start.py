@@ -18,7 +18,7 @@ from PIL import Image
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.interfaces.prefect.server import client_settings, own_login
-from stages.process.fork_client import child_environment
+from stages.process.child_environment import child_environment
 from tests.support.commands import completed
 from tests.support.media import write_video
 from tests.support.pipeline import ROOT

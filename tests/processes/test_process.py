@@ -22,9 +22,9 @@ import penstock_demo
 from artifacts.disk.locks import hold as hold_lock
 from artifacts.disk.locks import holder, try_hold
 from artifacts.errors import EnvironmentFault, Killed, StageDied, UsageError
+from stages.process.child_environment import child_environment, compiler_folder
 from stages.process.device import CPU_LOCK
 from stages.process.events import Answered, Event, EventReporter, Failed, Warned
-from stages.process.fork_client import child_environment, compiler_folder
 from stages.process.stage_process import StageProcess
 from tests.support.started import hold, started, until
 

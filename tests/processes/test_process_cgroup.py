@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.process import fork_client
+from stages.process import child_environment
 from stages.process.host_memory import cores, host_free_bytes, host_total_bytes, oom_kills
 
 GIB = 1 << 30
@@ -131,10 +131,10 @@ def test_little_time_makes_few_cores(
 
 def test_a_child_starts_as_many_threads_as_it_gets_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(fork_client, "cores", lambda: len(os.sched_getaffinity(0)))
-    assert "OMP_NUM_THREADS" not in fork_client.child_environment()
+    monkeypatch.setattr(child_environment, "cores", lambda: len(os.sched_getaffinity(0)))
+    assert "OMP_NUM_THREADS" not in child_environment.child_environment()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-    monkeypatch.setattr(fork_client, "cores", lambda: 2)
-    assert fork_client.child_environment()["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setattr(child_environment, "cores", lambda: 2)
+    assert child_environment.child_environment()["OMP_NUM_THREADS"] == "2"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert fork_client.child_environment()["OMP_NUM_THREADS"] == "5"
+    assert child_environment.child_environment()["OMP_NUM_THREADS"] == "5"

@@ -12,6 +12,7 @@ import torch
 from artifacts.errors import EnvironmentFault, OutOfMemory, StageDied
 from flows.commands.doctor.doctor_command import _device
 from stages.process import device_limit, memory_limit, stage_process
+from stages.process.child_environment import child_environment
 from stages.process.device import (
     AMD,
     INTEGRATED,
@@ -33,7 +34,6 @@ from stages.process.device import (
 from stages.process.device_limit import CONTEXT_BYTES, DeviceLimit, check_same_card, context_bytes
 from stages.process.events import StageError
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage, out_of_memory
-from stages.process.fork_client import child_environment
 from stages.process.stage_process import wait_for_release
 from tests.support import gpus
 from tests.support.fake_gpu.state import Machine

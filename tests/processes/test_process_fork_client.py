@@ -15,8 +15,9 @@ import pytest
 from artifacts.errors import Killed, StageDied
 from scripts.run.stage_processes import stage_of
 from stages.process import fork_client
+from stages.process.cpu_limit import OVERTIME
 from stages.process.events import Answered, Event, EventReporter
-from stages.process.fork_client import MOST_DEATHS, OVERTIME, ForkedProcess, ForkServer
+from stages.process.fork_client import MOST_DEATHS, ForkedProcess, ForkServer
 from stages.process.stage_process import StageProcess
 from tests.support.started import started, until
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from scripts.run.warm import PLACE, forked_for
-from stages.process.fork_client import ASK_NVML, child_environment
+from stages.process.child_environment import child_environment
+from stages.process.fork_client import ASK_NVML
 from tests.support.started import until
 
 pytestmark = pytest.mark.skipif(PLACE not in os.environ, reason="needs several workers (-n 2)")

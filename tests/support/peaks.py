@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages.process.fork_client import child_environment
+from stages.process.child_environment import child_environment
 from tests.support.builders.common import Peak
 
 

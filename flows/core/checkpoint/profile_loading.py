@@ -45,7 +45,7 @@ from stages.models.hub.checkpoint import SMALL, Checkpoint
 from stages.models.in_tree.registry import native_of
 from stages.models.profile import OUTPUT_VERSION, ModelProfile
 from stages.models.published import runs_as_published
-from stages.process.fork_client import OVERTIME
+from stages.process.cpu_limit import OVERTIME
 from stages.process.host_memory import host_free_bytes
 
 TEXT_ONLY = ("generation_config", "chat_template", "readme", "license", ".gitattributes")

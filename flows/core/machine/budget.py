@@ -30,6 +30,7 @@ from flows.core.machine.launch import (
 )
 from flows.core.options.commands import RunOptions
 from stages.process.checks import DEVICE, Verdicts
+from stages.process.child_environment import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.device import (
     USE_CPU_HINT,
     device_capability,
@@ -42,7 +43,6 @@ from stages.process.device import (
 )
 from stages.process.device_limit import CONTEXT_BYTES, ProbeJob
 from stages.process.exit_diagnosis import device_advice
-from stages.process.fork_client import ALLOCATOR, ALLOCATOR_OLD, NOT_EXPANDABLE
 from stages.process.host_memory import host_free_bytes, host_total_bytes
 from stages.process.memory import anonymous_bytes
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from scripts.prove.gpu_check import driver, forks, halves, kernels, model, recorded_runs, towers
 from scripts.prove.gpu_check.rows import ROOT, Row, Setting, failed, one_line, skipped
 from stages.memory.oom_retry import release_memory
-from stages.process.fork_client import child_environment
+from stages.process.child_environment import child_environment
 
 Rows = Callable[[Setting], Iterator[Row]]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stages.process.child_environment import child_environment
 from stages.process.events import EventReporter, StageOutcome
-from stages.process.fork_client import child_environment
 from stages.process.memory import anonymous_bytes
 
 MIB = 1 << 20
