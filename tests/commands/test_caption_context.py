@@ -18,8 +18,9 @@ from flows.core.pipelines import CAPTION
 from flows.execution.stage_calls import StageCallBuilder
 from flows.interfaces.cli.main import main
 from flows.interfaces.serve.decoders import FrameSource
-from flows.interfaces.serve.record_cache import RecordCacheFlusher, TempStore
+from flows.interfaces.serve.record_cache import RecordCacheFlusher
 from flows.interfaces.serve.startup import decoding_call
+from flows.interfaces.serve.temp_store import TempStore
 from penstock_demo import CLIPS
 from stages.process.job import job_fields
 from tests.support.families import checkpoint

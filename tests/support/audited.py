@@ -13,7 +13,7 @@ from typing import Any
 ALLOWED = {
     "<frozen importlib._bootstrap>": "what is imported at the first use, once",
     "linecache.py": "sources of routes, which FastAPI reads once",
-    "record_cache.py:temp_folder": "the temporary folder, deleted when nobody is served any more",
+    "temp_store.py:temp_folder": "the temporary folder, deleted when nobody is served any more",
 }
 """Modules that may wait, or functions of them: name → for what."""
 SHOWN = 8

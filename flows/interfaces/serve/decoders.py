@@ -29,8 +29,9 @@ from flows.core.pipelines import encoder_of
 from flows.execution.stage_calls import StageCallBuilder
 from flows.interfaces.serve.half_worker import HalfWorker
 from flows.interfaces.serve.metrics import HalfMetrics, Metrics
-from flows.interfaces.serve.record_cache import RecordCacheFlusher, TempStore
+from flows.interfaces.serve.record_cache import RecordCacheFlusher
 from flows.interfaces.serve.refusals import HttpRefusal, bad_request, unavailable
+from flows.interfaces.serve.temp_store import TempStore
 from flows.interfaces.serve.worker_process import LauncherMaker, WorkerProcess
 from stages.frames.job import FramesItem
 from stages.frames.live import NO_MEMORY, TOO_LARGE

@@ -35,13 +35,13 @@ from flows.execution.run_pipe import PATIENCE_SECONDS
 from flows.interfaces.serve.batching import Batcher, QueuedRequest
 from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.metrics import HalfMetrics, Metrics
-from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import (
     HttpRefusal,
     bad_request,
     refusal_of_failure,
     unavailable,
 )
+from flows.interfaces.serve.temp_store import TempStore
 from flows.interfaces.serve.worker_process import LauncherMaker, WorkerProcess
 from stages.decode.engines import engine_of
 from stages.process.events import (

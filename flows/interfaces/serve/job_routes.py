@@ -8,9 +8,9 @@ from pydantic import Field
 
 from artifacts.disk.json_shapes import Json
 from flows.interfaces.serve.jobs import UNFINISHED, JobFolder, JobSettings, ServedJob, path_below
-from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal, bad_request, json_answer, shown_name
 from flows.interfaces.serve.startup import Service
+from flows.interfaces.serve.temp_store import TempStore
 from flows.interfaces.serve.uploads import upload_of
 
 MOST_ROWS = 1000

@@ -1,75 +1,17 @@
-"""Reads cached results from the store, stores new ones, and holds a server's temporary folder.
+"""Reads cached results from the store, and stores new ones.
 
 New results stay in memory first and are stored in groups in the background; one pack file per
 request would be one file per request. Results that are lost when a server is killed are computed
 again. The module runs no model.
-
-The temporary folder has uploads, frames, and outputs of halves, kept until their request is
-answered. It lies in memory where there is room. A killed server leaves its folder behind. A
-starting server removes the folders of processes that no longer exist.
 """
 
 import asyncio
-import itertools
-import os
-import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from tempfile import TemporaryFile
+from collections.abc import Callable, Iterable
 
-from artifacts.disk.faults import is_full
-from artifacts.disk.files import delete_unlocked, own_folder
 from artifacts.errors import PenstockError
 from artifacts.records.packs import Record, RecordUnion, record_sets_of
-from artifacts.records.store import Store, open_store
-
-MEMORY = Path("/dev/shm")
-MIN_FREE_BYTES = 1 << 30
-"""Bytes that must be free in memory. Containers may have only 64 MB there."""
-PREFIX = "penstock-serve-"
-ROOM_BYTES = 1 << 20
-"""Bytes that a server must be able to write to be ready."""
-
-
-class TempStore:
-    """The temporary folder of one server."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store: Store = open_store(str(folder / "store"))
-        self.others: list[Path] = []
-        """Other folders that requests need room in."""
-        self._numbers = itertools.count()
-
-    def path(self, suffix: str = "") -> Path:
-        """Return an unused path."""
-        return self.folder / f"{next(self._numbers)}{suffix}"
-
-    def has_room(self) -> bool:
-        """Return whether ROOM_BYTES can be written here, and in the other folders."""
-        try:
-            for folder in (self.folder, *self.others):
-                with TemporaryFile(dir=folder) as file:
-                    os.posix_fallocate(file.fileno(), 0, ROOM_BYTES)
-        except OSError as error:
-            return not is_full(error)
-        return True
-
-
-@contextmanager
-def temp_folder(fallback: Path) -> Iterator[TempStore]:
-    """Yield a folder that is deleted after the block. It lies in memory, or in `fallback`."""
-    with suppress(OSError):
-        fallback.mkdir(parents=True, exist_ok=True)
-    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MIN_FREE_BYTES
-    place = MEMORY if in_memory else fallback
-    for other in {MEMORY, fallback} - {place}:
-        delete_unlocked(other, PREFIX)
-    with own_folder(place, PREFIX) as folder:
-        yield TempStore(folder)
-
+from artifacts.records.store import Store
 
 FLUSH_SECONDS = 5.0
 FLUSH_RECORDS = 512
@@ -150,14 +92,14 @@ class RecordCacheFlusher:
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
-        self._every: list[RecordCache] = []
+        self._caches: list[RecordCache] = []
         self._last_error = ""
 
     def of(self, store: Store, kind: str, *namespaces: str) -> RecordCache:
         """Return the cache of one kind in these namespaces. It is flushed with the others."""
-        kept = RecordCache(store, kind, *namespaces)
-        self._every.append(kept)
-        return kept
+        cache = RecordCache(store, kind, *namespaces)
+        self._caches.append(cache)
+        return cache
 
     async def run(self) -> None:
         """Flush at intervals until cancelled."""
@@ -166,25 +108,25 @@ class RecordCacheFlusher:
             await asyncio.sleep(1.0)
             passed, looked = passed + 1.0, looked + 1.0
             if passed >= FLUSH_SECONDS or any(
-                len(kept.unsaved) >= FLUSH_RECORDS for kept in self._every
+                len(cache.unsaved) >= FLUSH_RECORDS for cache in self._caches
             ):
                 passed = 0.0
                 await self.save()
             if looked >= REFRESH_SECONDS:
                 looked = 0.0
-                for kept in self._every:
-                    await asyncio.to_thread(kept.refresh)
+                for cache in self._caches:
+                    await asyncio.to_thread(cache.refresh)
 
     async def save(self) -> None:
         """Store all new records. On failure they are dropped, and serving continues."""
-        for kept in self._every:
-            if not kept.unsaved:
+        for cache in self._caches:
+            if not cache.unsaved:
                 continue
             try:
-                await asyncio.to_thread(kept.save)
+                await asyncio.to_thread(cache.save)
                 self._last_error = ""
             except (PenstockError, OSError) as error:
-                kept.unsaved.clear()
+                cache.unsaved.clear()
                 if str(error) != self._last_error:
                     self._log(f"results are not stored: {error}")
                 self._last_error = str(error)

@@ -28,7 +28,7 @@ from artifacts.remote.ahead import run_detached
 from artifacts.remote.media_cache import local_path
 from flows.core.checkpoint.models import digests_in
 from flows.core.options.store import default_store
-from flows.interfaces.serve.record_cache import PREFIX
+from flows.interfaces.serve.temp_store import PREFIX
 from stages.process.events import NO_ROOM, NOT_ANSWERED, NOT_STORED, TOO_LONG, UNSUPPORTED, Failed
 
 LOCAL = ("/", ".", "~")

@@ -49,8 +49,9 @@ from flows.interfaces.serve.half_worker import (
 from flows.interfaces.serve.job_runner import JobRunner
 from flows.interfaces.serve.jobs import JobFolder
 from flows.interfaces.serve.metrics import Metrics
-from flows.interfaces.serve.record_cache import RecordCacheFlusher, TempStore, temp_folder
+from flows.interfaces.serve.record_cache import RecordCacheFlusher
 from flows.interfaces.serve.searching import ServedIndex
+from flows.interfaces.serve.temp_store import TempStore, temp_folder
 from flows.interfaces.serve.worker_process import LauncherMaker
 from stages import hear, sound
 from stages.embed_texts import STAGE as TEXTS

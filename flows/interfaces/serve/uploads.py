@@ -25,8 +25,8 @@ from starlette.requests import ClientDisconnect
 from artifacts.disk.faults import is_full
 from artifacts.records.keys import content_key
 from artifacts.schema import MediaKind
-from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal, bad_request
+from flows.interfaces.serve.temp_store import TempStore
 from stages.frames.image_formats import AVIF_BRANDS, HEIC_BRANDS
 
 LOG = logging.getLogger(__name__)

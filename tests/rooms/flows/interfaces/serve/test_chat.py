@@ -23,8 +23,8 @@ from flows.interfaces.serve.chat import (
     json_in,
     parse_chat_request,
 )
-from flows.interfaces.serve.record_cache import TempStore, temp_folder
 from flows.interfaces.serve.refusals import HttpRefusal, shown_name, without_paths
+from flows.interfaces.serve.temp_store import TempStore, temp_folder
 from flows.interfaces.serve.uploads import Upload, kind_of, receive, stored
 from stages.decode.generation import SamplingParams
 from stages.models.profile import TURN
@@ -509,7 +509,7 @@ def test_kinds_are_told_by_how_files_begin() -> None:
 
 
 def test_folders_of_killed_servers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.interfaces.serve.record_cache.MEMORY", tmp_path / "memory")
+    monkeypatch.setattr("flows.interfaces.serve.temp_store.MEMORY", tmp_path / "memory")
     (left := tmp_path / "penstock-serve-1-x").mkdir()  # of a container, where 1 always exists
     with temp_folder(tmp_path) as ours, temp_folder(tmp_path) as scratch:
         assert not left.exists()

@@ -26,8 +26,9 @@ from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.half_worker import HalfWorker, HalfWorkerSpec
 from flows.interfaces.serve.listening import UnsignalledServer
 from flows.interfaces.serve.metrics import Metrics
-from flows.interfaces.serve.record_cache import RecordCache, RecordCacheFlusher, TempStore
+from flows.interfaces.serve.record_cache import RecordCache, RecordCacheFlusher
 from flows.interfaces.serve.refusals import HttpRefusal
+from flows.interfaces.serve.temp_store import TempStore
 from flows.interfaces.serve.worker_process import WorkerProcess
 from stages.process.device import CPU_LOCK
 from stages.process.events import Answered, BatchShrunk, StageNotes, StageOutcome, TooLarge

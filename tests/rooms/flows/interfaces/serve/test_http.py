@@ -24,9 +24,9 @@ from flows.interfaces.serve.embedding import EmbeddedMedium
 from flows.interfaces.serve.guard import Guard
 from flows.interfaces.serve.metrics import Metrics
 from flows.interfaces.serve.page import page_of
-from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.searching import ServedIndex
 from flows.interfaces.serve.startup import Service
+from flows.interfaces.serve.temp_store import TempStore
 from flows.interfaces.serve.uploads import Upload
 from stages.frames.image import read_image
 from stages.process.events import CaptionProgress

@@ -22,9 +22,9 @@ from flows.interfaces.serve.guard import Guard
 from flows.interfaces.serve.job_runner import JobRunner
 from flows.interfaces.serve.jobs import MOST_UNFINISHED, UNFINISHED, JobFolder, ServedJob
 from flows.interfaces.serve.metrics import Metrics
-from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal
 from flows.interfaces.serve.startup import Service
+from flows.interfaces.serve.temp_store import TempStore
 from flows.outputs.record.record_writer import RecordWriter
 from penstock_demo import CLIPS
 from tests.support.disks import small_disk

@@ -25,9 +25,9 @@ from flows.interfaces.cli.main import main
 from flows.interfaces.serve.app import app_of
 from flows.interfaces.serve.guard import Guard
 from flows.interfaces.serve.metrics import Metrics
-from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.searching import ServedIndex
 from flows.interfaces.serve.startup import Service
+from flows.interfaces.serve.temp_store import TempStore
 from tests.support.builders.caption_lines import write_lines
 from tests.support.builders.clip import save_clip
 from tests.support.inside import stages_inside

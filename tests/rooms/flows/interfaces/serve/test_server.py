@@ -31,10 +31,10 @@ from flows.core.options.vectors import SearchQuery
 from flows.interfaces.serve import uploads
 from flows.interfaces.serve.guard import refuse
 from flows.interfaces.serve.listening import UnsignalledServer
-from flows.interfaces.serve.record_cache import TempStore
 from flows.interfaces.serve.refusals import HttpRefusal
 from flows.interfaces.serve.searching import ServedIndex
 from flows.interfaces.serve.startup import open_service
+from flows.interfaces.serve.temp_store import TempStore
 from tests.support.disks import small_disk
 from tests.support.faults import failing
 from tests.support.indexes import MAKER, write
