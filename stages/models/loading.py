@@ -41,8 +41,8 @@ from stages.models.processors.loading import load_processor
 from stages.models.protocols import Half, Processor
 from stages.models.stored.layer_names import model_names, stored_settings
 from stages.models.stored.layers import FORM
-from stages.models.streaming.layers import load_pinned
 from stages.models.streaming.load import load_in_turn, load_streamed
+from stages.models.streaming.pinned import load_pinned
 from stages.process.deferred_imports import STAYS, import_asking_cuda, import_transformers
 from stages.process.job import JobFields, parse_job
 

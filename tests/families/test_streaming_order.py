@@ -31,12 +31,9 @@ from stages.models.streaming.layers import (
     FileTensor,
     LayerBuffers,
     LayersInTurn,
-    PinnedLayer,
-    Pinning,
     buffered_files,
-    buffered_pinned,
-    piece_sizes,
 )
+from stages.models.streaming.pinned import PinnedLayer, Pinning, buffered_pinned, piece_sizes
 from tests.support import gpus
 from tests.support.families import BUILDERS
 
@@ -184,7 +181,7 @@ def wrong_reads(
     patch: pytest.MonkeyPatch,
     seed: int,
     hasty: str,
-    buffered: Callable[[Any, str], LayerBuffers] = buffered_files,
+    buffered: Callable[[Any, str], LayerBuffers[Any]] = buffered_files,
 ) -> int:
     """How often a layer was computed with that was another one when its turn came."""
     device = LateDevice(seed, hasty)

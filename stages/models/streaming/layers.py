@@ -10,47 +10,23 @@ How it works:
    with the buffer, and before the next.
 4. When a layer is loaded, its parameters are pointed at the buffer. Afterwards they are detached
    and the buffer is free again. A failed read empties the buffer, so that a retry reads it again.
-
-A half whose layers wait in pinned host memory is loaded here, for a GPU too small for all of them.
-
-Each forward pass, that is every token, needs all layers. Pinned memory is copied at the full speed
-of the bus, and while the layer before computes. From other memory copies took eight times as long
-(H200), and computing waited for each.
-
-How pinned layers work:
-
-1. The placement puts the layers into host memory and everything else on the device. Accelerate's
-   hooks, which would copy a layer when it is reached, are left out.
-2. The parameters of each layer are moved into pinned memory, in pieces, because torch rounds each
-   pinned allocation up to a power of two. Buffers are small and stay on the device.
-3. A hook before each layer waits for its copy and starts that of the layer that followed the last
-   time. A hook behind it frees the buffer.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from artifacts.errors import CannotFit
-from artifacts.schema import Part
-from stages.models.halves.generate import dispatching, waiting
-from stages.models.halves.load import load_half
-from stages.models.halves.placement import placement
-from stages.models.halves.ranged_reads import NOTE, read_into
+from stages.models.halves.ranged_reads import read_into
 from stages.models.hub.headers import TensorPlace
-from stages.models.protocols import Half
 from stages.models.shards.layout import DTYPES
-from stages.process.exit_diagnosis import first_line
 from stages.process.host_memory import cores
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ALIGNED = {"cpu": 64, "cuda": 512}
 """Alignment in bytes of a device's own memory. Rounding of sums depends on it, and results must
@@ -59,6 +35,7 @@ READ_BYTES = 8 << 20
 """Bytes that a thread reads at once for a GPU."""
 READERS = 8
 """Most threads that read a layer for a GPU, whose copies are faster than one thread reads."""
+HINT = "Give it more memory, or choose a lower precision"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,12 +56,12 @@ class LayerTensor:
         size = self.shape.numel() * self.dtype.itemsize
         return buffer[self.at : self.at + size].view(self.dtype).reshape(self.shape)
 
-    def put(self, value: torch.Tensor) -> None:
-        """Make the owner compute with that value."""
+    def put(self, tensor: torch.Tensor) -> None:
+        """Make the owner compute with that tensor."""
         if self.name in self.owner._buffers:
-            self.owner._buffers[self.name] = value
+            self.owner._buffers[self.name] = tensor
         else:
-            self.owner._parameters[self.name] = nn.Parameter(value, requires_grad=False)
+            self.owner._parameters[self.name] = nn.Parameter(tensor, requires_grad=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,9 +110,9 @@ class FileLayer(Layer):
         for tensor in self.tensors:
             first, end = tensor.place.start, tensor.place.end
             if tensor.stored == tensor.dtype:
-                whole = buffer[tensor.at : tensor.at + end - first]
+                tensor_bytes = buffer[tensor.at : tensor.at + end - first]
                 for at in range(0, end - first, READ_BYTES):
-                    parts.append((whole[at : at + READ_BYTES], tensor.file, first + at))
+                    parts.append((tensor_bytes[at : at + READ_BYTES], tensor.file, first + at))
             else:
                 raw = scratch[: end - first]
                 read_into(raw, tensor.file, first)
@@ -156,12 +133,21 @@ class FileLayer(Layer):
         return max((place.end - place.start for place in cast), default=0)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PinnedLayer(Layer):
-    """A layer whose weights wait in pinned host memory."""
+LayerT = TypeVar("LayerT", bound=Layer)
+TakenT = TypeVar("TakenT", bound=Layer, contravariant=True)
 
-    pieces: tuple[torch.Tensor, ...]
-    """The bytes of its buffer."""
+
+class LayerBuffer(Protocol[TakenT]):
+    """A buffer for one layer at a time."""
+
+    def fill(self, layer: TakenT) -> None:
+        """Bring the layer's weights into the buffer."""
+
+    def memory(self) -> torch.Tensor:
+        """Return the buffer's bytes; later computations may read them."""
+
+    def release(self) -> None:
+        """Mark the buffer as free: later computations do not read it."""
 
 
 class HostLayerBuffer:
@@ -175,11 +161,10 @@ class HostLayerBuffer:
         layer.read(self._memory, self._scratch)
 
     def memory(self) -> torch.Tensor:
-        """Return the buffer's bytes; later computations may read them."""
         return self._memory
 
     def release(self) -> None:
-        """Mark the buffer as free: later computations do not read it."""
+        pass
 
 
 class DeviceLayerBuffer:
@@ -232,13 +217,6 @@ class StagedLayerBuffer(DeviceLayerBuffer):
         self._send([self._twin[: layer.size]])
 
 
-class PinnedLayerBuffer(DeviceLayerBuffer):
-    """A buffer on a GPU for layers that wait in pinned host memory."""
-
-    def fill(self, layer: PinnedLayer) -> None:
-        self._send(layer.pieces)
-
-
 EMPTY = -1
 
 
@@ -255,17 +233,13 @@ class LayerProvider:
         """Release the layer, after all waiting calls have passed it."""
 
 
-class LayerBuffers(LayerProvider):
+class LayerBuffers(LayerProvider, Generic[LayerT]):
     """The layers of one half and one or two buffers; loads them for whoever computes."""
 
     def __init__(
-        self,
-        layers: Sequence[Layer],
-        buffers: Sequence[Any],
-        filler: Executor,
+        self, layers: Sequence[LayerT], buffers: Sequence[LayerBuffer[LayerT]], filler: Executor
     ) -> None:
-        """`buffers` are of a class that takes these layers; `filler` fills them, one after the
-        other."""
+        """`filler` fills the buffers, one after the other."""
         self._layers = layers
         self.fetched = 0
         """Number of layers copied or read so far."""
@@ -305,20 +279,9 @@ class LayerBuffers(LayerProvider):
         self.fetched += 1
 
 
-class _AtOnce(Executor):
-    """Does at once what it is given, which only starts a copy: another thread would have to wait
-    for the interpreter."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        made: Future[Any] = Future()
-        try:
-            made.set_result(fn(*args, **options))
-        except Exception as error:
-            made.set_exception(error)
-        return made
-
-
-def buffered_files(layers: Sequence[FileLayer], device: str, buffers: int = 2) -> LayerBuffers:
+def buffered_files(
+    layers: Sequence[FileLayer], device: str, buffers: int = 2
+) -> LayerBuffers[FileLayer]:
     """Return layers that are read from the checkpoint's files, on a CPU into one or two buffers."""
     size = max(layer.size for layer in layers)
     scratch = torch.empty(max(layer.largest_cast for layer in layers), dtype=torch.uint8)
@@ -332,114 +295,12 @@ def buffered_files(layers: Sequence[FileLayer], device: str, buffers: int = 2) -
     return LayerBuffers(layers, staged, filler)
 
 
-def buffered_pinned(layers: Sequence[PinnedLayer], device: str) -> LayerBuffers:
-    """Return layers that wait in pinned host memory."""
-    size = max(layer.size for layer in layers)
-    place, stream = torch.device(device), torch.cuda.Stream(device)
-    buffers = [PinnedLayerBuffer(size, place, stream) for _ in range(2)]
-    return LayerBuffers(layers, buffers, _AtOnce())
-
-
-SMALLEST_PIECE = 1 << 20
-"""Bytes of the smallest piece of a layer, which may be partly empty."""
-HINT = "Give it more memory, or choose a lower precision"
-
-
-def load_pinned(
-    path: Path,
-    skeleton: "PreTrainedModel",
-    keep: Part,
-    extra_modules: tuple[str, ...],
-    device: str,
-    options: dict[str, Any],
-) -> Half:
-    """Load what `load_half` gives with these options, with the layers in pinned host memory. Raises
-    CannotFit for a model without layers, or whose layers share modules."""
-    places = placement(skeleton, keep, extra_modules, device, away="cpu")
-    with dispatching(lambda model, **_: None):
-        half = load_half(
-            path, keep, extra_modules=extra_modules, **{**options, "device_map": places}
-        )
-    half.hf_device_map = places
-    pinning = Pinning()
-    layers = [pinning.layer(half.get_submodule(layer), device) for layer in waiting(places)]
-    LayersInTurn(layers, buffered_pinned(layers, device))
-    if pinning.refused:
-        half.__dict__[NOTE] = pinning.refused
-    return half
-
-
-class Pinning:
-    """Moves layers into pinned memory, as long as there is some."""
-
-    def __init__(self) -> None:
-        self.refused = ""
-        """Why some layers are in plain memory, whose copies are slower."""
-        self._whole = torch.empty(0, dtype=torch.uint8)
-
-    def layer(self, module: nn.Module, device: str) -> PinnedLayer:
-        """Move a layer's parameters away from the module, and its buffers to the device."""
-        aligned, size = ALIGNED[device.partition(":")[0]], 0
-        tensors: list[LayerTensor] = []
-        weights: list[torch.Tensor] = []
-        for owner in module.modules():
-            for name, buffer in owner._buffers.items():
-                owner._buffers[name] = None if buffer is None else buffer.to(device)
-            for name, weight in owner._parameters.items():
-                if weight is None:
-                    continue
-                if weight.is_meta:
-                    raise CannotFit(
-                        f"two layers of this model share a {type(owner).__name__}", hint=HINT
-                    )
-                at = -(-size // aligned) * aligned
-                shape, dtype = weight.shape, weight.dtype
-                tensors.append(LayerTensor(owner=owner, name=name, shape=shape, dtype=dtype, at=at))
-                weights.append(weight.data)
-                size = at + weight.nbytes
-        if len(self._whole) < size:
-            self._whole = torch.empty(size, dtype=torch.uint8)
-        for tensor, value in zip(tensors, weights, strict=True):
-            tensor.view(self._whole).copy_(value)
-        pieces = tuple(self._pieces(self._whole[:size]))
-        layer = PinnedLayer(module=module, tensors=tensors, size=size, pieces=pieces)
-        layer.detach()
-        return layer
-
-    def _pieces(self, whole: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield copies of parts of the bytes."""
-        at = 0
-        for size in piece_sizes(len(whole)):
-            part = whole[at : at + size]
-            piece = self._pinned(size)[: len(part)]
-            piece.copy_(part)
-            yield piece
-            at += size
-
-    def _pinned(self, size: int) -> torch.Tensor:
-        if not self.refused:
-            try:
-                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-            except RuntimeError as error:
-                self.refused = f"not all layers can be pinned: {first_line(error)}"
-        return torch.empty(size, dtype=torch.uint8)
-
-
-def piece_sizes(size: int) -> Iterator[int]:
-    """Yield powers of two that hold `size` bytes together, the largest first."""
-    left = -(-size // SMALLEST_PIECE) * SMALLEST_PIECE
-    while left:
-        piece = 1 << (left.bit_length() - 1)
-        yield piece
-        left -= piece
-
-
 class LayersInTurn:
     """Loads each layer when a call reaches it, and with two buffers the next one during its
     computation."""
 
-    def __init__(self, layers: Sequence[Layer], buffer: LayerBuffers) -> None:
-        self._buffer = buffer
+    def __init__(self, layers: Sequence[Layer], provider: LayerProvider) -> None:
+        self._provider = provider
         self._after = {at: (at + 1) % len(layers) for at in range(len(layers))}
         """Layer → the layer that was reached after it, or is expected."""
         self._last = len(layers) - 1
@@ -450,17 +311,17 @@ class LayersInTurn:
             # Also behind a layer that failed, such as for want of memory; not after an interrupt.
             layer.module.register_forward_hook(partial(self._leave, at), always_call=True)
 
-    def _enter(self, at: int, module: nn.Module, given: Any) -> None:
+    def _enter(self, at: int, module: nn.Module, inputs: Any) -> None:
         if self._inside is not None:  # whose buffer would be overwritten
             raise CannotFit(
                 f"a layer of this model calls another layer, a {type(module).__name__}", hint=HINT
             )
         self._after[self._last], self._last = at, at
-        self._buffer.load(at)
+        self._provider.load(at)
         self._inside = at
-        self._buffer.prefetch(self._after[at])
+        self._provider.prefetch(self._after[at])
 
-    def _leave(self, at: int, module: nn.Module, given: Any, made: Any) -> None:
+    def _leave(self, at: int, module: nn.Module, inputs: Any, outputs: Any) -> None:
         if self._inside == at:  # otherwise it could not be loaded
             self._inside = None
-            self._buffer.release(at)
+            self._provider.release(at)
