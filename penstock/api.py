@@ -16,6 +16,8 @@ from artifacts.schema import Part
 from flows.commands.cache.rebuild import RebuildOptions, RebuildResult
 from flows.commands.cache.rebuild import rebuild as run
 from flows.commands.check.check_command import check_run, lines_of
+from flows.commands.export.convert import Converted
+from flows.commands.export.convert import convert as run_convert
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.result import Exported, refuse_foreign_folder
 from flows.commands.export.run import export as run_export
@@ -28,8 +30,6 @@ from flows.commands.status.status_command import status_lines
 from flows.commands.tune.result import AdapterScore, Tuned
 from flows.commands.tune.run import tune as run_tune
 from flows.core.checkpoint.models import demo_folder
-from flows.core.checkpoint.profile_loading import Converted
-from flows.core.checkpoint.profile_loading import convert as run_convert
 from flows.core.console.display import READING
 from flows.core.console.lines import printable
 from flows.core.machine.launch import DirectLauncher

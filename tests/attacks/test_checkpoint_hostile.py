@@ -31,7 +31,7 @@ BRIEF = [
     "-c",
     "import sys; from flows.core.checkpoint import profile_loading\n"
     "from flows.interfaces.cli.main import main\n"
-    "profile_loading.MOST_SECONDS = 10.0; sys.exit(main(sys.argv[1:]))",
+    "profile_loading.MAX_SECONDS = 10.0; sys.exit(main(sys.argv[1:]))",
 ]
 """Penstock with less patience, so that what never ends does so before the test does."""
 Make = Callable[[Path], Path]

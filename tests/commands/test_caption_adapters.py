@@ -19,9 +19,9 @@ from artifacts.records.keys import ContentDigests
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.run import export
 from flows.core.checkpoint.adapters import AdapterUse, adapter_for, read_noted_adapter
+from flows.core.checkpoint.model_digests import ModelDigests
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import resolve_settings, with_adapter
-from flows.core.checkpoint.profile_loading import ModelDigests
 from flows.core.console.display import Display
 from flows.core.ledger.namespaces import variant_of
 from flows.core.options.commands import CaptionConfig

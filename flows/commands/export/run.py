@@ -49,8 +49,8 @@ from flows.core.checkpoint.adapters import (
     as_published_fields,
     read_noted_adapter,
 )
+from flows.core.checkpoint.model_digests import ModelDigests
 from flows.core.checkpoint.models import digests_in
-from flows.core.checkpoint.profile_loading import ModelDigests
 from flows.core.console.display import Display
 from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job

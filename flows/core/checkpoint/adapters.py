@@ -9,7 +9,8 @@ from pathlib import Path
 from artifacts.digests import digest_of
 from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
-from flows.core.checkpoint.profile_loading import ModelDigests, io_errors_as_fault
+from flows.core.checkpoint.model_digests import ModelDigests
+from flows.core.checkpoint.profile_loading import io_errors_as_fault
 from flows.core.options.commands import RunOptions
 from stages.models.adapter_modules import (
     ADAPTER_CONFIG,

@@ -22,6 +22,7 @@ from flows.core.checkpoint.adapters import (
 )
 from flows.core.checkpoint.gguf import gguf_for
 from flows.core.checkpoint.graphs import graphs_for
+from flows.core.checkpoint.model_digests import ModelDigests, digests_of_parts, with_fetched
 from flows.core.checkpoint.precision import (
     BYTES,
     SHORT,
@@ -33,14 +34,10 @@ from flows.core.checkpoint.precision import (
 )
 from flows.core.checkpoint.profile_loading import (
     Describer,
-    ModelDigests,
     custom_code_fields,
-    digests_of_parts,
     io_errors_as_fault,
     read_profile,
     small_files,
-    template_date,
-    with_fetched,
 )
 from flows.core.checkpoint.prompt_tokens import (
     chunk_frame_tokens,
@@ -56,6 +53,7 @@ from flows.core.checkpoint.served import (
     served_profile,
 )
 from flows.core.checkpoint.tagger import Tagger, read_tagger, tagger_profile
+from flows.core.checkpoint.template_date import template_date
 from flows.core.machine.launch import Launcher
 from flows.core.options.commands import RunOptions
 from flows.core.options.model import DEMO_MODEL, is_served

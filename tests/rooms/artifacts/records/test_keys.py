@@ -19,7 +19,7 @@ from artifacts.errors import Interrupted, ModelChanged, StageDied
 from artifacts.records import keys, model_files
 from artifacts.records.keys import Content, ContentDigests, hash_file, item_key
 from artifacts.records.model_files import ModelFiles, small_names
-from flows.core.checkpoint.profile_loading import ModelDigests, with_fetched
+from flows.core.checkpoint.model_digests import ModelDigests, with_fetched
 from stages.process.exit_diagnosis import ProcessExit, fault_of_stage
 from stages.process.job import job_fields, parse_job
 

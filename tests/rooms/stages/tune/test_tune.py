@@ -20,7 +20,7 @@ from artifacts.disk.files import HALF, whole_file
 from artifacts.errors import UsageError
 from artifacts.records.keys import ContentDigests
 from flows.core.checkpoint.adapters import adapter_digest
-from flows.core.checkpoint.profile_loading import ModelDigests
+from flows.core.checkpoint.model_digests import ModelDigests
 from flows.interfaces.cli.main import main
 from stages.models import load_half
 from stages.models.adapter_modules import ADAPTER_WEIGHTS, BASE, read_adapter

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from artifacts.records.store import FolderStore
-from flows.core.checkpoint import profile_loading
+from flows.core.checkpoint import template_date
 from flows.interfaces.cli.main import main
 from penstock_demo import CHECKPOINT
 from stages.models import describe
@@ -35,7 +35,7 @@ def on(day: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def today(cls) -> "Day":
             return cls.fromisoformat(day)
 
-    monkeypatch.setattr(profile_loading, "date", Day)
+    monkeypatch.setattr(template_date, "date", Day)
 
 
 def test_a_template_that_asks_for_the_date_gets_that_of_its_first_use(
@@ -45,12 +45,12 @@ def test_a_template_that_asks_for_the_date_gets_that_of_its_first_use(
     small = {"chat_template.jinja": "ab" * 32, "config.json": "cd" * 32}
     stores = [FolderStore(tmp_path / name) for name in ("one", "two")]
     on(FIRST, monkeypatch)
-    assert profile_loading.template_date(stores[0], folder, small, "") == FIRST
+    assert template_date.template_date(stores[0], folder, small, "") == FIRST
     on(LATER, monkeypatch)
-    today = [profile_loading.template_date(store, folder, small, "") for store in stores]
+    today = [template_date.template_date(store, folder, small, "") for store in stores]
     assert today == [FIRST, LATER]
-    assert profile_loading.template_date(stores[0], folder, small, "1999-12-31") == "1999-12-31"
-    assert profile_loading.template_date(stores[0], CHECKPOINT, small, LATER) == ""
+    assert template_date.template_date(stores[0], folder, small, "1999-12-31") == "1999-12-31"
+    assert template_date.template_date(stores[0], CHECKPOINT, small, LATER) == ""
     for day, shown in zip(today, ("02 January 2020", "30 November 2021"), strict=True):
         processor = ModelJob(model=str(folder), today=day).processor()
         turns = [{"role": "user", "content": "What?"}]
