@@ -399,7 +399,7 @@ FRAMES: Mapping[str, FrameFacts] = {
 def in_context(family: str) -> str:
     """Return how many frames of a chunk the context holds of those that a run takes by default,
     such as `5 of 30`."""
-    from flows.core.checkpoint.prompt_tokens import tokens_for_frames
+    from flows.core.checkpoint.frame_room import tokens_for_frames
     from stages.models.published import facts_of
 
     known, context = FRAMES.get(family), facts_of(family).context

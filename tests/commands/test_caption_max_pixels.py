@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from artifacts.errors import UsageError
+from flows.core.checkpoint.frame_room import frames_of_size
 from flows.core.checkpoint.models import check_pixels
-from flows.core.checkpoint.prompt_tokens import frames_of_size
 from flows.core.options.commands import CaptionConfig
 from flows.core.plan.plan import Plan, plan_of
 from flows.core.plan.view import verdict

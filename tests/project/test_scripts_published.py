@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.core.checkpoint.prompt_tokens import sampling_of
+from flows.core.checkpoint.frame_room import sampling_of
 from flows.core.options.commands import CaptionConfig
 from scripts.pages.tables import FRAMES, UNKNOWN, in_context
 from scripts.prove.published_check import (

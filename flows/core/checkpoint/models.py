@@ -20,6 +20,9 @@ from flows.core.checkpoint.adapters import (
     read_noted_adapter,
     recorded_adapter,
 )
+from flows.core.checkpoint.frame_room import sampling_of
+from flows.core.checkpoint.frame_sampling import requested_sampling
+from flows.core.checkpoint.frame_tokens import chunk_frame_tokens, encoder_frames
 from flows.core.checkpoint.gguf import gguf_for
 from flows.core.checkpoint.graphs import graphs_for
 from flows.core.checkpoint.model_digests import ModelDigests, digests_of_parts, with_fetched
@@ -38,12 +41,6 @@ from flows.core.checkpoint.profile_loading import (
     io_errors_as_fault,
     read_profile,
     small_files,
-)
-from flows.core.checkpoint.prompt_tokens import (
-    chunk_frame_tokens,
-    encoder_frames,
-    requested_sampling,
-    sampling_of,
 )
 from flows.core.checkpoint.served import (
     NOWHERE,

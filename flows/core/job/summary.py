@@ -11,9 +11,10 @@ from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import Json
 from artifacts.schema import Part, values_of
 from artifacts.wording import counted, reasons
+from flows.core.checkpoint.frame_room import frames_of_any_size
+from flows.core.checkpoint.frame_sampling import full_chunk, requested_sampling
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings, precision_note
-from flows.core.checkpoint.prompt_tokens import frames_of_any_size, full_chunk, requested_sampling
 from flows.core.job.away import recorded_in
 from flows.core.job.plan_record import (
     AdapterRecord,

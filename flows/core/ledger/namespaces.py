@@ -15,9 +15,9 @@ from artifacts.records.packs import RecordSet
 from artifacts.records.store import Store
 from artifacts.schema import Part, Sampling, values_of
 from artifacts.tiles import OFF
+from flows.core.checkpoint.frame_room import FrameBound, frame_bound
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings
-from flows.core.checkpoint.prompt_tokens import FrameBound, frame_bound
 from flows.core.ledger.prompts import prompt_for
 from flows.core.options.commands import RunOptions
 from flows.core.pipelines import SOUND_KINDS, Pipeline, parts_of, without_hearing

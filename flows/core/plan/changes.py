@@ -8,9 +8,9 @@ from itertools import takewhile
 from typing import Any
 
 from artifacts.errors import CannotFit, UsageError
+from flows.core.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
 from flows.core.checkpoint.models import MIN_TOKENS, Model
 from flows.core.checkpoint.precision import QUANTIZED, resolve_settings, with_adapter, with_gguf
-from flows.core.checkpoint.prompt_tokens import encoder_frames, frame_size_tokens
 from flows.core.console.lines import gib, rounded_up, written
 from flows.core.machine.budget import Budget
 from flows.core.pipelines import STAGES

@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from artifacts.records.store import open_store
+from flows.core.checkpoint.frame_room import frame_bound
 from flows.core.checkpoint.models import Model
-from flows.core.checkpoint.prompt_tokens import frame_bound, max_prompt_tokens
+from flows.core.checkpoint.prompt_tokens import max_prompt_tokens
 from flows.core.console.lines import gib
 from flows.core.job.plan_record import MemoryPlan
 from flows.core.job.prepare import Job

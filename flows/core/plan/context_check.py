@@ -8,19 +8,16 @@ from dataclasses import dataclass
 
 from artifacts.errors import UsageError
 from artifacts.wording import counted
-from flows.core.checkpoint.models import Model
-from flows.core.checkpoint.prompt_tokens import (
-    PromptTokens,
-    encoder_frames,
+from flows.core.checkpoint.frame_room import (
     frame_bound,
     frame_room,
-    frame_size_tokens,
     frames_of_any_size,
     frames_of_size,
-    full_chunk,
-    max_prompt_tokens,
-    requested_sampling,
 )
+from flows.core.checkpoint.frame_sampling import full_chunk, requested_sampling
+from flows.core.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
+from flows.core.checkpoint.models import Model
+from flows.core.checkpoint.prompt_tokens import PromptTokens, max_prompt_tokens
 from flows.core.job.prepare import Job
 from flows.core.job.summary import context_note
 from flows.core.ledger.prompts import example, prompt_for

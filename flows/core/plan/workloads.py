@@ -9,8 +9,9 @@ from typing import NamedTuple
 from artifacts.schema import MediaKind, Sampling
 from artifacts.tiles import LARGE
 from artifacts.wording import counted
+from flows.core.checkpoint.frame_room import FrameBound
+from flows.core.checkpoint.frame_tokens import chunk_frame_tokens, encoder_frames
 from flows.core.checkpoint.models import Model
-from flows.core.checkpoint.prompt_tokens import FrameBound, chunk_frame_tokens, encoder_frames
 from flows.core.ledger.ledger import BYTES_PER_TOKEN
 from flows.core.ledger.prompts import added_bytes
 from flows.core.ledger.tasks import Medium

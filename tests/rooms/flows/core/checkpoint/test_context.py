@@ -11,7 +11,8 @@ import pytest
 from artifacts.errors import UsageError
 from artifacts.frame_fit import FrameFit
 from artifacts.schema import ChunkIndex
-from flows.core.checkpoint.prompt_tokens import frame_bound, requested_sampling, sampling_of
+from flows.core.checkpoint.frame_room import frame_bound, sampling_of
+from flows.core.checkpoint.frame_sampling import requested_sampling
 from flows.core.job.prepare import pipeline_with_sound
 from flows.core.job.summary import context_note
 from flows.core.ledger.namespaces import Variant
