@@ -1,11 +1,8 @@
 """Describes a model that servers run, by what they state about it. Sends no media."""
 
-import contextlib
 import json
 import os
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +13,7 @@ from artifacts.frame_fit import FrameFit
 from artifacts.records.packs import Record, RecordSet
 from artifacts.records.store import Store
 from artifacts.remote.endpoints import SERVED, Endpoint, EndpointKeys, endpoints_of, keys_from
+from flows.core.machine.event_loop import on_a_loop
 from flows.core.options.commands import RunOptions
 from stages.ask import QUALITY
 from stages.models.hub.transfer import Announce
@@ -24,14 +22,13 @@ from stages.models.profile import ModelProfile, SamplingProfile
 if TYPE_CHECKING:
     from stages.ask.servers import Client
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 TRIES, PAUSE_SECONDS = 3, 0.5
 """Requests at the start for an address that is reached but gives no whole answer."""
 PIXELS = 1 << 20
 """Default of `--max-pixels`."""
 FRAMES = 8
 """Default frames per chunk."""
-WAKE_SECONDS = 0.2
 NOWHERE = Path(os.devnull)
 """Folder of a model without files."""
 
@@ -69,30 +66,30 @@ class ServedModel:
         urls = [endpoint.url for endpoint in self.endpoints]
         return {"endpoints": urls, "identity": list(self.identity), "video": self.video}
 
-    def found_by(
-        self, look: "Callable[[Client], Awaitable[Found]]", announce: Announce | None
-    ) -> "tuple[ServedModel, list[Found]]":
+    def with_replies(
+        self, look: "Callable[[Client], Awaitable[T]]", announce: Announce | None
+    ) -> "tuple[ServedModel, list[T]]":
         """Return the model with the addresses that answer, and what `look` finds at each of them.
         `announce` is called for long waits. Raises EnvironmentFault if none answers."""
         import asyncio
 
         from stages.ask.servers import Client, NoReply
 
-        async def one(endpoint: Endpoint) -> Found | NoReply:
+        async def reply_of(endpoint: Endpoint) -> T | NoReply:
             client = Client(endpoint, self.keys, announce or bool)
-            for left in reversed(range(TRIES)):
+            for more_tries in reversed(range(TRIES)):
                 try:
                     return await look(client)
                 except NoReply as error:
-                    if not error.reached or not left:
+                    if not error.reached or not more_tries:
                         return error
                     await asyncio.sleep(PAUSE_SECONDS)
             raise AssertionError
 
-        async def every() -> list[Found | NoReply]:
-            return await asyncio.gather(*map(one, self.endpoints))
+        async def all_replies() -> list[T | NoReply]:
+            return await asyncio.gather(*map(reply_of, self.endpoints))
 
-        answers = dict(zip(self.endpoints, _on_a_loop(every()), strict=True))
+        answers = dict(zip(self.endpoints, on_a_loop(all_replies()), strict=True))
         replies = {endpoint: a for endpoint, a in answers.items() if not isinstance(a, NoReply)}
         silent = {endpoint: a for endpoint, a in answers.items() if isinstance(a, NoReply)}
         notes = [f"no answer from {endpoint.url} ({a.message})" for endpoint, a in silent.items()]
@@ -107,12 +104,12 @@ class ServedModel:
         """Return the model with whether its servers take videos. A request with a few grey frames
         finds it out once, and the store keeps the answer. Raises PenstockError."""
         about = digest_of([*self.key_fields, sorted(endpoint.url for endpoint in self.endpoints)])
-        known = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
-        if about not in known:
+        video_records = RecordSet(store, "endpoints", digest_of(["endpoints", 1]))
+        if about not in video_records:
             from stages.ask.run import looks_at_video
 
             try:
-                served, takes = self.found_by(
+                served, takes = self.with_replies(
                     lambda client: looks_at_video(client, self.model, self.keys), announce
                 )
             except UsageError as error:
@@ -120,38 +117,8 @@ class ServedModel:
                 raise UsageError(message, hint=error.hint) from error
             if len(takes) < len(self.endpoints):
                 return replace(served, video=all(takes))
-            known.publish([Record(key=about, meta={"video": all(takes)})])
-        return replace(self, video=bool(known.meta(about)["video"]))
-
-
-def _on_a_loop(work: Coroutine[Any, Any, Found]) -> Found:
-    """Return what `work` returns, on an event loop of its own: the caller's thread may run one. If
-    the caller is stopped, the work is cancelled and not waited for: it may wait for minutes."""
-    import asyncio
-
-    loop, future = asyncio.new_event_loop(), Future[Found]()
-
-    def run() -> None:
-        try:
-            future.set_result(loop.run_until_complete(task))
-        except BaseException as error:  # raised again in the caller's thread
-            future.set_exception(error)
-        finally:
-            loop.close()
-
-    task = loop.create_task(work)
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        while True:
-            # A signal that another thread gets wakes no lock: its handler runs after the wait.
-            with contextlib.suppress(TimeoutError):
-                return future.result(WAKE_SECONDS)
-            if future.done():
-                return future.result()
-    except BaseException:
-        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-            loop.call_soon_threadsafe(task.cancel)
-        raise
+            video_records.publish([Record(key=about, meta={"video": all(takes)})])
+        return replace(self, video=bool(video_records.meta(about)["video"]))
 
 
 def open_served(config: RunOptions, announce: Announce | None = None) -> ServedModel:
@@ -169,7 +136,7 @@ def open_served(config: RunOptions, announce: Announce | None = None) -> ServedM
     )
     if config.revision:
         return served
-    served, answers = served.found_by(lambda client: _stated(client, served), announce)
+    served, answers = served.with_replies(lambda client: _stated(client, served), announce)
     stated, unlisted = zip(*answers, strict=True)
     served = replace(served, notes=(*served.notes, *filter(None, unlisted)))
     if len(identities := set(stated)) > 1 and all(identities):
@@ -203,49 +170,54 @@ def served_profile(config: RunOptions) -> ModelProfile:
 async def _stated(client: "Client", served: ServedModel) -> tuple[tuple[str, ...], str]:
     """Return what the server states that changes with its model, and a note if it lists other
     models alone; empty: nothing."""
-    from stages.ask.servers import patiently, refuse_all
-
-    async def page(path: str) -> dict[str, Any]:
-        reply = await patiently(client, lambda: client.get(path))
-        if reply.status in (401, 403):
-            refuse_all(client, reply.status, f"HTTP {reply.status}", served.model)
-        if reply.status >= 429:  # another identity would caption all of it again
-            raise EnvironmentFault(
-                f"{client.endpoint.url} does not state its models (HTTP {reply.status})",
-                hint="Try again later, or name the model with --revision",
-            )
-        try:
-            answer = json.loads(reply.body) if reply.status == 200 else {}
-        except (ValueError, RecursionError):
-            answer = {}
-        return answer if isinstance(answer, dict) else {}
-
-    def entries(value: Mapping[str, Any], listed: str, field: str) -> dict[str, dict[str, Any]]:
-        listing = value.get(listed)
-        dicts = (e for e in (listing if isinstance(listing, list) else ()) if isinstance(e, dict))
-        return {model[field]: model for model in dicts if isinstance(model.get(field), str)}
-
-    def own(every: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        base = served.model.removesuffix(":latest")
-        names = (served.model, base, f"{base}:latest")
-        return next((every[name] for name in every if name in names), {})
-
-    every = entries(await page(f"{client.endpoint.path}/models"), "data", "id")
-    known = own(every)
-    owner, home = known.get("owned_by"), client.endpoint.path.removesuffix("/v1")
-    what, value = "the root that the server states", known.get("root")
+    models = _entries(await _page(client, served, f"{client.endpoint.path}/models"), "data", "id")
+    listed_model = _own(models, served)
+    owner, home = listed_model.get("owned_by"), client.endpoint.path.removesuffix("/v1")
+    what, stated = "the root that the server states", listed_model.get("root")
     if owner == "library":
-        tags = await page(f"{home}/api/tags")
-        what, value = (
-            "the digest that Ollama states",
-            own(entries(tags, "models", "name")).get("digest"),
-        )
-    if owner == "llamacpp" and (path := (props := await page(f"{home}/props")).get("model_path")):
-        what = "the properties that llama-server states"
-        value = digest_of([str(path), str(props.get("chat_template")), str(known.get("meta"))])
-    others = served.keys.cleaned(", ".join(sorted(every)))
+        tags = _entries(await _page(client, served, f"{home}/api/tags"), "models", "name")
+        what, stated = "the digest that Ollama states", _own(tags, served).get("digest")
+    if owner == "llamacpp":
+        props = await _page(client, served, f"{home}/props")
+        if path := props.get("model_path"):
+            what, template = "the properties that llama-server states", props.get("chat_template")
+            stated = digest_of([str(path), str(template), str(listed_model.get("meta"))])
+    others = served.keys.cleaned(", ".join(sorted(models)))
     note = f"{client.endpoint.url} does not list {served.model}, but {others}"
     return (
-        (what, served.keys.cleaned(value)) if isinstance(value, str) and value else (),
-        note if every and not known else "",
+        (what, served.keys.cleaned(stated)) if isinstance(stated, str) and stated else (),
+        note if models and not listed_model else "",
     )
+
+
+async def _page(client: "Client", served: ServedModel, path: str) -> dict[str, Any]:
+    """Return the JSON object at a path of the server; empty if it answers with none."""
+    from stages.ask.servers import patiently, refuse_all
+
+    reply = await patiently(client, lambda: client.get(path))
+    if reply.status in (401, 403):
+        refuse_all(client, reply.status, f"HTTP {reply.status}", served.model)
+    if reply.status >= 429:  # another identity would caption all of it again
+        raise EnvironmentFault(
+            f"{client.endpoint.url} does not state its models (HTTP {reply.status})",
+            hint="Try again later, or name the model with --revision",
+        )
+    try:
+        answer = json.loads(reply.body) if reply.status == 200 else {}
+    except (ValueError, RecursionError):
+        answer = {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _entries(page: Mapping[str, Any], listed: str, field: str) -> dict[str, dict[str, Any]]:
+    """Return the models that a page lists, by this field of theirs."""
+    listing = page.get(listed)
+    models = (m for m in (listing if isinstance(listing, list) else ()) if isinstance(m, dict))
+    return {model[field]: model for model in models if isinstance(model.get(field), str)}
+
+
+def _own(models: Mapping[str, dict[str, Any]], served: ServedModel) -> dict[str, Any]:
+    """Return the listed model that is the served one; empty: none."""
+    base = served.model.removesuffix(":latest")
+    names = (served.model, base, f"{base}:latest")
+    return next((models[name] for name in models if name in names), {})
