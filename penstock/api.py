@@ -15,7 +15,7 @@ from artifacts.errors import UsageError
 from artifacts.schema import Part
 from flows.commands.cache.rebuild import RebuildOptions, RebuildResult
 from flows.commands.cache.rebuild import rebuild as run
-from flows.commands.check.check_command import check_run, lines_of
+from flows.commands.check.run import CheckRequest, check_run, lines_of
 from flows.commands.export.convert import Converted
 from flows.commands.export.convert import convert as run_convert
 from flows.commands.export.options import ExportConfig
@@ -116,18 +116,19 @@ def check(
     """Return what each trainer would not see of the data sets of a run, by its label, as `penstock
     check --json`; with `fix`, captions that are too long are made shorter before. It is shown as
     the command prints it. Raises PenstockError."""
-    lines, checked = check_run(
-        folder_named(path_of("out", out), "out"),
-        (trainer,) if isinstance(trainer, str) else trainer,
-        forbid=(forbid,) if isinstance(forbid, str) else forbid,
+    folder = folder_named(path_of("out", out), "out")
+    request = CheckRequest(
+        trainers=(trainer,) if isinstance(trainer, str) else tuple(trainer),
+        forbid=(forbid,) if isinstance(forbid, str) else tuple(forbid),
         tokenizers=folder_named(path_of("tokenizers", tokenizers), "tokenizers")
         if tokenizers
         else None,
         fix=fix,
         trust=trust_folder,
     )
-    values = {check.model.label: check.values for check in checked}
-    return Printed(values, [*lines, *(line for check in checked for line in lines_of(check))])
+    lines, sets = check_run(folder, request)
+    values = {checked.model.label: checked.values for checked in sets}
+    return Printed(values, [*lines, *(line for checked in sets for line in lines_of(checked))])
 
 
 def report(out: str | PathLike[str] = "penstock-out", to: str | PathLike[str] = "") -> Path:

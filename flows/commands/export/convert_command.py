@@ -12,10 +12,10 @@ from flows.core.console.lines import print_lines, size
 from stages.convert import ConvertJob
 
 
-def convert_command(options: argparse.Namespace) -> int:
+def convert_command(given: argparse.Namespace) -> int:
     """Convert a model, and print the contents of its folder. Raises PenstockError."""
-    source, folder = folder_named(options.source, "source"), folder_named(options.folder, "folder")
-    job = ConvertJob(source=str(source), folder=str(folder), dtype=options.dtype)
+    source, folder = folder_named(given.source, "source"), folder_named(given.folder, "folder")
+    job = ConvertJob(source=str(source), folder=str(folder), dtype=given.dtype)
     result = convert(job, Display())
     before = f", {result.there} of them from before" if result.there else ""
     print_lines(

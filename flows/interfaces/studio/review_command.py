@@ -10,7 +10,8 @@ from artifacts.disk.paths import required_path
 from artifacts.errors import UsageError
 from artifacts.packages import require_extra
 from artifacts.texts.trainer_models import models_named, parse_trainers
-from flows.commands.check.check_command import add_trained, tokenizers_in
+from flows.commands.check.check_command import add_trained
+from flows.commands.check.run import tokenizers_in
 from flows.core.console.lines import print_lines
 from flows.core.options.text import TRUST_FOLDER_HELP
 from flows.interfaces.studio.studio_command import BEHIND_HELP
