@@ -113,7 +113,7 @@ def test_a_run_that_is_stopped_says_how_its_tables_are_written(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "_run", stop)
+    monkeypatch.setattr(running.SiftRun, "_run", stop)
     assert sift(folder, "--keep", "blurred = 0") == 4
     error = capsys.readouterr().err
     assert "no table is written yet" in error and "--keep 'blurred = 0'" in error

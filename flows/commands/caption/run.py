@@ -33,7 +33,7 @@ def caption(
         by_age = files_by_age(media_of(config)[0], config.min_age, config.out)
         left_out = frozenset(file.place for file in by_age.young if by_age.resting)
     if condition := config.groups.sift_first.sift:
-        from flows.commands.sift.run import sift_before
+        from flows.commands.sift.before import sift_before
 
         refuse_taking(config, "caption")  # before hours of marking
         left_out |= sift_before(config, condition, display, make_launcher)

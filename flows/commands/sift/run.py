@@ -1,28 +1,21 @@
-"""Runs a sift job: marks media, groups copies, and lists what is kept.
-
-With a model, each medium has one vector, by which near duplicates are found.
-"""
+"""Runs a sift job: marks media, groups copies, and lists what is kept."""
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from artifacts.digests import digest_of
-from artifacts.disk.regular_files import open_regular
 from artifacts.errors import CannotFit, Killed, StageDied
 from artifacts.index import near_duplicates
 from artifacts.packages import require_extra
 from artifacts.records.packs import DamagedRecord, Record, RecordSet, RecordUnion, record_sets_of
 from artifacts.records.store import Store, open_store, prepare_store
-from artifacts.records.vectors import vectors_in
 from artifacts.texts.captions import Failure, write_jsonl
 from artifacts.wording import counted
 from flows.commands.sift.duplicates import COPIES_VERSION, Fingerprint, Pairs, pairs_of
@@ -37,12 +30,13 @@ from flows.commands.sift.marks import (
     write_tables,
 )
 from flows.commands.sift.result import Sifted
+from flows.commands.sift.vector_marks import vector_marks
 from flows.core.checkpoint.models import digests_in
 from flows.core.console.display import Display, StageStart
 from flows.core.job.away import AwayMedia, mounts_now, unread_sources
 from flows.core.job.job_file import JobFile
 from flows.core.job.media_digests import read_contents
-from flows.core.job.prepare import Job, NothingToDo, out_folder
+from flows.core.job.prepare import NothingToDo, out_folder
 from flows.core.job.young_files import files_by_age
 from flows.core.ledger.tasks import Medium
 from flows.core.machine.launch import (
@@ -58,84 +52,25 @@ from flows.core.media.media_file import Selection
 from flows.core.media.sources import find_media, left_out_note
 from flows.core.options.commands import RunOptions
 from flows.core.options.formats import MEDIA
-from flows.core.options.vectors import PLACE, SiftConfig, SiftOptions, VectorConfig
+from flows.core.options.vectors import SiftConfig, SiftOptions
 from flows.core.pipelines import SIFT
-from flows.execution.run import (
-    LauncherMaker,
-    VectorOutputs,
-    make_vectors,
-    refuse_file,
-    stopped_in_order,
-)
+from flows.execution.run import LauncherMaker, refuse_file, stopped_in_order
 from flows.execution.run_observer import OnBegin
 from flows.execution.stage_loop import crash_suspects
 from flows.outputs.existing import replaced_line
-from flows.outputs.folder.foreign_files import LEFT_OUT_FILE, output_names
+from flows.outputs.folder.foreign_files import output_names
 from flows.outputs.folder.owners import refuse_taking, take
 from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.marker import write_proved
 from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import history_in
-from flows.outputs.vectors import VectorsWritten, vector_tasks
-from flows.outputs.write import failures_of, media_line, missing_error
+from flows.outputs.write import media_line, missing_error
 from stages import sift as stage
 from stages.frames.job import CRASHED, UNSTORED_KINDS, FramesItem
 from stages.process.events import Answered, Event, Failed, MemorySample
 from stages.process.host_memory import cores
 from stages.sift import SiftJob
 from stages.sift.measures import FRACTIONS, STEP_SECONDS, Marked
-
-
-@dataclass(kw_only=True, slots=True)
-class VectorMarks(VectorsWritten):
-    """What the vectors of a run say of its media."""
-
-    vectors_of: dict[str, NDArray[np.float16]] = field(default_factory=dict)
-    """Digest → the mean of its vectors, of length 1."""
-
-    def mark(self, files: MarkedFiles, similar: float | None) -> None:
-        """Mark near duplicates by vectors."""
-        if similar is None:
-            return
-        zeros = np.zeros(next(iter(self.vectors_of.values()), np.zeros(1)).shape, np.float16)
-        rows = [self.vectors_of.get(row["digest"], zeros) for row in files.rows]
-        alike = near_duplicates.Alike(vectors=np.array(rows), threshold=similar)
-        mark_copies(files, "similar", alike)
-
-
-def vector_marks(
-    config: VectorConfig, display: Display, make_launcher: LauncherMaker, on_begin: OnBegin | None
-) -> VectorMarks:
-    """Compute the vectors of all media as `penstock embed` does. Raises PenstockError; finished
-    records stay."""
-    outputs = VectorOutputs(_places, _marks, command="sift")
-    return make_vectors(config, display, outputs, make_launcher, on_begin)
-
-
-def _places(job: Job) -> dict[str, str]:
-    return {"failures": str(job.out / "failures.jsonl"), "logs": str(job.out / "logs")}
-
-
-def _marks(job: Job) -> VectorMarks:
-    marks = VectorMarks(out=job.out, files=job.requested)
-    marks.failures = failures_of(job)
-    kept = job.ledger["embeddings"]
-    for digest, tasks in groupby(vector_tasks(job), key=lambda one: one[1].medium.digest):
-        if digest in marks.vectors_of:
-            continue  # another file with this content
-        chunks = [task for _, task in tasks]
-        parts = [
-            vectors_in(record) for record in kept.read_several([t["embeddings"] for t in chunks])
-        ]
-        # The first vector of an image is of all of it; its tiles follow.
-        rows = parts[0][:1] if chunks[0].medium.kind == "image" else np.concatenate(parts)
-        mean = (rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)).mean(axis=0)
-        marks.vectors_of[digest] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(
-            np.float16
-        )
-        marks.vectors += len(rows)
-    return marks
-
 
 NAMESPACE = digest_of(["marks", stage.OUTPUT_VERSION, STEP_SECONDS, FRACTIONS])
 """Cache namespace of the marks: they depend on the content alone."""
@@ -207,7 +142,10 @@ def sift(
                 display.print_line(line)
             writer.write(force=True)
             with writer.recording_end():
-                files, failures = _complete(job, writer, display, make_launcher, out)
+                run = SiftRun(
+                    job=job, writer=writer, display=display, make_launcher=make_launcher, out=out
+                )
+                files, failures = run.complete()
                 if vectors is not None:
                     vectors.mark(files, config.similar)
                 if job.choices:
@@ -267,36 +205,6 @@ def pending(config: SiftConfig, display: Display) -> dict[str, int]:
     }
 
 
-def sift_before(
-    config: RunOptions, condition: str, display: Display, make_launcher: LauncherMaker
-) -> frozenset[str]:
-    """Mark the media of another run in a folder of its output, and return the places of the files
-    that the condition leaves out, and of those that cannot be marked. Raises PenstockError."""
-    shared = {
-        n: getattr(config, n)
-        for n in ("sources", "recursive", "extensions", "limit", "min_age", "store", "replace")
-    }
-    parse_keep(condition, option="--sift")
-    folder = out_folder(config) / PLACE
-    sifting = SiftConfig(
-        **shared, retry_failed=config.retry_failed, keep=condition, out=str(folder)
-    )
-    result = sift(sifting, display, make_launcher)
-    with open_regular(result.out / LEFT_OUT_FILE) as file:
-        places = frozenset(json.loads(line)["path"] for line in file)
-    if places:
-        display.print_line(
-            f"{counted(len(places), 'file')} left out by --sift: {result.out / LEFT_OUT_FILE}"
-            f"{result.of_nulls}"
-        )
-    if result.unmarked:
-        display.print_line(
-            f"{counted(len(result.unmarked), 'file')} that failed left out: "
-            f"{result.out / 'failures.jsonl'}"
-        )
-    return places | result.unmarked
-
-
 def _prepared(config: RunOptions, options: SiftOptions, display: Display, out: Path) -> Sifting:
     """Find the media, and compute their digests. Raises UsageError, EnvironmentFault."""
     display.doing("reading the sources")
@@ -340,109 +248,114 @@ def _prepared(config: RunOptions, options: SiftOptions, display: Display, out: P
     return job
 
 
-def _complete(
-    job: Sifting, writer: RecordWriter, display: Display, make_launcher: LauncherMaker, out: Path
-) -> tuple[MarkedFiles, list[Failure]]:
-    """Return the marks of all files, and what could not be marked; try once more what is neither.
-    Raises PenstockError."""
-    for _ in range(2):
-        files, failures = _marked(job, writer, display, make_launcher, out), _failures(job)
-        known = Counter((f.file.media_path, f.file.source) for f in files.files)
-        known.update(
-            (failure.media_path, failure.source) for failure in failures[len(job.failures) :]
-        )
-        expected = Counter((f.file.media_path, f.file.source) for f in job.files)
-        if not (missing := expected - known):
-            return files, failures
-    raise missing_error(out, {name: count for (name, _), count in missing.items()})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiftRun:
+    """Marks the media of a run in child processes."""
 
+    job: Sifting
+    writer: RecordWriter
+    display: Display
+    make_launcher: LauncherMaker
+    out: Path
 
-def _marked(
-    job: Sifting, writer: RecordWriter, display: Display, make_launcher: LauncherMaker, out: Path
-) -> MarkedFiles:
-    """Mark the media that have no marks yet, and return the marks of all. Raises PenstockError."""
-    media, names = job.media, {f.medium.digest: f.file.media_path for f in job.files}
+    def complete(self) -> tuple[MarkedFiles, list[Failure]]:
+        """Return the marks of all files, and what could not be marked; try once more what is
+        neither. Raises PenstockError."""
+        for _ in range(2):
+            files, failures = self._marked(), _failures(self.job)
+            marked_or_failed = Counter((f.file.media_path, f.file.source) for f in files.files)
+            marked_or_failed.update(
+                (failure.media_path, failure.source)
+                for failure in failures[len(self.job.failures) :]
+            )
+            expected = Counter((f.file.media_path, f.file.source) for f in self.job.files)
+            if not (missing := expected - marked_or_failed):
+                return files, failures
+        raise missing_error(self.out, {name: count for (name, _), count in missing.items()})
 
-    def on_event(name: str, event: Event) -> None:
-        display.on_event(name, event)
+    def _marked(self) -> MarkedFiles:
+        """Mark the media that have no marks yet, and return the marks of all. Raises
+        PenstockError."""
+        job, media = self.job, self.job.media
+        if job.retry_failed:
+            job.stored_failures.drop([d for d in media if d in job.stored_failures])
+        paths = {f.medium.digest: f.file.media_path for f in job.files}
+        launcher = self.make_launcher(partial(self._on_event, paths))
+
+        def attempt() -> MarkedFiles:
+            before = 0
+            while True:
+                missing = _missing(job, media.values())
+                done = sum(digest in job.marks for digest in media)
+                name, total = stage.STAGE.name, done + len(missing)  # without those that failed
+                self.writer.expect(name, total, done)
+                if len(missing) in (0, before):  # the rest cannot be marked in this run
+                    self.display.close()
+                    return _collected(job, self.display)
+                self.writer.begin(name)
+                worked = partial(getattr, self.writer.stage(name), "seconds")
+                self.display.stage(StageStart(name=name, total=total, done=done, worked=worked))
+                self._run(missing, launcher)
+                before = len(missing)
+
+        return with_restarts(attempt, after=(DamagedRecord, Killed))
+
+    def _on_event(self, paths: Mapping[str, str], name: str, event: Event) -> None:
+        self.display.on_event(name, event)
         if isinstance(event, Answered):
-            writer.count_items(name, len(event.keys))
+            self.writer.count_items(name, len(event.keys))
         elif isinstance(event, MemorySample):
-            writer.memory(name, asdict(event))
+            self.writer.memory(name, asdict(event))
         elif isinstance(event, Failed):
             texts = {"message": event.message, "hint": event.hint}
-            failure = {"media_path": names.get(event.media, ""), "stage": name, **texts}
-            display.fail(**failure)
-            writer.fail(name, failure)
+            failure = {"media_path": paths.get(event.media, ""), "stage": name, **texts}
+            self.display.fail(**failure)
+            self.writer.fail(name, failure)
 
-    if job.retry_failed:
-        job.stored_failures.drop([d for d in media if d in job.stored_failures])
-    launcher = make_launcher(on_event)
-
-    def attempt() -> MarkedFiles:
-        before = 0
-        while True:
-            missing = _missing(job, media.values())
-            done = sum(digest in job.marks for digest in media)
-            name, total = stage.STAGE.name, done + len(missing)  # without those that failed
-            writer.expect(name, total, done)
-            if len(missing) in (0, before):  # the rest cannot be marked in this run
-                display.close()
-                return _collected(job, display)
-            writer.begin(name)
-            worked = partial(getattr, writer.stage(name), "seconds")
-            display.stage(StageStart(name=name, total=total, done=done, worked=worked))
-            _run(job, missing, launcher, writer, out)
-            before = len(missing)
-
-    return with_restarts(attempt, after=(DamagedRecord, Killed))
+    def _run(self, media: Sequence[Medium], launcher: Launcher) -> None:
+        """Mark these media in one process. If it crashes, mark each that it had open alone. Raises
+        PenstockError."""
+        job, images = self.job, sum(medium.kind == "image" for medium in media)
+        workers = min(cores(), max(1, images // 64, min(len(media), 2)))
+        items = [FramesItem(m.path, m.digest, m.kind, None, m.stamp) for m in media]
+        call = StageCall(
+            name=stage.STAGE.name,
+            job=SiftJob(store=job.store.url, namespace=NAMESPACE, media=items, workers=workers),
+            device="cpu",
+            log=self.out / "logs" / "sift.log",
+        )
+        process = launcher.start(call)
+        try:
+            wait_or_stop(process)
+        except (StageDied, CannotFit) as error:
+            suspects = crash_suspects(error, process.outcome, media)
+            if not suspects:
+                raise
+            if len(media) == 1:
+                job.stored_failures.publish([Record(key=media[0].digest, meta=CRASHED)])
+                return
+            for medium in suspects:
+                self._run([medium], launcher)
+        finally:
+            for failure in process.outcome.failures:
+                if failure.kind in UNSTORED_KINDS:
+                    job.passed[failure.media] = failure.reason
+            self.writer.add(process.outcome, attention="", precision={})
 
 
 def _missing(job: Sifting, media: Iterable[Medium]) -> list[Medium]:
     """Return the media that have neither marks nor a failure."""
     job.marks.refresh()
     job.stored_failures.refresh()
-    known = (job.marks, job.stored_failures, job.passed)
-    return [m for m in media if not any(m.digest in digests for digests in known)]
-
-
-def _run(
-    job: Sifting, media: Sequence[Medium], launcher: Launcher, writer: RecordWriter, out: Path
-) -> None:
-    """Mark these media in one process. If it crashes, mark each that it had open alone. Raises
-    PenstockError."""
-    workers = min(cores(), max(1, sum(m.kind == "image" for m in media) // 64, min(len(media), 2)))
-    items = [FramesItem(m.path, m.digest, m.kind, None, m.stamp) for m in media]
-    call = StageCall(
-        name=stage.STAGE.name,
-        job=SiftJob(store=job.store.url, namespace=NAMESPACE, media=items, workers=workers),
-        device="cpu",
-        log=out / "logs" / "sift.log",
-    )
-    process = launcher.start(call)
-    try:
-        wait_or_stop(process)
-    except (StageDied, CannotFit) as error:
-        suspects = crash_suspects(error, process.outcome, media)
-        if not suspects:
-            raise
-        if len(media) == 1:
-            job.stored_failures.publish([Record(key=media[0].digest, meta=CRASHED)])
-            return
-        for medium in suspects:
-            _run(job, [medium], launcher, writer, out)
-    finally:
-        for failure in process.outcome.failures:
-            if failure.kind in UNSTORED_KINDS:
-                job.passed[failure.media] = failure.reason
-        writer.add(process.outcome, attention="", precision={})
+    marked_or_failed = (job.marks, job.stored_failures, job.passed)
+    return [m for m in media if not any(m.digest in digests for digests in marked_or_failed)]
 
 
 def _collected(job: Sifting, display: Display) -> MarkedFiles:
     files = MarkedFiles()
     items: dict[str, Fingerprint] = {}
-    left = (job_file for job_file in job.files if job_file.medium.digest in job.marks)
-    while group := list(islice(left, RECORDS)):
+    marked_files = (job_file for job_file in job.files if job_file.medium.digest in job.marks)
+    while group := list(islice(marked_files, RECORDS)):
         records = job.marks.read_several([job_file.medium.digest for job_file in group])
         for job_file, record in zip(group, records, strict=True):
             marked = Marked.of(record)
@@ -476,11 +389,13 @@ def _failures(job: Sifting) -> list[Failure]:
     failures = list(job.failures)
     for job_file in job.files:
         digest = job_file.medium.digest
-        known = job.passed.get(digest)
+        failure = job.passed.get(digest)
         if digest not in job.marks and digest in job.stored_failures:
-            known = known or job.stored_failures.meta(digest)
-        if known is not None:
+            failure = failure or job.stored_failures.meta(digest)
+        if failure is not None:
             names = {"media_path": job_file.file.media_path, "source": job_file.file.source}
-            texts = {"message": known["message"], "hint": known["hint"]}
-            failures.append(Failure(**names, **texts, stage=stage.STAGE.name, error=known["kind"]))
+            texts = {"message": failure["message"], "hint": failure["hint"]}
+            failures.append(
+                Failure(**names, **texts, stage=stage.STAGE.name, error=failure["kind"])
+            )
     return failures
