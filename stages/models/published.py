@@ -7,32 +7,22 @@ before such a release were trained without the change. The facts name these fami
 runs it: it compares the release that wrote the checkpoint's config.json with that of the change. A
 checkpoint written by this program states the choice under `FIELD`.
 
-The positions need no list of families. `place_behind` goes through the runs of tokens of one
-modality and moves each behind everything before it. Where transformers already does so, nothing
-moves.
-
 `published_facts.json` holds what authors of published checkpoints state about videos, context and
 sampling, with one entry and its source for each `model_type`. A fact without a confirming source is
 left out, so its field stays empty. `total_pixels` of qwen-vl-utils counts the frames of a pair
 once: `pixels_per_video` is twice that.
 """
 
-import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.models.hub.checkpoint import json_bytes, read_config
 from stages.models.pixel_bounds import PixelBounds, limits_frames
 from stages.models.profile import ModelProfile
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 TABLE = "published_facts.json"
 
@@ -88,8 +78,6 @@ FIELD = "penstock_as_published"
 published."""
 AS_PUBLISHED, AS_STOCK = "true", "false"
 """Values of the field in the metadata of an adapter's weights; metadata values are strings."""
-METHOD = "get_rope_index"
-"""Method by which transformers models compute position ids of a prompt with media."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,10 +138,10 @@ def states_as_published(folder: Path) -> bool:
 def stating_as_published(config: bytes, as_published: bool) -> bytes:
     """Return a config.json that states how its checkpoint was run. Return the same bytes if the
     rule cannot decide otherwise."""
-    value = json.loads(config)
-    if not isinstance(value, dict) or not _rule_may_differ(value, as_published):
+    fields = json.loads(config)
+    if not isinstance(fields, dict) or not _rule_may_differ(fields, as_published):
         return config
-    return json_bytes({**value, FIELD: as_published})
+    return json_bytes({**fields, FIELD: as_published})
 
 
 def as_published_metadata(folder: Path, as_published: bool) -> dict[str, str]:
@@ -223,67 +211,3 @@ def with_published_facts(
         )
         parts = {**parts, "vision": replace(parts["vision"], as_published=description)}
     return replace(profile, parts=parts, as_published=runs_as_published(folder, as_published))
-
-
-def place_behind(
-    positions: "torch.Tensor", types: "torch.Tensor", attended: "torch.Tensor | None" = None
-) -> "tuple[torch.Tensor, torch.Tensor]":
-    """Move positions so that the text after a medium is placed behind it.
-
-    `positions` [axes, rows, tokens], `types` [rows, tokens] (0: text, else a modality), `attended`
-    [rows, tokens] (0: padding). Returns the positions, and for each row [rows, 1] the difference
-    between the next token's position and its index.
-
-    In each row, every run of equal types among the attended tokens keeps its shape. It is shifted
-    along all axes alike, so that its smallest position follows the largest one before it.
-    """
-    import torch
-
-    moved, deltas = positions.clone(), []
-    for row, kinds in enumerate(types):
-        seen = torch.ones_like(kinds, dtype=torch.bool)
-        if attended is not None:
-            seen = attended[row].to(kinds.device).bool()
-        part, top, start = positions[:, row, seen], -1, 0
-        runs = []
-        for _, run in itertools.groupby(kinds[seen].tolist()):
-            end = start + len(list(run))
-            shape = part[:, start:end]
-            runs.append(shape - shape.min() + top + 1)
-            top, start = int(runs[-1].max()), end
-        if runs:
-            moved[:, row, seen] = torch.cat(runs, 1)
-        deltas.append(top + 1 - part.shape[1])
-    return moved, torch.tensor(deltas, device=positions.device).unsqueeze(1)
-
-
-def apply_published_positions(model: "nn.Module", folder: Path, as_published: bool | None) -> None:
-    """Make a loaded model compute position ids the way its checkpoint is run: `as_published`, or by
-    the rule if None. In-tree models are already loaded that way."""
-    change = change_of(folder)
-    if change is not None and change.positions and runs_as_published(folder, as_published):
-        place_text_behind_media(model)
-
-
-def place_text_behind_media(model: "nn.Module") -> None:
-    """Make a loaded model place the text after a medium behind it. A model without
-    `get_rope_index` is unchanged."""
-    for module in model.modules():
-        count = getattr(type(module), METHOD, None)
-        if count is not None:
-            setattr(module, METHOD, _behind(getattr(module, METHOD)))
-
-
-def _behind(count: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `get_rope_index` with positions placed behind media."""
-
-    @wraps(count)
-    def placed(
-        input_ids: Any, mm_token_type_ids: Any, *args: Any, attention_mask: Any = None, **more: Any
-    ) -> Any:
-        positions, _ = count(
-            input_ids, mm_token_type_ids, *args, attention_mask=attention_mask, **more
-        )
-        return place_behind(positions, mm_token_type_ids, attention_mask)
-
-    return placed

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from stages.models.published import place_behind
+from stages.models.halves.text_positions import place_behind
 from tests.support.position_prompts import (
     INSTALLED,
     Medium,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from stages.models.published import place_behind
+from stages.models.halves.text_positions import place_behind
 from tests.support.first_releases import RELEASES, release, source
 
 METHOD, HELPER = "get_rope_index", "get_vision_position_ids"

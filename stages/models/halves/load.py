@@ -19,6 +19,7 @@ from artifacts.wording import counted, meant
 from stages.models.halves.boundary import CUT, absent_paths, cut, modules_called
 from stages.models.halves.model_class import config_and_class, one_line, skeleton_of, with_packages
 from stages.models.halves.ranged_reads import NOTE, pinned_reads, ranged_reads
+from stages.models.halves.text_positions import apply_published_positions
 from stages.models.hub.checkpoint import INDEX, SINGLE, weight_names
 from stages.models.hub.errors import PICKLES
 from stages.models.hub.foreign_folders import without_weights
@@ -27,7 +28,6 @@ from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import fetch_rest, resolve_model
 from stages.models.in_tree.registry import native_of
 from stages.models.protocols import Half, as_half, module_of
-from stages.models.published import apply_published_positions
 from stages.models.stored.layer_names import stored_layers, stored_settings
 from stages.models.stored.layers import StoredWeights, note_form, pack_linears, packable
 from stages.models.stored.layouts import parts_of
