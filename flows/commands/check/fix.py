@@ -24,7 +24,7 @@ from uuid import uuid4
 from artifacts.disk.files import json_text, write_text
 from artifacts.errors import UsageError
 from artifacts.remote.addresses import is_address
-from artifacts.texts.edits import SHORTENED, UNTOUCHED, Action, Edit, changes_of
+from artifacts.texts.edits import SHORTENED, UNTOUCHED, Action, Edit
 from artifacts.texts.trainer_limits import limits_of
 from artifacts.texts.trainer_models import TrainerModel
 from flows.commands.caption import run as sift_first
@@ -257,7 +257,6 @@ def _change(
             k: Edit(caption=text, unread=True) for k, (way, text) in shorter.items() if way == how
         }
         if edits:
-            rows = [captions.folder.rows[key] for key in edits]
-            changes = changes_of(rows, edits, captions.folder.content_of)
+            changes = captions.folder.changes_of(edits)
             does = f"{SHORTENED}{model.label} ({how})"
             captions.add(Action(id=uuid4().hex, time=now(), does=does, changes=changes))

@@ -30,7 +30,6 @@ from artifacts.texts.edits import (
     Edit,
     Edits,
     ReviewedRow,
-    changes_of,
     key_of,
     read_journal,
 )
@@ -108,7 +107,7 @@ def decisions_of(
         if every[0].review == REJECTED:
             continue
         text = every[0].caption or words
-        features, name, prompt = chunk = captions.folder.chunks[key]
+        features, name, prompt = chunk = captions.folder.captions[key].chunk
         decision, text = chunk_key(chunk), text.strip()
         if text:
             example = RoundExample(
@@ -119,7 +118,7 @@ def decisions_of(
                 caption=text,
                 media_path=row["media_path"],
                 start=row["start"],
-                medium=captions.folder.medium_of[key],
+                medium=captions.folder.captions[key].medium,
                 corrected=every[0].caption is not None or (decision, text) in corrected,
             )
             decisions.examples.append(example)
@@ -161,7 +160,7 @@ def _edits_in(captions: ReviewedCaptions, path: Path) -> dict[str, Edit]:
         for key in {change.of, *keys[place]} & captions.folder.rows.keys():
             now = captions.folder.rows[key][WORDS]
             then = now if key == change.of else change.said
-            if key_of(*captions.folder.chunks[key], then) == change.of:
+            if key_of(*captions.folder.captions[key].chunk, then) == change.of:
                 edits[key] = carried(edit, then, now)
     return edits
 
@@ -198,18 +197,18 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
     numbers of decisions with new words, and of captions with new words. A second call changes
     nothing, unless a decision changed between. If a decided caption has no new one, raises
     Uncaptioned where the model failed, and EnvironmentFault where the medium is missing."""
-    words = {new.folder.chunks[key]: row[WORDS] for key, row in new.folder.rows.items()}
+    words = {new.folder.captions[key].chunk: row[WORDS] for key, row in new.folder.rows.items()}
     edits, journal = old.edits(), old.journal.proved
     known = {**new.edits(), **journal.now}
     when = _last_action(journal)
-    kept, rows, missing = dict[str, Edit](), list[ReviewedRow](), list[str]()
+    kept, missing = dict[str, Edit](), list[str]()
     changed = decided = 0
     for key, row in old.folder.rows.items():
-        text, edit = words.get(old.folder.chunks[key]), edits.get(key)
+        text, edit = words.get(old.folder.captions[key].chunk), edits.get(key)
         if text is None:
             missing += [row["media_path"]] if edit not in (None, UNTOUCHED) else []
             continue
-        now = key_of(*old.folder.chunks[key], text)
+        now = key_of(*old.folder.captions[key].chunk, text)
         if now == key:
             continue
         changed += 1
@@ -221,7 +220,6 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
         moved = carried(edit, row[WORDS], text)
         if is_later and moved != known.get(now, UNTOUCHED):
             kept[now] = moved
-            rows.append({**row, "key": now, WORDS: text})
     if missing:
         message = (
             f"{counted(len(missing), 'corrected or accepted caption')} would be lost, because the "
@@ -235,13 +233,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
             hint="Run the same command again; `penstock caption` leaves out files that are gone",
         )
     if kept:
-        old.add(
-            action_of(
-                f"learn, round {number}",
-                changes_of(rows, kept, new.folder.content_of),
-                number,
-            )
-        )
+        old.add(action_of(f"learn, round {number}", new.folder.changes_of(kept), number))
     return decided, changed
 
 
@@ -281,7 +273,7 @@ def refuse_missing_media(run: RecordedRun, captions: ReviewedCaptions) -> None:
     readable = {f.media_path for f in media if f.remote is not None or os.access(f.path, os.R_OK)}
     edits, rows = captions.edits(), captions.folder.rows
     missing = {
-        row["media_path"]: captions.folder.medium_of[key]
+        row["media_path"]: captions.folder.captions[key].medium
         for key, row in rows.items()
         if row["media_path"] not in readable
         and (edit := edits.get(key, UNTOUCHED)) != UNTOUCHED

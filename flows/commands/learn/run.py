@@ -17,7 +17,7 @@ from artifacts.disk.paths import folder_named
 from artifacts.disk.regular_files import guard
 from artifacts.errors import ControlWord, NoFeatures, UsageError
 from artifacts.records.provenance import ROUND
-from artifacts.texts.edits import DIGITS, changes_of
+from artifacts.texts.edits import DIGITS
 from artifacts.wording import counted
 from flows.commands.caption import run as sift_first
 from flows.commands.learn.decisions import (
@@ -157,8 +157,7 @@ def choose(
     with closing(opened) as captions:
         decisions = decisions_of(captions, config.journal, rounds)
         if decisions.adopted and not dry:
-            rows = [captions.folder.rows[key] for key in decisions.adopted]
-            changes = changes_of(rows, decisions.adopted, captions.folder.content_of)
+            changes = captions.folder.changes_of(decisions.adopted)
             captions.add(action_of("edits of copies", changes))
         is_proved = captions.folder.belief.proof(ROUND)
     proved = {round_.round for round_ in rounds_in(out, is_proved)}

@@ -28,7 +28,6 @@ from artifacts.texts.edits import (
     Review,
     ReviewedRow,
     StoredEdits,
-    changes_of,
     elsewhere_note,
     event_of,
     unused_note,
@@ -167,7 +166,7 @@ class ReviewedCaptions:
         self._is_released = self._may_reopen = False
         before, self.folder = self.folder, self._read()
         self._former |= {
-            key: (before.chunks[key], row["said"])
+            key: (before.captions[key].chunk, row["said"])
             for key, row in before.rows.items()
             if key not in self.folder.rows
         }
@@ -180,7 +179,8 @@ class ReviewedCaptions:
             row = rows.get(key)
             return row, row["said"] if row else ""
         chunk, shown = self._former[key]
-        now = next((key for key, other in self.folder.chunks.items() if other == chunk), "")
+        of_chunk = (key for key, other in self.folder.captions.items() if other.chunk == chunk)
+        now = next(of_chunk, "")
         return rows.get(now), shown
 
     def steps(self) -> dict[str, str]:
@@ -191,9 +191,10 @@ class ReviewedCaptions:
     def counts(self) -> Counter[str]:
         """Count the captions that are shown, `captions`, and those of them that are `corrected`,
         `accepted` and `rejected`. An edit counts for every file of its content."""
-        copies, edits = self.folder.copies, self.edits()
-        counts = Counter(captions=copies.total())
-        for key, count in copies.items():
+        edits, captions = self.edits(), self.folder.captions
+        counts = Counter(captions=sum(caption.copies for caption in captions.values()))
+        for key, caption in captions.items():
+            count = caption.copies
             if (edit := edits.get(key)) is not None:
                 counts["corrected"] += count * (edit.caption is not None)
                 counts[edit.review] += count * bool(edit.review)
@@ -209,8 +210,9 @@ class ReviewedCaptions:
         if unused or self._stored is None:
             return unused_note(unused, kept)
         here = (
-            ((content, rows[key]["start"]), rejected[key])
-            for key, content in self.folder.content_of.items()
+            ((caption.content, rows[key]["start"]), rejected[key])
+            for key, caption in self.folder.captions.items()
+            if caption.content
         )
         return elsewhere_note(self._stored.rejected, here)
 
@@ -267,8 +269,7 @@ class ReviewedCaptions:
             edits[row["key"]] = Edit(caption=caption, review=change.review, unread=unread)
         if not edits:
             raise EditRefused("no caption given")
-        rows = (self.folder.rows[key] for key in edits)
-        return changes_of(rows, edits, self.folder.content_of)
+        return self.folder.changes_of(edits)
 
 
 def _description(action: Action | None) -> str:

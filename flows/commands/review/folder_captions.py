@@ -1,7 +1,8 @@
 """Reads the captions of a run's folder for a review, and checks texts that replace them."""
 
 import unicodedata
-from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.records.store import local_folder, open_store
@@ -10,7 +11,7 @@ from artifacts.remote.media_cache import is_copy
 from artifacts.schema import values_of
 from artifacts.texts.affixes import FixedText
 from artifacts.texts.captions import one_line
-from artifacts.texts.edits import ReviewedRow, keys_of
+from artifacts.texts.edits import CaptionChange, Edit, ReviewedRow, changes_of, keys_of
 from flows.core.media.generated_files import HandwrittenTexts, text_paths
 from flows.core.media.output_rows import CaptionRow, MediaRow
 from flows.core.media.sources import MEDIA_SUFFIXES
@@ -35,6 +36,28 @@ class EditRefused(ValueError):
     """Key of the caption whose new text is refused; empty: it is not about one."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReviewedCaption:
+    """What a review knows of a caption besides its row."""
+
+    chunk: tuple[str, str, str]
+    """Its features, its prompt's name and its prompt."""
+    content: str
+    """Content digest of its medium; empty: unknown."""
+    medium: str
+    """Identity of its medium: the content; unknown: source and path."""
+    around: FixedText
+    """What the run puts around it."""
+    written: str
+    """The caption as the files have it, with edits and what is around it."""
+    unnamed_key: str
+    """Its key of the time when its prompt had no name; empty: it has none now."""
+    by_hand: bool
+    """Whether a text of a person goes before it."""
+    copies: int
+    """Number of captions that have its key: those of files of one content."""
+
+
 class FolderCaptions:
     """The captions of a run's folder as its files have them, without edits."""
 
@@ -50,24 +73,9 @@ class FolderCaptions:
         """Path or address of each medium; empty: unknown."""
         self._entries: list[MediaRow] = []
         self.rows: dict[str, ReviewedRow] = {}
-        self.around: dict[str, FixedText] = {}
-        """Caption key → what the run puts around it."""
-        self.copies: Counter[str] = Counter()
-        """Caption key → number of captions that have it: those of files of one content."""
-        self.chunks: dict[str, tuple[str, str, str]] = {}
-        """Caption key → its features, its prompt's name and its prompt."""
-        self.content_of: dict[str, str] = {}
-        """Caption key → content digest of its medium, if it is known."""
-        self.medium_of: dict[str, str] = {}
-        """Caption key → identity of its medium: the content; unknown: source and path."""
-        self.written: dict[str, str] = {}
-        """Caption key → the caption as the files have it, with edits and what is around it."""
+        self.captions: dict[str, ReviewedCaption] = {}
         self.keys_at: list[list[str]] = []
         """Keys of the captions of each medium."""
-        self.by_hand: set[str] = set()
-        """Keys of the captions before which a text of a person goes."""
-        self._unnamed: dict[str, str] = {}
-        """Key of a caption whose prompt has a name → its key of the time without one."""
         url = self.belief.store if self.belief.is_own else ""
         is_here = bool(url) and local_folder(url) is not None
         self._by_hand = HandwrittenTexts(open_store(url), out) if is_here else None
@@ -77,11 +85,17 @@ class FolderCaptions:
     def keys_of(self, key: str) -> tuple[str, ...]:
         """Return the keys under which a caption may have an edit: its own, and the one of the time
         when its prompt had no name."""
-        return (key, *([self._unnamed[key]] if key in self._unnamed else []))
+        caption = self.captions.get(key)
+        return (key, caption.unnamed_key) if caption and caption.unnamed_key else (key,)
 
     def edit_keys(self) -> set[str]:
         """Return every key under which a caption may have an edit."""
-        return {*self.rows, *self._unnamed.values()}
+        return {key for name in self.rows for key in self.keys_of(name)}
+
+    def changes_of(self, edits: Mapping[str, Edit]) -> tuple[CaptionChange, ...]:
+        """Return the changes of an action that gives these captions these edits."""
+        contents = {key: content for key in edits if (content := self.captions[key].content)}
+        return changes_of((self.rows[key] for key in edits), edits, contents)
 
     @property
     def has_texts(self) -> bool:
@@ -91,7 +105,7 @@ class FolderCaptions:
     def as_written(self, key: str, text: str) -> str:
         """Return words with what a run puts around the caption with this key, on one line, as
         trainers get them."""
-        return one_line(self.around[key].around(text))
+        return one_line(self.captions[key].around.around(text))
 
     def place_shown(self, number: int) -> str:
         """Return the path or address of a medium; empty if it is unknown, or if other content than
@@ -100,29 +114,29 @@ class FolderCaptions:
             return ""
         return self.places[number]
 
-    def replacing(self, row: ReviewedRow, given: str | None) -> str | None:
+    def replacing(self, row: ReviewedRow, text: str | None) -> str | None:
         """Return the text that replaces the model's caption; None if they are equal. Trigger,
         prefix and suffix, which a run adds, are dropped. Control characters, which pasted text may
         have, become spaces. Raises EditRefused."""
-        if given is None or row["said"] in (
-            given,
-            given := self.around[row["key"]].parts(given)[1],
-        ):
+        if text is None:
             return None
-        given = "".join(
+        words = self.captions[row["key"]].around.parts(text)[1]
+        if row["said"] in (text, words):
+            return None
+        words = "".join(
             " " if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r" else letter
-            for letter in given
+            for letter in words
         )
-        if len(given) > LONGEST:
+        if len(words) > LONGEST:
             raise EditRefused(f"a caption has at most {LONGEST:,} characters")
-        if not given.strip():
+        if not words.strip():
             raise EditRefused("the caption is empty: reject it instead")
         if self.schema:
             from stages.decode.json_schema import follows
 
-            if not follows(self.schema, given):
+            if not follows(self.schema, words):
                 raise EditRefused("the caption does not follow the run's JSON Schema")
-        return given
+        return words
 
     def _medium(self, place: MediaRow, lines: list[CaptionRow]) -> PageMedium[ReviewedRow]:
         # As on a page in the run's folder; the server looks up the file by its number.
@@ -138,26 +152,33 @@ class FolderCaptions:
         self.places.append(where if self.belief.is_own or is_shown else "")
         medium["number"] = len(self.places) - 1
         self._entries.append(place)
-        medium["captions"] = rows = [self._row(line) for line in lines]
-        self.keys_at.append([row["key"] for row in rows])
+        by_hand = None
         if self._by_hand is not None and has_path and (digest := place.content):
-            places = text_paths(Path(where), rows[0]["name"] if rows else "")
-            if (by_hand := self._by_hand.of(places, digest, where)) is not None:
-                medium["text"] = by_hand[0].name, by_hand[1].strip()
-                self.by_hand.update(self.keys_at[-1])
-        content = place.content or f"{place.source}\n{place.media_path}"
-        self.medium_of |= {row["key"]: content for row in rows}
-        if place.content:
-            self.content_of |= {row["key"]: content for row in rows}
+            places = text_paths(Path(where), lines[0].name if lines else "")
+            by_hand = self._by_hand.of(places, digest, where)
+        if by_hand is not None:
+            medium["text"] = by_hand[0].name, by_hand[1].strip()
+        rows = [self._row(line, place, by_hand is not None) for line in lines]
+        medium["captions"] = rows
+        self.keys_at.append([row["key"] for row in rows])
         return medium
 
-    def _row(self, line: CaptionRow) -> ReviewedRow:
+    def _row(self, line: CaptionRow, place: MediaRow, by_hand: bool) -> ReviewedRow:
         around = self.fixed.about(line.answers)
         _, original, _ = around.parts(line.original or line.caption)
         key, *unnamed = keys_of(line.features, line.name, line.prompt, original)
-        if unnamed:
-            self._unnamed[key] = unnamed[0]
-        row: ReviewedRow = {
+        copy = self.captions.get(key)
+        self.captions[key] = ReviewedCaption(
+            chunk=(line.features, line.name, line.prompt),
+            content=place.content or (copy.content if copy else ""),
+            medium=place.content or f"{place.source}\n{place.media_path}",
+            around=around,
+            written=line.caption,
+            unnamed_key=unnamed[0] if unnamed else "",
+            by_hand=by_hand or (copy is not None and copy.by_hand),
+            copies=1 + (copy.copies if copy else 0),
+        )
+        self.rows[key] = {
             "key": key,
             "media_path": line.media_path,
             "start": line.start,
@@ -171,8 +192,4 @@ class FolderCaptions:
             "margin": line.margin,
             "margin_at": line.margin_at,
         }
-        self.rows[key], self.chunks[key] = row, (line.features, line.name, line.prompt)
-        self.copies[key] += 1
-        self.around[key] = around
-        self.written[key] = line.caption
-        return row
+        return self.rows[key]

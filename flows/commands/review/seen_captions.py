@@ -111,7 +111,7 @@ def _checked(
     for key, sample in _with_keys(folder, samples):
         edit = edits.get(key, UNTOUCHED)
         text = folder.as_written(key, edit.caption or folder.rows[key]["said"])
-        if key not in folder.by_hand and text != one_line(folder.written[key]):
+        if not folder.captions[key].by_hand and text != one_line(folder.captions[key].written):
             sample.captions = (text,)
         if edit.review != REJECTED:
             pairs.append((key, sample))
@@ -132,13 +132,15 @@ def _with_keys(
     places = {os.path.realpath(place): at for at, place in enumerate(folder.places) if place}
     alike = dict[str, list[str]]()
     for key in (key for keys in folder.keys_at for key in keys):
-        alike.setdefault(one_line(folder.written[key]), []).append(key)
+        alike.setdefault(one_line(folder.captions[key].written), []).append(key)
     for sample in samples:
         number = places.get(os.path.realpath(sample.path))
         own = [] if number is None else folder.keys_at[number]
         for at, text in enumerate(sample.captions or ("",)):
             words = one_line(text)
-            same = [key for key in own if one_line(folder.written[key]) == words] or own[at:]
+            same = [key for key in own if one_line(folder.captions[key].written) == words] or own[
+                at:
+            ]
             if not own:
                 same, alike[words] = alike.get(words, [])[:1], alike.get(words, [])[1:]
             if same:
