@@ -51,7 +51,7 @@ class ReviewedCaption:
     written: str
     """The caption as the files have it, with edits and what is around it."""
     unnamed_key: str
-    """Its key of the time when its prompt had no name; empty: it has none now."""
+    """Its key of the time when its prompt had no name; empty: its prompt has none."""
     by_hand: bool
     """Whether a text of a person goes before it."""
     copies: int

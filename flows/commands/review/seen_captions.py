@@ -2,8 +2,9 @@
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,21 +56,45 @@ class Trained:
     tokenizers: Path | None = None
 
 
+@dataclass(kw_only=True, slots=True)
+class LostParts:
+    """What trainers do not see of a caption and its medium."""
+
+    texts: list[str] = field(default_factory=list)
+    """Each fault in a line."""
+    crop: tuple[int, int, int, int] | None = None
+    """Left, top, right and bottom of what is trained of a picture, in pixels; None: all of it."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height of the picture in pixels, with `crop`."""
+
+    def add(self, sample: TrainedSample, label: str) -> None:
+        """Add what is lost of a sample of the caption. `label`: the model, if there are several."""
+        texts = [" ".join(filter(None, (label, f"{f.rule}: {f.text}"))) for f in sample.faults]
+        self.texts += dict.fromkeys(texts)
+        if self.crop is None and sample.crop not in (None, (0, 0, *sample.size)):
+            self.crop, self.size = sample.crop, sample.size
+
+    def to_json(self) -> dict[str, Json]:
+        texts: dict[str, Json] = {"texts": [*self.texts]} if self.texts else {}
+        crop = {} if self.crop is None else {"crop": [*self.crop], "size": [*self.size]}
+        return texts | crop
+
+
 def seen_in(
     out: Path, folder: FolderCaptions, edits: Mapping[str, Edit], trained: Trained, wanted: str
 ) -> dict[str, Json]:
     """Return the keys of the captions that a filter finds, what trainers would not see of each
     caption, and a line on each trainer. Raises PenstockError."""
     lines, notes, keys = list[Json](), list[str](), dict[str, None]()
-    lost = dict[str, dict[str, Json]]()
+    lost = defaultdict[str, LostParts](LostParts)
     models = models_of(out, trained.trainers, NO_TRAINER)
     for model in models:
         pairs, more = _checked(out, folder, edits, model, trained.tokenizers)
         notes += more
         checked = Checked(model=model, samples=[sample for _, sample in pairs], notes=more)
         count = counted(len(checked.samples), "sample")
-        whole = f"{count}, and nothing is lost"
-        lines.append(f"{model.label}: {checked.summary if checked.rules else whole}")
+        nothing_lost = f"{count}, and nothing is lost"
+        lines.append(f"{model.label}: {checked.summary if checked.rules else nothing_lost}")
         are_meant, unknown = _meant(checked.samples, wanted)
         if "tokens" in unknown and (limit := main_limit(limits_of(model.trainer, model.name))):
             notes.append(f"tokens cannot be counted: {missing_note(limit.tokenizer)}")
@@ -81,20 +106,9 @@ def seen_in(
             )
         for (key, sample), is_meant in zip(pairs, are_meant, strict=True):
             keys |= {key: None} if is_meant else {}
-            _add(lost.setdefault(key, {}), sample, model.label if len(models) > 1 else "")
-    shown: dict[str, Json] = {key: value for key, value in lost.items() if value}
+            lost[key].add(sample, model.label if len(models) > 1 else "")
+    shown: dict[str, Json] = {key: json for key, parts in lost.items() if (json := parts.to_json())}
     return {"keys": [*keys], "lost": shown, "lines": lines, "notes": [*dict.fromkeys(notes)]}
-
-
-def _add(lost: dict[str, Json], sample: TrainedSample, label: str) -> None:
-    """Add what is lost of a sample to that of its caption."""
-    texts = [" ".join(filter(None, (label, f"{f.rule}: {f.text}"))) for f in sample.faults]
-    before = lost.get("texts", [])
-    if texts and isinstance(before, list):
-        lost["texts"] = [*before, *dict.fromkeys(texts)]
-    whole = (0, 0, *sample.size)
-    if sample.crop is not None and sample.crop != whole and "crop" not in lost:
-        lost |= {"crop": [*sample.crop], "size": [*sample.size]}
 
 
 def _checked(
@@ -118,8 +132,8 @@ def _checked(
     rules = WordRules(trainer=model.trainer, trigger=load_record(out).plan.words.trigger)
     notes = check_samples([sample for _, sample in pairs], model, rules, tokenizers)
     has = {key for key, _ in pairs}
-    kept = (key for key in folder.rows if edits.get(key, UNTOUCHED).review != REJECTED)
-    if away := sum(key not in has for key in kept):
+    not_rejected = (k for k in folder.rows if edits.get(k, UNTOUCHED).review != REJECTED)
+    if away := sum(key not in has for key in not_rejected):
         notes.append(f"{counted(away, 'caption')} not in the data set of {model.label}")
     return pairs, notes
 
@@ -144,8 +158,9 @@ def _with_keys(
             if not own:
                 same, alike[words] = alike.get(words, [])[:1], alike.get(words, [])[1:]
             if same:
-                one = (text,) if sample.captions else ()
-                yield same[0], replace(sample, captions=one, faults=[*sample.faults], measures={})
+                own_text = (text,) if sample.captions else ()
+                faults = [*sample.faults]
+                yield same[0], replace(sample, captions=own_text, faults=faults, measures={})
 
 
 def _meant(samples: Sequence[TrainedSample], wanted: str) -> tuple[list[bool], list[str]]:
@@ -165,11 +180,11 @@ def _meant(samples: Sequence[TrainedSample], wanted: str) -> tuple[list[bool], l
     example = "tokens > 75 or cropped > 20 %"
     table = Table(columns=(*columns, "rules"), texts=("rules",), option=FIELD, example=example)
     condition = Condition(text, table)
-    values = {name: [s.measures.get(rule) for s in samples] for name, rule in columns.items()}
+    measures = {name: [s.measures.get(rule) for s in samples] for name, rule in columns.items()}
     rules = ["".join(f"|{fault.rule}|" for fault in sample.faults) for sample in samples]
-    numbers = {name: pa.array(values[name], pa.float64()) for name in columns}
+    numbers = {name: pa.array(measures[name], pa.float64()) for name in columns}
     rows = {**numbers, "rules": pa.array(rules, pa.string())}
     batch: RecordBatch = pa.RecordBatch.from_pydict(rows)
     named = condition.columns & columns.keys()
-    unknown = [columns[name] for name in named if {*values[name]} == {None}]
+    unknown = [columns[name] for name in named if {*measures[name]} == {None}]
     return condition.of(batch).tolist(), unknown
