@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Unpack
 
 from artifacts.disk.json_records import read_jsonl_file
 from artifacts.texts.decisions import read_decisions
+from artifacts.texts.stored_answers import AnswerRow
 from artifacts.texts.tables import table_of
 from flows.commands.ask import pipeline_of
-from flows.commands.ask.answers import AnswerRow, AnswersWritten, flat_row, kinds_of
+from flows.commands.ask.answers import AnswersWritten, flat_row, kinds_of
 from flows.commands.ask.keep import parse_keep
 from flows.commands.ask.run import ask as run_ask
 from flows.core.options.formats import ANSWERS

@@ -1,22 +1,39 @@
-"""The answers of a run of questions by the chunk that they are about, read from its lines."""
+"""The lines of answers of a run of questions, and the answers by the chunk that they are about."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.disk.json_records import typed
-from artifacts.disk.json_shapes import parse, unreadable
-from artifacts.disk.json_types import Text
+from artifacts.disk.json_shapes import Json, parse, unreadable
+from artifacts.disk.json_types import Number, Text
 from artifacts.disk.regular_files import open_regular
+from artifacts.schema import values_of
 from artifacts.texts.questions import QuestionAnswer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerLine:
-    """What of a line of answers belongs to a caption of the same chunk."""
+class AnswerRow:
+    """The answers about one chunk or image: a line of `answers.jsonl`."""
 
+    media_path: str
+    source: str
+    start: Number
+    end: Number
+    """Seconds; both 0 for an image."""
+    answers: dict[Text, QuestionAnswer]
+    """Name of a question → its answer."""
+    unanswered: tuple[str, ...] = ()
+    """Names of the questions without an answer, such as for want of room in the context."""
+    model: str
+    precision: dict[str, str]
     features: Text
-    """Key of what was seen of the chunk."""
-    answers: dict[str, QuestionAnswer] = field(default_factory=dict)
+    """Key of the features, or of the frames for a server, that the answers are about."""
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the fields of a line, without those that an answer or the row does not have."""
+        fields: dict[str, Json] = values_of(self)
+        fields["answers"] = {name: answer.to_json() for name, answer in self.answers.items()}
+        return {name: value for name, value in fields.items() if name != "unanswered" or value}
 
 
 class StoredAnswers:
@@ -50,8 +67,8 @@ class StoredAnswers:
             return {}
         return places
 
-    def _line(self, line: bytes) -> AnswerLine:
+    def _line(self, line: bytes) -> AnswerRow:
         try:
-            return typed(AnswerLine, parse(line.decode()))
+            return typed(AnswerRow, parse(line.decode()))
         except ValueError as error:
             raise unreadable(self._path, error, "Run the same command again") from error

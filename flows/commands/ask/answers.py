@@ -9,7 +9,6 @@ from statistics import median
 from artifacts.disk.files import json_text, write_text
 from artifacts.disk.json_records import json_of
 from artifacts.disk.json_shapes import Json
-from artifacts.schema import values_of
 from artifacts.texts.answer_columns import columns_of, values_of_answer
 from artifacts.texts.calibration import RAW
 from artifacts.texts.captions import write_jsonl
@@ -22,6 +21,7 @@ from artifacts.texts.questions import (
     canonical,
     probes_of,
 )
+from artifacts.texts.stored_answers import AnswerRow
 from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
 from flows.commands.ask.calibrate import (
@@ -48,31 +48,6 @@ from flows.outputs.folder.foreign_files import KEPT_FILE, LEFT_OUT_FILE
 from flows.outputs.marker import write_proved
 from flows.outputs.run_result import RunEnd
 from flows.outputs.write import failures_of, media_line, warned_files
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerRow:
-    """The answers about one chunk or image: a line of `answers.jsonl`."""
-
-    media_path: str
-    source: str
-    start: float
-    end: float
-    """Seconds; both 0 for an image."""
-    answers: dict[str, QuestionAnswer]
-    """Name of a question → its answer."""
-    unanswered: tuple[str, ...] = ()
-    """Names of the questions without an answer, such as for want of room in the context."""
-    model: str
-    precision: dict[str, str]
-    features: str
-    """Key of the features, or of the frames for a server, that the answers are about."""
-
-    def to_json(self) -> dict[str, Json]:
-        """Return the fields of a line, without those that an answer or the row does not have."""
-        fields: dict[str, Json] = values_of(self)
-        fields["answers"] = {name: answer.to_json() for name, answer in self.answers.items()}
-        return {name: value for name, value in fields.items() if name != "unanswered" or value}
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,7 +11,6 @@ from starlette.responses import HTMLResponse, Response
 
 from artifacts.disk.json_records import read_jsonl_file
 from artifacts.disk.json_shapes import BYTES, Json
-from artifacts.disk.json_types import Number, Text
 from artifacts.disk.regular_files import read_text
 from artifacts.disk.stamps import stamp_of
 from artifacts.errors import UsageError
@@ -27,10 +26,10 @@ from artifacts.texts.questions import (
     THRESHOLD,
     YES_NO,
     Question,
-    QuestionAnswer,
     QuestionProbe,
     read_questions,
 )
+from artifacts.texts.stored_answers import AnswerRow
 from flows.commands.review.folder_captions import EditRefused
 from flows.core.media.output_rows import MediaRow
 from flows.core.options.formats import ANSWERS, MEDIA, QUESTIONS_FILE
@@ -42,15 +41,6 @@ from flows.outputs.folder.trust import Belief, belief_in
 
 PAGE, STUDIO_PAGE = "flows.interfaces.studio.answers", "flows.interfaces.studio.page"
 AGAIN = "Run the same `penstock ask` again, which rewrites it"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShownAnswers:
-    """A line of `answers.jsonl`, as far as the page shows it."""
-
-    start: Number
-    end: Number
-    answers: dict[Text, QuestionAnswer]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +60,7 @@ class FolderAnswers:
     revision: str
     """Changes when the answers are written anew."""
     media: list[MediaRow]
-    rows: list[ShownAnswers]
+    rows: list[AnswerRow]
     """Lines of answers, and the medium of each."""
     probes: list[ShownProbe]
 
@@ -93,7 +83,7 @@ def answers_in(out: Path) -> FolderAnswers:
     if (folder := answers_folder(out)) is None:
         raise UsageError(f"{out} has no answers", hint="Run `penstock ask` first")
     revision = str(stamp_of(folder / ANSWERS))
-    rows = read_jsonl_file(ShownAnswers, folder / ANSWERS, AGAIN)
+    rows = read_jsonl_file(AnswerRow, folder / ANSWERS, AGAIN)
     media = [
         medium
         for medium in read_jsonl_file(MediaRow, folder / MEDIA, AGAIN)
