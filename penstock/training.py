@@ -10,7 +10,7 @@ that calls `model(**batch)`.
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from flows.commands.export.features import FeaturesExported
 from flows.commands.export.features import export_features as run_export
@@ -52,15 +52,8 @@ def captions(out: str | Path, announce: Callable[[str], None] = print) -> list[C
     corrected ones if there are any, else all that nobody rejected, without trigger, prefix and
     suffix. `announce` is called with notes. `datasets.Dataset.from_list` takes the rows. Raises
     UsageError, EnvironmentFault."""
-    return [
-        CaptionToTrain(
-            features=example.features,
-            prompt=example.prompt,
-            caption=example.caption.strip(),
-            is_cut=example.is_cut,
-        )
-        for example in stored_captions(out, announce).examples
-    ]
+    examples = stored_captions(out, announce).examples
+    return [cast(CaptionToTrain, example.target._asdict()) for example in examples]
 
 
 def language_half(out: str | Path, **options: Any) -> "PreTrainedModel":

@@ -22,7 +22,6 @@ from artifacts.schema import values_of
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
 from flows.commands.tune.stored_captions import stored_captions
-from flows.commands.tune.training_data import Example
 from flows.core.checkpoint.models import digests_in
 from flows.core.console.display import Display
 from flows.core.console.lines import size
@@ -173,7 +172,7 @@ def job_of(
         store=plan.store,
         model=plan.folder,
         folder=str(folder),
-        rows=[_row(example) for example in examples],
+        rows=[CaptionToExport(*e.target, plain(e.path.name), e.start, e.end) for e in examples],
         bytes=exported.bytes,
         about=about,
         card=card,
@@ -183,18 +182,6 @@ def job_of(
         as_published=plan.as_published,
     )
     return job, exported
-
-
-def _row(example: Example) -> CaptionToExport:
-    return CaptionToExport(
-        features=example.features,
-        prompt=example.prompt,
-        caption=example.caption.strip(),
-        is_cut=example.is_cut,
-        media=plain(example.path.name),
-        start=example.start,
-        end=example.end,
-    )
 
 
 def _precision(run: RunRecord, places: Sequence[Place]) -> str:

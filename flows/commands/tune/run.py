@@ -268,7 +268,7 @@ def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:
         key = example.features if example.features in stored else _key(job, example, tasks)
         kind = next((t.medium.kind for t in tasks.get(str(example.path), ())), "video")
         prompt = example.prompt or prompt_for(job.model, job.config, kind)
-        items.append(TuneItem(key, prompt, example.caption.strip(), example.is_cut))
+        items.append(example.target._replace(features=key, prompt=prompt))
     return items
 
 

@@ -66,6 +66,7 @@ from flows.core.options.formats import (
 )
 from flows.outputs.record.run_read import load_record
 from stages.models.hub.transfer import Announce
+from stages.tune import TuneItem
 
 Row = Mapping[str, Any]
 Item = tuple[Path, float | None, float | None, str]
@@ -99,6 +100,11 @@ class Example:
     @property
     def item(self) -> Item:
         return self.path, self.start, self.end, self.prompt
+
+    @property
+    def target(self) -> TuneItem:
+        """Return what is trained."""
+        return TuneItem(self.features, self.prompt, self.caption.strip(), self.is_cut)
 
     @property
     def place(self) -> str:
