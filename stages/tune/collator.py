@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
 from artifacts.errors import UsageError
 from artifacts.records.eight_bits import in_form_first
@@ -24,7 +23,7 @@ from artifacts.records.store import open_store
 from artifacts.records.tensors import make_record
 from stages.decode.prompts import append_tokens
 from stages.decode.protocol import read_features
-from stages.models.halves.records import FeatureRecord, merge, rule_of_input
+from stages.models.halves.records import FeatureRecord
 from stages.models.processors.prepare import (
     answer_ids,
     full_answer_ids,
@@ -32,6 +31,7 @@ from stages.models.processors.prepare import (
     without_last,
 )
 from stages.models.protocols import Half, Processor, Tree
+from stages.tune.load_features import join_inputs, join_outputs
 from stages.tune.training import IGNORED, end_token_of, make_example
 
 KIND = "features"
@@ -80,19 +80,17 @@ class FeatureBatches:
             )
         records = [self.read(row["features"]) for row in rows]
         inputs = [self.inputs(record, row) for record, row in zip(records, rows, strict=True)]
-        length = max(one["labels"].shape[1] for one in inputs)
-        batch: dict[str, Any] = {}
-        for name in dict.fromkeys(name for one in inputs for name in one):
-            parts = [self._padded(name, one, length) for one in inputs if name in one]
-            batch[name] = merge(parts, rule_of_input(parts[0]))
-        batch[FEATURES] = self.outputs(records)
-        return batch
+        pad = self._processor.tokenizer.pad_token_id or 0
+        return {**join_inputs(inputs, pad), FEATURES: self.outputs(records)}
 
     def outputs(self, records: Sequence[FeatureRecord]) -> dict[str, Tree]:
         """Return the encoder's output records of these rows by modality. Raises UsageError if they
         cannot be joined."""
-        modalities = dict.fromkeys(name for record in records for name in record.features)
-        return {name: self._joined(name, records) for name in modalities}
+        try:
+            outputs = join_outputs([(record.features, record.rules) for record in records])
+        except ValueError as error:
+            raise UsageError(str(error), hint="Trainers accumulate gradients over them") from error
+        return outputs if self._dtype is None else _cast(outputs, self._dtype)
 
     def read(self, key: str) -> FeatureRecord:
         """Return the features with a key. Raises DamagedRecord."""
@@ -120,26 +118,6 @@ class FeatureBatches:
         if type(self._processor).__name__ in PREFIXED:
             inputs[TYPES][:, -answer.shape[1] :] = 1
         return {**inputs, "labels": torch.cat([hidden, answer], 1)}
-
-    def _padded(self, name: str, row: Mapping[str, Any], length: int) -> Any:
-        """Return an input of a row, which is padded on the right if it has a number per token."""
-        part, shape = row[name], row["labels"].shape
-        if getattr(part, "shape", None) != shape:
-            return part
-        fill = {"input_ids": self._processor.tokenizer.pad_token_id or 0, "labels": IGNORED}
-        return pad(part, (0, length - shape[1]), value=fill.get(name, 0))
-
-    def _joined(self, modality: str, records: Sequence[FeatureRecord]) -> Any:
-        """Return the encoder's output for the rows that have this modality, in order."""
-        having = [record for record in records if modality in record.features]
-        rule = having[0].rules[modality]
-        if any(record.rules[modality] != rule for record in having):
-            raise UsageError(
-                f"these {modality} features cannot share a batch",
-                hint="Train with a batch of 1, and accumulate gradients",
-            )
-        features = merge([record.features[modality] for record in having], rule)
-        return features if self._dtype is None else _cast(features, self._dtype)
 
 
 def likeliest_end(

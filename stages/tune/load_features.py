@@ -64,27 +64,42 @@ class FeatureDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a batch of rows, which are padded on the right. Raises ValueError if their
         features cannot be joined."""
-        length = max(row["inputs"]["labels"].shape[1] for row in rows)
-        fill, batch = {"input_ids": self.about["pad"], "labels": -100}, dict[str, Any]()
-        for name in dict.fromkeys(name for row in rows for name in row["inputs"]):
-            parts = []
-            for inputs in (row["inputs"] for row in rows if name in row["inputs"]):
-                part, shape = inputs[name], inputs["labels"].shape
-                if getattr(part, "shape", None) == shape:  # a number per token
-                    more = (0, length - shape[1])
-                    part = torch.nn.functional.pad(part, more, value=fill.get(name, 0))
-                parts.append(part)
-            is_list = isinstance(parts[0], list | tuple)
-            rule = "cat" if isinstance(parts[0], torch.Tensor) else "join" if is_list else "same"
-            batch[name] = _joined(parts, rule)
-        outputs: dict[str, Any] = {}
-        for name in dict.fromkeys(name for row in rows for name in row["outputs"]):
-            having = [row for row in rows if name in row["outputs"]]
-            rule = having[0]["rules"][name]
-            if any(row["rules"][name] != rule for row in having):
-                raise ValueError(f"these {name} features cannot share a batch: take batches of 1")
-            outputs[name] = _joined([row["outputs"][name] for row in having], rule)
-        return {**batch, "mm_encoder_outputs": outputs}  # last: a batch's size is that of the first
+        inputs = join_inputs([row["inputs"] for row in rows], self.about["pad"])
+        outputs = join_outputs([(row["outputs"], row["rules"]) for row in rows])
+        # Last: programs that look for a batch's size take the first tensor.
+        return {**inputs, "mm_encoder_outputs": outputs}
+
+
+def join_inputs(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Any]:
+    """Return the inputs of a batch, in which those with a number per token are padded on the right.
+    `pad`: the token that pads prompts."""
+    length = max(row["labels"].shape[1] for row in rows)
+    fill, batch = {"input_ids": pad, "labels": -100}, dict[str, Any]()
+    for name in dict.fromkeys(name for row in rows for name in row):
+        parts = []
+        for row in (row for row in rows if name in row):
+            part, shape = row[name], row["labels"].shape
+            if getattr(part, "shape", None) == shape:  # a number per token
+                more = (0, length - shape[1])
+                part = torch.nn.functional.pad(part, more, value=fill.get(name, 0))
+            parts.append(part)
+        is_list = isinstance(parts[0], list | tuple)
+        rule = "cat" if isinstance(parts[0], torch.Tensor) else "join" if is_list else "same"
+        batch[name] = _joined(parts, rule)
+    return batch
+
+
+def join_outputs(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the encoder's outputs of a batch by modality, from those of each row and its rules.
+    Raises ValueError if they cannot be joined."""
+    outputs: dict[str, Any] = {}
+    for name in dict.fromkeys(name for features, _ in rows for name in features):
+        having = [(features[name], rules[name]) for features, rules in rows if name in features]
+        rule = having[0][1]
+        if any(other != rule for _, other in having):
+            raise ValueError(f"these {name} features cannot share a batch: take batches of 1")
+        outputs[name] = _joined([features for features, _ in having], rule)
+    return outputs
 
 
 def _built(node: Mapping[str, Any], take: Callable[[str], torch.Tensor]) -> Any:
@@ -109,9 +124,9 @@ def _built(node: Mapping[str, Any], take: Callable[[str], torch.Tensor]) -> Any:
 
 def _record(cls: type[Any], fields: Mapping[str, Any]) -> Any:
     """Return an output record; fields without a default that are not given are None."""
-    needed = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-    missing = {f.name: None for f in needed if f.default_factory is dataclasses.MISSING}
-    return cls(**{**missing, **fields})
+    declared = getattr(cls, "__dataclass_fields__", {}).values()
+    needed = [f for f in declared if f.default is f.default_factory is dataclasses.MISSING]
+    return cls(**{**{f.name: None for f in needed}, **fields})
 
 
 def _joined(parts: Sequence[Any], rule: Any) -> Any:

@@ -3,6 +3,7 @@ stock trainer, and what is refused by name."""
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,5 +169,11 @@ def test_what_cannot_be_trained_so_is_refused_by_name(place: Place, tmp_path: Pa
     with pytest.raises(NoFeatures, match="5 captions of 5 without features") as raised:
         captions(out)
     assert "penstock cache rebuild" in str(raised.value.hint)
+    collate = FeatureCollator(place.out, processor_of(place.out))
     with pytest.raises(UsageError, match="removed or packed them"):
-        FeatureCollator(place.out, processor_of(place.out))([{"input_ids": [1]}])
+        collate([{"input_ids": [1]}])
+    record = collate.read(captions(place.out)[0]["features"])
+    alone = replace(record, rules=dict.fromkeys(record.rules, "whole"))
+    for records in ([record, alone], [alone, alone]):
+        with pytest.raises(UsageError, match="take batches of 1"):
+            collate.outputs(records)
