@@ -88,8 +88,8 @@ def end_token(out: str | Path, half: "PreTrainedModel", processor: "ProcessorMix
     """Return the end token of captions as `penstock tune` does: if the half stops at several, the
     one that it finds most likely after some captions of the run."""
     rows = captions(out, lambda _: None)[:EXAMPLES]
-    token: int = _stage().likeliest_end(_collator(out, processor), half, processor, rows)
-    return token
+    likeliest: Callable[..., int] = import_module("stages.tune.collator").likeliest_end
+    return likeliest(FeatureCollator(out, processor), half, processor, rows)
 
 
 def export_features(
@@ -121,32 +121,23 @@ class FeatureCollator:
         """`end` is the token after a caption; None: the tokenizer's own, or the checkpoint's if
         that is another. `dtype` is the torch.dtype of the features in a batch; None: as they are
         stored. Raises UsageError."""
-        self._collator = _collator(out, processor, end, dtype)
+        plan, stage = trainable_run(out).plan, import_module("stages.tune.collator")
+        parts = plan.store, plan.folder, processor, end, dtype, plan.features_as
+        self._batches: Any = stage.FeatureBatches(*parts)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a batch of these rows. Raises UsageError, and DamagedRecord for features that are
         gone."""
-        batch: dict[str, Any] = self._collator(rows)
+        batch: dict[str, Any] = self._batches(rows)
         return batch
 
     def read(self, key: str) -> Any:
         """Return the stored record of the features with a key of `captions`. Raises
         DamagedRecord."""
-        return self._collator.read(key)
+        return self._batches.read(key)
 
     def outputs(self, records: Sequence[Any]) -> dict[str, Any]:
         """Return the encoder's output records of these rows by modality, as `forward` takes them.
         Raises UsageError if they cannot be joined."""
-        outputs: dict[str, Any] = self._collator.outputs(records)
+        outputs: dict[str, Any] = self._batches.outputs(records)
         return outputs
-
-
-def _stage() -> Any:
-    return import_module("stages.tune.collator")
-
-
-def _collator(
-    out: str | Path, processor: "ProcessorMixin", end: int | None = None, dtype: Any = None
-) -> Any:
-    plan = trainable_run(out).plan
-    return _stage().FeatureBatches(plan.store, plan.folder, processor, end, dtype, plan.features_as)
