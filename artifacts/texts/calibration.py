@@ -11,7 +11,7 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,22 +132,30 @@ def _are_two(decisions: Sequence[Decision]) -> bool:
 def fit(decisions: Sequence[Decision], *, with_shift: bool) -> Calibration:
     """Return the calibration of the largest likelihood. Two labels of which only one was ever
     decided say nothing."""
+    import numpy as np
+
     if _are_two(decisions) and len({one.label for one in decisions}) < 2:
         return RAW
-    targets = _targets(decisions)
+    logits = np.array([one.scores for one in decisions])
+    labels = np.array([one.label for one in decisions])
+    total, count = logits.shape
+    # The probability of a true label should be below 1 by as much as one more decision could
+    # change (Platt, 1999).
+    alike = np.bincount(labels)[labels] if count == 2 else np.full(total, total)
+    rest = 1 / (alike + 2)[:, None]
+    targets = np.where(np.arange(count) == labels[:, None], 1 - rest, rest / (count - 1))
     log_slope, shift = 0.0, 0.0
     for _ in range(STEPS):
-        slope = math.exp(log_slope)
-        g0, g1, h00, h01, h11 = PULL * log_slope, PULL * shift, PULL, 0.0, PULL
-        for one, target in zip(decisions, targets, strict=True):
-            scores = [slope * score for score in one.scores]
-            p = Calibration(shift=shift).of(scores)
-            mean = _dot(p, scores)
-            g0 += mean - _dot(target, scores)
-            g1 += p[0] - target[0]
-            h00 += max(_dot(p, [x * x for x in scores]) - mean * mean, 0.0)
-            h01 += p[0] * (scores[0] - mean)
-            h11 += p[0] * (1 - p[0])
+        scores = math.exp(log_slope) * logits
+        shifted = scores + shift * (np.arange(count) == 0)
+        shares = np.exp(shifted - shifted.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        mean, first = (shares * scores).sum(1), shares[:, 0]
+        g0 = PULL * log_slope + (mean - (targets * scores).sum(1)).sum()
+        g1 = PULL * shift + (first - targets[:, 0]).sum()
+        h00 = PULL + np.maximum((shares * scores**2).sum(1) - mean**2, 0).sum()
+        h01 = (first * (scores[:, 0] - mean)).sum()
+        h11 = PULL + (first * (1 - first)).sum()
         if with_shift:
             det = h00 * h11 - h01 * h01
             steps = (h11 * g0 - h01 * g1) / det, (h00 * g1 - h01 * g0) / det
@@ -158,27 +166,7 @@ def fit(decisions: Sequence[Decision], *, with_shift: bool) -> Calibration:
         log_slope, shift = log_slope - steps[0] / far, shift - steps[1] / far
         if max(map(abs, steps)) < 1e-9:
             break
-    slope = math.exp(log_slope)
-    return Calibration(slope=slope, shift=shift)
-
-
-def _dot(shares: Sequence[float], scores: Sequence[float]) -> float:
-    return sum(p * score for p, score in zip(shares, scores, strict=True))
-
-
-def _targets(decisions: Sequence[Decision]) -> list[list[float]]:
-    """Return what the probabilities of the labels should be: that of a true label is below 1 by as
-    much as one more decision could change (Platt, 1999)."""
-    counts, total = dict[int, int](), len(decisions)
-    for one in decisions:
-        counts[one.label] = counts.get(one.label, 0) + 1
-    targets = []
-    for one in decisions:
-        labels = len(one.scores)
-        alike = counts[one.label] if labels == 2 else total
-        rest = 1 / (alike + 2) / (labels - 1)
-        targets.append([rest if at != one.label else 1 - 1 / (alike + 2) for at in range(labels)])
-    return targets
+    return Calibration(slope=math.exp(log_slope), shift=float(shift))
 
 
 def log_loss(decisions: Sequence[Decision], calibration: Calibration) -> float:
@@ -191,14 +179,9 @@ def calibration_error(decisions: Sequence[Decision], calibration: Calibration) -
     """Return by how much probabilities differ from how often they hold, over BINS bins: of two
     labels that of the first one, of more that of the most probable one."""
     sums: dict[int, float] = {}
-    for p, holds in _pairs(decisions, calibration):
-        at = min(BINS - 1, int(p * BINS))
-        sums[at] = sums.get(at, 0.0) + p - holds
-    return sum(map(abs, sums.values())) / max(1, len(decisions))
-
-
-def _pairs(decisions: Sequence[Decision], calibration: Calibration) -> Iterator[tuple[float, bool]]:
     for one in decisions:
         shares = calibration.of(one.scores)
-        at = 0 if len(shares) == 2 else shares.index(max(shares))
-        yield shares[at], one.label == at
+        label = 0 if len(shares) == 2 else shares.index(max(shares))
+        at = min(BINS - 1, int(shares[label] * BINS))
+        sums[at] = sums.get(at, 0.0) + shares[label] - (one.label == label)
+    return sum(map(abs, sums.values())) / max(1, len(decisions))
