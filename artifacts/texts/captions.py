@@ -7,7 +7,7 @@ writes the captions of each medium as one file of plain text, WebVTT or SubRip.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from artifacts.disk.files import encoded, write_text
 from artifacts.disk.json_shapes import Json
@@ -189,6 +189,14 @@ class TimedCaption(Protocol):
 
     @property
     def caption(self) -> str: ...
+
+
+class Cue(NamedTuple):
+    """A text about a span of a medium, in seconds."""
+
+    start: float
+    end: float
+    caption: str
 
 
 def vtt_lines(captions: Sequence[TimedCaption]) -> Iterator[str]:

@@ -2,22 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from artifacts.disk.names import numbered, one_name
-from artifacts.texts.captions import vtt_lines
+from artifacts.texts.captions import Cue, vtt_lines
 from flows.core.job.prepare import Job
 from flows.core.media.generated_files import GeneratedFiles, about
 from flows.outputs.captions import SummaryRow
 from flows.outputs.text_files import CHAPTERS, TRACK, text_stems
-
-
-class ChapterCue(NamedTuple):
-    """A chapter, in seconds since the start of its file, as a player counts them."""
-
-    start: float
-    end: float
-    caption: str
 
 
 def track_paths(stems: Iterable[str]) -> dict[str, str]:
@@ -50,7 +41,7 @@ def write_chapters(job: Job, rows: Iterable[SummaryRow]) -> list[str]:
         job_file, stem = files[row.media_path, row.source]
         path = Path(paths[stem])
         of = about(job_file.medium.digest, path, job_file.file.place, job.out)
-        cues = [ChapterCue(c["start"], c["end"], c["text"]) for c in row.chapters]
+        cues = [Cue(c["start"], c["end"], c["text"]) for c in row.chapters]
         content = "".join(vtt_lines(cues)).encode("utf-8", errors="replace")
         replaces = job.config.groups.outputs.replaces
         if not own.update(path, content, TRACK, of, replace=replaces):

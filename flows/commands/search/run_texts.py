@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -40,10 +40,11 @@ from artifacts.index.words import (
     build,
 )
 from artifacts.records.store import open_store
+from artifacts.texts.captions import Cue
 from artifacts.texts.edits import REJECTED
 from artifacts.texts.questions import QuestionAnswer
 from flows.core.media.output_rows import MediaRow
-from flows.outputs.media_rows import RUN_AGAIN
+from flows.outputs.media_rows import RUN_AGAIN, ChapterRow
 
 MEDIA = ("media.jsonl", "labels/media.jsonl", "answers/media.jsonl")
 TEXTS = (
@@ -54,23 +55,6 @@ FILES = (*MEDIA, *TEXTS)
 FILTERED = 500
 """Lines that a condition is put to at once."""
 Span = tuple[float, float]
-
-
-class Chapter(NamedTuple):
-    """A text about a part of a medium."""
-
-    start: float
-    end: float
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChapterPart:
-    """A chapter of a summary."""
-
-    start: Number
-    end: Number
-    text: Text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,10 +79,10 @@ class TextRow:
     caption: Text = ""
     answers: dict[str, QuestionAnswer] | None = None
     summary: Text = ""
-    chapters: list[ChapterPart] = field(default_factory=list)
+    chapters: list[ChapterRow] = field(default_factory=list)
     labels: list[RankedText] = field(default_factory=list)
 
-    def parts(self) -> list[Chapter]:
+    def parts(self) -> list[Cue]:
         """Return the texts of the line with their times; a rejected caption has none."""
         if self.review == REJECTED:
             return []
@@ -108,8 +92,8 @@ class TextRow:
         answers = (f"{name}: {answer.text}" for name, answer in (self.answers or {}).items())
         labels = ", ".join(label.label for label in self.labels if label.passed)
         text = "\n".join(filter(None, (self.caption, self.summary, labels, *answers)))
-        chapters = (Chapter(part.start, part.end, part.text) for part in self.chapters)
-        return [Chapter(start, end, text), *chapters]
+        chapters = (Cue(part.start, part.end, part.text) for part in self.chapters)
+        return [Cue(start, end, text), *chapters]
 
 
 R = TypeVar("R", MediaRow, TextRow)

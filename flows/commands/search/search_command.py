@@ -9,7 +9,7 @@ from contextlib import closing
 from filecmp import cmp
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from artifacts.disk.files import whole_file, write_text
 from artifacts.disk.names import file_name, numbered
@@ -17,7 +17,7 @@ from artifacts.disk.paths import folder_named
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import MediaError, Unanswered, UsageError
 from artifacts.remote.media_cache import open_local
-from artifacts.texts.captions import vtt_lines
+from artifacts.texts.captions import Cue, vtt_lines
 from artifacts.texts.questions import LEAST_MASS
 from artifacts.wording import counted
 from flows.commands.shared.arguments import config_from
@@ -104,12 +104,6 @@ def _notes(hits: Sequence["Hit"]) -> Iterator[str]:
         )
 
 
-class _Cue(NamedTuple):
-    start: float
-    end: float
-    caption: str
-
-
 def _track(query: str, hits: Sequence["Hit"]) -> Iterator[str]:
     """Return the moments of hits as WebVTT, in the order of time. Raises UsageError for moments of
     several videos, since cues name none."""
@@ -120,7 +114,7 @@ def _track(query: str, hits: Sequence["Hit"]) -> Iterator[str]:
             hint="Choose one: --where \"path like '%/NAME.mp4'\"",
         )
     cues = [
-        _Cue(*time, query if hit.p is None else f"{query} ({hit.p:.0%})") for hit, time in moments
+        Cue(*time, query if hit.p is None else f"{query} ({hit.p:.0%})") for hit, time in moments
     ]
     return vtt_lines(sorted(cues)) if cues else iter(["WEBVTT\n"])
 
