@@ -27,6 +27,7 @@ from stages.models.shards.layout import (
     WeightShard,
     check_free,
     claimed,
+    grouped,
     keeping_files,
     tensor_chunks,
     write_shard,
@@ -98,7 +99,7 @@ class DataSetWriter:
         more = -(-left // self._job.shard_bytes)
         self._report.note(shards=len(names) + more, there=len(names))
         free = (f"features-{number:05d}.safetensors" for number in count())
-        for chunks in _grouped(self._chunks(), self._job.shard_bytes):
+        for chunks in grouped(self._chunks(), lambda chunk: chunk.size, self._job.shard_bytes):
             name = next(name for name in free if name not in names)
             self._write_shard(name, chunks)
             self._report.answered(name, label=name)
@@ -153,19 +154,6 @@ class DataSetWriter:
         about = {**self._about, "sha256": self._digests, "layouts": layouts}
         write_json(self._folder / ABOUT, about)
         write_text(self._folder / INDEX, (f"{encoded(row)}\n" for row in self._rows))
-
-
-def _grouped(chunks: Iterable[ExportedChunk], most: int) -> Iterator[list[ExportedChunk]]:
-    """Yield the chunks of each shard, which has at most so many bytes unless one chunk has more."""
-    group, size = list[ExportedChunk](), 0
-    for chunk in chunks:
-        if group and size + chunk.size > most:
-            yield group
-            group, size = [], 0
-        group.append(chunk)
-        size += chunk.size
-    if group:
-        yield group
 
 
 def _written(

@@ -23,7 +23,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -38,6 +38,7 @@ from stages.models.hub.errors import shown, size_of
 from stages.models.shards import NOTE, SHARD_BYTES
 from stages.process.events import EventReporter
 
+T = TypeVar("T")
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -98,14 +99,7 @@ class WeightShard:
 def lay_out(tensors: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> list[WeightShard]:
     """Return the files for these tensors, in their order, with the names that `save_pretrained`
     uses."""
-    groups: list[list[TensorSpec]] = [[]]
-    filled = 0
-    for tensor in tensors:
-        if groups[-1] and filled + tensor.size > shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += tensor.size
+    groups = [*grouped(tensors, lambda tensor: tensor.size, shard_bytes)] or [[]]
     return [
         WeightShard(
             name=SINGLE if len(groups) == 1 else f"model-{n:05d}-of-{len(groups):05d}.safetensors",
@@ -113,6 +107,19 @@ def lay_out(tensors: Iterable[TensorSpec], shard_bytes: int = SHARD_BYTES) -> li
         )
         for n, group in enumerate(groups, 1)
     ]
+
+
+def grouped(parts: Iterable[T], size_of: Callable[[T], int], shard_bytes: int) -> Iterator[list[T]]:
+    """Yield the parts of each shard, which has at most so many bytes unless one part has more."""
+    group, filled = list[T](), 0
+    for part in parts:
+        if group and filled + size_of(part) > shard_bytes:
+            yield group
+            group, filled = [], 0
+        group.append(part)
+        filled += size_of(part)
+    if group:
+        yield group
 
 
 def index_of(shards: Sequence[WeightShard]) -> dict[str, dict[str, int | str]]:
