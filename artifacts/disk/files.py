@@ -106,6 +106,16 @@ def json_text(value: Json, indent: int | None = None) -> str:
     return encoded(value, indent=indent, ensure_ascii=True)
 
 
+def append_lines(file: int, rows: Iterable[Json]) -> None:
+    """Append JSON lines durably, after a line that a crash tore. Raises OSError."""
+    end = os.lseek(file, 0, os.SEEK_END)
+    torn = b"\n" if end and os.pread(file, 1, end - 1) != b"\n" else b""
+    written = torn + b"".join(json_text(row).encode() + b"\n" for row in rows)
+    while written:
+        written = written[os.write(file, written) :]
+    os.fsync(file)
+
+
 @cache
 def _encoder(indent: int | None, ensure_ascii: bool) -> json.JSONEncoder:
     """Return an encoder, which `json.dumps` would make anew for each row."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from artifacts.disk.faults import fault_of
-from artifacts.disk.files import json_text
+from artifacts.disk.files import append_lines
 from artifacts.disk.json_records import typed
 from artifacts.disk.json_shapes import BYTES, Json, parse
 from artifacts.disk.json_types import Number, Text
@@ -188,15 +188,10 @@ def keep_decisions(folder: Path, rows: Sequence[DecisionRow], store: str) -> Non
     written = [row.to_json() for row in rows]
     for values in written:
         note(DECISION, values, store)
-    lines = "".join(json_text(values) + "\n" for values in written).encode()
     path = folder / DECISIONS
     try:
         file = open_below(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        with os.fdopen(file, "ab") as journal:
-            size = os.fstat(file).st_size
-            is_torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"  # by a crash
-            journal.write(b"\n" * is_torn + lines)
-            journal.flush()
-            os.fsync(file)
+        with os.fdopen(file, "ab"):
+            append_lines(file, written)
     except OSError as error:
         raise fault_of(error, path) from error

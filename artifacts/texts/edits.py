@@ -32,7 +32,7 @@ from typing import Final, Literal, NotRequired, TypedDict
 
 from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults, fault_of, read_fault
-from artifacts.disk.files import encoded
+from artifacts.disk.files import append_lines, encoded
 from artifacts.disk.json_records import typed
 from artifacts.disk.json_shapes import BYTES, Json, parse
 from artifacts.disk.json_types import Count, Number, Text
@@ -561,7 +561,7 @@ class StoredEdits:
             file = os.open(self.path, flags, 0o666)
             try:
                 _lock(file)
-                _append(file, new)
+                append_lines(file, (event.to_json() for event in new))
             finally:
                 os.close(file)
         return len(new)
@@ -657,16 +657,6 @@ class EditsInForce:
         """Add the folder's journal to the store, and return the number of new actions. Raises
         EnvironmentFault."""
         return self._stored.take_in(self._journal())
-
-
-def _append(file: int, events: Iterable[Action]) -> None:
-    """Append lines durably, after a line that a crash tore. Raises OSError."""
-    end = os.lseek(file, 0, os.SEEK_END)
-    torn = b"\n" if end and os.pread(file, 1, end - 1) != b"\n" else b""
-    written = torn + b"".join(encoded(event.to_json()).encode() + b"\n" for event in events)
-    while written:
-        written = written[os.write(file, written) :]
-    os.fsync(file)
 
 
 def _lock(file: int) -> None:
