@@ -20,9 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with repeating_dropped_interrupts():
                 code = _main(arguments)
         except (Exception, KeyboardInterrupt) as error:
+            from flows.commands.shared.exit_report import exit_code_of
+
             code = exit_code_of(error)
         output.flush()
         if output.error is not None:  # a full disk, not a reader that has ended
+            from flows.commands.shared.exit_report import exit_code_of
+
             why = f"because standard output cannot be written ({output.error.strerror})"
             hint = "All else is done; send the output elsewhere"
             fault = EnvironmentFault(f"the output is incomplete, {why}", hint=hint)
@@ -42,13 +46,6 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 2
     check_platform()
     return run(given)
-
-
-def exit_code_of(error: BaseException) -> int:
-    """Print the error in one line, and return the exit code."""
-    from flows.commands.shared import exit_report
-
-    return exit_report.exit_code_of(error)
 
 
 def run(given: argparse.Namespace) -> int:
