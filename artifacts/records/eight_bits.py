@@ -7,7 +7,7 @@ decisions, answers and rows of trainers, which name features by key, hold for bo
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:  # plans ask for bytes without torch
@@ -42,12 +42,6 @@ def computed_namespace(namespace: str) -> str:
 def form_of(namespace: str) -> str:
     """Return the form of the features in a namespace; empty: as they are computed."""
     return namespace.partition("-")[2]
-
-
-def in_form_first(namespaces: Iterable[str], form: str) -> list[str]:
-    """Return namespaces of features in the order in which a run with this form reads them: in its
-    form before others, which it takes where its own are gone."""
-    return sorted(namespaces, key=lambda namespace: (form_of(namespace) != form, namespace))
 
 
 def packed_bytes(width: int) -> int:

@@ -40,6 +40,7 @@ from typing import Any, TypedDict
 
 from artifacts.digests import digest_of
 from artifacts.errors import EnvironmentFault
+from artifacts.records.eight_bits import form_of
 from artifacts.records.store import NAME, Store
 from artifacts.records.stores.local import TEMPORARY, left_behind
 from artifacts.records.stores.protocol import ObjectStat, header_of
@@ -637,3 +638,11 @@ def half_written_in(store: Store) -> tuple[dict[str, int], int]:
             else:
                 writing += size
     return dead, writing
+
+
+def stored_features(store: Store, form: str) -> RecordUnion:
+    """Return the features of a store as a run with this form reads them: in its form before others,
+    which it takes where its own are gone."""
+    names = stored_namespaces(store, "features")
+    in_order = sorted(names, key=lambda name: (form_of(name) != form, name))
+    return RecordUnion([RecordSet(store, "features", name) for name in in_order])

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from artifacts.errors import UsageError
-from artifacts.records.eight_bits import in_form_first
-from artifacts.records.packs import RecordSet, RecordUnion, stored_namespaces
+from artifacts.records.packs import RecordUnion, stored_features
 from artifacts.records.store import open_store
 from artifacts.records.tensors import make_record
 from stages.decode.prompts import append_tokens
@@ -34,7 +33,6 @@ from stages.models.protocols import Half, Processor, Tree
 from stages.tune.load_features import join_inputs, join_outputs
 from stages.tune.training import IGNORED, end_token_of, make_example
 
-KIND = "features"
 PREFIXED = ("PaliGemmaProcessor",)
 """Processors of models in which tokens of type 0, the prompt, see one another, and those of type 1,
 the answer, see none behind them."""
@@ -95,9 +93,7 @@ class FeatureBatches:
     def read(self, key: str) -> FeatureRecord:
         """Return the features with a key. Raises DamagedRecord."""
         if self._features is None:
-            store = open_store(self._store)
-            names = in_form_first(stored_namespaces(store, KIND), self._form)
-            self._features = RecordUnion([RecordSet(store, KIND, name) for name in names])
+            self._features = stored_features(open_store(self._store), self._form)
         return read_features(self._features, key)
 
     def inputs(self, record: FeatureRecord, row: Mapping[str, Any]) -> dict[str, Any]:

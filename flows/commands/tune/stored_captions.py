@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from artifacts.disk.json_records import read_jsonl_file
 from artifacts.errors import NoFeatures, UsageError
-from artifacts.records.eight_bits import in_form_first
-from artifacts.records.packs import RecordSet, RecordUnion, stored_namespaces
+from artifacts.records.packs import RecordUnion, stored_features
 from artifacts.records.store import open_store
 from artifacts.wording import counted
 from flows.commands.tune.training_data import Example, examples_in
@@ -49,8 +48,7 @@ def stored_captions(out: str | Path, announce: Callable[[str], None]) -> StoredC
         )
     store = open_store(run.plan.store)
     examples = examples_in(str(path), announce, store)
-    names = in_form_first(stored_namespaces(store, "features"), run.plan.features_as)
-    features = RecordUnion([RecordSet(store, "features", name) for name in names])
+    features = stored_features(store, run.plan.features_as)
     if gone := [example for example in examples if example.features not in features]:
         raise NoFeatures(
             f"{path}: {counted(len(gone), 'caption')} of {len(examples):,} without features in "
