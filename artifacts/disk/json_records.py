@@ -5,7 +5,7 @@ dataclass travels as an object with its fields by name, a NamedTuple as the list
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
@@ -89,8 +89,6 @@ def read_jsonl_file(kind: type[R], path: Path, hint: str, max_lines: int | None 
     """Return the lines of a JSON-lines file as the type `kind`; fields that it does not have are
     left out. With `max_lines`, return the first lines. Return an empty list if the file is missing.
     Raises EnvironmentFault, with the line."""
-    import msgspec
-
     try:
         # Not splitlines, which also splits at other line separators inside captions.
         lines = read_text(path, BYTES, lines=max_lines).split("\n")
@@ -98,23 +96,31 @@ def read_jsonl_file(kind: type[R], path: Path, hint: str, max_lines: int | None 
         return []
     except OSError as error:
         raise unreadable(path, error, hint) from error
-    decode, rows = msgspec.json.Decoder(kind).decode, list[R]()
-    for at, line in enumerate(lines, 1):
-        if not line:
-            continue
+    read = line_reader(kind, path, hint)
+    return [read(line, f" at line {at}") for at, line in enumerate(lines, 1) if line]
+
+
+def line_reader(kind: type[R], path: Path, hint: str) -> Callable[[str | bytes, str], R]:
+    """Return a function that returns a line of a file as the type `kind`, by the line and where it
+    stands. Raises EnvironmentFault."""
+    import msgspec
+
+    decode = msgspec.json.Decoder(kind).decode
+
+    def read(line: str | bytes, at: str) -> R:
         try:
-            rows.append(decode(line))
+            return decode(line)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            # It refuses half a character, too.
-            rows.append(_converted(kind, line, path, hint, f" at line {at}"))
-    return rows
+            return _converted(kind, line, path, hint, at)  # half a character is refused above, too
+
+    return read
 
 
-def _converted(kind: type[R], content: str, path: Path, hint: str, at: str = "") -> R:
+def _converted(kind: type[R], content: str | bytes, path: Path, hint: str, at: str = "") -> R:
     """Return the JSON of a file as the type `kind`; `at`: where in the file it stands. Raises
     EnvironmentFault."""
     try:
-        return typed(kind, parse(content))
+        return typed(kind, parse(content if isinstance(content, str) else content.decode()))
     except ValueError as error:
         raise unreadable(path, error, hint, at) from error
 

@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-import msgspec
+from typing import TypeVar
 
 from artifacts.digests import digest_of
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.files import encoded, own_folder, replace_file
-from artifacts.disk.json_records import typed
-from artifacts.disk.json_shapes import Json, parse, unreadable
+from artifacts.disk.json_records import line_reader
+from artifacts.disk.json_shapes import Json, unreadable
 from artifacts.disk.json_types import Number, Text
 from artifacts.disk.locks import hold
 from artifacts.disk.regular_files import is_denied, open_regular
@@ -97,7 +95,6 @@ class TextRow:
 
 
 R = TypeVar("R", MediaRow, TextRow)
-_decoders: dict[type, Any] = {kind: msgspec.json.Decoder(kind) for kind in (MediaRow, TextRow)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,27 +191,19 @@ class RunTexts:
         return TextHit(medium=medium, key=row.features, time=time, text=text)
 
     def _row(self, kind: type[R], file: int, at: int, size: int) -> R:
-        return self._decoded(kind, file, os.pread(self._files[file], size, at), at)
-
-    def _decoded(self, kind: type[R], file: int, line: bytes, at: int) -> R:
-        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
-            row: R = _decoders[kind].decode(line)
-            return row
-        try:  # it says what is wrong
-            return typed(kind, parse(line.decode()))
-        except ValueError as error:
-            place = f" at byte {at:,}"
-            raise unreadable(self.folder / FILES[file], error, RUN_AGAIN, place) from error
+        read = line_reader(kind, self.folder / FILES[file], RUN_AGAIN)
+        return read(os.pread(self._files[file], size, at), f" at byte {at:,}")
 
     def _lines(self, kind: type[R], file: int) -> Iterator[tuple[int, int, R]]:
         """Yield the place, the size and the content of each line of a file."""
         if file not in self._files:
             return
+        read = line_reader(kind, self.folder / FILES[file], RUN_AGAIN)
         with open(os.dup(self._files[file]), "rb") as lines:
             at = lines.seek(0)
             for line in lines:
                 if line.strip():
-                    yield at, len(line), self._decoded(kind, file, line, at)
+                    yield at, len(line), read(line, f" at byte {at:,}")
                 at += len(line)
 
     def _opened(self, place: Path, on_build: Callable[[str], None]) -> WordIndex:
