@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import encoded
-from artifacts.disk.paths import folder_named, text_named
+from artifacts.disk.paths import folder_named
 from artifacts.errors import UsageError
 from artifacts.schema import MediaKind
 from artifacts.texts.questions import Question, answer_of, read_questions
@@ -36,7 +36,7 @@ from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
 from flows.core.ledger.tasks import Medium, Task
 from flows.core.machine.launch import DirectLauncher
-from flows.core.options.answers import MAX_BYTES
+from flows.core.options.answers import questions_in
 from flows.core.options.hit_questions import AskHitsOptions
 from flows.core.options.questions import AskConfig
 from flows.core.options.training import CommandRecord
@@ -96,15 +96,11 @@ def question_for(text: str, given: str, label: str) -> HitQuestion:
     if not given:
         (question,) = read_questions(encoded({"seen": SEEN.format(text)}), "the searched text")
         return HitQuestion(question=question)
-    is_content = given.lstrip().startswith("{")
-    hint = 'Write one table: [seen] and text = "Is there a car?"'
-    content = given if is_content else text_named(given, "questions", MAX_BYTES, hint)
-    source = "--questions" if is_content else f"--questions {given}"
-    questions = read_questions(content, source)
-    question = questions[0]
-    if len(questions) > 1 or question.type not in ("yes-no", "labels"):
+    question, *others = questions_in(given, {})
+    if others or question.type not in ("yes-no", "labels"):
         raise UsageError(
-            f"{source}: a search asks one question of yes or no, or with labels", hint=hint
+            "--questions: a search asks one question of yes or no, or with labels",
+            hint='Write one table: [seen] and text = "Is there a car?"',
         )
     if question.type == "yes-no":
         return HitQuestion(question=question, orders=True)
@@ -112,7 +108,7 @@ def question_for(text: str, given: str, label: str) -> HitQuestion:
     chosen = [at for at, one in enumerate(question.labels) if words in one.casefold()]
     if not chosen:
         raise UsageError(
-            f"{source}: no label of {question.name} has the text {label or text!r}",
+            f"--questions: no label of {question.name} has the text {label or text!r}",
             hint="Give --label words that stand in the labels, in their order",
         )
     return HitQuestion(question=question, chosen=tuple(chosen), orders=bool(label))
