@@ -32,7 +32,7 @@ import math
 import re
 import string
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -170,6 +170,17 @@ def probes_of(questions: Questions, *, one_token: bool) -> Probes:
 def canonical(questions: Questions) -> str:
     """Return questions as one JSON text, which `read_questions` reads."""
     return encoded({one.name: one.to_json() for one in questions})
+
+
+def refuse_same(labels: Iterable[str], tokens: Iterable[Sequence[int]], about: str = "") -> None:
+    """Raise UsageError for two labels with the same tokens; `about` begins its message."""
+    label_of: dict[tuple[int, ...], str] = {}
+    for label, ids in zip(labels, tokens, strict=True):
+        if (first := label_of.setdefault(tuple(ids), label)) != label:
+            raise UsageError(
+                f"{about}the model reads the labels {first!r} and {label!r} as the same tokens",
+                hint="Write one of them in other words",
+            )
 
 
 def read_questions(text: str, source: str) -> Questions:

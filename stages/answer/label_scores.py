@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-from artifacts.errors import UsageError
-from stages.answer import ROWS, Window, WindowChunk
+from artifacts.texts.questions import refuse_same
+from stages.answer import ROWS, Window
 from stages.decode.chunked_prefill import PrefillOptions, relative_difference, tolerance
 from stages.decode.engines.inflight.cache_layers import UnsupportedCacheError
 from stages.decode.engines.inflight.prefill import ONE_TOKEN, PrefilledSequence, SharedPrefix
@@ -63,17 +63,13 @@ class ProbeInput(NamedTuple):
         """Return the probe with the features of its window alone. Raises NoWindows."""
         if self.window is None:
             return self
-        clips = [_clip_of(chunk) for chunk in self.window.chunks]
+        clips = [
+            Clip.black((chunk.height, chunk.width), chunk.times, chunk.seconds, "video")
+            for chunk in self.window.chunks
+        ]
         whole = joined([self.row, *self.after], clips)
         row = cut_window(processor, *whole, self.window.first, self.window.last)
         return self._replace(row=row, window=None, after=())
-
-
-def _clip_of(chunk: WindowChunk) -> Clip:
-    """Return a clip of black frames with the sizes and times of a chunk."""
-    shape = [len(chunk.times), chunk.height, chunk.width]
-    outline = {"shape": shape, "times": chunk.times, "seconds": chunk.seconds, "kind": "video"}
-    return Clip.blank(outline)
 
 
 class LabelTokens(NamedTuple):
@@ -88,13 +84,7 @@ def label_tokens(half: Half, processor: Processor, labels: Sequence[str]) -> Lab
     """Return the tokens of labels as they follow a prompt. Raises UsageError for two labels that
     are the same tokens."""
     ids = [tuple(full_answer_ids(processor, label)) for label in labels]
-    label_of: dict[Tokens, str] = {}
-    for label, of_label in zip(labels, ids, strict=True):
-        if (first := label_of.setdefault(of_label, label)) != label:
-            raise UsageError(
-                f"the model reads the labels {first!r} and {label!r} as the same tokens",
-                hint="Write one of them in other words",
-            )
+    refuse_same(labels, ids)
     begun = {of_label[:end] for of_label in ids for end in range(1, len(of_label))}
     if is_ended := not begun.isdisjoint(ids):
         ids = [(*of_label, end_ids_of(half)[0]) for of_label in ids]

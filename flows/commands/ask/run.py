@@ -4,7 +4,7 @@ from functools import partial
 
 from artifacts.errors import UsageError
 from artifacts.texts.decisions import read_decisions
-from artifacts.texts.questions import Questions
+from artifacts.texts.questions import Questions, refuse_same
 from flows.commands.ask import pipeline_of
 from flows.commands.ask.answers import AnswersWritten, answer_paths, write_answers
 from flows.commands.ask.keep import parse_keep
@@ -65,12 +65,6 @@ def check(questions: Questions, job: Job) -> None:
         return
     tokens = PromptTokens(job.model.folder)
     for question in questions:
-        label_of: dict[tuple[int, ...], str] = {}
-        for label in question.labels if question.type != "tags" else ():
-            ids = tuple(tokens.ids(label))
-            if ids and (first := label_of.setdefault(ids, label)) != label:
-                raise UsageError(
-                    f"{question.name}: the model reads the labels {first!r} and {label!r} as the "
-                    "same tokens",
-                    hint="Write one of them in other words",
-                )
+        if question.type != "tags":
+            ids = {label: of for label in question.labels if (of := tokens.ids(label))}
+            refuse_same(ids, ids.values(), f"{question.name}: ")

@@ -1,5 +1,6 @@
 """Clips without content, on which processors are tried."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,9 +46,16 @@ class Clip:
     @classmethod
     def blank(cls, outline: dict[str, Any]) -> "Clip":
         """Make a clip with this outline and black frames."""
-        frames = np.zeros((*outline["shape"], 3), np.uint8)
-        rest = {"seconds": outline["seconds"], "kind": outline["kind"]}
-        return cls(frames=frames, times=tuple(outline["times"]), **rest)
+        size, times = outline["shape"][1:], outline["times"]
+        return cls.black(size, times, outline["seconds"], outline["kind"])
+
+    @classmethod
+    def black(
+        cls, size: Sequence[int], times: Sequence[float], seconds: float, kind: MediaKind
+    ) -> "Clip":
+        """Make a clip with black frames of a height and width."""
+        frames = np.zeros((len(times), *size, 3), np.uint8)
+        return cls(frames=frames, times=tuple(times), seconds=seconds, kind=kind)
 
 
 def clip_of(kind: MediaKind, frames: NDArray[np.uint8]) -> Clip:

@@ -18,7 +18,6 @@ import torch
 
 from artifacts.errors import UsageError
 from artifacts.records.tensors import make_record
-from artifacts.schema import MediaKind
 from stages.models.halves.records import OUTLINE, FeatureRecord, Rule
 from stages.models.processors.blank_clips import Clip
 from stages.models.processors.known import known
@@ -66,9 +65,8 @@ def joined(rows: Sequence[FeatureRecord], clips: Sequence[Clip]) -> tuple[Featur
     for clip in clips:
         times += [begin + time for time in clip.times]
         begin += clip.seconds
-    outline = clips[0].outline()
-    outline |= {"shape": [len(times), *outline["shape"][1:]], "times": times, "seconds": begin}
-    return replace(first, features=features, side=side, count=count), Clip.blank(outline)
+    clip = Clip.black(clips[0].frames.shape[1:3], times, begin, clips[0].kind)
+    return replace(first, features=features, side=side, count=count), clip
 
 
 def cut_window(
@@ -84,7 +82,8 @@ def cut_window(
     shown = clip.times[start * per_step : stop * per_step]
     times = tuple(round(time - shown[0], 6) for time in shown)
     seconds = clip.seconds * len(times) / frames
-    alone = _blank(processor, clip.frames.shape[1:3], times, seconds, clip.kind)
+    window = clip.frames.shape[1:3], times, seconds, clip.kind
+    alone = known(processor, f"window {window}", lambda: prepare(processor, Clip.black(*window)))
     if OUTLINE in row.side:
         raise NoWindows("the processor writes its prompt from whole frames")
     features = {
@@ -123,19 +122,6 @@ def steps_of(row: FeatureRecord, frames: int) -> int:
     if len(lengths) != 1 or row.count.tokens % (steps := lengths.pop()):
         raise NoWindows(f"{row.count.tokens} tokens are no {frames} equal frames")
     return steps
-
-
-def _blank(
-    processor: Processor,
-    size: tuple[int, ...],
-    times: tuple[float, ...],
-    seconds: float,
-    kind: MediaKind,
-) -> Prepared:
-    """Return what the processor makes of so many black frames."""
-    shape = [len(times), *size]
-    outline = {"shape": shape, "times": times, "seconds": seconds, "kind": kind}
-    return known(processor, f"window {outline}", lambda: prepare(processor, Clip.blank(outline)))
 
 
 def _at_size(
