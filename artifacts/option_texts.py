@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TypeVar
 
 from artifacts.errors import UsageError
@@ -31,6 +32,19 @@ def members(flag: str, text: str) -> tuple[str, ...]:
     if not parts:
         raise UsageError(f"{flag} is empty", hint=GIVE_VALUE)
     return parts
+
+
+def named_texts(flag: str, example: str, given: Sequence[str]) -> dict[str, str]:
+    """Return texts by name, in order, of an option that is given as NAME=TEXT, once for each.
+    Raises UsageError."""
+    texts: dict[str, str] = {}
+    for option in given:
+        name, equals, text = option.partition("=")
+        if not equals or name in texts:
+            fault = "the name is there twice" if equals else "the name is missing"
+            raise UsageError(f"{flag} {option!r}: {fault}", hint=f"Write NAME=TEXT: {example}")
+        texts[name] = text
+    return texts
 
 
 TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}

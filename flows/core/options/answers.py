@@ -1,13 +1,14 @@
 """The option group of typed questions, which `ask` and `caption` have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated
 
 from artifacts.disk.files import encoded
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
+from artifacts.option_texts import named_texts
 from artifacts.options import Option, OptionGroup
 from artifacts.texts.questions import EXAMPLE, Questions, canonical, read_questions
 from flows.core.options.formats import GIVE_CONDITION, QUESTIONS
@@ -15,19 +16,6 @@ from flows.core.options.formats import GIVE_CONDITION, QUESTIONS
 ADD_ONE = 'Add --question sharp="Is it sharp?"'
 MAX_BYTES = 1 << 20
 """Largest size of a file of questions in bytes."""
-
-
-def parse_questions(given: Sequence[str]) -> dict[str, str]:
-    """Parse `--question NAME=TEXT` into texts by name, in order. Raises UsageError."""
-    questions: dict[str, str] = {}
-    for option in given:
-        name, equals, text = option.partition("=")
-        if not equals or name in questions:
-            fault = "the name is there twice" if equals else "the name is missing"
-            hint = 'Write NAME=TEXT: watermark="Is there a watermark?"'
-            raise UsageError(f"--question {option!r}: {fault}", hint=hint)
-        questions[name] = text
-    return questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +32,7 @@ class AnswerOptions(OptionGroup):
             "a question of yes or no; repeatable",
             QUESTIONS,
             "NAME=TEXT",
-            parse=parse_questions,
+            parse=partial(named_texts, "--question", 'watermark="Is there a watermark?"'),
             repeated=True,
         ),
     ] = field(default_factory=dict)

@@ -1,12 +1,14 @@
 """Options for prompts, the decode engine, and the written text."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
 from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
+from artifacts.option_texts import named_texts
 from artifacts.options import Option, OptionGroup
 from flows.core.options.formats import (
     FILES,
@@ -45,22 +47,6 @@ NAME = re.compile(r"[a-z0-9-]+")
 """The form of a prompt name."""
 
 
-def parse_prompts(given: Sequence[str]) -> dict[str, str]:
-    """Parse `--prompts NAME=TEXT` into prompts by name, in order. Raises UsageError."""
-    prompts: dict[str, str] = {}
-    for option in given:
-        name, equals, text = option.partition("=")
-        if not equals:
-            raise UsageError(
-                f"--prompts {option!r}: the name is missing",
-                hint='Write NAME=TEXT: short="What is it?"',
-            )
-        if name in prompts:
-            raise UsageError(f"--prompts {name}: duplicate name", hint="Give each its own name")
-        prompts[name] = text
-    return prompts
-
-
 @dataclass(frozen=True, kw_only=True)
 class QuestionOptions(DateOptions):
     """A single prompt. Some models' features depend on it."""
@@ -93,7 +79,7 @@ class PromptOptions(QuestionOptions):
             "several captions per chunk; repeatable",
             TEXT,
             "NAME=TEXT",
-            parse=parse_prompts,
+            parse=partial(named_texts, "--prompts", 'short="What is it?"'),
             repeated=True,
         ),
     ] = field(default_factory=dict)
