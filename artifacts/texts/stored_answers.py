@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.disk.json_records import typed
-from artifacts.disk.json_shapes import Json, parse, unreadable
+from artifacts.disk.json_records import line_reader
+from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Number, Text
 from artifacts.disk.regular_files import open_regular
 from artifacts.schema import values_of
@@ -68,7 +68,4 @@ class StoredAnswers:
         return places
 
     def _line(self, line: bytes) -> AnswerRow:
-        try:
-            return typed(AnswerRow, parse(line.decode()))
-        except ValueError as error:
-            raise unreadable(self._path, error, "Run the same command again") from error
+        return line_reader(AnswerRow, self._path, "Run the same command again")(line, "")
