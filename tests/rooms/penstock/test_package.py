@@ -525,7 +525,7 @@ def test_the_wrong_half_is_told_as_an_error_of_penstock() -> None:
     }
     with pytest.raises(penstock.PenstockError, match="is needed, but belongs to") as found:
         penstock.encode(half, requests)
-    assert "pieces=" in found.value.hint and "\n" not in str(found.value)
+    assert "extra_modules=" in found.value.hint and "\n" not in str(found.value)
 
 
 LEAST: dict[str, tuple[tuple[type[Any], ...], dict[str, Any]]] = {
