@@ -32,7 +32,7 @@ from flows.core.plan.plan import ladder_of
 from flows.execution.pipeline_runner import PipelineRunner
 from flows.execution.stage_loop import StageLoop
 from flows.execution.stage_runner import StageRunner
-from flows.outputs.existing import existing_outputs, lost_trigger_note, output_paths, replaced_line
+from flows.outputs.existing import existing_outputs, lost_notes, output_paths, replaced_line
 from flows.outputs.folder.owners import take
 from flows.outputs.folder.run_lock import only_run_in
 from flows.outputs.record.record_writer import RecordWriter
@@ -277,7 +277,7 @@ class RunObserver:
                 line = replaced_line(job.out, writer.record.outputs)
                 if line and not same_work_in(job.out, writer.record.keys):
                     self.display.print_line(line)
-                if note := lost_trigger_note(job):
+                for note in lost_notes(job):
                     self.display.print_line(note)
             writer.write(force=True)
             self._ladder = ladder_of(job, self._on_rung_change)

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from artifacts.texts.captions import WRITERS
 from artifacts.texts.shards import DATASET
 from artifacts.texts.tables import TABLES
 from artifacts.texts.trainers import TRAINERS
+from artifacts.timecodes import START
 from flows.core.job.plan_record import FixedWords
 from flows.core.job.prepare import Job
 from flows.core.options.formats import CAPTIONS
@@ -46,14 +47,24 @@ def replaced_line(out: Path, outputs: Mapping[str, str]) -> str:
     return f"replaces in {out}: {', '.join(names)}" if names else ""
 
 
-def lost_trigger_note(job: Job) -> str:
-    """Return a note on the trigger or prefix of the captions in the output folder if this run,
-    which replaces them, has neither; empty if there is none."""
-    now, before = job.config.groups.text, FixedWords()
-    if job.pipeline[-1].writes != "captions" or now.trigger or now.prefix:
-        return ""
+def lost_notes(job: Job) -> Iterator[str]:
+    """Yield a note on what the outputs of an earlier run have and those of this run, which replaces
+    them, will not: a trigger or prefix, and a clock of cues."""
+    if job.pipeline[-1].writes != "captions":
+        return
     with suppress(PenstockError):
-        before = load_record(job.out).plan.words
+        record = load_record(job.out)
+        yield from filter(None, [_lost_words(job, record.plan.words)])
+        if (clock := record.plan.clock) != START and job.config.groups.outputs.clock == START:
+            times = f"vtt and srt of {job.out} had times by --clock {clock}"
+            yield f"{times}, and this run counts from the start of each file: give it to keep them"
+
+
+def _lost_words(job: Job, before: FixedWords) -> str:
+    """Return a note on the trigger or prefix of earlier captions; empty if none is lost."""
+    now = job.config.groups.text
+    if now.trigger or now.prefix:
+        return ""
     lost, text = ("trigger", before.trigger) if before.trigger else ("prefix", before.prefix)
     if not text:
         return ""

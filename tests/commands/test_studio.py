@@ -377,7 +377,7 @@ def test_stop_signals_no_process_but_the_one_that_was_started(tmp_path: Path) ->
             with contextlib.closing(queue(tmp_path)) as opened:
                 opened.change(opened.runs[0].id, "stop")
             file.unlink()
-        assert other.wait(10) == -signal.SIGINT
+        assert other.wait(10) == -signal.SIGTERM
         interrupt(other.pid, start)  # it is gone: nothing happens
 
 
@@ -395,7 +395,7 @@ def test_a_run_is_found_again_by_its_own_process(tmp_path: Path) -> None:
         assert [each.pid for each in opened.runs] == [sleeping.pid]
         assert opened.runs[0].start == start_of(sleeping.pid)
         opened.change(name, "stop")
-        assert sleeping.wait(10) == -signal.SIGINT and its_stage.poll() is None
+        assert sleeping.wait(10) == -signal.SIGTERM and its_stage.poll() is None
         its_stage.kill()
         opened.close()
     os.close(lock)

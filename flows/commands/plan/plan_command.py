@@ -74,7 +74,7 @@ def show(
         from flows.core.plan.plan import plan_of
         from flows.core.plan.view import explain_lines, figures, plan_lines
         from flows.core.plan.what_fits import what_fits_lines
-        from flows.outputs.existing import lost_trigger_note
+        from flows.outputs.existing import lost_notes
 
         if dry_run:
             from flows.outputs.folder.owners import refuse_taking
@@ -85,7 +85,7 @@ def show(
         plan = plan_of(config, launcher, display.print_line, *pipelines, left_out=left_out)
         before = [note] if note else []
         if plan.job is not None:
-            before += filter(None, [lost_trigger_note(plan.job)])
+            before += lost_notes(plan.job)
         if check is not None:
             from flows.core.job.prepare import prepare_without_media
 

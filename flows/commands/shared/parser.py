@@ -127,7 +127,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def program(words: Sequence[str]) -> list[str]:
     """Return what starts a command of this program in another process."""
-    return [sys.executable, "-P", "-m", "flows.interfaces.cli.main", *words]
+    return [sys.executable, "-P", "-m", "penstock", *words]
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -6,6 +6,7 @@ from typing import Any
 from artifacts.disk.json_types import Count, Number, Text
 from artifacts.schema import Sampling, values_of
 from artifacts.texts.affixes import FixedText
+from artifacts.timecodes import START
 from flows.core.machine.versions import seconds_of
 from stages.process.stage_spec import CHUNK
 
@@ -204,6 +205,8 @@ class PlanRecord:
     """Expected chunks; 0: unknown."""
     prompts: Count = 1
     """Prompts of each chunk."""
+    clock: Text = START
+    """What the times of cues count from, as `--clock` names it."""
     in_waves: Text = ""
     """How many waves the run takes, and why; empty: one."""
 

@@ -140,6 +140,7 @@ def summary(job: Job) -> PlanRecord:
         ),
         store=job.store.url,
         media=len(job.by_file),
+        clock=job.config.groups.outputs.clock,
         prompts=max(1, len(job.files) // max(1, len(job.by_file))),
         counts=noun_of(job),
         decided_by=decided_by(job),

@@ -11,7 +11,6 @@ How it works:
 import asyncio
 import logging
 import os
-import signal
 import sys
 import time
 from asyncio.subprocess import Process
@@ -145,7 +144,7 @@ class JobRunner:
                     child.kill()
                 elif not interrupted and await self._is_over(job, child, began):
                     interrupted = now
-                    child.send_signal(signal.SIGINT)
+                    child.terminate()  # a server of a script ignores SIGINT, and so would its child
         finally:
             await _ended(child)
         if job.is_cancelling:
@@ -200,7 +199,7 @@ class JobRunner:
 async def _ended(child: Process) -> None:
     """Let a command that still runs end, because the server does."""
     if child.returncode is None:
-        child.send_signal(signal.SIGINT)
+        child.terminate()
         try:
             await asyncio.wait_for(child.wait(), LEAVE_SECONDS)
         except TimeoutError:

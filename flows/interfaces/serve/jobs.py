@@ -116,7 +116,9 @@ def path_below(roots: tuple[str, ...], given: str) -> str:
         raise bad_request("the path is not valid", hint) from error
     if not _is_shown(path, roots) or ".." in Path(given).parts or not is_utf8(path):
         raise bad_request(OUTSIDE, hint)
-    if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES or not path.is_file():
+    if not os.path.isfile(path):  # a name may be too long
+        raise bad_request("there is no such file", hint)
+    if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         raise bad_request("the path is no image or video", hint)
     return str(path)
 

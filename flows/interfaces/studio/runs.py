@@ -505,7 +505,7 @@ def search_lines(run: QueuedRun) -> list[str]:
 
 
 def interrupt(pid: int, start: str) -> None:
-    """Send SIGINT to a process if it is the one that started then. Raises EnvironmentFault."""
+    """Stop a process in order if it is the one that started then. Raises EnvironmentFault."""
     if not start:
         return
     try:
@@ -515,12 +515,13 @@ def interrupt(pid: int, start: str) -> None:
     except OSError as error:
         raise EnvironmentFault(
             f"process {pid} cannot be stopped from here: {error.strerror}",
-            hint=f"Run `kill -INT {pid}` if it is the run",
+            hint=f"Run `kill {pid}` if it is the run",
         ) from error
     try:
         # The handle stays that of one process, whatever gets its number now.
         if start_of(pid) == start:
-            signal.pidfd_send_signal(handle, signal.SIGINT)
+            # Not SIGINT: a studio that a script started ignores it, and so would its runs.
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
     finally:
         os.close(handle)
 
