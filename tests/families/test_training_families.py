@@ -1,5 +1,6 @@
 """Stock trainers on stored features take the steps that they take from pixels through the whole
-model: every loss and every trained tensor is equal to the bit."""
+model: every loss and every trained tensor is equal to the bit, where this machine computes the same
+bits of two pictures at once as of each alone."""
 
 import copy
 import json
@@ -15,10 +16,12 @@ from torch.nn.functional import pad
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments, set_seed
 
 from penstock.training import FeatureCollator, language_half, lora_targets, processor_of
+from stages.models.halves.features import encode
 from stages.models.processors.blank_clips import Clip
 from stages.tune.training import loss_of, make_example, with_end_token
 from tests.support.clips import clips, joint_inputs
 from tests.support.processors import KINDS, plain_call
+from tests.support.trees import tensors_in
 from tests.support.waves import encoded_wave, folder_of
 
 pytestmark = [
@@ -176,10 +179,28 @@ def check(folder: Path, family: str, kind: str, lora: bool) -> None:
         check_tune(half, processor, collate, data.rows[0])
     of_features = trained(models[0], data.rows, collate, folder / "a")
     of_pixels = trained(models[1], data.rows, PixelCollator(data, processor), folder / "b")
-    assert of_features[0] == of_pixels[0] and len(of_features[0]) == 3
+    assert len(of_features[0]) == 3
+    if of_features[0] != of_pixels[0] and not encodes_alike(whole, data, processor):
+        assert of_features[0] == pytest.approx(of_pixels[0], rel=1e-5)
+        return
+    assert of_features[0] == of_pixels[0]
     assert of_features[1].keys() == of_pixels[1].keys()
     for name, tensor in of_features[1].items():
         assert torch.equal(tensor, of_pixels[1][name]), name
+
+
+def encodes_alike(whole: Any, data: Data, processor: Any) -> bool:
+    """Whether a picture has the same features beside another one, as the trainer encodes it, as
+    alone: products of larger matrices may be rounded otherwise."""
+    collate, rows = PixelCollator(data, processor), data.rows
+    with torch.no_grad():
+        both, first, second = (
+            tensors_in(encode(whole, collate(some))) for some in (rows[:2], rows[:1], rows[1:2])
+        )
+    return all(
+        torch.equal(together, torch.cat(parts))
+        for together, *parts in zip(both, first, second, strict=True)
+    )
 
 
 def check_tune(half: Any, processor: Any, collate: FeatureCollator, row: dict[str, Any]) -> None:
