@@ -122,10 +122,10 @@ def likeliest_end(
     """Return the end token of captions as training does: if the half stops at several, the one that
     it finds most likely after these captions."""
     examples = []
-    for row in rows:
+    for number, row in enumerate(rows):
         read = partial(collate.read, row["features"])
         parts = row["prompt"], row["caption"], row["is_cut"]
-        examples.append(make_example(half, processor, read, *parts))
+        examples.append(make_example(half, processor, read, *parts, number=number))
     return end_token_of(half, processor, examples)
 
 

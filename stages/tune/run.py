@@ -376,6 +376,7 @@ def _examples(
             example.prompt,
             example.caption,
             example.is_cut,
+            number=number,
         )
-        for example in items
+        for number, example in enumerate(items)
     ]

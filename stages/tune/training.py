@@ -70,8 +70,11 @@ def make_example(
     prompt: str,
     caption: str,
     is_cut: bool = False,
+    *,
+    number: int,
 ) -> TrainingExample:
-    """Return a tokenized example, without the end token."""
+    """Return a tokenized example, without the end token. `number`: its own among the examples that
+    are batched together, the same in a resumed training."""
     row = read()
     tokens = answer_ids if is_cut else full_answer_ids
     ids = torch.tensor(tokens(processor, caption), dtype=torch.long)
@@ -81,7 +84,7 @@ def make_example(
         prompt=prompt,
         caption=caption,
         ids=ids,
-        joins_with=(row.joins_with(), text_ids(inputs).shape[1]),
+        joins_with=(row.joins_with(number), text_ids(inputs).shape[1]),
         is_cut=is_cut,
     )
 

@@ -206,7 +206,7 @@ def encodes_alike(whole: Any, data: Data, processor: Any) -> bool:
 def check_tune(half: Any, processor: Any, collate: FeatureCollator, row: dict[str, Any]) -> None:
     """The loss of `penstock tune` is that of `forward` itself."""
     read = partial(collate.read, row["features"])
-    example = make_example(half, processor, read, row["prompt"], row["caption"])
+    example = make_example(half, processor, read, row["prompt"], row["caption"], number=0)
     example = with_end_token(example, processor.tokenizer.eos_token_id)
     with torch.no_grad():
         own, stock = loss_of(half, processor, [example]), half(**collate([row])).loss

@@ -351,7 +351,8 @@ def fp16_training(setting: Setting, folder: Path) -> Iterator[Row]:
         ((record,),) = encode_batches(bench.half("vision"), [[bench.prepared]])
     torch.cuda.reset_peak_memory_stats()
     half = bench.half("language")
-    example = make_example(half, bench.processor, lambda: record, "What moves?", CAPTION)
+    request = "What moves?", CAPTION
+    example = make_example(half, bench.processor, lambda: record, *request, number=0)
     trained = add_adapter(half, 16, 0)
     half.train()
     optimizer = optimizer_of(ADAMW, trained, RATE)

@@ -255,7 +255,7 @@ def _groups(requests: Sequence[DecodeRequest]) -> Iterator[list[int]]:
     rows with different settings."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, one in enumerate(requests):
-        groups.setdefault((one.features.joins_with(), *_settings(one)), []).append(index)
+        groups.setdefault((one.features.joins_with(index), *_settings(one)), []).append(index)
     yield from groups.values()
 
 

@@ -82,17 +82,18 @@ class FeatureRecord:
         count = RowCount(tokens=tree["tokens"], media=tree["media"])
         return cls(**{**rest, "rules": json.loads(tree["rules"]), "count": count})
 
-    def joins_with(self) -> str:
-        """Return a text that is equal for records that can be decoded in one batch."""
-        shapes = {m: _shapes(self.features[m], rule) for m, rule in self.rules.items()}
+    def joins_with(self, number: int) -> str:
+        """Return a text that is equal for records that can be decoded in one batch. `number`: this
+        record's own among those compared, by which one that joins no other differs from them."""
+        shapes = {m: _shapes(self.features[m], rule, number) for m, rule in self.rules.items()}
         # A processor pads sounds to the longest.
         is_sound = self.channel == SOUND
         blank = {n: len(s) if is_sound else s[1:] for n, s in self.blank.items()}
         side = {name: _shape(value) for name, value in self.side.items()}
         names = [self.channel, side, sorted(self.needs), blank]
-        heard: list[Any] = [] if self.heard is None else [self.heard.joins_with()]
+        heard: list[Any] = [] if self.heard is None else [self.heard.joins_with(number)]
         if heard and OUTLINE in self.side:  # its processor may take rows one by one
-            heard.append(id(self))
+            heard.append(number)
         return json.dumps([*names, self.rules, shapes, *heard], sort_keys=True)
 
 
@@ -224,8 +225,9 @@ def _tokens(tensor: torch.Tensor) -> int:
     return tensor.numel() // tensor.shape[-1] if tensor.shape[-1] else 0
 
 
-def _shapes(value: Any, rule: Rule) -> Any:
-    """Return everything besides the rule itself that must be equal for it to join two rows."""
+def _shapes(value: Any, rule: Rule, number: int) -> Any:
+    """Return everything besides the rule itself that must be equal for it to join two rows.
+    `number` is equal to no other row's."""
     if rule == "cat":
         return [str(value.dtype), *value.shape[1:]]
     if rule == "join":
@@ -233,7 +235,7 @@ def _shapes(value: Any, rule: Rule) -> Any:
     if rule == "same":
         return repr(value)
     if rule == "whole":
-        return id(value)
+        return number
     if "fields" in rule:
-        return {name: _shapes(value[name], part) for name, part in rule["fields"].items()}
-    return [_shapes(v, part) for v, part in zip(value, rule["each"], strict=True)]
+        return {name: _shapes(value[name], part, number) for name, part in rule["fields"].items()}
+    return [_shapes(v, part, number) for v, part in zip(value, rule["each"], strict=True)]

@@ -118,7 +118,8 @@ def side_by_side(rows: Sequence[FeatureRecord]) -> FeatureRecord:
     if len(rows) == 1:
         return first
     try:
-        if first.channel != "images" or len({row.joins_with() for row in rows}) > 1:
+        keys = {row.joins_with(number) for number, row in enumerate(rows)}
+        if first.channel != "images" or len(keys) > 1:
             raise ValueError("rows that differ")
         plain = [name for name in first.side if name not in (SHAPES, OUTLINE)]
         side = {name: joined([row.side[name] for row in rows]) for name in plain}

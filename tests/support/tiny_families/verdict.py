@@ -179,7 +179,7 @@ def through_disk(features: Features, rows: list[RowCount]) -> tuple[Features, bo
         for index in range(count)
     ]
     kept = [FeatureRecord.from_tree(unpack_tree(*_json(record.to_tree()))) for record in records]
-    assert len({record.joins_with() for record in kept}) == 1
+    assert len({record.joins_with(n) for n, record in enumerate(kept)}) == 1
     return Features(merge_rows(kept), features.needs, features.blank), count == len(rows)
 
 

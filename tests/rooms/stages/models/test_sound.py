@@ -143,7 +143,7 @@ def in_halves(
 ) -> Any:
     """What the language half generates of the records."""
     records = recorded(folder, batch, sounds)
-    assert len({record.joins_with() for record in records}) == 1
+    assert len({record.joins_with(n) for n, record in enumerate(records)}) == 1
     inputs, language = rebuild(small(folder), records, prompts), load_half(folder, "language")
     return generate(language, inputs, Features.of(records), **options)
 

@@ -18,6 +18,7 @@ from stages.models import NeedsWeights, describe, encode, generate, load_half
 from stages.models.encoding.batch import encode_batches
 from stages.models.halves.boundary import HALVES
 from stages.models.halves.records import (
+    OUTLINE,
     CannotSplit,
     FeatureRecord,
     RowCount,
@@ -306,7 +307,7 @@ def feature_record(pooled: Any, **changes: Any) -> FeatureRecord:
 
 def test_rows_of_unlike_structure_are_kept_apart() -> None:
     plain = feature_record([torch.randn(4, 3)])
-    assert plain.joins_with() == feature_record([torch.randn(4, 3)]).joins_with()
+    assert plain.joins_with(0) == feature_record([torch.randn(4, 3)]).joins_with(1)
     unlike = [
         feature_record(torch.randn(1, 4, 3)),
         feature_record([torch.randn(4, 3)], channel="videos"),
@@ -315,10 +316,19 @@ def test_rows_of_unlike_structure_are_kept_apart() -> None:
         feature_record(torch.randn(7, 3)),
         feature_record(torch.randn(7, 3)),
     ]
-    keys = [plain.joins_with(), *(row.joins_with() for row in unlike)]
+    keys = [row.joins_with(number) for number, row in enumerate([plain, *unlike])]
     assert len(set(keys)) == len(keys)
     shorter = feature_record(torch.randn(1, 4, 3)), feature_record(torch.randn(2, 2, 3))
-    assert shorter[0].joins_with() != shorter[1].joins_with()
+    assert shorter[0].joins_with(0) != shorter[1].joins_with(1)
+
+
+def test_keys_of_rows_that_join_no_other_outlive_the_rows() -> None:
+    def keys_of(**parts: Any) -> list[str]:
+        return [feature_record(torch.randn(7, 3), **parts).joins_with(n) for n in range(50)]
+
+    assert len(set(keys_of())) == 50 and keys_of() == keys_of()
+    heard = {"heard": feature_record([torch.randn(4, 3)]), "side": {OUTLINE: []}}
+    assert len(set(keys_of(**heard))) == 50
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -334,7 +344,7 @@ def test_rows_joined_from_disk_are_the_batch(family: str, kind: str) -> None:
     rows, (alone,) = encode_batches(half, [prepared, prepared[:1]])
     stored = [pack_tree(row.to_tree()) for row in rows]
     loaded = [FeatureRecord.from_tree(unpack_tree(meta, data)) for meta, data in stored]
-    assert {row.joins_with() for row in loaded} == {alone.joins_with()}
+    assert {row.joins_with(number) for number, row in enumerate(loaded, 1)} == {alone.joins_with(0)}
     assert_equal(merge_rows(loaded), dict(whole))
 
 

@@ -168,10 +168,11 @@ def test_answers_begin_with_the_blank_of_the_template_s_own_conversation() -> No
     assert start_ids(processor, SamplingParams(start_with=text))[0].tolist() == expected
     prepared = prepare(processor, black(processor, "image", 1.0, 32, 1))
     parts = {each.name: getattr(prepared, each.name) for each in fields(prepared)}
-    row: Any = SimpleNamespace(**parts, joins_with=tuple)
+    row: Any = SimpleNamespace(**parts, joins_with=str)
     config = SimpleNamespace(is_encoder_decoder=True)
     half = SimpleNamespace(config=config, main_input_name="input_ids")
-    assert make_example(half, processor, lambda: row, "What?", text).ids.tolist() == expected
+    example = make_example(half, processor, lambda: row, "What?", text, number=7)
+    assert (example.ids.tolist(), example.joins_with[0]) == (expected, "7")  # type: ignore[index]
     assert caption_of(processor, row, "What?", text).ids[0].tolist() == expected
     forced = SamplingParams(start_with="A")
     rest = caption_of(processor, row, "What?", " red fox", forced).ids[0].tolist()
