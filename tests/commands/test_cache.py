@@ -333,6 +333,15 @@ def test_two_rebuilds_of_one_job_are_refused(config: CaptionConfig) -> None:
     assert answered(config, name="another").encoded == 0
 
 
+def test_files_that_failed_do_not_count_as_rebuilt(config: CaptionConfig) -> None:
+    broken = Path(config.sources[0]) / "broken.mp4"
+    broken.write_bytes(b"no video at all" * 9)
+    result = answered(replace(config, sources=(*config.sources, "missing.mp4")))
+    assert (result.files, len(result.failures), result.made) == (4, 2, 3)
+    result = answered(replace(config, sources=(str(broken),)))
+    assert (result.files, result.made, result.exit_code) == (1, 0, 1)
+
+
 def test_a_rebuild_of_a_deployment_has_a_folder_of_its_own(config: CaptionConfig) -> None:
     request = RebuildConfig(sources=config.sources, model=config.model, store=config.store)
     result = answered(request)

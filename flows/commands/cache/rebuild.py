@@ -278,7 +278,7 @@ class RebuildResult:
     @property
     def made(self) -> int:
         """Return the number of files with features."""
-        return self.files
+        return self.files - sum(failure.stage != "sources" for failure in self.failures)
 
     def row(self) -> dict[str, int]:
         counts = self.difference
