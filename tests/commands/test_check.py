@@ -21,6 +21,7 @@ from artifacts.texts.trainer_models import MODELS, form_of
 from flows.commands.report.facts import facts
 from flows.interfaces.cli.main import main
 from flows.interfaces.studio.captions_routes import sets_in
+from flows.outputs.seen.check import is_copied
 from flows.outputs.seen.settings import KohyaSettings, MusubiSettings
 from flows.outputs.seen.tokens import (
     is_mended,
@@ -656,3 +657,7 @@ def test_a_copy_of_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     shutil.copytree(data.out, copy := tmp_path / "copy")
     (note,) = replace(data, out=copy).check(capsys)[1]["notes"]
     assert "names files of another folder" in note and f"--out {copy}" in note
+    settings = (data.folder / "dataset.toml").read_text()
+    for other in (f"/backup{data.folder}", f"{data.folder}-old"):
+        (data.folder / "dataset.toml").write_text(settings.replace(str(data.folder), other))
+        assert is_copied(data.folder), other

@@ -127,7 +127,8 @@ def is_copied(folder: Path) -> bool:
     """Return whether the settings of a data set do not name its folder, as those of a copy."""
     with contextlib.suppress(OSError, ValueError):
         text, names = read_text(folder / CONFIG, BYTES), {str(folder), os.path.realpath(folder)}
-        return not any(toml_text(name)[1:-1] in text for name in names)
+        begins = [toml_text(name)[:-1] for name in names]
+        return not any(begin + end in text for begin in begins for end in '/"')
     return False
 
 
