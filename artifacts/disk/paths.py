@@ -25,9 +25,10 @@ def required_path(text: str, kind: str = "path") -> str:
 
 def folder_named(text: str, name: str) -> Path:
     """Return the absolute path of a folder given as the option `name`. Raises UsageError for an
-    empty or invalid path."""
+    empty or invalid path, and for a relative one in a deleted working folder."""
     try:
-        path = Path(required_path(text, name)).expanduser().absolute()
+        path = Path(required_path(text, name)).expanduser()
+        path = path.absolute()
         os.lstat(os.fsencode(path))
     except (ValueError, RuntimeError) as error:  # a NUL, a lone surrogate, an unknown ~user
         raise UsageError(
@@ -36,6 +37,11 @@ def folder_named(text: str, name: str) -> Path:
     except OSError as error:  # it does not exist: the run will report it
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(f"--{name}: the path is too long", hint="Give a folder") from error
+        if not path.is_absolute():
+            raise UsageError(
+                f"--{name} {text}: the working folder cannot be found ({error.strerror})",
+                hint="Change to a folder that exists, or give an absolute path",
+            ) from error
     return path
 
 
@@ -172,6 +178,5 @@ NEARBY = "PENSTOCK_NEARBY"
 
 
 def nearby_folder() -> Path:
-    """Return the folder of the local cache of remote objects."""
-    folder = os.environ.get(NEARBY)
-    return Path(folder).expanduser().absolute() if folder else cache_home() / "penstock-nearby"
+    """Return the folder of the local cache of remote objects. Raises UsageError."""
+    return _folder(NEARBY, "") if os.environ.get(NEARBY) else cache_home() / "penstock-nearby"

@@ -9,7 +9,15 @@ import pytest
 
 from artifacts.disk.files import refuse_foreign, replace_file, write_text
 from artifacts.disk.names import LONGEST_NAME, SUFFIXES, file_stems
-from artifacts.disk.paths import RealPaths, lies_in, user_cache, user_state
+from artifacts.disk.paths import (
+    NEARBY,
+    RealPaths,
+    folder_named,
+    lies_in,
+    nearby_folder,
+    user_cache,
+    user_state,
+)
 from artifacts.errors import UsageError
 from flows.commands.export import result as export_result
 from flows.commands.export.options import ExportConfig
@@ -104,6 +112,21 @@ def test_a_user_without_a_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UsageError, match="has no home") as raised:
         user_cache()
     assert "XDG_CACHE_HOME" in raised.value.hint
+    monkeypatch.setenv(NEARBY, "~nobody-of-that-name/cache")
+    with pytest.raises(UsageError, match="cannot be resolved") as raised:
+        nearby_folder()
+    assert NEARBY in raised.value.hint
+
+
+def test_a_folder_named_in_a_deleted_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UsageError, match="--out x: the working folder cannot be found"):
+        folder_named("x", "out")
+    assert folder_named(str(tmp_path), "out") == tmp_path
 
 
 @pytest.mark.parametrize(
