@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from heapq import merge
 from operator import attrgetter
-from typing import Any, NamedTuple, Required, TypedDict
+from typing import Any, NamedTuple, NotRequired, Required, TypedDict
 
 from artifacts.digests import digest_of
 from artifacts.disk.json_shapes import Json, parse
@@ -96,6 +96,8 @@ class StoredSummary(TypedDict):
     cut: int
     """How many texts were cut."""
     ended: Ended
+    reasons: NotRequired[bool]
+    """Whether a text is all reasoning; the record of any other summary lacks it."""
 
 
 def file_failure(
@@ -555,15 +557,19 @@ class Summaries:
                 return settings, records.meta(key)
         return None
 
+    def _stored(self, video: SummaryInput) -> tuple[PartSettings, StoredSummary] | None:
+        """Return the record of a video's summary; None if there is none."""
+        return self._find(video, self._records)
+
     def is_missing(self, video: SummaryInput) -> bool:
         """Return whether a video has no summary and no failure."""
-        return not (self._find(video, self._records) or self._find(video, self._failures))
+        return not (self._stored(video) or self._find(video, self._failures))
 
     def failures(self) -> Iterator[Failure]:
         """Yield the failures of videos that have no summary, or a part that is all reasoning."""
         for video in summary_inputs(self._job):
             why: Mapping[str, str] | None
-            if (stored := self._find(video, self._records)) is not None:
+            if (stored := self._stored(video)) is not None:
                 why = ALL_REASONING if stored[1].get("reasons") else None
             else:
                 why = failed[1] if (failed := self._find(video, self._failures)) else None
@@ -582,10 +588,9 @@ class Summaries:
     def _rows(self) -> Iterator[SummaryRow]:
         """Yield the rows of the stored summaries."""
         for video in summary_inputs(self._job):
-            stored = self._find(video, self._records)
+            stored = self._stored(video)
             if stored is not None and not stored[1].get("reasons"):
-                settings = stored[0]
-                meta: StoredSummary = stored[1]
+                settings, meta = stored
                 yield SummaryRow(
                     media_path=video.file.media_path,
                     source=video.file.source,
@@ -607,7 +612,7 @@ class Summaries:
         stored = {
             tuple(video.texts): meta["levels"]
             for video in summary_inputs(self._job)
-            for _, meta in filter(None, [self._find(video, self._records)])
+            for _, meta in filter(None, [self._stored(video)])
             if not meta.get("reasons")
         }
         return sum(len(level) for levels in stored.values() for level in levels)
