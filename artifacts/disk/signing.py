@@ -17,11 +17,11 @@ SHORTEST = 16
 """Smallest size of a secret in bytes. Shorter ones are torn, empty or can be guessed."""
 LONGEST = 1 << 12
 BLANK = b" \t\r\n\0"
-"""Bytes stripped around a secret. A disk that lost power may leave zeros."""
+"""Bytes that do not count at the ends of a secret. A disk that lost power may leave zeros."""
 
 
 def stored_secret(path: Path, noun: str, hint: str) -> bytes | None:
-    """Return the stripped secret in a file, or None without a file. Raises EnvironmentFault for a
+    """Return the secret in a file as it is, or None without a file. Raises EnvironmentFault for a
     file without a secret (`noun` names it in the message), and OSError for an unreadable file."""
     try:
         with open_regular(path) as file:
