@@ -76,7 +76,7 @@ BFLOAT16_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartSettings:
-    """The settings that one half is loaded and run with. Every field is part of the cache key."""
+    """The settings that one half is loaded and run with. `key_fields` enter the cache key."""
 
     precision: str
     """`fp32`, `bf16`, `fp16`, `int8` or `nf4`; `fp4` for a checkpoint saved in it."""
