@@ -182,7 +182,7 @@ def _has_vectors(store: Store, model: Model, settings: PartSettings) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A resolved command. Nothing in it depends on when it is run."""
+    """A resolved command: all that is known before the first stage starts."""
 
     config: RunOptions
     pipeline: Pipeline
