@@ -261,7 +261,8 @@ def _low_rank(
 
 
 def _check_saved(folder: Path, settings: Mapping[str, Json], whole: Mapping[str, str]) -> None:
-    """Refuse an adapter without a module that was trained whole. Raises EnvironmentFault."""
+    """Refuse an adapter without a module that was trained whole. Raises EnvironmentFault, and
+    UsageError for settings that do not list such modules by name."""
     modules = settings.get("modules_to_save") or []
     if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise UsageError(
