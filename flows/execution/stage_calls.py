@@ -24,7 +24,7 @@ from flows.core.plan.costs.tag import pass_rows as pass_rows_of_tagger
 from flows.core.plan.ladder import Rung
 from flows.execution.batches import pass_rows
 from stages.answer import AnswerItem, AnswerJob
-from stages.ask import PROBE, AskItem, AskJob
+from stages.ask import AskItem, AskJob
 from stages.decode.generation import (
     CHECKPOINT,
     FALLBACK,
@@ -134,8 +134,9 @@ class StageCallBuilder:
         """Return the call that handles about so many chunks, which `pipes` deliver to a process on
         each of these devices while others are made. `share`: bytes of the device that it may take
         beside another process; 0: it has the device for itself."""
-        changes: dict[str, Any] = {"fallback_batch": fallback_batch, "fed": chunks}
-        request = JobRequest(stage=stage, rung=rung, variant=variant, **changes)
+        request = JobRequest(
+            stage=stage, rung=rung, variant=variant, fallback_batch=fallback_batch, fed=chunks
+        )
         fed = self._make(request)
         calls = [
             on_device(self._call(stage, replace(fed, requests=str(pipe))), device)
@@ -431,15 +432,6 @@ def _texts_job(calls: StageCallBuilder, request: JobRequest) -> TextsJob:
     )
 
 
-def _ask_item(task: Task, stage: StageSpec) -> AskItem:
-    """Return a task of a stage that servers answer."""
-    key, frames, kind = task[stage.writes], task["frames"], task.medium.kind
-    if stage is not PROBE:
-        return AskItem(key, frames, kind, task.prompt)
-    probe = QuestionProbe.of(task.prompt)
-    return AskItem(key, frames, kind, probe.prompt, probe.labels)
-
-
 def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
     job, stage, variant = calls.job, request.stage, request.variant
     served, config = job.model.served, job.config
@@ -456,14 +448,18 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
         frames_namespace=variant["frames"],
         namespace=variant[stage.writes],
         writes=stage.writes,
-        items=[_ask_item(task, stage) for batch in request.batches for task in batch],
+        items=[
+            AskItem(task[stage.writes], task["frames"], task.medium.kind, task.prompt)
+            for batch in request.batches
+            for task in batch
+        ],
         model=served.model,
         endpoints=[endpoint.url for endpoint in served.endpoints],
         keys_file=os.path.abspath(os.path.expanduser(keys)) if keys else "",
         fit=job.model.fit("image"),
         video=variant.sends_video,
         at_once=request.rung.batch,
-        max_new_tokens=1 if stage is PROBE else config.groups.engine.max_new_tokens,
+        max_new_tokens=config.groups.engine.max_new_tokens,
         system=params.system,
         schema=params.schema,
         sampling=sampling,
@@ -471,6 +467,14 @@ def _ask_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
         seed=params.seed if params.is_sampled else None,
         seen=dict(calls.seen),
     )
+
+
+def _probe_job(calls: StageCallBuilder, request: JobRequest) -> AskJob:
+    """Return the job that makes no text, and asks for the labels of each item as one token."""
+    job = _ask_job(calls, request)
+    probes = [(chunk, QuestionProbe.of(chunk.prompt)) for chunk in job.items]
+    items = [chunk._replace(prompt=probe.prompt, labels=probe.labels) for chunk, probe in probes]
+    return replace(job, items=items, max_new_tokens=1)
 
 
 def _tag_job(calls: StageCallBuilder, request: JobRequest) -> TagJob:
@@ -496,7 +500,7 @@ def _tag_job(calls: StageCallBuilder, request: JobRequest) -> TagJob:
 MAKERS: Mapping[str, Callable[[StageCallBuilder, JobRequest], Any]] = {
     "answer": _answer_job,
     "ask": _ask_job,
-    "ask_probes": _ask_job,
+    "ask_probes": _probe_job,
     "decode": _decode_job,
     "embed": _embed_job,
     "embed_texts": _texts_job,
