@@ -25,6 +25,8 @@ How an answer is made:
 2. The record holds the log probability of each label. Everything else is computed from these.
 3. The probabilities of a question's labels are normalized among themselves. `mass` is what they had
    together before: how much the model wanted to answer with any of them.
+4. Of a label that a server does not state, the record holds a bound. A probe of which only bounds
+   are known has no answer, and its tag no probability.
 """
 
 import json
@@ -34,7 +36,7 @@ import string
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from artifacts.digests import digest_of
 from artifacts.disk.files import encoded
@@ -331,6 +333,13 @@ class QuestionAnswer:
         return {name: v for name, v in values_of(self).items() if v is not None}
 
 
+def stated_scores(record: Mapping[str, Any]) -> Sequence[float]:
+    """Return the log probability of each label of a probe from the fields of its record; none if
+    all are the same bound, which says nothing of which label is more probable."""
+    scores: Sequence[float] = record["scores"]
+    return () if record.get("bounded") and len(set(scores)) == 1 else scores
+
+
 def answer_of(
     question: Question,
     *chunks: Sequence[Sequence[float]],
@@ -339,8 +348,9 @@ def answer_of(
 ) -> QuestionAnswer:
     """Return the answer to a question from the log probabilities of the labels of each of its
     probes, in their order. Of several `chunks`, the mean of their probabilities counts, of each by
-    its calibration. `is_bounded`: some of them are bounds."""
-    masses = (sum(map(math.exp, of_probe)) for scores in chunks for of_probe in scores)
+    its calibration. `is_bounded`: some of them are bounds. A tag whose probe has none is left out;
+    some probe of each chunk has to have some."""
+    masses = (sum(map(math.exp, own)) for scores in chunks for own in scores if own)
     mass = min(1.0, *masses)  # rounding, and bounds, may add up to more than 1
     mass = float(f"{mass:.3g}")  # three digits, however small: 1e-9 says more than 0
     raw = _answer(question, chunks, [RAW] * len(chunks), mass)
@@ -361,9 +371,12 @@ def _answer(
 ) -> QuestionAnswer:
     """Return the same by these calibrations alone."""
     pairs = [*zip(chunks, calibrations, strict=True)]
-    probes = [_mean([by.of(scores[at]) for scores, by in pairs]) for at in range(len(chunks[0]))]
+    probes = [
+        _mean([by.of(scores[at]) for scores, by in pairs if scores[at]])
+        for at in range(len(chunks[0]))
+    ]
     if question.type == "tags":
-        tags = {tag: _rounded(p[0]) for tag, p in zip(question.labels, probes, strict=True)}
+        tags = {tag: _rounded(p[0]) for tag, p in zip(question.labels, probes, strict=True) if p}
         passed = tuple(tag for tag, p in tags.items() if p >= question.threshold)
         return QuestionAnswer(type="tags", tags=passed, probabilities=tags, mass=mass)
     shares = dict(zip(question.labels, probes[0], strict=True))
@@ -387,6 +400,7 @@ def _answer(
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean of each column; empty without rows."""
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 

@@ -54,10 +54,12 @@ def rows(place: Place) -> list[dict[str, Any]]:
     return read_lines(place.out / "answers.jsonl")
 
 
-def test_answers_are_the_probabilities_that_the_server_states(place: Place) -> None:
+def test_answers_are_the_probabilities_that_the_server_states(place: Place, capsys: Any) -> None:
     server = TableServer(place.clips, TABLE)
     with running(server) as address:
         options = ("--format", "parquet", "--keep", "watermark < 0.2")
+        assert main(words(place, address, QUESTIONS, "--dry-run")) == 0
+        assert "about 4 chunks and 4 frames" in capsys.readouterr().out
         assert main(words(place, address, QUESTIONS, *options)) == 0
         assert len(server.requests) == 6 * 4
         renamed = {f"{name}_2": question for name, question in QUESTIONS.items()}
@@ -65,6 +67,7 @@ def test_answers_are_the_probabilities_that_the_server_states(place: Place) -> N
         assert len(server.requests) == 6 * 4
         more = {**QUESTIONS["things"], "tags": ["a tree", "a dog", "a car"]}
         assert main(words(place, address, {"things": more})) == 0
+        assert "made for further prompts: answers 4, frames 4" in capsys.readouterr().err
     assert len(server.requests) == 7 * 4
     for request in server.requests:
         own = {name: request[name] for name in ("max_tokens", "logprobs", "top_logprobs")}
@@ -97,6 +100,27 @@ def test_rows_have_the_answers_and_say_what_is_a_bound(place: Place) -> None:
         served = {"model": "openai:m", "endpoint": [address]}
         answers = penstock.ask(place.clips, questions=QUESTIONS, **where, **served)  # type: ignore[arg-type]
         assert answers.table().column_names == table.column_names
+
+
+def test_labels_that_the_server_does_not_state_are_no_answer(place: Place, capsys: Any) -> None:
+    first = min(path.name for path in place.clips.iterdir())
+    row = {"zz": {}, CAR: {}, "a dog": {"Yes": 0.9}, KIND: {"photo": 0.8, "drawing": 0.1}}
+    table = {"*": row, first: {**row, "zz": {"No": 0.1, "Yes": 0.8}, CAR: {"Yes": 0.9}}}
+    own = {name: QUESTIONS[name] for name in ("form", "things")} | {"zz": "Is it zz?"}
+    options = ("--format", "csv", "--keep", "zz >= 0.5 and zz_bounded = 0")
+    with running(TableServer(place.clips, table)) as address:
+        assert main(words(place, address, own, *options)) == 0
+        assert [line["media_path"] for line in read_lines(place.out / "kept.jsonl")] == [first]
+        output = capsys.readouterr()
+        assert "zz: the server stated none of the labels 3 times" in output.err
+        assert ", 6 unknown: the server stated none of their labels" in output.out
+        for keep in ("not things like '%car%'", "zz_bounded = 1", "zz < 0.5"):
+            assert main(words(place, address, own, "--keep", keep)) == 0
+            assert read_lines(place.out / "kept.jsonl") == []
+    whole, *unknown = rows(place)
+    assert whole["answers"]["zz"]["p"] > 0.8 and "unanswered" not in whole
+    assert [row["unanswered"] for row in unknown] == [["zz"]] * 3
+    assert {row["answers"]["things"]["tags"][0] for row in unknown} == {"a dog"}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from artifacts.texts.questions import (
     answer_of,
     canonical,
     probes_of,
+    stated_scores,
 )
 from artifacts.texts.stored_answers import AnswerRow
 from artifacts.texts.tables import TABLES
@@ -62,6 +63,9 @@ class AnswersWritten(RunEnd):
     """Places of the files that do not meet `--keep`."""
     masses: dict[str, list[float]] = field(default_factory=dict)
     """Question → the mass of each of its answers."""
+    unstated: Counter[str] = field(default_factory=Counter)
+    """Question → number of its answers without any, because the server stated no label; of tags,
+    each counts."""
     calibrations: Calibrations = field(default_factory=dict)
     """What decisions of people make of the probabilities."""
     uncounted: tuple[str, ...] = ()
@@ -84,6 +88,7 @@ class AnswersWritten(RunEnd):
 
     def to_json(self) -> dict[str, Json]:
         made: dict[str, Json] = {"rows": self.rows, "answers": self.made, "small_mass": self.unsure}
+        made |= {"unstated": self.unstated.total()} if self.unstated else {}
         made |= {} if self.kept is None else {"kept": self.kept}
         if self.calibrations:
             made["calibrations"] = [
@@ -106,6 +111,8 @@ class AnswersWritten(RunEnd):
         line = f"{counted(self.made, 'answer')} about {about} in {self.out / ANSWERS}"
         if self.unsure:
             line += f", {self.unsure:,} of them with a mass below {LEAST_MASS:g}"
+        if self.unstated:
+            line += f", {self.unstated.total():,} unknown: the server stated none of their labels"
         if self.kept is not None:
             line += (
                 f", {self.kept:,} of {counted(self.files, 'file')} kept in {self.out / KEPT_FILE}"
@@ -118,6 +125,12 @@ class AnswersWritten(RunEnd):
         """Yield a note for each question that the model hardly answers with its labels, and for
         decisions that do not count."""
         yield from self.uncounted
+        for name, count in self.unstated.items():
+            yield (
+                f"{name}: the server stated none of the labels {count:,} times: these answers are "
+                "unknown, so they give no tag and meet no comparison. Ask in other words, or "
+                "choose a model that follows instructions"
+            )
         for name, masses in self.masses.items():
             if masses and (middle := median(masses)) < LEAST_MASS:
                 yield (
@@ -147,6 +160,8 @@ class AnswerRows:
         """Number of rows of each file."""
         self.masses: dict[str, list[float]] = {}
         """Question → the mass of each of its answers."""
+        self.unstated: Counter[str] = Counter()
+        """Question → number of its probes of which the server stated no label."""
         self.bounded: set[str] = set()
         """Questions with an answer in which a bound stands for a probability."""
         self.media: list[MediumAnswers] = []
@@ -154,6 +169,7 @@ class AnswerRows:
 
     def __iter__(self) -> Iterator[AnswerRow]:
         self.media, self.chunks, self.lines = [], Counter(), Counter()
+        self.unstated = Counter()
         self.masses = {question.name: [] for question in self._questions}
         for group in self._job.by_file:
             file = group[0].file
@@ -176,14 +192,19 @@ class AnswerRows:
         return [by_index[index] for index in sorted(by_index)]
 
     def _answers(self, tasks: Mapping[str, Task]) -> dict[str, QuestionAnswer]:
-        """Return the answers to all questions whose probes have records."""
+        """Return the answers to all questions whose probes have records, and of which some label
+        is known."""
         kept, answers = self._job.ledger["answers"], dict[str, QuestionAnswer]()
         for question in self._questions:
             texts = self._probes[question.name]
             own = [tasks[text] for text in texts if text in tasks]
             if len(own) == len(texts):
                 metas = [kept.meta(task["answers"]) for task in own]
-                scores = [meta["scores"] for meta in metas]
+                scores = [*map(stated_scores, metas)]
+                if unstated := sum(not of_probe for of_probe in scores):
+                    self.unstated[question.name] += unstated
+                if not any(scores):
+                    continue
                 is_bounded = any(meta.get("bounded") for meta in metas)
                 by = self.calibrations.get((question.name, half_of(own[0])))
                 calibration = by.calibration if by is not None else RAW
@@ -192,7 +213,7 @@ class AnswerRows:
                 )
                 self.bounded.update([question.name] if is_bounded else ())
                 answers[question.name] = answer
-                self.media[-1].add(question.name, scores, calibration)
+                self.media[-1].add(question.name, scores, calibration, is_bounded=is_bounded)
                 self.masses[question.name].append(answer.mass)
         return answers
 
@@ -236,6 +257,7 @@ def write_answers(
         chunks=rows.chunks,
         rows=rows.lines.total(),
         masses=rows.masses,
+        unstated=rows.unstated,
         calibrations=rows.calibrations,
         uncounted=decided.notes,
         kept=None if keep is None else len(selected.kept),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from artifacts.texts.calibration import LEAST, RAW, Calibrated, Decision, calibrated
 from artifacts.texts.decisions import DecisionKey
-from artifacts.texts.questions import Questions, probes_of
+from artifacts.texts.questions import Questions, probes_of, stated_scores
 from artifacts.wording import counted
 from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job
@@ -43,8 +43,8 @@ def calibrations_of(
                 if (task := tasks.get(text)) is None:
                     continue
                 key = DecisionKey(content, task.chunk.start, task.chunk.end, digest)
-                if (label := labels.get(key)) in probe.labels:
-                    scores = tuple(job.ledger["answers"].meta(task["answers"])["scores"])
+                scores = tuple(stated_scores(job.ledger["answers"].meta(task["answers"])))
+                if scores and (label := labels.get(key)) in probe.labels:
                     decision = Decision(scores, probe.labels.index(label), content)
                     decisions.setdefault((name, half_of(task)), {})[key] = decision
     return {of: calibrated([*by_key.values()]) for of, by_key in decisions.items()}

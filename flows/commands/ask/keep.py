@@ -23,9 +23,14 @@ def texts_of(questions: Questions) -> list[str]:
     return [*NAMES, "kind", *(name for name, kind in own.items() if kind == "text")]
 
 
+def kept_columns(questions: Questions) -> dict[str, str]:
+    """Return the columns of answers that a condition may name."""
+    return columns_of(questions, bounded=[one.name for one in questions])
+
+
 def parse_keep(text: str | None, questions: Questions) -> Condition | None:
     """Return the condition of `--keep`; None without one. Raises UsageError."""
-    columns = (*NAMES, "kind", *columns_of(questions))
+    columns = (*NAMES, "kind", *kept_columns(questions))
     for question in questions:
         others = columns_of(
             tuple(one for one in questions if one is not question),
@@ -55,8 +60,10 @@ class MediumAnswers:
 
     def __init__(self, file: MediaFile) -> None:
         self.file = file
-        self._scores: dict[str, list[list[list[float]]]] = {}
+        self._scores: dict[str, list[list[Sequence[float]]]] = {}
         """Question → log probabilities by chunk, probe and label."""
+        self._bounded: set[str] = set()
+        """Questions with a bound in place of a log probability."""
         self._calibrations: dict[str, list[Calibration]] = {}
         """Question → how they are calibrated, by chunk."""
 
@@ -65,16 +72,25 @@ class MediumAnswers:
         """Return whether any question is answered about the file."""
         return bool(self._scores)
 
-    def add(self, name: str, scores: list[list[float]], calibration: Calibration) -> None:
-        """Add the log probabilities of a question about the next chunk."""
+    def add(
+        self,
+        name: str,
+        scores: list[Sequence[float]],
+        calibration: Calibration,
+        *,
+        is_bounded: bool,
+    ) -> None:
+        """Add the log probabilities of a question about the next chunk; some probe has some."""
         self._scores.setdefault(name, []).append(scores)
         self._calibrations.setdefault(name, []).append(calibration)
+        self._bounded.update([name] if is_bounded else ())
 
     def values(self, questions: Questions) -> dict[str, Json]:
         """Return the columns of a condition: an answer about a video is that of the mean
-        probabilities of its chunks."""
+        probabilities of its chunks. Tags are null if one of them is unknown: a condition that
+        excludes it would be met."""
         values: dict[str, Json] = {
-            **dict.fromkeys(columns_of(questions)),
+            **dict.fromkeys(kept_columns(questions)),
             "media_path": self.file.media_path,
             "source": self.file.source,
             "kind": self.file.kind,
@@ -84,8 +100,10 @@ class MediumAnswers:
                 by = self._calibrations[question.name]
                 answer = answer_of(question, *of_chunks, calibrations=by)
                 own = values_of_answer(question.name, answer)
+                own[f"{question.name}_bounded"] = int(question.name in self._bounded)
                 if answer.tags is not None:
-                    own[question.name] = ", ".join(answer.tags)
+                    is_whole = len(answer.probabilities or {}) == len(question.labels)
+                    own[question.name] = ", ".join(answer.tags) if is_whole else None
                 values |= {name: own[name] for name in own.keys() & values.keys()}
         return values
 

@@ -93,9 +93,10 @@ def decided_by(job: Job) -> dict[str, str]:
 
 
 def again_note(job: Job) -> str:
-    """Return a note that names the records that the run makes again, and why. Return an empty text
-    if the store has the records of all media that have rows in the folder."""
-    missing = Counter[str]()
+    """Return a note that names the records that the run makes again, or for further prompts alone,
+    and why. Return an empty text if the store has the records of all media that have rows in the
+    folder."""
+    missing, done, to_do = Counter[str](), set[str](), set[str]()
     for medium in job.media if job.before else ():
         if medium.digest not in job.before or job.ledger.failure(medium):
             continue
@@ -103,6 +104,7 @@ def again_note(job: Job) -> str:
             missing["index"] += 1
         for task in job.ledger.tasks([medium]):
             stages = () if job.ledger.has_failed(task) else job.ledger.stages_of(task)
+            (done if job.ledger.is_done(task) else to_do).add(medium.prompt)
             missing.update(stage.writes for stage in stages if not job.ledger.has(task, stage))
     if not missing:
         return ""
@@ -110,7 +112,9 @@ def again_note(job: Job) -> str:
     before, now = recorded.plan.decided_by if recorded else {}, decided_by(job)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     why = f"changed since the last run: {', '.join(changed)}"
-    return f"made again: {reasons(missing)} ({why if changed else 'the store has no record of it'})"
+    is_added = done and done.isdisjoint(to_do) and changed == ["the prompt"]
+    what = "made for further prompts" if is_added else "made again"
+    return f"{what}: {reasons(missing)} ({why if changed else 'the store has no record of it'})"
 
 
 def summary(job: Job) -> PlanRecord:

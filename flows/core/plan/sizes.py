@@ -105,7 +105,8 @@ def estimates(job: Job) -> list[Estimate]:
     seen: set[Any] = set()
     for medium in media:
         estimate = _estimate(job, medium, headers.get(medium.digest))
-        of_prompt = encoder_of(job.pipeline).writes in job.ledger.variant.prompted
+        encoder = encoder_of(job.pipeline)  # one without a part, a server, gets the same frames
+        of_prompt = bool(encoder.part) and encoder.writes in job.ledger.variant.prompted
         identity = (medium.digest, of_prompt and medium.prompt)
         if identity in seen:  # it reuses the frames and features of another prompt
             estimate = replace(estimate, seconds=0.0, frames=0, shown_frames=0, frame_bytes=0)

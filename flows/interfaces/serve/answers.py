@@ -20,6 +20,7 @@ from artifacts.texts.questions import (
     answer_of,
     probes_of,
     read_questions,
+    stated_scores,
 )
 from flows.interfaces.serve.caption_routes import CaptionRoutes
 from flows.interfaces.serve.captioning import Captioned, CaptionParams
@@ -93,15 +94,19 @@ def row_of(
     requested: AnswersRequest, by_probe: AnsweredPrompts, at: int, chunk: ChunkIndex
 ) -> dict[str, Json]:
     """Return the answers about one chunk, in the form of `answers.jsonl`. Raises HttpRefusal."""
-    answers: dict[str, Json] = {}
+    answers, unanswered = dict[str, Json](), list[Json]()
     for question in requested.questions:
         firsts = [by_probe[probe].outputs[at].first for probe in requested.probes[question.name]]
         if not all(firsts):
             raise bad_request("the model states no log probabilities", "Use another model")
         is_bounded = any(first["bounded"] for first in firsts)
-        scores = [first["scores"] for first in firsts]
+        scores = [stated_scores(first) for first in firsts]
+        if not any(scores):
+            unanswered.append(question.name)
+            continue
         answers[question.name] = answer_of(question, scores, is_bounded=is_bounded).to_json()
-    return {"start": chunk.start, "end": chunk.end, "answers": answers}
+    row: dict[str, Json] = {"start": chunk.start, "end": chunk.end, "answers": answers}
+    return row | ({"unanswered": unanswered} if unanswered else {})
 
 
 def parse_answers_request(body: bytes) -> AnswersRequest:

@@ -6,7 +6,13 @@ import math
 import pytest
 
 from artifacts.errors import UsageError
-from artifacts.texts.questions import QuestionProbe, answer_of, canonical, read_questions
+from artifacts.texts.questions import (
+    QuestionProbe,
+    answer_of,
+    canonical,
+    read_questions,
+    stated_scores,
+)
 
 FILE = """
 [watermark]
@@ -148,3 +154,20 @@ def test_an_answer_about_several_chunks_is_that_of_their_mean_probabilities() ->
 def test_probabilities_below_what_a_float_holds_give_an_answer() -> None:
     answer = answer_of(read_questions(FILE, "q.toml")[0], [[-900.0, -901.0]])
     assert answer.p == pytest.approx(1 / (1 + math.exp(-1)), abs=1e-6) and answer.mass == 0.0
+
+
+def test_bounds_that_are_all_the_same_are_no_log_probabilities() -> None:
+    tie = logs(0.5, 0.5)
+    assert stated_scores({"scores": tie}) == tie
+    assert stated_scores({"scores": tie, "bounded": False}) == tie
+    assert stated_scores({"scores": tie, "bounded": True}) == ()
+    assert stated_scores({"scores": logs(0.5, 0.1), "bounded": True}) == logs(0.5, 0.1)
+
+
+def test_a_tag_without_log_probabilities_is_no_tag_and_has_no_probability() -> None:
+    tags = read_questions(FILE, "q.toml")[3]
+    answer = answer_of(tags, [(), logs(0.07, 0.03)], is_bounded=True)
+    assert (answer.tags, answer.probabilities) == (("a dog",), {"a dog": 0.7})
+    assert answer.mass == 0.1 and answer.bounded
+    several = answer_of(tags, [(), logs(0.07, 0.03)], [logs(0.6, 0.4), ()])
+    assert several.probabilities == {"a car": 0.6, "a dog": 0.7}
