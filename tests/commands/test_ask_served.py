@@ -140,10 +140,13 @@ def test_wrong_requests_get_one_error(
 
 def test_labels_of_several_words_are_letters_of_each_chunk(server: Serving, pictures: Path) -> None:
     shot = {"text": "Which?", "labels": ["close-up", "wide shot"]}
-    body = {"media": address(pictures / "1.png"), "questions": {"shot": shot, "car": "A car?"}}
+    same = {"text": "Which?", "labels": ["Yes", "Yesterday"]}
+    questions = {"shot": shot, "car": "A car?", "same": same}
+    body = {"media": address(pictures / "1.png"), "questions": questions}
     first, again = (
         json.loads(server.ask("POST", "/v1/answers", json.dumps(body)).body) for _ in range(2)
     )
     assert first["rows"][0]["answers"]["shot"]["answer"] == "close-up"  # the demo begins with A
     assert first["rows"][0]["answers"]["car"]["bounded"] is True  # its Yes is several tokens
+    assert first["rows"][0]["unanswered"] == ["same"]  # both begin with one token
     assert (first["cached"], again["cached"]) == (False, True) and first["rows"] == again["rows"]
