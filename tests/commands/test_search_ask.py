@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from PIL import Image
 
 import penstock
 from artifacts.errors import UsageError
+from flows.commands.search.asking import ask_hits, question_for
+from flows.core.console.display import Display
+from flows.core.options.hit_questions import AskHitsOptions
 from flows.interfaces.cli.main import main
 from tests.support.builders.films import Shown, Truth, what_it_does, which_thing, write_films
 
@@ -118,6 +122,14 @@ def test_a_question_that_says_nothing_of_the_text_is_refused(
 ) -> None:
     assert main(words(place, "x", *options)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_image_is_no_text_to_ask_about(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(image := tmp_path / "car.png")
+    with pytest.raises(UsageError, match=r"--ask: .*car\.png is an image"):
+        ask_hits([], str(image), AskHitsOptions(ask="out"), "", Display(quiet=True))
+    asked = question_for(str(image), '{"a": {"text": "Is there a car?"}}', "")
+    assert asked.question.text == "Is there a car?"
 
 
 def test_options_without_ask_are_refused(capsys: Any) -> None:

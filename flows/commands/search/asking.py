@@ -29,7 +29,7 @@ from artifacts.tiles import OFF
 from artifacts.wording import counted
 from flows.commands.ask import ANSWER
 from flows.commands.ask.run import check
-from flows.commands.search.query import Hit
+from flows.commands.search.query import Hit, is_image_query
 from flows.commands.shared.arguments import recorded_run
 from flows.core.console.display import Display
 from flows.core.job.pass_mode import replanned_once
@@ -94,6 +94,11 @@ def question_for(text: str, given: str, label: str) -> HitQuestion:
     """Return the question about the hits of a text. Of labels, those with `label` in them count,
     or with the text itself. Raises UsageError."""
     if not given:
+        if is_image_query(text):
+            raise UsageError(
+                f"--ask: {text} is an image, and the question needs words",
+                hint="Give --questions with a question of yes or no, or search for a text",
+            )
         (question,) = read_questions(encoded({"seen": SEEN.format(text)}), "the searched text")
         return HitQuestion(question=question)
     question, *others = questions_in(given, {})
