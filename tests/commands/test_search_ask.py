@@ -2,8 +2,9 @@
 medium is opened, and what is stored is read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +12,14 @@ from PIL import Image
 
 import penstock
 from artifacts.errors import UsageError
-from flows.commands.search.asking import ask_hits, question_for
+from flows.commands.search.asking import (
+    FilmFrames,
+    HitAnswer,
+    _refined,
+    ask_hits,
+    question_for,
+)
+from flows.commands.search.query import Hit
 from flows.core.console.display import Display
 from flows.core.options.hit_questions import AskHitsOptions
 from flows.interfaces.cli.main import main
@@ -108,6 +116,44 @@ def test_refined_borders_are_within_the_film(place: Place, capsys: Any) -> None:
     thing = max(place.truth.acts, key=lambda name: len(place.truth.acts[name]))
     hits = asked(place, capsys, thing, which_thing(), "--refine", "--top", "3")
     assert hits and all(0 <= hit["time"][0] < hit["time"][1] < 80 for hit in hits)
+
+
+class Answers(dict[Any, HitAnswer]):
+    """Answers to windows of a film: yes, but for those that show a frame in `no`."""
+
+    def __init__(self, no: int = -1) -> None:
+        self.no = no
+
+    def probe(self, film: FilmFrames, first: int, last: int) -> range:
+        return range(first, last)
+
+    def make(self, items: Iterable[tuple[FilmFrames, range]]) -> None:
+        self.update((probe, HitAnswer(float(self.no not in probe), 1.0)) for _, probe in items)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "no", "span"),
+    [
+        ((15, 15), -1, (0, 30)),
+        ((14, 16), -1, (0, 30)),
+        ((3,), -1, (0, 3)),
+        ((15,), 14, (0, 11)),
+        ((15, 15), 16, (0, 14)),
+    ],
+)
+def test_a_moment_goes_on_into_the_next_chunk(
+    lengths: tuple[int, ...], no: int, span: tuple[int, int]
+) -> None:
+    tasks: list[Any] = []
+    for length in lengths:
+        start = tasks[-1].chunk.end if tasks else 0
+        times = tuple(map(float, range(start, start + length)))
+        tasks.append(SimpleNamespace(chunk=SimpleNamespace(times=times, end=start + length)))
+    moment: Any = {"time": (5.0, 9.0), "at": 7.0, "media_path": "a.mp4", "path": "/a.mp4"}
+    hit = Hit(rank=1, score=0.5, box=None, key="k", copies=0, copy_paths=(), **moment)
+    answers: Any = Answers(no)
+    yes = HitAnswer(1.0, 1.0)
+    assert _refined(answers, {hit: FilmFrames(tasks)}, {hit: yes}) == {hit: span}
 
 
 @pytest.mark.parametrize(

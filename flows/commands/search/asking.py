@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from artifacts.digests import digest_of
@@ -321,27 +322,30 @@ def _refined(
     return spans
 
 
-def _narrow(answers: HitAnswers, film: FilmFrames, chunks: range) -> dict[int, AnswerItem]:
-    """Return first frame → the probe about the narrow window there, over some chunks."""
+def _narrow(
+    answers: HitAnswers, film: FilmFrames, chunks: range
+) -> dict[tuple[int, int], AnswerItem]:
+    """Return first frame and the one after the last → the probe about this narrow window, over some
+    chunks. The last window ends with them."""
     begin, end = film.frames_of(chunks[0])[0], film.frames_of(chunks[-1])[1]
-    starts = range(begin, max(begin + 1, end - NARROW + 1), STRIDE)
-    return {at: answers.probe(film, at, min(at + NARROW, end)) for at in starts}
+    starts = {*range(begin, end - NARROW, STRIDE), max(begin, end - NARROW)}
+    windows = [(at, min(at + NARROW, end)) for at in sorted(starts)]
+    return {window: answers.probe(film, *window) for window in windows}
 
 
 def _moment(
-    answers: HitAnswers, narrow: Mapping[int, AnswerItem], hit: tuple[int, int]
+    answers: HitAnswers, narrow: Mapping[tuple[int, int], AnswerItem], hit: tuple[int, int]
 ) -> tuple[int, int] | None:
     """Return the frames where all narrow windows say yes, in the run that has most of the hit; None
     without one."""
-    made = {at: answers[probe] for at, probe in narrow.items()}
-    yes = {at: answer is not None and answer.p >= SURE for at, answer in made.items()}
+    of_windows = {window: answers[probe] for window, probe in narrow.items()}
+    no = [window for window, answer in of_windows.items() if answer is None or answer.p < SURE]
     runs: list[tuple[int, int]] = []
-    for at in range(min(yes), max(yes) + NARROW, STRIDE):
-        covering = [yes[one] for one in range(at + STRIDE - NARROW, at + 1, STRIDE) if one in yes]
-        if not all(covering):
+    for start, end in pairwise(sorted({border for window in narrow for border in window})):
+        if any(first <= start and end <= last for first, last in no):
             continue
-        begin = runs.pop()[0] if runs and runs[-1][1] == at else at
-        runs.append((begin, at + STRIDE))
+        begin = runs.pop()[0] if runs and runs[-1][1] == start else start
+        runs.append((begin, end))
     overlaps = {run: min(run[1], hit[1]) - max(run[0], hit[0]) for run in runs}
     best = max(runs, key=lambda run: overlaps[run], default=None)
     return best if best is not None and overlaps[best] > 0 else None
