@@ -73,13 +73,15 @@ class RecordWriter:
 
     def carry_on(self, history: Iterable[RunEntry], keys: Collection[str]) -> None:
         """Keep the entries of earlier runs into the folder, bound to the keys of this run."""
-        self._earlier = bound(history, keys)
-        self.record.history, self.record.keys = self._earlier, sorted(keys)[:KEYS]
+        with self._lock:
+            self._earlier = bound(history, keys)
+            self.record.history, self.record.keys = self._earlier, sorted(keys)[:KEYS]
 
     def expect(self, name: str, total: int, done: int) -> None:
         """Record a stage's total number of items, and how many the store has already."""
-        stage = self.stage(name)
-        stage.total, stage.before = total, max(0, done - stage.items - stage.running)
+        with self._lock:
+            stage = self.stage(name)
+            stage.total, stage.before = total, max(0, done - stage.items - stage.running)
 
     def count_total(self, name: str, items: int) -> None:
         """Record how many items a running process will publish, as far as it knows by now."""
@@ -161,18 +163,18 @@ class RecordWriter:
         """Add the outcome of one finished stage process; a stage may run several, one per wave."""
         if outcome.name not in self._stages:
             return
-        with self._lock:
+        with self._changing(force=True):
             stage = self.stage(outcome.name)
             stage.add(outcome, self._began, time.time())
             stage.attention, stage.precision = attention, dict(precision)
-            self.write(force=True)
 
     def finish(self, state: State, error: str = "") -> None:
         """Write the run's final state: done, failed or interrupted."""
-        record = self.record
-        record.state, record.error, record.updated = state, redacted(error), now()
-        record.history = record.with_own_entry(self._earlier)
-        self.write(force=True)
+        with self._lock:
+            record = self.record
+            record.state, record.error, record.updated = state, redacted(error), now()
+            record.history = record.with_own_entry(self._earlier)
+            self.write(force=True)
 
     @contextlib.contextmanager
     def recording_end(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """What `run.json` keeps of earlier runs into its folder, and how report and status sum it up."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.run_read import history_in, load_record
 from flows.outputs.record.run_record import POINTS, RUNS, sum_of
 from stages.process.events import StageOutcome
+from tests.support.faults import failing
 from tests.support.media import write_videos
 from tests.support.reports import (
     captions_of,
@@ -56,6 +59,17 @@ def test_a_folder_above_a_run_names_it_fails(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run has written to") as error:
         load_record(tmp_path / "index")
     assert f", such as {tmp_path / 'index' / 'run'};" in error.value.hint
+
+
+def test_a_full_disk_hides_no_error_of_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RecordWriter(tmp_path)
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    writer.add(StageOutcome(name="encode", items=2), attention="", precision={})
+    assert writer.stage("encode").items == 2
+    with pytest.raises(EnvironmentFault):
+        writer.finish("done")
 
 
 def test_a_repeated_command_that_makes_nothing_leaves_the_figures_there(tmp_path: Path) -> None:
