@@ -60,12 +60,13 @@ def times_of(
             seconds[stage.name] = (
                 None if an_item is None else an_item * remaining[stage.name] / processes(stage.name)
             )
-    if not any(seconds.values()):
-        return seconds, UNKNOWN if None in seconds.values() else "no time: nothing is left to make"
+    of_media = [seconds[stage.name] for stage in job.stages if stage.of_media and stage.writes]
+    if None in of_media and not any(of_media):
+        return seconds, UNKNOWN
     texts = (
         f"{name} {'unknown' if s is None else duration(s)}" for name, s in seconds.items() if s != 0
     )
-    return seconds, ", ".join(texts)
+    return seconds, ", ".join(texts) or "no time: nothing is left to make"
 
 
 def remaining_items(job: Job, estimates: Sequence[Estimate]) -> dict[str, int]:

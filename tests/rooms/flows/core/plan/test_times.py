@@ -63,6 +63,9 @@ def test_a_plan_has_the_time_that_the_last_run_took_an_item(config: CaptionConfi
     assert each == {"frames": 0.0, "encode": 0.0, "decode": 3.0 * CLIPS} and text == "decode 12 s"
     each, _ = times_of(again, estimates(again), lambda stage: 2)
     assert each is not None and each["decode"] == 1.5 * CLIPS
+    done, summary = prepare(config, Stages()), prepare(replace(config, summary=True), Stages())
+    assert times_of(done, estimates(done))[1] == "no time: nothing is left to make"
+    assert times_of(summary, estimates(summary))[1] == "summarize unknown"
     other = prepare(replace(config, fps=1.0), Stages())
     assert times_of(other, estimates(other))[1] == UNKNOWN, "another sampling"
 
