@@ -26,7 +26,7 @@ from artifacts.records.store import FolderStore, prepare_store
 from artifacts.records.stores.local import half_written
 from flows.commands.cache import cache_command
 from flows.commands.cache.clean import clear, collect, holdings
-from flows.commands.cache.rebuild import RebuildOptions, RebuildResult, rebuild
+from flows.commands.cache.rebuild import Missing, RebuildOptions, RebuildResult, rebuild
 from flows.core.checkpoint.gguf import COPIES
 from flows.core.console.display import Display
 from flows.core.machine.leases import running_jobs
@@ -276,6 +276,9 @@ def test_a_dry_run_changes_nothing_and_tells_time_once_it_is_known(config: Capti
     assert "time: unknown" in message.plan_lines()[-1]
     fetched = replace(message, fetch_bytes=2 * 10**9).plan_lines()
     assert fetched == ["to download: 2.0 GB of weights", *message.plan_lines()]
+    sound = replace(message, missing=Missing(sounds=3), fetch_bytes=2 * 10**9)
+    assert sound.plan_lines() == [fetched[0], "sound to encode: that of 3 chunks"]
+    assert sound.line().endswith("would encode 0 chunks and the sound of 3 chunks")
     assert features(config) == 0
     answered(config)
     write_video(Path(config.sources[0]) / "0.mp4", ticks=range(11))

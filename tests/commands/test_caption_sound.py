@@ -134,7 +134,7 @@ def test_a_rebuild_makes_the_features_of_sound_and_prunes_them(
         done = completed(command, check=True)
         return done.stdout
 
-    assert "encoded 5 chunks" in rebuild()
+    assert "encoded 5 chunks and the sound of 3 chunks" in rebuild()
     assert there.stored("heard") == expected[1]
     assert "encoded 0 chunks" in rebuild()
     made = replace(there, clips=clips)

@@ -267,6 +267,8 @@ class RebuildResult:
     """Whether nothing was encoded, because only the plan was requested."""
     encoded: int = 0
     """Number of encoded chunks."""
+    encoded_sounds: int = 0
+    """Number of chunks whose sound was encoded."""
     failures: list[Failure] = field(default_factory=list)
     """What could not be encoded, one for each file."""
 
@@ -296,6 +298,8 @@ class RebuildResult:
     def plan_lines(self) -> list[str]:
         """Return the reasons for differences, and the planned work."""
         missing, lines = self.missing, list(self.difference.why)
+        if self.fetch_bytes:
+            lines.append(f"to download: {size(self.fetch_bytes)} of weights")
         if missing.sounds:
             lines.append(f"sound to encode: that of {counted(missing.sounds, 'chunk')}")
         if not missing.chunks:
@@ -304,8 +308,6 @@ class RebuildResult:
         took = "unknown until some are encoded"
         if self.seconds_per_chunk is not None:
             took = f"about {duration(self.seconds_per_chunk * missing.chunks)}"
-        if self.fetch_bytes:
-            lines.append(f"to download: {size(self.fetch_bytes)} of weights")
         chunks, files = counted(missing.chunks, "chunk"), counted(missing.files, "file")
         frames = f"{about}{counted(missing.frames, 'frame')}, {size(missing.frame_bytes)}"
         return [
@@ -316,9 +318,13 @@ class RebuildResult:
 
     def line(self) -> str:
         would = "would encode" if self.dry_run else "encoded"
-        chunks = self.missing.chunks if self.dry_run else self.encoded
+        chunks, sounds = self.encoded, self.encoded_sounds
+        if self.dry_run:
+            chunks, sounds = self.missing.chunks, self.missing.sounds
         since = f"{self.difference.line()} since the last rebuild"
         text = f"{counted(self.files, 'file')}: {since}; {would} {counted(chunks, 'chunk')}"
+        if sounds:
+            text += f" and the sound of {counted(sounds, 'chunk')}"
         return f"{text}, {len(self.failures)} failed" if self.failures else text
 
     __repr__ = line
@@ -389,6 +395,8 @@ def _run_rebuild(
             for made in (stage.writes for stage in job.pipeline if stage.part):
                 job.ledger[made].touch(keys_of(tasks, made))
             result.encoded = runner.writer.stage(encoder_of(job.pipeline).name).items
+            if hear.STAGE in job.pipeline:
+                result.encoded_sounds = runner.writer.stage(hear.STAGE.name).items
             if result.encoded:
                 seconds = sum(runner.writer.stage(stage.name).seconds for stage in job.pipeline)
                 now = replace(now, seconds_per_chunk=seconds / result.encoded)
