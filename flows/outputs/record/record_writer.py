@@ -143,7 +143,7 @@ class RecordWriter:
         """Return whether a process of a stage has begun, and not ended."""
         return name in self._stages and bool(self.stage(name).since)
 
-    def count_items(self, name: str, made: int, device: str = "") -> None:
+    def count_items(self, name: str, items: int, device: str = "") -> None:
         """Record that a running process of a stage has published so many more items: that on
         `device`, if the stage runs on several.
 
@@ -151,7 +151,7 @@ class RecordWriter:
         """
         if name in self._stages:
             with self._changing(force=False):
-                self.stage(name).count(made, time.time(), device)
+                self.stage(name).count(items, time.time(), device)
 
     def note_latest(self, name: str, path: str) -> None:
         """Record the file that a stage worked on last, if UTF-8 can hold its name."""
