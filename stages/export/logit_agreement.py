@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import safe_open
@@ -146,7 +147,8 @@ def run(fields: JobFields, report: EventReporter) -> None:
             ready[half] = forced_logits_stepwise if ahead else forced_logits
         return run_calls(half, [partial(forced, half, item) for item in items])
 
-    ready: dict[Half, Callable[[Half, Processor, ForcedCaption], torch.Tensor]] = {}
+    # Weak: a half is freed before it is loaded again with extra modules.
+    ready = WeakKeyDictionary[Half, Callable[[Half, Processor, ForcedCaption], torch.Tensor]]()
     for first in range(0, len(members), CAPTIONS_PER_PASS):
         items = members[first : first + CAPTIONS_PER_PASS]
         for item, logits in zip(items, held.call(partial(logits_of_all, items)), strict=True):

@@ -3,9 +3,11 @@ expects at each word what it would say."""
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ from stages.export.logit_agreement import LogitAgreement
 from stages.export.logit_agreement import run as judge
 from stages.export.parity import DIGITS, KEPT, Figures, evaluate_parity, of_each
 from stages.export.run import run as write
+from stages.memory.oom_retry import release_memory
 from stages.models.encoding.batch import encode_batches
 from stages.models.half_job import HalfJob
 from stages.models.halves.features import Features, placeholder_ids
@@ -162,6 +165,31 @@ def test_rounded_weights_are_put_in_also_streamed(words: dict[str, Any], tmp_pat
         for offload in (False, True)
     )
     assert resident > 1e-6 and streamed == pytest.approx(resident, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_half_is_freed_before_it_is_loaded_again(
+    words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reloaded:
+        """A half that is loaded anew for each call."""
+
+        def __init__(self, job: ModelJob, keep: Any) -> None:
+            self.load = partial(job.load, keep)
+            self.model: Any = self.load()
+
+        def call(self, function: Any) -> Any:
+            answers, half = function(self.model), ref(self.model)
+            self.model = None
+            release_memory()
+            assert half() is None, "the half stays in memory beside the next one"
+            self.model = self.load()
+            return answers
+
+    monkeypatch.setattr(ModelJob, "load_reloadable", lambda job, keep: Reloaded(job, keep))
+    monkeypatch.setattr("stages.export.logit_agreement.CAPTIONS_PER_PASS", 1)
+    answer_to(words, tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(words["members"])
 
 
 PROMPT = "Say it."
