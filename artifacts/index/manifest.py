@@ -22,6 +22,8 @@ from artifacts.records.keys import hash_file
 
 FORMAT = 2
 BOOK = "index.json"
+RUN = "run"
+"""Folder of an index for the record, failures and logs of the last run."""
 SUFFIXES = {
     "embeddings": "f16",
     "rows": "parquet",
@@ -169,9 +171,12 @@ def read_manifest(folder: Path) -> Manifest:
             value = json.loads(file.read())
         form = value.pop("format")
     except (FileNotFoundError, NotADirectoryError) as error:
+        names = [path.name for path in folder.glob("[!.]*")]
+        is_taken = folder.is_file() or not all(name == RUN or is_of_index(name) for name in names)
+        out = f"{folder}-index" if is_taken else folder
         raise UsageError(
             f"there is no index in {folder}",
-            hint=f"Make one: penstock index build SOURCES --model M --out {folder}",
+            hint=f"Make one: penstock index build SOURCES --model M --out {out}",
         ) from error
     except OSError as error:
         raise read_fault(error, folder) from error

@@ -18,7 +18,7 @@ from artifacts.disk.files import refuse_foreign
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import CannotFit, EnvironmentFault, UsageError
 from artifacts.index.gone_files import GoneFiles
-from artifacts.index.manifest import has_manifest, is_of_index, read_manifest
+from artifacts.index.manifest import RUN, has_manifest, is_of_index, read_manifest
 from artifacts.index.shard import MEDIUM, ROW, IndexRow, identities_of, medium_of
 from artifacts.index.snapshot import of_all, paths_of
 from artifacts.index.upkeep import is_due, measure, note_texts
@@ -49,8 +49,6 @@ from flows.outputs.vectors import FileTask, VectorsWritten, frames_of, vector_ta
 from flows.outputs.write import failures_of, warned_files
 from stages.decode.engines import AUTO
 
-RUN = "run"
-"""Folder of an index for the record, failures and logs of the last run."""
 CHUNKS_PER_READ = 256
 """Number of chunks whose vectors are read at once."""
 

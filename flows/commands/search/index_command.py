@@ -72,9 +72,9 @@ def _fill(given: argparse.Namespace, config: IndexConfig, *, whole: bool) -> int
 def remove(given: argparse.Namespace) -> int:
     """Remove the rows of the named files, all or none."""
     from artifacts.index.gone_files import GoneFiles, rows_gone
+    from artifacts.index.manifest import RUN
     from artifacts.index.named_rows import rows_named
     from artifacts.index.writing import writing
-    from flows.commands.search.build import RUN
     from flows.core.job.away import mounts_in
 
     if bool(given.names) == given.gone:

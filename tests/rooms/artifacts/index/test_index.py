@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from artifacts.disk.files import write_text
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.index import manifest, writing
 from artifacts.index.gone_files import GoneFiles, rows_gone
@@ -288,6 +289,12 @@ def test_vectors_of_another_model_or_precision_are_refused(tmp_path: Path) -> No
 def test_no_index_another_version_and_a_damaged_book_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no index in .*index build"):
         read_manifest(tmp_path / "none")
+    (tmp_path / "begun" / "run").mkdir(parents=True)
+    write_text(tmp_path / "captions" / "captions.jsonl", [])
+    for name, out in (("begun", "begun"), ("captions", "captions-index")):
+        with pytest.raises(UsageError) as error:
+            read_manifest(tmp_path / name)
+        assert error.value.hint.endswith(f" --out {tmp_path / out}")
     write(tmp_path, 3)
     book = tmp_path / "index.json"
     whole = book.read_text()
