@@ -42,10 +42,10 @@ def first_rows(out: Path) -> list[CaptionRow]:
 def first_captions(out: Path, earlier: Iterable[CaptionRow] = ()) -> list[str]:
     """Return one line for each of the first media with captions that are not `earlier` ones: its
     name and its first caption that was not rejected, cut at the terminal's width."""
-    seen = {(row.media_path, row.caption) for row in earlier}
+    seen = {(row.media_path, row.prompt, row.caption) for row in earlier}
     captions: dict[str, str] = {}
     for row in first_rows(out):
-        is_new = (row.media_path, row.caption) not in seen
+        is_new = (row.media_path, row.prompt, row.caption) not in seen
         if is_new and row.review != REJECTED and len(captions) < SHOWN:
             captions.setdefault(row.media_path, row.caption)
     width = terminal_width(sys.stdout)
