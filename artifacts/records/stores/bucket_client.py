@@ -190,10 +190,10 @@ class Bucket:
                 # A range that begins where the object ends, or it is empty.
                 if (
                     not any(words in str(error) for words in BEYOND)
-                    or (size_there := self.head(name)) is None
+                    or (current := self.head(name)) is None
                 ):
                     raise
-                return b"", size_there
+                return b"", current
 
         return self._patiently(name, ask, may_lack=True)
 
@@ -226,8 +226,8 @@ class Bucket:
                 put = obstore.put(self._at, name, body, mode={"e_tag": version})
                 return put["e_tag"] or ""
             except (AlreadyExistsError, PreconditionError):
-                size_there = self.head(name)
-                if size_there is not None and size_there.version == version:
+                current = self.head(name)
+                if current is not None and current.version == version:
                     raise
                 return None
             except FileNotFoundError:

@@ -353,7 +353,8 @@ def test_a_lease_ends_by_their_clock(
     behind: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_machine(monkeypatch)
-    leased(behind, [NAMESPACE], tmp_path).__enter__()  # for ever, as if it were switched off
+    lease = leased(behind, [NAMESPACE], tmp_path)
+    lease.__enter__()  # for ever, as if it were switched off
     other = open_store(behind.url)
     # Taken for our own clock's, the lease would be an hour old, or an hour young.
     monkeypatch.setattr(leases, "LEASE_SECONDS", HOUR / 2)
