@@ -151,10 +151,10 @@ class _Comparison:
         self._threshold = threshold
         self._scales, seen = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.int64)
         for start in range(0, len(vectors), BLOCK_ROWS):
-            shown = slice(start, start + BLOCK_ROWS)
-            block = np.asarray(vectors[shown])
-            seen[shown] = [hash(row.tobytes()) for row in block]
-            self._scales[shown] = _scales(_wide(block))
+            span = slice(start, start + BLOCK_ROWS)
+            block = np.asarray(vectors[span])
+            seen[span] = [hash(row.tobytes()) for row in block]
+            self._scales[span] = _scales(_wide(block))
         _, first, same = np.unique(seen, return_index=True, return_inverse=True)
         self._firsts = np.where(self._scales > 0, first[same], np.arange(len(vectors)))
         self._distinct = np.sort(first[self._scales[first] > 0])

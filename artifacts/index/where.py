@@ -280,8 +280,8 @@ def _is_in(column: str, values: list[Literal]) -> Test:
     def test(batch: "RecordBatch") -> Mask:
         import pyarrow as pa
 
-        values_there = _values(batch, column, *values)
-        mask = _call("is_in", values_there, pa.array(values, values_there.type))
-        return _call("if_else", values_there.is_valid(), mask, None)
+        cells = _values(batch, column, *values)
+        mask = _call("is_in", cells, pa.array(values, cells.type))
+        return _call("if_else", cells.is_valid(), mask, None)
 
     return test

@@ -25,8 +25,8 @@ How an answer is made:
 2. The record holds the log probability of each label. Everything else is computed from these.
 3. The probabilities of a question's labels are normalized among themselves. `mass` is what they had
    together before: how much the model wanted to answer with any of them.
-4. Of a label that a server does not state, the record holds a bound. A probe of which only bounds
-   are known has no answer, and its tag no probability.
+4. A server may state no log probability for a label. The record then holds an upper bound of it. A
+   probe that has only upper bounds gets no answer, and its tag gets no probability.
 """
 
 import json
@@ -334,8 +334,8 @@ class QuestionAnswer:
 
 
 def stated_scores(record: Mapping[str, Any]) -> Sequence[float]:
-    """Return the log probability of each label of a probe from the fields of its record; none if
-    all are the same bound, which says nothing of which label is more probable."""
+    """Return the log probability of each label of a probe from the fields of its record. Return
+    none if every label has the same upper bound: such a record cannot rank the labels."""
     scores: Sequence[float] = record["scores"]
     return () if record.get("bounded") and len(set(scores)) == 1 else scores
 

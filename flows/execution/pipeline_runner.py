@@ -90,10 +90,9 @@ def make_summaries(
     try:
         with_restarts(make_missing, prepare=lambda error: summaries.refresh())
     finally:
-        written = summaries.write()
+        written, texts = summaries.write()
         kept_tracks = write_chapters(job, written)
         writer.record.summaries = len(written)
-    texts = summaries.count_texts()
     writer.expect(summarize.STAGE.name, texts, texts)
     return written, list(summaries.failures()), kept_tracks
 

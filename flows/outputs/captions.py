@@ -585,13 +585,13 @@ class Summaries:
         """Load records that were published since."""
         refresh_together(*(records for _, records in [*self._records, *self._failures]))
 
-    def _rows(self) -> Iterator[SummaryRow]:
-        """Yield the rows of the stored summaries."""
+    def _rows(self) -> Iterator[tuple[SummaryInput, SummaryRow]]:
+        """Yield the videos that have a stored summary, with its row."""
         for video in summary_inputs(self._job):
             stored = self._stored(video)
             if stored is not None and not stored[1].get("reasons"):
                 settings, meta = stored
-                yield SummaryRow(
+                row = SummaryRow(
                     media_path=video.file.media_path,
                     source=video.file.source,
                     summary=meta["summary"],
@@ -605,24 +605,18 @@ class Summaries:
                     levels=tuple(map(len, meta["levels"])),
                     warnings=tuple(_warnings(video, meta)),
                 )
+                yield video, row
 
-    def count_texts(self) -> int:
-        """Return the number of stored chapters and summaries. Videos with the same captions share
-        theirs."""
-        stored = {
-            tuple(video.texts): meta["levels"]
-            for video in summary_inputs(self._job)
-            for _, meta in filter(None, [self._stored(video)])
-            if not meta.get("reasons")
-        }
-        return sum(len(level) for levels in stored.values() for level in levels)
-
-    def write(self) -> list[SummaryRow]:
-        """Write the stored summaries, and return them. Raises EnvironmentFault."""
-        rows = list(self._rows())
+    def write(self) -> tuple[list[SummaryRow], int]:
+        """Write the stored summaries. Return them, and the number of their chapters and summaries,
+        which videos with the same captions share. Raises EnvironmentFault."""
+        rows, texts = list[SummaryRow](), dict[tuple[tuple[float, float, str], ...], int]()
+        for video, row in self._rows():
+            rows.append(row)
+            texts[tuple(video.texts)] = sum(row.levels)
         own = GeneratedFiles(self._job.store, out=self._job.out)
         own.renew(self._job.out / SUMMARIES, partial(write_jsonl, rows=rows))
-        return rows
+        return rows, sum(texts.values())
 
 
 MAYBE_UNABLE = "the model may be unable to summarize"

@@ -161,7 +161,7 @@ class AnswerRows:
         self.masses: dict[str, list[float]] = {}
         """Question → the mass of each of its answers."""
         self.unstated: Counter[str] = Counter()
-        """Question → number of its probes of which the server stated no label."""
+        """Question → number of its probes for which the server stated no log probability."""
         self.bounded: set[str] = set()
         """Questions with an answer in which a bound stands for a probability."""
         self.media: list[MediumAnswers] = []
@@ -192,8 +192,8 @@ class AnswerRows:
         return [by_index[index] for index in sorted(by_index)]
 
     def _answers(self, tasks: Mapping[str, Task]) -> dict[str, QuestionAnswer]:
-        """Return the answers to all questions whose probes have records, and of which some label
-        is known."""
+        """Return the answers to the questions whose probes all have records, if at least one probe
+        has log probabilities."""
         kept, answers = self._job.ledger["answers"], dict[str, QuestionAnswer]()
         for question in self._questions:
             texts = self._probes[question.name]

@@ -26,7 +26,7 @@ from flows.core.media.output_rows import CaptionRow
 from flows.core.options.commands import CaptionConfig
 
 SHOWN = 3
-"""Number of media of which a new caption is printed."""
+"""Maximum number of media for which the command prints a new caption."""
 SEARCHED = 100
 """Lines of `captions.jsonl` that are searched for them."""
 

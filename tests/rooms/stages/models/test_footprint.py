@@ -1,4 +1,4 @@
-"""What computing takes is told from runs without weights at a few sizes."""
+"""The fitted costs predict the memory of any size from dry runs at a few sizes."""
 
 from collections.abc import Callable
 from typing import Any
