@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from artifacts.records.tensors import Tree as Tree
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from torch import nn
     from transformers import PreTrainedModel
@@ -66,10 +64,6 @@ class Half(Protocol):
 
     def set_submodule(self, target: str, module: "nn.Module") -> None: ...
 
-    def state_dict(self) -> "dict[str, torch.Tensor]": ...
-
-    def num_parameters(self) -> int: ...
-
     def modules(self) -> "Iterator[nn.Module]": ...
 
     def named_modules(self) -> "Iterator[tuple[str, nn.Module]]": ...
@@ -118,13 +112,10 @@ class Processor(Protocol):
     video_processor: Any
     _audio_processor: Any
     video_token: str
-    video_token_id: int
     vision_start_token: str
     vision_end_token: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    def save_pretrained(self, save_directory: "str | Path", /) -> Any: ...
 
     def replace_video_token(self, video_inputs: Any, video_idx: int, **kwargs: Any) -> str: ...
 

@@ -171,7 +171,7 @@ def test_positions_of_a_padded_row_begin_where_it_does() -> None:
 
 
 def test_the_published_sizes_give_66_places_a_frame() -> None:
-    processor = load_processor(kept_folder(plan_case("cogvlm2-llama3-caption")))
+    processor: Any = load_processor(kept_folder(plan_case("cogvlm2-llama3-caption")))
     row = prepare(processor, clips("video", 1, frames=3)[0])
     assert row.count.tokens == 3 * 66
     assert row.inputs["pixel_values_videos"].shape == (3, 3, 224, 224)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from stages.models import describe, load_half
 from stages.models.hub.quantized import refuse_unread
+from stages.models.protocols import module_of
 from stages.models.stored.codes import BESIDE, Codes, _decoded, codes_of, unpack, write_by_kernel
 from stages.models.stored.layouts import StoredLayer, recognized
 from stages.models.stored.packed_linear import PackedLinear
@@ -314,7 +315,7 @@ def test_a_half_is_its_twin_dequantized_and_packed(layout: str) -> None:
             assert count == (linears if packed and packs else 0)
             assert torch.equal(logits(half), expected)
         halves = [load_half(each, "vision", dtype=dtype) for each in (folder, twin_of(folder))]
-        first, second = (half.state_dict() for half in halves)
+        first, second = (module_of(half).state_dict() for half in halves)
         assert first.keys() == second.keys()
         assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 

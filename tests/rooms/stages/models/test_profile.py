@@ -90,7 +90,8 @@ def test_what_lies_outside_of_unequal_layers_is_counted(tmp_path: Path) -> None:
 
 def test_shards_are_told_apart(tmp_path: Path) -> None:
     joint_model(checkpoint("llava")).save_pretrained(tmp_path, max_shard_size="40KB")
-    load_processor(checkpoint("llava")).save_pretrained(tmp_path)
+    own: Any = load_processor(checkpoint("llava"))
+    own.save_pretrained(tmp_path)
     profile = describe(tmp_path)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     for half in (profile.vision, profile.language):
@@ -207,7 +208,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_a_chat_template_that_cannot_be_rendered_fails(tmp_path: Path) -> None:
     folder = copy_of("qwen2_5_vl", tmp_path / "model")
-    processor = load_processor(folder)
+    processor: Any = load_processor(folder)
     processor.chat_template = processor.tokenizer.chat_template = "{{ nothing.at.all }}"
     processor.save_pretrained(folder)
     with pytest.raises(UsageError, match=r"chat_template\.jinja: .* cannot be rendered") as caught:

@@ -51,7 +51,8 @@ def saved(
     )
     whole = loader.from_pretrained(folder, quantization_config=quantization, dtype=torch.float32)
     whole.save_pretrained(to)
-    load_processor(folder).save_pretrained(to)
+    own: Any = load_processor(folder)
+    own.save_pretrained(to)
 
 
 def captions_of(folder: Path, vision: str, language: str) -> tuple[torch.Tensor, torch.Tensor]:
