@@ -63,7 +63,8 @@ class Watch:
         if not new:
             return self.every
         names = first_of([os.path.basename(place) for place in new])
-        print_lines(f"{counted(len(new), 'file')} new or changed ({names})", to=sys.stderr)
+        state = " new or changed" if self.seen else ""  # the first look cannot know
+        print_lines(f"{counted(len(new), 'file')}{state} ({names})", to=sys.stderr)
         code = run(self.words)
         if code in ENDED:
             self.seen = resting

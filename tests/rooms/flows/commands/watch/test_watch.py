@@ -33,7 +33,7 @@ def test_a_file_that_left_and_came_back_starts_a_run(
     for name in ("a.png", "b.png"):
         (folder / name).write_bytes(b"x")
     watch = watch_of(folder, tmp_path / "out")
-    assert "2 files new or changed" in started(watch, capfd)
+    assert "2 files (a.png, b.png)" in started(watch, capfd)
     shutil.move(folder / "a.png", tmp_path / "a.png")
     assert started(watch, capfd) == "", "a file that is gone starts none"
     (folder / "c.png").write_bytes(b"x")
@@ -51,7 +51,7 @@ def test_no_run_writes_below_the_mount_point_of_an_output_folder_that_is_away(
     (folder / "a.png").write_bytes(b"x")
     with small_disk(tmp_path / "disk", "1m") as disk:
         watch = watch_of(folder, disk / inside)
-        assert "1 file new" in started(watch, capfd)
+        assert "1 file (a.png)" in started(watch, capfd)
         subprocess.run(["umount", str(disk)], check=True)
         (folder / "b.png").write_bytes(b"x")
         assert started(watch, capfd) == f"waiting for {disk}: not mounted (tmpfs)\n"
@@ -67,7 +67,7 @@ def test_an_output_folder_that_was_deleted_is_made_again(
     (folder / "a.png").write_bytes(b"x")
     (out := tmp_path / "out").mkdir()
     watch = watch_of(folder, out)
-    assert "1 file new" in started(watch, capfd)
+    assert "1 file (a.png)" in started(watch, capfd)
     os.rmdir(out)
     (folder / "b.png").write_bytes(b"x")
-    assert "1 file new" in started(watch, capfd)
+    assert "1 file new or changed (b.png)" in started(watch, capfd)
