@@ -11,7 +11,7 @@ from artifacts.digests import digest_of
 from artifacts.disk.faults import removed_fault
 from artifacts.errors import HalfChecked, Killed, ModelChanged, PenstockError
 from artifacts.records.packs import DamagedRecord, RecordSet
-from artifacts.texts.captions import Failure, write_jsonl
+from artifacts.texts.captions import write_jsonl
 from artifacts.texts.edits import EDITS
 from artifacts.texts.labels import Groups, TextVectors, text_vectors_in
 from artifacts.texts.shards import DATASET
@@ -20,28 +20,19 @@ from flows.core.job.prepare import Job
 from flows.core.ledger.ledger import stages_with_work
 from flows.core.ledger.namespaces import Variant, one_shot_namespace
 from flows.core.ledger.tasks import Medium, keys_of
-from flows.core.machine.launch import StageCall, with_restarts
+from flows.core.machine.launch import with_restarts
 from flows.core.media.media_file import MediaFile
-from flows.core.options.media import ON
 from flows.core.pipelines import parts_of
 from flows.core.plan.choose import plan_request
 from flows.core.plan.context_check import context_notes, longest_answer, loses_frames
-from flows.core.plan.costs.summarize import nodes_of
-from flows.core.plan.ladder import Rung
 from flows.core.plan.sizes import estimates
 from flows.core.plan.store_limit import planned_waves, store_limit
 from flows.core.plan.times import note_seconds
-from flows.execution.stage_calls import StageCallBuilder, settings_on
+from flows.execution.stage_calls import StageCallBuilder
 from flows.execution.stage_runner import StageRunner
-from flows.outputs.captions import (
-    Summaries,
-    SummaryInput,
-    SummaryRow,
-    has_words,
-    summary_inputs,
-    text_sampling_params,
-)
-from flows.outputs.chapter_tracks import write_chapters
+from flows.execution.summaries import make_summaries
+from flows.outputs.captions import has_words
+from flows.outputs.chunk_notes import short_spans_note, unheard_note
 from flows.outputs.data_sets import is_stale, write_dataset, write_trainers
 from flows.outputs.existing import output_paths
 from flows.outputs.record.record_writer import RecordWriter
@@ -54,85 +45,14 @@ from flows.outputs.write import (
     warned_files,
     write_outputs,
 )
-from stages import answer, embed_texts, summarize
+from stages import answer, embed_texts
 from stages.answer import AnswerItem
 from stages.models.hub.transfer import Announce
-from stages.summarize import SUMMARY, SummaryItem, SummaryJob, TimedText
-
-CAPTIONS_AT_ONCE = 1 << 15
-"""Largest number of captions in one process: days of video, and a few megabytes."""
-
 
 End = TypeVar("End", bound=RunEnd)
 Write = Callable[[bool], Mapping[MediaFile, int] | None]
 """Writes the outputs, and returns how many chunks of each file they hold; None: the run has none.
 The argument is True when all are made."""
-
-
-def make_summaries(
-    job: Job, stages: StageRunner
-) -> tuple[list[SummaryRow], list[Failure], list[str]]:
-    """Make the missing summaries of a job and write all summaries. Return the rows, a failure for
-    each video that has no summary, and the names of tracks that users wrote or edited. If a stage
-    raises an error, this function writes the stored summaries before it raises that error. Raises
-    PenstockError."""
-    writer, summaries = stages.loop.writer, Summaries(job)
-    if job.config.retry_failed:
-        summaries.forget_failures()
-
-    def make_missing() -> None:
-        while missing := list(_some_missing(job, summaries)):
-            nodes = sum(nodes_of(len(texts)) for texts in {tuple(s.texts) for s in missing})
-            call = partial(_summary_call, job, summaries, missing)
-            stages.run_once(summarize.STAGE, call, total=nodes)
-            summaries.refresh()
-
-    try:
-        with_restarts(make_missing, prepare=lambda error: summaries.refresh())
-    finally:
-        written, texts = summaries.write()
-        kept_tracks = write_chapters(job, written)
-        writer.record.summaries = len(written)
-    writer.expect(summarize.STAGE.name, texts, texts)
-    return written, list(summaries.failures()), kept_tracks
-
-
-def _some_missing(job: Job, summaries: Summaries) -> Iterator[SummaryInput]:
-    """Yield videos without a summary, at most as many as one process is given."""
-    captions = 0
-    for story in summary_inputs(job):
-        if captions < CAPTIONS_AT_ONCE and summaries.is_missing(story):
-            captions += len(story.texts)
-            yield story
-
-
-def _summary_call(
-    job: Job, summaries: Summaries, some: list[SummaryInput], rung: Rung
-) -> StageCall:
-    settings = settings_on(job.model, rung)
-    assert settings is not None
-    items = [
-        SummaryItem(
-            story.digest,
-            summaries.key(story, settings),
-            [TimedText(*timed) for timed in story.texts],
-        )
-        for story in some
-    ]
-    make = partial(
-        SummaryJob,
-        store=job.store.url,
-        namespace=summaries.namespace(settings),
-        media=items,
-        asked=job.config.groups.prompts.summary_prompt or SUMMARY,
-        context=rung.context,
-        max_new_tokens=job.config.groups.engine.max_new_tokens,
-        generation=text_sampling_params(job),
-        strip_think=job.config.groups.text.strip_think,
-    )
-    return StageCallBuilder(job).one_shot_call(summarize.STAGE, make, rung)
-
-
 WRITING_SHARE = 20
 """Outputs are written whole between waves, which may take one part in this many of a run's time."""
 
@@ -198,7 +118,7 @@ class PipelineRunner:
         write = partial(self._write, result)
         with self._recorded(write):
             self._run_all(write)
-            result.warnings += (rests := left_out_note(job))
+            result.warnings += (rests := short_spans_note(job))
             self.writer.record.plan.notes += rests
             if job.config.groups.prompts.summary:
                 self._summarize(result)
@@ -210,7 +130,7 @@ class PipelineRunner:
                 f"{counted(left_out, 'edit')} in {job.out / EDITS} not applied: no command of this "
                 "user on this machine wrote them. --trust-folder applies them"
             )
-        result.warnings += silent_note(job)
+        result.warnings += unheard_note(job)
         longest = longest_answer(plan_request(job)) if result.written.cut else None
         result.warnings += result.notes(longest)
         return result
@@ -459,39 +379,3 @@ class PipelineRunner:
         self._job.ledger.refresh()
         if self._job.config.retry_failed:
             self._job.ledger.forget_failures(self._job.media)
-
-
-def left_out_note(job: Job) -> list[str]:
-    """Return a note on what is in no clip, because it is shorter than what a trainer takes."""
-    if not (sampling := job.sampling).clip_frames:
-        return []
-    indexes = [
-        (group[0].file.media_path, index)
-        for group in job.by_file
-        if (index := job.ledger.media_index(group[0].medium)) is not None and index.kind == "video"
-    ]
-    gaps = [(path, *gap) for path, index in indexes for gap in index.gaps]
-    short = [path for path, index in indexes if not index.chunks]
-    if not gaps:
-        return []
-    path, start, end = gaps[0]
-    lengths = f"{sampling.clip_frames} frames at {sampling.clip_fps:g} per second"
-    without = f"; videos without any clip: {len(short):,} ({first_of(short)})" if short else ""
-    more = "; --clip-rest overlap makes clips of the last frames of the others"
-    return [
-        f"left out, shorter than {lengths}: {counted(len(gaps), 'span')} of "
-        f"{counted(len({path for path, *_ in gaps}), 'video')}, "
-        f"{sum(e - s for _, s, e in gaps):,.1f} s, such as {start:.2f} to {end:.2f} s of {path}"
-        f"{without}{more * (len(gaps) > len(short) and not sampling.clip_overlap)}"
-    ]
-
-
-def silent_note(job: Job) -> list[str]:
-    """Return a note on how many videos have no sound, under `--sound on`."""
-    if job.config.groups.sound.sound != ON or not job.model.hears:
-        return []
-    videos = {medium.digest: medium for medium in job.media if medium.kind == "video"}.values()
-    tasks = [job.ledger.tasks([medium]) for medium in videos]
-    silent = sum(bool(of) and not any(task.variant.hears for task in of) for of in tasks)
-    text = f"without sound: {silent} of {counted(len(tasks), 'video')}, captioned by what is seen"
-    return [text] if silent else []
