@@ -72,7 +72,7 @@ def test_a_run_on_a_bucket_gives_the_bytes_of_a_local_one_for_few_requests(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     place = place_below(tmp_path, twelve_clips)
     assert bytes_of(place, "--store", bucket_address) == expected_bytes
-    assert way.total <= 6 * CLIPS, way.counts
+    assert way.total <= 8 * CLIPS, way.counts  # some of them by the clock
     secret = environment(0)["AWS_SECRET_ACCESS_KEY"].encode()
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 20 and not [path for path in written if secret in path.read_bytes()]
