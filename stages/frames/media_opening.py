@@ -3,6 +3,7 @@
 Frame times and keyframes come from the packets of the video, or from decoding it once.
 """
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -257,6 +258,9 @@ DECODING_TIMES = ("avi", "asf")
 0 even if reordering delays the first frame; the sound cannot be delayed as much."""
 UNORDERED = ("h264", "hevc", "vvc")
 """Codecs for which FFmpeg does not compute times of display from those of decoding."""
+PACKED = re.compile(rb"DivX\d+[Bb]\d+p")
+"""How DivX and XviD mark MPEG-4 whose packets hold a frame and the next one to be shown before it
+("packed B-frames"). FFmpeg gives the times of such packets to the wrong frames."""
 BLOCK = 1 << 14
 """Frames that are checked at a time, to bound memory."""
 
@@ -522,8 +526,10 @@ def announced_seconds(container: InputContainer, stream: S, first: Fraction) -> 
 
 def _only_counts(ticks: "array[int]", container: InputContainer, stream: VideoStream) -> bool:
     """Return whether packets have times of decoding alone although frames are shown in another
-    order. FFmpeg corrects that for MPEG-4 but not for H.264."""
+    order. FFmpeg corrects that for MPEG-4, if each frame has a packet, but not for H.264."""
     context = stream.codec_context
+    if context.name == "mpeg4" and PACKED.search(context.extradata or b""):
+        return True
     unknown = container.format.name == "avi" or context.name in UNORDERED
     return _lacks_times(container) and unknown and context.has_b_frames and _ascends(ticks)
 

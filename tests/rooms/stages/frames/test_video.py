@@ -133,6 +133,39 @@ def test_reordered_frames_in_avi_are_told_by_counting(tmp_path: Path) -> None:
         assert np.abs(pixels.astype(int) - picture(at * 5)).mean() < 12
 
 
+def pack_b_frames(plain: Path, path: Path) -> None:
+    """Write what DivX and XviD write: all B-frames but the first lie behind the frame that is shown
+    after them, in one packet, and an empty frame takes their place."""
+    with av.open(str(plain)) as source, av.open(str(path), "w") as container:
+        stream = source.streams.video[0]
+        first, second, third, *later = (
+            bytes(packet) for packet in source.demux(stream) if packet.size
+        )
+        at = first.index(b"\0\0\1\xb6")
+        packed = [first[:at] + b"\0\0\1\xb2DivX503b1393p" + first[at:], second, third]
+        for shown_later, b_frame in zip(later[::2], later[1::2], strict=True):
+            packed += [shown_later + b_frame, b"\0\0\1\xb6\x51\x4f"]
+        copy = container.add_stream_from_template(stream)
+        copy.codec_context.extradata = packed[0][: packed[0].index(b"\0\0\1\xb6")]
+        for slot, data in enumerate(packed):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts = copy, slot, slot
+            packet.is_keyframe = slot == 0
+            container.mux(packet)
+
+
+def test_packed_b_frames_of_avi_are_told_by_counting(tmp_path: Path) -> None:
+    options = {"bf": "1", "b_strategy": "0", "sc_threshold": "1000000000"}
+    plain = write_video(
+        tmp_path / "plain.avi", ticks=range(61), codec="mpeg4", options=options, gop=200
+    )
+    pack_b_frames(plain, packed := tmp_path / "packed.avi")
+    sampling = Sampling(chunk_seconds=1, fps=30, max_frames=30)
+    for chunk, expected in zip(cut(packed, sampling), cut(plain, sampling), strict=True):
+        assert chunk.index == expected.index
+        np.testing.assert_array_equal(chunk.pixels, expected.pixels)
+
+
 def test_joined_recordings_run_on_where_the_clock_is_set_anew(tmp_path: Path) -> None:
     one = write_video(tmp_path / "one.ts", ticks=range(90)).read_bytes()
     (path := tmp_path / "joined.ts").write_bytes(one + one)
