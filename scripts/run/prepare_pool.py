@@ -32,6 +32,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.workers.process import ProcessWorker
 
 from artifacts.errors import redacted
+from flows.interfaces.prefect.runs import INTERRUPTED, SKIPPED
 from flows.interfaces.prefect.server import FILE, OWN, refuses_login
 from flows.interfaces.prefect.sweep import NAME, SWEPT
 from scripts.run.run_worker import die_with_parent
@@ -56,7 +57,8 @@ BEATS_MISSED = 4
 
 def crash_automation(beat_seconds: int) -> AutomationCore:
     """After a heartbeat, another or the end of the run must follow in time."""
-    ended = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+    names = ("Completed", "Failed", "Cancelled", "Crashed", INTERRUPTED, SKIPPED)
+    ended = {f"prefect.flow-run.{name}" for name in names}  # Prefect's events have these names
     beat = "prefect.flow-run.heartbeat"
     within = timedelta(seconds=BEATS_MISSED * beat_seconds)
     return AutomationCore(

@@ -156,6 +156,8 @@ def test_a_run_is_given_up_after_several_heartbeats_and_only_if_it_is_ours() -> 
     trigger = automation.trigger
     assert trigger.within.total_seconds() == 120  # type: ignore[union-attr]
     assert trigger.match_related.root["prefect.resource.name"] == list(FLOWS)  # type: ignore[union-attr]
+    ends = {"Completed", "Failed", "Cancelled", "Crashed", "Interrupted", "Skipped"}
+    assert trigger.expect == {f"prefect.flow-run.{name}" for name in {*ends, "heartbeat"}}  # type: ignore[union-attr]
     assert automation.enabled
 
 
