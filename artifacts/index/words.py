@@ -187,7 +187,9 @@ def build(
 
 @contextmanager
 def _writing(path: Path) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(path, isolation_level=None)
+    # Nobody else opens the file before it has its final name, and some disks have no locks.
+    name = f"file:{quote(os.fsencode(path))}?nolock=1"
+    connection = sqlite3.connect(name, uri=True, isolation_level=None)
     try:
         connection.executescript(f"PRAGMA journal_mode=OFF; PRAGMA user_version={FORMAT};{TABLES}")
         connection.execute("BEGIN")

@@ -2,6 +2,8 @@
 
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,3 +175,14 @@ def test_build_without_fts5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: real(*a, factory=Without, **k))
     with pytest.raises(EnvironmentFault, match="has no FTS5"):
         indexed(tmp_path, "a")
+
+
+def test_build_takes_no_locks(tmp_path: Path) -> None:
+    """A lock of another process fails SQLite, as a disk without locks does."""
+    code = "import fcntl; file = open('words', 'wb'); fcntl.lockf(file, fcntl.LOCK_EX); input('.')"
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.read(1) == b"."
+        assert indexed(tmp_path, "a cat").find(query_of("cat"))
+        holder.communicate(b"\n")
