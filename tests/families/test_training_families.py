@@ -3,7 +3,6 @@ model: every loss and every trained tensor is equal to the bit, where this machi
 bits of two pictures at once as of each alone."""
 
 import copy
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from stages.models.processors.blank_clips import Clip
 from stages.tune.training import loss_of, make_example, with_end_token
 from tests.support.clips import clips, joint_inputs
 from tests.support.processors import KINDS, plain_call
+from tests.support.trainable_runs import record_run
 from tests.support.trees import tensors_in
 from tests.support.waves import encoded_wave, folder_of
 
@@ -53,7 +53,6 @@ TEXTS = (
     "There is a cross on a grey wall.",
     "A red circle grows",
 )
-NOW = "2026-11-30T00:00:00+00:00"
 PROMPTS = ("Describe.", "What happens in it?")
 
 
@@ -81,10 +80,7 @@ def data_of(folder: Path, family: str, kind: str) -> Data:
         for at, text in enumerate(TEXTS)
     ]
     out = folder / "out"
-    out.mkdir()
-    plan = {"model": family, "folder": str(path), "store": str(folder), "route": "protocol"}
-    run = {"state": "done", "pid": 1, "host": "", "started": NOW, "updated": NOW, "out": str(out)}
-    (out / "run.json").write_text(json.dumps({**run, "stages": [{"name": "encode"}], "plan": plan}))
+    record_run(out, path, folder)
     return Data(out, rows, batch, family, path)
 
 

@@ -11,16 +11,21 @@ TEXTS = ("A star.", "A blue ring moves to the left, slowly.", "Two.", "A cross o
 NOW = "2026-11-30T00:00:00+00:00"
 
 
+def record_run(out: Path, model: Path, store: Path, route: str = "protocol") -> None:
+    """Write the record of a run of a checkpoint, whose features are in a store."""
+    out.mkdir()
+    plan = {"model": model.name, "folder": str(model), "store": str(store), "route": route}
+    run = {"state": "done", "pid": 1, "host": "", "started": NOW, "updated": NOW, "out": str(out)}
+    (out / "run.json").write_text(json.dumps({**run, "stages": [{"name": "encode"}], "plan": plan}))
+
+
 def run_of(folder: Path, family: str) -> Path:
     """Store the features of videos and pictures, with a run that captioned them; the last clip has
     two captions. Return the run's folder."""
     path, out = folder_of(family), folder / "out"
     batch = [*clips("video", 2), *clips("image", 3)]
     encoded_wave(folder, path, *([clip] for clip in batch))
-    out.mkdir()
-    plan = {"model": family, "folder": str(path), "store": str(folder), "route": "protocol"}
-    run = {"state": "done", "pid": 1, "host": "", "started": NOW, "updated": NOW, "out": str(out)}
-    (out / "run.json").write_text(json.dumps({**run, "stages": [{"name": "encode"}], "plan": plan}))
+    record_run(out, path, folder)
     rows: list[dict[str, Any]] = [
         {
             "media_path": f"{at}.png",

@@ -186,7 +186,7 @@ def molmo2(rows: int, video: bool) -> Built:
         f"{kind}_token_pooling": pool,
         f"{kind}_grids": torch.tensor([grid] * rows),
     }
-    return finish(model_of(config), given, rows, video, place=IMAGE)
+    return finish(model_of(config), given, rows, video, place=IMAGE, types="mm_token_type_ids")
 
 
 def sliced(rows: int, video: bool) -> dict[str, Any]:

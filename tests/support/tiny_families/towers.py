@@ -138,6 +138,7 @@ family(
     text(rope_parameters={**_turned, "mrope_section": [1, 1, 1, 1]}),
     {**_vision, "text_hidden_size": 32, "img_max_token_num": 64},
     inputs=lambda rows: stream(rows, False, 4, 1),
+    finishing={"wrap": False, "types": "mm_token_type_ids"},
     im_start_id=START,
     im_end_id=END,
     im_newline_id=96,

@@ -3,7 +3,7 @@ on disk, and says whether both give the same tokens and logits to the last bit."
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,25 +162,29 @@ def through_disk(features: Features, rows: list[RowCount]) -> tuple[Features, bo
     """The features cut into rows, packed, unpacked and joined again; and whether they could be
     cut."""
     try:
-        parts = {name: split(output, rows) for name, output in features.items()}
+        records = stored_rows(features, rows)
     except CannotSplit:
-        parts = {name: split(output, rows[:1]) for name, output in features.items()}
-    count = len(next(iter(parts.values()))[0])
+        records = stored_rows(features, rows[:1])
+    assert len({record.joins_with(n) for n, record in enumerate(records)}) == 1
+    return Features(merge_rows(records), features.needs, features.blank), len(records) == len(rows)
+
+
+def stored_rows(features: Features, rows: Sequence[RowCount]) -> list[FeatureRecord]:
+    """A record of each row, packed and unpacked. Raises CannotSplit."""
+    parts = {name: split(output, rows) for name, output in features.items()}
     records = [
         FeatureRecord(
-            features={name: extra_modules[index] for name, (extra_modules, _) in parts.items()},
+            features={name: by_row[at] for name, (by_row, _) in parts.items()},
             rules={name: rule for name, (_, rule) in parts.items()},
             needs=(),
             channel="images",
             side={},
             replacements=(),
-            count=rows[index],
+            count=count,
         )
-        for index in range(count)
+        for at, count in enumerate(rows)
     ]
-    kept = [FeatureRecord.from_tree(unpack_tree(*_json(record.to_tree()))) for record in records]
-    assert len({record.joins_with(n) for n, record in enumerate(kept)}) == 1
-    return Features(merge_rows(kept), features.needs, features.blank), count == len(rows)
+    return [FeatureRecord.from_tree(unpack_tree(*_json(record.to_tree()))) for record in records]
 
 
 def _json(tree: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
