@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import import_module
@@ -24,6 +24,7 @@ from stages.models.halves.chunked_mlps import chunk_position_wise
 from stages.models.halves.generate import offloaded_bytes
 from stages.models.halves.load import load_half
 from stages.models.halves.model_class import config_and_class, one_line, skeleton_of
+from stages.models.halves.placement import placement
 from stages.models.halves.ranged_reads import NOTE
 from stages.models.halves.recorded import RECORDER, PassRecorder, keep_grids_on_host
 from stages.models.halves.reloadable import ReloadableHalf
@@ -142,44 +143,40 @@ class ModelJob(HalfJob):
         if self.device != "cpu":
             options["device_map"] = {"": self.device}
         dtype = options["dtype"] if self.dtype != "auto" else config.dtype or torch.float32
+        load = partial(load_half, folder, keep, extra_modules=extra_modules, **options)
         if self.backend:
             like = torch.empty(0, dtype=dtype, device=self.device)
-            return self._with_graphs(folder, keep, extra_modules, options, like)
+            return self._with_graphs(folder, keep, load, like)
         if not (has_attention or quantized or self.offload):
-            half = load_half(folder, keep, extra_modules=extra_modules, **options)
-            return self._checked(half, keep, extra_modules)
+            return self._checked(load(), keep, extra_modules)
         skeleton = skeleton_of(config, cls)
         if has_attention:
-            options["attn_implementation"] = for_half(skeleton, keep, str(self.attention))
+            load = partial(load, attn_implementation=for_half(skeleton, keep, str(self.attention)))
         if self.offload:
             if quantized:
                 raise UsageError(
                     "a quantized half cannot be offloaded",
                     hint="Ask for native, bf16 or fp16, or give it more memory",
                 )
-            load = load_in_turn if self.device == "cpu" else load_pinned
+            load_offloaded = load_in_turn if self.device == "cpu" else load_pinned
             if keep == "vision" or self.lockstep:
-                load = load_streamed
-            half = load(folder, skeleton, keep, tuple(extra_modules), self.device, options)
-            return self._checked(half, keep, extra_modules)
+                load_offloaded = load_streamed
+            place = partial(placement, skeleton, keep, tuple(extra_modules), self.device)
+            return self._checked(load_offloaded(load, place, self.device), keep, extra_modules)
         if is_read_here(settings):
-            return self._with_stored(folder, keep, extra_modules, options)
+            return self._checked(self._with_stored(load), keep, extra_modules)
         # Only local files: those of the other half may be missing.
         stored = stored_modules(skeleton, (name for _, name in _tensors(folder)))
         planned = plan(skeleton, keep, self.precision, dtype, stored)
         with _attention_errors(self.attention):
-            half = load_half(
-                folder, keep, extra_modules=extra_modules, **options, **planned.options
-            )
+            half = load(**planned.options)
         check(half, planned)
         keep_to_dtype(half)
         # Otherwise it warns at every layer of every step about 8-bit products of 16-bit numbers.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return self._checked(half, keep, extra_modules)
 
-    def _with_stored(
-        self, folder: Path, keep: Part, extra_modules: Iterable[str], options: dict[str, Any]
-    ) -> Half:
+    def _with_stored(self, load: Callable[[], Half]) -> Half:
         """Load the half of a checkpoint that another program than bitsandbytes quantized. Raises
         UsageError if another precision was requested."""
         if self.precision in KINDS:
@@ -188,16 +185,10 @@ class ModelJob(HalfJob):
                 hint="Leave --precision out, or use the checkpoint it was made from",
             )
         with _attention_errors(self.attention):
-            half = load_half(folder, keep, extra_modules=extra_modules, **options)
-        return self._checked(half, keep, extra_modules)
+            return load()
 
     def _with_graphs(
-        self,
-        folder: Path,
-        keep: Part,
-        extra_modules: Iterable[str],
-        options: dict[str, Any],
-        like: torch.Tensor,
+        self, folder: Path, keep: Part, load: Callable[..., Half], like: torch.Tensor
     ) -> Half:
         from stages.models.graphs.onnx_encoder import load_with_graphs
         from stages.models.graphs.sessions import providers_for
@@ -205,7 +196,6 @@ class ModelJob(HalfJob):
         assert keep != "whole"
         engines = Path(self.engines) if self.engines else None
         providers = providers_for(self.backend, self.device, self.graph_bytes, engines)
-        load = partial(load_half, folder, keep, extra_modules=extra_modules, **options)
         return load_with_graphs(folder, keep, providers, like, lambda paths: load(without=paths))
 
     def _with_gguf(

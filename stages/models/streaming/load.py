@@ -35,7 +35,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import greenlet
 import torch
@@ -43,10 +43,7 @@ from torch import nn
 
 from artifacts.disk.files import own_folder
 from artifacts.errors import CannotFit
-from artifacts.schema import Part
 from stages.models.halves.generate import dispatching, waiting
-from stages.models.halves.load import load_half
-from stages.models.halves.placement import placement
 from stages.models.hub.headers import TensorPlace, read_places
 from stages.models.protocols import Half
 from stages.models.shards.layout import DTYPES
@@ -58,9 +55,6 @@ from stages.models.streaming.layers import (
     LayersInTurn,
     buffered_files,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Made = TypeVar("Made")
 NOWHERE = -1
@@ -263,21 +257,15 @@ def run_calls(half: Half, calls: Sequence[Callable[[], Made]]) -> list[Made]:
 
 
 def load_streamed(
-    path: Path,
-    skeleton: "PreTrainedModel",
-    keep: Part,
-    extra_modules: tuple[str, ...],
-    device: str,
-    options: dict[str, Any],
-    buffers: int = 2,
+    load: Callable[..., Half], place: Callable[[str], dict[str, str]], device: str, buffers: int = 2
 ) -> Half:
-    """Load a half as `load_half` does, without the weights of its layers. On a CPU they are read
-    into one or two `buffers`. Raises CannotFit for a model whose layers cannot be fetched one by
-    one."""
-    places = placement(skeleton, keep, extra_modules, device, away="disk")
+    """Load a half without the weights of its layers; `load` and `place` are `load_half` and
+    `placement` with its arguments. On a CPU the layers are read into one or two `buffers`. Raises
+    CannotFit for a model whose layers cannot be fetched one by one."""
+    places = place("disk")
     index: dict[str, Mapping[str, str]] = {}
 
-    def receive(model: "PreTrainedModel", *, offload_index: Index, **_: Any) -> None:
+    def receive(model: Half, *, offload_index: Index, **_: Any) -> None:
         index.update(offload_index)
 
     with contextlib.ExitStack() as undo:
@@ -285,8 +273,7 @@ def load_streamed(
         folder = str(undo.enter_context(own_folder(Path(tempfile.gettempdir()), FOLDER)))
         # Leave out the hooks that would fetch a layer at each call.
         with dispatching(receive):
-            load_options = {**options, "device_map": places, "offload_folder": folder}
-            half = load_half(path, keep, extra_modules=extra_modules, **load_options)
+            half = load(device_map=places, offload_folder=folder)
         try:
             layers = StreamedLayers(half, waiting(places), index, device, buffers)
         except NotInFiles as error:
@@ -301,16 +288,11 @@ def load_streamed(
 
 
 def load_in_turn(
-    path: Path,
-    skeleton: "PreTrainedModel",
-    keep: Part,
-    extra_modules: tuple[str, ...],
-    device: str,
-    options: dict[str, Any],
+    load: Callable[..., Half], place: Callable[[str], dict[str, str]], device: str
 ) -> Half:
     """Load a half as `load_streamed` does, each of whose calls crosses the layers alone."""
     # A second buffer would take the memory of a layer, which is what a half read like this lacks.
-    half = load_streamed(path, skeleton, keep, extra_modules, device, options, buffers=1)
+    half = load_streamed(load, place, device, buffers=1)
     layers = half.__dict__[ATTRIBUTE]
     LayersInTurn(layers.layers, layers.buffers)
     return half

@@ -17,17 +17,13 @@ How it works:
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from artifacts.errors import CannotFit
-from artifacts.schema import Part
 from stages.models.halves.generate import dispatching, waiting
-from stages.models.halves.load import load_half
-from stages.models.halves.placement import placement
 from stages.models.halves.ranged_reads import NOTE
 from stages.models.protocols import Half
 from stages.models.streaming.layers import (
@@ -40,9 +36,6 @@ from stages.models.streaming.layers import (
     LayerTensor,
 )
 from stages.process.exit_diagnosis import first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SMALLEST_PIECE = 1 << 20
 """Bytes of the smallest piece of a layer, which may be partly empty."""
@@ -85,20 +78,14 @@ def buffered_pinned(layers: Sequence[PinnedLayer], device: str) -> LayerBuffers[
 
 
 def load_pinned(
-    path: Path,
-    skeleton: "PreTrainedModel",
-    keep: Part,
-    extra_modules: tuple[str, ...],
-    device: str,
-    options: dict[str, Any],
+    load: Callable[..., Half], place: Callable[[str], dict[str, str]], device: str
 ) -> Half:
-    """Load what `load_half` gives with these options, with the layers in pinned host memory. Raises
-    CannotFit for a model without layers, or whose layers share modules."""
-    places = placement(skeleton, keep, extra_modules, device, away="cpu")
+    """Load a half with its layers in pinned host memory; `load` and `place` are `load_half` and
+    `placement` with its arguments. Raises CannotFit for a model without layers, or whose layers
+    share modules."""
+    places = place("cpu")
     with dispatching(lambda model, **_: None):
-        half = load_half(
-            path, keep, extra_modules=extra_modules, **{**options, "device_map": places}
-        )
+        half = load(device_map=places)
     half.hf_device_map = places
     pinning = Pinning()
     layers = [pinning.layer(half.get_submodule(layer), device) for layer in waiting(places)]

@@ -25,7 +25,7 @@ from stages.export.quant_formats import Int8, Nf4, write_file
 from stages.export.run import run
 from stages.models.halves.load import load_half
 from stages.models.halves.model_class import config_and_class, skeleton_of
-from stages.models.halves.placement import outermost_layers
+from stages.models.halves.placement import outermost_layers, placement
 from stages.models.hub.checkpoint import INDEX
 from stages.models.precision.quantize import keep_to_dtype, plan, quantizable
 from stages.models.streaming.load import load_streamed, streamed_layers
@@ -274,7 +274,9 @@ def test_hessians_are_those_of_whole_passes(family: str, streamed: bool) -> None
     whole: Any = load_half(folder, "language")
     half = whole
     if streamed:
-        half = load_streamed(folder, skeleton, "language", (), "cpu", {})
+        load = partial(load_half, folder, "language", extra_modules=())
+        place = partial(placement, skeleton, "language", (), "cpu")
+        half = load_streamed(load, place, "cpu")
     named = {module: path for path, module in half.named_modules()}
     layers = [(named[layer], layer) for layer in outermost_layers(half)]
     expected = sorted(quantizable(skeleton, "language"))
