@@ -54,9 +54,6 @@ class PageCaption(NamedTuple):
     text: str
     tokens: int = 0
     is_cut: bool = False
-    logprob: float | None = None
-    margin: float | None = None
-    margin_at: int | None = None
     decided: Sequence[str] = ()
     """What a person did with it: nothing, or one or two words."""
 
@@ -204,7 +201,6 @@ def shown_medium(entry: MediaRow, folder: Path, *, reads: bool = True) -> PageMe
 def _caption(row: CaptionRow) -> PageCaption:
     return PageCaption(
         *(row.start, row.end, row.named(row.caption), row.tokens, row.is_cut),
-        *(row.logprob, row.margin, row.margin_at),
         decided=[*(["corrected"] if row.original else []), *filter(None, [row.review])],
     )
 

@@ -5,7 +5,7 @@ const DECIDED = ["open", "accepted", "rejected", "corrected"];
 const SHOWN = ["all", ...DECIDED, "cut", "warned", "gone", "failed"];
 const ORDERS = ["source", "name", "longest", "shortest", "most", "long"];
 for (const medium of data.media) {
-  medium.captions = medium.captions.map(([start, end, said, tokens, cut, , , , decided = []]) => {
+  medium.captions = medium.captions.map(([start, end, said, tokens, cut, decided = []]) => {
     const row = {start, end, said, tokens, cut, decided};
     row.key = row;
     const caption = decided.includes("corrected") ? said : null;
