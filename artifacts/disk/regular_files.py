@@ -30,6 +30,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 LINK = "it is a link, and is not followed"
 SECOND_NAME = "it has a second name (a hard link)"
 FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+LOG_BYTES = 4000
 _guarded: set[Path] = set()
 
 
@@ -83,6 +84,20 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
         raise
     with os.fdopen(descriptor, "rb") as file:
         yield file
+
+
+def log_end(log: Path) -> str:
+    """Return the last part of a log; empty if it cannot be read."""
+    try:
+        with open_regular(log) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def last_line(log: Path) -> str:
+    return "".join(log_end(log).strip().splitlines()[-1:])
 
 
 def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from artifacts.disk.faults import disk_faults
 from artifacts.disk.locks import try_hold
-from artifacts.disk.regular_files import open_regular
+from artifacts.disk.regular_files import last_line
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError
 from flows.interfaces.serve.device_scheduler import DeviceScheduler
 from flows.interfaces.serve.jobs import (
@@ -54,7 +54,6 @@ CLAIM_SECONDS = 2.0
 """Time between two looks whether the server that has the jobs has ended."""
 FAULT_SECONDS = 10.0
 """Time until a job goes on whose state could not be noted, as on a full disk."""
-LOG_BYTES = 4000
 NOT_KEPT = ("frames", "sound")
 """Stages whose results an interrupted run makes again."""
 LOG = "log"
@@ -183,7 +182,8 @@ class JobRunner:
 
     async def _note(self, job: ServedJob, code: int | None) -> None:
         """Note how the command of a job ended. One that was killed from outside runs again."""
-        line = await asyncio.to_thread(_last_line, self._folder.place(job) / LOG)
+        printed = await asyncio.to_thread(last_line, self._folder.place(job) / LOG)
+        line = without_paths(printed.removeprefix("error: "))
         if code == 0 or (code == 1 and await self._folder.rows(job, "captions", 0, 1)):
             return await self._folder.end(job, "completed", line if code else "")
         if code is None or code < 0 or code == Interrupted.exit_code:
@@ -223,13 +223,3 @@ def _written(out: Path) -> int:
         return load_record(out).captions
     except PenstockError:
         return 0
-
-
-def _last_line(path: Path) -> str:
-    try:
-        with open_regular(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
-            lines = file.read().decode(errors="replace").strip().split("\n")
-    except OSError:
-        return ""
-    return without_paths("".join(lines[-1:]).removeprefix("error: "))

@@ -39,7 +39,7 @@ from artifacts.disk.json_shapes import Json
 from artifacts.disk.json_types import Count, Text
 from artifacts.disk.locks import try_lock
 from artifacts.disk.paths import user_state
-from artifacts.disk.regular_files import guard, is_denied, open_below
+from artifacts.disk.regular_files import guard, is_denied, last_line, open_below
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from flows.commands.shared.parser import program
 from flows.core.machine.leases import start_of
@@ -160,7 +160,6 @@ NAMED = "PENSTOCK_STUDIO_RUN"
 """Variable with a run's id in the environment of its process."""
 TICK_SECONDS = 0.5
 MOST_RUNS = 1000
-LOG_BYTES = 4000
 FULL_BYTES = 1 << 20
 """Free bytes below which a disk counts as full."""
 SHOWN = ("state", "media", "captions", "failures", "error", "advice", "rungs", "started", "updated")
@@ -267,21 +266,10 @@ class RunProcesses:
                 return f"the disk of {folder} is full: free some space, then go on"
         if code is None or code < 0:
             return "its process was killed, by a user or for lack of memory"
-        return self.last_line(run) or f"it ended with code {code}, without a word"
-
-    def last_line(self, run: QueuedRun) -> str:
-        return "".join(self.log_of(run).strip().splitlines()[-1:])
+        return last_line(self.log(run)) or f"it ended with code {code}, without a word"
 
     def log(self, run: QueuedRun) -> Path:
         return self._logs / f"{run.id}.log"
-
-    def log_of(self, run: QueuedRun) -> str:
-        try:
-            with open(self.log(run), "rb") as log:
-                log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_BYTES))
-                return log.read().decode(errors="replace")
-        except OSError:
-            return ""
 
 
 def lock_of(out: Path, name: str) -> int | None:
@@ -421,7 +409,7 @@ class RunQueue:
             **{name: getattr(run, name) for name in ENTRY},
             "name": run.about_out.name,
             "run": run_id(run.about_out),
-            "said": self.processes.last_line(run) if run.kind in SUMMED_UP else "",
+            "said": last_line(self.processes.log(run)) if run.kind in SUMMED_UP else "",
             "line": line_of(run.words),
             "search": search_lines(run),
             "status": None if run.state == QUEUED else _status(run),

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from artifacts.disk.files import write_text
 from artifacts.disk.json_shapes import Json
 from artifacts.disk.paths import user_state
-from artifacts.disk.regular_files import read_bytes, user_text
+from artifacts.disk.regular_files import log_end, read_bytes, user_text
 from artifacts.errors import PenstockError, UsageError
 from artifacts.remote.endpoints import SERVED, listed
 from artifacts.texts.edits import read_edits, unused_note
@@ -352,4 +352,4 @@ class StartRoutes:
     async def log(self, request: Request) -> Response:
         queue = self._studio.queue
         run = queue.of(request.path_params["id"])
-        return PlainTextResponse(await asyncio.to_thread(queue.processes.log_of, run))
+        return PlainTextResponse(await asyncio.to_thread(log_end, queue.processes.log(run)))
