@@ -75,11 +75,11 @@ async def _bare(port: int, body: bytes) -> float:
 def measure(folder: Path, port: int) -> dict[str, float]:
     """Run the stage once."""
     job = job_in(str(folder / "store"), port)
-    settings = ProcessSettings(
-        name="ask", entry="stages.ask.run:run", job=job, device="cpu", log=folder / "ask.log"
-    )
+    settings = ProcessSettings(name="ask", job=job, device="cpu", log=folder / "ask.log")
     stage = StageProcess(
-        settings, lambda _, event: events.append((time.monotonic(), type(event).__name__))
+        settings,
+        "stages.ask.run:run",
+        lambda _, event: events.append((time.monotonic(), type(event).__name__)),
     )
     events: list[tuple[float, str]] = []
     outcome: StageOutcome = stage.wait()

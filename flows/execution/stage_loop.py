@@ -199,7 +199,7 @@ def crash_suspects(
     return [medium for medium in media if medium.digest in outcome.open_media]
 
 
-def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, Any]:
+def too_large(stage: str, message: str, requested_bytes: int = 0) -> dict[str, str]:
     """Return the failure record of an item that does not fit in memory."""
     more = ""
     if requested_bytes:

@@ -110,31 +110,32 @@ Listener = Callable[[str, Event], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSettings:
-    """How the process of a stage is started."""
+    """What the process of a stage does, and its device and limits."""
 
     name: str
-    entry: str
-    """Module and function that run the stage."""
     job: "DataclassInstance"
+    """The stage's job. It becomes JSON when the process is started."""
     device: str
+    """`cpu` or `cuda:N`: the device that the process computes on. The process locks a GPU."""
     log: Path
+    """File for the stage's own output."""
     budget: int = 0
-    """Device memory above its imports in bytes; 0: no limit."""
+    """Bytes of the device that it may use above its imports; 0: no limit."""
     seconds: float = 0.0
-    """CPU time of each of its threads; 0: no limit."""
+    """CPU time limit of one of its threads, in seconds; 0: no limit."""
     beside: bool = False
     """Whether it computes beside other processes on the device, whose lock the caller holds."""
     for_clients: bool = False
     """Whether it answers clients. In weeks, a journal and failures would fill the disk and the
     memory."""
 
-    def descriptor(self) -> int:
+    def descriptor(self, entry: str) -> int:
         """Return an open file with what the process is to do."""
         journal = None if self.for_clients else str(self.log.with_suffix(".items.jsonl"))
         return job_descriptor(
             {
                 "name": self.name,
-                "entry": self.entry,
+                "entry": entry,
                 "arguments": job_fields(self.job),
                 "device": self.device,
                 "journal": journal,
@@ -159,9 +160,14 @@ class StageProcess:
     child's life to that thread."""
 
     def __init__(
-        self, settings: ProcessSettings, listen: Listener, forks: ForkServer | None = None
+        self,
+        settings: ProcessSettings,
+        entry: str,
+        listen: Listener,
+        forks: ForkServer | None = None,
     ) -> None:
-        """Start the stage, from the fork server `forks` if possible."""
+        """Start the stage, whose module and function are `entry`, from the fork server `forks` if
+        possible."""
         require("a stage", "msgspec")  # which reads its events
         self._settings = settings
         self.name = settings.name
@@ -176,7 +182,7 @@ class StageProcess:
         self.outcome = StageOutcome(name=self.name, baseline_before_bytes=used)
         self._started = time.monotonic()
         self._log_start = settings.open_log()
-        document = settings.descriptor()
+        document = settings.descriptor(entry)
         read_end, write_end = os.pipe()
         try:
             with _appending(self.log) as output:

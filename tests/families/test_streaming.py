@@ -198,10 +198,14 @@ def test_a_tower_larger_than_the_budget_is_streamed_within_it(
         "batches": [chunks[at : at + 2] for at in range(0, len(chunks), 2)],
         "block": block,
     }
-    stage: Any = {"name": "encode", "entry": "stages.encode.run:run", "device": "cpu"}
-    log = folder / "encode.log"
-    settings = ProcessSettings(job=made_job(**job), log=log, budget=160 << 20, **stage)
-    process = StageProcess(settings, lambda stage, event: None)
+    settings = ProcessSettings(
+        name="encode",
+        job=made_job(**job),
+        device="cpu",
+        log=folder / "encode.log",
+        budget=160 << 20,
+    )
+    process = StageProcess(settings, "stages.encode.run:run", lambda stage, event: None)
     if not block:
         with pytest.raises(OutOfMemory):
             process.wait()

@@ -57,9 +57,9 @@ def started(
     job["workers"] = min(2, len(media))
     log, entry = folder / "frames.log", "stages.frames.run:run"
     settings = ProcessSettings(
-        name="frames", entry=entry, job=made_job(**job), device="cpu", log=log, budget=budget
+        name="frames", job=made_job(**job), device="cpu", log=log, budget=budget
     )
-    return StageProcess(settings, listen)
+    return StageProcess(settings, entry, listen)
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ class RealFrames(Stages):
         self.calls.append(call)
         given: dict[str, Any] = {"name": call.name, "job": call.job, "log": call.log}
         entry = "tests.support.crashing:frames"
-        return StageProcess(ProcessSettings(entry=entry, device="cpu", **given), self._listen)
+        return StageProcess(ProcessSettings(device="cpu", **given), entry, self._listen)
 
 
 @pytest.fixture

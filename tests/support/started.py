@@ -41,11 +41,10 @@ def started(
     events: list[Event] = [] if heard is None else heard
     settings = ProcessSettings(
         name=name,
-        entry=f"{module}:{name}",
         job=made_job(**job),
         device="cpu",
         log=folder / "log",
         budget=budget,
         seconds=seconds,
     )
-    return StageProcess(settings, lambda _, event: events.append(event), forks)
+    return StageProcess(settings, f"{module}:{name}", lambda _, event: events.append(event), forks)

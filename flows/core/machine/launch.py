@@ -14,8 +14,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from artifacts.errors import Killed, StageDied, redacted
@@ -25,9 +24,6 @@ from flows.core.pipelines import STAGES
 from stages.process.events import StageOutcome, Warned
 from stages.process.fork_client import ForkServer
 from stages.process.stage_process import Listener, ProcessSettings, StageProcess
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -109,21 +105,9 @@ FORK_SIGNS = ("forked subprocess", "initialization error")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StageCall:
-    """A stage to run in a process: its job, device and limits."""
+class StageCall(ProcessSettings):
+    """A stage to run in a process, whose name is a key of ENTRIES."""
 
-    name: str
-    """A key of ENTRIES."""
-    job: "DataclassInstance"
-    """The stage's job. It becomes JSON when the process is started."""
-    device: str
-    """`cpu` or `cuda:N`: the device that the process computes on. The process locks a GPU."""
-    log: Path
-    """File for the stage's own output."""
-    budget: int = 0
-    """Bytes of the device that it may use above its imports; 0: no limit."""
-    seconds: float = 0.0
-    """CPU time limit of one of its threads, in seconds; 0: no limit."""
     fork_server: ForkServer | None = None
     """Server that it may be forked from."""
     copies: "tuple[StageCall, ...]" = ()
@@ -134,10 +118,6 @@ class StageCall:
     """Name of the process in displays; empty: that of the stage."""
     expected: int = 0
     """Estimated number of items, of a stage that finds out while it works; 0: it knows."""
-    beside: bool = False
-    """Whether it computes beside other processes on the device, whose lock its parent holds."""
-    for_clients: bool = False
-    """Whether it answers the requests of clients, for weeks."""
 
 
 MAX_RESTARTS = 2
@@ -203,18 +183,7 @@ class DirectLauncher:
         self._entries = entries
 
     def start(self, call: StageCall) -> StageProcess:
-        settings = ProcessSettings(
-            name=call.name,
-            entry=self._entries[call.name],
-            job=call.job,
-            device=call.device,
-            log=call.log,
-            budget=call.budget,
-            seconds=call.seconds,
-            beside=call.beside,
-            for_clients=call.for_clients,
-        )
-        return StageProcess(settings, self._on_event, call.fork_server)
+        return StageProcess(call, self._entries[call.name], self._on_event, call.fork_server)
 
 
 class ForkingLauncher:

@@ -47,13 +47,12 @@ def run_mode(mode: str, job: dict[str, Any], budget: int | None = None) -> Outco
         started = time.monotonic()
         settings = ProcessSettings(
             name=mode,
-            entry="tests.support.builders.modes:run",
             job=made_job(**job, mode=mode),
             device="cpu",
             log=Path(folder, "log"),
             budget=budget or 0,
         )
-        process = StageProcess(settings, lambda *_: None)
+        process = StageProcess(settings, "tests.support.builders.modes:run", lambda *_: None)
         try:
             found = process.wait().notes["outcome"]
         except PenstockError as error:

@@ -196,8 +196,8 @@ def long_sound(desk: Desk, seconds: int, codec: str, chunk_seconds: float = 30) 
 def test_an_hour_of_sound_takes_less_than_64_mib(desk: Desk) -> None:
     job = made_job(**desk.job(long_sound(desk, 3600, "ac3")))
     log = desk.folder / "logs" / "sound.log"
-    settings = ProcessSettings(name="sound", entry=STAGE.entry, job=job, device="cpu", log=log)
-    outcome = StageProcess(settings, lambda *_: None).wait()
+    settings = ProcessSettings(name="sound", job=job, device="cpu", log=log)
+    outcome = StageProcess(settings, STAGE.entry, lambda *_: None).wait()
     assert outcome.items == 120
     assert outcome.peak_host_bytes - outcome.notes["loaded_bytes"] < 64 << 20
     assert len(desk.record_set()) == 120
