@@ -460,6 +460,15 @@ def _measured(payload: bytes | memoryview) -> tuple[int, str]:
     return memoryview(payload).nbytes, hashlib.sha256(payload).hexdigest()
 
 
+def read_made(record_set: "RecordSet | RecordUnion", key: str, missing: str, hint: str) -> Record:
+    """Read a record that an earlier stage made. Raises DamagedRecord, also if it is not there:
+    `missing` says so, with a place for its key."""
+    try:
+        return record_set.read(key)
+    except KeyError as error:
+        raise DamagedRecord(missing.format(f"{key[:12]}…"), hint=hint) from error
+
+
 class RecordUnion:
     """Record sets that are read as one, by the methods of `RecordSet`. New records go to the
     first."""

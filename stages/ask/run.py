@@ -42,7 +42,7 @@ from artifacts.errors import EnvironmentFault, PenstockError
 from artifacts.frame_fit import FrameFit
 from artifacts.packages import loop_factory
 from artifacts.records.claims import claims_at
-from artifacts.records.packs import DamagedRecord, Record, record_sets_of
+from artifacts.records.packs import Record, read_made, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.remote.endpoints import EndpointKeys, endpoints_of, keys_from
 from stages.ask import QUALITY, UNANSWERED, UNSUPPORTED, AskItem, AskJob
@@ -407,12 +407,9 @@ class Asking:
         keys = lambda chunk: [item.key for item in self.missing(chunk)]  # noqa: E731
         for chunk in self._claims.claimed_batches(chunks, keys):
             first = chunk[0]
-            if first.frames not in self._frames:
-                raise DamagedRecord(
-                    f"the frames {first.frames[:12]}… are no longer in the store",
-                    hint="Run the same command again: it reads them from the video again",
-                )
-            record, video = self._frames.read(first.frames), self._job.video
+            missing = "the frames {} are no longer in the store"
+            hint = "Run the same command again: it reads them from the video again"
+            record, video = read_made(self._frames, first.frames, missing, hint), self._job.video
             yield self.missing(chunk), media_of(record, first.kind, self._job.fit, video=video)
 
     async def all(self, chunks: list[Chunk]) -> None:

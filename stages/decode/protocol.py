@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import NotFinite, UsageError
-from artifacts.records.packs import DamagedRecord, RecordSet, RecordUnion
+from artifacts.records.packs import RecordSet, RecordUnion, read_made
 from artifacts.records.tensors import unpack_tree
 from artifacts.texts.captions import Ended
 from stages.decode.generation import DecodeItem, DecodeJob
@@ -140,13 +140,8 @@ def longest_first(batches: Sequence[Batch], previous_lengths: Mapping[str, int])
 def read_features(record_set: RecordSet | RecordUnion, key: str) -> FeatureRecord:
     """Read the features of one chunk or sound. Raises DamagedRecord if they are gone, and
     RecordGone if this version of transformers cannot load them."""
-    try:
-        record = record_set.read(key)
-    except KeyError as error:
-        raise DamagedRecord(
-            f"the features {key[:12]}… are no longer in the store",
-            hint="Run the same command again to encode them",
-        ) from error
+    missing = "the features {} are no longer in the store"
+    record = read_made(record_set, key, missing, "Run the same command again to encode them")
     return FeatureRecord.from_tree(unpack_tree(record.meta["tree"], record.payload))
 
 

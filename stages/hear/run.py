@@ -9,7 +9,7 @@ import numpy as np
 
 from artifacts.errors import UsageError
 from artifacts.records.eight_bits import form_of
-from artifacts.records.packs import DamagedRecord, RecordSet
+from artifacts.records.packs import RecordSet, read_made
 from stages.models.encoding import EncodeItem, EncodingJob
 from stages.models.encoding.batch import encode_batches
 from stages.models.encoding.run import EncodeSpec, Refusal, encode_all, feature_record, or_refusal
@@ -43,13 +43,9 @@ def run(job_fields: JobFields, report: EventReporter) -> None:
 def read_sound(record_set: RecordSet, processor: Processor, item: EncodeItem) -> Prepared | Refusal:
     """Read one sound as the encoder's input, or return why the processor rejects it. Raises
     DamagedRecord if it is missing, and UsageError if it has another rate than the processor's."""
-    try:
-        record = record_set.read(item.frames)
-    except KeyError as error:
-        raise DamagedRecord(
-            f"the sound {item.frames[:12]}… is no longer in the store",
-            hint="Run the same command again: it reads it from the file again",
-        ) from error
+    missing = "the sound {} is no longer in the store"
+    hint = "Run the same command again: it reads it from the file again"
+    record = read_made(record_set, item.frames, missing, hint)
     if (rate := int(record.meta["rate"])) != sound_rate(processor):
         raise UsageError(
             f"the sound has {rate} samples per second, and the model takes {sound_rate(processor)}",

@@ -20,7 +20,7 @@ from PIL import Image
 
 from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.records.claims import claims_at
-from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
+from artifacts.records.packs import Record, RecordSet, read_made, record_sets_of
 from artifacts.records.probabilities import Probabilities, probability_record
 from artifacts.records.store import open_store
 from stages.models.encoding import EncodeItem
@@ -181,13 +181,9 @@ class Tagging:
     def _frames_of(self, chunk: EncodeItem) -> NDArray[np.uint8]:
         """Return the frames of a chunk [frames, height, width, 3]. Raises DamagedRecord if they are
         missing."""
-        try:
-            record = self._frames.read(chunk.frames)
-        except KeyError as error:
-            raise DamagedRecord(
-                f"the frames {chunk.frames[:12]}… are no longer in the store",
-                hint="Run the same command again: it reads them from the file again",
-            ) from error
+        missing = "the frames {} are no longer in the store"
+        hint = "Run the same command again: it reads them from the file again"
+        record = read_made(self._frames, chunk.frames, missing, hint)
         shape = (-1, int(record.meta["height"]), int(record.meta["width"]), 3)
         return np.frombuffer(record.payload, np.uint8).reshape(shape)
 

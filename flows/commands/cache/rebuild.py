@@ -65,9 +65,12 @@ class Difference:
     why: tuple[str, ...] = ()
     """Reasons why even unchanged files are encoded again; empty if they are not."""
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("unchanged", "added", "changed", "removed")}
+
     def line(self) -> str:
-        names = ("unchanged", "added", "changed", "removed")
-        return ", ".join(f"{getattr(self, name)} {name}" for name in names)
+        return ", ".join(f"{count} {name}" for name, count in self.counts.items())
 
 
 def last_record(store: Store, job: str) -> RebuildRecord | None:
@@ -283,14 +286,7 @@ class RebuildResult:
         return self.files - sum(failure.stage != "sources" for failure in self.failures)
 
     def row(self) -> dict[str, int]:
-        counts = self.difference
-        return {
-            "unchanged": counts.unchanged,
-            "added": counts.added,
-            "changed": counts.changed,
-            "removed": counts.removed,
-            "chunks encoded": self.encoded,
-        }
+        return {**self.difference.counts, "chunks encoded": self.encoded}
 
     def to_json(self) -> dict[str, Json]:
         return {**asdict(self), "exit_code": self.exit_code}

@@ -28,7 +28,6 @@ from artifacts.texts.edits import (
     Action,
     CaptionChange,
     Edit,
-    Edits,
     ReviewedRow,
     key_of,
     read_journal,
@@ -200,7 +199,7 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
     words = {new.folder.captions[key].chunk: row[WORDS] for key, row in new.folder.rows.items()}
     edits, journal = old.edits(), old.journal.proved
     known = {**new.edits(), **journal.now}
-    when = _last_action(journal)
+    when = {change.of: at for at, action in enumerate(journal.done) for change in action.changes}
     kept, missing = dict[str, Edit](), list[str]()
     changed = decided = 0
     for key, row in old.folder.rows.items():
@@ -235,11 +234,6 @@ def carry(old: ReviewedCaptions, new: ReviewedCaptions, number: int) -> tuple[in
     if kept:
         old.add(action_of(f"learn, round {number}", new.folder.changes_of(kept), number))
     return decided, changed
-
-
-def _last_action(journal: Edits) -> dict[str, int]:
-    """Return caption key → number of the last action in force that changed it."""
-    return {change.of: at for at, action in enumerate(journal.done) for change in action.changes}
 
 
 def own_rounds(config: LearnConfig, run: RecordedRun, out: Path) -> tuple[RecordedRun, list[Round]]:

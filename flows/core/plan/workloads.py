@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 from artifacts.schema import MediaKind, Sampling
@@ -106,7 +105,10 @@ def workloads_of(
     for kind, of_kind in _by_kind(media, expected):
         chunks = sum(e.chunks for _, e in of_kind)
         prompt = max((m.prompt for m, _ in of_kind), key=len)
-        largest = max((e for _, e in of_kind), key=partial(_seen_pixels, model, kind))
+        largest = max(
+            (e for _, e in of_kind),
+            key=lambda e: e.chunk_frames * math.prod(model.seen_size(kind, e.stored)),
+        )
         widest = max((e for _, e in of_kind), key=lambda e: math.prod(e.stored))
         for estimate in {id(e): e for e in (largest, widest)}.values():
             workload = _of_estimate(model, kind, chunks, estimate, prompt)
@@ -143,11 +145,6 @@ def _by_kind(
     pairs = [(m, e) for m, e in zip(media, expected, strict=True) if e.chunks]
     groups = [(kind, [(m, e) for m, e in pairs if m.kind == kind]) for kind in KINDS]
     return [(kind, of_kind) for kind, of_kind in groups if of_kind]
-
-
-def _seen_pixels(model: Model, kind: MediaKind, estimate: Estimate) -> int:
-    """Return the encoded pixels of the longest chunk."""
-    return estimate.chunk_frames * math.prod(model.seen_size(kind, estimate.stored))
 
 
 def standard_workloads(

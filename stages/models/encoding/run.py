@@ -27,7 +27,7 @@ import torch
 
 from artifacts.errors import NotFinite
 from artifacts.records.claims import claims_at
-from artifacts.records.packs import DamagedRecord, Record, RecordSet, record_sets_of
+from artifacts.records.packs import Record, RecordSet, read_made, record_sets_of
 from artifacts.records.store import open_store
 from artifacts.records.tensors import pack_tree
 from artifacts.schema import HalfName
@@ -112,13 +112,9 @@ def feature_record(key: str, row: FeatureRecord, form: str = "") -> Record:
 def read_clip(record_set: RecordSet, item: EncodeItem) -> Clip:
     """Read one chunk's frames, with times relative to its start. Raises DamagedRecord if the frames
     are missing."""
-    try:
-        record = record_set.read(item.frames)
-    except KeyError as error:
-        raise DamagedRecord(
-            f"the frames {item.frames[:12]}… are no longer in the store",
-            hint="Run the same command again: it reads them from the video again",
-        ) from error
+    missing = "the frames {} are no longer in the store"
+    hint = "Run the same command again: it reads them from the video again"
+    record = read_made(record_set, item.frames, missing, hint)
     meta = record.meta
     shape = (len(meta["times"]), meta["height"], meta["width"], 3)
     return Clip(
