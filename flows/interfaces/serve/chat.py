@@ -259,10 +259,9 @@ def forced_function(params: ChatParams) -> Function | None:
     return functions[0]
 
 
-def caption_params(params: ChatParams, function: Function | None, limit: int) -> CaptionParams:
+def caption_params(params: ChatParams, function: Function | None) -> CaptionParams:
     """Return the caption parameters of a chat request whose answer calls this function, if any.
-    `limit` is the server's token limit of one caption. Compiling a schema takes a moment. Raises
-    HttpRefusal."""
+    Compiling a schema takes a moment. Raises HttpRefusal."""
     limits = (params.max_tokens, params.max_completion_tokens)
     max_tokens = min((bound for bound in limits if bound is not None), default=None)
     source = "tools" if function else RESPONSE_FORMAT
@@ -448,10 +447,10 @@ class ChatRoutes:
 
     async def complete(self, request: Request) -> Response:
         """Answer a prompt about an image or a clip."""
-        captions, served = self._captions.captions(), self._served()
+        served = self._served()
         max_bytes = round(self._service.config.body_bytes * BASE64)
         body = await body_of(request, max_bytes)
-        parse = partial(parse_chat_request, body, served, captions.limit)
+        parse = partial(parse_chat_request, body, served)
         chat = await asyncio.get_running_loop().run_in_executor(self._readers, parse)
         try:
             return await self._answer(request, chat)
@@ -557,9 +556,9 @@ def usage_of(captioned: Captioned) -> dict[str, int]:
     }
 
 
-def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> ChatRequest:
-    """Parse the body of a chat request. `models` are the accepted names of the model; `limit` is
-    the server's token limit of one caption. Raises HttpRefusal."""
+def parse_chat_request(body: bytes, models: Collection[str]) -> ChatRequest:
+    """Parse the body of a chat request. `models` are the accepted names of the model. Raises
+    HttpRefusal."""
     fields = json_in(body)
     if not isinstance(fields, dict):
         raise HttpRefusal(
@@ -567,7 +566,7 @@ def parse_chat_request(body: bytes, models: Collection[str], limit: int) -> Chat
         )
     chat = checked(fields, models)
     function = forced_function(chat)
-    params = caption_params(chat, function, limit)
+    params = caption_params(chat, function)
     try:
         messages = [(f"messages[{at}]", message) for at, message in enumerate(chat.messages)]
         parts = [part for name, message in messages for part in _parts(name, message)]

@@ -67,7 +67,7 @@ def choice(name: str) -> dict[str, Any]:
 
 def read(**request: Any) -> ChatRequest:
     body = json.dumps({"model": "demo", "messages": MESSAGES, **request}).encode()
-    return parse_chat_request(body, {"demo"}, LIMIT)
+    return parse_chat_request(body, {"demo"})
 
 
 def refused(**request: Any) -> HttpRefusal:
