@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from artifacts.disk.json_shapes import Json
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.option_texts import members, parse_duration, parse_size
 from artifacts.options import declared
 from artifacts.wording import meant
@@ -195,7 +195,13 @@ def anchored(config: C) -> C:
 def config_with(kind: type[K], options: Mapping[str, Any], known: Iterable[str], **fixed: Any) -> K:
     """Return a configuration with those of these options, and of the `fixed` fields, that it has.
     Raises UsageError for an option that is not among those `known`, for a value of another type
-    than its field has, and for a missing option."""
+    than its field has, and for a missing option, and EnvironmentFault without a current folder."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise EnvironmentFault(
+            "the current folder was deleted", hint="Call os.chdir with another one"
+        ) from error
     if unknown := sorted(options.keys() - set(known)):
         raise UsageError(
             f"unknown option {unknown[0]}{meant(unknown[0], known)}",

@@ -435,6 +435,15 @@ def test_a_wrong_argument_is_one_line(call: Callable[[], object], words: str, he
     refused(call, words)
 
 
+def test_a_deleted_current_folder_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    refused(lambda: penstock.caption(tmp_path, out=tmp_path), "the current folder was deleted")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
