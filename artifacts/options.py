@@ -186,7 +186,7 @@ def _range(option: Option) -> str:
         return f"{option.least:g} or more"
     if option.least is None:
         return f"a number above {option.above or 0:g}, at most {option.most:g}"
-    return f"a number from {option.least:g} to {option.most:g}"
+    return f"a number from {option.least:.10g} to {option.most:.10g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,7 +219,13 @@ def test_a_csv_that_would_cut_captions_is_told_of(tmp_path: Path, rows: str, say
 
 
 def test_wrong_options_are_told() -> None:
-    for wrong in ({"steps": 3, "epochs": 2.0}, {"lora_rank": 0}, {"lr": -1.0}, {"validate": 1.0}):
+    for wrong in (
+        {"steps": 3, "epochs": 2.0},
+        {"lora_rank": 0},
+        {"lr": -1.0},
+        {"validate": 1.0},
+        {"seed": 2**63},
+    ):
         with pytest.raises(UsageError):
             TuneConfig(data="d", model="demo", out="o", **wrong)
 

@@ -27,6 +27,8 @@ PRECISIONS = ("native", "fp32", "bf16", "nf4", "auto")
 not fit."""
 EPOCHS = 8.0
 """Default number of epochs."""
+MAX_SEED = 2**32
+"""Training multiplies seeds, and PyTorch takes 64 bits."""
 RUNNING = "running"
 
 
@@ -56,7 +58,9 @@ class StepOptions(TrainedHalfOptions):
     """Examples per optimizer step."""
     lr: Annotated[float, Option("learning rate [%(default)s]", TRAINING, "X", above=0)] = 2e-3
     """Peak learning rate."""
-    seed: Annotated[int, Option("random seed [%(default)s]", TRAINING, "S")] = 0
+    seed: Annotated[
+        int, Option("random seed [%(default)s]", TRAINING, "S", least=-MAX_SEED, most=MAX_SEED)
+    ] = 0
     """Seed of the order, the adapter's initial weights, and the validation split."""
 
     def __post_init__(self) -> None:
