@@ -352,9 +352,15 @@ def test_options_on_vectors_that_make_no_sense_fail(options: dict[str, Any], say
 
 @pytest.mark.slow
 def test_near_vectors_of_a_model_are_marks(
-    tmp_path: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     spare_processes(monkeypatch)
+    words = ["sift", str(here / "videos"), "--out", str(tmp_path / "all")]
+    assert main(words) == main([*words, "--model", "demo", "--similar", "0.02"]) == 0
+    assert "made again" not in capsys.readouterr().err
     _, marks = run(here / "videos", tmp_path / "all", model="demo", similar=0.01)
     assert sorted(row["similar"] for row in marks.values()) == [0, 1]
     assert len({row["similar_group"] for row in marks.values()}) == 1

@@ -101,14 +101,14 @@ def again_note(job: Job) -> str:
         if medium.digest not in job.before or job.ledger.failure(medium):
             continue
         if job.ledger.media_index(medium) is None:
-            missing["index"] += 1
+            missing["files"] += 1
         for task in job.ledger.tasks([medium]):
             stages = () if job.ledger.has_failed(task) else job.ledger.stages_of(task)
             (done if job.ledger.is_done(task) else to_do).add(medium.prompt)
             missing.update(stage.writes for stage in stages if not job.ledger.has(task, stage))
-    if not missing:
+    recorded = recorded_in(job.out, RecordedPlan) if missing else None
+    if not missing or (recorded and not recorded.plan.decided_by):  # the rows are marks of no model
         return ""
-    recorded = recorded_in(job.out, RecordedPlan)
     before, now = recorded.plan.decided_by if recorded else {}, decided_by(job)
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     why = f"changed since the last run: {', '.join(changed)}"
