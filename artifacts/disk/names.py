@@ -61,7 +61,7 @@ def one_name(path: str | os.PathLike[str]) -> str:
 
 def path_on_disk(path: str) -> str:
     """Return the existing path that differs from this one only in how its letters are composed, as
-    names of a Mac do (NFD); empty if there is none, or more than one."""
+    names of a Mac do (NFD); empty if there is none, more than one, or this one (a broken link)."""
     existing = ""
     for part in Path(path).parts:
         place = os.path.join(existing, part)
@@ -73,7 +73,7 @@ def path_on_disk(path: str) -> str:
                 return ""
             place = os.path.join(existing, alike[0])
         existing = place
-    return existing
+    return "" if existing == path else existing
 
 
 TEXT_FORMATS = ("txt", "vtt", "srt")

@@ -22,7 +22,7 @@ from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.texts.edits import read_edits
 from flows.core.options.training import CommandRecord
 from flows.outputs.folder.trust import belief_in, command_in, is_trusted, own_belief
-from flows.outputs.marker import MARKER
+from flows.outputs.marker import MARKER, Marker, write_marker
 from flows.outputs.record.record_writer import RecordWriter
 from flows.outputs.record.recorded_command import repeated
 from scripts.run.stage_processes import descendants
@@ -629,4 +629,7 @@ def test_a_command_of_this_user_runs_without_what_lets_code_in(tmp_path: Path) -
     assert repeated(command_in(tmp_path).words) == COMMAND
     own_folder(tmp_path, {"words": ["export", "m"], "folder": "/"})
     with pytest.raises(UsageError, match="has no command of a caption run"):
+        command_in(tmp_path)
+    write_marker(tmp_path, Marker(command="label"))
+    with pytest.raises(UsageError, match="is the output folder of `penstock label`"):
         command_in(tmp_path)

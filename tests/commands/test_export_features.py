@@ -2,6 +2,7 @@
 write in one line, and goes on after a kill with the same bytes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,13 +107,16 @@ def test_a_run_becomes_a_data_set_with_each_chunk_once(
         (["--to", "nf4"], "export needs MODEL and --to KIND, or --features RUN"),
         (["demo", "--to", "nf4", "--license", "x"], "export needs MODEL and --to KIND"),
         (["--features", "gone", "--license", "x"], "no run has written to"),
+        (["--features", "NO CAPTIONS", "--license", "x"], "has no captions.jsonl. Name the --out"),
     ],
 )
 def test_a_command_that_is_incomplete_or_contradicts_itself_is_refused(
     words: list[str], says: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    named = [str(out) if word == "OUT" else word for word in words]
-    assert export(*named, "--out", tmp_path / "data") == 2
+    (other := tmp_path / "other").mkdir()
+    shutil.copy(out / "run.json", other)
+    places = {"OUT": str(out), "NO CAPTIONS": str(other)}
+    assert export(*(places.get(word, word) for word in words), "--out", tmp_path / "data") == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert not (tmp_path / "data").exists()

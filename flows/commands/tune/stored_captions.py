@@ -12,7 +12,7 @@ from artifacts.wording import counted
 from flows.commands.tune.training_data import Example, examples_in
 from flows.core.media.output_rows import CaptionRow
 from flows.core.options.formats import CAPTIONS
-from flows.outputs.record.run_read import load_record
+from flows.outputs.record.run_read import CAPTION_FOLDER, load_record
 from flows.outputs.record.run_record import RunRecord
 
 
@@ -28,6 +28,8 @@ class StoredCaptions(NamedTuple):
 def trainable_run(out: str | Path) -> RunRecord:
     """Return the record of a run whose features a stock trainer can take. Raises UsageError."""
     run = load_record(Path(out).expanduser())
+    if not (Path(out).expanduser() / CAPTIONS).exists():
+        raise UsageError(f"{out} has no {CAPTIONS}", hint=CAPTION_FOLDER)
     if run.plan.route != "protocol":
         raise UsageError(
             f"{run.plan.model or out}: its class takes no outputs of an encoder in place of pixels "

@@ -449,6 +449,7 @@ PROMPT_HINT = "If it is a prompt, write --prompts before it, too"
 MAX_PATTERN_LENGTH = 4096
 """Longest pattern in characters, equal to the longest path in bytes. Parsing a pattern of 100,000
 brackets takes minutes."""
+CHECK_NAME = "Check the name; a folder given earlier may have moved"
 UNREADABLE = "Check that you may read it and that its disk is there"
 OTHER_FORM = (
     "It looks the same, but its accents are stored in another form (as a Mac does): copy that name"
@@ -554,12 +555,14 @@ def _named(text: str, source: str, selection: Selection) -> Iterator[MediaFile |
         for file in files:
             yield _media_file(file, file.name, source)
     else:
-        hint = "Check the name; a folder given earlier may have moved"
+        message, hint = "no such file or folder", CHECK_NAME
         if NAMED_PROMPT.match(text):
             hint = PROMPT_HINT
+        elif os.path.islink(path):
+            message = f"a link to {writable(os.readlink(path))}, which is not there"
         elif meant := path_on_disk(str(path)):
             hint = f"Did you mean {shlex.quote(writable(meant))}? {OTHER_FORM}"
-        yield source_failure(source, text, "missing", "no such file or folder", hint)
+        yield source_failure(source, text, "missing", message, hint)
 
 
 def _media_file(path: Path, name: str, source: str) -> MediaFile | Failure:

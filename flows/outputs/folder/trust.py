@@ -29,7 +29,7 @@ from flows.core.options.training import CommandRecord
 from flows.outputs.marker import Marker, inputs_in, own_marker, read_marker
 from flows.outputs.record.recorded_command import COMMAND, repeated
 from flows.outputs.record.rounds import rounds_in
-from flows.outputs.record.run_read import load_record
+from flows.outputs.record.run_read import CAPTION_FOLDER, load_record
 
 COMMANDS, ADDRESSES, CORRECTIONS, ROUNDS = ("commands", "addresses", "corrections", "rounds")
 """What a command may take from a folder: the command that it repeats, the addresses that it
@@ -101,6 +101,9 @@ def command_in(out: Path, store: str = "", *, trust: bool = False) -> CommandRec
     Raises UsageError if the folder has none, or is neither the user's own nor trusted."""
     load_record(out)  # says so if there was no run
     marker = own_belief(out, store, trust=trust).marker
+    if marker and marker.command != COMMAND:
+        other = f"{out} is the output folder of `penstock {marker.command}`"
+        raise UsageError(other, hint=CAPTION_FOLDER)
     if marker is None or marker.words[:1] != (COMMAND,):
         raise UsageError(
             f"{out} has no command of a caption run",

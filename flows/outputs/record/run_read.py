@@ -16,6 +16,7 @@ from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord
 
 PUBLISHED = re.compile(r'\{"time": (\d+\.?\d*),')
 """The time in a line of a stage's journal."""
+CAPTION_FOLDER = "Name the --out folder of `penstock caption`"
 
 
 def runs_below(out: Path) -> list[Path]:

@@ -230,8 +230,11 @@ def test_a_name_in_another_unicode_form_is_told_as_the_disk_has_it(
         _, (failure,) = find_media([unicodedata.normalize(typed, str(place))], PLAIN)
         (meant,) = [word for word in shlex.split(failure.hint) if word.startswith("/")]
         assert failure.error == "missing" and meant.removesuffix("?") == str(place)
-    _, (failure,) = find_media([f"{tmp_path}/Zürich im Juni"], PLAIN)
-    assert "Did you mean" not in failure.hint
+    (tmp_path / "link").symlink_to("gone")
+    for name in ("Zürich im Juni", "link", "link/a.jpg"):
+        _, (failure,) = find_media([f"{tmp_path}/{name}"], PLAIN)
+        assert "Did you mean" not in failure.hint
+        assert ("a link to gone" in failure.message) == (name == "link")
 
 
 def test_a_relative_source_is_made_absolute_and_a_file_with_brackets_is_no_pattern(
