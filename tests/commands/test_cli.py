@@ -205,6 +205,7 @@ def test_cache_of_an_empty_store(tmp_path: Path, capsys: Said) -> None:
         ("plan x --max-pixels=x", "invalid --max-pixels 'x'. Give a whole number."),
         ("plan x --fps fast", "invalid --fps 'fast'. Give a number."),
         ("status --jsn", "unknown option --jsn (did you mean --json?)"),
+        ("search -- -a --top 3", "--top stands after --, where no option is read"),
         ("frobnicate", "unknown command: frobnicate."),
     ],
 )

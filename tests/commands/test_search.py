@@ -406,6 +406,7 @@ def test_add_takes_the_model_of_the_index_and_a_file_that_goes_is_named(
         (["{media}/film.mp4"], "is a video"),
         (["{media}/p0.png", "--where", "size > 3"], "--where cannot be read"),
         (["{media}/p0.png", "--top", "0"], "invalid --top 0"),
+        (["{media}/p0.png", "--top", "1", "--vtt", "{media}/t.vtt"], "no hit is a moment"),
         (["  "], "is empty"),
     ],
 )

@@ -113,6 +113,8 @@ def _track(query: str, hits: Sequence["Hit"]) -> Iterator[str]:
             f"--vtt: the moments are in {len(paths)} videos, and a WebVTT track is of one",
             hint="Choose one: --where \"path like '%/NAME.mp4'\"",
         )
+    if hits and not moments:
+        raise UsageError("--vtt: no hit is a moment of a video", hint="Leave out --vtt")
     cues = [
         Cue(*time, query if hit.p is None else f"{query} ({hit.p:.0%})") for hit, time in moments
     ]

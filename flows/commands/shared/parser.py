@@ -73,6 +73,8 @@ class CommandParser(argparse.ArgumentParser):
         name = first.partition("=")[0]
         if name == "--gpus":
             self.error(f"it computes on one GPU; --gpus is for {SHARING}")
+        if name in names:
+            self.error(f"{name} stands after --, where no option is read. Move it in front")
         self.error(f"unknown option {name}{meant(name, names)}")
 
     def of_command(self, name: str | None) -> "CommandParser":
