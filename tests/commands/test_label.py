@@ -84,6 +84,8 @@ def test_a_table_is_read_by_its_header(tmp_path: Path) -> None:
     for text in ('cat\n# none\n"a, b"\n', 'label\ncat\n"a, b"\n'):
         path.write_text(text)
         assert label_set(str(path)).names == ["cat", "a, b"]
+    (lines := tmp_path / "labels.txt").write_bytes(b"cat\rdog\r\n# none\nred disk")
+    assert label_set(str(lines)).names == ["cat", "dog", "red disk"]
 
 
 def test_the_digest_is_of_all_that_decides(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def _templates(value: str) -> list[str]:
 
 
 def _lines(text: str) -> list[str]:
-    lines = (line.strip() for line in text.split("\n"))
+    lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -332,6 +332,8 @@ def _rung_cost(first: Rung, chosen: Rung) -> str:
         return KV_COSTS[chosen.kv]
     if chosen.prefill != first.prefill:
         return "chunked prefill takes a little longer"
-    if STAGES[chosen.stage].reads:
+    if chosen.recompute != first.recompute:
+        return "gradient checkpointing costs a second forward pass of each step"
+    if STAGES[chosen.stage].reads or STAGES[chosen.stage].part:
         return "smaller batches take somewhat longer"
     return "fewer files at once take longer"

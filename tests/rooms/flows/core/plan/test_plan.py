@@ -23,7 +23,7 @@ from flows.core.plan.costs.decode import decode_rungs
 from flows.core.plan.costs.encode import encode_rungs
 from flows.core.plan.ladder import Remembered, Rung, index_of, sizes
 from flows.core.plan.plan import plan_of
-from flows.core.plan.view import plan_lines
+from flows.core.plan.view import _rung_cost, plan_lines
 from flows.core.plan.what_fits import BUDGETS_GIB, fitting_line, what_fits
 from flows.execution.run import caption
 from flows.interfaces.cli.main import main
@@ -337,6 +337,19 @@ def test_what_cannot_fit_names_what_would(store: Path, capsys: pytest.CaptureFix
     verdict, instead, *_ = printed.splitlines()
     assert verdict.startswith("does not fit: the ")
     assert instead.split()[:3] == ["instead", "Give", "--memory"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "recompute", "cost"),
+    [
+        ("frames", False, "fewer files at once"),
+        ("tune", False, "smaller batches"),
+        ("tune", True, "a second forward pass"),
+    ],
+)
+def test_what_a_smaller_rung_costs_is_of_its_stage(stage: str, recompute: bool, cost: str) -> None:
+    chosen = Rung(stage=stage, batch=1, recompute=recompute)
+    assert cost in _rung_cost(Rung(stage=stage, batch=8), chosen)
 
 
 def test_a_table_by_hand_of_a_model_of_7_billion() -> None:
