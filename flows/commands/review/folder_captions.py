@@ -13,8 +13,8 @@ from artifacts.texts.affixes import FixedText
 from artifacts.texts.captions import one_line
 from artifacts.texts.edits import CaptionChange, Edit, ReviewedRow, changes_of, keys_of
 from flows.core.media.generated_files import HandwrittenTexts, text_paths
+from flows.core.media.media_file import MEDIA_SUFFIXES
 from flows.core.media.output_rows import CaptionRow, MediaRow
-from flows.core.media.sources import MEDIA_SUFFIXES
 from flows.outputs.folder.trust import belief_in
 from flows.outputs.media_rows import (
     PageMedium,

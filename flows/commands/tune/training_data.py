@@ -53,7 +53,7 @@ from flows.core.media.generated_files import (
     split_by_chunk,
     text_paths,
 )
-from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, kind_of
+from flows.core.media.media_file import MEDIA_SUFFIXES, kind_of
 from flows.core.media.sources import LIST_SUFFIXES
 from flows.core.options.formats import (
     ANSWERED,
@@ -485,7 +485,7 @@ def _media_with_texts(
     records, of_folder = None if store is None else TextRecords(store), cache(fixed_text_of)
     origins, others, bare = Origins(), list[str](), list[str]()
     for path in sorted(folder.rglob("*")):
-        is_medium = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        is_medium = path.suffix.lower() in MEDIA_SUFFIXES
         texts = [t for t in text_paths(path) if is_medium and t.is_file() and not is_blank(t)]
         is_shown = is_medium and not any(map(is_hidden, path.relative_to(folder).parts))
         bare += [path.name] * (is_shown and not texts and path.is_file())

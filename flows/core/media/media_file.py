@@ -25,6 +25,7 @@ VIDEO_SUFFIXES = frozenset([
     ".flv", ".rm", ".rmvb", ".mxf", ".gxf", ".dv", ".ogv", ".ogm", ".ivf", ".nut", ".y4m",
     ".gif", ".apng", ".mjpg", ".mjpeg", ".h264", ".264", ".h265", ".265", ".hevc", ".obu", ".av1",
 ])  # fmt: skip
+MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 SOUND_SUFFIXES = (".mp3", ".wav", ".flac", ".m4a", ".aac", ".ogg", ".oga", ".opus", ".wma", ".aiff")
 UNREAD_SUFFIXES = frozenset([
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".nef", ".nrw", ".orf", ".pef",

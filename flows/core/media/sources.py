@@ -41,8 +41,7 @@ from artifacts.wording import counted
 from flows.core.media.generated_files import FORM, text_paths
 from flows.core.media.media_file import (
     HEIC_SUFFIXES,
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
+    MEDIA_SUFFIXES,
     MediaFile,
     Selection,
     kind_of,
@@ -250,7 +249,7 @@ def _folders(
         if relative and any(entry.name == OURS for entry in members):
             continue  # output of a run: clips, and links to its media
         for link in (e for e in members if e.is_symlink() and not os.path.exists(e.path)):
-            is_medium = os.path.splitext(link.name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+            is_medium = os.path.splitext(link.name)[1].lower() in MEDIA_SUFFIXES
             if not is_medium and not is_hidden(link.name):
                 unread(FileNotFoundError(errno.ENOENT, LEADS_NOWHERE, link.path))
         yield relative, members
@@ -264,9 +263,6 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
         return entry.is_dir()
     except OSError:  # for example a link to itself
         return False
-
-
-MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 def texts_among(

@@ -30,7 +30,7 @@ from artifacts.disk.paths import is_utf8
 from artifacts.disk.regular_files import open_regular
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from artifacts.options import declared
-from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from flows.core.media.media_file import MEDIA_SUFFIXES
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.serving import ServeConfig
 from flows.interfaces.serve.refusals import (
@@ -118,7 +118,7 @@ def path_below(roots: tuple[str, ...], given: str) -> str:
         raise bad_request(OUTSIDE, hint)
     if not os.path.isfile(path):  # a name may be too long
         raise bad_request("there is no such file", hint)
-    if path.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+    if path.suffix.lower() not in MEDIA_SUFFIXES:
         raise bad_request("the path is no image or video", hint)
     return str(path)
 

@@ -18,10 +18,9 @@ from artifacts.disk.names import file_name, numbered
 from artifacts.disk.paths import rename_noreplace
 from artifacts.disk.regular_files import refuse_links
 from artifacts.errors import EnvironmentFault, UsageError
-from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES, writable
+from flows.core.media.media_file import MEDIA_SUFFIXES, writable
 from flows.core.media.sources import is_folder
 
-SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 SHOWN_FILES = 100_000
 """Largest number of files of a folder that the page lists."""
 SHOWN_FOLDERS = 10_000
@@ -93,7 +92,7 @@ class Roots:
                         f"{writable(entry.path)} is a link out of the folders of this studio",
                         hint="Start `penstock studio` with --root and the folder it leads to",
                     )
-        elif path.suffix.lower() not in SUFFIXES or not path.is_file():
+        elif path.suffix.lower() not in MEDIA_SUFFIXES or not path.is_file():
             raise Refused(
                 f"{writable(str(path))} is no folder, image or video", hint="Choose one in the page"
             )
@@ -117,7 +116,7 @@ class Roots:
             if is_folder(entry):
                 if len(folders) < SHOWN_FOLDERS:
                     folders.append(entry.name)
-            elif _suffix(entry.name) in SUFFIXES:
+            elif _suffix(entry.name) in MEDIA_SUFFIXES:
                 count += 1
                 if len(media) < SHOWN_FILES:
                     media.append(entry.name)
@@ -133,7 +132,7 @@ class Roots:
     def medium(self, given: str) -> Path:
         """Return an image or a video that the page may show. Raises Refused."""
         path = self.inside(given)
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+        if path.suffix.lower() not in MEDIA_SUFFIXES or not path.is_file():
             raise Refused(
                 f"{writable(str(path))} is no image or video", hint="Choose one in the page"
             )
@@ -159,7 +158,7 @@ class Roots:
                     if is_folder(entry):
                         waiting.append(entry.path)
                     else:
-                        count += _suffix(entry.name) in SUFFIXES
+                        count += _suffix(entry.name) in MEDIA_SUFFIXES
         return {"count": count, "more": False}
 
     def _leads_inside(self, entry: os.DirEntry[str]) -> bool:
@@ -253,7 +252,7 @@ def _check_name(name: str) -> None:
     odd = any(unicodedata.category(letter)[0] == "C" for letter in name)
     if odd or name.startswith(".") or {"/", "\\"} & {*name} or len(name.encode()) > LONGEST_NAME:
         raise Refused(f"{name[:80]!r} is no name for a file", hint="Rename it")
-    if Path(name).suffix.lower() not in SUFFIXES:
+    if Path(name).suffix.lower() not in MEDIA_SUFFIXES:
         raise Refused(f"{name} is neither image nor video by its name", hint="Drop media files")
 
 
