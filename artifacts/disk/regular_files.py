@@ -97,7 +97,7 @@ def log_end(log: Path) -> str:
 
 
 def last_line(log: Path) -> str:
-    return "".join(log_end(log).strip().splitlines()[-1:])
+    return log_end(log).strip().rpartition("\n")[2]
 
 
 def refuse_odd(mode: int, path: str | os.PathLike[str]) -> None:

@@ -19,7 +19,7 @@ from stages.models.adapter_modules import MERGE_FIRST, LoraAdapter, read_adapter
 from stages.models.protocols import Half, module_of
 
 NAME = "default"
-"""Name of the only adapter in PEFT's layers: PEFT's own for an unnamed one."""
+"""Name of the only adapter in PEFT's layers."""
 GROUP_BYTES = 32 << 20
 """Adapter bytes after which the tensors read so far are put into the half."""
 

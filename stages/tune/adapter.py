@@ -16,12 +16,14 @@ from torch import nn
 
 from artifacts.disk.files import whole_file
 from artifacts.errors import UsageError
-from stages.models.adapter_injection import NAME
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, PREFIX
 from stages.models.protocols import Half, module_of
 from stages.models.published import as_published_metadata
 from stages.models.stored.packed_linear import PackedLinear
 from stages.tune.layout import AdapterLayout, most_common, new_layout
+
+NAME = "default"
+"""PEFT's name for an unnamed adapter."""
 
 
 def add_adapter(
