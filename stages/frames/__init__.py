@@ -3,7 +3,7 @@
 from stages.frames.job import FramesJob
 from stages.process.stage_spec import StageSpec
 
-OUTPUT_VERSION = 12
+OUTPUT_VERSION = 13
 """Raised when this stage's output changes for the same inputs; part of every cache key that depends
 on it."""
 PACK_BYTES = 64 << 20

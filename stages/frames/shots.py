@@ -36,7 +36,7 @@ from stages.frames.timeline import (
     Timeline,
     first_from,
     plan_chunk,
-    tick_at,
+    target_tick,
 )
 
 ROWS, COLUMNS = 60, 106
@@ -305,7 +305,7 @@ class _Piece:
 
     def _is_target(self, ticks: int, following: int, step: float) -> bool:
         """Return whether a frame is on display at one of the target times."""
-        while (moment := tick_at(self._timeline, self.start + self._targets * step)) < ticks:
+        while (moment := target_tick(self._timeline, self.start + self._targets * step)) < ticks:
             self._targets += 1
         return moment < following
 

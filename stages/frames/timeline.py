@@ -170,6 +170,9 @@ SHOWN_SECONDS = 0.5
 """A frame that was on display before a chunk belongs to it, too, if it stays this long."""
 ROUNDING_SECONDS = 1e-9
 """Times closer than this are equal: far below a tick, far above a float's error."""
+FINE_TICKS = 4
+"""A clock with at least so many ticks per frame rounds the times of frames; one with fewer counts
+frames or slots."""
 SLIVER_FRAMES = 1.5
 """A last chunk of at most this many frames is joined to the one before."""
 
@@ -361,7 +364,7 @@ def _picks(
     step = 1 / sampling.fps if sampling.fps else (end - start) / (sampling.frames or 1)
     targets = max(1, math.ceil((end - start - ROUNDING_SECONDS) / step))
     first = (start + end) / 2 if sampling.frames == 1 else start
-    moments = [tick_at(timeline, first + j * step) for j in range(targets)]
+    moments = [target_tick(timeline, first + j * step) for j in range(targets)]
     shown = np.searchsorted(timeline.pts, np.array(moments, dtype=np.int64), side="right") - 1
     picks = np.unique(np.clip(shown, low, high - 1))
     min_count = min(sampling.min_frames, high - low)
@@ -381,6 +384,14 @@ def tick_at(timeline: Timeline, seconds: float) -> int:
     """Return the last tick at or before `seconds`."""
     rate = timeline.time_base.denominator / timeline.time_base.numerator
     return timeline.start + math.floor((seconds - timeline.offset + ROUNDING_SECONDS) * rate)
+
+
+def target_tick(timeline: Timeline, seconds: float) -> int:
+    """Return the tick at which the frame of a target time is on display. A clock that is finer than
+    the frames rounds their times, in Matroska to milliseconds, so the target is rounded, too."""
+    length = int(timeline.pts[-1]) + timeline.last_ticks - timeline.start
+    is_fine = length >= FINE_TICKS * len(timeline.pts)
+    return tick_at(timeline, seconds + float(timeline.time_base) / 2 * is_fine)
 
 
 def tick_from(timeline: Timeline, seconds: float) -> int:

@@ -100,6 +100,21 @@ def test_no_target_is_missed_by_rounding(fps: float) -> None:
     assert everything == sorted(set(everything))
 
 
+@pytest.mark.parametrize(
+    ("rate", "fps"),
+    [(30, 30), (30, 24), (30, 7.5), (24, 24), (24, 3), (Fraction(24000, 1001), 23.976)],
+)
+def test_a_clock_of_milliseconds_changes_no_frame(rate: Fraction, fps: float) -> None:
+    chosen = []
+    for clock in (24000, 1000):
+        pts = np.array([round(n * clock / rate) for n in range(300)], dtype=np.int64)
+        last = round(clock / rate)
+        timeline = Timeline(pts=pts, time_base=Fraction(1, clock), last_ticks=last, keyframes=None)
+        plans = plan_chunks(timeline, Sampling(chunk_seconds=20, fps=fps, max_frames=300))
+        chosen.append(np.searchsorted(pts, plans[0].ticks).tolist())
+    assert chosen[0] == chosen[1]
+
+
 TENS = array("q", range(0, 100, 10))
 GROUPS_OF_TEN = Keyframes(pts=TENS, dts=TENS, ordinals=TENS)
 
