@@ -188,7 +188,7 @@ def oom_message(error: BaseException) -> str | None:
     """Return the message of the first cause of an error that means out of memory; None if there is
     none."""
     for cause in reversed(list(causes(error))):
-        message = f"{type(cause).__name__}: {first_line(cause)}"
+        message = f"{type(cause).__name__}: {first_line(cause)}".removesuffix(": ")
         if is_oom_message(message) or (may_be_oom_message(message) and memory_was_short()):
             return message
     return None
