@@ -4,6 +4,7 @@ PenstockError
 ├── UsageError        bad option, no source at all, no such model        exit 2
 │   ├── MissingPackage  a package that is not installed
 │   ├── ControlWord   a text holds a word that a model reads as something else
+│   ├── Diverged      the loss of a training is NaN or infinity
 │   └── NoFeatures    features of a training example are neither stored nor can be made
 ├── CannotFit         the model does not fit the memory budget           exit 3
 │   └── OutOfMemory   a stage process exceeded its memory limit
@@ -112,6 +113,10 @@ class MissingPackage(UsageError):
 
 class ControlWord(UsageError):
     """A text holds a word that a model reads as something else than text."""
+
+
+class Diverged(UsageError):
+    """The loss or the gradient of a training step is NaN or infinity."""
 
 
 class NoFeatures(UsageError):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
-from artifacts.errors import UsageError
+from artifacts.errors import Diverged, UsageError
 from stages.decode.chunked_prefill import relative_difference, tolerance
 from stages.decode.prompts import append_ids, end_ids_of
 from stages.decode.scoring import (
@@ -216,11 +216,12 @@ def learning_rate_at(step: int, steps: int, peak_rate: float) -> float:
 
 
 def refuse_not_finite(number: float, of: str) -> None:
-    """Refuse NaN and infinity, of a loss or a gradient. Raises UsageError."""
+    """Refuse NaN and infinity, of a loss or a gradient. Raises Diverged."""
     if not math.isfinite(number):
-        raise UsageError(
+        raise Diverged(
             f"{of} is infinite or NaN",
-            hint="Run it again with a smaller --lr or with --precision fp32, into another --out",
+            hint="Run it again with a smaller --lr or with --precision fp32 (and, of penstock "
+            "tune, into another --out)",
         )
 
 
@@ -244,8 +245,7 @@ class Trainer:
 
     def step(self, examples: Sequence[TrainingExample], rate: float, number: int) -> float:
         """Take the step of this number, and return the mean loss per token of its examples. Raises
-        MemoryError if not even one example fits, and UsageError for numbers that are not finite.
-        """
+        MemoryError if not even one example fits, and Diverged for numbers that are not finite."""
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             losses, message = catch_oom(lambda: self._gradients(examples))
@@ -266,7 +266,7 @@ class Trainer:
 
     def _gradients_are_finite(self) -> bool:
         """Undo the scale of the gradients. Return whether all are finite; a step with others is
-        skipped. Raises UsageError after MAX_SKIPPED skipped steps in a row."""
+        skipped. Raises Diverged after MAX_SKIPPED skipped steps in a row."""
         if self.scale == 1.0:
             return True
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
@@ -277,7 +277,7 @@ class Trainer:
             return True
         self.skipped += 1
         if self.skipped == MAX_SKIPPED:
-            raise UsageError(
+            raise Diverged(
                 f"gradients in fp16 were infinite in {MAX_SKIPPED} steps in a row",
                 hint="Run it again with a smaller --lr, or with --precision fp32 or nf4",
             )

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from artifacts.errors import EnvironmentFault, Interrupted, NoFeatures, PenstockError, UsageError
+from artifacts.errors import (
+    CannotFit,
+    Diverged,
+    EnvironmentFault,
+    Interrupted,
+    NoFeatures,
+    PenstockError,
+    UsageError,
+)
 from artifacts.records.provenance import anybody
 from artifacts.texts.edits import EDITS, StoredEdits, read_edits
 from flows.commands.caption import run as sift_first
@@ -27,7 +35,7 @@ from flows.core.console.display import Display
 from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.machine.versions import now
 from flows.core.options.commands import CaptionConfig
-from flows.core.options.training import LearnConfig, RecordedRun
+from flows.core.options.training import LearnConfig, RecordedRun, TuneRun
 from flows.interfaces.cli.main import main
 from flows.outputs.marker import MARKER
 from flows.outputs.record.rounds import (
@@ -38,7 +46,7 @@ from flows.outputs.record.rounds import (
     usable_rounds,
 )
 from flows.outputs.run_status import run_status
-from stages.tune import TuneJob
+from stages.tune import CHECKPOINT, TuneJob
 from stages.tune.record import CaptionScore
 from tests.support.inside import Ended, InsideLauncher
 from tests.support.learning import PICTURES, Change, School, captions_of, decide_in, style
@@ -277,6 +285,27 @@ def test_a_round_whose_examples_are_gone_is_chosen_anew(school: School, monkeypa
     examples = [*result.round.examples, *result.round.held_out]
     assert len(examples) == PICTURES - 2 and result.round.started >= chosen
     assert not {"03.png", "07.png"} & {each.media_path for each in examples}
+
+
+@pytest.mark.parametrize(
+    ("error", "checkpoint", "rounds"),
+    [(Diverged, True, 0), (CannotFit, False, 0), (CannotFit, True, 1), (UsageError, True, 1)],
+)
+def test_a_round_that_its_options_stop_takes_others(
+    error: type[PenstockError], checkpoint: bool, rounds: int, school: School, monkeypatch: Patch
+) -> None:
+    school.decide(lambda at, text: (style(text), "accepted"))
+
+    def fails(_: Any, __: Any, run: TuneRun, *___: Any) -> None:
+        if checkpoint:
+            (folder := Path(run.out).parent).mkdir(parents=True)
+            (folder / CHECKPOINT).touch()
+        raise error("the loss of step 2 is infinite or NaN")
+
+    with monkeypatch.context() as failing, pytest.raises(error):
+        failing.setattr("flows.commands.learn.run.train", fails)
+        school.learn()
+    assert len(rounds_in(school.out)) == rounds
 
 
 @pytest.mark.slow

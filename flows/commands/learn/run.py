@@ -15,7 +15,13 @@ from artifacts.disk.files import whole_file
 from artifacts.disk.json_records import read_json_file
 from artifacts.disk.paths import folder_named
 from artifacts.disk.regular_files import guard
-from artifacts.errors import ControlWord, NoFeatures, UsageError
+from artifacts.errors import (
+    CannotFit,
+    ControlWord,
+    Diverged,
+    NoFeatures,
+    UsageError,
+)
 from artifacts.records.provenance import ROUND
 from artifacts.texts.edits import DIGITS
 from artifacts.wording import counted
@@ -80,7 +86,7 @@ from flows.outputs.record.rounds import (
 )
 from flows.outputs.run_result import RunResult
 from stages.models.adapter_modules import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from stages.tune import SCORE
+from stages.tune import CHECKPOINT, SCORE
 from stages.tune.layout import layout_of
 from stages.tune.record import CaptionScore, ScoreRecord
 
@@ -129,8 +135,9 @@ def learn(
                 display.print_line(line)
             write_round(out, round_, run.config.store)
         else:
-            display.print_line(f"continuing round {round_.round} ({round_.phase})")
-            config = replace(config, **round_.options)
+            given, config = config, replace(config, **round_.options)
+            own = "" if config == given else " with the options that it began with"
+            display.print_line(f"continuing round {round_.round} ({round_.phase}){own}")
         work = _Work(
             config=config,
             run=run,
@@ -279,8 +286,10 @@ class _Work:
         training = self.run.training(self.config, len(examples), resume=bool(previous))
         try:
             self._tune(training, examples, folder, tokens=caption_tokens(self.round))
-        except (ControlWord, NoFeatures):
-            (self.folder / ROUND_RECORD).unlink()  # the next call chooses other examples
+        except (UsageError, CannotFit) as error:
+            is_lost = isinstance(error, ControlWord | Diverged | NoFeatures)
+            if is_lost or not (folder / CHECKPOINT).exists():
+                (self.folder / ROUND_RECORD).unlink()  # the next call takes its own options
             raise
         self._end(replace(self.round, phase=TRAINED, trained=adapter_digest(folder)))
 
