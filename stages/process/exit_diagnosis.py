@@ -226,11 +226,10 @@ def fault_of_stage(name: str, process_exit: ProcessExit) -> errors.PenstockError
     error_event = process_exit.error_event or StageError()
     if process_exit.signal not in STOPPING and (changed := process_exit.files.changed()):
         return changed
-    last_message = (
-        f"{error_event.type}: {error_event.message}"
-        if error_event.type
-        else "".join(process_exit.last_lines[-1:])
-    )
+    last_line = "".join(process_exit.last_lines[-1:])
+    if last_line.startswith(" "):  # the code that Python prints below a warning
+        last_line = ""
+    last_message = f"{error_event.type}: {error_event.message}" if error_event.type else last_line
     known = _ours(error_event.type)
     if _is_oom(process_exit, error_event, last_message, is_own_error=known is not None):
         return _out_of_memory(name, process_exit, last_message)

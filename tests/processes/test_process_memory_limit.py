@@ -287,6 +287,12 @@ def test_a_silent_death_is_diagnosed(ending: dict[str, Any], expected: type[Pens
     assert type(fault_of_stage("decode", ProcessExit(log=Path("log"), **ending))) is expected
 
 
+def test_a_warning_is_not_the_reason_of_a_death() -> None:
+    lines = ("x.py:3: FutureWarning: use another", "  warnings.warn(")
+    error = fault_of_stage("tune", ProcessExit(log=Path("log"), code=-11, last_lines=lines))
+    assert error.message == "the tune stage failed: SIGSEGV"
+
+
 def test_a_library_that_dies_of_a_setting_names_its_reason_and_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
