@@ -143,7 +143,12 @@ def shorten(
         own = {key for key in long if now[key] == UNTOUCHED}
         settings = samples[0].settings if samples else None
         read_as = str if settings is None else settings.read_as
-        is_short = _Composed(fits=fits, as_read=lambda key, text: read_as(as_written(key, text)))
+
+        def is_short(key: str, text: str) -> bool:
+            """Return whether a text of the model fits as the caption with a key, with what the run
+            and the trainer put around it."""
+            return fits(read_as(as_written(key, text)))
+
         if any(not is_short(key, "") for key in own):
             raise UsageError(
                 f"{model.label}: the trigger and the prefix alone are too long to be read whole",
@@ -161,18 +166,6 @@ def shorten(
         left=len(own) - len(shorter),
         kept=len(long) - len(own),
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Composed:
-    """Whether a text of the model fits as the caption with a key, with what the run and the trainer
-    put around it."""
-
-    fits: Fits
-    as_read: Callable[[str, str], str]
-
-    def __call__(self, key: str, text: str) -> bool:
-        return self.fits(self.as_read(key, text))
 
 
 def _keep_command(run: RecordedRun, _: Job, writer: RecordWriter) -> None:
@@ -195,7 +188,7 @@ def _chunks(captions: ReviewedCaptions, keys: set[str]) -> dict[str, Chunk]:
 def _made_again(
     run: RecordedRun,
     chunks: Mapping[str, Chunk],
-    is_short: _Composed,
+    is_short: Callable[[str, str], bool],
     display: Display,
     make_launcher: LauncherMaker,
 ) -> dict[str, tuple[str, str]]:
