@@ -22,6 +22,7 @@ import penstock_demo
 from artifacts.disk.json_shapes import Json
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from flows.commands.export import EXPORTED_VECTORS
+from flows.commands.export.export_command import _print_result
 from flows.commands.export.options import ExportConfig
 from flows.commands.export.result import Exported
 from flows.commands.export.run import export
@@ -325,6 +326,17 @@ def test_groups_of_columns_are_refused_where_scales_have_none(kind: str, tmp_pat
     with pytest.raises(UsageError, match=f"--group has no effect with --to {kind}"):
         ExportConfig(model="demo", to=kind, out=str(tmp_path), group=64)
     assert ExportConfig(model="demo", to="w4a16", out=str(tmp_path), group=64).group == 64
+
+
+@pytest.mark.parametrize(("kind", "others"), [("nf4", ""), ("w4a16", ", vLLM or transformers")])
+def test_a_checkpoint_comes_with_the_command_that_takes_it(
+    kind: str, others: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parity = SimpleNamespace(missed=(), text=1, recipe={"kind": kind})
+    exported: Any = SimpleNamespace(parity=parity, accepted=True, out="o", line=lambda: "o: 1 MB")
+    _print_result(exported, graphs=False)
+    use = f"o: 1 MB; use it with `penstock caption SOURCES --model o`{others}\n"
+    assert capsys.readouterr().out == use
 
 
 def test_what_no_graph_can_be_of_is_refused(tmp_path: Path) -> None:

@@ -83,11 +83,8 @@ def _print_result(result: Exported, *, graphs: bool) -> None:
     used = [command, "SOURCES", "--model", str(result.out)]
     if graphs:
         used += ["--vision-backend", "onnx"]
-    if result.parity.recipe.get("kind") in PACKED:
-        use = "load it in vLLM or transformers; `penstock caption` takes nf4 and int8"
-    else:
-        use = f"use it with `penstock {shlex.join(used)}`"
-    print_lines(f"{result.line()}; {use}")
+    others = ", vLLM or transformers" if result.parity.recipe.get("kind") in PACKED else ""
+    print_lines(f"{result.line()}; use it with `penstock {shlex.join(used)}`{others}")
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
