@@ -290,7 +290,7 @@ def test_a_silent_death_is_diagnosed(ending: dict[str, Any], expected: type[Pens
 def test_a_warning_is_not_the_reason_of_a_death() -> None:
     lines = ("x.py:3: FutureWarning: use another", "  warnings.warn(")
     error = fault_of_stage("tune", ProcessExit(log=Path("log"), code=-11, last_lines=lines))
-    assert error.message == "the tune stage failed: SIGSEGV"
+    assert error.message == "the tune stage failed: signal 11 (SIGSEGV)"
 
 
 def test_a_library_that_dies_of_a_setting_names_its_reason_and_the_setting(
@@ -319,7 +319,7 @@ def test_memory_is_found_behind_what_was_made_of_it() -> None:
 
     with pytest.raises(ValueError) as caught:
         fail()
-    assert oom_message(caught.value) == "MemoryError"
+    assert oom_message(caught.value) == "MemoryError: "
     assert oom_message(ValueError("memory of an elephant")) is None
 
 
