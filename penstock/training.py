@@ -7,6 +7,7 @@ that calls `model(**batch)`.
     Trainer(half, arguments, train_dataset=captions("OUT"), data_collator=collate).train()
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -78,10 +79,11 @@ def processor_of(out: str | Path, *, trust_remote_code: bool = False) -> "Proces
     )
 
 
-def lora_targets(half: "PreTrainedModel") -> list[str]:
-    """Return the full paths of the linear layers of a half, for `LoraConfig(target_modules=…)`. By
-    the ends of names, an adapter would also land on the vision tower of the whole model."""
-    return sorted(import_module("stages.tune.adapter").linear_paths(half))
+def lora_targets(half: "PreTrainedModel") -> str:
+    """Return a pattern of the full paths of a half's linear layers, for
+    `LoraConfig(target_modules=…)`. PEFT shortens long lists of paths to the ends of names, by which
+    an adapter would also land on the vision tower of the whole model; it keeps a pattern."""
+    return "|".join(map(re.escape, sorted(import_module("stages.tune.adapter").linear_paths(half))))
 
 
 def end_token(out: str | Path, half: "PreTrainedModel", processor: "ProcessorMixin") -> int:

@@ -87,19 +87,21 @@ class StageRunner:
         call: Callable[[Rung], StageCall],
         *,
         total: int = 1,
+        done: Callable[[], int] = lambda: 0,
         by_media: bool = True,
         while_running: Callable[[], object] = lambda: None,
     ) -> StageOutcome:
         """Run a stage that reads no media in one process, and return its outcome. `call` builds its
-        arguments for a rung, and `total` is the number of items it makes. Its memory is planned for
-        the job's media if `by_media` is set. `while_running` is called while it works. Raises
-        PenstockError."""
+        arguments for a rung, `total` is the number of items it makes, and `done` returns how many
+        of them exist. Its memory is planned for the job's media if `by_media` is set.
+        `while_running` is called while it works. Raises PenstockError."""
         loop = self.loop
         self._plan_once(stage, by_media)
         loop.fetch(parts_of([stage]))
 
         def start() -> Attempt:
-            loop.writer.expect(stage.name, total, 0)
+            existing = min(done(), total)
+            loop.writer.expect(stage.name, total, existing)
             rung = loop.ladder.rung(stage.name)
             settings = settings_on(loop.job.model, rung)
             return loop.start(
@@ -107,6 +109,7 @@ class StageRunner:
                 rung,
                 partial(call, rung),
                 total=total,
+                done=existing,
                 precision={str(stage.part): settings.label} if settings else {},
                 meanwhile=while_running,
             )

@@ -158,13 +158,19 @@ def test_the_loss_falls_and_the_adapter_is_as_peft_writes_it(
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_goes_on_to_the_same_bytes(place: Path) -> None:
+def test_a_training_that_is_killed_goes_on_to_the_same_bytes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = ["--steps", "64", "--precision", "fp32", "--validate", "0.3", "--lr", "2e-3"]
     assert main(answer_to(place, "whole", *more)) == 0
     checkpoint = place / "killed" / "checkpoint.safetensors"
     for after in (2.9, None, 5.4, None):
         _killed(answer_to(place, "killed", *more), checkpoint, after)
+    done = len(record(place, "killed")["losses"])
+    capsys.readouterr()
     assert main(answer_to(place, "killed", *more)) == 0
+    to_do = f"tuning: {64 - done} steps to do, {done} already done"
+    assert done and to_do in capsys.readouterr().err
     whole, killed = (place / name / "adapter_model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
     assert record(place, "whole")["losses"] == record(place, "killed")["losses"]

@@ -1,18 +1,20 @@
 """Reads and validates the results of a training run from an adapter's folder. Trains nothing."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from artifacts.digests import digest_of
 from artifacts.disk.json_records import json_of, read_json_file
 from artifacts.disk.json_shapes import Json
-from artifacts.errors import UsageError
+from artifacts.errors import EnvironmentFault, UsageError
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
 from flows.commands.tune.report import training_facts
 from flows.outputs.record.run_record import RUN_RECORD
 from stages.models.adapter_modules import ADAPTER_WEIGHTS
-from stages.tune import EACH, RECORD, SCORE, STAGE
+from stages.tune import CHECKPOINT, EACH, RECORD, SCORE, STAGE
 from stages.tune.record import ScoreRecord, TrainingRecord
 
 RUN = "run"
@@ -114,6 +116,16 @@ def tuned_in(out: Path) -> Tuned:
     """Return the training of an adapter's folder. Raises EnvironmentFault."""
     record = read_json_file(TrainingRecord, out / RECORD, TRAIN_AGAIN)
     return Tuned(out=out, record=record)
+
+
+def steps_in(out: Path, recipe: Mapping[str, Json]) -> int:
+    """Return the number of steps of this recipe from which a training in a folder goes on."""
+    if not (out / CHECKPOINT).is_file():
+        return 0
+    with contextlib.suppress(EnvironmentFault):  # without a record it goes on all the same
+        record = tuned_in(out).record
+        return len(record.losses) * (digest_of(record.recipe) == digest_of(dict(recipe)))
+    return 0
 
 
 def scored_in(out: Path, adapter: str) -> AdapterScore:

@@ -25,6 +25,7 @@ from flows.commands.tune.result import (
     Tuned,
     refuse_other_recipe,
     scored_in,
+    steps_in,
     tuned_in,
 )
 from flows.commands.tune.training_data import Example, examples_in, split
@@ -98,7 +99,7 @@ def train(
             if run.sources:
                 runner.compute_records()
             with runner.keep_running():
-                make, steps = _job(config, job, examples, out)
+                make, steps, recipe = _job(config, job, examples, out)
 
                 def call(rung: Rung) -> StageCall:
                     on = {"recompute": rung.recompute, "optimizer": rung.optimizer}
@@ -106,7 +107,11 @@ def train(
                         STAGE, partial(make, rows=rung.batch, **on), rung
                     )
 
-                runner.stages.run_once(STAGE, call, total=1 if config.validate_only else steps)
+                if config.validate_only:
+                    runner.stages.run_once(STAGE, call)
+                else:
+                    done = partial(steps_in, out, recipe)
+                    runner.stages.run_once(STAGE, call, total=steps, done=done)
 
 
 def resolve_run(
@@ -231,9 +236,9 @@ def _recipe(config: TrainingOptions, job: Job, fields: Mapping[str, Json]) -> di
 
 def _job(
     config: TrainingOptions, job: Job, examples: Sequence[Example], out: Path
-) -> tuple[Callable[..., TuneJob], int]:
-    """Return the function that builds the stage's job on a rung, and its number of steps. Raises
-    UsageError."""
+) -> tuple[Callable[..., TuneJob], int, dict[str, Json]]:
+    """Return the function that builds the stage's job on a rung, its number of steps, and its
+    recipe. Raises UsageError."""
     fields = _training_fields(config, job, examples)
     trained, held_out = (_items(job, part) for part in _parts(config, job, examples))
     parts = [[example._asdict() for example in part] for part in (trained, held_out)]
@@ -255,7 +260,7 @@ def _job(
         sound=OFF if sound_note(job.model) else "",
         recipe=recipe,
     )
-    return partial(make, examples=trained, held_out=held_out), steps
+    return partial(make, examples=trained, held_out=held_out), steps, recipe
 
 
 def _items(job: Job, examples: Sequence[Example]) -> list[TuneItem]:

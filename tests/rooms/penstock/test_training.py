@@ -122,6 +122,8 @@ def test_an_adapter_of_a_stock_trainer_captions_and_encodes_nothing(
     collate = FeatureCollator(place.out, processor)
     Trainer(model, arguments, train_dataset=rows, data_collator=collate).train()
     model.save_pretrained(tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert len(targets.split("|")) >= 20 and saved["target_modules"] == targets, "PEFT keeps paths"
     out = place_of(tmp_path).out
     words = ["--model", "demo", "--precision", "fp32", "--adapter", str(tmp_path / "adapter")]
     to = ["--out", str(out), "--store", str(place.store), "--json"]
