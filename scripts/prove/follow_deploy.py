@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows.core.machine.launch import answers
+from flows.core.machine.server_health import answers
 from scripts.run.prefect_stack import ROOT, WORKER_STARTED, Stack, prefect_stack
 from scripts.run.stage_processes import CheckFailed, checked
 

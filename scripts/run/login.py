@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import PenstockError, redacted
-from flows.core.machine.launch import answers, fault_of_api
+from flows.core.machine.server_health import answers, fault_of_api
 from flows.interfaces.prefect.server import (
     is_own_server,
     login_file,

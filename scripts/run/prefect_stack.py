@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-from flows.core.machine.launch import answers
+from flows.core.machine.server_health import answers
 from flows.interfaces.prefect.server import FILE
 from scripts.run.stage_processes import MARK, CheckFailed, stop_all
 from stages.process.device import CPU_LOCK

@@ -34,7 +34,7 @@ from prefect.workers.process import ProcessWorker
 from artifacts.errors import UsageError
 from flows.commands.shared.parser import parse
 from flows.commands.watch.watch_command import watched
-from flows.core.machine.launch import answers
+from flows.core.machine.server_health import answers
 from flows.interfaces.prefect.server import client_settings, is_own_server
 from scripts.run import deploy_all, login, prepare_pool
 from scripts.run.patient_worker import is_retried, make_patient

@@ -24,7 +24,8 @@ from flows.core.console.display import Display
 from flows.core.console.lines import duration, print_lines, size
 from flows.core.machine.budget import check_device, device_memory
 from flows.core.machine.gpus import select_devices
-from flows.core.machine.launch import DirectLauncher, answers, fault_of_api
+from flows.core.machine.launch import DirectLauncher
+from flows.core.machine.server_health import answers, fault_of_api
 from flows.core.machine.versions import cpu_has_bfloat16, package_lines, versions
 from flows.core.options.store import default_store
 from stages.process.checks import Verdicts

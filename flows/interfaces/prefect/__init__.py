@@ -4,7 +4,7 @@ import os
 
 from pydantic_settings.sources import ConfigFileSourceMixin, DotEnvSettingsSource
 
-from flows.core.machine.launch import exempt_loopback
+from flows.core.machine.server_health import exempt_loopback
 
 exempt_loopback()
 # The files .env, prefect.toml and pyproject.toml of the current folder, which may be a stranger's,

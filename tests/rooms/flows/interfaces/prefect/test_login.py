@@ -15,8 +15,8 @@ import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from artifacts.errors import EnvironmentFault
-from flows.core.machine import launch
-from flows.core.machine.launch import is_local
+from flows.core.machine import server_health
+from flows.core.machine.server_health import is_local
 from flows.interfaces.prefect import server
 from flows.interfaces.prefect.server import (
     client_settings,
@@ -237,7 +237,7 @@ def test_a_command_gives_its_login_to_the_server_of_this_machine_alone(
 def test_a_server_that_takes_connections_and_answers_nothing_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launch, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(server_health, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(server, "answers", lambda url: False)
     monkeypatch.setattr(server, "fault_of_api", lambda url: "")
     with socket.create_server(("127.0.0.1", 0)) as silent:
