@@ -25,7 +25,7 @@ from artifacts.schema import values_of
 from flows.commands.cache.clean import collect, holdings
 from flows.commands.shared.arguments import config_of
 from flows.commands.shared.parser import parse
-from flows.core.machine.leases import start_of
+from flows.core.machine.processes import start_of
 from flows.core.options.commands import CaptionConfig
 from flows.interfaces.serve.app import app_of
 from flows.interfaces.serve.refusals import json_answer

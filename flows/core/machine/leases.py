@@ -15,11 +15,11 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from artifacts.disk.faults import disk_faults, fault_of
 from artifacts.disk.locks import lock
@@ -27,6 +27,7 @@ from artifacts.disk.stamps import stamp_of
 from artifacts.errors import EnvironmentFault
 from artifacts.records.store import Store
 from artifacts.records.stores.local import TEMPORARY, clock_of, sweep_left_behind
+from flows.core.machine.processes import is_alive, system
 
 BEAT_SECONDS = 300.0
 """Seconds between two renewals of a lease."""
@@ -36,7 +37,22 @@ LARGEST_NOTE = 1 << 20
 """Largest note in bytes; a job has a few dozen namespaces of 64 bytes each."""
 
 
-def note_of(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
+class Note(TypedDict):
+    """What a lease says of its job, as JSON."""
+
+    pid: int
+    host: str
+    system: str
+    """Identifier of the process id namespace; empty: unknown."""
+    out: str
+    """Output folder."""
+    namespaces: list[str]
+    """All cache namespaces that the job reads or writes."""
+    media: NotRequired[int | None]
+    """Number of the digests that follow in a folder's file; None: the job needs all media."""
+
+
+def note_of(namespaces: Sequence[str], out: Path) -> Note:
     """Return the note of this process about a job."""
     return {
         "pid": os.getpid(),
@@ -47,51 +63,18 @@ def note_of(namespaces: Sequence[str], out: Path) -> dict[str, Any]:
     }
 
 
-def read_note(text: bytes) -> dict[str, Any]:
+def read_note(text: bytes) -> Note:
     """Return the parsed note, which is the first line. An invalid text yields the note of a job
     that needs nothing."""
-    blank = {"pid": 0, "host": socket.gethostname(), "system": "", "out": "?", "namespaces": []}
+    blank = Note(pid=0, host=socket.gethostname(), system="", out="?", namespaces=[])
     try:
-        note = {**blank, **json.loads(text.partition(b"\n")[0])}
+        note: Note = {**blank, **json.loads(text.partition(b"\n")[0])}
         fits = isinstance(note["namespaces"], list) and all(
             type(s) is str for s in note["namespaces"]
         )
     except (ValueError, TypeError, RecursionError):
         return blank
     return note if fits else blank
-
-
-@cache
-def system() -> str:
-    """Return an identifier of the process id namespace, which changes with each boot. Return an
-    empty string if it is unknown."""
-    try:
-        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{started} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def start_of(pid: int) -> str:
-    """Return the boot and the clock ticks since then at which a process started; empty if there is
-    no such process."""
-    try:
-        return f"{system()} {int(_stat_of(pid)[19])}"
-    except (OSError, LookupError, ValueError):
-        return ""
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process runs. One that was killed may stay listed until its parent looks."""
-    try:
-        return _stat_of(pid)[0] not in (b"Z", b"X")
-    except (OSError, LookupError):
-        return False
-
-
-def _stat_of(pid: int) -> list[bytes]:
-    """Return the fields of a process's `stat` after its name. Raises OSError."""
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
 
 
 @contextlib.contextmanager
@@ -117,9 +100,7 @@ JOBS = "jobs"
 
 
 @contextlib.contextmanager
-def hold_note_in(
-    folder: Path, note: Mapping[str, Any], media: Iterable[str] | None = None
-) -> Iterator[str]:
+def hold_note_in(folder: Path, note: Note, media: Iterable[str] | None = None) -> Iterator[str]:
     """Keep a note of a job, and which media it needs, in a folder until the block or the process
     ends, and yield its name. Raises EnvironmentFault."""
     digests = sorted({*(media or ())})
@@ -151,7 +132,7 @@ def hold_note_in(
             sweep_left_behind(folder)  # of the stages that this job stopped
 
 
-def live_notes_in(folder: Path, but: str) -> Iterator[tuple[dict[str, Any], int]]:
+def live_notes_in(folder: Path, but: str) -> Iterator[tuple[Note, int]]:
     """Yield the notes of all jobs that run now, except the one named `but`, each with its open
     file. Remove those of dead processes."""
     for path in sorted((folder / JOBS).glob("*.json")):
@@ -166,7 +147,7 @@ def live_notes_in(folder: Path, but: str) -> Iterator[tuple[dict[str, Any], int]
                 yield note, descriptor
 
 
-def _needed(note: Mapping[str, Any], descriptor: int, media: Iterable[str]) -> set[str]:
+def _needed(note: Note, descriptor: int, media: Iterable[str]) -> set[str]:
     """Return which of these media a job needs: those that its open file lists, or all of them if it
     lists none."""
     lines: list[bytes] = []
@@ -192,7 +173,7 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _is_dead(descriptor: int, note: Mapping[str, Any], folder: Path) -> bool:
+def _is_dead(descriptor: int, note: Note, folder: Path) -> bool:
     try:
         has_lock = lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -276,7 +257,7 @@ def running_jobs(store: Store, but: str = "") -> list[RunningJob]:
 
 
 @contextlib.contextmanager
-def _hold_note_on(job_leases: "BucketLeases", note: Mapping[str, Any]) -> Iterator[str]:
+def _hold_note_on(job_leases: "BucketLeases", note: Note) -> Iterator[str]:
     name = job_leases.create(json.dumps(note).encode())
     try:
         with heartbeat(partial(job_leases.renew, name)):
@@ -285,7 +266,7 @@ def _hold_note_on(job_leases: "BucketLeases", note: Mapping[str, Any]) -> Iterat
         job_leases.remove(name)
 
 
-def _live_notes_on(job_leases: "BucketLeases", but: str) -> Iterator[Mapping[str, Any]]:
+def _live_notes_on(job_leases: "BucketLeases", but: str) -> Iterator[Note]:
     for name, age in job_leases.ages():
         if name == but:
             continue

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from artifacts.disk.files import write_json
 from artifacts.disk.signing import own_secret, stored_secret
 from artifacts.errors import EnvironmentFault, UsageError, redacted
-from flows.core.machine.leases import start_of
+from flows.core.machine.processes import start_of
 from flows.core.machine.server_health import answers, fault_of_api, is_local, is_silent
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ from artifacts.disk.paths import user_state
 from artifacts.disk.regular_files import guard, is_denied, last_line, open_below
 from artifacts.errors import EnvironmentFault, PenstockError, UsageError
 from flows.commands.shared.parser import program
-from flows.core.machine.leases import start_of
+from flows.core.machine.processes import start_of
 from flows.core.machine.versions import now, seconds_of
 from flows.core.options.model import DEMO_MODEL
 from flows.core.options.vectors import PLACE

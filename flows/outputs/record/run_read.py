@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts.disk.json_records import read_json_file
 from artifacts.disk.regular_files import guard, refuse_links
 from artifacts.errors import PenstockError, UsageError
-from flows.core.machine.leases import is_alive
+from flows.core.machine.processes import is_alive
 from flows.core.machine.versions import seconds_of
 from flows.outputs.marker import MARKER
 from flows.outputs.record.run_record import RUN_RECORD, RunEntry, RunRecord

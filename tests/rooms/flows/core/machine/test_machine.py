@@ -23,7 +23,8 @@ from flows.core.machine import budget as module
 from flows.core.machine import leases
 from flows.core.machine.budget import Budget, WithinBudget, budget_for
 from flows.core.machine.launch import StageCall, StageHandle
-from flows.core.machine.leases import is_alive, leased, running_jobs
+from flows.core.machine.leases import leased, running_jobs
+from flows.core.machine.processes import is_alive
 from flows.core.options.commands import CaptionConfig, RebuildConfig, RunOptions
 from tests.support.builders.jobs import made_job
 from tests.support.faults import failing
