@@ -21,8 +21,8 @@ from artifacts.records.packs import DamagedRecord
 from artifacts.texts.captions import write_jsonl
 from flows.core.console.display import READING, Display
 from flows.core.console.interrupts import repeating_dropped_interrupts
-from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job, NothingToDo, out_folder, prepare, prepare_without_media
+from flows.core.job.replan import replanned_once
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher, Launcher, with_restarts
 from flows.core.options.commands import RunOptions
 from flows.core.pipelines import EMBED, Pipeline

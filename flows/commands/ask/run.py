@@ -10,8 +10,8 @@ from flows.commands.ask.answers import AnswersWritten, answer_paths, write_answe
 from flows.commands.ask.keep import parse_keep
 from flows.core.checkpoint.prompt_tokens import PromptTokens
 from flows.core.console.display import Display
-from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
+from flows.core.job.replan import replanned_once
 from flows.core.machine.launch import DirectLauncher
 from flows.core.options.questions import AskConfig
 from flows.execution.run import LauncherMaker, prepared

@@ -6,7 +6,7 @@ from artifacts.records.store import Store
 from artifacts.schema import HalfName
 from flows.core.checkpoint.graphs import GraphSpeed, store_speed
 from flows.core.checkpoint.models import digests_in, open_model
-from flows.core.job.pass_mode import replanned_once
+from flows.core.job.replan import replanned_once
 from flows.core.machine.budget import budget_for
 from flows.core.machine.launch import Launcher, StageCall, run_with_restarts
 from flows.core.options.commands import RunOptions

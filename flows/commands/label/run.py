@@ -20,8 +20,8 @@ from flows.commands.label.rows import (
 from flows.commands.label.tags import tagger_context
 from flows.core.checkpoint.tagger import read_tagger
 from flows.core.console.display import Display
-from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
+from flows.core.job.replan import replanned_once
 from flows.core.machine.launch import DirectLauncher
 from flows.core.options.vectors import LabelConfig, LabelOptions
 from flows.core.pipelines import LABEL, TAG, Pipeline

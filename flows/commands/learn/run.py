@@ -45,8 +45,8 @@ from flows.commands.tune.result import RUN
 from flows.commands.tune.run import train
 from flows.commands.tune.training_data import Example
 from flows.core.console.display import Display
-from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
+from flows.core.job.replan import replanned_once
 from flows.core.ledger.ledger import most_tokens
 from flows.core.machine.launch import DirectLauncher
 from flows.core.machine.versions import now

@@ -33,8 +33,8 @@ from flows.commands.ask.run import check
 from flows.commands.search.query import Hit, is_image_query
 from flows.commands.shared.arguments import recorded_run
 from flows.core.console.display import Display
-from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job
+from flows.core.job.replan import replanned_once
 from flows.core.ledger.tasks import Medium, Task
 from flows.core.machine.launch import DirectLauncher
 from flows.core.options.answers import questions_in

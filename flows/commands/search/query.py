@@ -42,8 +42,8 @@ from artifacts.tiles import OFF
 from flows.core.checkpoint.models import digests_in, open_model
 from flows.core.console.display import Display
 from flows.core.console.lines import clock
-from flows.core.job.pass_mode import replanned_once
 from flows.core.job.prepare import Job, prepare_without_media
+from flows.core.job.replan import replanned_once
 from flows.core.machine.launch import DirectLauncher
 from flows.core.media.media_file import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from flows.core.options.commands import RunOptions

@@ -31,9 +31,9 @@ from flows.commands.tune.result import (
 from flows.commands.tune.training_data import Example, examples_in, split
 from flows.core.checkpoint.adapters import adapter_notes, as_published_fields, base_digest
 from flows.core.console.display import Display
-from flows.core.job.pass_mode import replanned_once
 from flows.core.job.plan_record import PlanRecord
 from flows.core.job.prepare import Job, sound_note
+from flows.core.job.replan import replanned_once
 from flows.core.ledger.ledger import most_tokens
 from flows.core.ledger.prompts import prompt_for, refuse_control_words
 from flows.core.ledger.tasks import Task

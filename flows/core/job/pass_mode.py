@@ -1,52 +1,17 @@
-"""Decides how a run's inputs pass the vision half, and plans again if model files changed.
+"""Decides how a run's inputs pass the vision half: in a fixed number of rows or in batches
+(stages/models/encoding/__init__.py).
 
-Inputs pass the vision half in a fixed number of rows or in batches
-(stages/models/encoding/__init__.py). The module decides which. A half that was found to compute one
-input twice with different results runs in batches.
-
-If a model file changed between planning and loading, the command is planned again. Results of the
-old files stay in the store under their digests. The second attempt starts from the configuration,
-so nothing of the first one reaches its outputs.
+A half that was found to compute one input twice with different results runs in batches.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
-from artifacts.errors import HalfChecked, ModelChanged
 from artifacts.records.store import Store
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from stages.models.footprint import FittedCosts, Size
 from stages.models.graphs.sessions import TENSORRT
 from stages.process.checks import PASSES, Verdicts
-
-Result = TypeVar("Result")
-
-
-def replanned_once(attempt: Callable[[], Result], announce: Callable[[str], object]) -> Result:
-    """Return the result of `attempt`, which plans and runs a command. It is called once more after
-    each check of a half, and once more if the model's files change. Raises ModelChanged if they
-    change again."""
-    tried, changed = set[str](), False
-    while True:
-        try:
-            return attempt()
-        except HalfChecked as error:
-            if error.message in tried:
-                raise
-            tried.add(error.message)
-            announce(error.message)
-        except ModelChanged as error:
-            if changed:
-                raise second_change(error) from error
-            changed = True
-            announce(f"{error.message}: planning again with the changed model")
-
-
-def second_change(error: ModelChanged) -> ModelChanged:
-    return ModelChanged(f"the model changed twice: {error.message}", hint=error.hint)
-
 
 CPU_TOKENS, GPU_TOKENS = 256, 1024
 """Encoder tokens from which an input passes alone. On a CPU eight inputs of 257 tokens

@@ -18,9 +18,9 @@ from artifacts.texts.captions import Failure
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import precision_note
 from flows.core.job.card_sampling import with_card_sampling
-from flows.core.job.pass_mode import replanned_once
 from flows.core.job.plan_record import MemoryPlan
 from flows.core.job.prepare import Job, NothingToDo, model_for, prepare
+from flows.core.job.replan import replanned_once
 from flows.core.job.summary import context_note
 from flows.core.ledger.ledger import stages_with_work
 from flows.core.ledger.prompts import check_summary

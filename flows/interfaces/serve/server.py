@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from artifacts.errors import ModelChanged, PenstockError
 from artifacts.packages import loop_factory
 from flows.core.console.display import Display
-from flows.core.job.pass_mode import second_change
+from flows.core.job.replan import second_change
 from flows.core.machine.launch import DirectLauncher, Launcher
 from flows.core.options.serving import ADDRESS, ServeConfig
 from flows.interfaces.serve.access_log import AccessLog
