@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from flows.core.checkpoint.models import Model
 from flows.core.job.prepare import Job
-from flows.core.ledger.ledger import lengths_of
 from flows.core.ledger.tasks import Medium, Task, unique
+from flows.core.ledger.waves import lengths_of
 from flows.core.plan.ladder import Rung
 from stages.memory.oom_retry import split_batch
 from stages.models.encoding import FRAMES_PER_BATCH

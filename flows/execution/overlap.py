@@ -29,8 +29,8 @@ from typing import IO
 
 from artifacts.disk.locks import try_hold
 from artifacts.errors import CannotFit, Killed, PenstockError, StageDied
-from flows.core.ledger.ledger import previous_lengths
 from flows.core.ledger.tasks import Medium
+from flows.core.ledger.waves import previous_lengths
 from flows.core.machine.launch import StageHandle
 from flows.core.pipelines import encoder_of
 from flows.core.plan.plan import computes_at_once, shares_device, takes_any_batches

@@ -11,6 +11,7 @@ from artifacts.digests import digest_of
 from artifacts.errors import EnvironmentFault
 from artifacts.records.claims import refuse_unclaimable
 from artifacts.schema import HalfName
+from flows.core.checkpoint.weights import fetch_parts
 from flows.core.console.display import COUNTS, Display, StageStart
 from flows.core.console.lines import size
 from flows.core.job.away import mounts_now
@@ -18,7 +19,6 @@ from flows.core.job.plan_record import RungRecord
 from flows.core.job.prepare import Job
 from flows.core.job.record_notes import note_namespaces, one_shot_namespaces
 from flows.core.job.summary import noun_of, summary
-from flows.core.ledger.ledger import fetch_parts
 from flows.core.machine.budget import WithinBudget
 from flows.core.machine.fan_out import FanOutLauncher
 from flows.core.machine.launch import Launcher

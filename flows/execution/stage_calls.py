@@ -14,9 +14,9 @@ from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import PartSettings
 from flows.core.job.prepare import Job
 from flows.core.job.summary import made_by
-from flows.core.ledger.ledger import previous_lengths
 from flows.core.ledger.namespaces import Variant, one_shot_namespace
 from flows.core.ledger.tasks import Task
+from flows.core.ledger.waves import previous_lengths
 from flows.core.machine.fan_out import on_device, shared_by
 from flows.core.machine.launch import StageCall
 from flows.core.pipelines import STAGES

@@ -22,8 +22,8 @@ from artifacts.records.keys import content_key, hash_file
 from artifacts.records.packs import RecordSet
 from artifacts.records.store import FolderStore
 from flows.core.job.prepare import Job, prepare
-from flows.core.ledger.ledger import cut_waves, waves_of
 from flows.core.ledger.tasks import Medium
+from flows.core.ledger.waves import cut_waves, waves_of
 from flows.core.plan.sizes import Estimate, estimates
 from flows.core.plan.workloads import COPIES, ChunkFrames, workload_of, workloads_of
 from stages.frames import run as frames_stage

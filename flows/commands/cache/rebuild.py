@@ -18,12 +18,12 @@ from artifacts.records.store import Store, open_store
 from artifacts.schema import ChunkIndex, values_of
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
+from flows.core.checkpoint.weights import bytes_to_fetch
 from flows.core.console.display import Display
 from flows.core.console.lines import duration, size
 from flows.core.job.prepare import Job, prepare
 from flows.core.job.record_notes import settings_of
 from flows.core.job.replan import replanned_once
-from flows.core.ledger.ledger import bytes_to_fetch
 from flows.core.ledger.tasks import Medium, Task, keys_of
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher
 from flows.core.options.commands import MediaOptions, RebuildRun, RunOptions

@@ -51,10 +51,10 @@ from flows.core.checkpoint.adapters import (
 )
 from flows.core.checkpoint.model_digests import ModelDigests
 from flows.core.checkpoint.models import digests_in
+from flows.core.checkpoint.weights import fetch_parts
 from flows.core.console.display import Display
 from flows.core.job.prepare import Job
 from flows.core.job.replan import replanned_once
-from flows.core.ledger.ledger import fetch_parts
 from flows.core.machine.launch import DirectLauncher, StageCall, run_with_restarts
 from flows.core.options.commands import RunOptions
 from flows.core.options.precision import TORCH

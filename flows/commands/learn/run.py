@@ -47,7 +47,7 @@ from flows.commands.tune.training_data import Example
 from flows.core.console.display import Display
 from flows.core.job.prepare import Job
 from flows.core.job.replan import replanned_once
-from flows.core.ledger.ledger import most_tokens
+from flows.core.ledger.waves import most_tokens
 from flows.core.machine.launch import DirectLauncher
 from flows.core.machine.versions import now
 from flows.core.options.commands import RunOptions

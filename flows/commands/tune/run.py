@@ -34,9 +34,9 @@ from flows.core.console.display import Display
 from flows.core.job.plan_record import PlanRecord
 from flows.core.job.prepare import Job, sound_note
 from flows.core.job.replan import replanned_once
-from flows.core.ledger.ledger import most_tokens
 from flows.core.ledger.prompts import prompt_for, refuse_control_words
 from flows.core.ledger.tasks import Task
+from flows.core.ledger.waves import most_tokens
 from flows.core.machine.launch import DirectLauncher, StageCall
 from flows.core.options.commands import RunOptions
 from flows.core.options.media import DROP, OVERLAP

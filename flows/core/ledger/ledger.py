@@ -20,41 +20,23 @@ How it works:
    incomplete until that caption exists or is known to be lost, and it is rebuilt on each query.
 8. `refresh` reads what the stages have published since. It clears the cached tasks if there are
    several variants; so does a change of the variant in force.
-
-The module also divides a job into waves that fit the disk, estimates prompt lengths, and fetches
-needed weights.
-
-The prompt lengths serve batching. Waves and lengths are stored the first time they are computed. A
-resumed run may find other free space or missing features, and with some engines a chunk's output
-depends on the batch it is computed in. With the others, waves are divided anew when the room has
-become much larger or smaller.
-
-The store shows which weights a run needs. They are fetched before a stage needs them, and not
-loaded here.
 """
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import count, islice
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
-from artifacts.digests import digest_of
 from artifacts.disk.json_records import read_record
 from artifacts.records.keys import item_key
-from artifacts.records.packs import Record, RecordUnion
+from artifacts.records.packs import RecordUnion
 from artifacts.records.store import Store
-from artifacts.schema import ChunkIndex, MediaIndex, Part
+from artifacts.schema import ChunkIndex, MediaIndex
 from artifacts.texts.captions import answer_of
-from flows.core.checkpoint.models import Model
-from flows.core.console.display import Display
 from flows.core.ledger.namespaces import Variant, Variants
 from flows.core.ledger.run_records import RunRecords
-from flows.core.ledger.tasks import Medium, Task, task_of, unique
+from flows.core.ledger.tasks import Medium, Task, task_of
 from flows.core.pipelines import Pipeline
 from stages import sound
-from stages.decode.engines import ENGINES
-from stages.models.hub.fetch import fetch
 from stages.process.stage_spec import StageSpec
 from stages.sound import sound_key
 
@@ -116,10 +98,11 @@ class Ledger:
             meta = self.records.media.meta(medium.digest)
         except KeyError:
             return None
-        known = self._indexes.get(medium.digest)
-        if known is None or known[0] is not meta:
-            known = self._indexes[medium.digest] = (meta, read_record(MediaIndex, meta))
-        return known[1]
+        read_from, index = self._indexes.get(medium.digest, (None, None))
+        if index is None or read_from is not meta:
+            index = read_record(MediaIndex, meta)
+            self._indexes[medium.digest] = (meta, index)
+        return index
 
     def begun_tasks(self, medium: Medium) -> list[Task]:
         """Return every chunk of a medium that is known: all of them if it has an index, else those
@@ -209,16 +192,16 @@ class Ledger:
         if index is None:
             return []
         identity = (medium.digest, medium.prompt)
-        known = self._tasks.get(identity)
+        made_from, tasks = self._tasks.get(identity, (None, []))
         chained = medium.uses_previous_caption and self.pipeline[-1].prompted
-        if known is None or known[0] is not index or chained:
-            tasks: list[Task] = []
+        if made_from is not index or chained:
+            tasks = []
             previous: str | None = ""
             for chunk in index.chunks:
                 tasks.append(self._task(medium, chunk, previous))
                 previous = self._caption(tasks[-1]) if chained else ""
-            known = self._tasks[identity] = (index, tasks)
-        return known[1]
+            self._tasks[identity] = (index, tasks)
+        return tasks
 
     def _caption(self, task: Task) -> str | None:
         """Return the caption of a chunk, for the prompt of the next one. Return an empty string for
@@ -284,130 +267,12 @@ class Ledger:
         ]
 
 
-BYTES_PER_TOKEN = 4
-"""Approximate prompt bytes per token. Precise enough to sort prompts by length without a
-tokenizer."""
-MAX_OTHER_PROMPTS = 8
-"""Largest number of other prompts whose captions are looked up."""
-
-
-MOST_RATIO = 2
-"""Recorded waves are used unless today's room makes over so many times more or fewer of them. The
-files of a run without a caption change the room by less."""
-
-
-def waves_of(
-    ledger: Ledger,
-    media: Sequence[Medium],
-    lengths: Sequence[int],
-    *,
-    as_recorded: bool,
-    records: bool = True,
-) -> list[list[Medium]]:
-    """Divide the media into waves of these `lengths`, or as an earlier run recorded: always with
-    `as_recorded`, else if they are about as many. The first division is recorded if `records`."""
-    key, waves = digest_of([[m.digest, m.prompt] for m in media]), ledger.records.waves
-    if records and key not in waves:
-        waves.publish([Record(key=key, meta={"lengths": list(lengths)})])
-    recorded: Sequence[int] = waves.meta(key)["lengths"] if key in waves else lengths
-    few, many = sorted((len(recorded), len(lengths)))
-    left = iter(media)
-    chosen = recorded if as_recorded or many <= MOST_RATIO * few else lengths
-    return [list(islice(left, length)) for length in chosen]
-
-
-def has_own_bytes(ledger: Ledger, model: Model, media: Iterable[Medium]) -> bool:
-    """Return whether a record's bytes depend on its cache key alone, and not on its batch. An
-    engine that another replaced is known by the captions that are stored."""
-    language = model.settings.get("language", ())
-    begun = {task.variant.engine for task in ledger.tasks(media) if ledger.is_done(task)}
-    engines = [ENGINES[name] for name in begun if name in ENGINES]
-    engines += [engine for settings in language for engine in settings.choice[:1]]
-    return not (model.in_batches or any(engine.depends_on_batch for engine in engines))
-
-
-def cut_waves(sizes: Sequence[int], limit: int) -> list[int]:
-    """Return the number of media in each wave: at least one, and at most `limit` bytes."""
-    lengths: list[int] = []
-    filled = 0
-    for size in sizes:
-        if not lengths or filled + size > limit:
-            lengths.append(0)
-            filled = 0
-        lengths[-1] += 1
-        filled += size
-    return lengths
-
-
-def lengths_of(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
-    """Return the approximate number of input tokens of a stage, by the key of its record."""
-    wave = unique(tasks, stage.writes)
-    key = digest_of(["lengths", *(task[stage.writes] for task in wave)])
-    if key not in ledger.records.waves:
-        counts = [_length(ledger, task, stage) for task in wave]
-        ledger.records.waves.publish([Record(key=key, meta={"tokens": counts})])
-    tokens: list[int] = ledger.records.waves.meta(key)["tokens"]
-    return {task[stage.writes]: count for task, count in zip(wave, tokens, strict=True)}
-
-
-def most_tokens(texts: Iterable[str]) -> int:
-    """Return about how many tokens the longest of these texts has."""
-    return math.ceil(max(len(text.encode()) for text in texts) / BYTES_PER_TOKEN)
-
-
-def _length(ledger: Ledger, task: Task, stage: StageSpec) -> int:
-    kinds = [kind for kind in stage.reads if kind in task.keys and task[kind] in ledger[kind]]
-    of_media = sum(int(ledger[kind].meta(task[kind]).get("tokens", 0)) for kind in kinds)
-    return of_media + len(task.prompt.encode()) // BYTES_PER_TOKEN
-
-
-def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) -> dict[str, int]:
-    """Return the length in tokens of each chunk's caption under another prompt, by the key of the
-    new record. A chunk with a long caption tends to get a long one again. The prompts are stored
-    for the next run."""
-    prompts = {digest_of(["asked", task.medium.prompt]): task.medium.prompt for task in tasks}
-    ledger.records.waves.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
-    known = (
-        ledger.records.waves.meta(key)
-        for key in sorted(ledger.records.waves.keys() - prompts.keys())
-    )
-    others = [meta["asked"] for meta in known if "asked" in meta][:MAX_OTHER_PROMPTS]
-    records, lengths = ledger[stage.writes], {}
-    for task in tasks if others else ():
-        for prompt in others:
-            medium = replace(task.medium, prompt=prompt)
-            key = task_of(medium, task.whole, task.variant, task.previous)[stage.writes]
-            if key in records:
-                lengths[task[stage.writes]] = int(records.meta(key)["tokens"])
-                break
-    return lengths
-
-
 def stages_with_work(ledger: Ledger, media: Sequence[Medium]) -> list[StageSpec]:
     """Return the stages after the first that have missing records, as far as the store shows it
     before work starts."""
     later = ledger.pipeline[1:]
-    known = [medium for medium in media if ledger.failure(medium) is None]
-    if any(ledger.media_index(medium) is None for medium in known):
+    usable = [medium for medium in media if ledger.failure(medium) is None]
+    if any(ledger.media_index(medium) is None for medium in usable):
         return list(later)
-    tasks = [task for task in ledger.tasks(known) if not ledger.has_failed(task)]
+    tasks = [task for task in ledger.tasks(usable) if not ledger.has_failed(task)]
     return [stage for stage in later if not all(ledger.has(task, stage) for task in tasks)]
-
-
-def bytes_to_fetch(model: Model, parts: Collection[Part]) -> int:
-    """Return the bytes to download for these parts; 0 if all files are local."""
-    return sum(file.size for file in model.checkpoint.missing(model.shards(parts)))
-
-
-def fetch_parts(model: Model, parts: Collection[Part], display: Display) -> None:
-    """Download the files of these parts, unless they are local. Raises PenstockError."""
-    if not parts:
-        return
-    is_whole = model.shards(parts) == model.shards(model.profile.parts)
-    fetch(
-        model.checkpoint,
-        model.shards(parts),
-        what="" if is_whole else f"the {next(iter(parts))} half of ",
-        announce=display.print_line,
-        progress=display.fetched,
-    )

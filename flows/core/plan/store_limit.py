@@ -26,8 +26,8 @@ from artifacts.records.packs import Pack, packs, sizes_in
 from artifacts.wording import counted, first_of
 from flows.core.console.lines import rounded_up, size, written
 from flows.core.job.prepare import Job
-from flows.core.ledger.ledger import MOST_RATIO, cut_waves, has_own_bytes, waves_of
 from flows.core.ledger.tasks import Medium, Task, keys_of
+from flows.core.ledger.waves import MOST_RATIO, cut_waves, has_own_bytes, waves_of
 from flows.core.machine.leases import Lease, RunningJob, running_jobs
 from flows.core.pipelines import LARGE
 from flows.core.plan.sizes import Estimate

@@ -12,11 +12,12 @@ from artifacts.schema import Part
 from artifacts.wording import counted, first_of
 from flows.core.checkpoint.models import Model
 from flows.core.checkpoint.precision import weight_bytes
+from flows.core.checkpoint.weights import bytes_to_fetch
 from flows.core.console.lines import duration, gib, table_lines
 from flows.core.job.plan_record import HalfRecord
 from flows.core.job.prepare import Job
 from flows.core.job.summary import halves, notes
-from flows.core.ledger.ledger import bytes_to_fetch, stages_with_work
+from flows.core.ledger.ledger import stages_with_work
 from flows.core.ledger.tasks import keys_of
 from flows.core.machine.budget import Budget
 from flows.core.pipelines import STAGES, parts_of

@@ -11,9 +11,9 @@ from artifacts.wording import counted
 from flows.core.checkpoint.frame_room import FrameBound
 from flows.core.checkpoint.frame_tokens import chunk_frame_tokens, encoder_frames
 from flows.core.checkpoint.models import Model
-from flows.core.ledger.ledger import BYTES_PER_TOKEN
 from flows.core.ledger.prompts import added_bytes
 from flows.core.ledger.tasks import Medium
+from flows.core.ledger.waves import BYTES_PER_TOKEN
 from flows.core.plan.sizes import UNKNOWN_SIZE, Estimate, frame_counts
 
 KINDS: tuple[MediaKind, ...] = ("video", "image")

@@ -18,11 +18,11 @@ from artifacts.tiles import boxes_of
 from flows.commands.label.label_set import LabelSet, label_set
 from flows.commands.search.both import run_at
 from flows.commands.search.query import maker_of, with_maker_of
+from flows.core.checkpoint.weights import fetch_parts
 from flows.core.console.display import Display
 from flows.core.job.prepare import Job, prepare_without_media, sound_note
 from flows.core.job.record_notes import note_namespaces
 from flows.core.job.summary import context_note
-from flows.core.ledger.ledger import fetch_parts
 from flows.core.ledger.namespaces import one_shot_namespace
 from flows.core.machine.launch import DirectLauncher, ForkingLauncher, Launcher, StageCall
 from flows.core.options.commands import RunOptions

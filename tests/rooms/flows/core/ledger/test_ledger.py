@@ -17,9 +17,10 @@ from artifacts.records.packs import Record
 from artifacts.records.store import FolderStore
 from artifacts.schema import ChunkIndex, MediaIndex, MediaKind
 from flows.core.console.display import READING, Display
-from flows.core.ledger.ledger import Ledger, cut_waves, lengths_of, stages_with_work, waves_of
+from flows.core.ledger.ledger import Ledger, stages_with_work
 from flows.core.ledger.namespaces import Variant
 from flows.core.ledger.tasks import Medium, Task, task_of
+from flows.core.ledger.waves import cut_waves, lengths_of, waves_of
 from flows.core.pipelines import CAPTION, EMBED, SUMMARY, parts_of, with_extras
 from flows.execution.batches import batches_by_length, batches_by_shape
 from flows.interfaces.cli.main import main
