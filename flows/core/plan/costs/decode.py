@@ -48,24 +48,24 @@ def rungs(model: Model, config: RunOptions, device: str, stage: str) -> list[Run
     """Return the rungs: fewer slots or smaller batches, chunked prefill, KV cache in host memory,
     quantized weights, layers loaded one by one. Where no engine generates text, one prompt at a
     time is read, and its cache stays as it is."""
-    half, free = model.profile.language, free_settings(model, config, "language")
-    options = config.groups.engine
+    half = model.profile.language
+    allowed = free_settings(model, config, "language")
     best = model.best("language")
     has_states = half.row_memory is not None and half.row_memory.has_states
-    first = next(iter(best.choice), None)
-    more = first.gpu_slots if first and device.startswith("cuda") and not has_states else 0
-    batch = config.batch_size if first else 1
-    most = max(batch, more)
+    engine = next(iter(best.choice), None)
+    gpu_slots = engine.gpu_slots if engine and device.startswith("cuda") and not has_states else 0
+    batch = config.batch_size if engine else 1
+    slots = config.groups.engine.slots or max(batch, gpu_slots)
     candidates = decode_rungs(
         batch,
-        [(s.precision, s.kv) for s in free if first or not s.kv],
-        kv_offload=device.startswith("cuda") and any(engine.kv for engine in best.choice),
+        [(s.precision, s.kv) for s in allowed if engine or not s.kv],
+        kv_offload=device.startswith("cuda") and any(choice.kv for choice in best.choice),
         # PEFT replaces the layers that would be loaded one by one.
         offload=config.may_fall_back("language")
         and not (half.stored_as or best.gguf)
         and not config.groups.adapter.adapter,
-        in_slots=[s.precision for s in free if supports_slots(half, s)],
-        slots=min(ROWS, batch) if best.gguf else options.slots or most,
+        in_slots=[s.precision for s in allowed if supports_slots(half, s)],
+        slots=min(ROWS, batch) if best.gguf else slots,
         chunked=not best.gguf,
     )
     candidates = [replace(rung, stage=stage) for rung in candidates]
@@ -79,12 +79,12 @@ def supports_slots(half: PartProfile, settings: PartSettings) -> bool:
         return False
     if settings.precision in engine.refused_precisions:
         return False
-    kept, layers = half.row_memory.kept, engine.cache_layers
-    if layers is None:
+    if engine.cache_layers is None:
         return True
-    windows = {kind.window for kind in kept if kind.window}
-    is_supported = all(kind.kind in layers for kind in kept)
-    return is_supported and len(windows) < 2 and any(kind.token_bytes for kind in kept)
+    layers = half.row_memory.kept
+    windows = {layer.window for layer in layers if layer.window}
+    is_supported = all(layer.kind in engine.cache_layers for layer in layers)
+    return is_supported and len(windows) < 2 and any(layer.token_bytes for layer in layers)
 
 
 def decode_rungs(
@@ -106,14 +106,15 @@ def decode_rungs(
     """
     candidates: list[Rung] = []
     smallest = Rung(stage="decode", batch=1, prefill=MLP_CHUNKS[-1])
+    in_slots_sizes, batch_sizes = sizes(slots or batch), sizes(batch)
     for precision, kv in variants:
         in_a_slot = not kv and precision in in_slots
         single = replace(smallest, precision=precision, kv=kv, in_slots=in_a_slot)
         if kv:  # a quantized cache is the last resort of its precision
             candidates.append(single)
             continue
-        largest = slots or batch if single.in_slots else batch
-        candidates += [replace(single, batch=size, prefill=0) for size in sizes(largest)]
+        rows = in_slots_sizes if single.in_slots else batch_sizes
+        candidates += [replace(single, batch=size, prefill=0) for size in rows]
         candidates += [replace(single, prefill=tokens) for tokens in MLP_CHUNKS if chunked]
         if kv_offload:
             candidates.append(replace(single, kv="offloaded", in_slots=False))
@@ -122,8 +123,8 @@ def decode_rungs(
     # Layers are loaded one by one, so a batch costs hardly more than one item.
     best = variants[0][0]
     last = replace(smallest, precision=best, offload=True, in_slots=best in in_slots)
-    largest = slots or batch if last.in_slots else batch
-    return candidates + [replace(last, batch=size) for size in sizes(largest)]
+    rows = in_slots_sizes if last.in_slots else batch_sizes
+    return candidates + [replace(last, batch=size) for size in rows]
 
 
 def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions) -> StageEstimate:
@@ -180,18 +181,18 @@ def memory(model: Model, rung: Rung, workload: Workload, conditions: Conditions)
 def memory_of_captions(
     model: Model, rung: Rung, workload: Workload, conditions: Conditions
 ) -> StageEstimate:
-    """Return that memory and, with a schema, that of its grammar: a copy of the vocabulary."""
-    decoding, half = memory(model, rung, workload, conditions), model.profile.language
+    """Return that of `memory` and, with a schema, of its grammar: a copy of the vocabulary."""
+    decoding = memory(model, rung, workload, conditions)
     if not conditions.schema:
         return decoding
-    words = half.row_memory.words if half.row_memory else DEFAULT_VOCABULARY
-    numbers = {"tokens": words, "each": GRAMMAR_BYTES}
-    size = words * GRAMMAR_BYTES
-    return decoding.plus(Term.of(on_host(conditions.device), size, Reason.GRAMMAR, **numbers))
+    row_memory = model.profile.language.row_memory
+    words = row_memory.words if row_memory else DEFAULT_VOCABULARY
+    part, size = on_host(conditions.device), words * GRAMMAR_BYTES
+    return decoding.plus(Term.of(part, size, Reason.GRAMMAR, tokens=words, each=GRAMMAR_BYTES))
 
 
 def prefetched_term(workload: Workload, slots: int) -> Term:
-    """Return the features of running and waiting sequences, which are kept to restart sequences
+    """Return the term of the features of running and waiting sequences, with which these restart
     after an out-of-memory error."""
     rows = min(workload.chunks, slots * (1 + WAITING_BATCHES + PREFETCH_BATCHES))
     size = rows * workload.feature_bytes
