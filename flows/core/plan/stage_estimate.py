@@ -1,4 +1,5 @@
-"""What a stage is estimated to need: terms in bytes with their reasons, and their sum."""
+"""What a stage is estimated to need: terms in bytes with their reasons, their sum, and the types of
+the functions that estimate it (`Cost`)."""
 
 import math
 from collections.abc import Callable, Collection
@@ -37,8 +38,8 @@ class Conditions:
 
 
 class Reason(StrEnum):
-    """What memory is taken for: a sentence with places for the numbers of a term. The stages of one
-    command have their own."""
+    """What memory is taken for: a sentence with places for the numbers of a term. Stages that only
+    one command has (as of `tune`) have a `StrEnum` of their own."""
 
     # Of a half
     WEIGHTS = "{all:,.0f} M numbers x {each} bytes ({form})"
@@ -133,11 +134,9 @@ class Term:
     """The arithmetic in one line."""
 
     @classmethod
-    def of(
-        cls, part: Purpose, size: float, reason: Reason | StrEnum, /, **numbers: object
-    ) -> "Term":
-        """Return a term of so many bytes, rounded up. `reason`: from the table, or from that of a
-        command's stages, with places for these `numbers`."""
+    def of(cls, part: Purpose, size: float, reason: StrEnum, /, **numbers: object) -> "Term":
+        """Return a term of so many bytes, rounded up. `reason`: a `Reason`, or one of a command's
+        own, with places for these `numbers`."""
         return cls(part=part, bytes=math.ceil(size), why=reason.value.format(**numbers))
 
 
@@ -164,7 +163,7 @@ class StageEstimate:
     @property
     def peak_bytes(self) -> int:
         """Return the peak bytes on the compute device."""
-        return sum(term.bytes for term in self.terms if term.part != "host")
+        return sum(term.bytes for term in self.terms if term.part in ON_DEVICE)
 
     @property
     def host_bytes(self) -> int:
@@ -175,7 +174,7 @@ class StageEstimate:
         return replace(self, terms=(*self.terms, term))
 
     def planned(self, *, fits: bool) -> PlannedStage:
-        """Return all fields but the terms, for records."""
+        """Return the estimate for records, with the bytes of each purpose in place of the terms."""
         load = asdict(self.workload)
         if not load["stored_frames"]:
             del load["stored_frames"]
