@@ -87,6 +87,11 @@ MOST_DEATHS = 3
 """Deaths of the server after which stages are ordinary processes."""
 
 
+def _lacks_handles() -> bool:
+    """Return whether Python has no handles of processes, without which nothing is forked."""
+    return not hasattr(os, "pidfd_open")
+
+
 class ForkServer:
     """Starts the fork server when it is first needed; a context manager that ends the server and
     its children."""
@@ -103,7 +108,8 @@ class ForkServer:
         self._lock = threading.Lock()
         self._deaths = 0
         """How often the server died."""
-        self._unavailable = not hasattr(os, "pidfd_open")
+        self._unavailable = _lacks_handles()
+        """Whether stages are ordinary processes until `leave`."""
 
     def __enter__(self) -> "ForkServer":
         return self
@@ -122,7 +128,7 @@ class ForkServer:
         with self._lock:
             process, self._last = self._process, None
             self._end()
-            self._unavailable = not hasattr(os, "pidfd_open")
+            self._unavailable = _lacks_handles()
         if process is not None:
             process.wait()
 
@@ -140,29 +146,30 @@ class ForkServer:
                 with theirs:
                     descriptors = [log.fileno(), events, theirs.fileno(), job]
                     socket.send_fds(self._control, [message], descriptors)
-                reply, handles = self._receive_answer(status)
+                pid, handles = self._receive_answer(status)
             except OSError as error:
                 self._end()
                 self._deaths += 1
                 is_hopeless = isinstance(error, TimeoutError) or self._deaths >= MOST_DEATHS
-                self._unavailable = is_hopeless or not hasattr(os, "pidfd_open")
-                reply = b""
+                self._unavailable = is_hopeless or _lacks_handles()
+                pid, handles = None, []
             except BaseException:
                 self._end()
                 status.close()
                 raise
-        if not reply.isdigit():
+        if pid is None:
             status.close()
             return None
         status.setblocking(True)
         if not self._stays:
-            return ForkedProcess(int(reply), handles[0], status)
-        self._last = StayingProcess(int(reply), handles[0], status)
+            return ForkedProcess(pid, handles[0], status)
+        self._last = StayingProcess(pid, handles[0], status)
         return self._last
 
-    def _receive_answer(self, status: socket.socket) -> tuple[bytes, list[int]]:
-        """Return what the server answers, and a handle of the process. Waits as long as it makes
-        progress: imports take minutes on a busy machine. Raises OSError if it died or hangs."""
+    def _receive_answer(self, status: socket.socket) -> tuple[int | None, list[int]]:
+        """Return the process id, and a handle of the process; None if the server refuses. Waits as
+        long as it makes progress: imports take minutes on a busy machine. Raises OSError if it died
+        or hangs."""
         assert self._process is not None
         status.settimeout(LOOK_SECONDS)
         done, since = work_done(self._process.pid), time.monotonic()
@@ -171,7 +178,7 @@ class ForkServer:
                 reply, handles, _, _ = socket.recv_fds(status, 64, 1)
                 if not reply:
                     raise ConnectionResetError
-                return reply, handles
+                return int(reply) if reply.isdigit() else None, handles
             except TimeoutError:
                 if (now := work_done(self._process.pid)) != done:
                     done, since = now, time.monotonic()
@@ -215,6 +222,7 @@ class ForkServer:
         self._control = ours
 
     def _end(self) -> None:
+        """End the server. No other starts unless the caller clears `_unavailable` afterwards."""
         self._unavailable = True
         if self._control is not None:
             self._control.close()
