@@ -1,5 +1,5 @@
-"""The events by which a stage's process reports to its parent, their sender, and the stage's
-result.
+"""The events by which a stage's process reports to its parent, their sender, the time in which it
+had nothing to do, and the stage's outcome.
 
 Each event is one line of JSON: the name of its class, and its fields. Libraries print to stdout, so
 events travel on a file descriptor of their own.
@@ -54,9 +54,9 @@ class Answered:
     """These items are done: their records are on disk, and will not be made again."""
 
     keys: tuple[str, ...] = ("",)
-    """Their keys; empty: all records of `media` are on disk."""
+    """Their keys; none: all records of `media` are on disk."""
     device: str = "cpu"
-    """As in MemorySample."""
+    """`cpu` or `cuda:N`: the device of the process."""
     label: str = ""
     """Name of the last of them, for display."""
     tokens: int = 0
@@ -113,10 +113,11 @@ class MediumClosed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failed:
-    """One medium cannot be used; the others can."""
+    """One medium, or one request of a client, cannot be used; the others can."""
 
     media: str
-    """Content digest; in the encode stage, the cache key of a chunk's features."""
+    """Content digest; in the encode stage, the cache key of a chunk's features; of a request, the
+    key of its result."""
     kind: str
     """A stable word for programs."""
     message: str
@@ -203,21 +204,21 @@ Event = (
     | Failed | BatchShrunk | TooLarge
     | Warned | MemorySample | StageNotes | StageError | StageEnded
 )  # fmt: skip
-EVENT_CLASSES: Mapping[str, type[Any]] = {kind.__name__: kind for kind in get_args(Event)}
+EVENT_CLASSES: Mapping[str, type[Any]] = {each.__name__: each for each in get_args(Event)}
 """Name of an event's class, which begins its line → the class."""
 
 
 def line_of(event: Event) -> str:
-    values = event.values if isinstance(event, StageNotes) else asdict(event)
-    return json.dumps({"event": type(event).__name__, **values}) + "\n"
+    fields = event.values if isinstance(event, StageNotes) else asdict(event)
+    return json.dumps({"event": type(event).__name__, **fields}) + "\n"
 
 
 def event_of(line: str) -> Event | None:
     """Return the event of a JSON line; None if the death of its writer cut it off."""
     try:
-        values = json.loads(line)
-        kind = EVENT_CLASSES[values.pop("event")]
-        return StageNotes(values) if kind is StageNotes else read_record(kind, values)
+        fields = json.loads(line)
+        event_class = EVENT_CLASSES[fields.pop("event")]
+        return StageNotes(fields) if event_class is StageNotes else read_record(event_class, fields)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -274,7 +275,7 @@ class EventReporter:
         self._lock = threading.Lock()
         self.idle = IdleTime()
         self.on_answer: Callable[[Sequence[str]], None] = lambda keys: None
-        """Called with the keys of each answer, before it is sent."""
+        """Called before each event with the keys that it answers, which may be none."""
 
     def total(self, items: int, earlier: int = 0) -> None:
         self.send(Total(items=items, earlier=earlier))
@@ -323,10 +324,11 @@ class EventReporter:
         """Answer clients whose results cannot be stored for this error."""
         traceback.print_exception(error)
         self.warning(f"results cannot be stored: {error}")
-        kind = NO_ROOM if is_full(error) else NOT_STORED
-        message = "the server has no room for" if kind == NO_ROOM else "the server cannot store"
+        kind, message = NOT_STORED, "the server cannot store the result"
+        if is_full(error):
+            kind, message = NO_ROOM, "the server has no room for the result"
         for key in keys:
-            self.failure(key, kind, f"{message} the result", "Ask again later")
+            self.failure(key, kind, message, "Ask again later")
 
     def batch_shrunk(self, batch: int, *, failed: int, error: str, block: int = 0) -> None:
         self.send(BatchShrunk(batch=batch, failed=failed, error=error, block=block))
@@ -339,6 +341,7 @@ class EventReporter:
         self.send(StageNotes(values))
 
     def send(self, event: Event) -> None:
+        """Write an event to the pipe, after `on_answer` has seen the keys that it answers."""
         self.on_answer(answered_keys(event))
         line = memoryview(line_of(event).encode())
         with self._lock:
