@@ -3,12 +3,12 @@
 It builds the ladder of the job. A stage starts on a stored rung, or on the planned one. The module
 starts no stage, and no process but the one that reads a model's profile.
 
-It also estimates the remaining time, where an earlier run noted seconds.
+`Plan` is what `penstock plan` shows, with the expected time where an earlier run noted seconds;
+`plan_start` is its counterpart for a run. Both share the requests and the ladder.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 
 from artifacts.disk.json_shapes import Json
@@ -79,13 +79,14 @@ def choose(
     request: PlanRequest,
     budget: Budget,
     rungs: Mapping[str, Sequence[Rung]],
-    known: Mapping[str, Rung],
+    stored: Mapping[str, Rung],
 ) -> dict[str, StagePlan]:
     """Return the starting plan of each stage. `rungs`: rungs of each stage, cheapest first.
-    `known`: rungs that fitted in an earlier run, used regardless of estimates. Raises CannotFit."""
+    `stored`: rungs that fitted in an earlier run, used regardless of estimates. Raises
+    CannotFit."""
     if not request.workloads:
         return {}
-    plans = stage_plans(request, rungs, budget, known)
+    plans = stage_plans(request, rungs, budget, stored)
     if refusal := cannot_fit(request, plans.values(), budget):
         raise refusal
     return plans
@@ -191,31 +192,39 @@ def plan_of(
     `left_out` are not planned.
 
     Uses the first of `pipelines` that suits the model (none given: of all pipelines). Reads no
-    weights. Raises PenstockError as the run does, but not if the command does not fit.
+    weights, but prepares the store. Raises PenstockError as the run does, but not if the command
+    does not fit.
     """
-    planned = partial(_plan_of, config, launcher, announce, pipelines, left_out)
-    return replanned_once(planned, announce or bool)
+    candidates = pipelines or chain.from_iterable(purposes().values())
+    offered = with_extras(candidates, summary=config.groups.prompts.summary)
+
+    def attempt() -> Plan:
+        if not config.sources:
+            return _plan_of_model(config, launcher, announce, offered)
+        return _plan_of_job(
+            prepare(config, launcher, announce, *offered, dry=True, left_out=left_out)
+        )
+
+    return replanned_once(attempt, announce or bool)
 
 
-def _plan_of(
+def _plan_of_job(job: Job) -> Plan:
+    expected = tuple(estimates(job))
+    unusable = _unusable(job, expected)
+    if len(unusable) == len(job.by_file):
+        raise NothingToDo(job.pipeline, unusable)
+    request = plan_request(job, expected=expected)
+    refuse_beyond_context(request)
+    plan = _make_plan(request, job.budget, job, expected, job.devices)
+    return replace(plan, unusable=tuple(unusable))
+
+
+def _plan_of_model(
     config: RunOptions,
     launcher: Launcher,
     announce: Callable[[str], None] | None,
-    pipelines: tuple[Pipeline, ...],
-    left_out: Set[str],
+    pipelines: Sequence[Pipeline],
 ) -> Plan:
-    every = pipelines or chain.from_iterable(purposes().values())
-    pipelines = with_extras(every, summary=config.groups.prompts.summary)
-    if config.sources:
-        job = prepare(config, launcher, announce, *pipelines, dry=True, left_out=left_out)
-        expected = tuple(estimates(job))
-        unusable = _unusable(job, expected)
-        if len(unusable) == len(job.by_file):
-            raise NothingToDo(job.pipeline, unusable)
-        request = plan_request(job, expected=expected)
-        refuse_beyond_context(request)
-        plan = _make_plan(request, job.budget, job, expected, job.devices)
-        return replace(plan, unusable=tuple(unusable))
     store = open_store(config.store_url)
     prepare_store(store)
     # The plan of a model alone needs no working driver.
@@ -236,10 +245,14 @@ def _unusable(job: Job, expected: Sequence[Estimate]) -> list[Failure]:
     failed = {medium.digest: e.failure for medium, e in pairs if e.failure is not None}
     return [
         source_failure(
-            job_file.file.source, job_file.file.media_path, why["kind"], why["message"], why["hint"]
+            job_file.file.source,
+            job_file.file.media_path,
+            failure["kind"],
+            failure["message"],
+            failure["hint"],
         )
         for job_file, *_ in job.by_file
-        if (why := failed.get(job_file.medium.digest)) is not None
+        if (failure := failed.get(job_file.medium.digest)) is not None
     ]
 
 
@@ -251,8 +264,8 @@ def _make_plan(
     devices: tuple[str, ...],
 ) -> Plan:
     # A plan only reads the stored rungs, so there are no moves to log.
-    known = ladder_of(job, lambda *_: None).known() if job else {}
-    plans = stage_plans(request, request.rungs, budget, known) if request.workloads else {}
+    stored = ladder_of(job, lambda *_: None).known() if job else {}
+    plans = stage_plans(request, request.rungs, budget, stored) if request.workloads else {}
     limit = store_limit(job, expected) if job else None
     has_work = job is not None and bool(stages_with_work(job.ledger, job.media))
     return Plan(
