@@ -88,14 +88,7 @@ _NAMES = {
     "penstock.corrections": ("correct",),
     "penstock.searching": ("Hits", "index", "search"),
     "penstock.server": ("ServerProcess", "serve"),
-    "penstock.vectors": (
-        "Embedded",
-        "Embeddings",
-        "Labels",
-        "embed",
-        "label",
-        "sift",
-    ),
+    "penstock.vectors": ("Embedded", "Embeddings", "Labels", "embed", "label", "sift"),
     "stages.models": ("encode", "generate"),
 }
 """Module → what is imported from it on first use."""

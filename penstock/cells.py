@@ -15,12 +15,7 @@ from artifacts.wording import counted
 from flows.commands.label.files import LINES
 from flows.core.console.lines import printable
 from flows.core.media.output_rows import MediaRow
-from flows.outputs.media_rows import (
-    RUN_AGAIN,
-    failed_media,
-    is_other,
-    media_with_captions,
-)
+from flows.outputs.media_rows import RUN_AGAIN, failed_media, is_other, media_with_captions
 from flows.outputs.unwritten import decisions_on
 from penstock.arguments import path_of as path_given
 

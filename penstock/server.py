@@ -17,13 +17,7 @@ from typing import Self, Unpack
 
 from artifacts.disk.json_records import read_record
 from artifacts.disk.json_shapes import Json
-from artifacts.errors import (
-    CannotFit,
-    EnvironmentFault,
-    Interrupted,
-    PenstockError,
-    UsageError,
-)
+from artifacts.errors import CannotFit, EnvironmentFault, Interrupted, PenstockError, UsageError
 from artifacts.packages import require_extra
 from flows.core.options.serving import ADDRESS, ServeConfig
 from penstock.arguments import config_with

@@ -16,28 +16,14 @@ from flows.commands.label.run import pipeline_of, requested_labels
 from flows.commands.sift.result import Sifted
 from flows.commands.sift.run import sift as run_sift
 from flows.core.options.formats import ARRAY, ROWS
-from flows.core.options.vectors import (
-    EmbedConfig,
-    LabelConfig,
-    SiftConfig,
-)
+from flows.core.options.vectors import EmbedConfig, LabelConfig, SiftConfig
 from flows.core.pipelines import EMBED
 from flows.execution import run
 from flows.outputs.vectors import VectorsWritten
-from penstock.arguments import (
-    Progress,
-    Sources,
-    anchored,
-    config_for,
-    display_for,
-)
+from penstock.arguments import Progress, Sources, anchored, config_for, display_for
 from penstock.background import FinishedRecords, check_start
 from penstock.cells import FEW, shown_of
-from penstock.keywords import (
-    EmbedOptions,
-    LabelRunOptions,
-    SiftRunOptions,
-)
+from penstock.keywords import EmbedOptions, LabelRunOptions, SiftRunOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,11 +73,7 @@ def embed(
     config = anchored(config_for(sources, options, EmbedConfig, EmbedOptions.__annotations__))
     check_start(config, EMBED, "embed")
     return Embeddings(
-        config.out,
-        display_for(progress),
-        partial(run.embed, config),
-        _embedded,
-        _vector_table,
+        config.out, display_for(progress), partial(run.embed, config), _embedded, _vector_table
     )
 
 
@@ -104,11 +86,7 @@ def label(
     check_start(config, pipeline_of(config), "label")
     requested_labels(config)  # reports now what cannot be read
     return Labels(
-        config.out,
-        display_for(progress),
-        partial(run_label, config),
-        _labelled,
-        _label_table,
+        config.out, display_for(progress), partial(run_label, config), _labelled, _label_table
     )
 
 

@@ -122,10 +122,7 @@ class Painter:
 
     def __init__(self, spec: ClipSpec, height: int, width: int) -> None:
         self.spec = spec
-        self.scale = (
-            width / (64 * math.sqrt(spec.aspect)),
-            height / (64 / math.sqrt(spec.aspect)),
-        )
+        self.scale = (width / (64 * math.sqrt(spec.aspect)), height / (64 / math.sqrt(spec.aspect)))
         rng = np.random.RandomState(spec.seed)
         self._ground = ground(spec.sentence.background, rng, height, width)
         self._colours = [

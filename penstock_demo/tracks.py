@@ -24,12 +24,7 @@ MARGIN: Final = 0.8
 INSTANTS: Final = {FIRST: (0.12, 0.32), SECOND: (0.62, 0.80), (0.0, 1.0): (0.25, 0.70)}
 """Bounds in each span where a thing may appear or vanish: six even frames show both before and
 after."""
-_HEADINGS: Final = {
-    "left": (-1.0, 0.0),
-    "right": (1.0, 0.0),
-    "up": (0.0, -1.0),
-    "down": (0.0, 1.0),
-}
+_HEADINGS: Final = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,25 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.disk.files import whole_file
-from artifacts.index.manifest import (
-    IndexShard,
-    Manifest,
-    SearchMethod,
-    described,
-    file_name,
-)
-from artifacts.index.search import (
-    EXACT,
-    LEAST_RECALL,
-    Query,
-    Searcher,
-    Sort,
-    direction,
-)
-from artifacts.index.shard import (
-    mean_of,
-    write_bits,
-)
+from artifacts.index.manifest import IndexShard, Manifest, SearchMethod, described, file_name
+from artifacts.index.search import EXACT, LEAST_RECALL, Query, Searcher, Sort, direction
+from artifacts.index.shard import mean_of, write_bits
 from artifacts.index.snapshot import open_snapshot
 from artifacts.index.writing import IndexWriter
 from artifacts.records.vectors import Vectors

@@ -17,12 +17,7 @@ from artifacts.records.stores.folder import FolderStore
 from artifacts.records.stores.local import state_folder
 from artifacts.records.stores.protocol import ObjectStat, Store
 
-__all__ = (
-    "FolderStore",
-    "ObjectStat",
-    "Store",
-    "open_store",
-)
+__all__ = ("FolderStore", "ObjectStat", "Store", "open_store")
 
 
 def _in_bucket(url: str) -> Store:

@@ -152,9 +152,7 @@ def _same(remote: RemoteFile, listing: Listed) -> None:
 
 def _remote_file(address: str, listing: Listed) -> RemoteFile:
     return RemoteFile(
-        address=address,
-        size=listing.size,
-        version=_version(listing) or f"{ONCE}{uuid.uuid4().hex}",
+        address=address, size=listing.size, version=_version(listing) or f"{ONCE}{uuid.uuid4().hex}"
     )
 
 

@@ -111,9 +111,7 @@ class PipelineRunner:
         self._refresh()
         job.edits.take_in()
         result = RunResult(
-            out=job.out,
-            files=job.requested,
-            limit=job.config.groups.engine.max_new_tokens,
+            out=job.out, files=job.requested, limit=job.config.groups.engine.max_new_tokens
         )
         write = partial(self._write, result)
         with self._recorded(write):

@@ -40,14 +40,7 @@ from flows.outputs.record.run_read import history_in, same_work_in
 from flows.outputs.run_status import seconds_left, stages_of
 from flows.outputs.write import failure_of, media_paths_of, write_captions
 from stages import summarize, tune
-from stages.process.events import (
-    Answered,
-    Event,
-    Failed,
-    MemorySample,
-    StageNotes,
-    Total,
-)
+from stages.process.events import Answered, Event, Failed, MemorySample, StageNotes, Total
 from stages.process.stage_spec import CHUNK
 
 

@@ -253,12 +253,7 @@ class StageCallBuilder:
         rows = pass_rows(self.job.model, stage, task)
         return EncodeItem(task[stage.writes], task[kind], task.medium.kind, prompt, shown, rows)
 
-    def decode_item(
-        self,
-        stage: StageSpec,
-        task: Task,
-        other: Variant | None = None,
-    ) -> DecodeItem:
+    def decode_item(self, stage: StageSpec, task: Task, other: Variant | None = None) -> DecodeItem:
         """Return the decode item of a chunk. It also holds the chunk's key in the variant of the
         fallback engine."""
         item = DecodeItem(task[stage.writes], task["features"], task.prompt)

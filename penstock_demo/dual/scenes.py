@@ -197,10 +197,7 @@ def paint_ground(scene: Scene, height: int, width: int) -> Floats:
     """Return the ground alone, (height, width, 3)."""
     tall, wide = round(height * scene.zoom), round(width * scene.zoom)
     whole = _kept_ground(scene.ground, scene.seed, tall, wide)
-    left, top = (
-        int(scene.window[0] * (wide - width)),
-        int(scene.window[1] * (tall - height)),
-    )
+    left, top = (int(scene.window[0] * (wide - width)), int(scene.window[1] * (tall - height)))
     return whole[top : top + height, left : left + width].astype(np.float32)
 
 

@@ -25,14 +25,7 @@ from penstock_demo.dual.batches import FEW, MANY, SIDE, Counts, make_image_batch
 from penstock_demo.dual.build import DualShape, build_dual
 from penstock_demo.dual.phrases import IGNORED, sample_phrases
 from penstock_demo.dual.pictures import GROUPS
-from penstock_demo.dual.scenes import (
-    PAIRS,
-    TRAINED,
-    Pair,
-    paint_ground,
-    paint_things,
-    sample_scene,
-)
+from penstock_demo.dual.scenes import PAIRS, TRAINED, Pair, paint_ground, paint_things, sample_scene
 from penstock_demo.losses import IGNORE
 from penstock_demo.render import Pixels
 from penstock_demo.train import optimizers

@@ -12,10 +12,7 @@ ROWS = 4
 """Beginnings of labels that one pass reads. Each has a copy of the KV cache."""
 
 
-WINDOWED = (
-    *("gemma3", "internvl", "llava", "llava_next"),
-    *("qwen2_5_vl", "qwen3_vl", "smolvlm"),
-)
+WINDOWED = (*("gemma3", "internvl", "llava", "llava_next"), *("qwen2_5_vl", "qwen3_vl", "smolvlm"))
 """Model types whose stored features can be cut by time: their windows were compared with the same
 frames encoded alone, and are equal in every byte."""
 

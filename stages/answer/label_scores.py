@@ -159,11 +159,7 @@ class LabelScores:
     ) -> PrefilledSequence:
         options = self._prefill_options.options(half, self._processor, probe.row)
         return self._prefix.prefill_from_prefix(
-            half,
-            probe.chunk,
-            inputs,
-            Features.of([probe.row]),
-            **{**options, **ONE_TOKEN},
+            half, probe.chunk, inputs, Features.of([probe.row]), **{**options, **ONE_TOKEN}
         )
 
     def _after(

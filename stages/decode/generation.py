@@ -39,13 +39,11 @@ class SamplingParams(OptionGroup):
     ] = GREEDY
     """Token selection: `greedy`, or the sampling settings of the `checkpoint`."""
     temperature: Annotated[
-        float | None,
-        Option("sampling temperature; 0 is greedy", WORDS, "T", least=0, most=100),
+        float | None, Option("sampling temperature; 0 is greedy", WORDS, "T", least=0, most=100)
     ] = None
     """Sampling temperature: 0 is greedy, 1 leaves the model's probabilities unchanged."""
     top_p: Annotated[
-        float | None,
-        Option("nucleus sampling probability", WORDS, "P", least=1e-6, most=1),
+        float | None, Option("nucleus sampling probability", WORDS, "P", least=1e-6, most=1)
     ] = None
     """Nucleus sampling: sample from the likeliest tokens with this probability together."""
     top_k: Annotated[

@@ -7,11 +7,7 @@ from typing import Any, cast
 import av
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import (
-    Colorspace,
-    Interpolation,
-    VideoReformatter,
-)
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -90,11 +90,7 @@ class FrameRecorder:
     """The record sets of one cache namespace, and the reports about new records."""
 
     def __init__(
-        self,
-        store: Store,
-        namespace: str,
-        report: EventReporter,
-        watchdog: Watchdog,
+        self, store: Store, namespace: str, report: EventReporter, watchdog: Watchdog
     ) -> None:
         self.frames, self.media, self.failures = record_sets_of(
             store, *((kind, namespace) for kind in ("frames", "media", "failures"))

@@ -43,14 +43,7 @@ from stages.frames.media_opening import (
     survey,
     watch,
 )
-from stages.frames.timeline import (
-    END,
-    Keyframes,
-    SeekPlan,
-    Timeline,
-    VideoPacket,
-    constant_rate,
-)
+from stages.frames.timeline import END, Keyframes, SeekPlan, Timeline, VideoPacket, constant_rate
 from stages.process.memory_limit import room
 
 MAX_BAD_PACKETS = 1000

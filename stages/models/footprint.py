@@ -75,12 +75,7 @@ class FittedCosts:
         self._costs = costs
 
     def peak(
-        self,
-        size: Size,
-        *,
-        item_bytes: int = ITEM_BYTES,
-        new_tokens: int = 0,
-        mlp_chunk: int = 0,
+        self, size: Size, *, item_bytes: int = ITEM_BYTES, new_tokens: int = 0, mlp_chunk: int = 0
     ) -> int:
         """Return the peak bytes besides the weights.
 

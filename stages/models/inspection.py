@@ -47,11 +47,7 @@ from stages.models.precision.weights import (
     weights_of,
 )
 from stages.models.processors.images import prepare_images
-from stages.models.processors.input_layout import (
-    channels_of,
-    layout_of,
-    try_processor,
-)
+from stages.models.processors.input_layout import channels_of, layout_of, try_processor
 from stages.models.processors.input_sizes import LONG_EDGES, Probe, black, pixels_per_video, probe
 from stages.models.processors.loading import control_tokens, load_processor, takes_videos
 from stages.models.processors.pixel_limit import bounds_of, min_pixels_of

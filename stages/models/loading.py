@@ -30,13 +30,7 @@ from stages.models.halves.recorded import RECORDER, PassRecorder, keep_grids_on_
 from stages.models.halves.reloadable import ReloadableHalf
 from stages.models.hub.quantized import is_read_here
 from stages.models.hub.resolve import resolve_model
-from stages.models.precision.quantize import (
-    KINDS,
-    check,
-    count,
-    keep_to_dtype,
-    plan,
-)
+from stages.models.precision.quantize import KINDS, check, count, keep_to_dtype, plan
 from stages.models.precision.weights import attention_of, for_half, stored_modules
 from stages.models.processors.loading import load_processor
 from stages.models.protocols import Half, Processor

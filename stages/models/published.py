@@ -99,8 +99,7 @@ POSITIONS = StockChange(
     positions=True,
 )
 OUTER_PAIR = StockChange(
-    release="5.10",
-    description="no second pair of vision tokens is put around a video",
+    release="5.10", description="no second pair of vision tokens is put around a video"
 )
 CHANGES = {"positions": POSITIONS, "outer pair": OUTER_PAIR}
 """Changes by their names in the facts."""

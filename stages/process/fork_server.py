@@ -110,12 +110,7 @@ class Server:
             os.kill(pid, signal.SIGKILL)
 
     def _run_child(
-        self,
-        job: ProcessJob,
-        origin: ParentInfo,
-        log: int,
-        events: int,
-        answer: socket.socket,
+        self, job: ProcessJob, origin: ParentInfo, log: int, events: int, answer: socket.socket
     ) -> None:
         """Run the stage in the child. Never returns."""
         code = 1

@@ -119,12 +119,7 @@ class Requests(Generic[W]):
     this object. After it, the stage sends its last answers and calls `close`."""
 
     def __init__(
-        self,
-        pipe: str,
-        kind: type[W],
-        report: EventReporter,
-        *,
-        for_clients: bool = False,
+        self, pipe: str, kind: type[W], report: EventReporter, *, for_clients: bool = False
     ) -> None:
         """Start to read items of class `kind`. `report` sends their answers."""
         self._kind = kind

@@ -90,8 +90,7 @@ def load_adapter_weights(half: Half, folder: Path) -> None:
         numbers = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"no adapter to resume from in {folder}",
-            hint="Omit --resume, or check the path",
+            f"no adapter to resume from in {folder}", hint="Omit --resume, or check the path"
         ) from error
     own = numbers_of(half)
     if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in numbers.items()}:

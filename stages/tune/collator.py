@@ -23,12 +23,7 @@ from artifacts.records.tensors import make_record
 from stages.decode.prompts import append_tokens
 from stages.decode.protocol import read_features
 from stages.models.halves.records import FeatureRecord
-from stages.models.processors.prepare import (
-    answer_ids,
-    full_answer_ids,
-    rebuild,
-    without_last,
-)
+from stages.models.processors.prepare import answer_ids, full_answer_ids, rebuild, without_last
 from stages.models.protocols import Half, Processor, Tree
 from stages.tune.load_features import join_inputs, join_outputs
 from stages.tune.training import IGNORED, end_token_of, make_example

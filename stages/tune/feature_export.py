@@ -156,9 +156,7 @@ class DataSetWriter:
         write_text(self._folder / INDEX, (f"{encoded(row)}\n" for row in self._rows))
 
 
-def _written(
-    folder: Path,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
+def _written(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
     """Return the rows of an unfinished export whose shards are whole, the layouts of rows, and the
     digests of shards."""
     try:

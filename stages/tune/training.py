@@ -22,12 +22,7 @@ from torch.nn.functional import cross_entropy, pad
 from artifacts.errors import Diverged, UsageError
 from stages.decode.chunked_prefill import relative_difference, tolerance
 from stages.decode.prompts import append_ids, end_ids_of
-from stages.decode.scoring import (
-    ForcedCaption,
-    forced_logits,
-    is_bidirectional,
-    last_logits,
-)
+from stages.decode.scoring import ForcedCaption, forced_logits, is_bidirectional, last_logits
 from stages.memory.oom_retry import catch_oom, smaller
 from stages.models.halves.features import Features
 from stages.models.halves.generate import forward

@@ -25,19 +25,8 @@ from artifacts.texts.questions import (
 from artifacts.texts.stored_answers import AnswerRow
 from artifacts.texts.tables import TABLES
 from artifacts.wording import counted
-from flows.commands.ask.calibrate import (
-    Calibrations,
-    calibrations_of,
-    half_of,
-    lines_on,
-)
-from flows.commands.ask.keep import (
-    NAMES,
-    SPAN,
-    MediumAnswers,
-    parse_keep,
-    select,
-)
+from flows.commands.ask.calibrate import Calibrations, calibrations_of, half_of, lines_on
+from flows.commands.ask.keep import NAMES, SPAN, MediumAnswers, parse_keep, select
 from flows.commands.ask.run_decisions import decided_in
 from flows.core.job.job_file import JobFile
 from flows.core.job.prepare import Job

@@ -10,10 +10,7 @@ from flows.outputs.folder.foreign_files import LEFT_OUT_FILE
 
 
 def answer_before(
-    config: RunOptions,
-    display: Display,
-    make_launcher: LauncherMaker,
-    left_out: frozenset[str],
+    config: RunOptions, display: Display, make_launcher: LauncherMaker, left_out: frozenset[str]
 ) -> frozenset[str]:
     """Answer the questions of a run of captions. Return the places of the files that `--keep`
     leaves out, with those of `left_out`. Raises PenstockError."""

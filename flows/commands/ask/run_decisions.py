@@ -74,11 +74,7 @@ def _placed(job: Job, questions: Questions, table: Sequence[DecisionRow]) -> lis
             if probe is None or len(here) != 1 or row.source not in ("", file.source):
                 continue
             placed_row = replace(
-                row,
-                start=here[0].start,
-                end=here[0].end,
-                content=medium.digest,
-                probe=probe.digest,
+                row, start=here[0].start, end=here[0].end, content=medium.digest, probe=probe.digest
             )
             candidates.setdefault(at, set()).add(placed_row)
     placed = list[DecisionRow]()

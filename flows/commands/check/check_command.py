@@ -52,9 +52,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     add_trained(parser)
     parser.add_argument("--forbid", metavar="W,W", help="words that no caption may have")
     parser.add_argument(
-        "--fix",
-        action="store_true",
-        help="make captions shorter that are too long, but a person's",
+        "--fix", action="store_true", help="make captions shorter that are too long, but a person's"
     )
     parser.add_argument("--trust-folder", action="store_true", help=TRUST_FOLDER_HELP)
     parser.add_argument("--json", action="store_true", help="print all as JSON")

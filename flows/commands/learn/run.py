@@ -15,13 +15,7 @@ from artifacts.disk.files import whole_file
 from artifacts.disk.json_records import read_json_file
 from artifacts.disk.paths import folder_named
 from artifacts.disk.regular_files import guard
-from artifacts.errors import (
-    CannotFit,
-    ControlWord,
-    Diverged,
-    NoFeatures,
-    UsageError,
-)
+from artifacts.errors import CannotFit, ControlWord, Diverged, NoFeatures, UsageError
 from artifacts.records.provenance import ROUND
 from artifacts.texts.edits import DIGITS
 from artifacts.wording import counted

@@ -46,11 +46,7 @@ def plan_command(given: argparse.Namespace) -> int:
             **{field.name: getattr(config, field.name) for field in fields(config)}
         )
     return show(
-        config,
-        *pipelines,
-        as_json=given.json,
-        explain=given.explain,
-        table=given.what_fits,
+        config, *pipelines, as_json=given.json, explain=given.explain, table=given.what_fits
     )
 
 

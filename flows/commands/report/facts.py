@@ -557,11 +557,7 @@ def _about(record: RunRecord, prompts: list[str]) -> Rows:
     plan = record.plan
     yield "started", _moment(record.started)
     yield "on", ", ".join(filter(None, (record.host, plan.device if plan.model else "")))
-    for name, text in (
-        ("model", plan.model),
-        ("revision", plan.revision),
-        ("commit", plan.commit),
-    ):
+    for name, text in (("model", plan.model), ("revision", plan.revision), ("commit", plan.commit)):
         if text:
             yield name, text
     for name, half in plan.halves.items():

@@ -203,10 +203,7 @@ class Hit:
 
 
 def search_index(
-    folder: Path,
-    request: SearchQuery,
-    place: SearchPlace,
-    display: Display,
+    folder: Path, request: SearchQuery, place: SearchPlace, display: Display
 ) -> list[Hit]:
     """Return the hits, nearest first. Raises PenstockError."""
     require_extra("search", "a search")

@@ -152,11 +152,7 @@ class RunTexts:
         return encoded(now) == self._source
 
     def find(
-        self,
-        query: str,
-        count: int,
-        condition: Condition | None = None,
-        most: int = MOST_RANKED,
+        self, query: str, count: int, condition: Condition | None = None, most: int = MOST_RANKED
     ) -> list[TextHit]:
         """Return the best texts for what `query_of` returned, each chunk of a medium once. `most`
         is as in `WordIndex.find`. Raises EnvironmentFault."""

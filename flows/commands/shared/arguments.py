@@ -58,8 +58,7 @@ def config_of(
         given.prompt = text_named(file, "prompt-file", PROMPT_BYTES, hint).strip()
         if not given.prompt:
             raise UsageError(
-                f"--prompt-file {given.prompt_file} is empty",
-                hint="Leave it out for a description",
+                f"--prompt-file {given.prompt_file} is empty", hint="Leave it out for a description"
             )
     built = config_from(given, config, **fixed)
     if sources:

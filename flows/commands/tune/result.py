@@ -149,8 +149,7 @@ def refuse_other_recipe(out: Path, recipe: Mapping[str, Json], *, resume: bool) 
             return
         why = f"was trained with other settings ({', '.join(others)})"
     raise UsageError(
-        f"the adapter in {out} {why}",
-        hint="Give another --out, or --resume to continue from it",
+        f"the adapter in {out} {why}", hint="Give another --out, or --resume to continue from it"
     )
 
 

@@ -347,13 +347,7 @@ def progress_on(to: IO[str]) -> "Progress":
         def render(self, task: Task) -> Text:
             return Text(task.fields["status"](), no_wrap=True)
 
-    console = OneTerminal(
-        file=to,
-        force_terminal=True,
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    console = OneTerminal(file=to, force_terminal=True, highlight=False, markup=False, emoji=False)
     column = Column(no_wrap=True, overflow="ellipsis")
     return Progress(
         SpinnerColumn(),

@@ -46,11 +46,7 @@ class Ledger:
     except the items that did not fit in this run."""
 
     def __init__(
-        self,
-        store: Store,
-        pipeline: Pipeline,
-        *variants: Variant,
-        opens_reasoning: bool = False,
+        self, store: Store, pipeline: Pipeline, *variants: Variant, opens_reasoning: bool = False
     ) -> None:
         """Open the record sets of all `variants`, best first. A record of any variant counts as
         done. `opens_reasoning`: the model's prompts end inside of its reasoning."""

@@ -30,12 +30,7 @@ from flows.core.media.generated_files import (
 )
 from flows.core.media.media_file import MediaFile, source_failure, writable
 from flows.core.options.commands import RunOptions
-from flows.core.options.text import (
-    IMAGE_PROMPT,
-    LENGTHS,
-    SOUND_PROMPT,
-    VIDEO_PROMPT,
-)
+from flows.core.options.text import IMAGE_PROMPT, LENGTHS, SOUND_PROMPT, VIDEO_PROMPT
 from stages.encode import shown_frames
 
 NAME, FOLDER, TAGS = "{name}", "{folder}", "{tags}"

@@ -134,10 +134,7 @@ def _refuse_other_causes(error: StageDied) -> None:
 def _run_probe(device: str) -> dict[str, Any]:
     with TemporaryDirectory(prefix="penstock-probe-") as folder:
         call = StageCall(
-            name="probe",
-            job=ProbeJob(device=device),
-            device=device,
-            log=Path(folder, "probe.log"),
+            name="probe", job=ProbeJob(device=device), device=device, log=Path(folder, "probe.log")
         )
         probe: dict[str, Any] = run_with_restarts(DirectLauncher(lambda *_: None), call).notes[
             "gpu"

@@ -483,10 +483,7 @@ def find_media(
             prompt_fields = [text for pair in result.prompts.items() for text in pair]
             asked = (prompt, *prompt_fields)
             # By its path, which overlapping sources share, and by its name behind links of folders.
-            same = {
-                (str(result.path), *asked),
-                (real.of(result.path), result.media_path, *asked),
-            }
+            same = {(str(result.path), *asked), (real.of(result.path), result.media_path, *asked)}
             if seen.isdisjoint(same):
                 media.append(result)
             seen |= same

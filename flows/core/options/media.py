@@ -43,13 +43,11 @@ class VideoSamplingOptions(OptionGroup):
     """Seconds per chunk; with `shots` or `chapters`, of the longest one. None: 30, or the maximum
     stated by the checkpoint's processor if that is less."""
     shots: Annotated[
-        bool,
-        Option("one chunk per shot, split at 30 s", SAMPLING, excludes="pieces"),
+        bool, Option("one chunk per shot, split at 30 s", SAMPLING, excludes="pieces")
     ] = False
     """Split at shot boundaries instead of at equal lengths."""
     chapters: Annotated[
-        bool,
-        Option("one chunk per chapter of the file, split at --chunk or 30 s", SAMPLING),
+        bool, Option("one chunk per chapter of the file, split at --chunk or 30 s", SAMPLING)
     ] = False
     """Split where the chapters that the file states begin and end; a file without is split at equal
     lengths."""
@@ -184,8 +182,7 @@ class SoundOptions(OptionGroup):
     """`auto` uses the sound of videos if the model hears; `on` refuses a model that does not; `off`
     leaves it out."""
     sound_track: Annotated[
-        int | None,
-        Option("sound track to use, from 1 [the default one]", SAMPLING, "N", above=0),
+        int | None, Option("sound track to use, from 1 [the default one]", SAMPLING, "N", above=0)
     ] = None
     """Number of the sound track, from 1; None: that which the file marks as default, else the
     first."""

@@ -86,8 +86,7 @@ class TaggerOptions(OptionGroup):
     """The tagger of the user."""
 
     tagger: Annotated[
-        str,
-        Option("TOML of an ONNX tagger, for --labels and --model", LABELS, "FILE", path=True),
+        str, Option("TOML of an ONNX tagger, for --labels and --model", LABELS, "FILE", path=True)
     ] = ""
     """TOML file that declares an ONNX graph which gives tags, in place of labels and a model;
     empty: none."""

@@ -10,13 +10,7 @@ from artifacts.disk.paths import text_named
 from artifacts.errors import UsageError
 from artifacts.option_texts import named_texts
 from artifacts.options import Option, OptionGroup
-from flows.core.options.formats import (
-    FILES,
-    GIVE_CONDITION,
-    MEMORY,
-    MODEL,
-    TEXT,
-)
+from flows.core.options.formats import FILES, GIVE_CONDITION, MEMORY, MODEL, TEXT
 from flows.core.options.model import DateOptions
 from stages.decode.engines import AUTO, ENGINE_CHOICES
 

@@ -128,12 +128,7 @@ class LabelOptions(TaggerOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig(
-    OwnerOptions,
-    OutputOptions,
-    LabelOptions,
-    StoreSizeOptions,
-    GpuOptions,
-    VectorConfig,
+    OwnerOptions, OutputOptions, LabelOptions, StoreSizeOptions, GpuOptions, VectorConfig
 ):
     """One run that labels media."""
 
@@ -197,10 +192,7 @@ class SearchQuery(OptionGroup):
     without: Annotated[
         tuple[str, ...],
         Option(
-            "exclude hits closer to this; repeatable",
-            metavar="TEXT",
-            repeated=True,
-            flag="--not",
+            "exclude hits closer to this; repeatable", metavar="TEXT", repeated=True, flag="--not"
         ),
     ] = ()
     """Texts or image files. Hits that are closer to one of them are excluded."""

@@ -105,9 +105,7 @@ class StagePlan:
 
 
 def plan_request(
-    job: Job,
-    stages: Pipeline | None = None,
-    expected: Sequence[Estimate] | None = None,
+    job: Job, stages: Pipeline | None = None, expected: Sequence[Estimate] | None = None
 ) -> PlanRequest:
     media = job.media
     expected = estimates(job) if expected is None else expected

@@ -183,10 +183,7 @@ def standard_notes(model: Model, config: RunOptions) -> list[str]:
 
 
 def _size_notes(
-    model: Model,
-    config: RunOptions,
-    chunks: Sequence[tuple[int, tuple[int, int]]],
-    prompt: str,
+    model: Model, config: RunOptions, chunks: Sequence[tuple[int, tuple[int, int]]], prompt: str
 ) -> list[str]:
     """Return the line about chunks, each given by its number of frames and their stored (height,
     width). Prompt and answer only affect the suggested number of pixels."""

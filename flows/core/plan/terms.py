@@ -190,10 +190,7 @@ def cache(rung: Rung, whole: int, half: PartProfile, contents: str) -> Iterator[
 
 
 def overhead_terms(
-    terms: Sequence[Term],
-    conditions: Conditions,
-    prefetch: Term,
-    libraries: int = LIBRARIES_BYTES,
+    terms: Sequence[Term], conditions: Conditions, prefetch: Term, libraries: int = LIBRARIES_BYTES
 ) -> Iterator[Term]:
     """Yield the memory besides weights and activations: fragmentation, libraries and prefetch."""
     computing = sum(term.bytes for term in terms if term.part == "activation")

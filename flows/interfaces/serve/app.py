@@ -137,9 +137,7 @@ class Routes:
         return json_answer({**answer, **fields})
 
     async def search(
-        self,
-        request: Request,
-        params: Annotated[TextSearchParams, Query()],
+        self, request: Request, params: Annotated[TextSearchParams, Query()]
     ) -> Response:
         """Search the index by text."""
         return await self._search(request, params, [params.q], params.within)

@@ -79,11 +79,7 @@ class CaptionRoutes:
         return self._service.captions
 
     async def captions_of(
-        self,
-        request: Request,
-        upload: Upload,
-        prompt: str,
-        params: CaptionParams,
+        self, request: Request, upload: Upload, prompt: str, params: CaptionParams
     ) -> Captioned:
         """Return the captions of an upload. Raises HttpRefusal."""
         work = self.captions().caption(upload, prompt, params)

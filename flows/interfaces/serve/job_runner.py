@@ -23,14 +23,7 @@ from artifacts.disk.locks import try_hold
 from artifacts.disk.regular_files import last_line
 from artifacts.errors import EnvironmentFault, Interrupted, PenstockError
 from flows.interfaces.serve.device_scheduler import DeviceScheduler
-from flows.interfaces.serve.jobs import (
-    OUT,
-    QUEUED,
-    RUNNING,
-    UNFINISHED,
-    JobFolder,
-    ServedJob,
-)
+from flows.interfaces.serve.jobs import OUT, QUEUED, RUNNING, UNFINISHED, JobFolder, ServedJob
 from flows.interfaces.serve.refusals import shown_name, without_paths
 from flows.outputs.record.run_read import load_record
 

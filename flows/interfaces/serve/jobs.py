@@ -33,12 +33,7 @@ from artifacts.options import declared
 from flows.core.media.media_file import MEDIA_SUFFIXES
 from flows.core.options.commands import CaptionConfig
 from flows.core.options.serving import ServeConfig
-from flows.interfaces.serve.refusals import (
-    HttpRefusal,
-    bad_request,
-    refusal_of,
-    unavailable,
-)
+from flows.interfaces.serve.refusals import HttpRefusal, bad_request, refusal_of, unavailable
 from flows.outputs.record.run_read import load_record
 
 log = logging.getLogger(__name__)

@@ -22,13 +22,7 @@ from artifacts.texts.decisions import (
     kept_decisions,
     labels_of,
 )
-from artifacts.texts.questions import (
-    THRESHOLD,
-    YES_NO,
-    Question,
-    QuestionProbe,
-    read_questions,
-)
+from artifacts.texts.questions import THRESHOLD, YES_NO, Question, QuestionProbe, read_questions
 from artifacts.texts.stored_answers import AnswerRow
 from flows.commands.review.folder_captions import EditRefused
 from flows.core.media.output_rows import MediaRow

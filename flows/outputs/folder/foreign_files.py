@@ -153,8 +153,7 @@ def _refuse_other(path: Path, head: re.Pattern[bytes] | None, alternative: str) 
     elif not os.path.islink(path) or os.path.exists(path):  # or the run reports the problem
         return
     raise UsageError(
-        f"{path} exists, and penstock did not write it",
-        hint=f"Move it away, or {alternative}",
+        f"{path} exists, and penstock did not write it", hint=f"Move it away, or {alternative}"
     )
 
 

@@ -235,11 +235,7 @@ def bound(entries: Iterable[RunEntry], keys: Collection[str]) -> list[RunEntry]:
     such as that of a cluster's driver, gets them."""
     known, own = frozenset(keys), sorted(keys)[:KEYS]
     return [
-        replace(
-            entry,
-            keys=entry.keys or own,
-            current=not known.isdisjoint(entry.keys or own),
-        )
+        replace(entry, keys=entry.keys or own, current=not known.isdisjoint(entry.keys or own))
         for entry in entries
     ]
 

@@ -104,13 +104,7 @@ ENGINES: Mapping[str, EngineSpec] = {
     for engine in (
         _TRANSFORMERS,
         _INFLIGHT,
-        replace(
-            _INFLIGHT,
-            name="inflight-shared",
-            offered=False,
-            by_chunk=True,
-            multi_prompt="",
-        ),
+        replace(_INFLIGHT, name="inflight-shared", offered=False, by_chunk=True, multi_prompt=""),
         EngineSpec(
             name="gguf",
             entry=_INFLIGHT.entry,

@@ -379,12 +379,7 @@ def _varying(kind: Sequence[GraphInputs]) -> Varying:
 
 
 def _add_graph(
-    half: Half,
-    part: HalfName,
-    request: _GraphRequest,
-    made: Encoders,
-    folder: Path,
-    precision: str,
+    half: Half, part: HalfName, request: _GraphRequest, made: Encoders, folder: Path, precision: str
 ) -> None:
     """Make the graph of a call, unless an existing graph accepts it."""
     path = request.call.path

@@ -39,13 +39,7 @@ from stages.models.protocols import Half, Processor, Tree, module_of
 if TYPE_CHECKING:
     from transformers.utils.generic import ModelOutput
 
-UNREAD = (
-    "last_hidden_state",
-    "hidden_states",
-    "attentions",
-    "vision_outputs",
-    "qformer_outputs",
-)
+UNREAD = ("last_hidden_state", "hidden_states", "attentions", "vision_outputs", "qformer_outputs")
 """Ends of the names of large fields that no language half reads if there is a `pooler_output`, or
 features by level."""
 LEVELS = "deepstack_features"

@@ -11,9 +11,7 @@ import torch
 
 from artifacts.errors import UsageError
 from artifacts.packages import library_needs
-from stages.models.halves.boundary import (
-    makes_vectors,
-)
+from stages.models.halves.boundary import makes_vectors
 from stages.models.halves.own_code import asks_for_trust, needs_trust
 from stages.models.hub.checkpoint import is_original
 from stages.models.hub.unsupported import refuse_unsupported

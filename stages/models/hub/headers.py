@@ -138,8 +138,7 @@ def _read(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
         yield size, 8 + length, entries
     except OSError as error:
         raise EnvironmentFault(
-            f"{path}: the model's weights cannot be read ({error.strerror})",
-            hint=DOWNLOAD_HINT,
+            f"{path}: the model's weights cannot be read ({error.strerror})", hint=DOWNLOAD_HINT
         ) from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise incomplete_file(path) from error

@@ -198,8 +198,7 @@ def check_free(folder: Path, needed: int, hint: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise EnvironmentFault(
-            f"{shown(folder)} needs {size_of(needed)}, but only {size_of(free)} are free",
-            hint=hint,
+            f"{shown(folder)} needs {size_of(needed)}, but only {size_of(free)} are free", hint=hint
         )
 
 

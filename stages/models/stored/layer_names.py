@@ -23,11 +23,7 @@ def model_names(skeleton: "PreTrainedModel", names: Sequence[str]) -> list[str |
     """Return the loader's name of each stored tensor; None for tensors that do not belong to the
     model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     mapping = get_model_conversion_mapping(skeleton)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]

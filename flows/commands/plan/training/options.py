@@ -18,11 +18,7 @@ DEFAULTS: dict[str, Any] = {
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("fine-tuning").add_argument
-    add(
-        "--train",
-        metavar="HOW",
-        help=f"plan fine-tuning instead: {'|'.join(get_args(Method))}",
-    )
+    add("--train", metavar="HOW", help=f"plan fine-tuning instead: {'|'.join(get_args(Method))}")
     add("--checkpointing", action="store_true", help="gradient checkpointing")
     add("--zero", type=int, metavar="STAGE", help="DeepSpeed ZeRO stage, 0 to 3 [%(default)s]")
     add("--optimizer", metavar="O", help=f"{'|'.join(OPTIMIZERS)} [%(default)s]")

@@ -28,10 +28,7 @@ class States:
 
 OPTIMIZERS = {
     "mixed": States(
-        weight=2,
-        gradient=2,
-        optimizer=12,
-        keeps="a master copy and AdamW's two moments in 32 bit",
+        weight=2, gradient=2, optimizer=12, keeps="a master copy and AdamW's two moments in 32 bit"
     ),
     "bf16": States(
         weight=2,

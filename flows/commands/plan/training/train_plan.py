@@ -74,8 +74,7 @@ def training_of(given: argparse.Namespace) -> Training:
     for option, value, choices in known:
         if value not in choices:
             raise UsageError(
-                f"unknown --{option} {value}",
-                hint=f"Choose from {', '.join(map(str, choices))}",
+                f"unknown --{option} {value}", hint=f"Choose from {', '.join(map(str, choices))}"
             )
     if {given.precision, given.vision_precision, given.language_precision} - {"native", None}:
         raise UsageError(

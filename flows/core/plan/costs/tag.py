@@ -3,14 +3,7 @@
 from flows.core.checkpoint.models import Model
 from flows.core.options.commands import RunOptions
 from flows.core.plan.ladder import Rung, sizes
-from flows.core.plan.stage_estimate import (
-    Conditions,
-    Cost,
-    Purpose,
-    Reason,
-    StageEstimate,
-    Term,
-)
+from flows.core.plan.stage_estimate import Conditions, Cost, Purpose, Reason, StageEstimate, Term
 from flows.core.plan.terms import LIBRARIES_BYTES
 from flows.core.plan.workloads import Workload
 from stages.models.encoding import FIXED_ROWS

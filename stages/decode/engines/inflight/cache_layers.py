@@ -10,11 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DynamicLayer,
-    LinearAttentionLayer,
-)
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionLayer
 
 from stages.decode.engines.inflight.pool_shape import PoolShape
 

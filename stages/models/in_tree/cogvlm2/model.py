@@ -269,10 +269,7 @@ class ExpertAttention(nn.Module):
         seen: torch.Tensor | None,
     ) -> torch.Tensor:
         fused = routed(
-            hidden,
-            seen,
-            self.language_expert_query_key_value,
-            self.vision_expert_query_key_value,
+            hidden, seen, self.language_expert_query_key_value, self.vision_expert_query_key_value
         )
         parts = fused.split(self.sizes, dim=-1)
         query, key, value = (p.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for p in parts)
