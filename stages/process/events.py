@@ -204,7 +204,7 @@ Event = (
     | Failed | BatchShrunk | TooLarge
     | Warned | MemorySample | StageNotes | StageError | StageEnded
 )  # fmt: skip
-EVENT_CLASSES: Mapping[str, type[Any]] = {each.__name__: each for each in get_args(Event)}
+EVENT_CLASSES: Mapping[str, type[Any]] = {kind.__name__: kind for kind in get_args(Event)}
 """Name of an event's class, which begins its line → the class."""
 
 

@@ -85,11 +85,8 @@ Process: TypeAlias = "subprocess.Popen[bytes] | ForkedProcess"
 
 MOST_DEATHS = 3
 """Deaths of the server after which stages are ordinary processes."""
-
-
-def _lacks_handles() -> bool:
-    """Return whether Python has no handles of processes, without which nothing is forked."""
-    return not hasattr(os, "pidfd_open")
+LACKS_HANDLES = not hasattr(os, "pidfd_open")
+"""Whether Python has no handles of processes, without which nothing is forked."""
 
 
 class ForkServer:
@@ -108,7 +105,7 @@ class ForkServer:
         self._lock = threading.Lock()
         self._deaths = 0
         """How often the server died."""
-        self._unavailable = _lacks_handles()
+        self._unavailable = LACKS_HANDLES
         """Whether stages are ordinary processes until `leave`."""
 
     def __enter__(self) -> "ForkServer":
@@ -128,7 +125,7 @@ class ForkServer:
         with self._lock:
             process, self._last = self._process, None
             self._end()
-            self._unavailable = _lacks_handles()
+            self._unavailable = LACKS_HANDLES
         if process is not None:
             process.wait()
 
@@ -151,7 +148,7 @@ class ForkServer:
                 self._end()
                 self._deaths += 1
                 is_hopeless = isinstance(error, TimeoutError) or self._deaths >= MOST_DEATHS
-                self._unavailable = is_hopeless or _lacks_handles()
+                self._unavailable = is_hopeless or LACKS_HANDLES
                 pid, handles = None, []
             except BaseException:
                 self._end()
@@ -167,9 +164,8 @@ class ForkServer:
         return self._last
 
     def _receive_answer(self, status: socket.socket) -> tuple[int | None, list[int]]:
-        """Return the process id, and a handle of the process; None if the server refuses. Waits as
-        long as it makes progress: imports take minutes on a busy machine. Raises OSError if it died
-        or hangs."""
+        """Return the process id (None: refused), and a handle of the process. Waits as long as the
+        server makes progress: imports take minutes on a busy machine. Raises OSError if it died."""
         assert self._process is not None
         status.settimeout(LOOK_SECONDS)
         done, since = work_done(self._process.pid), time.monotonic()
@@ -198,19 +194,14 @@ class ForkServer:
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            server_end = theirs.fileno()
             try:
                 self._process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "stages.process.fork_server",
-                        str(theirs.fileno()),
-                    ],
+                    [sys.executable, "-P", "-m", "stages.process.fork_server", str(server_end)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[server_end],
                     process_group=0,  # Ctrl-C reaches the parent alone
                     env={**self._environment, ASK_NVML: "1"},
                     cwd=ROOT,

@@ -89,15 +89,15 @@ class SamplingRecord:
 
     @classmethod
     def of(cls, sampling: Sampling) -> "SamplingRecord":
-        values = values_of(sampling)
+        fields = values_of(sampling)
         if sampling.whole:
-            values["chunk_seconds"] = None
-        return cls(whole=sampling.whole, **values)
+            fields["chunk_seconds"] = None
+        return cls(whole=sampling.whole, **fields)
 
 
 @dataclass(kw_only=True, slots=True)
 class RungRecord:
-    """The rung that a stage took in place of the one that it started on."""
+    """A rung that a stage took, or on which it ran items alone, with the reason."""
 
     stage: Text
     rung: dict[Text, Any] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class PlannedStage:
     flops: int | float = 0
     by_dimensions: bool = False
     load: dict[Text, Any] = field(default_factory=dict)
-    """The workload with the highest peak."""
+    """Fields of the `Workload` with the highest peak."""
     fits: bool = True
     name: Text
     """The rung as text."""
@@ -196,7 +196,7 @@ class PlanRecord:
     halves: dict[Text, HalfRecord] = field(default_factory=dict)
     route: Text = ""
     served: dict[Text, Any] | None = None
-    """The server that has the model."""
+    """The server that has the model (`ServedModel.to_json`); None: the model is local."""
     notes: list[Text] = field(default_factory=list)
     memory: MemoryPlan = field(default_factory=MemoryPlan)
     seconds: dict[Text, Number | None] = field(default_factory=dict)

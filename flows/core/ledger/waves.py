@@ -100,11 +100,9 @@ def previous_lengths(ledger: Ledger, tasks: Sequence[Task], stage: StageSpec) ->
     new record. A chunk with a long caption tends to get a long one again. The prompts are stored
     for the next run."""
     prompts = {digest_of(["asked", task.medium.prompt]): task.medium.prompt for task in tasks}
-    ledger.records.waves.publish([Record(key=key, meta={"asked": p}) for key, p in prompts.items()])
-    metas = (
-        ledger.records.waves.meta(key)
-        for key in sorted(ledger.records.waves.keys() - prompts.keys())
-    )
+    waves = ledger.records.waves
+    waves.publish([Record(key=key, meta={"asked": text}) for key, text in prompts.items()])
+    metas = (waves.meta(key) for key in sorted(waves.keys() - prompts.keys()))
     others = [meta["asked"] for meta in metas if "asked" in meta][:MAX_OTHER_PROMPTS]
     records, lengths = ledger[stage.writes], {}
     for task in tasks if others else ():

@@ -45,9 +45,7 @@ class Note(TypedDict):
     system: str
     """Identifier of the process id namespace; empty: unknown."""
     out: str
-    """Output folder."""
     namespaces: list[str]
-    """All cache namespaces that the job reads or writes."""
     media: NotRequired[int | None]
     """Number of the digests that follow in a folder's file; None: the job needs all media."""
 
@@ -69,9 +67,8 @@ def read_note(text: bytes) -> Note:
     blank = Note(pid=0, host=socket.gethostname(), system="", out="?", namespaces=[])
     try:
         note: Note = {**blank, **json.loads(text.partition(b"\n")[0])}
-        fits = isinstance(note["namespaces"], list) and all(
-            type(s) is str for s in note["namespaces"]
-        )
+        names = note["namespaces"]
+        fits = isinstance(names, list) and all(type(name) is str for name in names)
     except (ValueError, TypeError, RecursionError):
         return blank
     return note if fits else blank

@@ -4,7 +4,7 @@ It builds the ladder of the job. A stage starts on a stored rung, or on the plan
 starts no stage, and no process but the one that reads a model's profile.
 
 `Plan` is what `penstock plan` shows, with the expected time where an earlier run noted seconds;
-`plan_start` is its counterpart for a run. Both share the requests and the ladder.
+`plan_start` is its counterpart for a run.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -46,6 +46,7 @@ from flows.core.plan.ladder import Ladder, OnMove, Remembered, Rung
 from flows.core.plan.sizes import Estimate, estimates
 from flows.core.plan.store_limit import StoreLimit, store_limit
 from flows.core.plan.times import Times, times_of
+from stages.models.hub.transfer import Announce
 from stages.process.device import device_uuid
 from stages.process.stage_spec import StageSpec
 
@@ -184,7 +185,7 @@ class Plan:
 def plan_of(
     config: RunOptions,
     launcher: Launcher,
-    announce: Callable[[str], None] | None = None,
+    announce: Announce | None = None,
     *pipelines: Pipeline,
     left_out: Set[str] = frozenset(),
 ) -> Plan:
@@ -220,10 +221,7 @@ def _plan_of_job(job: Job) -> Plan:
 
 
 def _plan_of_model(
-    config: RunOptions,
-    launcher: Launcher,
-    announce: Callable[[str], None] | None,
-    pipelines: Sequence[Pipeline],
+    config: RunOptions, launcher: Launcher, announce: Announce | None, pipelines: Sequence[Pipeline]
 ) -> Plan:
     store = open_store(config.store_url)
     prepare_store(store)
@@ -245,14 +243,10 @@ def _unusable(job: Job, expected: Sequence[Estimate]) -> list[Failure]:
     failed = {medium.digest: e.failure for medium, e in pairs if e.failure is not None}
     return [
         source_failure(
-            job_file.file.source,
-            job_file.file.media_path,
-            failure["kind"],
-            failure["message"],
-            failure["hint"],
+            job_file.file.source, job_file.file.media_path, why["kind"], why["message"], why["hint"]
         )
         for job_file, *_ in job.by_file
-        if (failure := failed.get(job_file.medium.digest)) is not None
+        if (why := failed.get(job_file.medium.digest)) is not None
     ]
 
 

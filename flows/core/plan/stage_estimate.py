@@ -1,5 +1,4 @@
-"""What a stage is estimated to need: terms in bytes with their reasons, their sum, and the types of
-the functions that estimate it (`Cost`)."""
+"""What a stage is estimated to need: terms in bytes with reasons, their sum, and `Cost`."""
 
 import math
 from collections.abc import Callable, Collection
@@ -134,7 +133,9 @@ class Term:
     """The arithmetic in one line."""
 
     @classmethod
-    def of(cls, part: Purpose, size: float, reason: StrEnum, /, **numbers: object) -> "Term":
+    def of(
+        cls, part: Purpose, size: float, reason: Reason | StrEnum, /, **numbers: object
+    ) -> "Term":
         """Return a term of so many bytes, rounded up. `reason`: a `Reason`, or one of a command's
         own, with places for these `numbers`."""
         return cls(part=part, bytes=math.ceil(size), why=reason.value.format(**numbers))
