@@ -12,7 +12,7 @@ from flows.core.checkpoint.frame_tokens import encoder_frames, frame_size_tokens
 from flows.core.checkpoint.models import MIN_TOKENS, Model
 from flows.core.checkpoint.precision import QUANTIZED, resolve_settings, with_adapter, with_gguf
 from flows.core.console.lines import gib, rounded_up, written
-from flows.core.machine.budget import Budget
+from flows.core.machine.budget import Budget, held_by
 from flows.core.pipelines import STAGES
 from flows.core.plan.choose import Capacity, PlanRequest, StagePlan, allowed, stage_plans
 from flows.core.plan.stage_estimate import StageEstimate
@@ -61,6 +61,9 @@ def cannot_fit(
     )
     lines = [change.line() for change in changes(request, worst, budget)]
     hint = f"Give {', or '.join(lines[:NAMED])}" if lines else "Choose a smaller model"
+    if not budget.given and budget.others and smallest.peak_bytes <= budget.total_bytes:
+        message += held_by(budget.others)
+        hint = f"End what uses its memory. {hint}" if lines else "End what uses its memory"
     return CannotFit(message, hint=hint)
 
 
@@ -98,7 +101,8 @@ def changes(request: PlanRequest, unfit: StagePlan, budget: Budget) -> list[Chan
         if STAGES[name].part or budget.device == "cpu"
     )
     more = rounded_up(smallest + (LIBRARY_BYTES if budget.device == "cpu" else 0))
-    if more <= budget.total_bytes:
+    # A limit above what is free would only fail later.
+    if more <= (budget.total_bytes if budget.given else budget.free_bytes):
         estimate = _estimate_in(request, stage, replace(budget, bytes=more))
         if estimate is not None:
             fitting.append(Change(option=f"--memory {written(more)}", estimate=estimate))

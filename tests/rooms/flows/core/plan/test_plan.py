@@ -83,6 +83,15 @@ def test_what_almost_fits_is_tried_and_what_cannot_fit_is_refused_with_what_woul
         assert text in error.hint
 
 
+def test_memory_that_others_hold_is_named_and_not_offered() -> None:
+    shared = replace(budget(8), given=False, others={"process 7 (python)": 15 << 30})
+    error = cannot_fit(question(), [decode(8)], shared)
+    assert error is not None
+    assert error.message.endswith("are allowed: process 7 (python) has 15.00 GiB")
+    assert error.hint.startswith("End what uses its memory. Give --precision auto")
+    assert "--memory" not in error.hint
+
+
 @pytest.mark.parametrize(("gib", "fitting"), [(20, True), (18.5, False)])
 def test_two_halves_fit_together_if_the_sum_of_their_peaks_does(gib: float, fitting: bool) -> None:
     rungs = [HALVING[stage][0] for stage in ("encode", "decode")]
