@@ -12,8 +12,9 @@ NOW = "2026-11-30T00:00:00+00:00"
 
 
 def record_run(out: Path, model: Path, store: Path, route: str = "protocol") -> None:
-    """Write the record of a run of a checkpoint, whose features are in a store."""
+    """Write the record of a run of a checkpoint with features in a store, and no captions."""
     out.mkdir()
+    (out / "captions.jsonl").touch()
     plan = {"model": model.name, "folder": str(model), "store": str(store), "route": route}
     run = {"state": "done", "pid": 1, "host": "", "started": NOW, "updated": NOW, "out": str(out)}
     (out / "run.json").write_text(json.dumps({**run, "stages": [{"name": "encode"}], "plan": plan}))
