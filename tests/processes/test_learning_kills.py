@@ -30,7 +30,7 @@ from tests.support.pipeline import PENSTOCK, ROOT, read_lines
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 KILLS = int(os.environ.get("LEARN_KILLS", "10"))
 """Kills in each step."""
-OPTIONS = ("--steps", "12", "--batch-size", "2", "--lr", "5e-3")
+OPTIONS = ("--steps", "24", "--batch-size", "2", "--lr", "5e-3")
 STEPS = {"train": (rounds.CHOSEN,), "score": (rounds.TRAINED,), "recaption": (rounds.SCORED,)}
 WRITE = (rounds.RECAPTIONED, rounds.CARRIED)
 COMPARED = ("captions.jsonl", "captions.csv", "media.jsonl")
@@ -114,7 +114,7 @@ def test_two_rounds_by_the_command_line(
     text = (folder.out / "captions.csv").read_text()
     assert all(caption in text for caption in expected)
     assert "nothing new to learn" in folder.learn()
-    options: Any = {"steps": 12, "batch_size": 2, "lr": 5e-3}
+    options: Any = {"steps": 24, "batch_size": 2, "lr": 5e-3}
     with pytest.raises(UsageError, match=r"captions in .* were made in "):
         penstock.learn(folder.out, **options)
     monkeypatch.chdir(folder.root)

@@ -8,7 +8,7 @@ from pathlib import Path
 from artifacts.digests import digest_of
 from artifacts.disk.json_records import json_of, read_json_file
 from artifacts.disk.json_shapes import Json
-from artifacts.errors import EnvironmentFault, UsageError
+from artifacts.errors import PenstockError, UsageError
 from artifacts.texts.captions import Failure
 from artifacts.wording import counted
 from flows.commands.tune.report import training_facts
@@ -122,7 +122,7 @@ def steps_in(out: Path, recipe: Mapping[str, Json]) -> int:
     """Return the number of steps of this recipe from which a training in a folder goes on."""
     if not (out / CHECKPOINT).is_file():
         return 0
-    with contextlib.suppress(EnvironmentFault):  # without a record it goes on all the same
+    with contextlib.suppress(PenstockError):  # without a record it goes on all the same
         record = tuned_in(out).record
         return len(record.losses) * (digest_of(record.recipe) == digest_of(dict(recipe)))
     return 0
